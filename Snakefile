@@ -1,0 +1,53 @@
+# The study: erase concepts from a base model, fine-tune it on benign images, and measure what comes back.
+#
+#     snakemake --cores all                                            the default study, params.yaml
+#     snakemake --cores all --configfile studies/miniature-full.yaml   another study, laid over it
+#     snakemake -n -q rules                                            only say what would be done
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+
+configfile: "params.yaml"
+
+
+report: "workflow/report/study.rst"
+
+
+wildcard_constraints:
+    base=r"[a-z0-9][a-z0-9_-]*",
+    task=r"[a-z0-9][a-z0-9_-]*",
+    set=r"[a-z0-9][a-z0-9_-]*",
+    eraser=r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)?",
+    finetune=r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)?",
+    erase_seed=r"\d+",
+    finetune_seed=r"\d+",
+
+
+include: "workflow/rules/sources.smk"
+include: "workflow/rules/common.smk"
+include: "workflow/rules/sets.smk"
+include: "workflow/rules/erase.smk"
+include: "workflow/rules/finetune.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/present.smk"
+include: "workflow/rules/world.smk"
+
+
+localrules:
+    all,
+    prompts,
+    tables,
+    figures,
+    grids,
+    report,
+
+
+rule all:
+    default_target: True
+    input:
+        "results/report.html",
+
+
+onsuccess:
+    shell(f"python -m resurgence.stages.closing {STUDY.statistics.level}")

@@ -1,0 +1,188 @@
+"""The block of settings that each job gets: everything its result depends on, and nothing else.
+
+A block is one JSON text with sorted keys. Snakemake compares it with that of the last run, and the manifest of the
+result holds it, so a setting that a job does not read must not be in its block: changing it would run the job again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from resurgence.config import Task
+from resurgence.declared import PACKAGE, functions, needs
+from resurgence.study import Cell, Erasure, Study, printed
+
+# settings of MACE that its LoRAs do not depend on: variants that differ in these alone share their LoRAs
+FUSION = ("fuse_preserve_scale", "fusion", "preserve_retained", "max_relative_change")
+
+
+def text(block: dict[str, Any]) -> str:
+    """One line of JSON with sorted keys."""
+    return json.dumps(block, sort_keys=True, ensure_ascii=False)
+
+
+def base(study: Study) -> dict[str, Any]:
+    """Which base a job loads."""
+    return {"path": study.base.path, "revision": study.base.revision}
+
+
+def part(task: Task, *keys: str) -> dict[str, Any]:
+    """Some fields of a task."""
+    return {key: getattr(task, key) for key in ("name", "kind", *keys)}
+
+
+def prompts(study: Study, task: str) -> dict[str, Any]:
+    """What is sampled in a task."""
+    return {"task": part(study.task(task), "erase", "retain", "synonyms", "templates", "seeds")}
+
+
+def prior_moments(study: Study) -> dict[str, Any]:
+    """Second moment of the general captions."""
+    return {"base": base(study), "corpus": "prior"}
+
+
+def domain_moments(study: Study, task: str) -> dict[str, Any]:
+    """Second moment of the retain concepts in the caption templates."""
+    return {"base": base(study), "corpus": "domain", "concepts": study.task(task).retain}
+
+
+def concept_images(study: Study, task: str) -> dict[str, Any]:
+    """Images of the erased concepts made by the base."""
+    images = dataclasses.asdict(study.concept_images)
+    shared = {key: getattr(study.sampling, key) for key in ("batch", "size")}
+    sampling = shared | {key: images.pop(key) for key in ("steps", "guidance")}
+    return {"base": base(study), "concepts": study.task(task).erase, "sampling": sampling, **images}
+
+
+def masks(study: Study, task: str) -> dict[str, Any]:
+    """Where the concept is in each of these images."""
+    return {"base": base(study), "concepts": study.task(task).erase, "masks": dataclasses.asdict(study.masks)}
+
+
+def has_loras(study: Study, eraser: str) -> bool:
+    """Whether an eraser trains LoRAs in a step of its own."""
+    module = study.erasers[eraser].module
+    return bool(module) and "train_loras" in functions(PACKAGE / module)
+
+
+def loras(study: Study, erasure: Erasure) -> dict[str, Any]:
+    """LoRAs of the erased concepts: the settings without those of the fusion."""
+    settings = study.eraser_settings(erasure.task, erasure.eraser, erasure.variant)
+    kept = {key: value for key, value in settings.items() if key not in FUSION}
+    task = study.task(erasure.task, erasure.eraser, erasure.variant)
+    return {"base": base(study), "settings": kept, "task": part(task, "erase", "mapping"), "seed": erasure.seed}
+
+
+def loras_of(study: Study, erasure: Erasure) -> Erasure:
+    """The first erasure of the same eraser, task and seed whose LoRAs are the same; often itself."""
+    wanted = text(loras(study, erasure))
+    for other in study.erasures():
+        if other._replace(variant=erasure.variant) == erasure and text(loras(study, other)) == wanted:
+            return other
+    raise LookupError(f"{erasure} is not part of the study")
+
+
+def erase(study: Study, erasure: Erasure) -> dict[str, Any]:
+    """The tensors of the base that an eraser changes."""
+    return {
+        "base": base(study),
+        "method": study.erasers[erasure.eraser].module,
+        "settings": study.eraser_settings(erasure.task, erasure.eraser, erasure.variant),
+        "task": part(study.task(erasure.task, erasure.eraser, erasure.variant), "erase", "retain", "mapping"),
+        "seed": erasure.seed,
+    }
+
+
+def finetune_set(study: Study, task: str, name: str) -> dict[str, Any]:
+    """Images of concepts that are not erased, made by the base."""
+    chosen = study.finetune_sets[name]
+    templates = study.task(task).templates if chosen.templates == "task" else chosen.templates
+    return {
+        "base": base(study),
+        "concepts": study.finetune_concepts(name, task),
+        "templates": templates,
+        "images_per_prompt": chosen.images_per_prompt,
+        "size": chosen.size,
+        "sampling": sampling(study),
+    }
+
+
+def sampling(study: Study) -> dict[str, Any]:
+    """How images are sampled."""
+    return {**dataclasses.asdict(study.sampling), "precision": study.base.precision}
+
+
+def finetune(study: Study, cell: Cell) -> dict[str, Any]:
+    """A fine-tuned model."""
+    settings = study.finetune_settings(cell.finetune, cell.variant)
+    return {"base": base(study), "settings": settings, "seed": cell.seed}
+
+
+def sample(study: Study) -> dict[str, Any]:
+    """Images of a prompt set, made by any model."""
+    return {"base": base(study), "sampling": sampling(study)}
+
+
+def score(study: Study, task: str) -> dict[str, Any]:
+    """Scores of images: the same block for every model of a task."""
+    return {"scorers": study.scorers, "task": part(study.task(task), "erase", "retain", "labels")}
+
+
+def models(study: Study) -> list[str]:
+    """Every model by its folder below that of the base: `ship`, `ship/mace/s0`, `ship/mace/s0/lora/f0`."""
+    items = [*study.tasks.names, *study.erasures(), *study.cells()]
+    return [study.folder(item).split("/", 2)[2] for item in items]
+
+
+def seen_as(study: Study, erasure: Erasure) -> str | Erasure:
+    """Whose images show an erased model: its own, or the base's for the eraser that changes nothing."""
+    return erasure if study.erasers[erasure.eraser].module else erasure.task
+
+
+def tables(study: Study) -> dict[str, Any]:
+    """All tables. Models are given by name only: the command line of a large study would be too long."""
+    controls = [name for name, method in study.erasers.items() if not method.module]
+    block = {"base": study.base.name, "models": models(study), "controls": controls}
+    return block | {"statistics": dataclasses.asdict(study.statistics)}
+
+
+def weights(study: Study) -> dict[str, str]:
+    """Title -> folder of every training that is drawn: those of the first seeds."""
+    found = {}
+    for erasure in study.erasures():
+        if erasure.seed == study.seeds.erase[0] and has_loras(study, erasure.eraser):
+            owner = loras_of(study, erasure)
+            found[f"{owner.task}: LoRAs of {printed(owner.eraser, owner.variant)}"] = f"{study.folder(owner)}/loras"
+    for cell in first_cells(study):
+        names = printed(cell.erasure.eraser, cell.erasure.variant), printed(cell.finetune, cell.variant)
+        found[f"{cell.erasure.task}: {' + '.join(names)}"] = f"{study.folder(cell)}/weights"
+    return found
+
+
+def first_cells(study: Study) -> list[Cell]:
+    """The cells of the first seeds."""
+    first = (study.seeds.erase[0], study.seeds.finetune[0])
+    return [cell for cell in study.cells() if (cell.erasure.seed, cell.seed) == first]
+
+
+def figures(study: Study) -> dict[str, Any]:
+    """All figures; the grids are apart."""
+    return {"metrics": study.figures.metrics, "weights": weights(study), "tasks": study.tasks.names}
+
+
+def grids(study: Study) -> dict[str, Any]:
+    """Grids of images: for each erased model of the first seed its base, itself and its fine-tuned models."""
+    columns: dict[str, dict[str, str]] = {}
+    for erasure in study.erasures():
+        if erasure.seed == study.seeds.erase[0]:
+            name = printed(erasure.eraser, erasure.variant)
+            shown = {"base": study.folder(erasure.task), f"erased: {name}": study.folder(seen_as(study, erasure))}
+            for cell in first_cells(study):
+                if cell.erasure == erasure:
+                    shown[f"fine-tuned: {printed(cell.finetune, cell.variant)}"] = study.folder(cell)
+            columns[f"{erasure.task}/{name}"] = {title: f"{place}/images" for title, place in shown.items()}
+    masked = {erasure.task for erasure in study.erasures() if "masks" in needs(study.erasers[erasure.eraser].module)}
+    masks = {task: study.folder(task) for task in study.tasks.names if task in masked}
+    return {"columns": columns, "masks": masks, "samples": study.figures.samples}

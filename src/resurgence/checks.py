@@ -1,0 +1,183 @@
+"""What must fit together before a job starts: files, concepts, names, and the settings of every combination.
+
+The dataclasses of config.py and study.py check themselves; here is what only shows when they meet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resurgence.config import NAME, ConfigError, build, known, nearest, read_yaml
+from resurgence.declared import config_class, methods, metrics, parameters
+
+if TYPE_CHECKING:
+    from resurgence.study import Study
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# the folders of results/<base>/<task> beside the erasers
+FOLDERS = ("prompts", "moments", "concept_images", "masks", "finetune_sets", "images", "scores")
+
+
+def check_study(study: Study, root: Path) -> None:
+    """Raise ConfigError for the first thing that does not fit."""
+    check_names(study)
+    check_files(study, root)
+    if study.tasks.concepts is not None:
+        check_concepts(study, root / study.tasks.concepts)
+    check_limits(study)
+    check_erasers(study)
+    check_finetunes(study)
+    check_scorers(study, root)
+
+
+def folder_name(key: str, value: str, taken: Iterable[str] = ()) -> None:
+    """Raise unless the value can be a folder of the results."""
+    if not NAME.fullmatch(value):
+        raise ConfigError(key, value, "use small letters, digits and hyphens: it becomes a folder")
+    if value in taken:
+        raise ConfigError(key, value, f"is the name of a folder of the results ({', '.join(taken)}); choose another")
+
+
+def check_names(study: Study) -> None:
+    """Names that become folders; a file's name is its task's."""
+    folder_name("base.name", study.base.name, ("tables", "figures", "grids"))
+    for key in ("erasers", "finetune_sets", "finetunes", "scorers"):
+        if not getattr(study, key) and key in ("erasers", "scorers"):
+            raise ConfigError(key, {}, "must not be empty; name at least one")
+    for eraser in study.erasers:
+        folder_name("erasers", eraser, FOLDERS)
+    for name in (*study.finetunes, *study.finetune_sets):
+        folder_name("finetunes", name, ("loras", "delta", "images", "scores"))
+    if not study.tasks.names:
+        raise ConfigError("tasks.names", [], "must not be empty; name at least one task")
+    for name, task in study.loaded.items():
+        if task.name != name:
+            raise ConfigError(
+                f"{study.tasks.folder}/{name}.yaml: name", task.name, f"write {name}, as the file is called"
+            )
+
+
+def check_files(study: Study, root: Path) -> None:
+    """Files and folders that the configuration names."""
+    base = study.base.path
+    hub = HUB_ID.fullmatch(base) and not (root / base.split("/")[0]).exists()
+    if not (root / base).exists() and not hub:
+        raise ConfigError("base.path", base, "no such folder; run `dvc pull`, or write a hub id such as CompVis/name")
+    if study.base.revision is not None and not hub:
+        raise ConfigError("base.revision", study.base.revision, "only a hub id has revisions; remove it for a folder")
+    for key, name in (("prior", study.moments.prior), ("domain", study.moments.domain)):
+        if not (root / name).is_file():
+            raise ConfigError(f"moments.{key}", name, "no such file; write a path from the folder of the Snakefile")
+        if not (root / name).read_text(encoding="utf-8").strip():
+            raise ConfigError(f"moments.{key}", name, "is an empty file; write one caption a line")
+    for line in (root / study.moments.domain).read_text(encoding="utf-8").splitlines():
+        if line.strip() and line.count("{}") != 1:
+            raise ConfigError("moments.domain", line, "must hold {} exactly once, where the concept goes")
+
+
+def check_concepts(study: Study, path: Path) -> None:
+    """Every concept is one of the base's world; a mapping concept may also be a scene or a wider word."""
+    world = read_yaml(path)
+    names = {entry["name"] for entry in world["concepts"]}
+    wide = names | {entry["name"] for entry in world.get("scenes", [])}
+    wide |= {word for entry in world["concepts"] for word in entry.get("hypernyms", [])}
+
+    def must(key: str, words: Iterable[str], allowed: set[str]) -> None:
+        for word in words:
+            if word not in allowed:
+                hint = nearest(word, allowed).split("known:")[0] or "no similar word; "
+                raise ConfigError(key, word, f"is not a concept of {path}; {hint}add it there or write another")
+
+    for name, task in study.loaded.items():
+        place = f"{study.tasks.folder}/{name}.yaml"
+        for key in ("erase", "retain", "finetune", "labels"):
+            must(f"{place}: {key}", getattr(task, key), names)
+        must(f"{place}: mapping", task.mapping.values(), wide)
+    for name, chosen in study.finetune_sets.items():
+        if not isinstance(chosen.concepts, str):
+            must(f"finetune_sets.{name}.concepts", chosen.concepts, names)
+    for eraser, method in study.erasers.items():
+        for name, variant in method.variants.items():
+            words = variant.mapping.values() if isinstance(variant.mapping, dict) else [variant.mapping or ""]
+            must(f"erasers.{eraser}.variants.{name}.mapping", [w for w in words if w], wide)
+
+
+def check_limits(study: Study) -> None:
+    """`tasks`, `erasers` and `seeds` of methods and variants name what exists."""
+    erasers = {e for e in study.erasers} | {f"{e}.{v}" for e, m in study.erasers.items() for v in m.variants}
+    for key, methods_of in (("erasers", study.erasers), ("finetunes", study.finetunes)):
+        for name, method in methods_of.items():
+            for variant, chosen in method.variants.items():
+                place = f"{key}.{name}.variants.{variant}"
+                if chosen.mapping is not None and key == "finetunes":
+                    raise ConfigError(f"{place}.mapping", chosen.mapping, "only an eraser maps concepts; remove it")
+                for seed in chosen.seeds or ():
+                    known(f"{place}.seeds", seed, getattr(study.seeds, "erase" if key == "erasers" else "finetune"))
+                for task in chosen.tasks or ():
+                    known(f"{place}.tasks", task, study.tasks.names)
+                for eraser in chosen.erasers or ():
+                    known(f"{place}.erasers", eraser, erasers)
+
+
+def check_erasers(study: Study) -> None:
+    """Settings and mapping of every variant, for every task that it is run on."""
+    for name, task in study.loaded.items():
+        for eraser, settings in task.erasers.items():
+            place = f"{study.tasks.folder}/{name}.yaml: erasers"
+            known(place, eraser, {*study.erasers, *methods()})
+            file = study.erasers[eraser].module if eraser in study.erasers else methods()[eraser]
+            build(config_class(file), settings, f"{place}.{eraser}")
+    for eraser, method in study.erasers.items():
+        if not method.module and method.settings:
+            key = next(iter(method.settings))
+            raise ConfigError(
+                f"erasers.{eraser}.{key}", method.settings[key], "the eraser none has no settings; remove it"
+            )
+        if method.module:
+            build(config_class(method.module), method.settings, f"erasers.{eraser}")
+        for variant in method.variants:
+            for task in study.loaded:
+                chosen = method.variants[variant]
+                if chosen.tasks is None or task in chosen.tasks:
+                    study.eraser_settings(task, eraser, variant)
+                    study.task(task, eraser, variant)
+
+
+def check_finetunes(study: Study) -> None:
+    """Settings and sets of every variant; no set shows an erased concept."""
+    for finetune, method in study.finetunes.items():
+        build(config_class(method.module), method.settings, f"finetunes.{finetune}")
+        for variant in method.variants:
+            study.finetune_settings(finetune, variant)
+            chosen = study.set_of(finetune, variant)
+            known(f"finetunes.{finetune}.set", chosen, study.finetune_sets)
+    for cell in study.cells():
+        task, name = cell.erasure.task, study.set_of(cell.finetune, cell.variant)
+        concepts = study.finetune_concepts(name, task)
+        if not concepts:
+            remedy = f"is empty, and the set {name} shows it; name the random concepts, or list concepts in the set"
+            raise ConfigError(f"{study.tasks.folder}/{task}.yaml: finetune", [], remedy)
+        for concept in concepts:
+            if concept in study.loaded[task].erase:
+                remedy = f"is erased by the task {task}: the set would teach it again; remove it from the set"
+                raise ConfigError(f"finetune_sets.{name}.concepts", concept, remedy)
+
+
+def check_scorers(study: Study, root: Path) -> None:
+    """Scorers exist and take their settings; their paths exist; figures show metrics that the scorers make."""
+    for name, settings in study.scorers.items():
+        known("scorers", name, metrics())
+        file = f"scorers/{name}.py"
+        keys = parameters(file, "load") - {"device"} or {"features"}  # without load: a distance on features of another
+        for key, value in settings.items():
+            known(f"scorers.{name}", key, keys)
+            if key == "path" and not (root / str(value)).is_dir():
+                raise ConfigError(f"scorers.{name}.path", value, "no such folder; run `dvc pull` or correct the path")
+        if keys == {"features"}:
+            known(f"scorers.{name}.features", settings.get("features"), [o for o in study.scorers if o != name])
+    made = [metric for name in study.scorers for metric in metrics()[name] or [name]]
+    for metric in study.figures.metrics:
+        known("figures.metrics", metric, made)

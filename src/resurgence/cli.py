@@ -1,0 +1,155 @@
+"""The command `resurgence`: erase, fine-tune, sample, score and export on any Stable Diffusion folder.
+
+A command is an entry of COMMANDS: its help, its arguments, and the function that runs it, imported only then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from resurgence import __version__
+from resurgence.declared import config_class, methods
+
+log = logging.getLogger(__name__)
+
+
+class Command(NamedTuple):
+    """One subcommand."""
+
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: str  # module:function, which gets the parsed arguments
+
+
+def settings_help(title: str, module: str) -> str:
+    """Return the settings of a configuration class with their defaults, for the end of a help text."""
+    pairs = [
+        f"{f.name}={'(needed)' if f.default is dataclasses.MISSING else f.default!r}"
+        for f in dataclasses.fields(config_class(module))
+    ]
+    return f"{title}:\n  " + "\n  ".join(pairs)
+
+
+def base_arguments(parser: argparse.ArgumentParser, deltas: bool = True) -> None:
+    """Add which model a command works on."""
+    parser.add_argument("--base", required=True, help="diffusers folder, .safetensors checkpoint, or hub id")
+    parser.add_argument("--revision", help="revision of a hub id")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    if deltas:
+        parser.add_argument(
+            "--delta", type=Path, nargs="+", action="extend", default=[], metavar="DIR",
+            help="folders written by erase or finetune (a step-NNNNNN of it), applied to the base in this order",
+        )  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, replaced as a whole")
+
+
+def set_argument(parser: argparse.ArgumentParser, option: str, what: str) -> None:
+    """Add an option that takes key=value pairs."""
+    parser.add_argument(option, nargs="+", action="extend", metavar="KEY=VALUE", help=what)
+
+
+def task_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the task file."""
+    parser.add_argument("--task", type=Path, required=True, metavar="FILE", help="YAML file of the erasure task")
+
+
+def erase_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `erase`."""
+    base_arguments(parser)
+    task_argument(parser)
+    parser.add_argument("--eraser", required=True, choices=sorted(methods()), help="erasure method")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the erasure (default: 0)")
+    set_argument(parser, "--set", "settings of the eraser, over those of the task file; listed below")
+    data = parser.add_argument_group("data that an eraser may need; made on the fly where not given")
+    data.add_argument("--prior", type=Path, metavar="FILE", help="general captions, one a line, whose images must stay")
+    data.add_argument("--concept-images", type=Path, metavar="PARQUET", help="image set of the erased concepts")
+    data.add_argument("--masks", type=Path, metavar="FILE", help="safetensors: concept -> (N, 1, H, W) bool")
+    data.add_argument("--per-concept", type=int, default=8, help="images of each concept to sample (default: 8)")
+    data.add_argument("--template", default="a photo of the {}", help="their prompt (default: 'a photo of the {}')")
+    set_argument(data, "--sampling", "their sampling, e.g. steps=30 guidance=7.5 batch=8")
+    set_argument(data, "--mask", "their masks, e.g. segmenter=foreground, cross-attention or grounded-sam")
+    parser.epilog = "\n\n".join(settings_help(f"settings of {n}", m) for n, m in sorted(methods().items()))
+
+
+def finetune_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `finetune`."""
+    base_arguments(parser)
+    parser.add_argument(
+        "--images", type=Path, required=True, metavar="PARQUET|DIR",
+        help="image set, or a folder of pictures with metadata.jsonl or .csv (file_name, text) or captions as names",
+    )  # fmt: skip
+    parser.add_argument("--size", type=int, help="pixels a side that the images are scaled to (default: the base's)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the fine-tuning (default: 0)")
+    parser.add_argument("--scratch", type=Path, metavar="DIR", help="state to resume from (default: beside --out)")
+    set_argument(parser, "--set", "settings of the fine-tuning; listed below")
+    parser.epilog = settings_help("settings", "finetune.py")
+
+
+def sample_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `sample`."""
+    base_arguments(parser)
+    task_argument(parser)
+    roles = ("erase", "retain", "synonym", "general")
+    parser.add_argument("--general", type=Path, metavar="FILE", help="further captions, one a line, one image each")
+    parser.add_argument("--roles", nargs="+", choices=roles, help="only these rows of the prompt set")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: fp32")
+    set_argument(parser, "--set", "settings of the sampler; listed below")
+    parser.epilog = settings_help("settings", "sample.py")
+
+
+def score_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `score`."""
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder written by sample")
+    task_argument(parser)
+    parser.add_argument("--recogniser", type=Path, metavar="DIR", help="recogniser folder")
+    parser.add_argument("--clip", metavar="DIR|NAME:TAG", help="open_clip folder, or e.g. ViT-B-32-quickgelu:openai")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, replaced as a whole")
+
+
+COMMANDS = {
+    "erase": Command("erase concepts from a base", erase_arguments, "resurgence.commands:erase"),
+    "finetune": Command("fine-tune a base or erased model", finetune_arguments, "resurgence.commands:finetune"),
+    "sample": Command("sample a task's prompts", sample_arguments, "resurgence.commands:sample"),
+    "score": Command("score sampled images", score_arguments, "resurgence.commands:score"),
+    "export": Command("write a full diffusers folder", base_arguments, "resurgence.commands:export"),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="resurgence", description=__doc__.partition("\n")[0])
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        text = argparse.RawDescriptionHelpFormatter
+        sub = commands.add_parser(name, help=command.help, description=command.help, formatter_class=text)
+        command.arguments(sub)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return 0, or 1 after an error told in one line."""
+    args = make_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    module, _, function = COMMANDS[args.command].run.partition(":")
+    try:
+        getattr(importlib.import_module(module), function)(args)
+    except (ValueError, OSError, MemoryError) as error:
+        if args.verbose:
+            raise
+        print(f"resurgence {args.command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

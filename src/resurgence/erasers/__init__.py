@@ -1,0 +1,50 @@
+"""Erasers: one file a method. A method turns a base and a task into the tensors it changes.
+
+To add one: write a file with a frozen config dataclass and `erase`, end it with `ERASER = Eraser(...)`, and add its
+name to METHODS. A method's module is imported when it is first asked for, so editing one never touches another.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+METHODS = {"mace": "resurgence.erasers.mace", "uce": "resurgence.erasers.uce"}
+
+
+@dataclass(frozen=True)
+class EraserData:
+    """What an eraser may need besides base and task; `Eraser.needs` names the parts that a method reads."""
+
+    prior: torch.Tensor | None = None  # (d, d) float64, sum of e e^T over the prior corpus
+    domain: torch.Tensor | None = None  # (d, d) float64, the same over captions of the retained concepts
+    images: dict[str, torch.Tensor] = field(default_factory=dict)  # concept -> (N, 3, H, W) in [-1, 1]
+    masks: dict[str, torch.Tensor] = field(default_factory=dict)  # concept -> (N, 1, H, W) bool
+
+
+class Eraser(NamedTuple):
+    """A method: its config class, its function and the fields of EraserData it reads."""
+
+    config: type
+    erase: Callable[..., dict[str, torch.Tensor]]  # (pipe, task, cfg, data, seed, folder=None) -> delta
+    needs: frozenset[str]
+
+
+class Registry(Mapping[str, Eraser]):
+    """The methods by name, each imported on first use."""
+
+    def __getitem__(self, name: str) -> Eraser:
+        return importlib.import_module(METHODS[name]).ERASER
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(METHODS)
+
+    def __len__(self) -> int:
+        return len(METHODS)
+
+
+ERASERS = Registry()

@@ -1,0 +1,135 @@
+"""Closed-form edits of the cross-attention projections, as one matrix shared by all of them.
+
+MACE (Eq. 3), UCE, TIME and RECE all minimise, for each projection W,
+
+    sum ||W' e - W e'||^2 + s sum_corpus ||W' e - W e||^2 + lamb ||W' - W||_F^2 .
+
+The regressors e are text embeddings, which no layer enters, and the targets are W e'. Therefore W' = W R with
+
+    R = (sum e' e^T + s C + lamb I)(sum e e^T + s C + lamb I)^-1 = I + (sum (e' - e) e^T) S^-1 ,
+
+S = sum e e^T + s C + lamb I (d x d). The second form is what is computed: it is exact where nothing is to change.
+Everything is float64; S is factorised once, by Cholesky.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+class Factor(NamedTuple):
+    """The Cholesky factor of a system and its condition number."""
+
+    cholesky: torch.Tensor  # (d, d), lower
+    condition: float
+
+
+class Edit(NamedTuple):
+    """R - I, shared by all projections, and the condition number of the system it came from."""
+
+    matrix: torch.Tensor  # (d, d) float64
+    condition: float
+
+
+def paired_rows(
+    source: list[int], target: list[int], concept: Collection[int], length: int
+) -> tuple[list[int], list[int]]:
+    """Which positions of the concept caption are mapped to which positions of the mapping caption (MACE).
+
+    The longest common prefix and suffix of the un-padded ids co-occur, beginning and end token included; the concept's
+    own tokens are skipped; the padding behind both is appended, counted from the end token and cut to the shorter one.
+    The end and padding positions carry the concept, so it is through them and the shared words that it is remapped.
+
+    Args:
+        source, target: un-padded ids of the caption with the concept and with the mapping concept.
+        concept: positions of the concept's tokens in `source`.
+        length: of the padded captions.
+
+    Returns:
+        Two lists of the same length: row i of the first is mapped to row i of the second.
+    """
+    n, m = len(source), len(target)
+    shared = min(n, m)
+    prefix = next((i for i in range(shared) if source[i] != target[i]), shared)
+    rest = shared - prefix  # the suffix must not overlap the prefix
+    suffix = next((i for i in range(rest) if source[n - 1 - i] != target[m - 1 - i]), rest)
+    pairs = [(i, i) for i in range(prefix)] + [(n - i, m - i) for i in range(suffix, 0, -1)]
+    pairs += [(n + i, m + i) for i in range(length - max(n, m))]
+    pairs = [pair for pair in pairs if pair[0] not in concept]
+    return [i for i, _ in pairs], [j for _, j in pairs]
+
+
+def system(gram: torch.Tensor, lamb: float, scale: float = 0.0, moment: torch.Tensor | None = None) -> torch.Tensor:
+    """S = sum e e^T + s C + lamb I: (d, d) float64.
+
+    Raises:
+        ValueError: if scale is positive and there is no moment, or one of another size.
+    """
+    total = gram + lamb * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    if scale == 0:
+        return total
+    if moment is None or moment.shape != gram.shape:
+        seen = None if moment is None else tuple(moment.shape)
+        raise ValueError(f"second moment {seen}, expected {tuple(gram.shape)}; compute it on this base, or set scale 0")
+    return total + scale * moment.to(gram)
+
+
+def factorise(matrix: torch.Tensor, settings: str) -> Factor:
+    """Cholesky factor and condition number of a symmetric matrix.
+
+    Args:
+        settings: the values of lamb and scale, for the message.
+
+    Raises:
+        ValueError: if the matrix is not positive definite in float64, naming the settings and the condition number.
+    """
+    values = torch.linalg.eigvalsh(matrix)
+    condition = float(values[-1] / values[0]) if values[0] > 0 else float("inf")
+    cholesky, failed = torch.linalg.cholesky_ex(matrix)
+    if failed or not condition < 1 / (len(matrix) * torch.finfo(matrix.dtype).eps):
+        raise ValueError(
+            f"the closed form has no unique solution with {settings}: its system is not positive definite "
+            f"(condition number {condition:.1e}); raise lamb, or the scale of the prior moments"
+        )
+    return Factor(cholesky, condition)
+
+
+def right_divide(rows: torch.Tensor, factor: Factor) -> torch.Tensor:
+    """rows S^-1, for rows (n, d) and the factor of the symmetric S (d, d)."""
+    return torch.cholesky_solve(rows.T, factor.cholesky).T
+
+
+def shared_edit(cross: torch.Tensor, matrix: torch.Tensor, settings: str) -> Edit:
+    """R - I = (sum (e' - e) e^T) S^-1.
+
+    Args:
+        cross: sum of (e' - e) e^T, (d, d) float64. matrix: S. settings: for the message of `factorise`.
+    """
+    factor = factorise(matrix, settings)
+    return Edit(right_divide(cross, factor), factor.condition)
+
+
+def apply_edit(weights: Mapping[str, torch.Tensor], edit: Edit) -> dict[str, torch.Tensor]:
+    """W' = W R for each projection W (out, d), computed in float64, returned in its own precision."""
+    return {name: (w.double() + w.double() @ edit.matrix.to(w.device)).to(w.dtype) for name, w in weights.items()}
+
+
+def relative_change(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """||W' - W||_F / ||W||_F of each projection."""
+    return {n: float((after[n].double() - w.double()).norm() / w.double().norm()) for n, w in before.items()}
+
+
+def report(stage: str, condition: float, changes: Mapping[str, float]) -> dict:
+    """Log and return the condition number and the relative weight changes of one closed form."""
+    values = list(changes.values())
+    log.info(
+        "%s: %d projections, condition number %.2e, relative weight change %.3g to %.3g",
+        stage, len(values), condition, min(values), max(values),
+    )  # fmt: skip
+    return {"condition": condition, "relative_change": dict(changes)}

@@ -1,0 +1,98 @@
+"""Low-rank factors of the text projections: applied per sample of a batch, and saved as diffusers reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from resurgence.erasers.attention import projections
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+Lora = dict[str, tuple[torch.Tensor, torch.Tensor]]  # projection -> (down (r, d), up (out, r)): dW = up @ down
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+@contextmanager
+def adapted(unet: UNet2DConditionModel, factors: Lora) -> Iterator[None]:
+    """Within the block, sample b of a batch goes through its own W + up[b] down[b].
+
+    Args:
+        factors: stacked, projection -> (down (B, r, d), up (B, out, r)). All zeros leave every output bit-identical.
+    """
+
+    def hook(name: str) -> Callable[..., torch.Tensor]:
+        def add(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            down, up = (factor.to(output.dtype) for factor in factors[name])
+            return output + inputs[0] @ down.mT @ up.mT  # (B, L, d) (B, d, r) (B, r, out)
+
+        return add
+
+    modules = projections(unet)
+    handles = [modules[name].register_forward_hook(hook(name)) for name in factors]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def stack(loras: Sequence[Lora]) -> Lora:
+    """Factors of several concepts as one batch: projection -> (down (B, r, d), up (B, out, r))."""
+    return {name: tuple(torch.stack([lora[name][i] for lora in loras]) for i in range(2)) for name in loras[0]}
+
+
+def unstack(factors: Lora, index: int) -> Lora:
+    """One concept's factors out of a batch."""
+    return {name: (down[index].detach().clone(), up[index].detach().clone()) for name, (down, up) in factors.items()}
+
+
+def slug(concept: str) -> str:
+    """The concept as a folder name."""
+    return re.sub(r"\W+", "-", concept.lower()).strip("-") or "concept"
+
+
+def save_loras(loras: Mapping[str, Lora], folder: Path) -> None:
+    """Write folder/<slug>/pytorch_lora_weights.safetensors for each concept, for `pipe.load_lora_weights`.
+
+    They belong on the refined UNet, at scale 1.
+
+    Raises:
+        ValueError: if two concepts have the same slug.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    names = [slug(concept) for concept in loras]
+    if len(set(names)) < len(names):
+        raise ValueError(f"concepts {sorted(loras)} give equal folder names {sorted(names)}; rename one of them")
+    for name, lora in zip(names, loras.values(), strict=True):
+        layers = {f"{n}.lora_A.weight": down.cpu().contiguous() for n, (down, _) in lora.items()}
+        layers |= {f"{n}.lora_B.weight": up.cpu().contiguous() for n, (_, up) in lora.items()}
+        StableDiffusionPipeline.save_lora_weights(Path(folder) / name, unet_lora_layers=layers, weight_name=WEIGHTS)
+
+
+def load_loras(folder: Path, concepts: Sequence[str]) -> dict[str, Lora]:
+    """Read what `save_loras` wrote.
+
+    Raises:
+        FileNotFoundError: naming the concept whose file is missing.
+    """
+    from safetensors.torch import load_file
+
+    loras = {}
+    for concept in concepts:
+        path = Path(folder) / slug(concept) / WEIGHTS
+        if not path.is_file():
+            raise FileNotFoundError(f"LoRA of {concept!r}: {str(path)!r} does not exist; train the LoRAs first")
+        tensors = load_file(path)
+        names = [key.removeprefix("unet.").removesuffix(".lora_A.weight") for key in tensors if ".lora_A." in key]
+        pairs = ((name, tuple(tensors[f"unet.{name}.lora_{side}.weight"] for side in "AB")) for name in names)
+        loras[concept] = dict(pairs)
+    return loras

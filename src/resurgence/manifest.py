@@ -1,0 +1,206 @@
+"""Artefacts: a folder whose manifest.json says what is in it and what it was made from.
+
+The folder is written under a temporary name and renamed, the manifest last, so an interrupted step leaves nothing that
+a consumer accepts. manifest.json holds nothing that varies from run to run: two runs of the same step on the same
+inputs write the same bytes. Host, versions, device, seconds and peak memory go to run.json beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+MANIFEST, RUN = "manifest.json", "run.json"
+PACKAGE = Path(__file__).parent
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pyarrow")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below a folder, by its path in it, without the manifest and run files."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p not in (folder / MANIFEST, folder / RUN))
+    return {p.relative_to(folder).as_posix(): sha256(p) for p in files}
+
+
+def digest_of(path: Path) -> str:
+    """Return the digest of an input: of its manifest for an artefact, of its bytes for a file, of all files else.
+
+    Raises:
+        FileNotFoundError: the input does not exist.
+    """
+    path = Path(path)
+    if (path / MANIFEST).is_file():
+        return sha256(path / MANIFEST)
+    if path.is_dir():
+        return hashlib.sha256(json.dumps(files_of(path), sort_keys=True).encode()).hexdigest()
+    if not path.is_file():
+        raise FileNotFoundError(f"input {path} is missing; run the step that writes it, or correct the path")
+    return sha256(path)
+
+
+def source_name(path: Path) -> str:
+    """Return the name of a source module: its path in the package, or its file name outside of it."""
+    path = Path(path).resolve()
+    return path.relative_to(PACKAGE.parent).as_posix() if path.is_relative_to(PACKAGE) else path.name
+
+
+def plain(value: Any) -> Any:
+    """Return dataclasses, tuples, sets and paths as what JSON has; mappings sorted by key.
+
+    Raises:
+        ValueError: a value that has no stable text.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(value[key]) for key in sorted(value, key=str)}
+    if isinstance(value, set | frozenset):
+        return sorted(plain(v) for v in value)
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return [plain(v) for v in value]
+    if isinstance(value, Path):
+        return value.as_posix()
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise ValueError(f"a manifest cannot hold {value!r} ({type(value).__name__}); give text, numbers or lists")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write sorted JSON under a temporary name, then rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(plain(value), indent=1, sort_keys=True, allow_nan=False) + "\n")
+    temporary.rename(path)
+
+
+def circumstances(seconds: float) -> dict[str, Any]:
+    """Return what may vary from run to run: host, versions, device, seconds, peak memory in MiB."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    found = {"host": platform.node(), "versions": versions, "seconds": round(seconds, 3)}
+    found |= {"device": "cpu", "peak_memory_mib": round(kibibytes / 1024, 1)}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        found["device"] = torch.cuda.get_device_name()
+        found["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return found
+
+
+@contextmanager
+def write_artefact(
+    folder: Path,
+    kind: str,
+    parameters: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    sources: Iterable[Path],
+    seeds: Mapping[str, int],
+    run: dict[str, Any],
+) -> Iterator[Path]:
+    """Yield a temporary folder to write into; on success add the manifest and rename it over `folder`.
+
+    Args:
+        folder: the artefact; it replaces an older one of this name as a whole.
+        kind: what it is, e.g. "erased delta" or "image set".
+        parameters: the resolved settings; dataclasses, mappings, lists, text and numbers.
+        inputs: name -> manifest, file or folder that the step read.
+        sources: the source modules that the step used.
+        seeds: name -> seed.
+        run: goes to run.json; the caller may add measurements (images per second) until the block ends.
+
+    Raises:
+        FileNotFoundError: an input or a source is missing; raised before the block is entered.
+        ValueError: the folder of this name holds other artefacts below it, or the block wrote no file.
+    """
+    started, folder = time.monotonic(), Path(folder)
+    nested = sorted(folder.glob(f"*/**/{MANIFEST}"))
+    if nested:
+        raise ValueError(f"{folder} holds another artefact, {nested[0].parent}; write to a folder of its own")
+    manifest = {
+        "kind": kind,
+        "parameters": plain(parameters),
+        "seeds": plain(seeds),
+        "inputs": {name: digest_of(path) for name, path in sorted(inputs.items())},
+        "sources": {source_name(path): digest_of(path) for path in sources},
+    }
+    json.dumps(manifest, allow_nan=False)  # an unusable parameter is told now, not after the work
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if not (files := files_of(temporary)):
+            raise ValueError(f"{kind} {folder}: the step wrote no file")
+        write_json(temporary / RUN, {**circumstances(time.monotonic() - started), **run})
+        write_json(temporary / MANIFEST, {**manifest, "files": files})
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    replace(temporary, folder)
+    log.info("%s: %s, %d files, %.1f s", kind, folder, len(files), time.monotonic() - started)
+
+
+def replace(temporary: Path, folder: Path) -> None:
+    """Put the finished folder in the place of the older one; between the two renames there is none, never a mixture."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read the manifest of an artefact, given the folder or the file.
+
+    Raises:
+        FileNotFoundError: there is none: the step did not finish.
+        ValueError: it is damaged.
+    """
+    path = Path(path)
+    file = path / MANIFEST if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing, so {file.parent} is no finished artefact; run its step")
+    try:
+        manifest = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); delete {file.parent} and run its step again") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ValueError(f"{file} is damaged (no list of files); delete {file.parent} and run its step again")
+    return manifest
+
+
+def verify(folder: Path) -> list[str]:
+    """Return one sentence for each missing, changed or foreign file of an artefact; empty when all is as written."""
+    folder = Path(folder)
+    try:
+        wanted = read_manifest(folder)["files"]
+    except (FileNotFoundError, ValueError) as error:
+        return [str(error)]
+    found = files_of(folder)
+    problems = [f"{folder / name} is missing" for name in sorted(set(wanted) - set(found))]
+    problems += [f"{folder / name} is not part of the artefact" for name in sorted(set(found) - set(wanted))]
+    changed = sorted(name for name in set(wanted) & set(found) if wanted[name] != found[name])
+    problems += [f"{folder / name} has changed since it was written (sha256 {found[name][:12]})" for name in changed]
+    return problems

@@ -1,0 +1,72 @@
+"""Prompt sets: which prompts are sampled with which seeds.
+
+The seed of an image depends on its prompt and its number only, so base, erased and fine-tuned models, and every task
+that shares a prompt, are compared on the same starting noise. A row stands for one image.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from resurgence.seeds import seed_of
+
+if TYPE_CHECKING:
+    from resurgence.config import Task
+
+COLUMNS = ("prompt", "concept", "role", "template", "seed", "index")
+
+
+def row(prompt: str, concept: str, role: str, template: str, index: int, purpose: str = "image") -> dict[str, object]:
+    """One image: the index-th of its prompt. `purpose` keeps the noise of different uses apart."""
+    seed = seed_of(purpose, prompt, index)
+    return dict(zip(COLUMNS, (prompt, concept, role, template, seed, index), strict=True))
+
+
+def expand(
+    words: Iterable[tuple[str, str]], templates: Sequence[str], count: int, role: str, purpose: str = "image"
+) -> list[dict[str, object]]:
+    """Return `count` rows for each (concept, word) in each template; the word takes the place of {}."""
+    return [
+        row(template.replace("{}", word), concept, role, template, index, purpose)
+        for concept, word in words
+        for template in templates
+        for index in range(count)
+    ]
+
+
+def prompt_set(task: Task, general: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the rows that every model of a task is sampled on: erase, retain, synonym, general, in this order.
+
+    Args:
+        general: captions of any content, one image each; a caption that occurs again gets the next index.
+
+    Returns:
+        Columns prompt, concept, role, template, seed, index. In the role synonym the concept is the erased or retained
+        one and the prompt holds its synonym; in the role general concept and template are empty.
+
+    Raises:
+        ValueError: two roles or two concepts ask for the same prompt, so their images would be the same.
+    """
+    synonyms = [(concept, word) for concept, words in task.synonyms.items() for word in words]
+    rows = [
+        *expand(zip(task.erase, task.erase, strict=True), task.templates, task.seeds["erase"], "erase"),
+        *expand(zip(task.retain, task.retain, strict=True), task.templates, task.seeds["retain"], "retain"),
+        *expand(synonyms, task.templates, task.seeds.get("synonym", 0), "synonym"),
+    ]
+    owners: dict[str, tuple[object, object]] = {}
+    for r in rows:
+        owner = owners.setdefault(str(r["prompt"]), (r["role"], r["concept"]))
+        if owner != (r["role"], r["concept"]):
+            raise ValueError(
+                f"prompt {r['prompt']!r} belongs to {owner[0]} {owner[1]!r} and to {r['role']} {r['concept']!r}; "
+                f"remove one of the two from task {task.name!r}"
+            )
+    seen = Counter(str(r["prompt"]) for r in rows)
+    for caption in general:
+        rows.append(row(caption, "", "general", "", seen[caption]))
+        seen[caption] += 1
+    return pd.DataFrame(rows, columns=list(COLUMNS))

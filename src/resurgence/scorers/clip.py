@@ -1,0 +1,150 @@
+"""CLIP score and CLIP accuracy with any open_clip model.
+
+With e an image's embedding, t that of a text, both of length 1:
+  clip_score        100 cos(e, t of the prompt), as `logits_per_image` of Hugging Face's CLIP; negative values are kept.
+  clip_probability  softmax over the task's labels of 100 cos(e, t of "a photo of the {label}"), at the concept.
+  clip_correct      1 when the concept is the most probable label. The mean of it is the CLIP accuracy of the study;
+                    MACE's published script returns the mean probability, which is therefore kept beside it.
+Rows of role `synonym` carry the class as their concept; rows of role `general` have none, and only a score.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resurgence.config import Task
+
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+LABEL, LOGIT_SCALE = "a photo of the {}", 100.0
+
+
+def label_columns(cosines: np.ndarray, labels: list[str], concepts: list[str]) -> pd.DataFrame:
+    """clip_correct and clip_probability from the cosines of images and label texts (N, L); no concept gives NaN.
+
+    Raises:
+        ValueError: a concept that is not among the labels.
+    """
+    index = {label: i for i, label in enumerate(labels)}
+    for concept in sorted(set(concepts) - {""}):
+        if concept not in index:
+            raise ValueError(f"concept {concept!r} is not among the labels of the task; add it to `labels`")
+    logits = LOGIT_SCALE * cosines.astype(np.float64)
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    named = np.array([bool(concept) for concept in concepts])
+    wanted = np.array([index.get(concept, 0) for concept in concepts], dtype=np.int64)
+    return pd.DataFrame(
+        {
+            "clip_correct": np.where(named, logits.argmax(1) == wanted, np.nan),
+            "clip_probability": np.where(named, probabilities[np.arange(len(wanted)), wanted], np.nan),
+        }
+    )
+
+
+@dataclass
+class ClipScorer:
+    """An open_clip model with its own preprocessing and tokenizer."""
+
+    model: torch.nn.Module
+    preprocess: Callable[[Any], torch.Tensor]
+    tokenizer: Callable[[list[str]], torch.Tensor]
+    device: torch.device | str = "cpu"
+    batch: int = 128
+
+    @torch.inference_mode()
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Image embeddings of length 1, (N, d) float32 on the CPU; images uint8 (N, 3, H, W)."""
+        from PIL import Image
+
+        parts = []
+        for part in images.split(self.batch):
+            pictures = [Image.fromarray(image) for image in part.permute(0, 2, 3, 1).cpu().numpy()]
+            x = torch.stack([self.preprocess(picture) for picture in pictures]).to(self.device)
+            parts.append(F.normalize(self.model.encode_image(x).float(), dim=-1).cpu())
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def text_features(self, texts: list[str]) -> torch.Tensor:
+        """Text embeddings of length 1, (T, d) float32 on the CPU."""
+        ids = self.tokenizer(texts).split(self.batch)
+        parts = [F.normalize(self.model.encode_text(part.to(self.device)).float(), dim=-1).cpu() for part in ids]
+        return torch.cat(parts)
+
+    def score(self, images: torch.Tensor, prompts: pd.DataFrame, task: Task) -> pd.DataFrame:
+        """Columns clip_*, one row an image; images uint8 (N, 3, H, W)."""
+        e = self.features(images)  # (N, d)
+        codes, unique = pd.factorize(prompts["prompt"])
+        t = self.text_features(list(unique))[codes]  # (N, d)
+        labels = list(task.labels or task.erase + task.retain)
+        cosines = e @ self.text_features([LABEL.format(label) for label in labels]).T  # (N, L)
+        columns = label_columns(cosines.numpy(), labels, prompts["concept"].fillna("").tolist())
+        columns.insert(0, "clip_score", LOGIT_SCALE * (e * t).sum(1).double().numpy())
+        return columns
+
+
+def load(
+    path: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    name: str | None = None,
+    pretrained: str | None = None,
+) -> ClipScorer:
+    """Load open_clip from a folder, or by architecture name and pretrained tag.
+
+    Args:
+        path: folder with open_clip_config.json, open_clip_model.safetensors and, when the configuration names a
+            Hugging Face tokenizer, its files there or in the subfolder that `hf_tokenizer_name` names.
+        name, pretrained: for example ViT-B-32-quickgelu and openai; the weights come from open_clip's cache or its hub.
+
+    Raises:
+        FileNotFoundError, ValueError: naming what is missing or does not fit together.
+    """
+    import open_clip
+
+    if (path is None) == (name is None):
+        raise ValueError(f"scorers.clip: path = {path!r}, name = {name!r}; give either a folder or a name")
+    if name is not None and not pretrained:
+        raise ValueError(f"scorers.clip.pretrained is missing for {name!r}: random weights score nothing; name a tag, "
+                         f"one of {open_clip.list_pretrained_tags_by_model(name) or 'none known'}")  # fmt: skip
+    if path is not None:
+        check_folder(Path(path))
+    source = f"local-dir:{path}" if path is not None else str(name)
+    with warnings.catch_warnings():
+        # open_clip only warns of weights trained with the other activation, and then scores with the wrong one
+        warnings.filterwarnings("error", message="QuickGELU mismatch")
+        try:
+            model, _, preprocess = open_clip.create_model_and_transforms(source, pretrained, device=device)
+        except UserWarning as warning:
+            raise ValueError(f"scorers.clip.name = {name!r}: {warning}; write {name}-quickgelu") from warning
+    return ClipScorer(model.eval(), preprocess, load_tokenizer(source, path), device)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise FileNotFoundError unless configuration and safetensors weights are there; pickled weights are not read."""
+    for file in (CONFIG, WEIGHTS):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"no {file} in CLIP folder {folder}; run `dvc pull`, or correct scorers.clip.path")
+
+
+def load_tokenizer(source: str, path: str | Path | None) -> Callable[[list[str]], torch.Tensor]:
+    """The tokenizer that the model's configuration names; open_clip itself only looks in the folder, not below it."""
+    import open_clip
+
+    if path is not None:
+        text = json.loads((Path(path) / CONFIG).read_text())["model_cfg"]["text_cfg"]
+        below = Path(path) / text.get("hf_tokenizer_name", ".")
+        if below.is_dir() and below.resolve() != Path(path).resolve():
+            length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
+            return open_clip.tokenizer.HFTokenizer(str(below), length, **text.get("tokenizer_kwargs", {}))
+    return open_clip.get_tokenizer(source)

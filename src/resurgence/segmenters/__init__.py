@@ -1,0 +1,1 @@
+"""Segmenters: one file a way to find a concept in its images."""

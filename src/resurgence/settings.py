@@ -1,0 +1,184 @@
+"""The blocks of params.yaml as dataclasses; study.py puts them together, checks.py compares them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from resurgence.config import NAME, ConfigError, at_least, build, convert, known, unique
+from resurgence.declared import config_class, methods
+
+NONE = "none"  # the eraser that changes nothing: a control
+DEFAULT = "default"  # the variant that is not printed in paths
+
+
+@dataclass(frozen=True)
+class Base:
+    """The text-to-image model under study."""
+
+    name: str
+    path: str  # local diffusers folder, or a hub id
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    revision: str | None = None  # of a hub id
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Where the task files are, and which of them are run."""
+
+    folder: str
+    names: tuple[str, ...]
+    concepts: str | None = None  # file of all concepts of the base's world; null: any word may be a concept
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Corpora whose second moments the closed forms preserve."""
+
+    prior: str  # general captions, one a line
+    domain: str  # caption templates, one a line, filled with the retain concepts
+    batch: int = 256
+
+    def __post_init__(self) -> None:
+        at_least("batch", self.batch, 1)
+
+
+@dataclass(frozen=True)
+class ConceptImages:
+    """Images of each erased concept made by the base, for the erasers that learn from images."""
+
+    per_concept: int
+    template: str = "a photo of the {}"
+    steps: int = 30
+    guidance: float = 7.5
+
+    def __post_init__(self) -> None:
+        at_least("per_concept", self.per_concept, 1)
+        at_least("steps", self.steps, 1)
+        at_least("guidance", self.guidance, 0)
+        if self.template.count("{}") != 1:
+            raise ConfigError("template", self.template, "must hold {} exactly once, where the concept goes")
+
+
+@dataclass(frozen=True)
+class FinetuneSet:
+    """Images that the base makes of concepts which are not erased."""
+
+    concepts: Literal["task", "retain"] | tuple[str, ...] = "task"  # the task's random ones, its retain set, or a list
+    templates: Literal["task"] | tuple[str, ...] = "task"
+    images_per_prompt: int | None = None
+    size: int | None = None  # images in all, spread evenly over the prompts: for sets matched in size
+
+    def __post_init__(self) -> None:
+        if (self.images_per_prompt is None) == (self.size is None):
+            raise ConfigError(
+                "images_per_prompt", self.images_per_prompt, "give either this or size, not both, not none"
+            )
+        for key in ("images_per_prompt", "size"):
+            at_least(key, 1 if getattr(self, key) is None else getattr(self, key), 1)
+        for key in ("concepts", "templates"):
+            if isinstance(getattr(self, key), tuple):
+                unique(key, getattr(self, key))
+                if not getattr(self, key):
+                    raise ConfigError(key, [], "must not be empty; name at least one, or write task")
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Seeds of erasing and of fine-tuning; every pair is a row of the study."""
+
+    erase: tuple[int, ...]
+    finetune: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for key in ("erase", "finetune"):
+            if not getattr(self, key):
+                raise ConfigError(key, [], "must not be empty; write [0] for one run")
+            unique(key, getattr(self, key))
+            for seed in getattr(self, key):
+                at_least(key, seed, 0)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Bootstrap of the intervals."""
+
+    resamples: int = 2000
+    level: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least("resamples", self.resamples, 100)
+        if not 0 < self.level < 1:
+            raise ConfigError("level", self.level, "must lie between 0 and 1; write 0.95 for 95 %")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is drawn."""
+
+    metrics: tuple[str, ...] = ("recogniser_accuracy",)
+    samples: int = 10  # rows of a grid: concepts, the first image of each
+
+    def __post_init__(self) -> None:
+        unique("metrics", self.metrics)
+        at_least("samples", self.samples, 1)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Some settings of a method changed, and the part of the study it is run on (None: everywhere)."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    mapping: str | dict[str, str] | None = None  # of an eraser: instead of the task's
+    set: str | None = None  # of a fine-tune: another set
+    tasks: tuple[str, ...] | None = None
+    erasers: tuple[str, ...] | None = None  # of a fine-tune: the erasers, or eraser.variant, that it follows
+    seeds: tuple[int, ...] | None = None  # some of the study's; one is enough for an eraser that draws nothing
+
+
+@dataclass(frozen=True)
+class Method:
+    """An eraser or a fine-tune: a module of the package, its settings, and the variants of them."""
+
+    module: str  # file of the configuration dataclass in the package; empty for the eraser `none`
+    settings: dict[str, Any]
+    variants: dict[str, Variant]
+    set: str | None = None
+
+    def resolved(self, variant: str, where: str, *layers: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings, defaults included: those of the method, of the layers (a task's), of the variant."""
+        if not self.module:
+            return {}
+        values = {k: v for layer in (self.settings, *layers, self.variants[variant].settings) for k, v in layer.items()}
+        return dataclasses.asdict(build(config_class(self.module), values, where))
+
+
+def make_method(values: Mapping[str, Any], where: str, module: str, extra: tuple[str, ...]) -> Method:
+    """Split the block of an eraser or fine-tune into settings and variants; `extra` keys are not settings."""
+    values = dict(convert(where, values, dict[str, Any]))
+    common = {key: values.pop(key) for key in extra if key in values}
+    variants = {}
+    for name, changes in convert(f"{where}.variants", values.pop("variants", {DEFAULT: {}}), dict[str, Any]).items():
+        place = f"{where}.variants.{name}"
+        if not NAME.fullmatch(name):
+            raise ConfigError(place, name, "use small letters, digits and hyphens: it becomes a folder")
+        changes = convert(place, changes, dict[str, Any])
+        own = {key: changes[key] for key in (*extra, "mapping") if key in changes and key in Variant.__annotations__}
+        settings = {key: value for key, value in changes.items() if key not in own}
+        limits = {key: common[key] for key in ("tasks", "erasers", "seeds") if key in common}
+        variants[name] = build(Variant, limits | own | {"settings": settings}, place)
+    if not variants:
+        raise ConfigError(f"{where}.variants", {}, "must not be empty; write variants: {default: {}}")
+    return Method(module, values, variants, convert(f"{where}.set", common.get("set"), str | None))
+
+
+def make_eraser(name: str, block: Mapping[str, Any]) -> Method:
+    """An eraser of the study; its method is a module of resurgence.erasers, or `none`."""
+    block = dict(convert(f"erasers.{name}", block, dict[str, Any]))
+    method = block.pop("method", name)
+    known(f"erasers.{name}.method", method, [*methods(), NONE])
+    return make_method(block, f"erasers.{name}", "" if method == NONE else methods()[method], ("tasks", "seeds"))

@@ -1,0 +1,1 @@
+"""The jobs of the graph: one file a rule, thin glue from a block of settings and manifests to an artefact."""

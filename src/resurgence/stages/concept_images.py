@@ -1,0 +1,26 @@
+"""Images of each erased concept made by the base, for the erasers that learn from images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from resurgence.config import build
+from resurgence.prompts import expand
+from resurgence.sample import SamplingConfig, sample, write_image_set
+from resurgence.stages.job import Job, main
+
+
+def make(job: Job, folder: Path) -> dict:
+    """Write images.parquet."""
+    block = job.block
+    pairs = [(concept, concept) for concept in block["concepts"]]
+    rows = pd.DataFrame(expand(pairs, [block["template"]], block["per_concept"], "concept", "concept image"))
+    cfg = build(SamplingConfig, block["sampling"], "sampling")
+    write_image_set(folder / "images.parquet", rows, sample(job.pipe(), rows, cfg))
+    return {"images": len(rows)}
+
+
+if __name__ == "__main__":
+    main("concept images", make)

@@ -1,0 +1,33 @@
+"""Erase: the tensors of the base that an eraser changes. With trained LoRAs among the inputs only their fusion is left."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+from resurgence.bases import load_delta, save_delta
+from resurgence.config import build
+from resurgence.stages.eraser_data import eraser_data
+from resurgence.stages.job import Job, main
+
+
+def make(job: Job, folder: Path) -> None:
+    """Write delta.safetensors, and what the eraser tells about it."""
+    block, task, data, pipe = job.block, job.task(), eraser_data(job), job.pipe()
+    module = importlib.import_module("resurgence." + block["method"].removesuffix(".py").replace("/", "."))
+    cfg = build(module.ERASER.config, block["settings"], "settings")
+    trained = job.find("concept LoRAs")
+    if trained is None:
+        delta = module.ERASER.erase(pipe, task, cfg, data, block["seed"], folder)
+    else:
+        from resurgence.erasers.lora import load_loras
+
+        loras = load_loras(trained / "loras", task.erase)
+        delta, report = module.fuse(pipe, task, cfg, data, load_delta(trained / "refined.safetensors"), loras)
+        (folder / "closed_form.json").write_text(json.dumps({"fusion": report}, indent=1))
+    save_delta(delta, folder / "delta.safetensors")
+
+
+if __name__ == "__main__":
+    main("erased delta", make)

@@ -1,0 +1,36 @@
+"""What an eraser reads besides base and task, from the artefacts among a job's inputs."""
+
+from __future__ import annotations
+
+import torch
+
+from resurgence.erasers import EraserData
+from resurgence.moments import load_moments
+from resurgence.sample import read_image_set
+from resurgence.stages.job import Job
+
+
+def concept_images(job: Job) -> dict[str, torch.Tensor]:
+    """Concept -> images (N, 3, H, W) in [-1, 1]; empty without such an input."""
+    folder = job.find("concept images")
+    if folder is None:
+        return {}
+    rows, images = read_image_set(folder / "images.parquet")
+    signed = images.float() / 127.5 - 1
+    places = {concept: torch.as_tensor(index) for concept, index in rows.groupby("concept").indices.items()}
+    return {concept: signed[index] for concept, index in places.items()}
+
+
+def eraser_data(job: Job) -> EraserData:
+    """Everything that is among the inputs; the eraser says itself what it misses."""
+    moments = {corpus: job.find(f"{corpus} moments") for corpus in ("prior", "domain")}
+    loaded = {name: load_moments(path / "moments.safetensors")[0] for name, path in moments.items() if path}
+    return EraserData(loaded.get("prior"), loaded.get("domain"), concept_images(job), masks(job))
+
+
+def masks(job: Job) -> dict[str, torch.Tensor]:
+    """Concept -> masks (N, 1, H, W) bool; empty without such an input."""
+    from safetensors.torch import load_file
+
+    folder = job.find("masks")
+    return {} if folder is None else load_file(folder / "masks.safetensors")

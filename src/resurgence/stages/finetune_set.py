@@ -1,0 +1,37 @@
+"""A fine-tuning set: prompts, and images of them made by the base itself, never of erased concepts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from resurgence.config import build
+from resurgence.prompts import expand
+from resurgence.sample import SamplingConfig, sample, write_image_set
+from resurgence.stages.job import Job, main
+
+
+def rows_of(block: dict[str, Any]) -> pd.DataFrame:
+    """The rows of the set: so many of each prompt, or `size` in all, as evenly over the prompts as it goes."""
+    pairs = [(concept, concept) for concept in block["concepts"]]
+    prompts = len(pairs) * len(block["templates"])
+    count = block["images_per_prompt"] or -(-block["size"] // prompts)
+    rows = pd.DataFrame(expand(pairs, block["templates"], count, "finetune", "fine-tuning image"))
+    if block["size"]:
+        rows = rows.sort_values("index", kind="stable").head(block["size"]).reset_index(drop=True)
+    return rows
+
+
+def make(job: Job, folder: Path) -> dict:
+    """Write images.parquet."""
+    rows, settings = rows_of(job.block), dict(job.block["sampling"])
+    pipe = job.pipe(settings.pop("precision"))
+    cfg = build(SamplingConfig, settings, "sampling")
+    write_image_set(folder / "images.parquet", rows, sample(pipe, rows, cfg))
+    return {"images": len(rows)}
+
+
+if __name__ == "__main__":
+    main("fine-tuning set", make)

@@ -1,0 +1,47 @@
+"""Grids of images: rows are prompts, columns base, erased and fine-tuned models at the same seed; and the masks."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file
+
+from resurgence.grids import mask_grid, sample_grid, save
+from resurgence.sample import read_image_set
+from resurgence.stages.job import Job, start
+
+
+@cache
+def last_images(folder: str) -> tuple[pd.DataFrame, np.ndarray]:
+    """Prompt set and images of a model, at its last step."""
+    rows, images = read_image_set(sorted(Path(folder).glob("step-*.parquet"))[-1])
+    return rows, images.numpy()
+
+
+def save_masks(task: str, place: Path, out: Path) -> None:
+    """The concept images of a task beside their masks."""
+    rows, images = read_image_set(place / "concept_images" / "images.parquet")
+    masks = load_file(place / "masks" / "masks.safetensors")
+    index = rows.groupby("concept", sort=False).indices
+    pictures = {concept: images.numpy()[places] for concept, places in index.items()}
+    save(mask_grid(pictures, masks, title=f"{task}: masks of the erased concepts"), out)
+
+
+def make(job: Job) -> None:
+    """Write a grid of erased and one of retained concepts for each erased model, and the masks of each task."""
+    block, out = job.block, job.out.parent
+    for name, columns in block["columns"].items():
+        sets = {title: last_images(folder) for title, folder in columns.items()}
+        for role, told in (("erase", "erased"), ("retain", "retained")):
+            title = f"{name.replace('/', ', ')}: {told} concepts"
+            save(sample_grid(sets, role, block["samples"], title), out / name / f"{role}.png")
+    for task, place in block["masks"].items():
+        save_masks(task, Path(place), out / task / "masks.png")
+    job.out.write_text("".join(f"{name}\n" for name in sorted(block["columns"])), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    make(start())

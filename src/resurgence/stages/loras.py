@@ -1,0 +1,33 @@
+"""One LoRA per erased concept, and the refinement that they belong on: the slow part of an eraser such as MACE."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from resurgence.bases import save_delta
+from resurgence.config import build
+from resurgence.erasers.attention import from_delta, swapped
+from resurgence.erasers.lora import save_loras
+from resurgence.erasers.mace import MaceConfig, refine, train_loras
+from resurgence.stages.eraser_data import eraser_data
+from resurgence.stages.job import Job, main
+
+
+def make(job: Job, folder: Path) -> dict:
+    """Write refined.safetensors, loras/<concept>/, curves.json and closed_form.json."""
+    pipe, task = job.pipe(), job.task()
+    cfg = build(MaceConfig, job.block["settings"], "settings")
+    data = eraser_data(job)
+    refined, report = refine(pipe, task, cfg, data)
+    with swapped(pipe.unet, from_delta(refined, pipe.unet)):
+        loras, curves = train_loras(pipe, task, cfg, data, job.block["seed"])
+    save_delta(refined, folder / "refined.safetensors")
+    save_loras(loras, folder / "loras")
+    (folder / "curves.json").write_text(json.dumps(curves, indent=1))
+    (folder / "closed_form.json").write_text(json.dumps({"refinement": report}, indent=1))
+    return {"concepts": len(loras), "steps": cfg.steps}
+
+
+if __name__ == "__main__":
+    main("concept LoRAs", make)

@@ -1,0 +1,28 @@
+"""Masks of the erased concepts in their images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from resurgence.bases import resolve_device
+from resurgence.config import build
+from resurgence.masks import MaskConfig, segment
+from resurgence.stages.eraser_data import concept_images
+from resurgence.stages.job import Job, main
+
+
+def make(job: Job, folder: Path) -> dict:
+    """Write masks.safetensors: concept -> (N, 1, H, W) bool."""
+    cfg = build(MaskConfig, job.block["masks"], "masks")
+    pipe = job.pipe() if cfg.segmenter == "cross-attention" else None
+    device = resolve_device(job.device)
+    images = concept_images(job)
+    found = {concept: segment(images[concept], concept, cfg, pipe, device) for concept in job.block["concepts"]}
+    save_file({concept: mask.contiguous() for concept, mask in found.items()}, folder / "masks.safetensors")
+    return {"coverage": {concept: round(float(mask.float().mean()), 4) for concept, mask in found.items()}}
+
+
+if __name__ == "__main__":
+    main("masks", make)

@@ -1,0 +1,29 @@
+"""Second moment of a corpus: the general captions (prior), or the retain concepts in the caption templates (domain)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from resurgence.captions import fill
+from resurgence.moments import moment_and_count, save_moments
+from resurgence.stages.job import Job, main
+
+
+def captions_of(job: Job) -> list[str]:
+    """The captions of the block's corpus."""
+    (file,) = (path for path in job.inputs if path.suffix == ".txt")
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if job.block["corpus"] == "prior":
+        return lines
+    return [caption for concept in job.block["concepts"] for caption in fill(lines, concept)]
+
+
+def make(job: Job, folder: Path) -> dict:
+    """Write moments.safetensors."""
+    moment, count = moment_and_count(job.pipe(), captions_of(job))
+    save_moments(folder / "moments.safetensors", moment, count)
+    return {"captions": count}
+
+
+if __name__ == "__main__":
+    main("{corpus} moments", make)

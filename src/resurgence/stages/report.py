@@ -1,0 +1,29 @@
+"""The report: Snakemake's own, one file that opens offline, over tables, figures and grids."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from resurgence.stages.job import Job, start
+
+TARGETS = ("tables", "figures", "grids")
+
+
+def make(job: Job) -> None:
+    """Run `snakemake --report` on the configuration of the block; the running Snakemake holds the lock."""
+    with tempfile.TemporaryDirectory() as folder:
+        config, made = Path(folder) / "config.json", Path(folder) / "report.html"
+        config.write_text(json.dumps(job.block), encoding="utf-8")
+        command = [sys.executable, "-m", "snakemake", *TARGETS, "--nolock", "--configfile", str(config)]
+        subprocess.run([*command, "--report", str(made)], check=True)
+        temporary = job.out.with_name(f".{job.out.name}.tmp")
+        temporary.write_bytes(made.read_bytes())
+    temporary.rename(job.out)
+
+
+if __name__ == "__main__":
+    make(start())

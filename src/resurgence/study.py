@@ -1,0 +1,186 @@
+"""The study: which tasks, erasers, fine-tunes and seeds are combined, and the settings of each combination.
+
+`load_study` checks everything that can be checked before a job starts, without importing torch. The Snakefile and
+`resurgence plan` ask the Study for its erased models (`erasures`) and fine-tuned models (`cells`); no job reads
+params.yaml itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from resurgence.config import ConfigError, Task, build, convert, load_task, make_task, read_yaml, unique
+from resurgence.declared import config_class
+from resurgence.settings import (
+    DEFAULT,
+    Base,
+    ConceptImages,
+    Figures,
+    FinetuneSet,
+    Method,
+    Moments,
+    Seeds,
+    Statistics,
+    Tasks,
+    make_eraser,
+    make_method,
+)
+
+
+class Erasure(NamedTuple):
+    """One erased model."""
+
+    task: str
+    eraser: str
+    variant: str
+    seed: int
+
+
+class Cell(NamedTuple):
+    """One fine-tuned model: a row of the study."""
+
+    erasure: Erasure
+    finetune: str
+    variant: str
+    seed: int
+
+
+def printed(name: str, variant: str) -> str:
+    """Name in paths: `mace`, or `mace.to-object`."""
+    return name if variant == DEFAULT else f"{name}.{variant}"
+
+
+def split(name: str) -> tuple[str, str]:
+    """Inverse of `printed`."""
+    method, _, variant = name.partition(".")
+    return method, variant or DEFAULT
+
+
+@dataclass(frozen=True)
+class Study:
+    """The whole configuration; the fields are the keys of params.yaml."""
+
+    study: str
+    base: Base
+    tasks: Tasks
+    sampling: Any  # sample.SamplingConfig
+    moments: Moments
+    concept_images: ConceptImages
+    masks: Any  # masks.MaskConfig
+    erasers: dict[str, Method]
+    finetune_sets: dict[str, FinetuneSet]
+    finetunes: dict[str, Method]
+    seeds: Seeds
+    scorers: dict[str, dict]
+    statistics: Statistics
+    figures: Figures = Figures()
+    world: str = "config/world.yaml"  # how the base and the scorers were made
+    loaded: dict[str, Task] = field(default_factory=dict)
+
+    def erasures(self) -> Iterator[Erasure]:
+        """Every erased model, in the order of the configuration."""
+        for task, (eraser, method) in itertools.product(self.tasks.names, self.erasers.items()):
+            for name, variant in method.variants.items():
+                if variant.tasks is None or task in variant.tasks:
+                    yield from (Erasure(task, eraser, name, seed) for seed in variant.seeds or self.seeds.erase)
+
+    def cells(self) -> Iterator[Cell]:
+        """Every fine-tuned model."""
+        for erasure, (finetune, method) in itertools.product(self.erasures(), self.finetunes.items()):
+            names = {erasure.eraser, printed(erasure.eraser, erasure.variant)}
+            for name, variant in method.variants.items():
+                follows = variant.erasers is None or names & set(variant.erasers)
+                if follows and (variant.tasks is None or erasure.task in variant.tasks):
+                    yield from (Cell(erasure, finetune, name, seed) for seed in variant.seeds or self.seeds.finetune)
+
+    def folder(self, item: str | Erasure | Cell) -> str:
+        """Folder of a task, of an erased or of a fine-tuned model."""
+        if isinstance(item, str):
+            return f"results/{self.base.name}/{item}"
+        if isinstance(item, Erasure):
+            return f"{self.folder(item.task)}/{printed(item.eraser, item.variant)}/s{item.seed}"
+        return f"{self.folder(item.erasure)}/{printed(item.finetune, item.variant)}/f{item.seed}"
+
+    def task(self, task: str, eraser: str | None = None, variant: str = DEFAULT) -> Task:
+        """A task, with the mapping concept of an eraser's variant where that has its own."""
+        mapping = self.erasers[eraser].variants[variant].mapping if eraser else None
+        if mapping is None:
+            return self.loaded[task]
+        values = dataclasses.asdict(self.loaded[task]) | {"mapping": mapping}
+        return make_task(values, f"erasers.{eraser}.variants.{variant}")
+
+    def eraser_settings(self, task: str, eraser: str, variant: str) -> dict[str, Any]:
+        """All settings of an eraser for one task."""
+        layer = self.loaded[task].erasers.get(eraser, {})
+        return self.erasers[eraser].resolved(variant, f"erasers.{eraser}.variants.{variant}", layer)
+
+    def finetune_settings(self, finetune: str, variant: str) -> dict[str, Any]:
+        """All settings of a fine-tune."""
+        return self.finetunes[finetune].resolved(variant, f"finetunes.{finetune}.variants.{variant}")
+
+    def set_of(self, finetune: str, variant: str) -> str:
+        """Name of the fine-tuning set of a fine-tune."""
+        method = self.finetunes[finetune]
+        return method.variants[variant].set or method.set or ""
+
+    def finetune_concepts(self, set_name: str, task: str) -> tuple[str, ...]:
+        """Concepts that a fine-tuning set shows in a task."""
+        concepts = self.finetune_sets[set_name].concepts
+        own = {"task": self.loaded[task].finetune, "retain": self.loaded[task].retain}
+        return own[concepts] if isinstance(concepts, str) else concepts
+
+
+def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
+    """Build and check the study; paths in it are relative to root.
+
+    Raises:
+        ConfigError: naming key, value and remedy, for the first mistake found.
+    """
+    from resurgence.checks import check_study
+
+    config = dict(config)
+    for key in ("erasers", "finetunes", "sampling", "masks", "tasks"):
+        if key not in config:
+            raise ConfigError(key, None, "is missing; add this key")
+    config["erasers"] = {name: make_eraser(name, block) for name, block in mapping_of("erasers", config).items()}
+    config["finetunes"] = {
+        name: make_method(block, f"finetunes.{name}", "finetune.py", ("set", "tasks", "erasers", "seeds"))
+        for name, block in mapping_of("finetunes", config).items()
+    }
+    config["sampling"] = build(config_class("sample.py"), config["sampling"], "sampling")
+    config["masks"] = build(config_class("masks.py"), config["masks"], "masks")
+    if "loaded" in config:
+        raise ConfigError("loaded", config["loaded"], "unknown key; remove it")
+    study = build(Study, config, "")
+    unique("tasks.names", study.tasks.names)
+    files = {name: root / study.tasks.folder / f"{name}.yaml" for name in study.tasks.names}
+    study = dataclasses.replace(study, loaded={name: load_task(path) for name, path in files.items()})
+    check_study(study, root)
+    return study
+
+
+def mapping_of(key: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A top-level mapping of the configuration."""
+    return convert(key, config[key], dict[str, Any])
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Overlay one configuration on another as Snakemake does: mappings merge, everything else is replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def load_study(paths: list[Path], root: Path = Path()) -> Study:
+    """Read params.yaml and the files that overlay it."""
+    config: dict[str, Any] = {}
+    for path in paths:
+        config = merge(config, read_yaml(path))
+    return make_study(config, root)

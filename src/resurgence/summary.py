@@ -1,0 +1,144 @@
+"""The resurgence table for people: Markdown for the report, aligned text for the terminal."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+ACCURACIES = ["recogniser_accuracy", "clip_accuracy"]
+TITLES = {
+    "recogniser_accuracy": "Recogniser accuracy (%)",
+    "clip_accuracy": "CLIP accuracy (%)",
+    "clip_probability": "CLIP mean probability (%)",
+    "clip_score": "CLIP score (100 cos)",
+    "frechet": "Fréchet distance to the base's images",
+    "H_c": "Harmonic mean H_c (%)",
+    "H_o": "Harmonic mean H_o (%)",
+}
+ROLES = {
+    "erase": "erased concepts", "all": "all", "synonym": "their synonyms", "retain": "retained concepts",
+    "synonym-retain": "synonyms of retained", "general": "general prompts",
+}  # fmt: skip
+CELL = ["base", "task", "eraser", "variant", "finetune", "finetune_variant"]
+
+
+def label(name: str, variant: str = "default") -> str:
+    """`mace`, or `mace.to-object` for a variant."""
+    return name if variant in ("default", "") else f"{name}.{variant}"
+
+
+def number(value: float) -> str:
+    """One decimal, or two significant digits below 1; a dash for NaN."""
+    if not math.isfinite(value):
+        return "-"
+    value += 0.0  # no minus zero
+    return f"{value:.1f}" if abs(value) >= 1 or value == 0 else f"{value:.2g}"
+
+
+def last_steps(resurgence: pd.DataFrame) -> pd.DataFrame:
+    """Only the rows of each cell's last step."""
+    keys = [*CELL, "erase_seed", "finetune_seed"]
+    return resurgence[resurgence["step"] == resurgence.groupby(keys)["step"].transform("max")]
+
+
+def gain(rows: pd.DataFrame) -> str:
+    """Resurgence with its interval; over several seeds the median and the largest deviation."""
+    values = rows["resurgence"]
+    if len(rows) == 1:
+        row = rows.iloc[0]
+        return f"{number(row['resurgence'])} [{number(row['resurgence_low'])}, {number(row['resurgence_high'])}]"
+    deviation = (values - values.median()).abs().max()
+    return f"{number(values.median())} ± {number(deviation)} ({len(rows)} runs)"
+
+
+def verdict(rows: pd.DataFrame) -> str:
+    """Whether the interval lies above 0 (yes), below (less), or around it (no); over seeds, in how many runs above."""
+    above, below = (rows["resurgence_low"] > 0).sum(), (rows["resurgence_high"] < 0).sum()
+    if len(rows) > 1:
+        return f"{above} of {len(rows)}"
+    return "yes" if above else "less" if below else "no"
+
+
+def way(rows: pd.DataFrame) -> str:
+    """base -> erased -> fine-tuned, medians over seeds."""
+    return " -> ".join(number(rows[name].median()) for name in ("base_value", "erased_value", "finetuned_value"))
+
+
+def headline(resurgence: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One row a cell at its last step, seeds together: base -> erased -> fine-tuned of each role, as text.
+
+    Whether a concept came back is told of accuracies and similarities only; of the others a smaller value may be more
+    of the concept.
+    """
+    rows = []
+    for key, group in last_steps(resurgence[resurgence["metric"] == metric]).groupby(CELL, sort=False):
+        _, task, eraser, variant, finetune, finetune_variant = key
+        row = {"task": task, "eraser": label(eraser, variant), "fine-tune": label(finetune, finetune_variant)}
+        row["step"] = "/".join(str(step) for step in sorted(set(group["step"])))
+        parts = {role: group[group["role"] == role] for role in ROLES if (group["role"] == role).any()}
+        for role in [role for role in ("erase", "all") if role in parts]:
+            row[ROLES[role]], row["resurgence"] = way(parts[role]), gain(parts[role])
+            if metric.startswith(("recogniser", "clip")):
+                row["came back"] = verdict(parts[role])
+            row["recovered"] = number(parts[role]["recovered_fraction"].median())
+        row |= {ROLES[role]: way(part) for role, part in parts.items() if role not in ("erase", "all")}
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("-")
+
+
+def drop_repeats(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Blank a leading cell that repeats the one above it."""
+    shown = table.copy()
+    for depth, name in enumerate(columns):
+        same = (table[columns[: depth + 1]] == table[columns[: depth + 1]].shift()).all(axis=1)
+        shown.loc[same, name] = ""
+    return shown
+
+
+def aligned(table: pd.DataFrame) -> str:
+    """Columns padded to equal width: words left, numbers right."""
+    texts = [list(table.columns), *table.astype(str).values.tolist()]
+    widths = [max(len(row[i]) for row in texts) for i in range(len(table.columns))]
+    words = {"task", "eraser", "fine-tune"}
+    lines = [
+        "  ".join(t.ljust(w) if name in words else t.rjust(w) for t, w, name in zip(row, widths, table, strict=True))
+        for row in texts
+    ]
+    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def terminal(resurgence: pd.DataFrame, level: float) -> str:
+    """The table at the end of a study, of the first accuracy that there is."""
+    metric = next((m for m in ACCURACIES if (resurgence["metric"] == m).any()), None)
+    if metric is None:
+        return "No fine-tuned model has an accuracy: no resurgence table.\n"
+    table = headline(resurgence, metric).drop(columns=["their synonyms", "synonyms of retained"], errors="ignore")
+    title = f"Resurgence: {TITLES[metric]}, base -> erased -> fine-tuned, at the last step"
+    note = f"Brackets: {100 * level:g} % interval of fine-tuned minus erased; came back: it lies above 0."
+    return f"{title}\n\n{aligned(drop_repeats(table, ['task', 'eraser']))}\n\n{note}\n"
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """A Markdown table; `|` in a cell is escaped."""
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def markdown(resurgence: pd.DataFrame, seeds: pd.DataFrame, draws: pd.DataFrame, level: float) -> str:
+    """resurgence.md: one table a metric at the last step, and what the intervals are made of."""
+    parts = ["# Resurgence"]
+    parts.append(
+        "At the last step of each fine-tune: base -> erased -> fine-tuned; resurgence is fine-tuned minus erased, same "
+        f"prompts and seeds, with its {100 * level:g} % interval; `came back` says whether that lies above 0; "
+        "`recovered` is (fine-tuned - erased) / (base - erased)."
+    )
+    for metric, title in TITLES.items():
+        if (resurgence["metric"] == metric).any():
+            parts += [f"## {title}", markdown_table(headline(resurgence, metric))]
+    runs = int(seeds["runs"].max()) if len(seeds) else 0
+    if runs > 1:
+        parts.append(f"Cells with several seeds (up to {runs} runs): median ± largest deviation; all in seeds.csv.")
+    parts += ["## Intervals", "Percentile bootstrap of the mean, resampling whole clusters; leave-one-out for the "
+              "Fréchet distance.", markdown_table(draws)]  # fmt: skip
+    return "\n\n".join(parts) + "\n"

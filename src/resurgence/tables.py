@@ -1,0 +1,116 @@
+"""Tables of the study from per-image scores: cells, resurgence, the authors' statistic over seeds.
+
+Inputs: one scores folder an image set (state base, erased, or fine-tuned at a step), with the keys of its cell.
+Outputs: cells.csv (every image set by itself), resurgence.csv (fine-tuned minus erased, paired by prompt and seed),
+seeds.csv (median and largest deviation over seeds), intervals.csv (what the intervals are made of), resurgence.md.
+No image is read. All floats have 6 significant digits and the rows a fixed order, so equal scores give equal files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from resurgence import statistics, summary
+from resurgence.estimates import KEYS, KEYS_OF, ROLES, STATES, estimates, name_of, read_states
+from resurgence.scorers import METRICS
+
+NUMBERS = ["erase_seed", "finetune_seed", "step", "n", "runs"]
+METRIC_ORDER = [*METRICS, "frechet", "H_c", "H_o"]
+CELLS = [*KEYS, "state", "step", "role", "metric", "n", "value", "low", "high"]
+RESURGENCE = [
+    *KEYS, "step", "role", "metric", "n", "base_value", "erased_value", "finetuned_value",
+    "resurgence", "resurgence_low", "resurgence_high", "recovered_fraction",
+]  # fmt: skip
+SEEDS = [
+    "base", "task", "eraser", "variant", "finetune", "finetune_variant", "step", "role", "metric", "runs",
+    *(f"{name}_{what}" for name in ("erased", "finetuned", "resurgence") for what in ("median", "deviation")),
+]  # fmt: skip
+
+
+def tidy(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> pd.DataFrame:
+    """A table with these columns, whole numbers as such, floats of 6 significant digits, sorted."""
+    frame = pd.DataFrame(list(rows), columns=columns)
+    for name in frame:
+        if name in NUMBERS:
+            frame[name] = frame[name].astype("Int64")
+        elif name in ("state", "role", "metric") or name in KEYS:
+            frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
+        else:
+            frame[name] = [float(f"{value:.6g}") + 0.0 for value in frame[name].astype(float)]
+    ranks = {"role": ROLES, "metric": METRIC_ORDER, "state": STATES}
+    order = [c for c in [*KEYS, "state", "step", "role", "metric"] if c in frame]
+
+    def ranked(column: pd.Series) -> pd.Series:
+        return column.map(ranks[column.name].index) if column.name in ranks else column
+
+    return frame.sort_values(order, kind="stable", na_position="first", key=ranked).reset_index(drop=True)
+
+
+def cells(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
+    """cells.csv: the value of every metric in every image set with its interval."""
+    rows = []
+    for row in estimated.to_dict("records"):
+        low, high = statistics.interval(row["estimate"], level)
+        rows.append({**row, "value": row["estimate"].value, "low": low, "high": high})
+    return tidy(rows, CELLS)
+
+
+def resurgence(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
+    """resurgence.csv: fine-tuned minus erased for every metric, with the interval of the paired difference.
+
+    Raises:
+        ValueError: a fine-tuned image set whose erased one is missing.
+    """
+    index = {
+        (row["state"], *(row[k] for k in KEYS_OF[row["state"]]), row["role"], row["metric"]): row["estimate"]
+        for row in estimated.to_dict("records")
+    }
+    rows = []
+    for row in estimated[estimated["state"] == "finetuned"].to_dict("records"):
+        before = {}
+        for state in ("base", "erased"):
+            place = (state, *(row[k] for k in KEYS_OF[state]), row["role"], row["metric"])
+            if place not in index:
+                raise ValueError(f"{name_of(row)} has {row['metric']} and no {state} image set has; score that one too")
+            before[state] = index[place]
+        gain = statistics.difference(row["estimate"], before["erased"])
+        low, high = statistics.interval(gain, level)
+        values = (before["base"].value, before["erased"].value, row["estimate"].value)
+        made = (*values, gain.value, low, high, statistics.recovered_fraction(*values))
+        rows.append({**row, "n": gain.n, **dict(zip(RESURGENCE[12:], made, strict=True))})
+    return tidy(rows, RESURGENCE)
+
+
+def over_seeds(resurgences: pd.DataFrame) -> pd.DataFrame:
+    """seeds.csv: the authors' statistic, median and largest deviation over the seeds of erasing and fine-tuning."""
+    rows = []
+    for key, group in resurgences.groupby(keys := SEEDS[:9], dropna=False, sort=False):
+        row = {**dict(zip(keys, key, strict=True)), "runs": len(group)}
+        for name, column in (("erased", "erased_value"), ("finetuned", "finetuned_value"), ("resurgence",) * 2):
+            row[f"{name}_median"], row[f"{name}_deviation"] = statistics.median_deviation(group[column])
+        rows.append(row)
+    return tidy(rows, SEEDS)
+
+
+def write(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(path)
+
+
+def run(entries: Iterable[Mapping[str, Any]], out: Path, resamples: int, level: float, seed: int) -> str:
+    """Write all tables below `out`; returns the table for the terminal."""
+    out.mkdir(parents=True, exist_ok=True)
+    estimated, draws = estimates(read_states(entries), resamples, seed)
+    table = resurgence(estimated, level)
+    seeds = over_seeds(table)
+    files = {"cells": cells(estimated, level), "resurgence": table, "seeds": seeds, "intervals": draws}
+    for name, frame in files.items():
+        write(out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+    write(out / "resurgence.md", summary.markdown(table, seeds, draws, level))
+    return summary.terminal(table, level)

@@ -1,0 +1,78 @@
+"""Compose drawings on light backgrounds: the images of the miniature world.
+
+Pure functions on tensors; every draw comes from the generator that is passed in.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+    """Uniform draws in [low, high)."""
+    return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+def affine(
+    images: torch.Tensor, generator: torch.Generator, degrees: float, scale: tuple[float, float], shift: float
+) -> torch.Tensor:
+    """Rotate, scale and shift each image by its own small random amount.
+
+    Args:
+        images: (B, C, H, W), premultiplied alpha so that edges blend correctly.
+        degrees: largest rotation; scale: range of the size relative to the frame; shift: largest shift as a
+            fraction of the frame.
+    """
+    n = images.shape[0]
+    angle = uniform((n,), -degrees, degrees, generator) * math.pi / 180
+    inverse = 1 / uniform((n,), *scale, generator)
+    cos, sin = torch.cos(angle) * inverse, torch.sin(angle) * inverse
+    tx, ty = uniform((2, n), -2 * shift, 2 * shift, generator)
+    theta = torch.stack([torch.stack([cos, -sin, tx], 1), torch.stack([sin, cos, ty], 1)], 1)  # (B, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", align_corners=False)
+
+
+def backgrounds(n: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    """Light backgrounds with a gentle gradient between two near colours: (n, 3, size, size) in [0, 1]."""
+    colour = uniform((n, 3, 1, 1), 0.78, 1.0, generator)
+    end = (colour + uniform((n, 3, 1, 1), -0.10, 0.10, generator)).clamp(0.7, 1.0)
+    angle = uniform((n, 1, 1), 0, 2 * math.pi, generator)
+    axis = torch.linspace(-0.5, 0.5, size)
+    ramp = (axis[None, None, :] * torch.cos(angle) + axis[None, :, None] * torch.sin(angle) + 0.5).clamp(0, 1)
+    return colour + (end - colour) * ramp[:, None]
+
+
+def compose(
+    drawings: torch.Tensor,
+    generator: torch.Generator,
+    degrees: float = 8.0,
+    scale: tuple[float, float] = (0.80, 0.98),
+    shift: float = 0.04,
+) -> torch.Tensor:
+    """Place RGBA drawings on light backgrounds.
+
+    Args:
+        drawings: uint8 (B, 4, H, W).
+
+    Returns:
+        Images in [-1, 1], float32 (B, 3, H, W).
+    """
+    rgba = drawings.float() / 255
+    alpha = rgba[:, 3:]
+    moved = affine(torch.cat([rgba[:, :3] * alpha, alpha], 1), generator, degrees, scale, shift)
+    background = backgrounds(len(drawings), drawings.shape[-1], generator)
+    return (moved[:, :3] + background * (1 - moved[:, 3:])).clamp(0, 1) * 2 - 1
+
+
+def scene(low: list[float], high: list[float], n: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    """Images of a plain scene (sky, ground, street): a vertical gradient with faint texture, in [-1, 1]."""
+    low_, high_ = torch.tensor(low).view(1, 3, 1, 1), torch.tensor(high).view(1, 3, 1, 1)
+    ramp = torch.linspace(0, 1, size).view(1, 1, size, 1)
+    shade = uniform((n, 1, 1, 1), -0.06, 0.06, generator)
+    coarse = torch.randn((n, 1, size // 8, size // 8), generator=generator) * 0.04
+    texture = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
+    return (low_ + (high_ - low_) * ramp + shade + texture).clamp(0, 1) * 2 - 1

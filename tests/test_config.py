@@ -1,0 +1,349 @@
+"""The configuration is strict: every mistake stops before a job, with the key, the value and the remedy."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from resurgence import blocks
+from resurgence.config import ConfigError, load_task, make_task, read_yaml
+from resurgence.declared import PACKAGE, config_class, methods, needs
+from resurgence.settings import make_method
+from resurgence.study import load_study, make_study, merge, printed, split
+
+ROOT = Path(__file__).parents[1]
+TASK = {
+    "name": "pets",
+    "kind": "object",
+    "erase": ["ship", "cat"],
+    "mapping": "ground",
+    "retain": ["dog", "bird"],
+    "templates": ["a photo of the {}"],
+    "seeds": {"erase": 2, "retain": 1, "synonym": 1},
+    "synonyms": {"ship": ["boat"]},
+    "finetune": ["rose", "crab"],
+}
+
+
+def write_world(root: Path, task: dict[str, Any] = TASK) -> None:
+    """The files that the default study names, as small as they may be."""
+    for folder in ("data/miniature/base", "data/miniature/recogniser", "data/miniature/clip", "tasks", "config"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "tasks/pets.yaml").write_text(yaml.safe_dump(task))
+    (root / "general.txt").write_text("a photo of the person\n")
+    (root / "closed_form.txt").write_text("a photo of the {}\n")
+    names = ["ship", "cat", "dog", "bird", "rose", "crab", "bee"]
+    world = {"concepts": [{"name": n, "hypernyms": ["object"]} for n in names], "scenes": [{"name": "ground"}]}
+    (root / "config/concepts.yaml").write_text(yaml.safe_dump(world))
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    """The default study on one task."""
+    values = read_yaml(ROOT / "params.yaml")
+    values["tasks"] = {"folder": "tasks", "names": ["pets"], "concepts": "config/concepts.yaml"}
+    values["moments"] = {"prior": "general.txt", "domain": "closed_form.txt"}
+    return values
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Set a value by its dotted key; `REMOVE` takes the key out."""
+    *path, last = key.split(".")
+    place = values
+    for step in path:
+        place = place.setdefault(step, {})
+    if value is REMOVE:
+        del place[last]
+    else:
+        place[last] = value
+    return values
+
+
+REMOVE = object()
+BAD_TASKS = {
+    "unknown key": ("retian", ["dog"], ["retian", "['dog']", "did you mean 'retain'"]),
+    "missing key": ("mapping", REMOVE, ["mapping", "missing", "add"]),
+    "erased and retained": ("retain", ["cat", "dog"], ["retain", "'cat'", "remove it"]),
+    "erase empty": ("erase", [], ["erase", "[]", "name at least one"]),
+    "retain empty": ("retain", [], ["retain", "[]", "name at least one"]),
+    "mapping empty": ("mapping", "", ["mapping.ship", "''", "name the concept to map to"]),
+    "mapping to itself": ("mapping", {"ship": "ship", "cat": "ground"}, ["mapping.ship", "'ship'", "wider concept"]),
+    "mapping to an erased": ("mapping", {"ship": "cat", "cat": "ground"}, ["mapping.ship", "'cat'", "that stays"]),
+    "mapping incomplete": ("mapping", {"ship": "ground"}, ["mapping", "'cat'", "add one"]),
+    "mapping of another": ("mapping", {"ships": "ground"}, ["mapping", "'ships'", "did you mean 'ship'"]),
+    "concept twice": ("erase", ["ship", "ship"], ["erase", "'ship'", "remove one"]),
+    "blank concept": ("retain", ["dog", " "], ["retain", "' '", "write the word"]),
+    "template without {}": ("templates", ["a photo"], ["templates", "'a photo'", "exactly once"]),
+    "template with two {}": ("templates", ["{} and {}"], ["templates", "'{} and {}'", "exactly once"]),
+    "text for a list": ("erase", "ship", ["erase", "'ship'", "write [ship]"]),
+    "number for text": ("retain", ["dog", 7], ["retain[1]", "7", "must be text"]),
+    "unknown kind": ("kind", "persons", ["kind", "'persons'", "did you mean 'person'"]),
+    "count 0": ("seeds", {"erase": 0, "retain": 1, "synonym": 1}, ["seeds.erase", "0", "at least 1"]),
+    "count negative": ("seeds", {"erase": 1, "retain": -4, "synonym": 1}, ["seeds.retain", "-4", "at least 1"]),
+    "count true": ("seeds", {"erase": True, "retain": 1, "synonym": 1}, ["seeds.erase", "True", "whole number"]),
+    "count missing": ("seeds", {"erase": 1, "retain": 1}, ["seeds", "'synonym'", "add the images"]),
+    "unknown role": ("seeds", {"erase": 1, "retain": 1, "synonyms": 1}, ["seeds", "'synonyms'", "did you mean 'synonym'"]),
+    "fine-tune erased": ("finetune", ["ship"], ["finetune", "'ship'", "remove it"]),
+    "fine-tune retained": ("finetune", ["dog"], ["finetune", "'dog'", "remove it"]),
+    "synonyms of another": ("synonyms", {"rose": ["red"]}, ["synonyms", "'rose'", "known"]),
+    "synonym a concept": ("synonyms", {"ship": ["dog"]}, ["synonyms.ship", "'dog'", "another word"]),
+    "label missing": ("labels", ["ship", "cat", "dog"], ["labels", "'bird'", "add"]),
+    "name with a slash": ("name", "a/b", ["name", "'a/b'", "small letters"]),
+    "eraser unknown": ("erasers", {"mce": {}}, ["erasers", "'mce'", "did you mean 'mace'"]),
+    "override unknown": ("erasers", {"mace": {"lambda": 1.0}}, ["erasers.mace.lambda", "1.0", "did you mean 'lamb'"]),
+    "unknown to the world": ("retain", ["dog", "bat"], ["retain", "'bat'", "did you mean 'cat'"]),
+    "mapping unknown": ("mapping", "grund", ["mapping", "'grund'", "did you mean 'ground'"]),
+    "name of another file": ("name", "ship", ["name", "'ship'", "write pets"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TASKS)
+def test_bad_task(case: str, config: dict[str, Any], tmp_path: Path) -> None:
+    key, value, told = BAD_TASKS[case]
+    write_world(tmp_path, put(copy.deepcopy(TASK), key, value))
+    with pytest.raises(ConfigError) as error:
+        make_study(config, tmp_path)
+    for part in ["pets.yaml", *told]:
+        assert part in str(error.value)
+
+
+BAD_STUDIES = {
+    "unknown key": ("samplng", {}, ["samplng", "{}", "did you mean 'sampling'"]),
+    "unknown setting": ("sampling.step", 3, ["sampling.step", "3", "did you mean 'steps'"]),
+    "missing block": ("seeds", REMOVE, ["seeds", "missing", "add"]),
+    "missing eraser block": ("erasers", REMOVE, ["erasers", "missing", "add"]),
+    "unknown eraser": ("erasers.mace.method", "mcae", ["erasers.mace.method", "'mcae'", "did you mean 'mace'"]),
+    "eraser setting unknown": ("erasers.uce.lam", 1.0, ["erasers.uce.lam", "1.0", "did you mean 'lamb'"]),
+    "1e-4 is text": ("erasers.mace.lr", "1e-4", ["erasers.mace.lr", "'1e-4'", "write 1.0e-4"]),
+    "1e3 is text": ("erasers.uce.lamb", "1e3", ["erasers.uce.lamb", "'1e3'", "write 1.0e+3"]),
+    "eraser value refused": ("erasers.mace.lr", -1.0, ["erasers.mace.lr", "-1.0", "must be positive"]),
+    "no erasers": ("erasers", {}, ["erasers", "{}", "name at least one"]),
+    "no variants": ("erasers.uce.variants", {}, ["erasers.uce.variants", "{}", "default: {}"]),
+    "variant of an unknown setting": (
+        "erasers.mace.variants.big", {"lambb": 1.0}, ["erasers.mace.variants.big.lambb", "1.0", "did you mean 'lamb'"],
+    ),
+    "variant mapping to itself": (
+        "erasers.uce.variants.own", {"mapping": "cat"}, ["erasers.uce.variants.own", "'cat'", "itself"],
+    ),
+    "variant mapping unknown": (
+        "erasers.uce.variants.own", {"mapping": "objct"}, ["variants.own.mapping", "'objct'", "did you mean 'object'"],
+    ),
+    "variant on an unknown task": (
+        "erasers.uce.variants.one", {"tasks": ["pet"]}, ["erasers.uce.variants.one.tasks", "'pet'", "'pets'"],
+    ),
+    "eraser named as a folder": ("erasers.images", {"method": "uce"}, ["erasers", "'images'", "choose another"]),
+    "settings of none": ("erasers.control", {"method": "none", "lamb": 1}, ["erasers.control.lamb", "1", "remove it"]),
+    "unknown segmenter": ("masks.segmenter", "forground", ["masks.segmenter", "'forground'", "'foreground'"]),
+    "unknown scorer": ("scorers.clop", {"path": "x"}, ["scorers", "'clop'", "did you mean 'clip'"]),
+    "scorer setting unknown": ("scorers.clip.pth", "x", ["scorers.clip", "'pth'", "did you mean 'path'"]),
+    "metric of no scorer": ("figures", {"metrics": ["fid"]}, ["figures.metrics", "'fid'", "known: clip_accuracy"]),
+    "scorer path missing": ("scorers.clip.path", "nowhere", ["scorers.clip.path", "'nowhere'", "dvc pull"]),
+    "features of nobody": ("scorers.frechet.features", "clap", ["scorers.frechet.features", "'clap'", "'clip'"]),
+    "unknown algorithm": ("finetunes.lora.algorithm", "Lora", ["finetunes.lora.algorithm", "'Lora'", "'lora'"]),
+    "unknown set": ("finetunes.lora.set", "randm", ["finetunes.lora.set", "'randm'", "did you mean 'random'"]),
+    "no set": ("finetunes.lora.set", REMOVE, ["finetunes.lora.set", "''", "known: random"]),
+    "checkpoint beyond": ("finetunes.lora.checkpoints", [50, 4000], ["finetunes.lora.checkpoints", "4000", "last step"]),
+    "checkpoints falling": ("finetunes.lora.checkpoints", [200, 50, 400], ["finetunes.lora.checkpoints", "200", "rise"]),
+    "steps 0": ("finetunes.lora.steps", 0, ["finetunes.lora.steps", "0", "at least 1"]),
+    "steps as text": ("finetunes.lora.steps", "400", ["finetunes.lora.steps", "'400'", "whole number"]),
+    "follows an unknown eraser": ("finetunes.lora.erasers", ["ucee"], ["finetunes.lora", "'ucee'", "did you mean 'uce'"]),
+    "maps in a fine-tune": ("finetunes.lora.variants", {"x": {"mapping": "object"}}, ["mapping", "'object'", "remove it"]),
+    "seeds empty": ("seeds.erase", [], ["seeds.erase", "[]", "write [0]"]),
+    "seed twice": ("seeds.finetune", [1, 1], ["seeds.finetune", "1", "remove one"]),
+    "seed negative": ("seeds.erase", [-1], ["seeds.erase", "-1", "at least 0"]),
+    "seeds a number": ("seeds.erase", 0, ["seeds.erase", "0", "write [0]"]),
+    "seed not of the study": ("erasers.uce.seeds", [5], ["erasers.uce", "5", "known: 0"]),
+    "no tasks": ("tasks.names", [], ["tasks.names", "[]", "name at least one"]),
+    "task twice": ("tasks.names", ["pets", "pets"], ["tasks.names", "'pets'", "remove one"]),
+    "task file missing": ("tasks.names", ["pats"], ["pats.yaml", "does not exist", "check the name"]),
+    "corpus missing": ("moments.prior", "no.txt", ["moments.prior", "'no.txt'", "write a path"]),
+    "base missing": ("base.path", "data/base", ["base.path", "'data/base'", "dvc pull"]),
+    "device unknown": ("base.device", "gpu", ["base.device", "'gpu'", "cuda"]),
+    "resamples few": ("statistics.resamples", 20, ["statistics.resamples", "20", "at least 100"]),
+    "level in percent": ("statistics.level", 95, ["statistics.level", "95", "write 0.95"]),
+    "true for a number": ("sampling.batch", True, ["sampling.batch", "True", "whole number"]),
+    "guidance text": ("sampling.guidance", "high", ["sampling.guidance", "'high'", "a number"]),
+    "steps a fraction": ("sampling.steps", 2.5, ["sampling.steps", "2.5", "whole number"]),
+    "concept images 0": ("concept_images.per_concept", 0, ["concept_images.per_concept", "0", "at least 1"]),
+    "image template": ("concept_images.template", "a photo", ["concept_images.template", "'a photo'", "exactly once"]),
+    "set shows an erased": ("finetune_sets.random.concepts", ["ship"], ["finetune_sets.random", "'ship'", "remove it"]),
+    "set shows an unknown": ("finetune_sets.random.concepts", ["roose"], ["random", "'roose'", "did you mean 'rose'"]),
+    "set of both sizes": ("finetune_sets.random.size", 10, ["finetune_sets.random.images_per_prompt", "5", "not both"]),
+    "set of size 0": ("finetune_sets.random.images_per_prompt", 0, ["random.images_per_prompt", "0", "at least 1"]),
+    "set keyword": ("finetune_sets.random.concepts", "tasks", ["finetune_sets.random.concepts", "'tasks'", "list"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_STUDIES)
+def test_bad_study(case: str, config: dict[str, Any], tmp_path: Path) -> None:
+    key, value, told = BAD_STUDIES[case]
+    write_world(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        make_study(put(config, key, value), tmp_path)
+    for part in told:
+        assert part in str(error.value)
+
+
+def test_good_study(config: dict[str, Any], tmp_path: Path) -> None:
+    write_world(tmp_path)
+    study = make_study(config, tmp_path)
+    assert [study.folder(e) for e in study.erasures()] == [
+        "results/miniature/pets/mace/s0",
+        "results/miniature/pets/uce/s0",
+    ]
+    assert [study.folder(c) for c in study.cells()][1] == "results/miniature/pets/uce/s0/lora/f0"
+
+
+def test_task_overrides_study_and_variant_overrides_task(config: dict[str, Any], tmp_path: Path) -> None:
+    write_world(tmp_path, {**TASK, "erasers": {"uce": {"lamb": 2.0, "erase_scale": 2.0}}})
+    put(config, "erasers.uce.lamb", 1.0)
+    put(config, "erasers.uce.variants", {"default": {}, "three": {"lamb": 3.0}})
+    study = make_study(config, tmp_path)
+    assert study.eraser_settings("pets", "uce", "default")["lamb"] == 2.0
+    assert study.eraser_settings("pets", "uce", "three") == {
+        **study.eraser_settings("pets", "uce", "default"),
+        "lamb": 3.0,
+    }
+
+
+def test_variant_mapping_reaches_the_block_of_that_variant_only(config: dict[str, Any], tmp_path: Path) -> None:
+    write_world(tmp_path)
+    put(config, "erasers.uce.variants", {"default": {}, "wide": {"mapping": "object"}})
+    study = make_study(config, tmp_path)
+    mapped = [blocks.erase(study, e)["task"]["mapping"] for e in study.erasures() if e.eraser == "uce"]
+    assert mapped == [{"ship": "ground", "cat": "ground"}, {"ship": "object", "cat": "object"}]
+
+
+def test_limits_choose_cells(config: dict[str, Any], tmp_path: Path) -> None:
+    write_world(tmp_path)
+    config["seeds"] = {"erase": [0, 1], "finetune": [0, 1]}
+    put(config, "erasers.uce.seeds", [0])
+    put(config, "erasers.none", {"method": "none", "seeds": [0]})
+    put(config, "finetunes.lora.variants", {"default": {}, "once": {"erasers": ["mace"], "seeds": [1], "lr": 1.0e-5}})
+    study = make_study(config, tmp_path)
+    count = {(e, v): 0 for e in ("mace", "uce", "none") for v in ("default", "once")}
+    for cell in study.cells():
+        count[cell.erasure.eraser, cell.variant] += 1
+    assert count == {
+        ("mace", "default"): 4, ("mace", "once"): 2, ("uce", "default"): 2, ("uce", "once"): 0,
+        ("none", "default"): 2, ("none", "once"): 0,
+    }  # fmt: skip
+
+
+def test_variants_that_differ_in_the_fusion_share_their_loras(config: dict[str, Any], tmp_path: Path) -> None:
+    write_world(tmp_path)
+    changed = {"default": {}, "fused": {"fuse_preserve_scale": 0.1}, "longer": {"steps": 99}}
+    put(config, "erasers.mace.variants", changed)
+    study = make_study(config, tmp_path)
+    found = {e.variant: blocks.loras_of(study, e).variant for e in study.erasures() if e.eraser == "mace"}
+    assert found == {"default": "default", "fused": "default", "longer": "longer"}
+
+
+def test_settings_of_the_fusion_are_read_by_the_fusion_only() -> None:
+    import ast
+
+    from resurgence.declared import tree_of
+
+    assert set(blocks.FUSION) <= {f.name for f in dataclasses.fields(config_class("erasers/mace.py"))}
+    for node in tree_of(PACKAGE / "erasers/mace.py").body:
+        if isinstance(node, ast.FunctionDef) and node.name not in ("fuse", "erase", "retained_means"):
+            read = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+            assert not read & set(blocks.FUSION), node.name
+
+
+@pytest.mark.parametrize("relative", [*methods().values(), "masks.py", "sample.py", "finetune.py"])
+def test_declared_class_is_the_real_one(relative: str) -> None:
+    declared = config_class(relative)
+    module = importlib.import_module("resurgence." + relative.removesuffix(".py").replace("/", "."))
+    real = getattr(module, declared.__name__)
+    assert [(f.name, f.type, f.default) for f in dataclasses.fields(declared)] == [
+        (f.name, f.type, f.default) for f in dataclasses.fields(real)
+    ]
+    assert dataclasses.asdict(declared()) == dataclasses.asdict(real())
+
+
+def test_methods_and_needs_are_the_real_ones() -> None:
+    from resurgence.erasers import ERASERS
+
+    assert list(methods()) == list(ERASERS)
+    assert {name: needs(file) for name, file in methods().items()} == {n: e.needs for n, e in ERASERS.items()}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config/tasks").glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_shipped_tasks(path: Path) -> None:
+    task = load_task(path)
+    world = read_yaml(ROOT / "config/concepts/miniature.yaml")
+    synonyms = {entry["name"]: tuple(entry["synonyms"]) for entry in world["concepts"]}
+    assert task.name == path.stem
+    assert {*task.erase, *task.retain, *task.finetune, *task.labels} <= set(synonyms)
+    assert all(synonyms[concept] == words for concept, words in task.synonyms.items())
+    general = (ROOT / "config/prompts/miniature/general.txt").read_text().splitlines()
+    words = {*task.erase, *(word for group in task.synonyms.values() for word in group)}
+    padded = [f" {caption} " for caption in general]
+    assert not [c for c in padded for word in words if f" {word} " in c]
+
+
+def test_identities_are_nested_and_share_what_is_retained() -> None:
+    tasks = [load_task(ROOT / f"config/tasks/miniature/identities-{n}.yaml") for n in (1, 5, 10, 30)]
+    assert [len(task.erase) for task in tasks] == [1, 5, 10, 30]
+    assert all(set(a.erase) < set(b.erase) for a, b in zip(tasks, tasks[1:], strict=False))
+    assert len({(task.retain, task.finetune, task.templates) for task in tasks}) == 1
+    assert len(tasks[0].retain) == 30
+    assert {len(task.erase) * task.seeds["erase"] for task in tasks} == {40, 60}
+
+
+@pytest.mark.parametrize("overlay", [None, *sorted((ROOT / "studies").glob("*.yaml"))], ids=str)
+def test_shipped_studies(overlay: Path | None) -> None:
+    if not (ROOT / "data/miniature/clip").is_dir():
+        pytest.skip("the shipped world is not here; run `dvc pull`")
+    study = load_study([ROOT / "params.yaml", *([overlay] if overlay else [])], ROOT)
+    folders = [study.folder(item) for item in (*study.erasures(), *study.cells())]
+    assert len(set(folders)) == len(folders) > 5
+
+
+def test_mapping_word_stands_for_all() -> None:
+    assert make_task(TASK).mapping == {"ship": "ground", "cat": "ground"}
+
+
+def test_labels_default_to_erase_and_retain() -> None:
+    assert make_task(TASK).labels == ("ship", "cat", "dog", "bird")
+
+
+def test_key_written_twice(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("a: 1\nb: {c: 1, c: 2}\n")
+    with pytest.raises(ConfigError, match=r"line 2, key = 'c': .*remove one"):
+        read_yaml(tmp_path / "x.yaml")
+
+
+def test_bad_yaml_and_missing_file(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError, match=r"x.yaml.*not valid YAML"):
+        read_yaml(tmp_path / "x.yaml")
+    with pytest.raises(ConfigError, match=r"y.yaml.*does not exist"):
+        read_yaml(tmp_path / "y.yaml")
+
+
+def test_merge_is_that_of_snakemake() -> None:
+    from snakemake.utils import update_config
+
+    below = {"a": {"b": [1, 2], "c": {"d": 1}}, "e": 1}
+    above = {"a": {"b": [3], "c": {"f": 2}}, "g": None}
+    expected = copy.deepcopy(below)
+    update_config(expected, above)
+    assert merge(below, above) == expected
+    assert below["a"]["b"] == [1, 2]
+
+
+def test_names_in_paths() -> None:
+    assert printed("mace", "default") == "mace" and printed("mace", "to-object") == "mace.to-object"
+    assert split("mace") == ("mace", "default") and split("mace.to-object") == ("mace", "to-object")
+
+
+def test_method_without_variants_has_the_default() -> None:
+    assert list(make_method({}, "erasers.x", "erasers/uce.py", ()).variants) == ["default"]

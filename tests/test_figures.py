@@ -1,0 +1,172 @@
+"""Figures: what is drawn is what the tables hold; files are deterministic and small enough to read."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib.colors
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from resurgence import figures, tables
+from resurgence.estimates import estimates
+from scored import study_sets
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """cells.csv and resurgence.csv of a synthetic study with two erase seeds."""
+    out = tmp_path_factory.mktemp("tables")
+    estimated = estimates(study_sets(steps=(40, 80), erase_seeds=(0, 1)), 100, 0)[0]
+    tables.cells(estimated, 0.95).to_csv(out / "cells.csv", index=False)
+    tables.resurgence(estimated, 0.95).to_csv(out / "resurgence.csv", index=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def cells(folder: Path) -> pd.DataFrame:
+    return figures.read_table(folder / "cells.csv")
+
+
+def axes_of(figure: Figure, title: str) -> object:
+    """The panel with this title."""
+    return next(axis for axis in figure.axes if axis.get_title() == title)
+
+
+def chosen(cells: pd.DataFrame, **key: object) -> pd.DataFrame:
+    """Rows with these values."""
+    for name, value in key.items():
+        cells = cells[cells[name] == value]
+    return cells
+
+
+def test_table_read_from_a_file_keeps_names_and_numbers(cells: pd.DataFrame) -> None:
+    base = cells[cells["state"] == "base"]
+    assert (base["eraser"] == "").all() and base["step"].isna().all()
+    assert cells["value"].dtype == np.float64 and set(cells.loc[cells["state"] == "finetuned", "step"]) == {40.0, 80.0}
+
+
+def test_bars_have_the_heights_and_intervals_of_the_table(cells: pd.DataFrame) -> None:
+    axis = axes_of(figures.before_after(cells, "clip_score"), "identities-4: erased concepts")
+    key = {"metric": "clip_score", "task": "identities-4", "role": "erase"}
+    expected = []
+    for eraser in ("mace", "uce"):
+        expected.append(chosen(cells, **key, state="base")[["value", "low", "high"]].median())
+        expected.append(chosen(cells, **key, state="erased", eraser=eraser)[["value", "low", "high"]].median())
+        last = chosen(cells, **key, state="finetuned", eraser=eraser, step=80.0)
+        expected.append(last[["value", "low", "high"]].median())
+    np.testing.assert_allclose([bar.get_height() for bar in axis.patches], [row["value"] for row in expected])
+    ends = [
+        container.lines[2][0].get_segments()[0][:, 1] for container in axis.containers if hasattr(container, "lines")
+    ]
+    np.testing.assert_allclose(ends, [(row["low"], row["high"]) for row in expected])
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["mace\nlora", "uce\nlora"]
+    dots = [line for line in axis.lines if line.get_marker() == "."]
+    assert [len(line.get_ydata()) for line in dots] == [2, 2, 2, 2]  # seeds of erased and fine-tuned models
+
+
+def test_curves_start_at_the_erased_model_and_show_the_base(cells: pd.DataFrame) -> None:
+    axis = axes_of(figures.curves(cells, "recogniser_accuracy"), "ship: erased concepts")
+    key = {"metric": "recogniser_accuracy", "task": "ship", "role": "erase"}
+    drawn = {line.get_color(): line for line in axis.lines if line.get_marker() not in ("", "None")}
+    uce = drawn[figures.LINES[1]]
+    np.testing.assert_array_equal(uce.get_xdata(), [0, 40, 80])
+    expected = [chosen(cells, **key, state="erased", eraser="uce")["value"].median()]
+    expected += [chosen(cells, **key, eraser="uce", step=step)["value"].median() for step in (40.0, 80.0)]
+    np.testing.assert_allclose(uce.get_ydata(), expected)
+    dashed = [line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == "--"]
+    assert dashed == [chosen(cells, **key, state="base")["value"].iloc[0]]
+    assert len(axis.collections) == 2  # a band for each model
+
+
+def test_gains_start_at_zero_and_hold_the_paired_difference(folder: Path) -> None:
+    table = figures.read_table(folder / "resurgence.csv")
+    axis = axes_of(figures.gains(table, "recogniser_accuracy"), "ship: erased concepts")
+    mace = next(line for line in axis.lines if line.get_marker() == figures.MARKS[0])
+    rows = chosen(table, metric="recogniser_accuracy", task="ship", role="erase", eraser="mace")
+    expected = [0.0, *rows.groupby("step")["resurgence"].median()]
+    np.testing.assert_allclose(mace.get_ydata(), expected)
+
+
+def test_many_models_are_drawn_in_several_panels_without_bands(cells: pd.DataFrame) -> None:
+    tuned = cells[cells["state"] == "finetuned"]
+    more = pd.concat([cells, *(tuned.assign(finetune_variant=f"v{k}") for k in range(5))])
+    groups = figures.models_of(more, 8)
+    assert [(task, len(models)) for task, models in groups] == [("identities-4", 6)] * 2 + [("ship", 6)] * 2
+    figure = figures.curves(more, "clip_accuracy")
+    assert len(figure.axes) == 8 and len(figure.axes[0].containers) == 6  # error bars
+    assert figures.before_after(more, "clip_accuracy").get_size_inches()[0] <= 16
+
+
+def test_no_two_states_or_lines_share_a_colour() -> None:
+    colours = [matplotlib.colors.to_hex(c) for c in figures.LINES]
+    assert len(set(colours)) == len(colours) == len(figures.MARKS)
+    assert len({colour for _, colour in figures.STATES.values()}) == 3
+
+
+def test_training_curves_take_both_kinds_of_file(tmp_path: Path) -> None:
+    (tmp_path / "curve.json").write_text(
+        json.dumps([{"step": 50, "loss": 2.0, "lr": 1.0}, {"step": 100, "loss": 0.001}])
+    )
+    (tmp_path / "curves.json").write_text(json.dumps({"ship": [3.0, 2.0, 1.0], "cat": [4.0, 3.0, 2.0]}))
+    losses = {name: figures.read_curves(tmp_path / f"{name}.json") for name in ("curve", "curves")}
+    assert losses == {
+        "curve": {"loss": [(50, 2.0), (100, 0.001)]},
+        "curves": {"ship": [(1, 3.0), (2, 2.0), (3, 1.0)], "cat": [(1, 4.0), (2, 3.0), (3, 2.0)]},
+    }
+    figure = figures.training(losses)
+    first, second = figure.axes[:2]
+    assert first.get_yscale() == "log" and second.get_yscale() == "linear"
+    assert [text.get_text() for text in second.get_legend().get_texts()] == ["ship", "cat"]
+    (tmp_path / "bad.json").write_text('{"loss": 3}')
+    with pytest.raises(ValueError, match=r"bad\.json holds neither"):
+        figures.read_curves(tmp_path / "bad.json")
+
+
+def test_cost_adds_the_seconds_of_each_stage(tmp_path: Path) -> None:
+    for name, kind, seconds in (("a", "image set", 30.0), ("b", "image set", 12.5), ("c", "scores", 1.5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps({"kind": kind, "files": {}}))
+        (tmp_path / name / "run.json").write_text(json.dumps({"seconds": seconds, "device": "cpu"}))
+    runs = figures.read_runs(sorted(tmp_path.iterdir()))
+    figure = figures.cost(runs)
+    (axis,) = figure.axes
+    assert [(bar.get_width()) for bar in axis.patches] == [1.5, 42.5]
+    assert [text.get_text() for text in axis.texts] == [" 1.5 s in 1", " 42 s in 2"]
+    assert figure.get_suptitle() == "Cost by stage: 44 s in 3 runs"
+
+
+def test_files_are_equal_for_equal_tables_and_narrow_enough(folder: Path, tmp_path: Path) -> None:
+    for run in ("a", "b"):
+        made = figures.run(folder, tmp_path / run, ["recogniser_accuracy"], {}, [])
+    names = ["before_after_recogniser_accuracy", "steps_recogniser_accuracy", "resurgence_recogniser_accuracy"]
+    assert [stem.name for stem in made] == names
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(
+        f"{n}.{k}" for n in names for k in ("svg", "png")
+    )
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+    for name in names:
+        assert Image.open(tmp_path / "a" / f"{name}.png").width <= 1600
+        text = (tmp_path / "a" / f"{name}.svg").read_text()
+        assert "<dc:date>" not in text and "http-equiv" not in text
+
+
+def test_an_unknown_metric_is_an_error(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"metric 'fid' is not in .*cells\.csv"):
+        figures.run(folder, tmp_path, ["fid"], {}, [])
+
+
+def test_labels_do_not_overlap(cells: pd.DataFrame, tmp_path: Path) -> None:
+    tuned = cells[cells["state"] == "finetuned"]
+    more = pd.concat([cells, *(tuned.assign(finetune_variant=f"tercile-{k}") for k in range(3))])
+    figure = figures.before_after(more, "recogniser_accuracy")
+    figures.save(figure, tmp_path / "bars")
+    for axis in figure.axes:
+        boxes = [text.get_window_extent() for text in axis.get_xticklabels()]
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))

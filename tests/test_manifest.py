@@ -1,0 +1,173 @@
+"""Artefacts: reproducible manifests, and nothing accepted from an interrupted step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from resurgence import manifest as m
+
+SOURCE = Path(m.__file__)
+
+
+@dataclass(frozen=True)
+class Config:
+    lr: float = 0.1
+    names: tuple[str, ...] = ("b", "a")
+
+
+def make(folder: Path, text: str = "hello", parameters: object = None, inputs: dict | None = None) -> Path:
+    run: dict = {}
+    cfg = {"b": Config(), "a": 1} if parameters is None else parameters
+    with m.write_artefact(folder, "thing", cfg, inputs or {}, [SOURCE], {"erase": 3}, run) as out:
+        (out / "sub").mkdir()
+        (out / "sub" / "x.txt").write_text(text)
+        (out / "y.bin").write_bytes(b"\x00\x01")
+        run["images_per_second"] = 12.5
+    return folder
+
+
+def test_manifest_lists_files_parameters_seeds_inputs_and_sources(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("input")
+    first = make(tmp_path / "first", inputs={"text": tmp_path / "in.txt"})
+    second = make(tmp_path / "second", inputs={"first": first, "manifest": first / "manifest.json"})
+    read = m.read_manifest(first)
+    assert read["files"] == {
+        "sub/x.txt": hashlib.sha256(b"hello").hexdigest(),
+        "y.bin": hashlib.sha256(b"\x00\x01").hexdigest(),
+    }
+    assert read["kind"] == "thing" and read["seeds"] == {"erase": 3}
+    assert read["parameters"] == {"a": 1, "b": {"lr": 0.1, "names": ["b", "a"]}}
+    assert read["inputs"] == {"text": hashlib.sha256(b"input").hexdigest()}
+    assert read["sources"] == {"resurgence/manifest.py": hashlib.sha256(SOURCE.read_bytes()).hexdigest()}
+    digest = hashlib.sha256((first / "manifest.json").read_bytes()).hexdigest()
+    assert m.read_manifest(second / "manifest.json")["inputs"] == {"first": digest, "manifest": digest}
+    run = json.loads((first / "run.json").read_text())
+    assert run["images_per_second"] == 12.5 and run["seconds"] >= 0 and run["peak_memory_mib"] > 1
+    assert run["host"] and run["versions"]["python"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["first", "in.txt", "second"]
+
+
+def test_the_same_step_writes_the_same_bytes_and_a_change_anywhere_shows(tmp_path: Path) -> None:
+    def text(**options) -> str:
+        return (make(tmp_path / "a", **options) / "manifest.json").read_text()
+
+    first = text()
+    assert text() == first == text(parameters={"a": 1, "b": Config()})  # the order of the keys is no change
+    assert text(text="other") != first
+    assert text(parameters={"a": 2, "b": Config()}) != first
+    assert text(parameters={"a": 1, "b": Config(names=("a", "b"))}) != first  # the order of a list is one
+    assert text(inputs={"in": SOURCE}) != first
+
+
+def test_folder_input_without_manifest_is_digested_by_content(tmp_path: Path) -> None:
+    (tmp_path / "base" / "unet").mkdir(parents=True)
+    file = tmp_path / "base" / "unet" / "w"
+    file.write_text("1")
+    first = m.digest_of(tmp_path / "base")
+    assert m.digest_of(tmp_path / "base") == first
+    file.rename(file.with_name("v"))
+    assert m.digest_of(tmp_path / "base") != first
+
+
+def test_it_replaces_an_older_artefact_as_a_whole(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    (tmp_path / "a" / "stale.txt").write_text("stale")
+    make(tmp_path / "a", text="new")
+    assert (tmp_path / "a" / "sub" / "x.txt").read_text() == "new" and m.verify(tmp_path / "a") == []
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_verify_finds_missing_changed_and_foreign_files(tmp_path: Path) -> None:
+    folder = make(tmp_path / "a")
+    assert m.verify(folder) == []
+    (folder / "y.bin").unlink()
+    (folder / "sub" / "x.txt").write_text("hallo")
+    (folder / "sub" / "z.txt").write_text("")
+    problems = "\n".join(m.verify(folder))
+    assert "y.bin is missing" in problems and "z.txt is not part" in problems and "x.txt has changed" in problems
+    assert len(problems.splitlines()) == 3
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": 3}', '{"kind": "x"}'])
+def test_damaged_manifest_names_file_and_remedy(tmp_path: Path, text: str) -> None:
+    folder = make(tmp_path / "a")
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged .*run its step again"):
+        m.read_manifest(folder)
+    assert "damaged" in m.verify(folder)[0]
+
+
+def test_missing_manifest_and_missing_input_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no finished artefact"):
+        m.read_manifest(tmp_path / "nothing")
+    assert len(m.verify(tmp_path / "nothing")) == 1
+    entered = False
+    with (
+        pytest.raises(FileNotFoundError, match="absent"),
+        m.write_artefact(tmp_path / "a", "x", {}, {"in": tmp_path / "absent"}, [], {}, {}),
+    ):
+        entered = True
+    assert not entered
+
+
+@pytest.mark.parametrize("value", [object(), float("nan"), float("inf"), b"bytes"])
+def test_unusable_parameters_are_refused_before_the_work(tmp_path: Path, value: object) -> None:
+    with pytest.raises(ValueError), m.write_artefact(tmp_path / "a", "x", {"p": value}, {}, [], {}, {}):
+        pytest.fail("the block was entered")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("stop"), SystemExit(143), KeyboardInterrupt()])
+def test_an_exception_leaves_the_older_artefact_and_no_debris(tmp_path: Path, error: BaseException) -> None:
+    make(tmp_path / "a", text="old")
+    with pytest.raises(type(error)), m.write_artefact(tmp_path / "a", "x", {}, {}, [], {}, {}) as out:
+        (out / "x").write_text("half")
+        raise error
+    assert m.verify(tmp_path / "a") == [] and (tmp_path / "a" / "sub" / "x.txt").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_step_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="wrote no file"), m.write_artefact(tmp_path / "a", "x", {}, {}, [], {}, {}):
+        pass
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_with_artefacts_below_it_is_not_overwritten(tmp_path: Path) -> None:
+    make(tmp_path / "cell" / "lora")
+    with pytest.raises(ValueError, match="another artefact"):
+        make(tmp_path / "cell")
+    assert m.verify(tmp_path / "cell" / "lora") == []
+
+
+def test_kill_9_in_the_middle_leaves_nothing_accepted_and_a_rerun_succeeds(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from resurgence.manifest import write_artefact\n"
+        "with write_artefact(Path(sys.argv[1]), 'x', {}, {}, [], {}, {}) as out:\n"
+        "    (out / 'half').write_text('half'); print('writing', flush=True); time.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent.parent)}
+    command = [sys.executable, "-c", code, str(tmp_path / "a")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"writing\n"
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+    assert not (tmp_path / "a").exists() and m.verify(tmp_path / "a")
+    make(tmp_path / "a")
+    assert m.verify(tmp_path / "a") == [] and not (tmp_path / "a" / "half").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_killed_between_the_two_renames_the_next_run_recovers(tmp_path: Path) -> None:
+    make(tmp_path / "a", text="old")
+    (tmp_path / "a").rename(tmp_path / ".a.old")
+    make(tmp_path / "a", text="new")
+    assert m.verify(tmp_path / "a") == [] and [p.name for p in tmp_path.iterdir()] == ["a"]

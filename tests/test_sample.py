@@ -1,0 +1,255 @@
+"""The sampler against diffusers' own pipeline, and its independence of batch size, order and memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from resurgence import sample as s
+from resurgence.bases import ddim_of
+from resurgence.config import ConfigError
+from resurgence.progress import Progress, duration
+from tiny import SENTENCES, make_pipeline
+
+CFG = s.SamplingConfig(steps=4, guidance=5.0, batch=7)
+LATENT_TOLERANCE = 1e-4  # of latents of order 1, between batch sizes and against diffusers
+
+
+def prompt_table(rows: int, prompts: int = 5) -> pd.DataFrame:
+    """Interleaved prompts, so that rows of one prompt are not neighbours."""
+    return pd.DataFrame(
+        {
+            "prompt": [SENTENCES[i % prompts] for i in range(rows)],
+            "concept": "ship",
+            "role": "erase",
+            "seed": [1000 + i for i in range(rows)],
+            "index": range(rows),
+        }
+    )
+
+
+def run(pipe: StableDiffusionPipeline, table: pd.DataFrame, cfg: s.SamplingConfig) -> dict[int, np.ndarray]:
+    return {row: np.asarray(image).astype(int) for row, image in s.sample(pipe, table, cfg)}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> StableDiffusionPipeline:
+    return make_pipeline(prediction_type="v_prediction")
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("guidance", [7.5, 1.0])
+@pytest.mark.parametrize("pad", ["eos", "zero"])
+def test_latents_and_images_equal_diffusers(prediction_type: str, guidance: float, pad: str) -> None:
+    pipe = make_pipeline(prediction_type=prediction_type, pad=pad, layers_per_block=2, heads=4)
+    pipe.scheduler = ddim_of(pipe.scheduler)
+    prompts, cfg = list(SENTENCES[:3]), s.SamplingConfig(steps=5, guidance=guidance)
+    noise = s.initial_noise([1, 2, 3], s.latent_shape(pipe, None))
+    options = {"latents": noise, "num_inference_steps": 5, "guidance_scale": guidance}
+    theirs = pipe(prompts, output_type="latent", **options).images
+    ours = s.denoise(pipe, noise, s.encode_prompts(pipe, prompts), s.encode_prompts(pipe, [""]), cfg)
+    assert theirs.std() > 0.1
+    assert (ours - theirs).abs().max() < LATENT_TOLERANCE
+    images = np.stack([np.asarray(image) for image in pipe(prompts, **options).images]).astype(int)
+    decoded = s.decode(pipe, ours).permute(0, 2, 3, 1).numpy().astype(int)
+    assert abs(images - decoded).max() <= 1
+
+
+def test_images_of_the_iterator_equal_diffusers_with_the_rows_generator(pipe: StableDiffusionPipeline) -> None:
+    table = prompt_table(3)
+    images = run(pipe, table, CFG)
+    pipe.scheduler = ddim_of(pipe.scheduler)
+    for row, (prompt, seed) in enumerate(zip(table["prompt"], table["seed"], strict=True)):
+        generator = torch.Generator().manual_seed(seed)
+        theirs = pipe(prompt, num_inference_steps=4, guidance_scale=5.0, generator=generator).images[0]
+        assert abs(images[row] - np.asarray(theirs).astype(int)).max() <= 1
+
+
+def test_same_images_for_batch_1_7_and_64(pipe: StableDiffusionPipeline) -> None:
+    table = prompt_table(66)
+    results = {batch: run(pipe, table, s.SamplingConfig(steps=3, guidance=5.0, batch=batch)) for batch in (1, 7, 64)}
+    for batch in (7, 64):
+        assert set(results[batch]) == set(range(66))
+        assert max(abs(results[1][row] - results[batch][row]).max() for row in range(66)) <= 1
+    pictures = np.stack(list(results[1].values()))
+    assert pictures.std() > 5 and len(np.unique(pictures.reshape(66, -1), axis=0)) == 66
+
+
+def test_same_latents_for_batch_1_7_and_64(pipe: StableDiffusionPipeline) -> None:
+    table = prompt_table(64)
+    text, empty = s.encode_prompts(pipe, table["prompt"]), s.encode_prompts(pipe, [""])
+    noise = s.initial_noise(table["seed"], s.latent_shape(pipe, None))
+
+    def latents(batch: int) -> torch.Tensor:
+        parts = zip(noise.split(batch), text.split(batch), strict=True)
+        return torch.cat([s.denoise(pipe, n, t, empty, CFG) for n, t in parts])
+
+    whole = latents(64)
+    assert whole.std() > 0.1
+    assert (latents(1)[:9] - whole[:9]).abs().max() < LATENT_TOLERANCE
+    assert (latents(7) - whole).abs().max() < LATENT_TOLERANCE
+
+
+def test_rerun_is_bit_identical_and_the_global_seed_has_no_say(pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    table = prompt_table(9)
+    for name, seed in (("a", 0), ("b", 1)):
+        torch.manual_seed(seed)
+        s.write_image_set(tmp_path / name, table, s.sample(pipe, table, CFG))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_subset_and_another_order_give_the_same_images(pipe: StableDiffusionPipeline) -> None:
+    table = prompt_table(12)
+    whole = run(pipe, table, CFG)
+    part = table.iloc[[11, 3, 7]]
+    images = run(pipe, part, CFG)
+    for position, row in enumerate([11, 3, 7]):
+        assert abs(images[position] - whole[row]).max() <= 1
+
+
+def test_each_unique_prompt_is_encoded_once(pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s, "WINDOW", 2)
+    encoded = []
+    original = pipe.encode_prompt
+
+    def counting(texts: list[str], *args: object) -> tuple:
+        encoded.extend(texts)
+        return original(texts, *args)
+
+    monkeypatch.setattr(pipe, "encode_prompt", counting)
+    table = prompt_table(20, prompts=5)
+    images = run(pipe, table, s.SamplingConfig(steps=1, guidance=5.0, batch=7))
+    assert sorted(encoded) == sorted(["", *SENTENCES[:5]]) and len(images) == 20
+
+
+def test_window_returns_the_embedding_of_each_prompt(
+    pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s, "WINDOW", 3)
+    whole = s.encode_prompts(pipe, SENTENCES)
+    window = s.PromptWindow(pipe, SENTENCES)
+    for codes in ([0, 0, 1], [1, 1], [1, 2, 3, 4, 5], [5], [5, 6]):
+        assert torch.allclose(window[codes], whole[torch.tensor(codes)], atol=1e-5)
+    assert len(window.held) <= 4
+
+
+def test_guidance_goes_through_one_forward_pass(
+    pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    forward = pipe.unet.forward
+    monkeypatch.setattr(pipe.unet, "forward", lambda x, *a, **k: (seen.append(len(x)), forward(x, *a, **k))[1])
+    run(pipe, prompt_table(3), CFG)
+    assert seen == [6] * 4
+    seen.clear()
+    run(pipe, prompt_table(3), s.SamplingConfig(steps=2, guidance=1.0))
+    assert seen == [3] * 2
+
+
+def test_out_of_memory_halves_the_batch_and_changes_no_image(
+    pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = prompt_table(10)
+    expected = run(pipe, table, CFG)
+    forward = pipe.unet.forward
+
+    def small(x: torch.Tensor, *args: object, **options: object) -> object:
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(x, *args, **options)
+
+    monkeypatch.setattr(pipe.unet, "forward", small)
+    with caplog.at_level(logging.WARNING):
+        images = run(pipe, table, s.SamplingConfig(steps=4, guidance=5.0, batch=8))
+    assert [record.args[1] for record in caplog.records] == [4, 2]
+    assert max(abs(images[row] - expected[row]).max() for row in range(10)) <= 1
+    monkeypatch.setattr(pipe.unet, "forward", lambda *a, **k: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    with pytest.raises(MemoryError, match="one image"):
+        run(pipe, table, CFG)
+
+
+def test_decode_in_chunks_is_the_whole(pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    latents = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole = s.decode(pipe, latents).int()
+    monkeypatch.setattr(s, "DECODE_PIXELS", 2 * 16 * 16)
+    assert whole.shape == (5, 3, 16, 16) and (s.decode(pipe, latents).int() - whole).abs().max() <= 1
+
+
+def test_size_in_pixels(pipe: StableDiffusionPipeline) -> None:
+    images = run(pipe, prompt_table(1), s.SamplingConfig(steps=1, size=24))
+    assert images[0].shape == (24, 24, 3)
+    with pytest.raises(ConfigError, match="multiple of 2"):
+        run(pipe, prompt_table(1), s.SamplingConfig(size=17))
+
+
+@pytest.mark.parametrize(("key", "value"), [("steps", 0), ("batch", 0), ("guidance", -1.0), ("size", 0)])
+def test_bad_settings_are_named(key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=key):
+        s.SamplingConfig(**{key: value})
+
+
+def test_half_precision_pipeline_keeps_its_type() -> None:
+    pipe = make_pipeline().to(dtype=torch.bfloat16)
+    image = run(pipe, prompt_table(1), s.SamplingConfig(steps=2))[0]
+    reference = run(make_pipeline(), prompt_table(1), s.SamplingConfig(steps=2))[0]
+    assert 0 < abs(image - reference).mean() < 20
+
+
+def test_image_set_round_trip_is_lossless_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s, "ROW_GROUP", 4)
+    table = prompt_table(11).assign(score=np.linspace(0, 1, 11), note="é")
+    pixels = np.random.default_rng(0).integers(0, 256, (11, 8, 9, 3), dtype=np.uint8)
+    images = ((int(row), Image.fromarray(pixels[row])) for row in np.random.default_rng(1).permutation(11))
+    s.write_image_set(tmp_path / "set" / "images.parquet", table, images)
+    read, back = s.read_image_set(tmp_path / "set" / "images.parquet")
+    assert np.array_equal(back.permute(0, 2, 3, 1).numpy(), pixels) and back.dtype == torch.uint8
+    pd.testing.assert_frame_equal(read, table, check_dtype=False)
+    assert read["seed"].dtype == "int64" and read["score"].dtype == "float64"
+    assert [p.name for p in (tmp_path / "set").iterdir()] == ["images.parquet"]
+    assert pq.ParquetFile(tmp_path / "set" / "images.parquet").num_row_groups == 3
+
+
+def test_image_set_follows_the_hugging_face_convention(tmp_path: Path) -> None:
+    table = prompt_table(1)
+    s.write_image_set(tmp_path / "x.parquet", table, [(0, Image.new("RGB", (4, 4), "red"))])
+    read = pq.read_table(tmp_path / "x.parquet")
+    cell = read.column("image")[0].as_py()
+    assert set(cell) == {"bytes", "path"} and Image.open(io.BytesIO(cell["bytes"])).getpixel((0, 0)) == (255, 0, 0)
+    features = json.loads(read.schema.metadata[b"huggingface"])["info"]["features"]
+    assert features["image"] == {"_type": "Image"} and features["seed"] == {"dtype": "int64", "_type": "Value"}
+    assert list(features) == read.column_names
+
+
+def test_incomplete_and_doubled_image_sets_are_refused(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 4))
+    with pytest.raises(ValueError, match="1 of 2 rows have no image"):
+        s.write_image_set(tmp_path / "x.parquet", prompt_table(2), [(0, image)])
+    with pytest.raises(ValueError, match="twice"):
+        s.write_image_set(tmp_path / "x.parquet", prompt_table(2), [(0, image), (0, image)])
+    assert not (tmp_path / "x.parquet").exists()
+    with pytest.raises(FileNotFoundError, match=r"x\.parquet"):
+        s.read_image_set(tmp_path / "x.parquet")
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(ValueError, match=r"x\.parquet is damaged"):
+        s.read_image_set(tmp_path / "x.parquet")
+
+
+def test_progress_says_rate_and_time_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    monkeypatch.setattr("resurgence.progress.time.monotonic", lambda: now[0])
+    with caplog.at_level(logging.INFO):
+        progress = Progress("sampling", 100, "images", done=20)
+        for now[0] in (5.0, 10.0, 20.0, 25.0):
+            progress.add(10)
+    assert [r.getMessage() for r in caplog.records] == ["sampling: 50 of 100 images, 1.50 images/s, 33 s left"]
+    assert [duration(x) for x in (41.6, 185, 7800)] == ["42 s", "3 min 05 s", "2 h 10 min"]

@@ -1,0 +1,185 @@
+"""Bootstrap, jackknife, harmonic means: against loops, scipy, closed forms and a coverage simulation."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from resurgence import statistics
+from resurgence.statistics import Clusters, Estimate
+
+
+def grouped(groups: int, size: int, seed: int, spread: float = 1.0) -> tuple[np.ndarray, list[str]]:
+    """Values with an effect of the concept, and the concepts."""
+    generator = np.random.default_rng(seed)
+    values = generator.normal(0, spread, groups).repeat(size) + generator.normal(0, 1, groups * size)
+    return values, [f"c{i:03d}" for i in range(groups) for _ in range(size)]
+
+
+def test_equals_a_loop_over_resampled_concepts_with_the_same_draws() -> None:
+    generator = np.random.default_rng(3)
+    concepts = [f"c{k}" for k in generator.integers(0, 7, 60)]  # clusters of different sizes
+    before, after = generator.random((2, 60))
+    clusters = statistics.clusters_of(concepts)
+    counts = statistics.draw_counts(clusters.count, 50, np.random.default_rng(11))
+    gain = statistics.difference(*(statistics.bootstrap_mean(v, clusters, counts) for v in (after, before)))
+    names = sorted(set(concepts))
+    draws = np.random.default_rng(11).integers(0, len(names), size=(50, len(names)))
+    expected = []
+    for draw in draws:
+        rows = [row for k in draw for row in range(60) if concepts[row] == names[k]]
+        expected.append(np.mean([after[row] - before[row] for row in rows]))
+    # the difference of two ratios of sums with the same draws is the mean of the paired differences
+    np.testing.assert_allclose(gain.replicates, expected, rtol=1e-12)
+    assert gain.value == pytest.approx(np.mean(after - before), rel=1e-12) and gain.n == 60
+
+
+def test_equals_scipy_when_every_row_is_its_own_cluster() -> None:
+    values = np.random.default_rng(0).gamma(2.0, 1.0, 80)
+    clusters = statistics.clusters_of(["ship"] * 80)
+    assert clusters.unit == "pair" and clusters.count == 80
+    counts = statistics.draw_counts(80, 1000, np.random.default_rng(5))
+    mine = statistics.interval(statistics.bootstrap_mean(values, clusters, counts), 0.9)
+    theirs = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=1000, confidence_level=0.9, method="percentile", rng=np.random.default_rng(5)
+    )
+    np.testing.assert_allclose(mine, theirs.confidence_interval, rtol=1e-12)
+
+
+def coverage(groups: int, unit: str, simulations: int = 400) -> float:
+    """Share of nominal 95 % intervals that hold the true mean 0, with four rows a concept."""
+    hits = 0
+    for seed in range(simulations):
+        values, concepts = grouped(groups, 4, seed)
+        clusters = statistics.clusters_of(concepts if unit == "concept" else ["one"] * len(concepts))
+        counts = statistics.draw_counts(clusters.count, 400, np.random.default_rng(10_000 + seed))
+        low, high = statistics.interval(statistics.bootstrap_mean(values, clusters, counts), 0.95)
+        hits += low <= 0 <= high
+    return hits / simulations
+
+
+def test_coverage_is_what_the_docstring_says() -> None:
+    # the standard error of a simulated share near 0.93 is 0.013
+    assert 0.90 < coverage(30, "concept") < 0.98
+    assert 0.85 < coverage(10, "concept") < 0.94
+
+
+def test_ignoring_the_clusters_would_cover_much_less() -> None:
+    assert coverage(30, "pair") < 0.80
+
+
+def test_500_rows_and_2000_resamples_take_far_less_than_a_second() -> None:
+    values, concepts = grouped(50, 10, 0)
+    start = time.process_time()
+    clusters = statistics.clusters_of(concepts)
+    counts = statistics.draw_counts(clusters.count, 2000, np.random.default_rng(0))
+    for _ in range(10):
+        statistics.interval(statistics.bootstrap_mean(values, clusters, counts), 0.95)
+    assert time.process_time() - start < 1.0
+
+
+def test_counts_are_multinomial_draws() -> None:
+    counts = statistics.draw_counts(6, 4000, np.random.default_rng(1))
+    assert (counts.sum(1) == 6).all()
+    np.testing.assert_allclose(counts.mean(0), 1.0, atol=0.05)
+    np.testing.assert_allclose(counts.var(0), 5 / 6, atol=0.06)
+
+
+def test_generator_is_named_by_its_purpose() -> None:
+    first, again, other = (statistics.numpy_generator("bootstrap", 0, t).integers(0, 99, 9) for t in ("a", "a", "b"))
+    assert (first == again).all() and (first != other).any()
+
+
+def test_rows_that_do_not_count_leave_the_mean_and_every_resample() -> None:
+    values = np.array([1.0, np.nan, 0.0, 0.0, np.nan, np.nan])
+    clusters = statistics.clusters_of(["a", "a", "b", "b", "c", "c"])
+    counts = np.array([[1.0, 1, 1], [3, 0, 0], [0, 0, 3]])
+    estimate = statistics.bootstrap_mean(values, clusters, counts)
+    assert estimate.value == pytest.approx(1 / 3) and estimate.n == 3
+    np.testing.assert_allclose(estimate.replicates, [1 / 3, 1.0, np.nan])
+    assert statistics.interval(estimate, 0.5)[1] <= 1.0  # the empty resample is left out
+
+
+def test_without_any_row_that_counts_there_is_no_value_and_no_interval() -> None:
+    estimate = statistics.bootstrap_mean([np.nan] * 3, statistics.clusters_of(["a", "b", "c"]), np.ones((5, 3)))
+    assert estimate.n == 0 and math.isnan(estimate.value)
+    assert all(math.isnan(end) for end in statistics.interval(estimate, 0.95))
+
+
+@pytest.mark.parametrize("concepts", [["ship"], ["ship"] * 5, ["a", "a", "b", "b", "c"]])
+def test_constant_values_have_an_interval_of_length_zero(concepts: list[str]) -> None:
+    clusters = statistics.clusters_of(concepts)
+    counts = statistics.draw_counts(clusters.count, 100, np.random.default_rng(0))
+    estimate = statistics.bootstrap_mean([7.0] * len(concepts), clusters, counts)
+    assert statistics.interval(estimate, 0.95) == pytest.approx((7.0, 7.0))
+
+
+def test_jackknife_of_a_mean_is_students_interval() -> None:
+    values = np.random.default_rng(2).normal(5, 2, 20)
+    estimate = statistics.jackknife(lambda kept: values[kept].mean(), statistics.clusters_of(["x"] * 20))
+    expected = scipy.stats.t.interval(0.95, 19, values.mean(), scipy.stats.sem(values))
+    np.testing.assert_allclose(statistics.interval(estimate, 0.95), expected, rtol=1e-12)
+
+
+def test_jackknife_leaves_whole_concepts_out_in_at_most_32_groups() -> None:
+    seen: list[np.ndarray] = []
+    clusters = statistics.clusters_of([f"c{i:02d}" for i in range(40) for _ in range(3)])
+    estimate = statistics.jackknife(lambda kept: float(not seen.append(kept.copy())), clusters)
+    assert len(estimate.replicates) == 32 and len(seen) == 33
+    for kept in seen:
+        assert (kept.reshape(40, 3).all(1) | ~kept.reshape(40, 3).any(1)).all()
+    left_out = np.sum([~kept for kept in seen], axis=0)
+    assert (left_out == 1).all()  # every row once
+
+
+def test_one_cluster_has_no_jackknife_interval() -> None:
+    estimate = statistics.jackknife(lambda kept: 3.0, statistics.clusters_of(["x"]))
+    assert estimate.value == 3.0 and math.isnan(statistics.interval(estimate, 0.95)[0])
+
+
+def test_estimates_of_different_methods_do_not_mix() -> None:
+    one, two = Estimate(1.0, np.ones(3), 3), Estimate(1.0, np.ones(3), 3, "jackknife")
+    with pytest.raises(ValueError, match="bootstrap"):
+        statistics.difference(one, two)
+
+
+def test_harmonic_means_are_the_formulas_of_mace() -> None:
+    assert statistics.harmonic_c(0.1, 0.8) == pytest.approx(2 / (1 / 0.9 + 1 / 0.8))
+    assert statistics.harmonic_o(0.1, 0.8, 0.3) == pytest.approx(3 / (1 / 0.9 + 1 / 0.8 + 1 / 0.7))
+    assert statistics.harmonic_o(0.1, 0.8, 0.3) == pytest.approx(scipy.stats.hmean([0.9, 0.8, 0.7]))
+    assert statistics.harmonic_c(0.0, 1.0) == 1.0
+
+
+@pytest.mark.parametrize("accuracies", [(1.0, 0.8), (0.1, 0.0), (1.0, 0.0)])
+def test_harmonic_mean_is_zero_when_a_term_is(accuracies: tuple[float, float]) -> None:
+    assert statistics.harmonic_c(*accuracies) == 0.0
+    assert statistics.harmonic_o(0.1, 0.8, 1.0) == 0.0
+
+
+def test_harmonic_means_work_resample_by_resample() -> None:
+    erased, retained = Estimate(0.5, np.array([0.0, 0.5, 1.0]), 4), Estimate(0.5, np.array([1.0, 0.5, 1.0]), 6)
+    mean = statistics.combine(statistics.harmonic_c, erased, retained, n=10)
+    np.testing.assert_allclose(mean.replicates, [1.0, 0.5, 0.0])
+    assert mean.value == 0.5 and mean.n == 10
+
+
+def test_recovered_fraction() -> None:
+    assert statistics.recovered_fraction(0.9, 0.1, 0.5) == pytest.approx(0.5)
+    assert statistics.recovered_fraction(0.0, 8.0, 2.0) == pytest.approx(0.75)  # a distance to the base
+    assert math.isnan(statistics.recovered_fraction(0.4, 0.4, 0.9))
+
+
+def test_median_and_largest_deviation() -> None:
+    assert statistics.median_deviation([0.2, 0.9, 0.3]) == (0.3, pytest.approx(0.6))
+    assert statistics.median_deviation([0.4]) == (0.4, 0.0)
+    with pytest.raises(ValueError, match="at least one"):
+        statistics.median_deviation([])
+
+
+def test_clusters_do_not_depend_on_the_order_of_the_rows() -> None:
+    a = statistics.clusters_of(["dog", "cat", "dog"])
+    assert a == Clusters(a.codes, 2, "concept") and a.codes.tolist() == [1, 0, 1]

@@ -1,0 +1,338 @@
+"""Tables: every number against plain pandas on the rows, columns, order, pairing errors, files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from resurgence import statistics, summary, tables
+from resurgence.estimates import ImageSet, estimates, make_set, read_states
+from resurgence.scorers import frechet
+from scored import PEOPLE, features, prompt_rows, score, study_sets, write_scores_folder
+
+CELL = {"eraser": "mace", "variant": "default", "erase_seed": 0}
+TUNED = {**CELL, "finetune": "lora", "finetune_variant": "default", "finetune_seed": 0, "step": 100}
+COLUMNS = (
+    "base, task, eraser, variant, erase_seed, finetune, finetune_variant, finetune_seed, step, role, metric, n, "
+    "base_value, erased_value, finetuned_value, resurgence, resurgence_low, resurgence_high, recovered_fraction"
+)
+
+
+@pytest.fixture(scope="module")
+def sets() -> list[ImageSet]:
+    return study_sets()
+
+
+@pytest.fixture(scope="module")
+def estimated(sets: list[ImageSet]) -> pd.DataFrame:
+    return estimates(sets, 300, 0)[0]
+
+
+@pytest.fixture(scope="module")
+def table(estimated: pd.DataFrame) -> pd.DataFrame:
+    return tables.resurgence(estimated, 0.95)
+
+
+def rows_of(sets: list[ImageSet], task: str, **key: object) -> pd.DataFrame:
+    """The per-image rows of one image set."""
+    (one,) = (s for s in sets if s.key["task"] == task and all(s.key[k] == v for k, v in key.items()))
+    return one.rows
+
+
+def pick(table: pd.DataFrame, **key: object) -> pd.Series:
+    """The one row with these values."""
+    for name, value in key.items():
+        table = table[table[name] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def test_columns_are_those_of_the_study(table: pd.DataFrame, estimated: pd.DataFrame) -> None:
+    assert ", ".join(table.columns) == COLUMNS
+    cells = tables.cells(estimated, 0.95)
+    head = COLUMNS.split(", step")[0]
+    assert ", ".join(cells.columns) == head + ", state, step, role, metric, n, value, low, high"
+
+
+@pytest.mark.parametrize(
+    ("metric", "column", "scale"),
+    [
+        ("recogniser_accuracy", "recogniser_correct", 100),
+        ("clip_accuracy", "clip_correct", 100),
+        ("clip_probability", "clip_probability", 100),
+        ("clip_score", "clip_score", 1),
+    ],
+)
+@pytest.mark.parametrize(("task", "role"), [("identities-4", "erase"), ("identities-4", "retain"), ("ship", "synonym")])
+def test_values_are_means_of_the_rows(
+    sets: list[ImageSet], table: pd.DataFrame, task: str, role: str, metric: str, column: str, scale: float
+) -> None:
+    row = pick(table, task=task, eraser="uce", step=100, role=role, metric=metric)
+    rows = {
+        "base": rows_of(sets, task, state="base"),
+        "erased": rows_of(sets, task, state="erased", eraser="uce"),
+        "finetuned": rows_of(sets, task, state="finetuned", eraser="uce", step=100),
+    }
+    means = {state: scale * part.loc[part["role"] == role, column].mean() for state, part in rows.items()}
+    for state, mean in means.items():
+        assert row[f"{state}_value"] == pytest.approx(mean, rel=1e-5)
+    joined = rows["finetuned"].merge(rows["erased"], on=["prompt", "seed"], suffixes=("_after", "_before"))
+    joined = joined[joined["role_after"] == role]
+    gain = scale * (joined[f"{column}_after"] - joined[f"{column}_before"]).mean()
+    assert row["resurgence"] == pytest.approx(gain, rel=1e-5, abs=1e-9) and row["n"] == len(joined)
+    lost = means["base"] - means["erased"]
+    assert row["recovered_fraction"] == pytest.approx((means["finetuned"] - means["erased"]) / lost, rel=1e-4)
+    assert row["resurgence_low"] <= row["resurgence"] <= row["resurgence_high"]
+
+
+def test_interval_is_the_clustered_bootstrap_of_the_paired_differences(
+    sets: list[ImageSet], table: pd.DataFrame
+) -> None:
+    task, names = "identities-4", sorted(PEOPLE["erase"])
+    before, after = (rows_of(sets, task, eraser="mace", **k) for k in ({"state": "erased"}, {"step": 50}))
+    joined = after.merge(before, on=["prompt", "seed", "role", "concept"])
+    joined = joined[joined["role"] == "erase"]
+    sums = [(p["clip_score_x"] - p["clip_score_y"]).to_numpy() for _, p in joined.groupby("concept", sort=True)]
+    generator = statistics.numpy_generator("bootstrap", 0, task, *names)
+    draws = generator.integers(0, 4, size=(300, 4))
+    means = [np.concatenate([sums[k] for k in draw]).mean() for draw in draws]
+    row = pick(table, task=task, eraser="mace", step=50, role="erase", metric="clip_score")
+    expected = np.quantile(means, [0.025, 0.975])
+    np.testing.assert_allclose([row["resurgence_low"], row["resurgence_high"]], expected, rtol=1e-5)
+
+
+def test_frechet_is_the_distance_to_the_base_of_the_same_role(sets: list[ImageSet], table: pd.DataFrame) -> None:
+    base, erased = (
+        next(
+            s for s in sets if s.key["task"] == "ship" and s.key["state"] == state and s.key["eraser"] in (None, "mace")
+        )
+        for state in ("base", "erased")
+    )
+    mask = (base.rows["role"] == "retain").to_numpy()
+    row = pick(table, task="ship", eraser="mace", step=50, role="retain", metric="frechet")
+    assert row["erased_value"] == pytest.approx(frechet.distance(base.features[mask], erased.features[mask]), rel=1e-5)
+    assert row["base_value"] == 0 and row["n"] == mask.sum()
+    assert row["resurgence_low"] < row["resurgence"] < row["resurgence_high"]
+
+
+def test_harmonic_means_follow_the_task(sets: list[ImageSet], table: pd.DataFrame) -> None:
+    row = pick(table, task="identities-4", eraser="mace", step=100, metric="H_c")
+    rows = rows_of(sets, "identities-4", state="finetuned", eraser="mace", step=100)
+    acc = rows.groupby("role")["recogniser_correct"].mean()
+    assert row["finetuned_value"] == pytest.approx(100 * 2 / (1 / (1 - acc["erase"]) + 1 / acc["retain"]), rel=1e-5)
+    assert row["role"] == "all" and row["n"] == len(rows)
+    row = pick(table, task="ship", eraser="mace", step=100, metric="H_o")
+    acc = rows_of(sets, "ship", state="finetuned", eraser="mace", step=100).groupby("role")["clip_correct"].mean()
+    expected = 300 / (1 / (1 - acc["erase"]) + 1 / acc["retain"] + 1 / (1 - acc["synonym"]))
+    assert row["finetuned_value"] == pytest.approx(expected, rel=1e-5)
+    assert not ((table["task"] == "ship") & (table["metric"] == "H_c")).any()
+
+
+def test_synonyms_of_retained_concepts_are_a_role_of_their_own() -> None:
+    prompts = prompt_rows({"erase": ["ship"], "retain": ["cat"], "synonym": ["ship", "cat"]}, seeds=1)
+    prompts["seed"] = range(len(prompts))
+    one = make_set({"base": "m", "task": "t", "state": "base"}, score(prompts, dict.fromkeys(prompts["role"], 0.5), 0))
+    roles = one.rows.groupby("concept")["role"].unique().map(set).to_dict()
+    assert roles == {"ship": {"erase", "synonym"}, "cat": {"retain", "synonym-retain"}}
+
+
+def test_the_cluster_used_is_recorded(sets: list[ImageSet]) -> None:
+    draws = estimates(sets, 300, 0)[1]
+    used = {(row.task, row.role): (row.cluster, row.clusters, row.images) for row in draws.itertuples()}
+    assert used["identities-4", "erase"] == ("concept", 4, 32)
+    assert used["ship", "erase"] == ("pair", 8, 8)
+    assert used["ship", "retain"] == ("concept", 3, 24)
+
+
+def test_nothing_depends_on_the_order_of_sets_and_rows(sets: list[ImageSet], table: pd.DataFrame) -> None:
+    shuffled = []
+    for one in reversed(sets):
+        order = np.random.default_rng(len(shuffled)).permutation(len(one.rows))
+        shuffled.append(make_set(one.key, one.rows.iloc[order], one.features[order]))
+    pd.testing.assert_frame_equal(tables.resurgence(estimates(shuffled, 300, 0)[0], 0.95), table)
+
+
+def test_the_seed_of_the_statistics_changes_intervals_only(sets: list[ImageSet], table: pd.DataFrame) -> None:
+    other = tables.resurgence(estimates(sets, 300, 1)[0], 0.95)
+    assert (other["resurgence"] == table["resurgence"]).all()
+    assert (other["resurgence_low"] != table["resurgence_low"]).any()
+
+
+def test_the_control_without_erasing_recovers_nothing(sets: list[ImageSet]) -> None:
+    base = sets[0]
+    none = {"base": "miniature", "task": "identities-4", **TUNED, "eraser": "none"}
+    erased = make_set({**none, "state": "erased"}, base.rows, base.features)
+    tuned = make_set({**none, "state": "finetuned"}, base.rows, base.features)
+    made = tables.resurgence(estimates([base, erased, tuned], 100, 0)[0], 0.95)
+    assert (made["resurgence"] == 0).all() and made["recovered_fraction"].isna().all()
+    assert (made.loc[made["metric"] == "recogniser_accuracy", ["resurgence_low", "resurgence_high"]] == 0).all().all()
+
+
+def test_over_seeds_is_the_median_and_largest_deviation() -> None:
+    sets = study_sets(steps=(100,), erase_seeds=(0, 1, 2), erasers=("mace",))
+    table = tables.resurgence(estimates(sets, 100, 0)[0], 0.95)
+    seeds = tables.over_seeds(table)
+    row = pick(seeds, task="ship", role="erase", metric="clip_accuracy")
+    values = table[(table["task"] == "ship") & (table["role"] == "erase") & (table["metric"] == "clip_accuracy")]
+    assert row["runs"] == 3 and len(values) == 3
+    middle = sorted(values["finetuned_value"])[1]
+    assert row["finetuned_median"] == middle
+    assert row["finetuned_deviation"] == pytest.approx(max(abs(values["finetuned_value"] - middle)))
+    text = summary.terminal(table, 0.95)
+    assert "(3 runs)" in text and "of 3" in text
+
+
+def make_pair(change: str) -> list[ImageSet]:
+    """A base and an erased image set of which the second differs in one way."""
+    prompts = score(prompt_rows(PEOPLE), {"erase": 0.5, "retain": 0.5}, 0)
+    values = features(prompts, 0.0, 0)
+    key = {"base": "miniature", "task": "identities-4"}
+    base = make_set({**key, "state": "base"}, prompts, values)
+    rows = prompts.copy()
+    if change == "lacks":
+        rows, values = rows.drop(index=5), np.delete(values, 5, 0)
+    elif change == "seed":
+        rows.loc[5, "seed"] = 77
+    elif change == "more":
+        rows = pd.concat([rows, rows.iloc[[5]].assign(seed=77)])
+        values = np.concatenate([values, values[:1]])
+    elif change == "twice":
+        rows = pd.concat([rows, rows.iloc[[5]]])
+        values = np.concatenate([values, values[:1]])
+    return [base, make_set({**key, **CELL, "state": "erased"}, rows, None if change == "features" else values)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "lacks",
+            r"erased base=miniature task=identities-4 eraser=mace .* lacks \('a sketch of the princess', seed 5001",
+        ),
+        ("seed", r"lacks \('a sketch of the princess', seed 5001\); sample it with the prompts"),
+        ("more", r"base base=miniature task=identities-4 lacks \('a sketch of the princess', seed 77\)"),
+        ("twice", r"scores twice: \('a sketch of the princess', seed 5001\)"),
+        ("features", r"erased .* has no features and others have"),
+    ],
+)
+def test_unpaired_images_are_named(change: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        estimates(make_pair(change), 100, 0)
+
+
+def test_missing_states_are_named(sets: list[ImageSet]) -> None:
+    with pytest.raises(ValueError, match="task 'identities-4' of base 'miniature' has no image set of the base"):
+        estimates(sets[1:3], 100, 0)
+    with pytest.raises(ValueError, match="image set given twice: erased"):
+        estimates([*sets[:2], sets[1]], 100, 0)
+    tuned = next(s for s in sets if s.key["state"] == "finetuned")
+    with pytest.raises(ValueError, match=r"has .* and no erased image set has; score that one too"):
+        tables.resurgence(estimates([sets[0], tuned], 100, 0)[0], 0.95)
+    with pytest.raises(ValueError, match="no scores"):
+        estimates([], 100, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ({"state": "tuned"}, "state = 'tuned'.*known: base, erased, finetuned"),
+        ({"base": "m", "task": "t", "state": "erased", "eraser": "uce", "variant": "default"}, "has no erase_seed"),
+        ({"base": "m", "task": "t", **TUNED, "step": None, "state": "finetuned"}, "has no step"),
+    ],
+)
+def test_incomplete_keys_are_named(key: dict, message: str) -> None:
+    rows = score(prompt_rows(PEOPLE), {"erase": 0.5, "retain": 0.5}, 0)
+    with pytest.raises(ValueError, match=message):
+        make_set(key, rows)
+
+
+def test_general_prompts_have_a_score_and_no_accuracy() -> None:
+    prompts = prompt_rows(PEOPLE)
+    captions = [(f"caption {k}", "", "general", "", 10**6 + k, 0) for k in range(8)]
+    prompts = pd.concat([prompts, pd.DataFrame(captions, columns=prompts.columns)], ignore_index=True)
+    rows = score(prompts, {"erase": 0.5, "retain": 0.5, "general": 0.2}, 0)
+    rows.loc[rows["role"] == "general", ["recogniser_correct", "clip_correct", "clip_probability"]] = np.nan
+    one = make_set({"base": "miniature", "task": "t", "state": "base"}, rows, features(rows, 0, 0))
+    cells = tables.cells(estimates([one], 100, 0)[0], 0.95)
+    assert set(cells.loc[cells["role"] == "general", "metric"]) == {"clip_score", "frechet"}
+
+
+def test_floats_have_six_digits_and_no_minus_zero() -> None:
+    rows = [{"base": "m", "state": "base", "metric": "H_c", "role": "all", "value": v, "n": 3} for v in (1 / 3, -0.0)]
+    frame = tables.tidy(
+        [{**r, "step": k, "low": 123456.789, "high": math.nan} for k, r in enumerate(rows)], tables.CELLS
+    )
+    assert frame.to_csv(index=False).splitlines()[1:] == [
+        "m,,,,,,,,base,0,all,H_c,3,0.333333,123457.0,",
+        "m,,,,,,,,base,1,all,H_c,3,0.0,123457.0,",
+    ]
+
+
+@pytest.fixture
+def entries(sets: list[ImageSet], tmp_path: Path) -> list[dict]:
+    """Scores folders of the synthetic study, with their entries."""
+    return [write_scores_folder(tmp_path / "scores" / str(k), one) for k, one in enumerate(sets)]
+
+
+def test_files_are_complete_and_equal_for_equal_scores(entries: list[dict], tmp_path: Path) -> None:
+    entries = json.loads(json.dumps(entries))  # keys as they come from a configuration
+    told = tables.run(entries, tmp_path / "a", 200, 0.95, 0)
+    tables.run(entries[::-1], tmp_path / "b", 200, 0.95, 0)
+    names = ["cells.csv", "intervals.csv", "resurgence.csv", "resurgence.md", "seeds.csv"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    read = pd.read_csv(tmp_path / "a" / "resurgence.csv")
+    assert ", ".join(read.columns) == COLUMNS and read["n"].dtype == np.int64
+    assert "identities-4" in told and "Recogniser accuracy" in told
+    assert max(len(line) for line in told.splitlines()) <= 140
+
+
+def test_reading_states_names_the_features(entries: list[dict], tmp_path: Path) -> None:
+    (one,) = read_states(entries[:1])
+    assert one.features.shape == (len(one.rows), 5) and one.key["state"] == "base"
+    with pytest.raises(ValueError, match="holds no features of 'clip'"):
+        read_states(entries[:1], "clip")
+    with pytest.raises(FileNotFoundError, match=r"no scores\.parquet"):
+        read_states([{**entries[0], "path": str(tmp_path / "nowhere")}])
+
+
+def test_without_fine_tuning_there_is_a_cell_table_and_no_resurgence(sets: list[ImageSet]) -> None:
+    estimated = estimates([s for s in sets if s.key["state"] != "finetuned"], 100, 0)[0]
+    table = tables.resurgence(estimated, 0.95)
+    assert table.empty and ", ".join(table.columns) == COLUMNS
+    assert tables.over_seeds(table).empty and len(tables.cells(estimated, 0.95))
+    assert "no resurgence table" in summary.terminal(table, 0.95)
+
+
+def test_summary_shows_the_last_step_with_its_interval(table: pd.DataFrame, sets: list[ImageSet]) -> None:
+    row = pick(table, task="identities-4", eraser="mace", step=100, role="erase", metric="recogniser_accuracy")
+    line = next(t for t in summary.terminal(table, 0.95).splitlines() if t.startswith("identities-4  mace"))
+    shown = [summary.number(row[c]) for c in ("resurgence", "resurgence_low", "resurgence_high")]
+    assert "{} [{}, {}]".format(*shown) in line and " 100 " in line and " 50 " not in line
+    assert ("yes" in line) == (row["resurgence_low"] > 0)
+    draws = estimates(sets, 10, 0)[1]
+    text = summary.markdown(table, tables.over_seeds(table), draws, 0.95)
+    for title in ("Recogniser accuracy", "CLIP accuracy", "Fréchet distance", "H_c", "H_o", "Intervals"):
+        assert f"## {title}" in text or title in text
+    widths = [line.count("|") for line in text.splitlines() if line.startswith("| identities-4")]
+    assert widths and "came back" not in text.split("Fréchet distance")[1].split("##")[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.0"), (-0.0, "0.0"), (84.375, "84.4"), (0.04321, "0.043"), (-12.0, "-12.0"), (math.nan, "-")],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert summary.number(value) == text
+
+
+def test_a_set_without_features_has_no_frechet(sets: list[ImageSet]) -> None:
+    plain = [dataclasses.replace(one, features=None) for one in sets[:2]]
+    assert "frechet" not in set(estimates(plain, 100, 0)[0]["metric"])

@@ -1,0 +1,224 @@
+"""The checked study, and the functions that the rules take their inputs and settings from. No rules here."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from snakemake.utils import validate
+
+ROOT = Path(workflow.basedir)
+# jobs run the package of this tree, with the Python that runs Snakemake
+sys.path.insert(0, str(ROOT / "src"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+from resurgence import blocks
+from resurgence.config import read_yaml
+from resurgence.declared import needs
+from resurgence.study import Cell, Erasure, make_study, printed, split
+
+STUDY = make_study(config)
+validate(config, str(ROOT / "workflow/schemas/params.schema.yaml"), set_default=False)
+
+DEVICE = STUDY.base.device
+# without a GPU the jobs run side by side, one core each
+GPU = int(DEVICE == "cuda" or (DEVICE == "auto" and shutil.which("nvidia-smi") is not None))
+THREADS = 4 if GPU else 1
+
+
+def task(wildcards):
+    return wildcards.task
+
+
+def erasure(wildcards):
+    return Erasure(wildcards.task, *split(wildcards.eraser), int(wildcards.erase_seed))
+
+
+def cell(wildcards):
+    return Cell(erasure(wildcards), *split(wildcards.finetune), int(wildcards.finetune_seed))
+
+
+def set_name(wildcards):
+    return wildcards.set
+
+
+def model_task(wildcards):
+    """The task of any model: the first folder of its path."""
+    return wildcards.model.split("/")[0]
+
+
+def block(make, *take):
+    """A rule's settings as one sorted text: what `make` returns for the study and what is taken from the wildcards."""
+
+    def of_wildcards(wildcards):
+        return blocks.text(make(STUDY, *(take_one(wildcards) for take_one in take)))
+
+    return of_wildcards
+
+
+def files_of(folder):
+    """The weights and settings in a local folder, as inputs; none for a hub id, which its revision fixes."""
+    suffixes = {".json", ".safetensors", ".txt"}
+    return sorted(path.as_posix() for path in Path(folder).rglob("*") if path.suffix in suffixes)
+
+
+BASE = files_of(STUDY.base.path)
+SCORER_WEIGHTS = [file for cfg in STUDY.scorers.values() if "path" in cfg for file in files_of(cfg["path"])]
+SCORERS = [f"scorers/{name}" for name, cfg in STUDY.scorers.items() if "features" not in cfg]
+MODEL = r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_.-]*/s\d+(/[a-z0-9][a-z0-9_.-]*/f\d+)?)?"
+
+
+def segmenter():
+    """The module of the segmenter that the study uses."""
+    return f"segmenters/{STUDY.masks.segmenter.replace('-', '_')}"
+
+
+def mask_base():
+    """The base, for the segmenter that reads its attention."""
+    return BASE if STUDY.masks.segmenter == "cross-attention" else []
+
+
+def eraser_sources(wildcards):
+    """The stage's modules and those of the eraser."""
+    return sources("erase", STUDY.erasers[split(wildcards.eraser)[0]].module.removesuffix(".py"))
+
+
+def captions_file(item):
+    """The file of caption templates that an eraser's settings name, if they name one."""
+    captions = STUDY.eraser_settings(item.task, item.eraser, item.variant).get("captions")
+    return [captions] if captions and isinstance(captions, str) else []
+
+
+def data_of(wildcards, wanted):
+    """Manifests of what an eraser needs, of the wanted kinds."""
+    found = needs(STUDY.erasers[split(wildcards.eraser)[0]].module) & wanted
+    place = f"results/{wildcards.base}"
+    files = {
+        "prior": f"{place}/moments",
+        "domain": f"{place}/{wildcards.task}/moments",
+        "images": f"{place}/{wildcards.task}/concept_images",
+        "masks": f"{place}/{wildcards.task}/masks",
+    }
+    return [f"{files[kind]}/manifest.json" for kind in sorted(found)]
+
+
+def loras_data(wildcards):
+    """What LoRAs are trained on."""
+    return data_of(wildcards, {"prior", "domain", "images", "masks"}) + captions_file(erasure(wildcards))
+
+
+def eraser_inputs(wildcards):
+    """What an eraser works on: its data, or its trained LoRAs and the corpora."""
+    item = erasure(wildcards)
+    if not blocks.has_loras(STUDY, item.eraser):
+        return loras_data(wildcards)
+    trained = f"{STUDY.folder(blocks.loras_of(STUDY, item))}/loras/manifest.json"
+    return [trained, *data_of(wildcards, {"prior", "domain"}), *captions_file(item)]
+
+
+def erased(item):
+    """The erased delta of a model; none for the eraser that changes nothing."""
+    return [f"{STUDY.folder(item)}/delta/manifest.json"] if STUDY.erasers[item.eraser].module else []
+
+
+def finetune_inputs(wildcards):
+    """The fine-tuning set and the erased delta."""
+    chosen = STUDY.set_of(*split(wildcards.finetune))
+    return [f"results/{wildcards.base}/{wildcards.task}/finetune_sets/{chosen}/manifest.json", *erased(erasure(wildcards))]
+
+
+def model_weights(wildcards):
+    """The prompt set of a model's task, and the weights that make the model from the base."""
+    place, parts = f"results/{wildcards.base}", wildcards.model.split("/")
+    found = [f"{place}/{parts[0]}/prompts/manifest.json"]
+    if len(parts) > 1:
+        found += erased(Erasure(parts[0], *split(parts[1]), int(parts[2][1:])))
+    if len(parts) > 3:
+        found.append(f"{place}/{wildcards.model}/weights/manifest.json")
+    return found
+
+
+WORLD = read_yaml(STUDY.world)
+TRAINING_DEVICE = "cuda" if GPU else "cpu"
+
+
+def world_files(part):
+    """The word lists that a part of the world is made from; the base is also trained more on the tasks' concepts."""
+    return [WORLD["concepts"]] + [WORLD["templates"]] * (part in ("base", "clip"))
+
+
+def world_block(part):
+    """The settings of a part of the world."""
+    return blocks.text({"settings": WORLD["packages"] if part == "drawings" else WORLD[part]})
+
+
+def score_manifests():
+    """The scores of every model of the study; a control that changes nothing has those of the base."""
+    items = [*STUDY.tasks.names, *STUDY.cells(), *(blocks.seen_as(STUDY, item) for item in STUDY.erasures())]
+    return [f"{folder}/scores/manifest.json" for folder in dict.fromkeys(STUDY.folder(item) for item in items)]
+
+
+def every_manifest():
+    """All artefacts of the study, for what it cost."""
+    found = [f"{study_folder}/{name}" for study_folder, name in shared_artefacts()]
+    for item in STUDY.erasures():
+        if STUDY.erasers[item.eraser].module:
+            found += [f"{STUDY.folder(item)}/{name}" for name in ("delta", "images", "scores")]
+        if blocks.has_loras(STUDY, item.eraser):
+            found.append(f"{STUDY.folder(blocks.loras_of(STUDY, item))}/loras")
+    for item in STUDY.cells():
+        found += [f"{STUDY.folder(item)}/{name}" for name in ("weights", "images", "scores")]
+    return [f"{folder}/manifest.json" for folder in dict.fromkeys(found)]
+
+
+def shared_artefacts():
+    """What the models of a task share: (folder, name) of everything that some model of the study needs."""
+    for name in STUDY.tasks.names:
+        place = STUDY.folder(name)
+        yield from ((place, part) for part in ("prompts", "images", "scores"))
+        wanted = {kind for item in STUDY.erasures() if item.task == name for kind in needs(STUDY.erasers[item.eraser].module)}
+        parts = {"domain": "moments", "images": "concept_images", "masks": "masks"}
+        yield from ((place, part) for kind, part in parts.items() if kind in wanted)
+        sets = {STUDY.set_of(item.finetune, item.variant) for item in STUDY.cells() if item.erasure.task == name}
+        yield from ((place, f"finetune_sets/{chosen}") for chosen in sorted(sets))
+        if "prior" in wanted:
+            yield f"results/{STUDY.base.name}", "moments"
+
+
+def shown_manifests():
+    """The image sets and masks that the grids show."""
+    shown = blocks.grids(STUDY)
+    found = [folder for columns in shown["columns"].values() for folder in columns.values()]
+    found += [f"{place}/{part}" for place in shown["masks"].values() for part in ("concept_images", "masks")]
+    return [f"{folder}/manifest.json" for folder in dict.fromkeys(found)]
+
+
+def figure(path, category, caption, **labels):
+    """A picture of the report."""
+    return report(path, category=category, caption=f"../report/{caption}.rst", labels=labels)
+
+
+FIGURES = [
+    figure(f"results/figures/{stem}_{metric}.png", category, caption, content=title, metric=metric)
+    for stem, category, caption, title in (
+        ("before_after", "Overview", "before_after", "before and after"),
+        ("resurgence", "Curves", "resurgence_steps", "resurgence over steps"),
+        ("steps", "Curves", "steps", "metric over steps"),
+    )
+    for metric in STUDY.figures.metrics
+]
+FIGURES += [
+    figure(f"results/figures/training_{name}.png", "Training", "training", task=name)
+    for name in STUDY.tasks.names
+    if any(title.startswith(f"{name}: ") for title in blocks.weights(STUDY))
+]
+FIGURES += [figure("results/figures/cost.png", "Cost", "cost", content="seconds by stage")]
+GRIDS = [
+    figure(f"results/grids/{name}/{role}.png", "Samples", "samples", model=name, concepts=told)
+    for name in blocks.grids(STUDY)["columns"]
+    for role, told in (("erase", "erased"), ("retain", "retained"))
+]
+GRIDS += [
+    figure(f"results/grids/{name}/masks.png", "Masks", "masks", task=name) for name in blocks.grids(STUDY)["masks"]
+]

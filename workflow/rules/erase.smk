@@ -1,0 +1,51 @@
+# Erased models: what an eraser changes in the base.
+
+
+rule loras:
+    message:
+        "LoRAs of {wildcards.task} for {wildcards.eraser}, seed {wildcards.erase_seed}"
+    input:
+        sources("loras"),
+        BASE,
+        loras_data,
+    output:
+        manifest="results/{base}/{task}/{eraser}/s{erase_seed}/loras/manifest.json",
+    log:
+        "logs/{base}/{task}/{eraser}/s{erase_seed}/loras.log",
+    benchmark:
+        "results/benchmarks/loras/{base}/{task}/{eraser}/s{erase_seed}.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    threads: THREADS
+    resources:
+        gpu=GPU,
+    params:
+        cfg=block(blocks.loras, erasure),
+    shell:
+        "python -m resurgence.stages.loras --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        " --inputs {input} > {log} 2>&1"
+
+
+rule erase:
+    message:
+        "Erase {wildcards.task} with {wildcards.eraser}, seed {wildcards.erase_seed}"
+    input:
+        eraser_sources,
+        BASE,
+        eraser_inputs,
+    output:
+        manifest="results/{base}/{task}/{eraser}/s{erase_seed}/delta/manifest.json",
+    log:
+        "logs/{base}/{task}/{eraser}/s{erase_seed}/delta.log",
+    benchmark:
+        "results/benchmarks/erase/{base}/{task}/{eraser}/s{erase_seed}.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    threads: THREADS
+    resources:
+        gpu=GPU,
+    params:
+        cfg=block(blocks.erase, erasure),
+    shell:
+        "python -m resurgence.stages.erase --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        " --inputs {input} > {log} 2>&1"

@@ -1,0 +1,56 @@
+# Images and scores of every model. A model is the path of its folder: <task> is the base itself,
+# <task>/<eraser>/s<seed> an erased model, and <task>/<eraser>/s<seed>/<finetune>/f<seed> a fine-tuned one.
+
+
+rule sample:
+    message:
+        "Sample {wildcards.model}"
+    input:
+        sources("sample"),
+        BASE,
+        model_weights,
+    output:
+        manifest="results/{base}/{model}/images/manifest.json",
+    log:
+        "logs/{base}/{model}/images.log",
+    benchmark:
+        "results/benchmarks/sample/{base}/{model}.jsonl"
+    wildcard_constraints:
+        model=MODEL,
+    conda:
+        "../../envs/conda.yaml"
+    threads: THREADS
+    resources:
+        gpu=GPU,
+    params:
+        cfg=block(blocks.sample),
+    shell:
+        "python -m resurgence.stages.sample --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        " --inputs {input} > {log} 2>&1"
+
+
+rule score:
+    message:
+        "Score the images of {wildcards.model}"
+    input:
+        sources("score", *SCORERS),
+        SCORER_WEIGHTS,
+        "results/{base}/{model}/images/manifest.json",
+    output:
+        manifest="results/{base}/{model}/scores/manifest.json",
+    log:
+        "logs/{base}/{model}/scores.log",
+    benchmark:
+        "results/benchmarks/score/{base}/{model}.jsonl"
+    wildcard_constraints:
+        model=MODEL,
+    conda:
+        "../../envs/conda.yaml"
+    threads: THREADS
+    resources:
+        gpu=GPU,
+    params:
+        cfg=block(blocks.score, model_task),
+    shell:
+        "python -m resurgence.stages.score --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        " --inputs {input} > {log} 2>&1"

@@ -1,0 +1,26 @@
+# Fine-tuned models: an erased model after training on images of other concepts, at several steps.
+
+
+rule finetune:
+    message:
+        "Fine-tune {wildcards.task} / {wildcards.eraser} with {wildcards.finetune}, seed {wildcards.finetune_seed}"
+    input:
+        sources("finetune"),
+        BASE,
+        finetune_inputs,
+    output:
+        manifest="results/{base}/{task}/{eraser}/s{erase_seed}/{finetune}/f{finetune_seed}/weights/manifest.json",
+    log:
+        "logs/{base}/{task}/{eraser}/s{erase_seed}/{finetune}/f{finetune_seed}/weights.log",
+    benchmark:
+        "results/benchmarks/finetune/{base}/{task}/{eraser}/s{erase_seed}/{finetune}/f{finetune_seed}.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    threads: THREADS
+    resources:
+        gpu=GPU,
+    params:
+        cfg=block(blocks.finetune, cell),
+    shell:
+        "python -m resurgence.stages.finetune --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        " --inputs {input} > {log} 2>&1"

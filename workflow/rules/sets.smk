@@ -1,0 +1,144 @@
+# What a task is made of, computed once and shared by all erasers: prompts, corpora, concept images, fine-tuning sets.
+
+
+rule prompts:
+    message:
+        "Prompts of {wildcards.task}"
+    input:
+        sources("prompts"),
+    output:
+        manifest="results/{base}/{task}/prompts/manifest.json",
+    log:
+        "logs/{base}/{task}/prompts.log",
+    benchmark:
+        "results/benchmarks/prompts/{base}/{task}.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    params:
+        cfg=block(blocks.prompts, task),
+    shell:
+        "python -m resurgence.stages.prompts --block {params.cfg:q} --out {output.manifest} --inputs {input}"
+        " > {log} 2>&1"
+
+
+rule prior_moments:
+    message:
+        "Second moment of the general captions under {wildcards.base}"
+    input:
+        sources("moments"),
+        BASE,
+        STUDY.moments.prior,
+    output:
+        manifest="results/{base}/moments/manifest.json",
+    log:
+        "logs/{base}/moments.log",
+    benchmark:
+        "results/benchmarks/prior_moments/{base}.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    threads: THREADS
+    resources:
+        gpu=GPU,
+    params:
+        cfg=block(blocks.prior_moments),
+    shell:
+        "python -m resurgence.stages.moments --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        " --inputs {input} > {log} 2>&1"
+
+
+rule domain_moments:
+    message:
+        "Second moment of the concepts that {wildcards.task} retains"
+    input:
+        sources("moments"),
+        BASE,
+        STUDY.moments.domain,
+    output:
+        manifest="results/{base}/{task}/moments/manifest.json",
+    log:
+        "logs/{base}/{task}/moments.log",
+    benchmark:
+        "results/benchmarks/domain_moments/{base}/{task}.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    threads: THREADS
+    resources:
+        gpu=GPU,
+    params:
+        cfg=block(blocks.domain_moments, task),
+    shell:
+        "python -m resurgence.stages.moments --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        " --inputs {input} > {log} 2>&1"
+
+
+rule concept_images:
+    message:
+        "Images of the concepts that {wildcards.task} erases, made by {wildcards.base}"
+    input:
+        sources("concept_images"),
+        BASE,
+    output:
+        manifest="results/{base}/{task}/concept_images/manifest.json",
+    log:
+        "logs/{base}/{task}/concept_images.log",
+    benchmark:
+        "results/benchmarks/concept_images/{base}/{task}.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    threads: THREADS
+    resources:
+        gpu=GPU,
+    params:
+        cfg=block(blocks.concept_images, task),
+    shell:
+        "python -m resurgence.stages.concept_images --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        " --inputs {input} > {log} 2>&1"
+
+
+rule masks:
+    message:
+        "Masks of the concepts that {wildcards.task} erases"
+    input:
+        sources("masks", segmenter()),
+        mask_base(),
+        "results/{base}/{task}/concept_images/manifest.json",
+    output:
+        manifest="results/{base}/{task}/masks/manifest.json",
+    log:
+        "logs/{base}/{task}/masks.log",
+    benchmark:
+        "results/benchmarks/masks/{base}/{task}.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    threads: THREADS
+    resources:
+        gpu=GPU,
+    params:
+        cfg=block(blocks.masks, task),
+    shell:
+        "python -m resurgence.stages.masks --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        " --inputs {input} > {log} 2>&1"
+
+
+rule finetune_set:
+    message:
+        "Fine-tuning set {wildcards.set} of {wildcards.task}, made by {wildcards.base}"
+    input:
+        sources("finetune_set"),
+        BASE,
+    output:
+        manifest="results/{base}/{task}/finetune_sets/{set}/manifest.json",
+    log:
+        "logs/{base}/{task}/finetune_sets/{set}.log",
+    benchmark:
+        "results/benchmarks/finetune_set/{base}/{task}/{set}.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    threads: THREADS
+    resources:
+        gpu=GPU,
+    params:
+        cfg=block(blocks.finetune_set, task, set_name),
+    shell:
+        "python -m resurgence.stages.finetune_set --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        " --inputs {input} > {log} 2>&1"

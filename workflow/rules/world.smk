@@ -1,0 +1,150 @@
+# The miniature world and its models, made again from nothing: `snakemake --cores all world`. Hours without a GPU; the
+# studies start from the shipped copy in data/miniature, so nothing here is part of the default target.
+
+
+rule world:
+    input:
+        "results/world/clip/open_clip_model.safetensors",
+        "results/world/quality/base.csv",
+
+
+rule world_drawings:
+    message:
+        "Render the drawings of the world"
+    input:
+        world_files("drawings"),
+        sources("world_drawings"),
+    output:
+        "results/world/drawings/drawings.parquet",
+    log:
+        "logs/world/drawings.log",
+    benchmark:
+        "results/benchmarks/world_drawings/world.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    params:
+        cfg=world_block("drawings"),
+    shell:
+        "python -m resurgence.world.build drawings --config {STUDY.world} --out results/world > {log} 2>&1"
+
+
+rule world_autoencoder:
+    message:
+        "Train the autoencoder of the miniature"
+    input:
+        world_files("autoencoder"),
+        sources("world_autoencoder"),
+        "results/world/drawings/drawings.parquet",
+    output:
+        "results/world/autoencoder/diffusion_pytorch_model.safetensors",
+    log:
+        "logs/world/autoencoder.log",
+    benchmark:
+        "results/benchmarks/world_autoencoder/world.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    threads: 16
+    resources:
+        gpu=GPU,
+    params:
+        cfg=world_block("autoencoder"),
+    shell:
+        "python -m resurgence.world.build autoencoder --config {STUDY.world} --out results/world --device {TRAINING_DEVICE} > {log} 2>&1"
+
+
+rule world_base:
+    message:
+        "Train the miniature base"
+    input:
+        world_files("base"),
+        sources("world_base"),
+        "results/world/drawings/drawings.parquet",
+        "results/world/autoencoder/diffusion_pytorch_model.safetensors",
+    output:
+        "results/world/base/model_index.json",
+    log:
+        "logs/world/base.log",
+    benchmark:
+        "results/benchmarks/world_base/world.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    threads: 16
+    resources:
+        gpu=GPU,
+    params:
+        cfg=world_block("base"),
+    shell:
+        "python -m resurgence.world.build base --config {STUDY.world} --out results/world --device {TRAINING_DEVICE} > {log} 2>&1"
+
+
+rule world_recogniser:
+    message:
+        "Train the recogniser"
+    input:
+        world_files("recogniser"),
+        sources("world_recogniser"),
+        "results/world/drawings/drawings.parquet",
+    output:
+        "results/world/recogniser/model.safetensors",
+    log:
+        "logs/world/recogniser.log",
+    benchmark:
+        "results/benchmarks/world_recogniser/world.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    threads: 16
+    resources:
+        gpu=GPU,
+    params:
+        cfg=world_block("recogniser"),
+    shell:
+        "python -m resurgence.world.build recogniser --config {STUDY.world} --out results/world --device {TRAINING_DEVICE} > {log} 2>&1"
+
+
+rule world_clip:
+    message:
+        "Train the small CLIP"
+    input:
+        world_files("clip"),
+        sources("world_clip"),
+        "results/world/drawings/drawings.parquet",
+    output:
+        "results/world/clip/open_clip_model.safetensors",
+    log:
+        "logs/world/clip.log",
+    benchmark:
+        "results/benchmarks/world_clip/world.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    threads: 16
+    resources:
+        gpu=GPU,
+    params:
+        cfg=world_block("clip"),
+    shell:
+        "python -m resurgence.world.build clip --config {STUDY.world} --out results/world --device {TRAINING_DEVICE} > {log} 2>&1"
+
+
+rule world_quality:
+    message:
+        "Measure the world"
+    input:
+        world_files("quality"),
+        sources("world_quality"),
+        "results/world/base/model_index.json",
+        "results/world/recogniser/model.safetensors",
+    output:
+        "results/world/quality/base.csv",
+    log:
+        "logs/world/quality.log",
+    benchmark:
+        "results/benchmarks/world_quality/world.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    threads: 16
+    resources:
+        gpu=GPU,
+    params:
+        cfg=world_block("quality"),
+    shell:
+        "python -m resurgence.world.build quality --config {STUDY.world} --out results/world --device {TRAINING_DEVICE} > {log} 2>&1"
