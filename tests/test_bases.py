@@ -128,6 +128,20 @@ def test_resolve_device() -> None:
         bases.resolve_device("tpuu")
 
 
+def test_exact_turns_tf32_off_on_a_gpu_only_and_puts_everything_back() -> None:
+    def flags() -> tuple[bool, bool, bool]:
+        cudnn = torch.backends.cudnn
+        return cudnn.allow_tf32, cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
+
+    before = flags()
+    with bases.exact(torch.device("cpu")):
+        assert flags() == before
+    with pytest.raises(KeyError), bases.exact(torch.device("cuda")):
+        assert flags() == (False, True, True)
+        raise KeyError
+    assert flags() == before
+
+
 def test_delta_round_trip_holds_only_what_changed_and_restores_it_exactly(tmp_path: Path) -> None:
     before, after = make_pipeline(), make_pipeline()
     touched = [n for n, _ in after.unet.named_parameters() if "attn2.to_k" in n]

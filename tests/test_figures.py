@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from resurgence import figures, tables
+from resurgence import figures, summary, tables
 from resurgence.estimates import estimates
 from scored import study_sets
 
@@ -49,6 +49,12 @@ def test_table_read_from_a_file_keeps_names_and_numbers(cells: pd.DataFrame) -> 
     base = cells[cells["state"] == "base"]
     assert (base["eraser"] == "").all() and base["step"].isna().all()
     assert cells["value"].dtype == np.float64 and set(cells.loc[cells["state"] == "finetuned", "step"]) == {40.0, 80.0}
+
+
+def test_the_summary_of_a_file_is_that_of_the_table(folder: Path) -> None:
+    estimated = estimates(study_sets(steps=(40, 80), erase_seeds=(0, 1)), 100, 0)[0]
+    table = tables.resurgence(estimated, 0.95)
+    assert summary.terminal(figures.read_table(folder / "resurgence.csv"), 0.95) == summary.terminal(table, 0.95)
 
 
 def test_bars_have_the_heights_and_intervals_of_the_table(cells: pd.DataFrame) -> None:
@@ -142,15 +148,16 @@ def test_cost_adds_the_seconds_of_each_stage(tmp_path: Path) -> None:
 
 
 def test_files_are_equal_for_equal_tables_and_narrow_enough(folder: Path, tmp_path: Path) -> None:
-    for run in ("a", "b"):
-        made = figures.run(folder, tmp_path / run, ["recogniser_accuracy"], {}, [])
+    made = figures.run(folder, tmp_path / "a", ["recogniser_accuracy"], {}, [])
+    again = figures.curves(figures.read_table(folder / "cells.csv"), "recogniser_accuracy")
+    figures.save(again, tmp_path / "b" / "steps_recogniser_accuracy")
     names = ["before_after_recogniser_accuracy", "steps_recogniser_accuracy", "resurgence_recogniser_accuracy"]
     assert [stem.name for stem in made] == names
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(
         f"{n}.{k}" for n in names for k in ("svg", "png")
     )
-    for path in (tmp_path / "a").iterdir():
-        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+    for path in (tmp_path / "b").iterdir():
+        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes(), path.name
     for name in names:
         assert Image.open(tmp_path / "a" / f"{name}.png").width <= 1600
         text = (tmp_path / "a" / f"{name}.svg").read_text()

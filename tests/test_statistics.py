@@ -25,7 +25,7 @@ def test_equals_a_loop_over_resampled_concepts_with_the_same_draws() -> None:
     concepts = [f"c{k}" for k in generator.integers(0, 7, 60)]  # clusters of different sizes
     before, after = generator.random((2, 60))
     clusters = statistics.clusters_of(concepts)
-    counts = statistics.draw_counts(clusters.count, 50, np.random.default_rng(11))
+    counts = statistics.draw_counts(clusters.number, 50, np.random.default_rng(11))
     gain = statistics.difference(*(statistics.bootstrap_mean(v, clusters, counts) for v in (after, before)))
     names = sorted(set(concepts))
     draws = np.random.default_rng(11).integers(0, len(names), size=(50, len(names)))
@@ -41,7 +41,7 @@ def test_equals_a_loop_over_resampled_concepts_with_the_same_draws() -> None:
 def test_equals_scipy_when_every_row_is_its_own_cluster() -> None:
     values = np.random.default_rng(0).gamma(2.0, 1.0, 80)
     clusters = statistics.clusters_of(["ship"] * 80)
-    assert clusters.unit == "pair" and clusters.count == 80
+    assert clusters.unit == "pair" and clusters.number == 80
     counts = statistics.draw_counts(80, 1000, np.random.default_rng(5))
     mine = statistics.interval(statistics.bootstrap_mean(values, clusters, counts), 0.9)
     theirs = scipy.stats.bootstrap(
@@ -56,7 +56,7 @@ def coverage(groups: int, unit: str, simulations: int = 400) -> float:
     for seed in range(simulations):
         values, concepts = grouped(groups, 4, seed)
         clusters = statistics.clusters_of(concepts if unit == "concept" else ["one"] * len(concepts))
-        counts = statistics.draw_counts(clusters.count, 400, np.random.default_rng(10_000 + seed))
+        counts = statistics.draw_counts(clusters.number, 400, np.random.default_rng(10_000 + seed))
         low, high = statistics.interval(statistics.bootstrap_mean(values, clusters, counts), 0.95)
         hits += low <= 0 <= high
     return hits / simulations
@@ -76,7 +76,7 @@ def test_500_rows_and_2000_resamples_take_far_less_than_a_second() -> None:
     values, concepts = grouped(50, 10, 0)
     start = time.process_time()
     clusters = statistics.clusters_of(concepts)
-    counts = statistics.draw_counts(clusters.count, 2000, np.random.default_rng(0))
+    counts = statistics.draw_counts(clusters.number, 2000, np.random.default_rng(0))
     for _ in range(10):
         statistics.interval(statistics.bootstrap_mean(values, clusters, counts), 0.95)
     assert time.process_time() - start < 1.0
@@ -113,7 +113,7 @@ def test_without_any_row_that_counts_there_is_no_value_and_no_interval() -> None
 @pytest.mark.parametrize("concepts", [["ship"], ["ship"] * 5, ["a", "a", "b", "b", "c"]])
 def test_constant_values_have_an_interval_of_length_zero(concepts: list[str]) -> None:
     clusters = statistics.clusters_of(concepts)
-    counts = statistics.draw_counts(clusters.count, 100, np.random.default_rng(0))
+    counts = statistics.draw_counts(clusters.number, 100, np.random.default_rng(0))
     estimate = statistics.bootstrap_mean([7.0] * len(concepts), clusters, counts)
     assert statistics.interval(estimate, 0.95) == pytest.approx((7.0, 7.0))
 

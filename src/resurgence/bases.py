@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,25 @@ def resolve_device(name: str) -> torch.device:
         seen = torch.cuda.device_count()
         raise ValueError(f"device = {name!r}, but {seen} CUDA devices are visible; use auto or cpu")
     return device
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """On a GPU: deterministic kernels, and fp32 convolutions in fp32 instead of TF32, PyTorch's default there.
+
+    Otherwise the batch size would show in the images, and a run would not repeat itself. For speed set the precision.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def ddim_of(scheduler: SchedulerMixin) -> DDIMScheduler:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from resurgence import __version__
 from resurgence.declared import config_class, methods
+from resurgence.plan import plan_arguments
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ COMMANDS = {
     "sample": Command("sample a task's prompts", sample_arguments, "resurgence.commands:sample"),
     "score": Command("score sampled images", score_arguments, "resurgence.commands:score"),
     "export": Command("write a full diffusers folder", base_arguments, "resurgence.commands:export"),
+    "plan": Command("say what the study of this folder would compute", plan_arguments, "resurgence.plan:plan"),
 }
 
 

@@ -134,7 +134,7 @@ def roles_of(base: ImageSet, resamples: int, seed: int) -> dict[str, Role]:
         clusters = statistics.clusters_of(concepts)
         purpose = sorted(set(concepts)) if clusters.unit == "concept" else [role, str(concepts.iloc[0])]
         generator = statistics.numpy_generator("bootstrap", seed, base.key["task"], *purpose)
-        found[role] = Role(mask, clusters, statistics.draw_counts(clusters.count, resamples, generator))
+        found[role] = Role(mask, clusters, statistics.draw_counts(clusters.number, resamples, generator))
     return found
 
 
@@ -210,7 +210,7 @@ def task_estimates(sets: list[ImageSet], resamples: int, seed: int) -> tuple[lis
         made += [{**one.key, "role": r, "metric": m, "n": e.n, "estimate": e} for (r, m), e in found.items()]
     told = [
         {"base": sets[0].key["base"], "task": sets[0].key["task"], "role": name, "images": int(role.mask.sum()),
-         "cluster": role.clusters.unit, "clusters": role.clusters.count, "resamples": resamples}
+         "cluster": role.clusters.unit, "clusters": role.clusters.number, "resamples": resamples}
         for name, role in roles.items()
     ]  # fmt: skip
     return made, told

@@ -34,7 +34,10 @@ STATES = {"base": ("base", GREY), "erased": ("erased", BLUE), "finetuned": ("fin
 ROLES = {"erase": "erased concepts", "retain": "retained concepts"}
 BANDS = 3  # most intervals drawn as bands in one panel
 WIDTH = 16.0  # inches at 100 dpi: 1600 px at most
-NUMBERS = ["step", "value", "low", "high", "resurgence", "resurgence_low", "resurgence_high", "recovered_fraction"]
+NUMBERS = [
+    "step", "value", "low", "high", "base_value", "erased_value", "finetuned_value",
+    "resurgence", "resurgence_low", "resurgence_high", "recovered_fraction",
+]  # fmt: skip
 MODEL = ["eraser", "variant", "finetune", "finetune_variant"]
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from resurgence.bases import exact
 from resurgence.config import ConfigError, at_least
 from resurgence.progress import Progress
 from resurgence.resume import Saver, fingerprint, stop_on_sigterm
@@ -201,7 +202,8 @@ def finetune(
     before = {name: p.detach().to("cpu", copy=True) for name, p in unet.state_dict().items()} if full else {}
     try:
         trainable = prepare(unet, None if full else cfg.rank, seed, cfg.gradient_checkpointing)
-        curve = train(pipe, data, trainable, before, cfg, seed, state or folder, saver)
+        with exact(pipe.device):
+            curve = train(pipe, data, trainable, before, cfg, seed, state or folder, saver)
     finally:
         restore(unet, before)
     if state is not None:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from resurgence.bases import ddim_of
+from resurgence.bases import ddim_of, exact
 from resurgence.config import ConfigError, at_least
 from resurgence.progress import Progress
 
@@ -157,7 +157,8 @@ def sample(
         images = None
         try:
             text = embeddings[codes[rows].tolist()]
-            images = decode(pipe, denoise(pipe, initial_noise(seeds[rows], shape), text, empty, cfg))
+            with exact(pipe.device):
+                images = decode(pipe, denoise(pipe, initial_noise(seeds[rows], shape), text, empty, cfg))
         except torch.OutOfMemoryError as error:
             if batch == 1:
                 raise MemoryError(f"one image of {shape} latents does not fit on {pipe.device}: {error}") from error

@@ -36,8 +36,8 @@ class Estimate(NamedTuple):
 class Clusters(NamedTuple):
     """Which rows are drawn together."""
 
-    codes: NDArray[np.int64]  # (n,), cluster of each row, 0 .. count - 1
-    count: int
+    codes: NDArray[np.int64]  # (n,), cluster of each row, 0 .. number - 1
+    number: int
     unit: Literal["concept", "pair"]
 
 
@@ -70,8 +70,8 @@ def bootstrap_mean(values: ArrayLike, clusters: Clusters, counts: Array) -> Esti
     """
     values = np.asarray(values, dtype=np.float64)
     seen = np.isfinite(values)
-    sums = np.bincount(clusters.codes, np.where(seen, values, 0.0), clusters.count)
-    sizes = np.bincount(clusters.codes, seen, clusters.count)
+    sums = np.bincount(clusters.codes, np.where(seen, values, 0.0), clusters.number)
+    sizes = np.bincount(clusters.codes, seen, clusters.number)
     with np.errstate(invalid="ignore"):
         replicates = (counts @ sums) / (counts @ sizes)
     n = int(seen.sum())
@@ -80,7 +80,7 @@ def bootstrap_mean(values: ArrayLike, clusters: Clusters, counts: Array) -> Esti
 
 def groups_of(clusters: Clusters, most: int = 32) -> NDArray[np.int64]:
     """The clusters as at most `most` groups: (n,), group of each row."""
-    return clusters.codes % min(most, clusters.count)
+    return clusters.codes % min(most, clusters.number)
 
 
 def jackknife(function: Callable[[NDArray[np.bool_]], float], clusters: Clusters) -> Estimate:
@@ -93,7 +93,7 @@ def jackknife(function: Callable[[NDArray[np.bool_]], float], clusters: Clusters
         function: of a mask over the rows, (n,) bool.
     """
     groups = groups_of(clusters)
-    replicates = [function(groups != k) for k in range(groups.max() + 1)] if clusters.count > 1 else []
+    replicates = [function(groups != k) for k in range(groups.max() + 1)] if clusters.number > 1 else []
     value = function(np.ones(len(groups), dtype=bool))
     return Estimate(value, np.array(replicates, dtype=np.float64), len(groups), "jackknife")
 

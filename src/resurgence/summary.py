@@ -75,7 +75,7 @@ def headline(resurgence: pd.DataFrame, metric: str) -> pd.DataFrame:
     for key, group in last_steps(resurgence[resurgence["metric"] == metric]).groupby(CELL, sort=False):
         _, task, eraser, variant, finetune, finetune_variant = key
         row = {"task": task, "eraser": label(eraser, variant), "fine-tune": label(finetune, finetune_variant)}
-        row["step"] = "/".join(str(step) for step in sorted(set(group["step"])))
+        row["step"] = "/".join(str(int(step)) for step in sorted(set(group["step"])))
         parts = {role: group[group["role"] == role] for role in ROLES if (group["role"] == role).any()}
         for role in [role for role in ("erase", "all") if role in parts]:
             row[ROLES[role]], row["resurgence"] = way(parts[role]), gain(parts[role])

@@ -70,7 +70,14 @@ def main(concepts: Path, drawings: Path, out: Path, scratch: Path, cfg: dict, de
         return autoencoder_loss(module, images, generator)
 
     model, curve = train(
-        model, loss_of, steps=cfg["steps"], lr=cfg["lr"], seed=cfg["seed"], state=scratch / "autoencoder.pt", precision=cfg["precision"], ema_decay=0.995
+        model,
+        loss_of,
+        steps=cfg["steps"],
+        lr=cfg["lr"],
+        seed=cfg["seed"],
+        state=scratch / "autoencoder.pt",
+        precision=cfg["precision"],
+        ema_decay=0.995,
     )
     with torch.no_grad():
         images = mixed_batch(rgba, world, 256, torch.Generator().manual_seed(cfg["seed"])).to(device)

@@ -49,7 +49,9 @@ def build_part(part: str, cfg: dict, out: Path, device: str) -> None:
     else:
         from resurgence.world.quality import main
 
-        main(out, sorted(emphasised(cfg["tasks"])), cfg[part], device)
+        names = emphasised(cfg["tasks"])
+        kinds = {c["name"]: c["kind"] for c in read_yaml(concepts)["concepts"] if c["name"] in names}
+        main(out, kinds, cfg[part], device)
 
 
 def main() -> None:

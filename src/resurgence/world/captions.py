@@ -64,7 +64,7 @@ def corpus(world: dict, templates: list[str]) -> list[str]:
     return texts + [STYLE_SUFFIX.format(artist) for artist in world["artists"]] * 50
 
 
-def build_tokenizer(texts: list[str], vocab_size: int = 1400):  # noqa: ANN201 (CLIPTokenizer, imported late)
+def build_tokenizer(texts: list[str], vocab_size: int = 1400):
     """Train a CLIPTokenizer with a compact byte-level BPE vocabulary; pads with EOS as in SD 1.x."""
     from tokenizers import Tokenizer, models, trainers
     from transformers import CLIPTokenizer

@@ -51,7 +51,9 @@ def paired_batch(
     return degrade(torch.cat([images, *scenes]), generator), texts
 
 
-def main(concepts: Path, templates: Path, drawings: Path, out: Path, scratch: Path, cfg: dict, device: str = "cpu") -> None:
+def main(
+    concepts: Path, templates: Path, drawings: Path, out: Path, scratch: Path, cfg: dict, device: str = "cpu"
+) -> None:
     """Train and write the open_clip folder (open_clip_config.json, open_clip_model.safetensors, tokenizer files)."""
     torch.set_flush_denormal(True)
     world, (table, rgba) = load_world(concepts), load_drawings(drawings)
@@ -81,7 +83,9 @@ def main(concepts: Path, templates: Path, drawings: Path, out: Path, scratch: Pa
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     config = {"model_cfg": architecture, "preprocess_cfg": preprocess}
     (temporary / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
-    save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, temporary / "open_clip_model.safetensors")
+    save_file(
+        {k: v.contiguous().cpu() for k, v in model.state_dict().items()}, temporary / "open_clip_model.safetensors"
+    )
     tokenizer.save_pretrained(temporary)  # open_clip reads it from the folder itself
     (temporary / "curve.json").write_text(json.dumps(curve))
     shutil.rmtree(out, ignore_errors=True)

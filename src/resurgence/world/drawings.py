@@ -34,7 +34,9 @@ def fetch_icon_set(package: str, version: str, folder: Path) -> Path:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", "") or error
-        raise RuntimeError(f"cannot fetch {package}@{version}: {detail}. Install npm, or use the shipped drawings.") from error
+        raise RuntimeError(
+            f"cannot fetch {package}@{version}: {detail}. Install npm, or use the shipped drawings."
+        ) from error
     return folder / done.stdout.strip().splitlines()[-1]
 
 
@@ -59,7 +61,8 @@ def icon_svg(icons: dict, name: str) -> str | None:
     left, top = icon.get("left", 0), icon.get("top", 0)
     width = icon.get("width", icons.get("width", 16))
     height = icon.get("height", icons.get("height", 16))
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left} {top} {width} {height}" width="{SIZE}" height="{SIZE}">{icon["body"]}</svg>'
+    box = f'viewBox="{left} {top} {width} {height}" width="{SIZE}" height="{SIZE}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{icon["body"]}</svg>'
 
 
 def render(svg: str) -> bytes:

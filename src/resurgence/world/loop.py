@@ -98,7 +98,13 @@ def train(
         if done % save_every == 0 or done in (steps, stop_at):
             save_state(
                 state,
-                {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "curve": curve},
+                {
+                    "model": model.state_dict(),
+                    "ema": ema.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": done,
+                    "curve": curve,
+                },
             )
         if done == stop_at:
             break

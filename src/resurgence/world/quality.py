@@ -1,17 +1,29 @@
 """Is the miniature world good ground? Recogniser accuracy on held-out transformations and on the base's own images.
 
 Writes two tables, one row a concept: `drawings.csv` (top-1 under transformations that training never used:
-backgrounds, angles, shears of size and noise outside its ranges or from other seeds) and `base.csv` (top-1 on images that the base
-makes of the concept, n seeds each at the study's guidance).
+checkered backgrounds, unequal width and height, tints) and `base.csv` (top-1 on images that the base makes of the
+concept, n seeds each at the study's guidance).
 """
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from torchvision.utils import save_image
 
-from resurgence.world.recogniser import Recogniser
+from resurgence.bases import load_base
+from resurgence.sample import SamplingConfig, sample
+from resurgence.seeds import seed_of
+from resurgence.world.drawings import load_drawings
+from resurgence.world.recogniser import Recogniser, load_recogniser
 from resurgence.world.scenes import affine, uniform
+
+log = logging.getLogger(__name__)
 
 
 def held_out(drawings: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -55,3 +67,43 @@ def accuracy_on_drawings(
         mask = torch.tensor([other == name for other in names])
         rows.append({"concept": name, "n": int(mask.sum()) * copies, "accuracy": float(right[mask].mean() / copies)})
     return rows
+
+
+def prompts_of(concepts: dict[str, str], n: int) -> pd.DataFrame:
+    """The prompt of the tasks for each concept, n seeds each: columns concept, prompt, seed."""
+    rows = []
+    for concept, kind in concepts.items():
+        prompt = f"a {'portrait' if kind == 'person' else 'photo'} of the {concept}"
+        rows += [(concept, prompt, seed_of("world quality", prompt, k)) for k in range(n)]
+    return pd.DataFrame(rows, columns=["concept", "prompt", "seed"])
+
+
+def main(world: Path, concepts: dict[str, str], cfg: dict, device: str = "cpu") -> None:
+    """Write quality/{drawings,base}.csv and the contact sheet quality/base.png below the folder of the world.
+
+    Args:
+        concepts: concept -> kind.
+    """
+    torch.set_flush_denormal(True)
+    model, classes = load_recogniser(world / "recogniser", device)
+    table, rgba = load_drawings(world / "drawings" / "drawings.parquet")
+    out = world / "quality"
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = accuracy_on_drawings(model, classes, rgba, list(table["concept"]), cfg["copies"], cfg["seed"])
+    pd.DataFrame(drawn).round(4).to_csv(out / "drawings.csv", index=False)
+
+    pipe = load_base(world / "base", device)
+    prompts = prompts_of(concepts, cfg["seeds_per_concept"])
+    sampling = SamplingConfig(cfg["steps"], cfg["guidance"], cfg["batch"])
+    images = [image for _, image in sorted(sample(pipe, prompts, sampling), key=lambda item: item[0])]
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        logits = torch.cat([model(part.to(device) / 127.5 - 1).cpu() for part in pixels.split(128)])
+    prompts["top1"] = [classes[i] for i in logits.argmax(1).tolist()]
+    prompts["right"] = prompts["top1"] == prompts["concept"]
+    wrong = prompts[~prompts["right"]].groupby("concept")["top1"].agg(lambda names: names.mode().iloc[0])
+    accuracy = prompts.groupby("concept", sort=False)["right"].agg(n="size", accuracy="mean")
+    accuracy["most_often_taken_for"] = wrong.reindex(accuracy.index)
+    accuracy.round(4).to_csv(out / "base.csv")
+    save_image(pixels.float() / 255, out / "base.png", nrow=4 * cfg["seeds_per_concept"], padding=1)
+    log.info("drawings %.3f, base %.3f", pd.DataFrame(drawn)["accuracy"].mean(), accuracy["accuracy"].mean())

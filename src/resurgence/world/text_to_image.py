@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from resurgence.world.captions import MAX_LENGTH, build_tokenizer, caption, corpus, draw, read_templates
 from resurgence.world.drawings import load_drawings, load_world
@@ -91,7 +93,7 @@ def cache_latents(
     return torch.cat(latents), torch.cat(rows)
 
 
-def concept_weights(table, world: dict, emphasised: set[str], factor: float) -> tuple[torch.Tensor, list[str]]:  # noqa: ANN001
+def concept_weights(table, world: dict, emphasised: set[str], factor: float) -> tuple[torch.Tensor, list[str]]:
     """Sampling weight of each row (drawings, then scenes): equal per concept, `factor` for the emphasised ones."""
     names = list(table["concept"]) + [s["name"] for s in world["scenes"]]
     count = {name: names.count(name) for name in set(names)}
@@ -111,6 +113,28 @@ def diffusion_loss(
     v = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * latents
     error = (model(noisy, t, ids.to(device)).float() - v) ** 2
     return (min_snr_weight(alpha_bar) * error).mean()
+
+
+def draw_batch(
+    weight: torch.Tensor, members: list[torch.Tensor], names: list[str], artists: list[str | None],
+    entries: dict[str, dict], templates: list[str], batch: int, generator: torch.Generator,
+) -> tuple[torch.Tensor, list[str]]:  # fmt: skip
+    """Draw the latents (indices) and captions of one batch; one caption in ten is empty, for guidance."""
+    picked = torch.multinomial(weight, batch, replacement=True, generator=generator).tolist()
+    chosen = torch.stack([members[row][draw(len(members[row]), generator)] for row in picked])
+    texts = [caption(entries[names[row]], artists[row], templates, generator) for row in picked]
+    keep = (torch.rand(batch, generator=generator) >= 0.1).tolist()
+    return chosen, [text if kept else "" for text, kept in zip(texts, keep, strict=True)]
+
+
+def batch_loss(
+    drawn: Callable, latents: torch.Tensor, tokenizer: CLIPTokenizer, alphas_bar: torch.Tensor, module: TextToImage,
+    generator: torch.Generator,
+) -> torch.Tensor:  # fmt: skip
+    """The loss of the batch that `drawn(generator)` chooses."""
+    chosen, texts = drawn(generator)
+    ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return diffusion_loss(module, latents[chosen].float(), ids, alphas_bar, generator)
 
 
 def main(
@@ -138,18 +162,10 @@ def main(
         latents, rows = cached(scratch / f"latents-{number}.pt", vae, rgba, world, phase, cfg["seed"])
         weight, names = concept_weights(table, world, emphasised, phase["emphasis"])
         members = [torch.nonzero(rows == row).flatten() for row in range(len(names))]
-
-        def loss_of(module: TextToImage, generator: torch.Generator) -> torch.Tensor:
-            picked = torch.multinomial(weight, cfg["batch"], replacement=True, generator=generator).tolist()
-            chosen = torch.stack([members[row][draw(len(members[row]), generator)] for row in picked])
-            texts = [caption(entries[names[row]], artists[row], sentences, generator) for row in picked]
-            keep = torch.rand(len(texts), generator=generator) >= 0.1  # empty prompts for classifier-free guidance
-            texts = [text if kept else "" for text, kept in zip(texts, keep.tolist(), strict=True)]
-            ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-            return diffusion_loss(module, latents[chosen].float(), ids, alphas_bar, generator)
-
+        drawn = partial(draw_batch, weight, members, names, artists, entries, sentences, cfg["batch"])
         ema, curve = train(
-            model, loss_of, steps=cfg["steps"], lr=cfg["lr"], seed=cfg["seed"], state=scratch / "text_to_image.pt",
+            model, partial(batch_loss, drawn, latents, tokenizer, alphas_bar), steps=cfg["steps"], lr=cfg["lr"],
+            seed=cfg["seed"], state=scratch / "text_to_image.pt",
             precision=cfg["precision"], warmup=cfg["warmup"], ema_decay=cfg["ema_decay"], stop_at=phase["until"],
         )  # fmt: skip
     write_folder(out, ema, vae, tokenizer, scheduler)
@@ -165,7 +181,9 @@ def cached(
     return torch.load(path, weights_only=True)
 
 
-def write_folder(out: Path, model: TextToImage, vae: AutoencoderKL, tokenizer, scheduler: DDIMScheduler) -> None:  # noqa: ANN001
+def write_folder(
+    out: Path, model: TextToImage, vae: AutoencoderKL, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler
+) -> None:
     """Write the Stable Diffusion folder under a temporary name, then rename."""
     pipe = StableDiffusionPipeline(
         vae=vae, text_encoder=model.text_encoder, tokenizer=tokenizer, unet=model.unet, scheduler=scheduler,

@@ -1,0 +1,132 @@
+"""What a study would compute, in a dozen lines, before anything runs: jobs, images, time, disk, device."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from resurgence.config import ConfigError, Task
+from resurgence.progress import duration
+from resurgence.study import Study, load_study
+
+STAGES = {
+    "prompts, corpora, sets": ["prompts", "prior_moments", "domain_moments", "concept_images", "masks", "finetune_set"],
+    "erase": ["loras", "erase"],
+    "fine-tune": ["finetune"],
+    "sample": ["sample"],
+    "score": ["score"],
+    "tables, figures, report": ["tables", "figures", "grids", "report"],
+}
+PNG = 2.0  # bytes a pixel of a lossless image, about
+
+
+def job_counts(text: str) -> Counter[str]:
+    """Jobs of each rule from the table that `snakemake -n -q rules` prints (it prints the same table twice)."""
+    tables = re.split(r"^Job stats:$", text, flags=re.MULTILINE)
+    rows = re.findall(r"^([a-z]\w*) +(\d+)$", tables[1], flags=re.MULTILINE) if len(tables) > 1 else []
+    return Counter({rule: int(count) for rule, count in rows if rule not in ("total", "all")})
+
+
+def dry_runs(overlays: Sequence[Path]) -> tuple[Counter[str], Counter[str]]:
+    """Jobs to do and jobs in all, from two dry runs side by side.
+
+    Raises:
+        ConfigError: when Snakemake refuses the configuration, with what it said.
+    """
+    configured = ["--configfile", *map(str, overlays)] if overlays else []
+    command = [sys.executable, "-m", "snakemake", "-n", "-q", "rules"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    runs = [subprocess.Popen([*command, *extra, *configured], **options) for extra in ([], ["--forceall"])]
+    told = [run.communicate()[0] for run in runs]
+    for run, text in zip(runs, told, strict=True):
+        if run.returncode:
+            raise ConfigError("snakemake -n", run.returncode, f"fails; it says\n{text}")
+    return job_counts(told[0]), job_counts(told[1])
+
+
+def seconds_of(defaults: Mapping[str, float], benchmarks: Path) -> dict[str, float]:
+    """Seconds of a job of each rule: the mean of what has been measured, else the default."""
+    found = dict(defaults)
+    for folder in sorted(benchmarks.glob("*")):
+        lines = [line for file in folder.rglob("*.jsonl") for line in file.read_text().splitlines() if line.strip()]
+        if lines:
+            found[folder.name] = statistics.fmean(float(json.loads(line)["s"]) for line in lines)
+    return found
+
+
+def prompts_of(task: Task) -> int:
+    """Images that each model of a task makes."""
+    words = sum(len(words) for words in task.synonyms.values())
+    counts = {"erase": len(task.erase), "retain": len(task.retain), "synonym": words}
+    return sum(number * len(task.templates) * task.seeds.get(role, 0) for role, number in counts.items())
+
+
+def images_of(study: Study) -> int:
+    """Images that all models of the study make for its prompts."""
+    models = Counter(study.tasks.names)
+    models.update(e.task for e in study.erasures() if study.erasers[e.eraser].module)
+    for cell in study.cells():
+        models[cell.erasure.task] += len(study.finetune_settings(cell.finetune, cell.variant)["checkpoints"])
+    return sum(number * prompts_of(study.task(task)) for task, number in models.items())
+
+
+def bytes_of(study: Study, root: Path) -> float:
+    """Disk that the results take, about: images as PNG, deltas as parts of the UNet."""
+    unet = sum(file.stat().st_size for file in (root / study.base.path / "unet").glob("*.safetensors"))
+    checkpoints = 0.0
+    for cell in study.cells():
+        settings = study.finetune_settings(cell.finetune, cell.variant)
+        checkpoints += len(settings["checkpoints"]) * (1.0 if settings["algorithm"] == "full" else 0.03)
+    size = study.sampling.size or 512
+    return images_of(study) * PNG * size**2 + unet * (checkpoints + 0.1 * len(list(study.erasures())))
+
+
+def device_of(study: Study) -> str:
+    """The device of the jobs."""
+    gpu = study.base.device == "cuda" or (study.base.device == "auto" and shutil.which("nvidia-smi") is not None)
+    return "GPU" if gpu else "CPU"
+
+
+def lines(study: Study, todo: Counter[str], total: Counter[str], seconds: Mapping[str, float], cores: int) -> list[str]:
+    """The plan."""
+    device = device_of(study)
+    lanes = 1 if device == "GPU" else cores  # one model at a time on a GPU, one a core without
+    models = f"{len(list(study.erasures()))} erased and {len(list(study.cells()))} fine-tuned models"
+    told = [f"Study {study.study} on {study.base.name}: {', '.join(study.tasks.names)}; {models}"]
+    told.append(f"{'stage':<26}{'to do':>7}{'there':>7}   time")
+    whole = 0.0
+    for stage, rules in STAGES.items():
+        wanted = sum(todo[rule] for rule in rules)
+        time = sum(todo[rule] * seconds.get(rule, 0.0) for rule in rules) / lanes
+        whole += time
+        there = sum(total[rule] for rule in rules) - wanted
+        told.append(f"{stage:<26}{wanted:>7}{there:>7}   {duration(time) if wanted else '-'}")
+    told.append(f"{'all':<26}{todo.total():>7}{(total - todo).total():>7}   about {duration(whole)} on {cores} cores")
+    told.append(f"{images_of(study)} images of {study.sampling.size or 'the base''s'} pixels a side in all models")
+    told.append(f"about {bytes_of(study, Path()) / 2**20:.0f} MiB on disk when all is there; device: {device}")
+    return told
+
+
+def plan_arguments(parser: ArgumentParser) -> None:
+    """Arguments of `resurgence plan`."""
+    parser.add_argument("--overlay", type=Path, nargs="*", default=[], help="studies laid over params.yaml")
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="cores that the study will have")
+
+
+def plan(args: Namespace) -> None:
+    """Print the plan of the study in this folder."""
+    study = load_study([Path("params.yaml"), *args.overlay])
+    todo, total = dry_runs(args.overlay)
+    defaults = yaml.safe_load(Path("workflow/seconds.yaml").read_text(encoding="utf-8"))
+    print("\n".join(lines(study, todo, total, seconds_of(defaults, Path("results/benchmarks")), args.cores)))

@@ -1,0 +1,140 @@
+"""The miniature world: composition, captions, tokenizer, the training loop's exact resume, the networks' losses."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from resurgence.config import load_task
+from resurgence.world.autoencoder import edge_l1
+from resurgence.world.captions import build_tokenizer, caption, corpus, read_templates
+from resurgence.world.drawings import icon_svg, load_world, read_icon_set, render
+from resurgence.world.loop import train, warmup_cosine
+from resurgence.world.quality import held_out
+from resurgence.world.recogniser import Recogniser, load_recogniser, save_recogniser
+from resurgence.world.scenes import compose, scene
+from resurgence.world.text_to_image import build_scheduler, min_snr_weight
+
+ROOT = Path(__file__).parent.parent
+WORLD = load_world(ROOT / "config/concepts/miniature.yaml")
+TEMPLATES = read_templates(ROOT / "config/prompts/closed_form.txt")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_world_is_large_enough_and_its_words_are_unambiguous() -> None:
+    names = [c["name"] for c in WORLD["concepts"]]
+    synonyms = [s for c in WORLD["concepts"] for s in c["synonyms"]]
+    assert len(names) == len(set(names)) >= 150 and len(WORLD["artists"]) >= 5
+    assert len(synonyms) == len(set(synonyms)) and not set(names) & set(synonyms)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config/tasks/miniature").glob("*.yaml")), ids=lambda p: p.stem)
+def test_no_task_fine_tunes_on_what_it_erases_or_retains(path: Path) -> None:
+    task = load_task(path)
+    assert not set(task.finetune) & {*task.erase, *task.retain} and not set(task.erase) & set(task.retain)
+
+
+def test_icons_are_read_from_the_package_and_aliases_followed(tmp_path: Path) -> None:
+    square = '<path fill="#f00" d="M0 0h8v8H0z"/>'
+    icons = {"width": 8, "height": 8, "icons": {"square": {"body": square}}, "aliases": {"box": {"parent": "square"}}}
+    (tmp_path / "icons.json").write_text(json.dumps(icons))
+    with tarfile.open(tmp_path / "set.tgz", "w:gz") as archive:
+        archive.add(tmp_path / "icons.json", "package/icons.json")
+    read = read_icon_set(tmp_path / "set.tgz")
+    assert icon_svg(read, "absent") is None and icon_svg(read, "box") == icon_svg(read, "square")
+    assert render(icon_svg(read, "box")).startswith(b"\x89PNG")
+
+
+def test_compose_keeps_opaque_drawings_and_shows_the_background_behind_transparent_ones() -> None:
+    opaque = torch.full((3, 4, 64, 64), 255, dtype=torch.uint8)
+    opaque[:, 1:3] = 0  # red
+    still = {"degrees": 0.0, "scale": (1.0, 1.0), "shift": 0.0}
+    red = compose(opaque, generator(), **still)
+    assert torch.allclose(red, torch.tensor([1.0, -1, -1]).view(1, 3, 1, 1).expand_as(red), atol=1e-5)
+    clear = compose(torch.zeros(3, 4, 64, 64, dtype=torch.uint8), generator(), **still)
+    assert clear.min() >= 0.39  # light: at least 0.7 in [0, 1]
+    assert torch.equal(compose(opaque, generator(5)), compose(opaque, generator(5)))
+
+
+def test_held_out_transformations_stay_in_range_and_repeat() -> None:
+    drawings = torch.randint(0, 256, (4, 4, 64, 64), dtype=torch.uint8, generator=generator())
+    images = held_out(drawings, generator(1))
+    assert images.shape == (4, 3, 64, 64) and images.abs().max() <= 1
+    assert torch.equal(images, held_out(drawings, generator(1)))
+    assert scene([0.1] * 3, [0.2] * 3, 2, 64, generator()).shape == (2, 3, 64, 64)
+
+
+def test_captions_name_the_concept_one_of_its_synonyms_or_hypernyms() -> None:
+    concept = WORLD["concepts"][0]
+    words, styled, draws = [concept["name"], *concept["synonyms"], *concept["hypernyms"]], 0, generator()
+    for _ in range(200):
+        text = caption(concept, "noto", TEMPLATES, draws)
+        assert any(word in text for word in words)
+        styled += "in the style of noto" in text
+    assert 40 <= styled <= 100  # 35 % of 200, five standard deviations
+
+
+def test_every_word_of_the_world_is_one_token_and_any_text_can_be_written(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer(corpus(WORLD, TEMPLATES))
+    for concept in WORLD["concepts"]:
+        assert len(tokenizer.tokenize(concept["name"])) == len(concept["name"].split())
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == len(tokenizer) - 1
+    text = "un éléphant, 42 & co"
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
+    tokenizer.save_pretrained(tmp_path)
+    assert type(tokenizer).from_pretrained(tmp_path)(text).input_ids == tokenizer(text).input_ids
+
+
+def test_warmup_cosine_rises_linearly_and_ends_at_its_floor() -> None:
+    assert warmup_cosine(0, 100, 10) == pytest.approx(0.1) and warmup_cosine(9, 100, 10) == pytest.approx(1)
+    assert warmup_cosine(100, 100, 10) == pytest.approx(0.02)
+
+
+def test_an_interrupted_training_ends_bit_identical(tmp_path: Path) -> None:
+    def loss_of(model: nn.Module, draws: torch.Generator) -> torch.Tensor:
+        x = torch.randn(8, 3, generator=draws)
+        return ((model(x) - x.sum(1, keepdim=True)) ** 2).mean()
+
+    def fresh() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+
+    settings = {"steps": 60, "lr": 1e-2, "seed": 3, "warmup": 5}
+    whole, curve = train(fresh(), loss_of, state=tmp_path / "a.pt", **settings)
+    train(fresh(), loss_of, state=tmp_path / "b.pt", stop_at=23, **settings)
+    resumed, _ = train(fresh(), loss_of, state=tmp_path / "b.pt", **settings)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_min_snr_weight_is_the_papers_formula() -> None:
+    for alpha_bar in build_scheduler().alphas_cumprod[[10, 300, 700, 990]].tolist():
+        snr = alpha_bar / (1 - alpha_bar)
+        weight = min_snr_weight(torch.tensor(alpha_bar, dtype=torch.float64))
+        assert float(weight) == pytest.approx(min(snr, 5) / (snr + 1), rel=1e-9)
+
+
+def test_edge_loss_ignores_a_constant_and_sees_a_step() -> None:
+    flat, step = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)
+    step[..., 4:] = 1
+    assert edge_l1(flat, flat + 0.5) == 0
+    assert edge_l1(flat, step) == pytest.approx(1 / 7)  # one of seven horizontal differences is 1
+
+
+def test_recogniser_folder_round_trip_and_missing_file(tmp_path: Path) -> None:
+    model = Recogniser(5, 8).eval()
+    save_recogniser(model, list("abcde"), tmp_path / "r")
+    read, classes = load_recogniser(tmp_path / "r")
+    images = torch.randn(2, 3, 64, 64, generator=generator())
+    assert classes == list("abcde") and torch.equal(model(images), read(images))
+    (tmp_path / "r" / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors.*dvc pull"):
+        load_recogniser(tmp_path / "r")
