@@ -113,7 +113,8 @@ def lines(study: Study, todo: Counter[str], total: Counter[str], seconds: Mappin
         there = sum(total[rule] for rule in rules) - wanted
         told.append(f"{stage:<26}{wanted:>7}{there:>7}   {duration(time) if wanted else '-'}")
     told.append(f"{'all':<26}{todo.total():>7}{(total - todo).total():>7}   about {duration(whole)} on {cores} cores")
-    told.append(f"{images_of(study)} images of {study.sampling.size or 'the base''s'} pixels a side in all models")
+    size = f"{study.sampling.size} x {study.sampling.size} pixels" if study.sampling.size else "the base's size"
+    told.append(f"{images_of(study)} images of {size} by all models")
     told.append(f"about {bytes_of(study, Path()) / 2**20:.0f} MiB on disk when all is there; device: {device}")
     return told
 

@@ -92,7 +92,7 @@ class Study:
     def cells(self) -> Iterator[Cell]:
         """Every fine-tuned model."""
         for erasure, (finetune, method) in itertools.product(self.erasures(), self.finetunes.items()):
-            names = {erasure.eraser, printed(erasure.eraser, erasure.variant)}
+            names = {erasure.eraser, f"{erasure.eraser}.{erasure.variant}"}
             for name, variant in method.variants.items():
                 follows = variant.erasers is None or names & set(variant.erasers)
                 if follows and (variant.tasks is None or erasure.task in variant.tasks):
