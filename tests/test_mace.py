@@ -177,8 +177,8 @@ def test_fusion_agrees_with_cvxpy(erased, data):
         down, up = loras[concept][name]
         e = torch.stack([e for c in CAPTIONS for e in embed(double, c.replace("{}", concept))])
         objective += cp.sum_squares(variable @ e.T.numpy() - ((before + up[:4] @ down) @ e.T).numpy())
-    for weighted, e in corpus(double):
-        objective += 0.03 * weighted * cp.sum_squares((variable - weight.numpy()) @ e.numpy())
+    kept = torch.stack([(0.03 * omega) ** 0.5 * e for omega, e in corpus(double)])
+    objective += cp.sum_squares((variable - weight.numpy()) @ kept.T.numpy())
     cp.Problem(cp.Minimize(objective)).solve(solver=cp.CLARABEL, tol_gap_rel=1e-12, tol_gap_abs=1e-12, tol_feas=1e-12)
     assert relative(delta[f"unet.{name}.weight"][:4], torch.as_tensor(variable.value)) < 1e-6
 
@@ -315,6 +315,17 @@ def test_seeds_differ_and_repeat(pipe, data):
     first, again, other = (train_loras(pipe, TASK, CFG, data, seed)[1] for seed in (0, 0, 1))
     assert first == again
     assert first != other
+
+
+def test_each_concept_has_its_own_draws(pipe, data):
+    from resurgence.captions import Encoder
+    from resurgence.erasers.training import Draw
+
+    encoder, weights = Encoder(pipe), timestep_weights("window")
+    ship, cat = (concept_data(pipe, TASK, name, CFG, data, encoder) for name in TASK.erase)
+    noises = [Draw(c, weights, seed)()[3] for c, seed in ((ship, 0), (cat, 0), (ship, 1), (ship, 0))]
+    assert torch.equal(noises[0], noises[3])
+    assert not torch.equal(noises[0], noises[1]) and not torch.equal(noises[0], noises[2])
 
 
 def test_clip_is_per_concept():

@@ -6,7 +6,7 @@ tests/workflow/test_sources.py compares this map with the real imports.
 
 JOB = ["bases", "config", "manifest", "stages/job"]
 IMAGES = ["progress", "sample"]
-ERASER = ["captions", "erasers/__init__", "erasers/attention", "moments", "stages/eraser_data"]
+DATA = ["captions", "erasers/__init__", "moments", "stages/eraser_data"]
 CLOSED_FORM = ["captions", "config", "erasers/__init__", "erasers/attention", "erasers/closed_form"]
 MACE = [*CLOSED_FORM, "erasers/fusion", "erasers/lora", "erasers/mace", "erasers/training", "latents", "seeds"]
 DRAWINGS = ["config", "world/build", "world/drawings"]
@@ -16,9 +16,9 @@ SOURCES = {
     "prompts": [*JOB, "prompts", "seeds", "stages/prompts"],
     "moments": [*JOB, "captions", "moments", "stages/moments"],
     "concept_images": [*JOB, *IMAGES, "prompts", "seeds", "stages/concept_images"],
-    "masks": [*JOB, *IMAGES, *ERASER, "masks", "stages/masks"],
-    "loras": [*JOB, *IMAGES, *ERASER, *MACE, "stages/loras"],
-    "erase": [*JOB, *IMAGES, *ERASER, "erasers/lora", "stages/erase"],
+    "masks": [*JOB, *IMAGES, *DATA, "masks", "stages/masks"],
+    "loras": [*JOB, *IMAGES, *DATA, *MACE, "stages/loras"],
+    "erase": [*JOB, *IMAGES, *DATA, "erasers/attention", "erasers/lora", "stages/erase"],
     "finetune_set": [*JOB, *IMAGES, "prompts", "seeds", "stages/finetune_set"],
     "finetune": [*JOB, *IMAGES, "finetune", "resume", "seeds", "stages/finetune", "trainable"],
     "sample": [*JOB, *IMAGES, "stages/sample"],
@@ -42,14 +42,13 @@ SOURCES = {
     "world_base": [*TRAINING, "world/captions", "world/text_to_image"],
     "world_recogniser": [*TRAINING, "world/recogniser"],
     "world_clip": [*TRAINING, "world/captions", "world/clip", "world/recogniser"],
-    "world_quality": [*TRAINING, "world/quality", "world/recogniser"],
+    "world_quality": [*TRAINING, *IMAGES, "bases", "seeds", "world/quality", "world/recogniser"],
     # what a setting chooses among
     "erasers/mace": MACE,
     "erasers/uce": [*CLOSED_FORM, "erasers/uce"],
     "segmenters/foreground": ["segmenters/foreground"],
     "segmenters/cross_attention": [
         "captions",
-        "config",
         "erasers/__init__",
         "erasers/attention",
         "latents",

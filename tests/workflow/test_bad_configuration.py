@@ -1,0 +1,41 @@
+"""Through a real `snakemake -n`: a mistake stops before any job, and Snakemake prints key, value and remedy."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Tree, clone
+
+CASES = {
+    "unknown key": ("erasers:", "eraserz: {}\nerasers:", ["eraserz", "did you mean 'erasers'"]),
+    "number read as text": ("lamb: 1.0", "lamb: 1e-4", ["erasers.mace.lamb", "'1e-4'", "write 1.0e-4"]),
+    "unknown eraser": ("  uce:", "  uce: {method: uci}\n  other:", ["erasers.uce.method", "'uci'", "did you mean 'uce'"]),
+    "checkpoint beyond the steps": ("[2, 4]", "[2, 8]", ["finetunes.lora.checkpoints", "[2, 8]", "last step"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mistake_in_the_study(case: str, fresh: Tree, tmp_path: Path) -> None:
+    old, new, told = CASES[case]
+    tree = Tree(fresh.root, str(tmp_path / "small.yaml"))
+    shutil.copy2(fresh.root / "tests/small.yaml", tmp_path / "small.yaml")
+    text = Path(tree.overlay).read_text()
+    assert text.count(old) == 1
+    Path(tree.overlay).write_text(text.replace(old, new))
+    stops(tree, told)
+
+
+def test_concept_erased_and_retained(fresh: Tree, tmp_path: Path) -> None:
+    tree = Tree(clone(fresh.root, tmp_path / "tree"))
+    tree.edit("data/small/tasks/pets.yaml", "retain: [dog", "retain: [cat, dog")
+    stops(tree, ["pets.yaml: retain", "'cat'", "is also in erase; remove it"])
+
+
+def stops(tree: Tree, told: list[str]) -> None:
+    """Assert that a dry run and a real run fail with these words, and that no job was started."""
+    output = tree.snakemake("-n", check=False) + tree.snakemake("--cores", "1", check=False)
+    assert "ConfigError" in output and "Job stats" not in output
+    assert [part for part in told if output.count(part) < 2] == []
+    assert not (tree.root / "results").exists()

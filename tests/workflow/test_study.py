@@ -1,0 +1,103 @@
+"""The small study from nothing to its report, and what a second look at it finds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from conftest import ROOT, Tree, messages
+
+from resurgence.manifest import verify
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+JOBS = [
+    "Erase pets with mace, seed 0",
+    "Erase pets with uce, seed 0",
+    "Figures and cost of the study",
+    "Fine-tune pets / mace with lora, seed 0",
+    "Fine-tune pets / uce with lora, seed 0",
+    "Fine-tuning set random of pets, made by small",
+    "Grids of images and masks",
+    "Images of the concepts that pets erases, made by small",
+    "LoRAs of pets for mace, seed 0",
+    "Masks of the concepts that pets erases",
+    "Prompts of pets",
+    "Report of the study",
+    *(f"Sample pets{model}" for model in ("", "/mace/s0", "/mace/s0/lora/f0", "/uce/s0", "/uce/s0/lora/f0")),
+    *(f"Score the images of pets{m}" for m in ("", "/mace/s0", "/mace/s0/lora/f0", "/uce/s0", "/uce/s0/lora/f0")),
+    "Second moment of the concepts that pets retains",
+    "Second moment of the general captions under small",
+    "Tables of the study",
+]
+
+
+def test_every_job_runs_once_and_says_what_it_does(finished: tuple[Tree, str]) -> None:
+    assert messages(finished[1]) == sorted(JOBS)
+
+
+def test_second_run_has_nothing_to_do(finished: tuple[Tree, str]) -> None:
+    told = finished[0].snakemake("-n")
+    assert "Nothing to be done" in told and not messages(told)
+
+
+def test_end_of_the_run_tells_table_report_and_cost(finished: tuple[Tree, str]) -> None:
+    told = finished[1]
+    assert "Resurgence: Recogniser accuracy" in told
+    assert f"Report: {finished[0].root}/results/report.html" in told
+    assert "of work in 21 steps on cpu" in told
+
+
+def test_artefacts_are_as_their_manifests_say(finished: tuple[Tree, str]) -> None:
+    found = sorted((finished[0].root / "results").rglob("manifest.json"))
+    assert len(found) == 21
+    assert [problem for manifest in found for problem in verify(manifest.parent)] == []
+
+
+def test_manifests_name_inputs_and_sources(finished: tuple[Tree, str]) -> None:
+    place = finished[0].root / "results/small/pets"
+    manifest = json.loads((place / "mace/s0/delta/manifest.json").read_text())
+    assert manifest["kind"] == "erased delta" and manifest["seeds"] == {"seed": 0}
+    assert "results/small/pets/mace/s0/loras/manifest.json" in manifest["inputs"]
+    assert "data/small/base/unet/diffusion_pytorch_model.safetensors" in manifest["inputs"]
+    assert "resurgence/erasers/mace.py" in manifest["sources"]
+    assert "resurgence/erasers/uce.py" not in manifest["sources"]
+    assert (place / "mace/s0/loras/loras/ship/pytorch_lora_weights.safetensors").exists()
+
+
+def test_tables(finished: tuple[Tree, str]) -> None:
+    table = pd.read_csv(finished[0].root / "results/tables/resurgence.csv")
+    wanted = (
+        "base task eraser variant erase_seed finetune finetune_variant finetune_seed step role metric n base_value "
+        "erased_value finetuned_value resurgence resurgence_low resurgence_high recovered_fraction"
+    )
+    assert list(table) == wanted.split()
+    assert set(table["eraser"]) == {"mace", "uce"} and set(table["step"]) == {2, 4}
+    assert set(table["role"]) == {"erase", "retain", "synonym", "all"}
+    difference = table["finetuned_value"] - table["erased_value"] - table["resurgence"]
+    assert difference.abs().max() < 1e-3
+
+
+def test_every_rule_has_log_and_benchmark(finished: tuple[Tree, str]) -> None:
+    root = finished[0].root
+    assert len(list((root / "results/benchmarks").rglob("*.jsonl"))) == len(JOBS)
+    logs = list((root / "logs").rglob("*.log"))
+    assert len(logs) == len(JOBS) and all("host " in log.read_text() for log in logs)
+
+
+def test_copies_keep_what_snakemake_knows(copy: Tree) -> None:
+    assert copy.jobs() == []
+
+
+def test_plan_in_a_dozen_lines(finished: tuple[Tree, str]) -> None:
+    command = [sys.executable, "-m", "resurgence.cli", "plan", "--overlay", "tests/small.yaml", "--cores", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, cwd=finished[0].root, env=environment, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 12
+    assert lines[0] == "Study small on small: pets; 2 erased and 2 fine-tuned models"
+    assert [line.split()[:3] for line in lines if line.startswith("all")] == [["all", "0", "25"]]
+    assert any(line.startswith("126 images") for line in lines)

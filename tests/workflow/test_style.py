@@ -1,0 +1,108 @@
+"""The workflow is clean: lint, format, a fast start, and a schema that says what the code accepts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, Tree
+
+from resurgence import settings
+from resurgence.plan import STAGES
+from resurgence.study import Study
+
+
+def test_lint(fresh: Tree) -> None:
+    assert "Congratulations, your workflow is in a good condition" in fresh.snakemake("--lint", check=False)
+
+
+def test_format() -> None:
+    files = [ROOT / "Snakefile", *sorted((ROOT / "workflow/rules").glob("*.smk"))]
+    done = subprocess.run(
+        [Path(sys.executable).parent / "snakefmt", "--check", "--diff", *files], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_reading_the_study_is_fast_and_needs_no_torch(fresh: Tree) -> None:
+    code = (
+        "import sys; from pathlib import Path; from resurgence.study import load_study; from resurgence import blocks\n"
+        "study = load_study([Path('params.yaml'), Path('tests/small.yaml')])\n"
+        "[blocks.erase(study, e) for e in study.erasures()]; blocks.grids(study)\n"
+        "print([m for m in ('torch', 'diffusers', 'transformers', 'pandas') if m in sys.modules])"
+    )
+    start = time.process_time()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=fresh.root,
+        env={"PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+    assert time.process_time() - start < 3
+
+
+def blocks_of_schema() -> dict:
+    return yaml.safe_load((ROOT / "workflow/schemas/params.schema.yaml").read_text())["properties"]
+
+
+def test_schema_has_the_keys_of_the_study() -> None:
+    assert set(blocks_of_schema()) == {f.name for f in dataclasses.fields(Study)} - {"loaded"}
+
+
+@pytest.mark.parametrize(
+    ("key", "cls"),
+    [
+        ("base", settings.Base),
+        ("tasks", settings.Tasks),
+        ("moments", settings.Moments),
+        ("concept_images", settings.ConceptImages),
+        ("seeds", settings.Seeds),
+        ("statistics", settings.Statistics),
+        ("figures", settings.Figures),
+    ],
+)
+def test_schema_has_the_keys_of_each_block(key: str, cls: type) -> None:
+    assert set(blocks_of_schema()[key]["properties"]) == {f.name for f in dataclasses.fields(cls)}
+
+
+def test_schema_refuses_what_is_unknown() -> None:
+    import jsonschema
+
+    schema = yaml.safe_load((ROOT / "workflow/schemas/params.schema.yaml").read_text())
+    study = yaml.safe_load((ROOT / "params.yaml").read_text())
+    jsonschema.validate(study, schema)
+    with pytest.raises(jsonschema.ValidationError, match="unknown_key"):
+        jsonschema.validate({**study, "unknown_key": 1}, schema)
+
+
+def rules_text() -> str:
+    return "\n".join(path.read_text() for path in sorted((ROOT / "workflow/rules").glob("*.smk")))
+
+
+def test_every_rule_has_message_log_and_benchmark_and_redirects() -> None:
+    for body in re.split(r"^rule ", rules_text(), flags=re.MULTILINE)[1:]:
+        name = body.partition(":")[0]
+        if name != "world":
+            for directive in ("message:", "log:", "benchmark:", "conda:", "params:"):
+                assert f"\n    {directive}" in body, (name, directive)
+            assert "> {log} 2>&1" in body, name
+
+
+def test_plan_and_its_defaults_know_every_rule() -> None:
+    rules = {r for r in re.findall(r"^rule (\w+):", rules_text(), flags=re.MULTILINE) if not r.startswith("world")}
+    assert {rule for group in STAGES.values() for rule in group} == rules
+    assert set(yaml.safe_load((ROOT / "workflow/seconds.yaml").read_text())) == rules
+
+
+def test_a_gpu_runs_one_model_at_a_time() -> None:
+    assert yaml.safe_load((ROOT / "profiles/default/profile.yaml").read_text())["resources"] == ["gpu=1"]
+    assert json.dumps(rules_text()).count("gpu=GPU") >= 10
