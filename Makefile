@@ -15,7 +15,6 @@ STAMP := $(VENV)/.installed
 DATA := data/miniature/base/model_index.json
 OVERLAY := $(if $(STUDY),--configfile params.yaml $(STUDY))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-export UV_LINK_MODE ?= copy
 
 .PHONY: setup study test plan report clean
 

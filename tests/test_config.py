@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,11 @@ BAD_TASKS = {
     "count negative": ("seeds", {"erase": 1, "retain": -4, "synonym": 1}, ["seeds.retain", "-4", "at least 1"]),
     "count true": ("seeds", {"erase": True, "retain": 1, "synonym": 1}, ["seeds.erase", "True", "whole number"]),
     "count missing": ("seeds", {"erase": 1, "retain": 1}, ["seeds", "'synonym'", "add the images"]),
-    "unknown role": ("seeds", {"erase": 1, "retain": 1, "synonyms": 1}, ["seeds", "'synonyms'", "did you mean 'synonym'"]),
+    "unknown role": (
+        "seeds",
+        {"erase": 1, "retain": 1, "synonyms": 1},
+        ["seeds", "'synonyms'", "'synonym'?"],
+    ),
     "fine-tune erased": ("finetune", ["ship"], ["finetune", "'ship'", "remove it"]),
     "fine-tune retained": ("finetune", ["dog"], ["finetune", "'dog'", "remove it"]),
     "synonyms of another": ("synonyms", {"rose": ["red"]}, ["synonyms", "'rose'", "known"]),
@@ -148,12 +153,12 @@ BAD_STUDIES = {
     "unknown algorithm": ("finetunes.lora.algorithm", "Lora", ["finetunes.lora.algorithm", "'Lora'", "'lora'"]),
     "unknown set": ("finetunes.lora.set", "randm", ["finetunes.lora.set", "'randm'", "did you mean 'random'"]),
     "no set": ("finetunes.lora.set", REMOVE, ["finetunes.lora.set", "''", "known: random"]),
-    "checkpoint beyond": ("finetunes.lora.checkpoints", [50, 4000], ["finetunes.lora.checkpoints", "4000", "last step"]),
-    "checkpoints falling": ("finetunes.lora.checkpoints", [200, 50, 400], ["finetunes.lora.checkpoints", "200", "rise"]),
+    "checkpoint beyond": ("finetunes.lora.checkpoints", [50, 4000], ["lora.checkpoints", "4000", "last step"]),
+    "checkpoints falling": ("finetunes.lora.checkpoints", [200, 50, 400], ["lora.checkpoints", "200", "rise"]),
     "steps 0": ("finetunes.lora.steps", 0, ["finetunes.lora.steps", "0", "at least 1"]),
     "steps as text": ("finetunes.lora.steps", "400", ["finetunes.lora.steps", "'400'", "whole number"]),
-    "follows an unknown eraser": ("finetunes.lora.erasers", ["ucee"], ["finetunes.lora", "'ucee'", "did you mean 'uce'"]),
-    "maps in a fine-tune": ("finetunes.lora.variants", {"x": {"mapping": "object"}}, ["mapping", "'object'", "remove it"]),
+    "follows an unknown eraser": ("finetunes.lora.erasers", ["ucee"], ["finetunes.lora", "'ucee'", "mean 'uce'"]),
+    "maps in a fine-tune": ("finetunes.lora.variants.x", {"mapping": "object"}, ["mapping", "'object'", "remove it"]),
     "seeds empty": ("seeds.erase", [], ["seeds.erase", "[]", "write [0]"]),
     "seed twice": ("seeds.finetune", [1, 1], ["seeds.finetune", "1", "remove one"]),
     "seed negative": ("seeds.erase", [-1], ["seeds.erase", "-1", "at least 0"]),
@@ -292,7 +297,7 @@ def test_shipped_tasks(path: Path) -> None:
 def test_identities_are_nested_and_share_what_is_retained() -> None:
     tasks = [load_task(ROOT / f"config/tasks/miniature/identities-{n}.yaml") for n in (1, 5, 10, 30)]
     assert [len(task.erase) for task in tasks] == [1, 5, 10, 30]
-    assert all(set(a.erase) < set(b.erase) for a, b in zip(tasks, tasks[1:], strict=False))
+    assert all(set(a.erase) < set(b.erase) for a, b in itertools.pairwise(tasks))
     assert len({(task.retain, task.finetune, task.templates) for task in tasks}) == 1
     assert len(tasks[0].retain) == 30
     assert {len(task.erase) * task.seeds["erase"] for task in tasks} == {40, 60}

@@ -40,12 +40,13 @@ def prompts(study: Study, task: str) -> dict[str, Any]:
 
 def prior_moments(study: Study) -> dict[str, Any]:
     """Second moment of the general captions."""
-    return {"base": base(study), "corpus": "prior"}
+    return {"base": base(study), "corpus": "prior", "captions": study.moments.prior}
 
 
 def domain_moments(study: Study, task: str) -> dict[str, Any]:
     """Second moment of the retain concepts in the caption templates."""
-    return {"base": base(study), "corpus": "domain", "concepts": study.task(task).retain}
+    corpus = {"corpus": "domain", "captions": study.moments.domain, "concepts": study.task(task).retain}
+    return {"base": base(study), **corpus}
 
 
 def concept_images(study: Study, task: str) -> dict[str, Any]:

@@ -40,10 +40,6 @@ class Moments:
 
     prior: str  # general captions, one a line
     domain: str  # caption templates, one a line, filled with the retain concepts
-    batch: int = 256
-
-    def __post_init__(self) -> None:
-        at_least("batch", self.batch, 1)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Study:
     seeds: Seeds
     scorers: dict[str, dict]
     statistics: Statistics
-    figures: Figures = Figures()
+    figures: Figures = field(default_factory=Figures)
     world: str = "config/world.yaml"  # how the base and the scorers were made
     loaded: dict[str, Task] = field(default_factory=dict)
 

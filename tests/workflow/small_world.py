@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+
 from tiny import make_pipeline, make_tokenizer
 
 CONCEPTS = ["ship", "cat", "dog", "bird"]
@@ -39,9 +40,7 @@ def make_clip(folder: Path) -> None:
     folder.mkdir(parents=True)
     grey = (0.5, 0.5, 0.5)
     preprocess = {"mean": grey, "std": grey, "interpolation": "bicubic", "resize_mode": "shortest"}
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": architecture, "preprocess_cfg": preprocess})
-    )
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": architecture, "preprocess_cfg": preprocess}))
     save_file(CLIP(**architecture).state_dict(), folder / "open_clip_model.safetensors")
     tokenizer.save_pretrained(folder)
 

@@ -1,4 +1,4 @@
-"""Through a real `snakemake -n`: a mistake stops before any job, and Snakemake prints key, value and remedy."""
+"""Through a real `snakemake`: a mistake stops it before any job, and it prints key, value and remedy."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Tree, clone
+from tree import Tree, clone
 
 CASES = {
     "unknown key": ("erasers:", "eraserz: {}\nerasers:", ["eraserz", "did you mean 'erasers'"]),
     "number read as text": ("lamb: 1.0", "lamb: 1e-4", ["erasers.mace.lamb", "'1e-4'", "write 1.0e-4"]),
-    "unknown eraser": ("  uce:", "  uce: {method: uci}\n  other:", ["erasers.uce.method", "'uci'", "did you mean 'uce'"]),
+    "unknown eraser": (
+        "  uce:",
+        "  uce: {method: uci}\n  other:",
+        ["erasers.uce.method", "'uci'", "did you mean 'uce'"],
+    ),
     "checkpoint beyond the steps": ("[2, 4]", "[2, 8]", ["finetunes.lora.checkpoints", "[2, 8]", "last step"]),
 }
 
@@ -34,8 +38,8 @@ def test_concept_erased_and_retained(fresh: Tree, tmp_path: Path) -> None:
 
 
 def stops(tree: Tree, told: list[str]) -> None:
-    """Assert that a dry run and a real run fail with these words, and that no job was started."""
-    output = tree.snakemake("-n", check=False) + tree.snakemake("--cores", "1", check=False)
+    """Assert that a run fails with these words, and that no job was started."""
+    output = tree.snakemake("--cores", "1", check=False)
     assert "ConfigError" in output and "Job stats" not in output
-    assert [part for part in told if output.count(part) < 2] == []
+    assert [part for part in told if part not in output] == []
     assert not (tree.root / "results").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Tree, messages
+from tree import Tree, messages
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SHOWN = ["Figures and cost of the study", "Grids of images and masks", "Report of the study", "Tables of the study"]
@@ -104,5 +104,5 @@ def test_unrelated_file_reformatted(copy: Tree) -> None:
 
 
 def test_device_and_comments_run_nothing(copy: Tree) -> None:
-    copy.edit("tests/small.yaml", "device: cpu", "device: auto # whatever there is")
+    copy.edit("tests/small.yaml", "device: cpu}", "device: auto}  # whatever there is")
     assert copy.jobs() == []

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from tree import ROOT
 
 SOURCE = ROOT / "src/resurgence"
 RULES = ROOT / "workflow/rules"

@@ -9,7 +9,7 @@ import sys
 
 import pandas as pd
 import pytest
-from conftest import ROOT, Tree, messages
+from tree import ROOT, Tree, messages
 
 from resurgence.manifest import verify
 

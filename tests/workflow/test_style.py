@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, Tree
+from tree import ROOT, Tree
 
 from resurgence import settings
 from resurgence.plan import STAGES
@@ -26,7 +26,10 @@ def test_lint(fresh: Tree) -> None:
 def test_format() -> None:
     files = [ROOT / "Snakefile", *sorted((ROOT / "workflow/rules").glob("*.smk"))]
     done = subprocess.run(
-        [Path(sys.executable).parent / "snakefmt", "--check", "--diff", *files], cwd=ROOT, capture_output=True, text=True
+        [Path(sys.executable).parent / "snakefmt", "--check", "--diff", *files],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,6 +1,6 @@
 """The checked study, and the functions that the rules take their inputs and settings from. No rules here."""
 
-import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -8,10 +8,7 @@ from pathlib import Path
 from snakemake.utils import validate
 
 ROOT = Path(workflow.basedir)
-# jobs run the package of this tree, with the Python that runs Snakemake
 sys.path.insert(0, str(ROOT / "src"))
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 from resurgence import blocks
 from resurgence.config import read_yaml
@@ -21,10 +18,20 @@ from resurgence.study import Cell, Erasure, make_study, printed, split
 STUDY = make_study(config)
 validate(config, str(ROOT / "workflow/schemas/params.schema.yaml"), set_default=False)
 
-DEVICE = STUDY.base.device
 # without a GPU the jobs run side by side, one core each
-GPU = int(DEVICE == "cuda" or (DEVICE == "auto" and shutil.which("nvidia-smi") is not None))
+GPU = int(STUDY.base.device == "cuda" or (STUDY.base.device == "auto" and shutil.which("nvidia-smi") is not None))
 THREADS = 4 if GPU else 1
+# jobs run the package of this tree with the Python that runs Snakemake; the device is no parameter, so another one
+# does not run everything again
+shell.prefix(
+    f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+    f" PYTHONPATH={shlex.quote(str(ROOT / 'src'))} RESURGENCE_DEVICE={'cuda' if GPU else 'cpu'}; "
+)
+
+
+def sources(*names):
+    """The files of the modules of these entries, each once."""
+    return sorted({f"src/resurgence/{module}.py" for name in names for module in SOURCES[name]})
 
 
 def task(wildcards):
@@ -57,10 +64,11 @@ def block(make, *take):
     return of_wildcards
 
 
-def files_of(folder):
-    """The weights and settings in a local folder, as inputs; none for a hub id, which its revision fixes."""
+def files_of(place):
+    """The weights and settings in a local folder, or one file of weights; none for a hub id, which its revision fixes."""
     suffixes = {".json", ".safetensors", ".txt"}
-    return sorted(path.as_posix() for path in Path(folder).rglob("*") if path.suffix in suffixes)
+    found = [Path(place)] if Path(place).is_file() else Path(place).rglob("*")
+    return sorted(path.as_posix() for path in found if path.suffix in suffixes)
 
 
 BASE = files_of(STUDY.base.path)
@@ -125,7 +133,10 @@ def erased(item):
 def finetune_inputs(wildcards):
     """The fine-tuning set and the erased delta."""
     chosen = STUDY.set_of(*split(wildcards.finetune))
-    return [f"results/{wildcards.base}/{wildcards.task}/finetune_sets/{chosen}/manifest.json", *erased(erasure(wildcards))]
+    return [
+        f"results/{wildcards.base}/{wildcards.task}/finetune_sets/{chosen}/manifest.json",
+        *erased(erasure(wildcards)),
+    ]
 
 
 def model_weights(wildcards):
@@ -140,12 +151,13 @@ def model_weights(wildcards):
 
 
 WORLD = read_yaml(STUDY.world)
-TRAINING_DEVICE = "cuda" if GPU else "cpu"
 
 
 def world_files(part):
     """The word lists that a part of the world is made from; the base is also trained more on the tasks' concepts."""
-    return [WORLD["concepts"]] + [WORLD["templates"]] * (part in ("base", "clip"))
+    tasks = sorted(path.as_posix() for path in Path(WORLD["tasks"]).glob("*.yaml"))
+    templates = [WORLD["templates"]] if part in ("base", "clip") else []
+    return [WORLD["concepts"], *templates, *(tasks if part in ("base", "quality") else [])]
 
 
 def world_block(part):
@@ -157,6 +169,12 @@ def score_manifests():
     """The scores of every model of the study; a control that changes nothing has those of the base."""
     items = [*STUDY.tasks.names, *STUDY.cells(), *(blocks.seen_as(STUDY, item) for item in STUDY.erasures())]
     return [f"{folder}/scores/manifest.json" for folder in dict.fromkeys(STUDY.folder(item) for item in items)]
+
+
+def whole_config():
+    """The configuration as one text, for the Snakemake that makes the report; the device makes no difference to it."""
+    place = {key: value for key, value in config["base"].items() if key != "device"}
+    return blocks.text({**config, "base": place})
 
 
 def every_manifest():
@@ -177,7 +195,9 @@ def shared_artefacts():
     for name in STUDY.tasks.names:
         place = STUDY.folder(name)
         yield from ((place, part) for part in ("prompts", "images", "scores"))
-        wanted = {kind for item in STUDY.erasures() if item.task == name for kind in needs(STUDY.erasers[item.eraser].module)}
+        wanted = {
+            kind for item in STUDY.erasures() if item.task == name for kind in needs(STUDY.erasers[item.eraser].module)
+        }
         parts = {"domain": "moments", "images": "concept_images", "masks": "masks"}
         yield from ((place, part) for kind, part in parts.items() if kind in wanted)
         sets = {STUDY.set_of(item.finetune, item.variant) for item in STUDY.cells() if item.erasure.task == name}
@@ -195,12 +215,12 @@ def shown_manifests():
 
 
 def figure(path, category, caption, **labels):
-    """A picture of the report."""
+    """A picture of the report. Two labels must be a full table: the report breaks on a combination that is missing."""
     return report(path, category=category, caption=f"../report/{caption}.rst", labels=labels)
 
 
 FIGURES = [
-    figure(f"results/figures/{stem}_{metric}.png", category, caption, content=title, metric=metric)
+    figure(f"results/figures/{stem}_{metric}.png", category, caption, content=f"{title}, {metric.replace('_', ' ')}")
     for stem, category, caption, title in (
         ("before_after", "Overview", "before_after", "before and after"),
         ("resurgence", "Curves", "resurgence_steps", "resurgence over steps"),

@@ -2,8 +2,6 @@
 
 
 rule loras:
-    message:
-        "LoRAs of {wildcards.task} for {wildcards.eraser}, seed {wildcards.erase_seed}"
     input:
         sources("loras"),
         BASE,
@@ -21,14 +19,14 @@ rule loras:
         gpu=GPU,
     params:
         cfg=block(blocks.loras, erasure),
+    message:
+        "LoRAs of {wildcards.task} for {wildcards.eraser}, seed {wildcards.erase_seed}"
     shell:
-        "python -m resurgence.stages.loras --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        "python -m resurgence.stages.loras --block {params.cfg:q} --out {output.manifest}"
         " --inputs {input} > {log} 2>&1"
 
 
 rule erase:
-    message:
-        "Erase {wildcards.task} with {wildcards.eraser}, seed {wildcards.erase_seed}"
     input:
         eraser_sources,
         BASE,
@@ -46,6 +44,8 @@ rule erase:
         gpu=GPU,
     params:
         cfg=block(blocks.erase, erasure),
+    message:
+        "Erase {wildcards.task} with {wildcards.eraser}, seed {wildcards.erase_seed}"
     shell:
-        "python -m resurgence.stages.erase --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        "python -m resurgence.stages.erase --block {params.cfg:q} --out {output.manifest}"
         " --inputs {input} > {log} 2>&1"

@@ -3,8 +3,6 @@
 
 
 rule sample:
-    message:
-        "Sample {wildcards.model}"
     input:
         sources("sample"),
         BASE,
@@ -24,14 +22,14 @@ rule sample:
         gpu=GPU,
     params:
         cfg=block(blocks.sample),
+    message:
+        "Sample {wildcards.model}"
     shell:
-        "python -m resurgence.stages.sample --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        "python -m resurgence.stages.sample --block {params.cfg:q} --out {output.manifest}"
         " --inputs {input} > {log} 2>&1"
 
 
 rule score:
-    message:
-        "Score the images of {wildcards.model}"
     input:
         sources("score", *SCORERS),
         SCORER_WEIGHTS,
@@ -51,6 +49,8 @@ rule score:
         gpu=GPU,
     params:
         cfg=block(blocks.score, model_task),
+    message:
+        "Score the images of {wildcards.model}"
     shell:
-        "python -m resurgence.stages.score --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        "python -m resurgence.stages.score --block {params.cfg:q} --out {output.manifest}"
         " --inputs {input} > {log} 2>&1"

@@ -2,8 +2,6 @@
 
 
 rule finetune:
-    message:
-        "Fine-tune {wildcards.task} / {wildcards.eraser} with {wildcards.finetune}, seed {wildcards.finetune_seed}"
     input:
         sources("finetune"),
         BASE,
@@ -21,6 +19,8 @@ rule finetune:
         gpu=GPU,
     params:
         cfg=block(blocks.finetune, cell),
+    message:
+        "Fine-tune {wildcards.task} / {wildcards.eraser} with {wildcards.finetune}, seed {wildcards.finetune_seed}"
     shell:
-        "python -m resurgence.stages.finetune --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        "python -m resurgence.stages.finetune --block {params.cfg:q} --out {output.manifest}"
         " --inputs {input} > {log} 2>&1"

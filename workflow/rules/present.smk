@@ -2,8 +2,6 @@
 
 
 rule tables:
-    message:
-        "Tables of the study"
     input:
         sources("tables"),
         score_manifests(),
@@ -21,14 +19,13 @@ rule tables:
         "../../envs/conda.yaml"
     params:
         cfg=block(blocks.tables),
+    message:
+        "Tables of the study"
     shell:
-        "python -m resurgence.stages.tables --block {params.cfg:q} --out {output.text} --inputs {input}"
-        " > {log} 2>&1"
+        "python -m resurgence.stages.tables --block {params.cfg:q} --out {output.text} --inputs {input}" " > {log} 2>&1"
 
 
 rule figures:
-    message:
-        "Figures and cost of the study"
     input:
         sources("figures"),
         rules.tables.output,
@@ -40,7 +37,7 @@ rule figures:
             "results/tables/resurgence.html",
             category="Overview",
             caption="../report/resurgence.rst",
-            labels={"content": "resurgence, all metrics", "metric": "all"},
+            labels={"content": "tables of all metrics"},
         ),
     log:
         "logs/figures.log",
@@ -50,13 +47,13 @@ rule figures:
         "../../envs/conda.yaml"
     params:
         cfg=block(blocks.figures),
+    message:
+        "Figures and cost of the study"
     shell:
         "python -m resurgence.stages.figures --block {params.cfg:q} --out {output.page} --inputs {input} > {log} 2>&1"
 
 
 rule grids:
-    message:
-        "Grids of images and masks"
     input:
         sources("grids"),
         shown_manifests(),
@@ -71,13 +68,13 @@ rule grids:
         "../../envs/conda.yaml"
     params:
         cfg=block(blocks.grids),
+    message:
+        "Grids of images and masks"
     shell:
         "python -m resurgence.stages.grids --block {params.cfg:q} --out {output.names} --inputs {input} > {log} 2>&1"
 
 
 rule report:
-    message:
-        "Report of the study"
     input:
         sources("report"),
         rules.tables.output,
@@ -92,6 +89,8 @@ rule report:
     conda:
         "../../envs/conda.yaml"
     params:
-        cfg=blocks.text(config),
+        cfg=whole_config(),
+    message:
+        "Report of the study"
     shell:
         "python -m resurgence.stages.report --block {params.cfg:q} --out {output.html} --inputs {input} > {log} 2>&1"

@@ -2,8 +2,6 @@
 
 
 rule prompts:
-    message:
-        "Prompts of {wildcards.task}"
     input:
         sources("prompts"),
     output:
@@ -16,14 +14,14 @@ rule prompts:
         "../../envs/conda.yaml"
     params:
         cfg=block(blocks.prompts, task),
+    message:
+        "Prompts of {wildcards.task}"
     shell:
         "python -m resurgence.stages.prompts --block {params.cfg:q} --out {output.manifest} --inputs {input}"
         " > {log} 2>&1"
 
 
 rule prior_moments:
-    message:
-        "Second moment of the general captions under {wildcards.base}"
     input:
         sources("moments"),
         BASE,
@@ -41,14 +39,14 @@ rule prior_moments:
         gpu=GPU,
     params:
         cfg=block(blocks.prior_moments),
+    message:
+        "Second moment of the general captions under {wildcards.base}"
     shell:
-        "python -m resurgence.stages.moments --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        "python -m resurgence.stages.moments --block {params.cfg:q} --out {output.manifest}"
         " --inputs {input} > {log} 2>&1"
 
 
 rule domain_moments:
-    message:
-        "Second moment of the concepts that {wildcards.task} retains"
     input:
         sources("moments"),
         BASE,
@@ -66,14 +64,14 @@ rule domain_moments:
         gpu=GPU,
     params:
         cfg=block(blocks.domain_moments, task),
+    message:
+        "Second moment of the concepts that {wildcards.task} retains"
     shell:
-        "python -m resurgence.stages.moments --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        "python -m resurgence.stages.moments --block {params.cfg:q} --out {output.manifest}"
         " --inputs {input} > {log} 2>&1"
 
 
 rule concept_images:
-    message:
-        "Images of the concepts that {wildcards.task} erases, made by {wildcards.base}"
     input:
         sources("concept_images"),
         BASE,
@@ -90,14 +88,14 @@ rule concept_images:
         gpu=GPU,
     params:
         cfg=block(blocks.concept_images, task),
+    message:
+        "Images of the concepts that {wildcards.task} erases, made by {wildcards.base}"
     shell:
-        "python -m resurgence.stages.concept_images --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        "python -m resurgence.stages.concept_images --block {params.cfg:q} --out {output.manifest}"
         " --inputs {input} > {log} 2>&1"
 
 
 rule masks:
-    message:
-        "Masks of the concepts that {wildcards.task} erases"
     input:
         sources("masks", segmenter()),
         mask_base(),
@@ -115,14 +113,14 @@ rule masks:
         gpu=GPU,
     params:
         cfg=block(blocks.masks, task),
+    message:
+        "Masks of the concepts that {wildcards.task} erases"
     shell:
-        "python -m resurgence.stages.masks --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        "python -m resurgence.stages.masks --block {params.cfg:q} --out {output.manifest}"
         " --inputs {input} > {log} 2>&1"
 
 
 rule finetune_set:
-    message:
-        "Fine-tuning set {wildcards.set} of {wildcards.task}, made by {wildcards.base}"
     input:
         sources("finetune_set"),
         BASE,
@@ -139,6 +137,8 @@ rule finetune_set:
         gpu=GPU,
     params:
         cfg=block(blocks.finetune_set, task, set_name),
+    message:
+        "Fine-tuning set {wildcards.set} of {wildcards.task}, made by {wildcards.base}"
     shell:
-        "python -m resurgence.stages.finetune_set --block {params.cfg:q} --out {output.manifest} --device {DEVICE}"
+        "python -m resurgence.stages.finetune_set --block {params.cfg:q} --out {output.manifest}"
         " --inputs {input} > {log} 2>&1"

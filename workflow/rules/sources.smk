@@ -59,8 +59,3 @@ SOURCES = {
     "scorers/recogniser": ["scorers/recogniser", "world/drawings", "world/loop", "world/recogniser", "world/scenes"],
     "scorers/clip": ["scorers/clip"],
 }
-
-
-def sources(*names):
-    """The files of the modules of these entries, each once."""
-    return sorted({f"src/resurgence/{module}.py" for name in names for module in SOURCES[name]})

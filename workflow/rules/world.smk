@@ -9,8 +9,6 @@ rule world:
 
 
 rule world_drawings:
-    message:
-        "Render the drawings of the world"
     input:
         world_files("drawings"),
         sources("world_drawings"),
@@ -24,13 +22,14 @@ rule world_drawings:
         "../../envs/conda.yaml"
     params:
         cfg=world_block("drawings"),
+        world=STUDY.world,
+    message:
+        "Render the drawings of the world"
     shell:
-        "python -m resurgence.world.build drawings --config {STUDY.world} --out results/world > {log} 2>&1"
+        "python -m resurgence.world.build drawings --config {params.world} --out results/world > {log} 2>&1"
 
 
 rule world_autoencoder:
-    message:
-        "Train the autoencoder of the miniature"
     input:
         world_files("autoencoder"),
         sources("world_autoencoder"),
@@ -48,13 +47,14 @@ rule world_autoencoder:
         gpu=GPU,
     params:
         cfg=world_block("autoencoder"),
+        world=STUDY.world,
+    message:
+        "Train the autoencoder of the miniature"
     shell:
-        "python -m resurgence.world.build autoencoder --config {STUDY.world} --out results/world --device {TRAINING_DEVICE} > {log} 2>&1"
+        "python -m resurgence.world.build autoencoder --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
 
 
 rule world_base:
-    message:
-        "Train the miniature base"
     input:
         world_files("base"),
         sources("world_base"),
@@ -73,13 +73,14 @@ rule world_base:
         gpu=GPU,
     params:
         cfg=world_block("base"),
+        world=STUDY.world,
+    message:
+        "Train the miniature base"
     shell:
-        "python -m resurgence.world.build base --config {STUDY.world} --out results/world --device {TRAINING_DEVICE} > {log} 2>&1"
+        "python -m resurgence.world.build base --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
 
 
 rule world_recogniser:
-    message:
-        "Train the recogniser"
     input:
         world_files("recogniser"),
         sources("world_recogniser"),
@@ -97,13 +98,14 @@ rule world_recogniser:
         gpu=GPU,
     params:
         cfg=world_block("recogniser"),
+        world=STUDY.world,
+    message:
+        "Train the recogniser"
     shell:
-        "python -m resurgence.world.build recogniser --config {STUDY.world} --out results/world --device {TRAINING_DEVICE} > {log} 2>&1"
+        "python -m resurgence.world.build recogniser --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
 
 
 rule world_clip:
-    message:
-        "Train the small CLIP"
     input:
         world_files("clip"),
         sources("world_clip"),
@@ -121,13 +123,14 @@ rule world_clip:
         gpu=GPU,
     params:
         cfg=world_block("clip"),
+        world=STUDY.world,
+    message:
+        "Train the small CLIP"
     shell:
-        "python -m resurgence.world.build clip --config {STUDY.world} --out results/world --device {TRAINING_DEVICE} > {log} 2>&1"
+        "python -m resurgence.world.build clip --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
 
 
 rule world_quality:
-    message:
-        "Measure the world"
     input:
         world_files("quality"),
         sources("world_quality"),
@@ -146,5 +149,8 @@ rule world_quality:
         gpu=GPU,
     params:
         cfg=world_block("quality"),
+        world=STUDY.world,
+    message:
+        "Measure the world"
     shell:
-        "python -m resurgence.world.build quality --config {STUDY.world} --out results/world --device {TRAINING_DEVICE} > {log} 2>&1"
+        "python -m resurgence.world.build quality --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"

@@ -1,4 +1,4 @@
-"""Erase: the tensors of the base that an eraser changes. With trained LoRAs among the inputs only their fusion is left."""
+"""Erase: the tensors of the base that an eraser changes. With trained LoRAs as input only their fusion is left."""
 
 from __future__ import annotations
 

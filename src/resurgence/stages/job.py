@@ -63,7 +63,9 @@ class Job:
         """Folder of the input of this kind; FileNotFoundError without one."""
         found = self.find(kind)
         if found is None:
-            raise FileNotFoundError(f"no input of kind {kind!r} among {sorted(set(self.artefacts.values()))}; give its manifest")
+            raise FileNotFoundError(
+                f"no input of kind {kind!r} among {sorted(set(self.artefacts.values()))}; give its manifest"
+            )
         return found
 
     def digested(self) -> dict[str, Path]:
@@ -96,7 +98,8 @@ def start(arguments: Sequence[str] | None = None) -> Job:
     parser.add_argument("--block", type=json.loads, required=True, help="settings as JSON")
     parser.add_argument("--out", type=Path, required=True, help="the file that is written last")
     parser.add_argument("--inputs", type=Path, nargs="*", default=[], help="manifests, files and source modules")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    device = os.environ.get("RESURGENCE_DEVICE", "auto")
+    parser.add_argument("--device", default=device, help="auto, cpu or cuda (default: RESURGENCE_DEVICE, else auto)")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     slurm = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""

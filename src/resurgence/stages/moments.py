@@ -11,8 +11,8 @@ from resurgence.stages.job import Job, main
 
 def captions_of(job: Job) -> list[str]:
     """The captions of the block's corpus."""
-    (file,) = (path for path in job.inputs if path.suffix == ".txt")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    text = Path(job.block["captions"]).read_text(encoding="utf-8")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if job.block["corpus"] == "prior":
         return lines
     return [caption for concept in job.block["concepts"] for caption in fill(lines, concept)]

@@ -1,0 +1,146 @@
+"""The plan: what Snakemake's table says, what was measured, and the arithmetic of images."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from resurgence import plan
+from resurgence.config import load_task, make_task, read_yaml
+from resurgence.prompts import prompt_set
+from resurgence.study import Study, make_study
+from test_config import TASK, write_world
+
+ROOT = Path(__file__).parents[1]
+TOLD = """\
+Host: vm
+Job stats:
+job               count
+--------------  -------
+all                   1
+score                 5
+tables                1
+total                 7
+
+Job stats:
+job               count
+--------------  -------
+all                   1
+score                 5
+tables                1
+total                 7
+
+Reasons:
+    (check individual jobs above for details)
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """The default study on one task of four concepts, with two fine-tunes."""
+    write_world(tmp_path)
+    values = read_yaml(ROOT / "params.yaml")
+    values["tasks"] = {"folder": "tasks", "names": ["pets"]}
+    values["moments"] = {"prior": "general.txt", "domain": "closed_form.txt"}
+    values["sampling"]["size"] = 64
+    values["finetunes"] = {"lora": {"set": "random", "steps": 4, "checkpoints": [2, 4]}}
+    values["erasers"] = {"uce": {}, "none": {"method": "none"}}
+    return make_study(values, tmp_path)
+
+
+def test_job_counts_reads_one_of_the_two_tables() -> None:
+    assert plan.job_counts(TOLD) == Counter(score=5, tables=1)
+    assert plan.job_counts("Nothing to be done") == Counter()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config/tasks").glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_prompts_of_counts_the_prompt_set(path: Path) -> None:
+    task = load_task(path)
+    assert plan.prompts_of(task) == len(prompt_set(task))
+
+
+def test_images_of_counts_every_model(study: Study) -> None:
+    rows = len(prompt_set(make_task(TASK)))
+    # base, erased (the control is the base), two checkpoints of each of the two fine-tuned models
+    assert plan.images_of(study) == rows * (1 + 1 + 2 * 2)
+
+
+def test_measured_seconds_replace_the_defaults(tmp_path: Path) -> None:
+    for number, seconds in enumerate((2.0, 4.0)):
+        folder = tmp_path / "score" / f"task-{number}"
+        folder.mkdir(parents=True)
+        (folder / "s0.jsonl").write_text(json.dumps({"s": seconds}) + "\n")
+    assert plan.seconds_of({"score": 9.0, "sample": 5.0}, tmp_path) == {"score": 3.0, "sample": 5.0}
+
+
+def test_lines_add_up(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "device_of", lambda study: "CPU")
+    total = Counter(sample=4, score=4, tables=1)
+    lines = plan.lines(study, Counter(score=3, tables=1), total, {"score": 40.0, "tables": 20.0}, 2)
+    assert len(lines) <= 12
+    table = {line[:26].strip(): line[26:].split() for line in lines[2:9]}
+    assert table["score"] == ["3", "1", "1", "min", "00", "s"]
+    assert table["sample"] == ["0", "4", "-"]
+    assert table["all"][:6] == ["4", "5", "about", "1", "min", "10"]
+
+
+def test_one_model_at_a_time_on_a_gpu(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "device_of", lambda study: "GPU")
+    todo = Counter(sample=4)
+    lines = plan.lines(study, todo, todo, {"sample": 30.0}, 8)
+    assert any("about 2 min 00 s" in line for line in lines)
+    assert lines[-1].endswith("device: GPU")
+
+
+def test_disk_grows_with_full_fine_tuning(study: Study, tmp_path: Path) -> None:
+    import dataclasses
+
+    unet = tmp_path / study.base.path / "unet"
+    unet.mkdir(parents=True)
+    (unet / "diffusion_pytorch_model.safetensors").write_bytes(b"0" * 10_000_000)
+    lora = plan.bytes_of(study, tmp_path)
+    method = dataclasses.replace(
+        study.finetunes["lora"], settings={"algorithm": "full", "steps": 4, "checkpoints": [2, 4]}
+    )
+    full = plan.bytes_of(dataclasses.replace(study, finetunes={"lora": method}), tmp_path)
+    assert full - lora == pytest.approx(4 * 0.97 * 10_000_000)
+
+
+def test_snakemake_refusing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"snakemake -n = 1: fails; it says"):
+        plan.dry_runs([])
+
+
+def test_entries_of_models() -> None:
+    from resurgence.stages.tables import entry
+
+    block = {"base": "b", "controls": ["none"]}
+    assert entry(block, "ship") == {"base": "b", "task": "ship", "state": "base", "path": "results/b/ship/scores"}
+    erased = entry(block, "ship/none/s0")
+    assert (erased["state"], erased["path"]) == ("erased", "results/b/ship/scores")
+    tuned = entry(block, "ship/mace.to-sky/s1/lora.long/f2")
+    assert pd.Series(tuned).to_dict() == {
+        "base": "b", "task": "ship", "eraser": "mace", "variant": "to-sky", "erase_seed": 1, "finetune": "lora",
+        "finetune_variant": "long", "finetune_seed": 2, "state": "finetuned",
+        "path": "results/b/ship/mace.to-sky/s1/lora.long/f2/scores",
+    }  # fmt: skip
+
+
+def test_sets_matched_in_size() -> None:
+    from resurgence.stages.finetune_set import rows_of
+
+    block = {"concepts": ["a", "b", "c"], "templates": ["the {}", "a {}"], "images_per_prompt": None, "size": 8}
+    rows = rows_of(block)
+    assert len(rows) == 8 and rows["seed"].nunique() == 8
+    assert sorted(rows["prompt"].value_counts()) == [1, 1, 1, 1, 2, 2]
+    all_of_them = rows_of({**block, "images_per_prompt": 2, "size": None})
+    assert len(all_of_them) == 12
+    # a set of a given size is part of the larger one: the images are the same
+    assert set(rows["seed"]) <= set(all_of_them["seed"])
