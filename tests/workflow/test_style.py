@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tree import ROOT, Tree
+from tree import ROOT, Tree, messages
 
 from resurgence import settings
 from resurgence.plan import STAGES
@@ -109,3 +109,15 @@ def test_plan_and_its_defaults_know_every_rule() -> None:
 def test_a_gpu_runs_one_model_at_a_time() -> None:
     assert yaml.safe_load((ROOT / "profiles/default/profile.yaml").read_text())["resources"] == ["gpu=1"]
     assert json.dumps(rules_text()).count("gpu=GPU") >= 10
+
+
+def test_the_world_can_be_made_again(fresh: Tree) -> None:
+    told = messages(fresh.snakemake("-n", "world"))
+    assert told == [
+        "Measure the world",
+        "Render the drawings of the world",
+        "Train the autoencoder of the miniature",
+        "Train the miniature base",
+        "Train the recogniser",
+        "Train the small CLIP",
+    ]
