@@ -48,4 +48,5 @@ test: setup
 	$(BIN)/python -m pytest $(ARGS)
 
 clean:
-	rm -rf results logs .snakemake
+	find results -mindepth 1 ! -name .gitkeep -delete
+	rm -rf logs .snakemake
