@@ -27,7 +27,7 @@ $(STAMP): envs/requirements.txt pyproject.toml
 	  || { rm -rf .uv && $(PYTHON) -m pip install --quiet --target .uv uv; }
 	PATH="$$PATH:$(CURDIR)/.uv/bin"; \
 	  { test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV); } \
-	  && uv pip install --python $(BIN)/python -r envs/requirements.txt \
+	  && uv pip install --compile-bytecode --python $(BIN)/python -r envs/requirements.txt \
 	  && uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
