@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,9 @@ class EraserData:
     domain: torch.Tensor | None = None  # (d, d) float64, the same over captions of the retained concepts
     images: dict[str, torch.Tensor] = field(default_factory=dict)  # concept -> (N, 3, H, W) in [-1, 1]
     masks: dict[str, torch.Tensor] = field(default_factory=dict)  # concept -> (N, 1, H, W) bool
+    anchors: dict[str, torch.Tensor] = field(default_factory=dict)  # mapping concept -> (N, 3, H, W) in [-1, 1]
+    retained: dict[str, torch.Tensor] = field(default_factory=dict)  # retained concept -> (N, 3, H, W) in [-1, 1]
+    state: Path | None = None  # scratch folder from which an interrupted training goes on, exactly
 
 
 class Eraser(NamedTuple):

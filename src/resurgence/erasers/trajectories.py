@@ -1,0 +1,98 @@
+"""Latents x_t on the way from noise to images of a prompt: what the erasers that need no images train on.
+
+DDIM with guidance, by the frozen base once for all steps of the training (`Trajectories`, cheap), or anew at each step
+by the model in training (`walk`, as the first scripts of ESD and SDD).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from resurgence.bases import ddim_of
+from resurgence.seeds import generator
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # (x, t, text) -> raw prediction
+CHUNK = 64  # trajectories sampled at a time
+
+
+@torch.no_grad()
+def walk(
+    pipe: StableDiffusionPipeline,
+    predict: Predict,
+    noise: torch.Tensor,
+    text: torch.Tensor,
+    empty: torch.Tensor,
+    steps: int,
+    guidance: float,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (t, x_t) before each DDIM step, from noise on; what follows the last step is never asked for.
+
+    Args:
+        predict: the UNet's raw prediction (noise or velocity). noise: (B, C, h, w). text: (B, L, d).
+        empty: (1, L, d), the embedding of "". guidance: 1 or less: none.
+    """
+    scheduler = ddim_of(pipe.scheduler)
+    scheduler.set_timesteps(steps)
+    guided = guidance > 1
+    context = torch.cat([empty.expand_as(text), text]) if guided else text
+    x = noise
+    for t in scheduler.timesteps:
+        yield int(t), x
+        doubled = torch.cat([x, x]) if guided else x
+        prediction = predict(doubled, t.to(x.device).expand(len(doubled)), context)
+        if guided:
+            unconditional, conditional = prediction.chunk(2)
+            prediction = unconditional + guidance * (conditional - unconditional)
+        x = scheduler.step(prediction, t, x, return_dict=False)[0]
+
+
+class Trajectories:
+    """x_t of `count` trajectories of each prompt at every DDIM step, made by the frozen base.
+
+    Costs count * steps UNet passes a prompt once (twice that with guidance), and count * steps latents of memory.
+
+    Args:
+        texts: name -> embedding (L, d) of its prompt.
+    """
+
+    def __init__(
+        self,
+        pipe: StableDiffusionPipeline,
+        texts: Mapping[str, torch.Tensor],
+        empty: torch.Tensor,
+        count: int,
+        steps: int,
+        guidance: float,
+        seed: int,
+    ) -> None:
+        unet = pipe.unet
+        side = unet.config.sample_size
+        shape = (unet.config.in_channels, side, side)
+        rows = [(name, k) for name in texts for k in range(count)]
+        parts = []
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            noise = torch.stack([torch.randn(shape, generator=generator("trajectory", n, k, seed)) for n, k in chunk])
+            text = torch.stack([texts[name] for name, _ in chunk])
+
+            def predict(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+                return unet(x.to(unet.dtype), t, context.to(unet.dtype), return_dict=False)[0].float()
+
+            seen = list(walk(pipe, predict, noise.to(unet.device), text, empty, steps, guidance))
+            parts.append(torch.stack([x for _, x in seen]))  # (steps, B, C, h, w)
+            self.timesteps = [t for t, _ in seen]
+        every = torch.cat(parts, 1)
+        self.latents = {name: every[:, i * count : (i + 1) * count] for i, name in enumerate(texts)}
+
+    def draw(self, name: str, draws: torch.Generator) -> tuple[torch.Tensor, int]:
+        """One x_t (C, h, w) of a prompt and its t, uniform over the steps and the trajectories."""
+        own = self.latents[name]
+        step = int(torch.randint(own.shape[0], (), generator=draws))
+        which = int(torch.randint(own.shape[1], (), generator=draws))
+        return own[step, which], self.timesteps[step]
