@@ -24,7 +24,6 @@ wildcard_constraints:
     finetune_seed=r"\d+",
 
 
-include: "workflow/rules/sources.smk"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/sets.smk"
 include: "workflow/rules/erase.smk"

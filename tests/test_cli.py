@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from resurgence import cli
 from resurgence.bases import apply_folder, load_base
-from resurgence.commands import means, settings, sources
+from resurgence.commands import means, run_by, settings
 from resurgence.config import ConfigError
 from resurgence.manifest import PACKAGE, read_manifest, verify
 from resurgence.sample import read_image_set
@@ -229,10 +229,10 @@ def test_settings_take_json_and_yaml_values() -> None:
 
 def test_sources_are_what_a_command_imports() -> None:
     def names(*modules: str) -> set[str]:
-        return {path.relative_to(PACKAGE).as_posix() for path in sources(*modules)}
+        return {path.relative_to(PACKAGE).as_posix() for path in run_by(*(f"resurgence.{m}" for m in modules))}
 
-    assert {"commands.py", "erasers/uce.py", "erasers/closed_form.py", "captions.py"} <= names("erasers/uce")
-    assert "erasers/mace.py" not in names("erasers/uce") and "finetune.py" not in names("sample")
+    assert {"commands.py", "erasers/uce.py", "erasers/closed_form.py", "captions.py"} <= names("erasers.uce")
+    assert "erasers/mace.py" not in names("erasers.uce") and "finetune.py" not in names("sample")
     assert {"trainable.py", "resume.py", "seeds.py"} <= names("finetune")
 
 

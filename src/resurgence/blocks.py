@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from resurgence.config import Task
-from resurgence.declared import PACKAGE, functions, needs
+from resurgence.declared import config_class, functions, needs
+from resurgence.optimisation import Optimisation
 from resurgence.study import Cell, Erasure, Study, printed
 
 # settings of MACE that its LoRAs do not depend on: variants that differ in these alone share their LoRAs
@@ -49,12 +51,30 @@ def domain_moments(study: Study, task: str) -> dict[str, Any]:
     return {"base": base(study), **corpus}
 
 
-def concept_images(study: Study, task: str) -> dict[str, Any]:
-    """Images of the erased concepts made by the base."""
-    images = dataclasses.asdict(study.concept_images)
+def images_of(study: Study, kind: str, concepts: Iterable[str], number: int) -> dict[str, Any]:
+    """Images of concepts made by the base."""
+    settings = study.concept_images
     shared = {key: getattr(study.sampling, key) for key in ("batch", "size")}
-    sampling = shared | {key: images.pop(key) for key in ("steps", "guidance")}
-    return {"base": base(study), "concepts": study.task(task).erase, "sampling": sampling, **images}
+    sampling = shared | {key: getattr(settings, key) for key in ("steps", "guidance")}
+    block = {"base": base(study), "kind": kind, "concepts": tuple(concepts), "per_concept": number}
+    return block | {"sampling": sampling, "template": settings.template}
+
+
+def concept_images(study: Study, task: str) -> dict[str, Any]:
+    """Images of the erased concepts."""
+    return images_of(study, "concept", study.task(task).erase, study.concept_images.per_concept)
+
+
+def anchor_images(study: Study, task: str) -> dict[str, Any]:
+    """Images of the concepts that the erased ones are mapped to, by any eraser that reads them."""
+    readers = [e for e in study.erasures() if e.task == task and "anchors" in needs(study.erasers[e.eraser].module)]
+    aims = {aim for e in readers for aim in study.task(task, e.eraser, e.variant).mapping.values()}
+    return images_of(study, "anchor", sorted(aims), study.concept_images.per_anchor)
+
+
+def retained_images(study: Study, task: str) -> dict[str, Any]:
+    """Images of the retained concepts."""
+    return images_of(study, "retained", study.task(task).retain, study.concept_images.per_retained)
 
 
 def masks(study: Study, task: str) -> dict[str, Any]:
@@ -65,7 +85,13 @@ def masks(study: Study, task: str) -> dict[str, Any]:
 def has_loras(study: Study, eraser: str) -> bool:
     """Whether an eraser trains LoRAs in a step of its own."""
     module = study.erasers[eraser].module
-    return bool(module) and "train_loras" in functions(PACKAGE / module)
+    return bool(module) and "train_loras" in functions(module)
+
+
+def is_trained(study: Study, eraser: str) -> bool:
+    """Whether an eraser is trained by the shared trainer, and so leaves a curve in its delta's folder."""
+    module = study.erasers[eraser].module
+    return bool(module) and issubclass(config_class(module), Optimisation)
 
 
 def loras(study: Study, erasure: Erasure) -> dict[str, Any]:
@@ -156,6 +182,9 @@ def weights(study: Study) -> dict[str, str]:
         if erasure.seed == study.seeds.erase[0] and has_loras(study, erasure.eraser):
             owner = loras_of(study, erasure)
             found[f"{owner.task}: LoRAs of {printed(owner.eraser, owner.variant)}"] = f"{study.folder(owner)}/loras"
+        if erasure.seed == study.seeds.erase[0] and is_trained(study, erasure.eraser):
+            title = f"{erasure.task}: {printed(erasure.eraser, erasure.variant)}"
+            found[title] = f"{study.folder(erasure)}/delta"
     for cell in first_cells(study):
         names = printed(cell.erasure.eraser, cell.erasure.variant), printed(cell.finetune, cell.variant)
         found[f"{cell.erasure.task}: {' + '.join(names)}"] = f"{study.folder(cell)}/weights"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # the folders of results/<base>/<task> beside the erasers
-FOLDERS = ("prompts", "moments", "concept_images", "masks", "finetune_sets", "images", "scores")
+FOLDERS = ("prompts", "moments", "concept_images", "anchor_images", "retained_images", "masks", "finetune_sets", "images", "scores")
 
 
 def check_study(study: Study, root: Path) -> None:
@@ -170,7 +170,7 @@ def check_scorers(study: Study, root: Path) -> None:
     """Scorers exist and take their settings; their paths exist; figures show metrics that the scorers make."""
     for name, settings in study.scorers.items():
         known("scorers", name, metrics())
-        file = f"scorers/{name}.py"
+        file = f"resurgence.scorers.{name}"
         keys = parameters(file, "load") - {"device"} or {"features"}  # without load: a distance on features of another
         for key, value in settings.items():
             known(f"scorers.{name}", key, keys)

@@ -73,6 +73,8 @@ def erase_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--concept-images", type=Path, metavar="PARQUET", help="image set of the erased concepts")
     data.add_argument("--masks", type=Path, metavar="FILE", help="safetensors: concept -> (N, 1, H, W) bool")
     data.add_argument("--per-concept", type=int, default=8, help="images of each concept to sample (default: 8)")
+    data.add_argument("--per-anchor", type=int, default=200, help="images of each mapping concept (default: 200)")
+    data.add_argument("--per-retained", type=int, default=8, help="images of each retained concept (default: 8)")
     data.add_argument("--template", default="a photo of the {}", help="their prompt (default: 'a photo of the {}')")
     set_argument(data, "--sampling", "their sampling, e.g. steps=30 guidance=7.5 batch=8")
     set_argument(data, "--mask", "their masks, e.g. segmenter=foreground, cross-attention or grounded-sam")
@@ -90,7 +92,7 @@ def finetune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the fine-tuning (default: 0)")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="state to resume from (default: beside --out)")
     set_argument(parser, "--set", "settings of the fine-tuning; listed below")
-    parser.epilog = settings_help("settings", "finetune.py")
+    parser.epilog = settings_help("settings", "resurgence.finetune")
 
 
 def sample_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +104,7 @@ def sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--roles", nargs="+", choices=roles, help="only these rows of the prompt set")
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: fp32")
     set_argument(parser, "--set", "settings of the sampler; listed below")
-    parser.epilog = settings_help("settings", "sample.py")
+    parser.epilog = settings_help("settings", "resurgence.sample")
 
 
 def score_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,11 +6,11 @@ The same functions as the study's stages, each command writing one artefact. Wha
 
 from __future__ import annotations
 
-import ast
+import importlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from resurgence.config import ConfigError, Task, at_least, build, load_task
-from resurgence.manifest import MANIFEST, PACKAGE, read_manifest, write_artefact
+from resurgence.declared import methods
+from resurgence.manifest import MANIFEST, read_manifest, write_artefact
+from resurgence.sources import sources
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -51,26 +53,9 @@ def settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
     return found
 
 
-def imports_of(path: Path) -> set[Path]:
-    """Return the files of this package that a module imports, wherever in it the import stands."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    places = [PACKAGE.parent / name.replace(".", "/") for name in names if name.startswith("resurgence.")]
-    files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
-    return {file for file in files if file.exists()}
-
-
-def sources(*modules: str) -> list[Path]:
-    """Return this file, the modules (`sample`, `erasers/uce`) and all of the package that they import, sorted."""
-    found, ahead = set(), {PACKAGE / f"{module}.py" for module in modules}
-    while ahead:
-        found |= ahead
-        ahead = {file for path in ahead for file in imports_of(path)} - found
-    return sorted(found | {Path(__file__).resolve()})
+def run_by(*modules: str) -> list[Path]:
+    """Return this file and those of the modules with all that they import."""
+    return sorted({*sources(*modules), Path(__file__).resolve()})
 
 
 def check_out(out: Path, mark: str) -> None:
@@ -108,21 +93,21 @@ def described(args: Namespace, **more: Any) -> dict[str, Any]:
 def erase(args: Namespace) -> None:
     """Erase a task's concepts: delta.safetensors, and what the eraser tells about it."""
     from resurgence.bases import save_delta
-    from resurgence.erasers import ERASERS
 
     check_out(args.out, MANIFEST)
-    task, eraser = load_task(args.task), ERASERS[args.eraser]
+    task, module = load_task(args.task), methods()[args.eraser]
+    eraser = importlib.import_module(module).ERASER
     values = {**task.erasers.get(args.eraser, {}), **settings(args.set, "--set")}
     cfg = build(eraser.config, values, f"erasers.{args.eraser}")
     making = {"sampling": settings(args.sampling, "--sampling"), "masks": settings(args.mask, "--mask")}
     parameters = described(args, task=asdict(task), eraser=args.eraser, settings=cfg, **making)
     given = inputs(args, task=args.task, prior=args.prior, images=args.concept_images, concept_masks=args.masks)
-    method = eraser.config.__module__.removeprefix("resurgence.").replace(".", "/")
-    used = sources("bases", "masks", "moments", "prompts", "sample", method)
+    used = run_by(*(f"resurgence.{name}" for name in ("bases", "masks", "moments", "prompts", "sample")), module)
     with write_artefact(args.out, "erased delta", parameters, given, used, {"seed": args.seed}, {}) as folder:
         pipe = load(args)
         data = eraser_data(args, pipe, task, eraser, cfg)
         save_delta(eraser.erase(pipe, task, cfg, data, args.seed, folder), folder / "delta.safetensors")
+    shutil.rmtree(data.state, ignore_errors=True)
 
 
 def eraser_data(args: Namespace, pipe: StableDiffusionPipeline, task: Task, eraser: Eraser, cfg: Any) -> EraserData:
@@ -131,7 +116,7 @@ def eraser_data(args: Namespace, pipe: StableDiffusionPipeline, task: Task, eras
     from resurgence.erasers import EraserData
     from resurgence.moments import second_moment
 
-    prior, domain, images, masks = None, None, {}, {}
+    prior, domain, masks = None, None, {}
     if "domain" in eraser.needs:
         captions = load_captions(getattr(cfg, "captions", ""), task.kind)
         domain = second_moment(pipe, [caption for concept in task.retain for caption in fill(captions, concept)])
@@ -140,11 +125,15 @@ def eraser_data(args: Namespace, pipe: StableDiffusionPipeline, task: Task, eras
     elif "prior" in eraser.needs:
         log.warning("no --prior: the captions of the retained concepts also stand for general captions")
         prior = domain
-    if "images" in eraser.needs:
-        images = concept_images(args, pipe, task)
+    groups = {
+        "images": (task.erase, args.concept_images, args.per_concept),
+        "anchors": (sorted(set(task.mapping.values())), None, args.per_anchor),
+        "retained": (task.retain, None, args.per_retained),
+    }
+    made = {kind: concept_images(args, pipe, *groups[kind]) if kind in eraser.needs else {} for kind in groups}
     if "masks" in eraser.needs and getattr(cfg, "use_masks", True) and task.kind != "style":
-        masks = concept_masks(args, pipe, images)
-    return EraserData(prior, domain, images, masks)
+        masks = concept_masks(args, pipe, made["images"])
+    return EraserData(prior, domain, masks=masks, state=args.out.with_name(f".{args.out.name}.state"), **made)
 
 
 def lines(path: Path) -> list[str]:
@@ -161,8 +150,10 @@ def lines(path: Path) -> list[str]:
     return found
 
 
-def concept_images(args: Namespace, pipe: StableDiffusionPipeline, task: Task) -> dict[str, torch.Tensor]:
-    """Read or sample images of each erased concept: concept -> (N, 3, H, W) in [-1, 1]."""
+def concept_images(
+    args: Namespace, pipe: StableDiffusionPipeline, concepts: Sequence[str], file: Path | None, number: int
+) -> dict[str, torch.Tensor]:
+    """Read or sample images of each concept: concept -> (N, 3, H, W) in [-1, 1]."""
     import numpy as np
     import pandas as pd
     import torch
@@ -170,20 +161,20 @@ def concept_images(args: Namespace, pipe: StableDiffusionPipeline, task: Task) -
     from resurgence.prompts import expand
     from resurgence.sample import SamplingConfig, read_image_set, sample
 
-    if args.concept_images is not None:
-        rows, pixels = read_image_set(args.concept_images)
+    if file is not None:
+        rows, pixels = read_image_set(file)
     else:
-        at_least("--per-concept", args.per_concept, 1)
+        at_least("--per-concept, --per-anchor and --per-retained", number, 1)
         if args.template.count("{}") != 1:
             raise ConfigError("--template", args.template, "must hold {} exactly once, where the concept goes")
-        pairs = [(concept, concept) for concept in task.erase]
-        rows = pd.DataFrame(expand(pairs, [args.template], args.per_concept, "concept", "concept image"))
+        pairs = [(concept, concept) for concept in concepts]
+        rows = pd.DataFrame(expand(pairs, [args.template], number, "concept", "concept image"))
         values = {"steps": 30, **settings(args.sampling, "--sampling")}
         made = sample(pipe, rows, build(SamplingConfig, values, "--sampling"))
         pictures = [image for _, image in sorted(made, key=lambda pair: pair[0])]
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in pictures])).permute(0, 3, 1, 2)
     signed = pixels.float() / 127.5 - 1
-    return {concept: signed[torch.tensor([c == concept for c in rows["concept"]])] for concept in task.erase}
+    return {concept: signed[torch.tensor([c == concept for c in rows["concept"]])] for concept in concepts}
 
 
 def concept_masks(
@@ -210,7 +201,7 @@ def finetune(args: Namespace) -> None:
     cfg = build(FinetuneConfig, settings(args.set, "--set"), "--set")
     scratch = args.scratch or args.out.with_name(f".{args.out.name}.state")
     parameters, measured = described(args, settings=cfg, size=args.size), {}
-    given, used = inputs(args, images=args.images), sources("finetune", "training_images")
+    given, used = inputs(args, images=args.images), run_by("resurgence.finetune", "resurgence.training_images")
     seeds = {"seed": args.seed}
     with write_artefact(args.out, "fine-tuned weights", parameters, given, used, seeds, measured) as folder:
         pipe = load(args)
@@ -234,7 +225,7 @@ def sample(args: Namespace) -> None:
     if args.roles:
         rows = rows[rows["role"].isin(args.roles)].reset_index(drop=True)
     parameters = described(args, settings=cfg, precision=args.precision, roles=args.roles or "all")
-    given, used = inputs(args, task=args.task, general=args.general), sources("prompts", "sample")
+    given, used = inputs(args, task=args.task, general=args.general), run_by("resurgence.prompts", "resurgence.sample")
     with write_artefact(args.out, "image set", parameters, given, used, {}, {"images": len(rows)}) as folder:
         write_image_set(folder / "images.parquet", rows, run(load(args, args.precision), rows, cfg))
 
@@ -258,7 +249,7 @@ def score(args: Namespace) -> None:
     read_manifest(args.images)
     given = {"images": args.images, "task": args.task, "recogniser": args.recogniser}
     given = {name: path for name, path in given.items() if path is not None}
-    used = sources("scorers/__init__", *(f"scorers/{name}" for name in chosen))
+    used = run_by("resurgence.scorers", *(f"resurgence.scorers.{name}" for name in chosen))
     with write_artefact(args.out, "scores", {"scorers": chosen}, given, used, {}, {}) as folder:
         scorers = load_scorers(chosen, resolve_device(args.device))
         for file in files:

@@ -12,20 +12,19 @@ import ast
 import functools
 import sys
 import types
+from importlib.metadata import entry_points
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent
+from resurgence.config import ConfigError
+from resurgence.sources import PACKAGE, file_of, tree_of
+
+LIGHT = ("resurgence.config", "resurgence.optimisation")  # modules that a configuration may use: they need no torch
+GROUP = "resurgence.erasers"  # entry points of erasers in other packages
 
 
-@functools.cache
-def tree_of(path: Path) -> ast.Module:
-    """The syntax tree of a source file."""
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-
-
-def functions(path: Path) -> frozenset[str]:
-    """Names of the functions at the top level of a file."""
-    return frozenset(node.name for node in tree_of(path).body if isinstance(node, ast.FunctionDef))
+def functions(module: str) -> frozenset[str]:
+    """Names of the functions at the top level of a module."""
+    return frozenset(node.name for node in tree_of(file_of(module)).body if isinstance(node, ast.FunctionDef))
 
 
 def is_literal(node: ast.AST) -> bool:
@@ -40,12 +39,12 @@ def is_literal(node: ast.AST) -> bool:
 
 
 def is_light(node: ast.AST) -> bool:
-    """Whether a statement imports from the standard library only, or from the torch-free config module."""
+    """Whether a statement imports from the standard library only, or from a module of LIGHT."""
     if isinstance(node, ast.Import):
         return all(alias.name.partition(".")[0] in sys.stdlib_module_names for alias in node.names)
     if isinstance(node, ast.ImportFrom) and node.level == 0:
         root = (node.module or "").partition(".")[0]
-        return root in sys.stdlib_module_names or node.module == "resurgence.config"
+        return root in sys.stdlib_module_names or node.module in LIGHT
     return False
 
 
@@ -55,18 +54,18 @@ def is_config(node: ast.AST) -> bool:
 
 
 @functools.cache
-def config_class(relative: str) -> type:
-    """Define the configuration dataclass of a module of this package, without its heavy imports.
+def config_class(name: str) -> type:
+    """Define the configuration dataclass of a module, e.g. resurgence.erasers.uce, without its heavy imports.
 
     Raises:
         LookupError: when the file declares no dataclass, or more than one, named `...Config`.
     """
-    path = PACKAGE / relative
+    path = file_of(name)
     body = [node for node in tree_of(path).body if is_light(node) or is_literal(node) or is_config(node)]
     names = [node.name for node in body if is_config(node)]
     if len(names) != 1:
         raise LookupError(f"{path}: expected one dataclass named ...Config, found {names}; declare exactly one")
-    module = types.ModuleType(f"resurgence.declared.{path.stem}")
+    module = types.ModuleType(f"resurgence.declared.{name}")
     sys.modules[module.__name__] = module  # dataclasses and get_type_hints look the module up by name
     exec(compile(ast.Module(body=body, type_ignores=[]), str(path), "exec"), module.__dict__)
     return getattr(module, names[0])
@@ -81,27 +80,47 @@ def assigned(path: Path, name: str) -> ast.expr:
     raise LookupError(f"{path} assigns nothing to {name}; add it, as the other files of the folder do")
 
 
+def assigns(path: Path, name: str) -> bool:
+    """Whether a file assigns something to a name at its top level."""
+    try:
+        assigned(path, name)
+    except LookupError:
+        return False
+    return True
+
+
+@functools.cache
 def methods() -> dict[str, str]:
-    """The erasers: name -> file in the package, from METHODS of resurgence.erasers."""
-    table = ast.literal_eval(assigned(PACKAGE / "erasers/__init__.py", "METHODS"))
-    return {name: "/".join(module.split(".")[1:]) + ".py" for name, module in table.items()}
+    """The erasers: name -> module. Those of this package are the files that assign ERASER; others are entry points.
+
+    Raises:
+        ConfigError: for an entry point that takes the name of another eraser.
+    """
+    files = sorted((PACKAGE / "erasers").glob("[a-z]*.py"))
+    found = {f.stem.replace("_", "-"): f"resurgence.erasers.{f.stem}" for f in files if assigns(f, "ERASER")}
+    for entry in entry_points(group=GROUP):
+        if found.setdefault(entry.name, entry.module) != entry.module:
+            raise ConfigError(
+                f"entry point {GROUP}", entry.name, f"is {found[entry.name]} already; choose another name"
+            )
+    return found
 
 
-def needs(relative: str) -> frozenset[str]:
+def needs(module: str) -> frozenset[str]:
     """The parts of EraserData that an eraser reads: the texts in the last argument of its `ERASER = Eraser(...)`.
 
     Nothing for the empty name, the eraser `none`.
     """
-    if not relative:
+    if not module:
         return frozenset()
-    call = assigned(PACKAGE / relative, "ERASER")
+    call = assigned(file_of(module), "ERASER")
     last = [*call.args, *(keyword.value for keyword in call.keywords)][-1]
     return frozenset(node.value for node in ast.walk(last) if isinstance(node, ast.Constant))
 
 
-def parameters(relative: str, function: str) -> frozenset[str]:
+def parameters(module: str, function: str) -> frozenset[str]:
     """Names of the arguments of a function of a module; none when it has no such function."""
-    found = [n for n in tree_of(PACKAGE / relative).body if isinstance(n, ast.FunctionDef) and n.name == function]
+    found = [n for n in tree_of(file_of(module)).body if isinstance(n, ast.FunctionDef) and n.name == function]
     return frozenset(argument.arg for node in found for argument in (*node.args.args, *node.args.kwonlyargs))
 
 

@@ -21,7 +21,8 @@ from resurgence.progress import duration
 from resurgence.study import Study, load_study
 
 STAGES = {
-    "prompts, corpora, sets": ["prompts", "prior_moments", "domain_moments", "concept_images", "masks", "finetune_set"],
+    "prompts, corpora": ["prompts", "prior_moments", "domain_moments"],
+    "images to learn from": ["concept_images", "anchor_images", "retained_images", "masks", "finetune_set"],
     "erase": ["loras", "erase"],
     "fine-tune": ["finetune"],
     "sample": ["sample"],

@@ -44,15 +44,18 @@ class Moments:
 
 @dataclass(frozen=True)
 class ConceptImages:
-    """Images of each erased concept made by the base, for the erasers that learn from images."""
+    """Images made by the base, for the erasers that learn from images."""
 
-    per_concept: int
+    per_concept: int  # of each erased concept
+    per_anchor: int = 200  # of each mapping concept
+    per_retained: int = 8  # of each retained concept
     template: str = "a photo of the {}"
     steps: int = 30
     guidance: float = 7.5
 
     def __post_init__(self) -> None:
-        at_least("per_concept", self.per_concept, 1)
+        for key in ("per_concept", "per_anchor", "per_retained"):
+            at_least(key, getattr(self, key), 1)
         at_least("steps", self.steps, 1)
         at_least("guidance", self.guidance, 0)
         if self.template.count("{}") != 1:
@@ -140,7 +143,7 @@ class Variant:
 class Method:
     """An eraser or a fine-tune: a module of the package, its settings, and the variants of them."""
 
-    module: str  # file of the configuration dataclass in the package; empty for the eraser `none`
+    module: str  # holds the configuration dataclass; empty for the eraser `none`
     settings: dict[str, Any]
     variants: dict[str, Variant]
     set: str | None = None

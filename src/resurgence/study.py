@@ -149,11 +149,11 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
             raise ConfigError(key, None, "is missing; add this key")
     config["erasers"] = {name: make_eraser(name, block) for name, block in mapping_of("erasers", config).items()}
     config["finetunes"] = {
-        name: make_method(block, f"finetunes.{name}", "finetune.py", ("set", "tasks", "erasers", "seeds"))
+        name: make_method(block, f"finetunes.{name}", "resurgence.finetune", ("set", "tasks", "erasers", "seeds"))
         for name, block in mapping_of("finetunes", config).items()
     }
-    config["sampling"] = build(config_class("sample.py"), config["sampling"], "sampling")
-    config["masks"] = build(config_class("masks.py"), config["masks"], "masks")
+    config["sampling"] = build(config_class("resurgence.sample"), config["sampling"], "sampling")
+    config["masks"] = build(config_class("resurgence.masks"), config["masks"], "masks")
     if "loaded" in config:
         raise ConfigError("loaded", config["loaded"], "unknown key; remove it")
     study = build(Study, config, "")

@@ -28,9 +28,13 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 
 @pytest.fixture(scope="session")
 def finished(fresh: Tree, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tree, str]:
-    """The tree after a whole run on two cores, and what the run printed. Not to be changed: see `copy`."""
+    """The tree after a whole run on two cores, and what the run printed. Not to be changed: see `copy`.
+
+    Every Python tells what it imports: test_sources.py reads it in the logs.
+    """
     tree = Tree(clone(fresh.root, tmp_path_factory.mktemp("finished") / "tree"))
-    return tree, tree.snakemake("--cores", "2")
+    told = tree.snakemake("--cores", "2", environment={"PYTHONPROFILEIMPORTTIME": "1"})
+    return tree, "".join(line for line in told.splitlines(keepends=True) if not line.startswith("import time:"))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from resurgence import blocks
 from resurgence.config import read_yaml
 from resurgence.declared import needs
+from resurgence.sources import sources as run_files
 from resurgence.study import Cell, Erasure, make_study, printed, split
 
 STUDY = make_study(config)
@@ -29,9 +30,24 @@ shell.prefix(
 )
 
 
-def sources(*names):
-    """The files of the modules of these entries, each once."""
-    return sorted({f"src/resurgence/{module}.py" for name in names for module in SOURCES[name]})
+def inside(files):
+    """Paths as Snakemake is to show them: from this folder where they lie below it."""
+    return [file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.as_posix() for file in files]
+
+
+def sources(stage, *chosen):
+    """The modules that a stage runs, and those that a setting chooses for it; the others of their kind are left out."""
+    without = ("resurgence.segmenters.", "resurgence.scorers.") if stage in ("masks", "score") else ()
+    stage_files = run_files(f"resurgence.stages.{stage}", without=without)
+    return sorted({*inside(stage_files), *inside(run_files(*chosen) if chosen else ())})
+
+
+def world_sources(part):
+    """The modules that make a part of the world; "base" is made by text_to_image."""
+    names = ("autoencoder", "clip", "drawings", "quality", "recogniser", "text_to_image")
+    build = run_files("resurgence.world.build", without=tuple(f"resurgence.world.{name}" for name in names))
+    own = run_files(f"resurgence.world.{'text_to_image' if part == 'base' else part}")
+    return sorted({*inside(build), *inside(own)})
 
 
 def task(wildcards):
@@ -73,13 +89,13 @@ def files_of(place):
 
 BASE = files_of(STUDY.base.path)
 SCORER_WEIGHTS = [file for cfg in STUDY.scorers.values() if "path" in cfg for file in files_of(cfg["path"])]
-SCORERS = [f"scorers/{name}" for name, cfg in STUDY.scorers.items() if "features" not in cfg]
+SCORERS = [f"resurgence.scorers.{name}" for name, cfg in STUDY.scorers.items() if "features" not in cfg]
 MODEL = r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_.-]*/s\d+(/[a-z0-9][a-z0-9_.-]*/f\d+)?)?"
 
 
 def segmenter():
     """The module of the segmenter that the study uses."""
-    return f"segmenters/{STUDY.masks.segmenter.replace('-', '_')}"
+    return f"resurgence.segmenters.{STUDY.masks.segmenter.replace('-', '_')}"
 
 
 def mask_base():
@@ -89,7 +105,7 @@ def mask_base():
 
 def eraser_sources(wildcards):
     """The stage's modules and those of the eraser."""
-    return sources("erase", STUDY.erasers[split(wildcards.eraser)[0]].module.removesuffix(".py"))
+    return sources("erase", STUDY.erasers[split(wildcards.eraser)[0]].module)
 
 
 def captions_file(item):
@@ -98,22 +114,27 @@ def captions_file(item):
     return [captions] if captions and isinstance(captions, str) else []
 
 
+# what an eraser may need of a task, and the folder that holds it
+DATA = {
+    "domain": "moments",
+    "images": "concept_images",
+    "masks": "masks",
+    "anchors": "anchor_images",
+    "retained": "retained_images",
+}
+
+
 def data_of(wildcards, wanted):
     """Manifests of what an eraser needs, of the wanted kinds."""
     found = needs(STUDY.erasers[split(wildcards.eraser)[0]].module) & wanted
     place = f"results/{wildcards.base}"
-    files = {
-        "prior": f"{place}/moments",
-        "domain": f"{place}/{wildcards.task}/moments",
-        "images": f"{place}/{wildcards.task}/concept_images",
-        "masks": f"{place}/{wildcards.task}/masks",
-    }
+    files = {kind: f"{place}/{wildcards.task}/{part}" for kind, part in DATA.items()} | {"prior": f"{place}/moments"}
     return [f"{files[kind]}/manifest.json" for kind in sorted(found)]
 
 
 def loras_data(wildcards):
     """What LoRAs are trained on."""
-    return data_of(wildcards, {"prior", "domain", "images", "masks"}) + captions_file(erasure(wildcards))
+    return data_of(wildcards, {"prior", *DATA}) + captions_file(erasure(wildcards))
 
 
 def eraser_inputs(wildcards):
@@ -198,8 +219,7 @@ def shared_artefacts():
         wanted = {
             kind for item in STUDY.erasures() if item.task == name for kind in needs(STUDY.erasers[item.eraser].module)
         }
-        parts = {"domain": "moments", "images": "concept_images", "masks": "masks"}
-        yield from ((place, part) for kind, part in parts.items() if kind in wanted)
+        yield from ((place, part) for kind, part in DATA.items() if kind in wanted)
         sets = {STUDY.set_of(item.finetune, item.variant) for item in STUDY.cells() if item.erasure.task == name}
         yield from ((place, f"finetune_sets/{chosen}") for chosen in sorted(sets))
         if "prior" in wanted:

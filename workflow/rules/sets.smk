@@ -95,6 +95,32 @@ rule concept_images:
         " --inputs {input} > {log} 2>&1"
 
 
+use rule concept_images as anchor_images with:
+    output:
+        manifest="results/{base}/{task}/anchor_images/manifest.json",
+    log:
+        "logs/{base}/{task}/anchor_images.log",
+    benchmark:
+        "results/benchmarks/anchor_images/{base}/{task}.jsonl"
+    params:
+        cfg=block(blocks.anchor_images, task),
+    message:
+        "Images of the concepts that {wildcards.task} maps to, made by {wildcards.base}"
+
+
+use rule concept_images as retained_images with:
+    output:
+        manifest="results/{base}/{task}/retained_images/manifest.json",
+    log:
+        "logs/{base}/{task}/retained_images.log",
+    benchmark:
+        "results/benchmarks/retained_images/{base}/{task}.jsonl"
+    params:
+        cfg=block(blocks.retained_images, task),
+    message:
+        "Images of the concepts that {wildcards.task} retains, made by {wildcards.base}"
+
+
 rule masks:
     input:
         sources("masks", segmenter()),

@@ -11,7 +11,7 @@ rule world:
 rule world_drawings:
     input:
         world_files("drawings"),
-        sources("world_drawings"),
+        world_sources("drawings"),
     output:
         "results/world/drawings/drawings.parquet",
     log:
@@ -32,7 +32,7 @@ rule world_drawings:
 rule world_autoencoder:
     input:
         world_files("autoencoder"),
-        sources("world_autoencoder"),
+        world_sources("autoencoder"),
         "results/world/drawings/drawings.parquet",
     output:
         "results/world/autoencoder/diffusion_pytorch_model.safetensors",
@@ -57,7 +57,7 @@ rule world_autoencoder:
 rule world_base:
     input:
         world_files("base"),
-        sources("world_base"),
+        world_sources("base"),
         "results/world/drawings/drawings.parquet",
         "results/world/autoencoder/diffusion_pytorch_model.safetensors",
     output:
@@ -83,7 +83,7 @@ rule world_base:
 rule world_recogniser:
     input:
         world_files("recogniser"),
-        sources("world_recogniser"),
+        world_sources("recogniser"),
         "results/world/drawings/drawings.parquet",
     output:
         "results/world/recogniser/model.safetensors",
@@ -108,7 +108,7 @@ rule world_recogniser:
 rule world_clip:
     input:
         world_files("clip"),
-        sources("world_clip"),
+        world_sources("clip"),
         "results/world/drawings/drawings.parquet",
     output:
         "results/world/clip/open_clip_model.safetensors",
@@ -133,7 +133,7 @@ rule world_clip:
 rule world_quality:
     input:
         world_files("quality"),
-        sources("world_quality"),
+        world_sources("quality"),
         "results/world/base/model_index.json",
         "results/world/recogniser/model.safetensors",
     output:

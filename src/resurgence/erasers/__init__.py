@@ -1,20 +1,18 @@
 """Erasers: one file a method. A method turns a base and a task into the tensors it changes.
 
-To add one: write a file with a frozen config dataclass and `erase`, end it with `ERASER = Eraser(...)`, and add its
-name to METHODS. A method's module is imported when it is first asked for, so editing one never touches another.
+To add one: write a file here with a frozen config dataclass and `erase`, and end it with `ERASER = Eraser(...)`. In a
+package of your own the same file is found through the entry point group `resurgence.erasers`. `declared.methods` lists
+them all.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-
-METHODS = {"mace": "resurgence.erasers.mace", "uce": "resurgence.erasers.uce"}
 
 
 @dataclass(frozen=True)
@@ -36,19 +34,3 @@ class Eraser(NamedTuple):
     config: type
     erase: Callable[..., dict[str, torch.Tensor]]  # (pipe, task, cfg, data, seed, folder=None) -> delta
     needs: frozenset[str]
-
-
-class Registry(Mapping[str, Eraser]):
-    """The methods by name, each imported on first use."""
-
-    def __getitem__(self, name: str) -> Eraser:
-        return importlib.import_module(METHODS[name]).ERASER
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(METHODS)
-
-    def __len__(self) -> int:
-        return len(METHODS)
-
-
-ERASERS = Registry()

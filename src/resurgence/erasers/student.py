@@ -34,7 +34,7 @@ def noise_of(prediction: torch.Tensor, x: torch.Tensor, alpha_bar: torch.Tensor,
 
 
 def clean_of(noise: torch.Tensor, x: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
-    """The predicted x_0 = (x_t - sqrt(1 - alpha_bar) noise) / sqrt(alpha_bar); noise, x (B, C, h, w), alpha_bar (B,)."""
+    """The predicted x_0 = (x_t - sqrt(1 - alpha_bar) noise) / sqrt(alpha_bar); (B, C, h, w), alpha_bar (B,)."""
     a = alpha_bar.view(-1, 1, 1, 1)
     return (x - (1 - a).sqrt() * noise) / a.sqrt()
 

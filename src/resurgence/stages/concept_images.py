@@ -1,4 +1,4 @@
-"""Images of each erased concept made by the base, for the erasers that learn from images."""
+"""Images of erased, mapping or retained concepts made by the base, for the erasers that learn from images."""
 
 from __future__ import annotations
 
@@ -23,4 +23,4 @@ def make(job: Job, folder: Path) -> dict:
 
 
 if __name__ == "__main__":
-    main("concept images", make)
+    main("{kind} images", make)

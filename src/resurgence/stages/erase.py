@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 from resurgence.bases import load_delta, save_delta
@@ -15,7 +16,7 @@ from resurgence.stages.job import Job, main
 def make(job: Job, folder: Path) -> None:
     """Write delta.safetensors, and what the eraser tells about it."""
     block, task, data, pipe = job.block, job.task(), eraser_data(job), job.pipe()
-    module = importlib.import_module("resurgence." + block["method"].removesuffix(".py").replace("/", "."))
+    module = importlib.import_module(block["method"])
     cfg = build(module.ERASER.config, block["settings"], "settings")
     trained = job.find("concept LoRAs")
     if trained is None:
@@ -27,6 +28,7 @@ def make(job: Job, folder: Path) -> None:
         delta, report = module.fuse(pipe, task, cfg, data, load_delta(trained / "refined.safetensors"), loras)
         (folder / "closed_form.json").write_text(json.dumps({"fusion": report}, indent=1))
     save_delta(delta, folder / "delta.safetensors")
+    shutil.rmtree(job.state, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,13 @@ from resurgence.sample import read_image_set
 from resurgence.stages.job import Job
 
 
-def concept_images(job: Job) -> dict[str, torch.Tensor]:
-    """Concept -> images (N, 3, H, W) in [-1, 1]; empty without such an input."""
-    folder = job.find("concept images")
+def concept_images(job: Job, kind: str = "concept") -> dict[str, torch.Tensor]:
+    """Concept -> images (N, 3, H, W) in [-1, 1]; empty without such an input.
+
+    Args:
+        kind: `concept` for those of the erased concepts, `anchor` of the mapping concepts, or `retained`.
+    """
+    folder = job.find(f"{kind} images")
     if folder is None:
         return {}
     rows, images = read_image_set(folder / "images.parquet")
@@ -25,7 +29,9 @@ def eraser_data(job: Job) -> EraserData:
     """Everything that is among the inputs; the eraser says itself what it misses."""
     moments = {corpus: job.find(f"{corpus} moments") for corpus in ("prior", "domain")}
     loaded = {name: load_moments(path / "moments.safetensors")[0] for name, path in moments.items() if path}
-    return EraserData(loaded.get("prior"), loaded.get("domain"), concept_images(job), masks(job))
+    images = {kind: concept_images(job, kind) for kind in ("concept", "anchor", "retained")}
+    corpora = loaded.get("prior"), loaded.get("domain")
+    return EraserData(*corpora, images["concept"], masks(job), images["anchor"], images["retained"], job.state)
 
 
 def masks(job: Job) -> dict[str, torch.Tensor]:

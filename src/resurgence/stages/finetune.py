@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,14 +12,6 @@ from resurgence.finetune import FinetuneConfig, finetune
 from resurgence.sample import read_image_set
 from resurgence.stages.job import Job, main
 
-SCRATCH = Path("scratch")  # states of unfinished trainings; Snakemake removes declared outputs before a retry
-
-
-def state_folder(job: Job) -> Path:
-    """A scratch folder that belongs to this result and these settings."""
-    text = json.dumps([job.out.as_posix(), job.block], sort_keys=True)
-    return SCRATCH / hashlib.sha256(text.encode()).hexdigest()[:16]
-
 
 def make(job: Job, folder: Path) -> dict:
     """Write step-NNNNNN/ for each checkpoint, and curve.json."""
@@ -29,11 +20,11 @@ def make(job: Job, folder: Path) -> dict:
     if erased is not None:
         apply_folder(pipe, erased)
     rows, images = read_image_set(job.folder("fine-tuning set") / "images.parquet")
-    cfg, state = build(FinetuneConfig, job.block["settings"], "settings"), state_folder(job)
+    cfg = build(FinetuneConfig, job.block["settings"], "settings")
     signed = images.float() / 127.5 - 1
-    curve = finetune(pipe, signed, rows["prompt"].tolist(), cfg, job.block["seed"], folder, state)
+    curve = finetune(pipe, signed, rows["prompt"].tolist(), cfg, job.block["seed"], folder, job.state)
     (folder / "curve.json").write_text(json.dumps(curve, indent=1))
-    shutil.rmtree(state, ignore_errors=True)
+    shutil.rmtree(job.state, ignore_errors=True)
     return {"images": len(rows), "steps": cfg.steps}
 
 

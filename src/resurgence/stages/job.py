@@ -9,6 +9,7 @@ found by their kind, and everything else is a file.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 log = logging.getLogger(__name__)
+SCRATCH = Path("scratch")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,15 @@ class Job:
     out: Path  # the declared output
     inputs: tuple[Path, ...]
     device: str
+
+    @property
+    def state(self) -> Path:
+        """A scratch folder for the state of an unfinished training: it belongs to this result and these settings.
+
+        Snakemake removes declared outputs before a retry, so it lies elsewhere.
+        """
+        text = json.dumps([self.out.as_posix(), self.block], sort_keys=True)
+        return SCRATCH / hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def sources(self) -> list[Path]:
