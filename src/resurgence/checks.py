@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # the folders of results/<base>/<task> beside the erasers
-FOLDERS = ("prompts", "moments", "concept_images", "anchor_images", "retained_images", "masks", "finetune_sets", "images", "scores")
+IMAGES = ("concept_images", "anchor_images", "retained_images", "images")
+FOLDERS = ("prompts", "moments", *IMAGES, "masks", "finetune_sets", "scores")
 
 
 def check_study(study: Study, root: Path) -> None:

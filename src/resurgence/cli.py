@@ -117,12 +117,19 @@ def score_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, replaced as a whole")
 
 
+def compare_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `compare`."""
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    parser.add_argument("--metric", default="recogniser_accuracy", help="default: recogniser_accuracy")
+
+
 COMMANDS = {
     "erase": Command("erase concepts from a base", erase_arguments, "resurgence.commands:erase"),
     "finetune": Command("fine-tune a base or erased model", finetune_arguments, "resurgence.commands:finetune"),
     "sample": Command("sample a task's prompts", sample_arguments, "resurgence.commands:sample"),
     "score": Command("score sampled images", score_arguments, "resurgence.commands:score"),
     "export": Command("write a full diffusers folder", base_arguments, "resurgence.commands:export"),
+    "compare": Command("print and plot all erasers of a finished study", compare_arguments, "resurgence.compare:run"),
     "plan": Command("say what the study of this folder would compute", plan_arguments, "resurgence.plan:plan"),
 }
 

@@ -92,16 +92,20 @@ def rules_text() -> str:
 
 
 def test_every_rule_has_message_log_and_benchmark_and_redirects() -> None:
-    for body in re.split(r"^rule ", rules_text(), flags=re.MULTILINE)[1:]:
+    for body in re.split(r"^(?:use )?rule ", rules_text(), flags=re.MULTILINE)[1:]:
         name = body.partition(":")[0]
-        if name != "world":
+        if " as " in name:  # the rest is inherited
+            for directive in ("message:", "log:", "benchmark:", "output:", "params:"):
+                assert f"\n    {directive}" in body, (name, directive)
+        elif name != "world":
             for directive in ("message:", "log:", "benchmark:", "conda:", "params:"):
                 assert f"\n    {directive}" in body, (name, directive)
             assert "> {log} 2>&1" in body, name
 
 
 def test_plan_and_its_defaults_know_every_rule() -> None:
-    rules = {r for r in re.findall(r"^rule (\w+):", rules_text(), flags=re.MULTILINE) if not r.startswith("world")}
+    names = re.findall(r"^(?:use rule \w+ as|rule) (\w+)(?: with)?:", rules_text(), flags=re.MULTILINE)
+    rules = {name for name in names if not name.startswith("world")}
     assert {rule for group in STAGES.values() for rule in group} == rules
     assert set(yaml.safe_load((ROOT / "workflow/seconds.yaml").read_text())) == rules
 

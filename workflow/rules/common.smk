@@ -26,7 +26,7 @@ THREADS = 4 if GPU else 1
 # does not run everything again
 shell.prefix(
     f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
-    f" PYTHONPATH={shlex.quote(str(ROOT / 'src'))} RESURGENCE_DEVICE={'cuda' if GPU else 'cpu'}; "
+    f" PYTHONPATH={shlex.quote(str(ROOT / 'src'))}${{PYTHONPATH:+:$PYTHONPATH}} RESURGENCE_DEVICE={'cuda' if GPU else 'cpu'}; "
 )
 
 
@@ -243,6 +243,7 @@ FIGURES = [
     figure(f"results/figures/{stem}_{metric}.png", category, caption, content=f"{title}, {metric.replace('_', ' ')}")
     for stem, category, caption, title in (
         ("before_after", "Overview", "before_after", "before and after"),
+        ("compare", "Overview", "compare", "all erasers"),
         ("resurgence", "Curves", "resurgence_steps", "resurgence over steps"),
         ("steps", "Curves", "steps", "metric over steps"),
     )

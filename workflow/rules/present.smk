@@ -33,6 +33,7 @@ rule figures:
     output:
         *FIGURES,
         cost="results/tables/cost.csv",
+        compared=expand("results/tables/compare_{metric}.{kind}", metric=STUDY.figures.metrics, kind=("csv", "md")),
         page=report(
             "results/tables/resurgence.html",
             category="Overview",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from resurgence import compare
 from resurgence.figures import cost, read_curves, read_runs, read_table, run, save, training
 from resurgence.manifest import MANIFEST
 from resurgence.stages.job import Job, start
@@ -45,6 +46,8 @@ def make(job: Job) -> None:
     runs = read_runs(path.parent for path in job.inputs if path.name == MANIFEST)
     runs.to_csv(tables / "cost.csv", index=False)
     save(cost(runs), out / "cost")
+    for metric in job.block["metrics"]:
+        compare.write(tables.parent, metric)
     job.out.write_text(page(read_table(tables / "resurgence.csv")), encoding="utf-8")
 
 

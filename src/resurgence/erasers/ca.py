@@ -1,0 +1,123 @@
+"""CA: Concept Ablation (Kumari et al., ICCV 2023, arXiv 2303.13516), Eq. 4 to 6.
+
+    model-based:  min || eps_theta(x_t, c*) - eps_0(x_t, c) ||^2       (Eq. 4; Eq. 5 has sg eps_theta for eps_0)
+    noise-based:  min || eps_theta(x_t, c*) - noise ||^2               (Eq. 6)
+    anchor term:  + anchor_weight || eps_theta(x_t, c) - noise ||^2    (optional)
+
+x_t are noised images of the anchor, here the task's mapping concept; c is a caption of it, c* the same caption with
+the erased concept in its place. So the words of the erased concept come to mean the anchor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+
+from resurgence.captions import fill, load_captions
+from resurgence.config import ConfigError, at_least
+from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers.student import Student
+from resurgence.erasers.trainer import Objective, Sample, samples, train
+from resurgence.latents import add_noise, latents_of
+from resurgence.optimisation import Optimisation, Selection
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from resurgence.config import Task
+
+
+@dataclass(frozen=True)
+class CaConfig(Optimisation):
+    """Settings; the defaults are the authors' for objects and styles, written for one device."""
+
+    parameters: Selection = "xattn-kv"  # the paper's choice; memorised images: full
+    steps: int = 100
+    lr: float = 1.6e-5  # the script scales 2e-6 by 4 images on 2 GPUs
+    optimiser: Literal["adam", "adamw"] = "adamw"  # script
+    weight_decay: float = 0.01  # script
+    batch: int = 8  # 4 images on 2 GPUs
+    max_norm: float | None = 1.0  # script
+    loss: Literal["model-based", "noise-based"] = "model-based"  # what c* is to predict; the paper prefers the first
+    target_from: Literal["frozen", "current"] = "frozen"  # model-based: eps_0 (Eq. 4), or sg eps_theta (Eq. 5, script)
+    anchor_weight: float = 0.0  # of the anchor term; the script takes 1 when the erased words contain the anchor's
+    captions: str | tuple[str, ...] = ""  # templates with one {}: a list, a file, or "" for the built-in 30
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("anchor_weight", self.anchor_weight, 0)
+        if self.parameters == "text-encoder":
+            raise ConfigError("parameters", self.parameters, "ca trains the UNet here; choose another, e.g. xattn-kv")
+
+
+def target_of(loss: str, noise: torch.Tensor, anchor: torch.Tensor | None) -> torch.Tensor:
+    """What c* is to predict, (B, C, h, w) without gradient: eps(x_t, c), or with `noise-based` the noise in x_t."""
+    return noise if loss == "noise-based" else anchor.detach()
+
+
+class Ca(Objective):
+    """The loss of one step, for `batch` pairs of an erased concept and an image of its anchor."""
+
+    def __init__(self, student: Student, task: Task, cfg: CaConfig, data: EraserData, seed: int) -> None:
+        super().__init__(student)
+        self.task, self.cfg, self.seed = task, cfg, seed
+        templates = load_captions(cfg.captions, task.kind)
+        self.latents: dict[str, torch.Tensor] = {}  # anchor -> (N, C, h, w)
+        for concept in task.erase:
+            anchor = task.mapping[concept]
+            if not len(data.anchors.get(anchor, ())):
+                raise ValueError(
+                    f"ca: no images of {anchor!r}, the anchor of {concept!r}; make the anchor images first"
+                )
+            if anchor not in self.latents:
+                self.latents[anchor] = latents_of(student.pipe, data.anchors[anchor]).float()
+        self.texts = {word: student.texts(fill(templates, word)) for word in (*task.erase, *self.latents)}  # (K, L, d)
+
+    def draw(self, sample: Sample) -> tuple[torch.Tensor, ...]:
+        """Latents and noise (C, h, w), t (), and the embeddings (L, d) of c* and c, of one sample."""
+        anchor, draws = self.task.mapping[sample.concept], sample.generator
+        latents, texts = self.latents[anchor], self.texts[sample.concept]
+        image = int(torch.randint(len(latents), (), generator=draws))
+        caption = int(torch.randint(len(texts), (), generator=draws))
+        t = torch.randint(len(self.student.alphas_bar), (), generator=draws)
+        noise = torch.randn(latents.shape[1:], generator=draws)
+        device = latents.device
+        return latents[image], noise.to(device), t.to(device), texts[caption], self.texts[anchor][caption]
+
+    def loss(self, step: int) -> torch.Tensor:
+        """Mean squared error to the target, and the anchor term if it has a weight."""
+        drawn = [self.draw(sample) for sample in samples(self.task.erase, self.cfg.batch, self.seed, step)]
+        latents, noise, t, text, anchor_text = (torch.stack(column) for column in zip(*drawn, strict=True))
+        x, student, cfg = add_noise(latents, noise, self.student.alphas_bar[t]), self.student, self.cfg
+        anchor = None
+        if cfg.anchor_weight:
+            concept, anchor = student(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, anchor_text])).chunk(2)
+            kept = cfg.anchor_weight * F.mse_loss(anchor, noise)
+        else:
+            concept, kept = student(x, t, text), 0.0
+        if cfg.loss == "model-based" and cfg.target_from == "frozen":
+            anchor = student.frozen(x, t, anchor_text)
+        elif cfg.loss == "model-based" and anchor is None:
+            with torch.no_grad():
+                anchor = student(x, t, anchor_text)
+        return F.mse_loss(concept, target_of(cfg.loss, noise, anchor)) + kept
+
+
+def erase(
+    pipe: StableDiffusionPipeline, task: Task, cfg: CaConfig, data: EraserData, seed: int, folder: Path | None = None
+) -> dict[str, torch.Tensor]:
+    """Train; the pipeline is left as it was.
+
+    Args:
+        data: `anchors`, images of each mapping concept, made by the base.
+        folder: where curves.json and the checkpoints go; None: nowhere.
+    """
+    student = Student(pipe, cfg.parameters)
+    return train(student, Ca(student, task, cfg, data, seed), task, cfg, data, seed, folder)
+
+
+ERASER = Eraser(CaConfig, erase, frozenset({"anchors"}))

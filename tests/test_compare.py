@@ -1,0 +1,80 @@
+"""The comparison of erasers against values put together by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from resurgence.compare import write
+from resurgence.config import ConfigError
+
+KEYS = {"base": "mini", "task": "pets", "metric": "accuracy", "n": 4}
+
+
+def cell(eraser: str, state: str, role: str, value: float, step: float | None = None, seed: int = 0) -> dict:
+    tuned = {"finetune": "lora", "finetune_variant": "default", "finetune_seed": 0} if state == "finetuned" else {}
+    own = {"eraser": eraser, "variant": "default", "erase_seed": seed} if state != "base" else {}
+    return {**KEYS, **own, **tuned, "state": state, "step": step, "role": role, "value": value,
+            "low": value - 1, "high": value + 1}  # fmt: skip
+
+
+def row(eraser: str, role: str, values: tuple[float, float, float], step: int, seed: int = 0) -> dict:
+    base, erased, tuned = values
+    gain = tuned - erased
+    return {
+        **KEYS, "eraser": eraser, "variant": "default", "erase_seed": seed, "finetune": "lora",
+        "finetune_variant": "default", "finetune_seed": 0, "step": step, "role": role, "base_value": base,
+        "erased_value": erased, "finetuned_value": tuned, "resurgence": gain, "resurgence_low": gain - 1,
+        "resurgence_high": gain + 1, "recovered_fraction": gain / (base - erased),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Two erasers: `a` with two seeds and LoRAs of its own, `b` with one; two steps, of which the last counts."""
+    cells, rows = [cell("", "base", role, 90) for role in ("erase", "retain")], []
+    values = {("a", 0): (5, 25), ("a", 1): (7, 37), ("b", 0): (2, 2)}
+    for (eraser, seed), (erased, tuned) in values.items():
+        for role, shift in (("erase", 0), ("retain", 80)):
+            cells.append(cell(eraser, "erased", role, erased + shift, seed=seed))
+            for step, after in ((10, erased), (20, tuned)):
+                cells.append(cell(eraser, "finetuned", role, after + shift / 2, step, seed))
+                rows.append(row(eraser, role, (90, erased + shift, after + shift / 2), step, seed))
+        folder = tmp_path / "mini/pets" / eraser / f"s{seed}"
+        parts = {"delta": 3.0 + seed, "loras": 10.0} if eraser == "a" else {"delta": 0.5}
+        for part, seconds in parts.items():
+            (folder / part).mkdir(parents=True)
+            (folder / part / "run.json").write_text(json.dumps({"seconds": seconds}))
+        (folder / "delta/delta.safetensors").write_bytes(bytes(2**20 * (2 if eraser == "a" else 1)))
+    (tmp_path / "tables").mkdir()
+    pd.DataFrame(cells).astype({"erase_seed": "Int64"}).to_csv(tmp_path / "tables/cells.csv", index=False)
+    pd.DataFrame(rows).to_csv(tmp_path / "tables/resurgence.csv", index=False)
+    return tmp_path
+
+
+def test_values_are_those_of_the_last_step_and_the_median_over_seeds(results: Path) -> None:
+    text = write(results, "accuracy")
+    table = pd.read_csv(results / "tables/compare_accuracy.csv", dtype=str).set_index("eraser")
+    assert table.loc["a", ["erased", "comes to", "resurgence"]].tolist() == [
+        "90.0 -> 6.0",
+        "31.0",
+        "25.0 ± 5.0 (2 runs)",
+    ]
+    assert table.loc["b", ["erased", "resurgence", "came back"]].tolist() == ["90.0 -> 2.0", "0.0 [-1.0, 1.0]", "no"]
+    assert table["retained"].tolist() == ["90.0 -> 86.0", "90.0 -> 82.0"]
+    assert table["retained after"].tolist() == ["71.0", "42.0"]
+    assert table["came back"].tolist() == ["2 of 2", "no"]
+    # seconds: the LoRAs count; sizes: that of the delta
+    assert table["seconds"].tolist() == ["13.5", "0.5"] and table["MiB"].tolist() == ["2.0", "1.0"]
+    assert "25.0 ± 5.0 (2 runs)" in text and (results / "figures/compare_accuracy.png").stat().st_size > 5000
+    assert (results / "tables/compare_accuracy.md").read_text().count("\n| pets") == 2
+
+
+def test_what_cannot_be_compared_is_named(results: Path) -> None:
+    with pytest.raises(ConfigError, match="beauty"):
+        write(results, "beauty")
+    with pytest.raises(FileNotFoundError, match="run the study first"):
+        write(results / "mini", "accuracy")
