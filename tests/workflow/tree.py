@@ -34,9 +34,10 @@ class Tree:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        told = re.sub(r"^ *import time:.*\n", "", done.stdout, flags=re.MULTILINE)  # PYTHONPROFILEIMPORTTIME
         if check and done.returncode:
-            raise AssertionError(f"snakemake {' '.join(arguments)} failed:\n{done.stdout[-8000:]}")
-        return done.stdout
+            raise AssertionError(f"snakemake {' '.join(arguments)} failed:\n{told[-8000:]}")
+        return told
 
     def jobs(self, *arguments: str) -> list[str]:
         """The messages of the jobs that a dry run would start, sorted."""

@@ -1,5 +1,6 @@
 """The checked study, and the functions that the rules take their inputs and settings from. No rules here."""
 
+import os
 import shlex
 import shutil
 import sys
@@ -22,11 +23,12 @@ validate(config, str(ROOT / "workflow/schemas/params.schema.yaml"), set_default=
 # without a GPU the jobs run side by side, one core each
 GPU = int(STUDY.base.device == "cuda" or (STUDY.base.device == "auto" and shutil.which("nvidia-smi") is not None))
 THREADS = 4 if GPU else 1
+PYTHONPATH = ":".join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
 # jobs run the package of this tree with the Python that runs Snakemake; the device is no parameter, so another one
 # does not run everything again
 shell.prefix(
     f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
-    f" PYTHONPATH={shlex.quote(str(ROOT / 'src'))}${{PYTHONPATH:+:$PYTHONPATH}} RESURGENCE_DEVICE={'cuda' if GPU else 'cpu'}; "
+    f" PYTHONPATH={shlex.quote(PYTHONPATH)} RESURGENCE_DEVICE={'cuda' if GPU else 'cpu'}; "
 )
 
 

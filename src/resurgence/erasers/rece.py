@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
     from resurgence.config import Task
 
-Rule = Literal["last-to-end", "last", "all"]
-
 
 @dataclass(frozen=True)
 class ReceConfig:
@@ -64,6 +62,7 @@ class ReceConfig:
     epoch_tokens: Literal["all", "last-to-end", "last"] = "all"  # all: every position, paired by position
     epoch_lamb: float = 0.1  # lambda_2
     epoch_preserve_scale: float = 0.1  # lambda_1; the empty caption is kept as well
+    preserve_destination: bool = True
     targets: Literal["current", "original"] = "current"  # W' e of the model being edited (code), or W e of the base
 
     def __post_init__(self) -> None:
@@ -74,61 +73,76 @@ class ReceConfig:
                 raise ConfigError(key, getattr(self, key), "must be positive")
 
 
-def concept_rows(
-    pipe: StableDiffusionPipeline, encoder: Encoder, templates: tuple[str, ...], concept: str, aim: str, rule: Rule
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows e of a concept's captions and rows of its destination's, paired by the rule: two of (rows, d)."""
-    sources, targets = encoder(fill(templates, concept)), encoder(fill(templates, aim))  # (T, L, d)
+class Sums(NamedTuple):
+    """What an edit reads of the captions: three (d, d) float64."""
+
+    gram: torch.Tensor  # sum e e^T of the rows to be sent elsewhere
+    aims: torch.Tensor  # sum e(c) e^T, their destinations
+    kept: torch.Tensor  # sum e e^T of the rows to be preserved
+
+
+def paired(
+    pipe: StableDiffusionPipeline, words: tuple[str, str], template: str, rows: tuple[torch.Tensor, ...], rule: str
+) -> tuple[torch.Tensor, ...]:
+    """Rows e of a concept's caption and those of its destination's, paired by the rule.
+
+    Args:
+        words: concept and destination. rows: all rows of their captions, (L, d) each.
+    """
     if rule == "all":
-        return sources.flatten(0, 1), targets.flatten(0, 1)
-    pairs = []
-    for template, source, target in zip(templates, sources, targets, strict=True):
-        lasts = [last_token(pipe.tokenizer, template, word) for word in (concept, aim)]
-        pairs.append(subject_rows(source, target, *lasts, rule))
-    return torch.cat([e for e, _ in pairs]), torch.cat([aims for _, aims in pairs])
+        return rows
+    lasts = [last_token(pipe.tokenizer, template, word) for word in words]
+    return subject_rows(*rows, *lasts, rule)
 
 
-def kept_gram(
-    pipe: StableDiffusionPipeline, encoder: Encoder, templates: tuple[str, ...], task: Task, rule: Rule
-) -> torch.Tensor | float:
-    """sum e e^T over the captions of the retained concepts, (d, d): all rows, or with rule `last` that one; or 0."""
-    total = 0.0
+def sums(pipe: StableDiffusionPipeline, task: Task, cfg: ReceConfig, templates: tuple[str, ...]) -> tuple[Sums, Sums]:
+    """The sums of the first edit, as UCE's, and those of the epochs. Every caption is embedded once."""
+    encoder = Encoder(pipe)
+    first, later = [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
+    aimed: dict[str, torch.Tensor] = {}
+    empty = encoder([""])[0]
+    later[2] += empty.T @ empty
+    for concept in task.erase:
+        aim = task.mapping[concept] if cfg.destination is None else cfg.destination
+        if aim not in aimed:
+            aimed[aim] = encoder(fill(templates, aim))  # (T, L, d)
+            rows = aimed[aim].flatten(0, 1)
+            if cfg.preserve_destination:
+                later[2] += rows.T @ rows
+        for template, *rows in zip(templates, encoder(fill(templates, concept)), aimed[aim], strict=True):
+            for total, rule in ((first, cfg.tokens), (later, cfg.epoch_tokens)):
+                e, e_aim = paired(pipe, (concept, aim), template, rows, rule)
+                total[0] = total[0] + e.T @ e
+                total[1] = total[1] + e_aim.T @ e
     for concept in task.retain:
         rows = encoder(fill(templates, concept))  # (T, L, d)
-        if rule == "last":
-            lasts = [last_token(pipe.tokenizer, template, concept) for template in templates]
-            rows = rows[torch.arange(len(rows)), lasts]
-        rows = rows.reshape(-1, rows.shape[-1])
-        total = total + rows.T @ rows
-    return total
+        lasts = [last_token(pipe.tokenizer, template, concept) for template in templates]
+        later[2] = later[2] + rows.flatten(0, 1).T @ rows.flatten(0, 1)
+        kept = rows[torch.arange(len(rows)), lasts] if cfg.tokens == "last" else rows.flatten(0, 1)
+        first[2] = first[2] + kept.T @ kept
+    return Sums(*first), Sums(*later)
 
 
-def derive(e: torch.Tensor, matrix: torch.Tensor, energy: torch.Tensor, mu: float) -> torch.Tensor:
-    """The rows e' that regenerate rows e on the edited model W R (Eq. 8), (rows, d).
+def derivation(matrix: torch.Tensor, energy: torch.Tensor, mu: float) -> torch.Tensor:
+    """The matrix M that makes the derived embedding e' = M e of an embedding e (Eq. 8), (d, d).
 
     Args:
-        e: (rows, d). matrix: R. energy: G, the sum of W^T W over the projections. All float64.
+        matrix: R, so that the edited projections are W R. energy: G, the sum of W^T W over the projections.
     """
     factor = factorise(system(matrix.T @ energy @ matrix, mu), f"mu = {mu:g}")
-    return right_divide(e @ energy @ matrix, factor)
+    return right_divide(energy @ matrix, factor).T
 
 
-def following(
-    matrix: torch.Tensor, e: torch.Tensor, aims: torch.Tensor, kept: torch.Tensor, cfg: ReceConfig
-) -> tuple[torch.Tensor, float]:
-    """R after one more edit, which sends rows e to rows aims: (R, condition number).
-
-    Args:
-        matrix: R so far. e, aims: (rows, d). kept: sum e e^T of what is preserved, (d, d).
-    """
+def following(matrix: torch.Tensor, found: Sums, derived: torch.Tensor, cfg: ReceConfig) -> tuple[torch.Tensor, float]:
+    """R after one more edit, which sends the derived rows M e to the destinations: (R, condition number)."""
     s_e, s_p = cfg.erase_scale, cfg.epoch_preserve_scale
     settings = f"epoch_lamb = {cfg.epoch_lamb:g}, epoch_preserve_scale = {s_p:g}"
-    whole = system(s_e * e.T @ e, cfg.epoch_lamb, s_p, kept)
+    gram, aims, kept = s_e * derived @ found.gram @ derived.T, s_e * found.aims @ derived.T, s_p * found.kept
+    whole = system(gram + kept, cfg.epoch_lamb)
     if cfg.targets == "current":  # every value is one of W' = W R, so the new edit multiplies from the right
-        edit = shared_edit(s_e * (aims - e).T @ e, whole, settings)
+        edit = shared_edit(aims - gram, whole, settings)
         return matrix + matrix @ edit.matrix, edit.condition
-    cross = s_e * (aims - e @ matrix.T).T @ e + s_p * (kept - matrix @ kept)
-    edit = shared_edit(cross, whole, settings)
+    edit = shared_edit(aims - matrix @ gram + kept - matrix @ kept, whole, settings)
     return matrix + edit.matrix, edit.condition
 
 
@@ -140,33 +154,22 @@ def erase(
     Args:
         folder: where closed_form.json goes; None: nowhere.
     """
-    encoder, templates = Encoder(pipe), load_captions(cfg.captions, task.kind)
-    aims = {c: task.mapping[c] if cfg.destination is None else cfg.destination for c in task.erase}
-
-    def rows(rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
-        pairs = [concept_rows(pipe, encoder, templates, concept, aim, rule) for concept, aim in aims.items()]
-        return torch.cat([e for e, _ in pairs]), torch.cat([e for _, e in pairs])
-
-    e, e_target = rows(cfg.tokens)
+    templates = load_captions(cfg.captions, task.kind)
+    first, later = sums(pipe, task, cfg, templates)
     scale = cfg.preserve_scale
     if scale is None:
         scale = max(0.1, 1 / (len(task.retain) * len(templates)))
-    gram = cfg.erase_scale * e.T @ e + scale * kept_gram(pipe, encoder, templates, task, cfg.tokens)
     settings = f"lamb = {cfg.lamb:g}, preserve_scale = {scale:g}"
-    edit = shared_edit(cfg.erase_scale * (e_target - e).T @ e, system(gram, cfg.lamb), settings)
+    whole = system(cfg.erase_scale * first.gram + scale * first.kept, cfg.lamb)
+    edit = shared_edit(cfg.erase_scale * (first.aims - first.gram), whole, settings)
 
     weights = projection_weights(pipe.unet)
-    identity, conditions = torch.eye(len(gram), dtype=gram.dtype, device=gram.device), []
-    if cfg.epochs:
-        energy = sum(w.double().T @ w.double() for w in weights.values()).to(gram)
-        empty = encoder([""])[0]  # (L, d)
-        kept = empty.T @ empty + kept_gram(pipe, encoder, templates, task, cfg.epoch_tokens)
-        e, e_target = rows(cfg.epoch_tokens)
-        matrix = identity + edit.matrix
-        for _ in range(cfg.epochs):
-            matrix, condition = following(matrix, derive(e, matrix, energy, cfg.mu), e_target, kept, cfg)
-            conditions.append(condition)
-        edit = Edit(matrix - identity, max(edit.condition, *conditions))
+    identity, conditions = torch.eye(len(whole), dtype=whole.dtype, device=whole.device), []
+    matrix, energy = identity + edit.matrix, sum(w.double().T @ w.double() for w in weights.values()).to(whole)
+    for _ in range(cfg.epochs):
+        matrix, condition = following(matrix, later, derivation(matrix, energy, cfg.mu), cfg)
+        conditions.append(condition)
+    edit = Edit(matrix - identity, edit.condition)
     edited = apply_edit(weights, edit)
     told = report("rece", edit.condition, relative_change(weights, edited))
     if folder is not None:

@@ -42,7 +42,7 @@ class TimeConfig:
 
 
 def subsequence(source: list[int], target: list[int]) -> list[int] | None:
-    """Positions in `target` at which all tokens of `source` stand in this order, the first such; None if there are none."""
+    """The first positions of `target` at which the tokens of `source` stand in their order; None if they do not."""
     ahead = iter(range(len(target)))
     places = [next((j for j in ahead if target[j] == token), None) for token in source]
     return None if None in places else places
