@@ -62,8 +62,8 @@ class ReceConfig:
     epoch_tokens: Literal["all", "last-to-end", "last"] = "all"  # all: every position, paired by position
     epoch_lamb: float = 0.1  # lambda_2
     epoch_preserve_scale: float = 0.1  # lambda_1; the empty caption is kept as well
-    preserve_destination: bool = True
     targets: Literal["current", "original"] = "current"  # W' e of the model being edited (code), or W e of the base
+    accumulate: bool = False  # true, ours: each edit also sends the concept and all earlier e', else the newest e' only
 
     def __post_init__(self) -> None:
         for key in ("lamb", "preserve_scale", "epochs", "epoch_lamb", "epoch_preserve_scale"):
@@ -106,9 +106,6 @@ def sums(pipe: StableDiffusionPipeline, task: Task, cfg: ReceConfig, templates: 
         aim = task.mapping[concept] if cfg.destination is None else cfg.destination
         if aim not in aimed:
             aimed[aim] = encoder(fill(templates, aim))  # (T, L, d)
-            rows = aimed[aim].flatten(0, 1)
-            if cfg.preserve_destination:
-                later[2] += rows.T @ rows
         for template, *rows in zip(templates, encoder(fill(templates, concept)), aimed[aim], strict=True):
             for total, rule in ((first, cfg.tokens), (later, cfg.epoch_tokens)):
                 e, e_aim = paired(pipe, (concept, aim), template, rows, rule)
@@ -116,10 +113,12 @@ def sums(pipe: StableDiffusionPipeline, task: Task, cfg: ReceConfig, templates: 
                 total[1] = total[1] + e_aim.T @ e
     for concept in task.retain:
         rows = encoder(fill(templates, concept))  # (T, L, d)
-        lasts = [last_token(pipe.tokenizer, template, concept) for template in templates]
-        later[2] = later[2] + rows.flatten(0, 1).T @ rows.flatten(0, 1)
-        kept = rows[torch.arange(len(rows)), lasts] if cfg.tokens == "last" else rows.flatten(0, 1)
-        first[2] = first[2] + kept.T @ kept
+        whole = rows.flatten(0, 1).T @ rows.flatten(0, 1)
+        later[2] = later[2] + whole
+        if cfg.tokens == "last":
+            lasts = [last_token(pipe.tokenizer, template, concept) for template in templates]
+            whole = rows[range(len(rows)), lasts].T @ rows[range(len(rows)), lasts]
+        first[2] = first[2] + whole
     return Sums(*first), Sums(*later)
 
 
@@ -133,11 +132,10 @@ def derivation(matrix: torch.Tensor, energy: torch.Tensor, mu: float) -> torch.T
     return right_divide(energy @ matrix, factor).T
 
 
-def following(matrix: torch.Tensor, found: Sums, derived: torch.Tensor, cfg: ReceConfig) -> tuple[torch.Tensor, float]:
-    """R after one more edit, which sends the derived rows M e to the destinations: (R, condition number)."""
-    s_e, s_p = cfg.erase_scale, cfg.epoch_preserve_scale
-    settings = f"epoch_lamb = {cfg.epoch_lamb:g}, epoch_preserve_scale = {s_p:g}"
-    gram, aims, kept = s_e * derived @ found.gram @ derived.T, s_e * found.aims @ derived.T, s_p * found.kept
+def following(matrix: torch.Tensor, found: Sums, cfg: ReceConfig) -> tuple[torch.Tensor, float]:
+    """R after one more edit: (R, condition number)."""
+    settings = f"epoch_lamb = {cfg.epoch_lamb:g}, epoch_preserve_scale = {cfg.epoch_preserve_scale:g}"
+    gram, aims, kept = cfg.erase_scale * found.gram, cfg.erase_scale * found.aims, cfg.epoch_preserve_scale * found.kept
     whole = system(gram + kept, cfg.epoch_lamb)
     if cfg.targets == "current":  # every value is one of W' = W R, so the new edit multiplies from the right
         edit = shared_edit(aims - gram, whole, settings)
@@ -166,8 +164,12 @@ def erase(
     weights = projection_weights(pipe.unet)
     identity, conditions = torch.eye(len(whole), dtype=whole.dtype, device=whole.device), []
     matrix, energy = identity + edit.matrix, sum(w.double().T @ w.double() for w in weights.values()).to(whole)
+    found = first
     for _ in range(cfg.epochs):
-        matrix, condition = following(matrix, later, derivation(matrix, energy, cfg.mu), cfg)
+        m = derivation(matrix, energy, cfg.mu)
+        new = Sums(m @ later.gram @ m.T, later.aims @ m.T, later.kept)
+        found = Sums(found.gram + new.gram, found.aims + new.aims, new.kept) if cfg.accumulate else new
+        matrix, condition = following(matrix, found, cfg)
         conditions.append(condition)
     edit = Edit(matrix - identity, edit.condition)
     edited = apply_edit(weights, edit)
