@@ -152,7 +152,9 @@ def test_training_gives_the_concept_the_prediction_of_its_anchor(pipe, data, cha
 
 def test_missing_anchors_are_named(pipe, data):
     for anchors in ({}, {"street": data.anchors["street"]}, data.anchors | {"the dog": torch.zeros(0, 3, 16, 16)}):
-        with pytest.raises(ValueError, match=r"ca: no images of '.*', the anchor of '.*'; make the anchors first"):
+        with pytest.raises(
+            ValueError, match=r"ca: no images of '.*', the anchor of '.*'; make the anchor images first"
+        ):
             erase(pipe, TASK, CFG, EraserData(anchors=anchors), 0)
 
 
