@@ -30,11 +30,18 @@ include: "workflow/rules/erase.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/present.smk"
+include: "workflow/rules/stages.smk"
 include: "workflow/rules/world.smk"
 
 
 localrules:
     all,
+    data,
+    erased,
+    finetuned,
+    images,
+    scores,
+    presented,
     prompts,
     tables,
     figures,

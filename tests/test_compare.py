@@ -43,7 +43,7 @@ def results(tmp_path: Path) -> Path:
             for step, after in ((10, erased), (20, tuned)):
                 cells.append(cell(eraser, "finetuned", role, after + shift / 2, step, seed))
                 rows.append(row(eraser, role, (90, erased + shift, after + shift / 2), step, seed))
-        folder = tmp_path / "mini/pets" / eraser / f"s{seed}"
+        folder = tmp_path / "erased/mini/pets" / eraser / f"s{seed}"
         parts = {"delta": 3.0 + seed, "loras": 10.0} if eraser == "a" else {"delta": 0.5}
         for part, seconds in parts.items():
             (folder / part).mkdir(parents=True)
@@ -77,4 +77,4 @@ def test_what_cannot_be_compared_is_named(results: Path) -> None:
     with pytest.raises(ConfigError, match="beauty"):
         write(results, "beauty")
     with pytest.raises(FileNotFoundError, match="run the study first"):
-        write(results / "mini", "accuracy")
+        write(results / "erased", "accuracy")

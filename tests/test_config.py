@@ -201,11 +201,14 @@ def test_bad_study(case: str, config: dict[str, Any], tmp_path: Path) -> None:
 def test_good_study(config: dict[str, Any], tmp_path: Path) -> None:
     write_world(tmp_path)
     study = make_study(config, tmp_path)
-    assert [study.folder(e) for e in study.erasures()] == [
-        "results/miniature/pets/mace/s0",
-        "results/miniature/pets/uce/s0",
+    assert [study.folder(e, "delta") for e in study.erasures()] == [
+        "results/erased/miniature/pets/mace/s0/delta",
+        "results/erased/miniature/pets/uce/s0/delta",
     ]
-    assert [study.folder(c) for c in study.cells()][1] == "results/miniature/pets/uce/s0/lora/f0"
+    last = list(study.cells())[1]
+    assert study.folder(last, "weights") == "results/finetuned/miniature/pets/uce/s0/lora/f0/weights"
+    assert study.folder("pets", "finetune_sets/random") == "results/data/miniature/pets/finetune_sets/random"
+    assert study.folder(None, "moments") == "results/data/miniature/moments"
 
 
 def test_task_overrides_study_and_variant_overrides_task(config: dict[str, Any], tmp_path: Path) -> None:
@@ -311,7 +314,7 @@ def test_shipped_studies(overlay: Path | None) -> None:
     if not (ROOT / "data/miniature/clip").is_dir():
         pytest.skip("the shipped world is not here; run `dvc pull`")
     study = load_study([ROOT / "params.yaml", *([overlay] if overlay else [])], ROOT)
-    folders = [study.folder(item) for item in (*study.erasures(), *study.cells())]
+    folders = [study.folder(item, "scores") for item in (*study.erasures(), *study.cells())]
     assert len(set(folders)) == len(folders) > 5
 
 

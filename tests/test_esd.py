@@ -132,6 +132,18 @@ def test_t_lies_in_the_interval_of_its_ddim_step(steps):
     assert len(offsets) > 0.8 * min(width, 40)  # anywhere in the interval, not at its ends
 
 
+def test_t_never_exceeds_the_last_timestep():
+    """The first of 50 steps is at t = 981, its interval 20 wide: the highest draw would be t = 1000."""
+    for step in range(20_000):
+        g = samples(TASK.erase, 1, 0, step)[0].generator
+        torch.randn(4, 8, 8, generator=g)
+        if int(torch.randint(50, (), generator=g)) == 0 and int(torch.randint(20, (), generator=g)) == 19:
+            break
+    objective = Esd(Student(pipeline("epsilon"), "xattn"), TASK, EsdConfig(), seed=0)
+    drawn = samples(TASK.erase, 1, 0, step)
+    assert objective.noisy(drawn, objective.texts[drawn[0].concept][None])[1].tolist() == [999]
+
+
 def test_eta_two_from_the_concept_is_eta_one_from_empty(pipe):
     g = torch.Generator().manual_seed(0)
     empty, concept = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 4, 8, 8, generator=g)

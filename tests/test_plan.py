@@ -122,14 +122,15 @@ def test_entries_of_models() -> None:
     from resurgence.stages.tables import entry
 
     block = {"base": "b", "controls": ["none"]}
-    assert entry(block, "ship") == {"base": "b", "task": "ship", "state": "base", "path": "results/b/ship/scores"}
+    base = {"base": "b", "task": "ship", "state": "base", "path": "results/scores/b/ship/scores"}
+    assert entry(block, "ship") == base
     erased = entry(block, "ship/none/s0")
-    assert (erased["state"], erased["path"]) == ("erased", "results/b/ship/scores")
+    assert (erased["state"], erased["path"]) == ("erased", "results/scores/b/ship/scores")
     tuned = entry(block, "ship/mace.to-sky/s1/lora.long/f2")
     assert pd.Series(tuned).to_dict() == {
         "base": "b", "task": "ship", "eraser": "mace", "variant": "to-sky", "erase_seed": 1, "finetune": "lora",
         "finetune_variant": "long", "finetune_seed": 2, "state": "finetuned",
-        "path": "results/b/ship/mace.to-sky/s1/lora.long/f2/scores",
+        "path": "results/scores/b/ship/mace.to-sky/s1/lora.long/f2/scores",
     }  # fmt: skip
 
 

@@ -127,6 +127,13 @@ def test_stops_are_uniform_and_within_the_interval():
     assert abs(float(shifts.float().mean()) - 99.5) < 6
 
 
+def test_t_never_exceeds_the_last_timestep(pipe, monkeypatch):
+    """The first of 4 steps is at t = 751, its interval 250 wide: the highest draw would be t = 1000."""
+    monkeypatch.setattr("resurgence.erasers.sdd.stops", lambda drawn, *_: ([0] * len(drawn), [249] * len(drawn)))
+    _, objective = trained(pipe, CFG)
+    assert objective.noisy(samples(TASK.erase, 3, 0, 0))[1].tolist() == [999] * 3
+
+
 def test_the_teacher_is_returned(pipe):
     """After one step the average has gone 1 - m of the student's way, so two decays tell where the student is."""
     weights = {f"unet.{n}": p for n, p in pipe.unet.named_parameters() if ".attn2." in n}

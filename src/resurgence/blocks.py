@@ -158,9 +158,9 @@ def score(study: Study, task: str) -> dict[str, Any]:
 
 
 def models(study: Study) -> list[str]:
-    """Every model by its folder below that of the base: `ship`, `ship/mace/s0`, `ship/mace/s0/lora/f0`."""
+    """Every model by its name in paths."""
     items = [*study.tasks.names, *study.erasures(), *study.cells()]
-    return [study.folder(item).split("/", 2)[2] for item in items]
+    return [study.model(item) for item in items]
 
 
 def seen_as(study: Study, erasure: Erasure) -> str | Erasure:
@@ -181,13 +181,13 @@ def weights(study: Study) -> dict[str, str]:
     for erasure in study.erasures():
         if erasure.seed == study.seeds.erase[0] and has_loras(study, erasure.eraser):
             owner = loras_of(study, erasure)
-            found[f"{owner.task}: LoRAs of {printed(owner.eraser, owner.variant)}"] = f"{study.folder(owner)}/loras"
+            found[f"{owner.task}: LoRAs of {printed(owner.eraser, owner.variant)}"] = study.folder(owner, "loras")
         if erasure.seed == study.seeds.erase[0] and is_trained(study, erasure.eraser):
             title = f"{erasure.task}: {printed(erasure.eraser, erasure.variant)}"
-            found[title] = f"{study.folder(erasure)}/delta"
+            found[title] = study.folder(erasure, "delta")
     for cell in first_cells(study):
         names = printed(cell.erasure.eraser, cell.erasure.variant), printed(cell.finetune, cell.variant)
-        found[f"{cell.erasure.task}: {' + '.join(names)}"] = f"{study.folder(cell)}/weights"
+        found[f"{cell.erasure.task}: {' + '.join(names)}"] = study.folder(cell, "weights")
     return found
 
 
@@ -208,11 +208,12 @@ def grids(study: Study) -> dict[str, Any]:
     for erasure in study.erasures():
         if erasure.seed == study.seeds.erase[0]:
             name = printed(erasure.eraser, erasure.variant)
-            shown = {"base": study.folder(erasure.task), f"erased: {name}": study.folder(seen_as(study, erasure))}
+            shown: dict[str, str | Erasure | Cell] = {"base": erasure.task, f"erased: {name}": seen_as(study, erasure)}
             for cell in first_cells(study):
                 if cell.erasure == erasure:
-                    shown[f"fine-tuned: {printed(cell.finetune, cell.variant)}"] = study.folder(cell)
-            columns[f"{erasure.task}/{name}"] = {title: f"{place}/images" for title, place in shown.items()}
+                    shown[f"fine-tuned: {printed(cell.finetune, cell.variant)}"] = cell
+            columns[f"{erasure.task}/{name}"] = {title: study.folder(item, "images") for title, item in shown.items()}
     masked = {erasure.task for erasure in study.erasures() if "masks" in needs(study.erasers[erasure.eraser].module)}
-    masks = {task: study.folder(task) for task in study.tasks.names if task in masked}
+    parts = ("concept_images", "masks")
+    masks = {task: [study.folder(task, p) for p in parts] for task in study.tasks.names if task in masked}
     return {"columns": columns, "masks": masks, "samples": study.figures.samples}

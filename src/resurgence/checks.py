@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from resurgence.study import Study
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# the folders of results/<base>/<task> beside the erasers
+# the folders of results/<stage>/<base>/<task> beside the erasers
 IMAGES = ("concept_images", "anchor_images", "retained_images", "images")
 FOLDERS = ("prompts", "moments", *IMAGES, "masks", "finetune_sets", "scores")
 
@@ -44,7 +44,7 @@ def folder_name(key: str, value: str, taken: Iterable[str] = ()) -> None:
 
 def check_names(study: Study) -> None:
     """Names that become folders; a file's name is its task's."""
-    folder_name("base.name", study.base.name, ("tables", "figures", "grids"))
+    folder_name("base.name", study.base.name)
     for key in ("erasers", "finetune_sets", "finetunes", "scorers"):
         if not getattr(study, key) and key in ("erasers", "scorers"):
             raise ConfigError(key, {}, "must not be empty; name at least one")

@@ -33,7 +33,7 @@ def costs(results: Path, cells: pd.DataFrame) -> pd.DataFrame:
     rows = []
     erased = cells[cells["state"] == "erased"][["base", *KEYS, "erase_seed"]].drop_duplicates()
     for base, task, eraser, variant, seed in erased.itertuples(index=False):
-        place = results / base / task / label(eraser, variant) / f"s{int(seed)}"
+        place = results / "erased" / base / task / label(eraser, variant) / f"s{int(seed)}"
         runs = [json.loads((place / part / "run.json").read_text()) for part in PARTS if (place / part).is_dir()]
         file = place / "delta" / PARTS["delta"]
         size = file.stat().st_size / 2**20 if file.exists() else 0.0

@@ -21,14 +21,16 @@ from resurgence.progress import duration
 from resurgence.study import Study, load_study
 
 STAGES = {
-    "prompts, corpora": ["prompts", "prior_moments", "domain_moments"],
-    "images to learn from": ["concept_images", "anchor_images", "retained_images", "masks", "finetune_set"],
+    "data": [
+        "prompts", "prior_moments", "domain_moments", "concept_images", "anchor_images", "retained_images", "masks",
+        "finetune_set",
+    ],
     "erase": ["loras", "erase"],
     "fine-tune": ["finetune"],
     "sample": ["sample"],
     "score": ["score"],
     "tables, figures, report": ["tables", "figures", "grids", "report"],
-}
+}  # fmt: skip
 PNG = 2.0  # bytes a pixel of a lossless image, about
 
 

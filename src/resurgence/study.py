@@ -31,6 +31,16 @@ from resurgence.settings import (
     make_method,
 )
 
+# the folder of results/ in which a part of a model or task lies: what DVC tracks as one
+STAGE_OF = {
+    **dict.fromkeys(("prompts", "moments", "concept_images", "anchor_images", "retained_images"), "data"),
+    **dict.fromkeys(("masks", "finetune_sets"), "data"),
+    **dict.fromkeys(("loras", "delta"), "erased"),
+    "weights": "finetuned",
+    "images": "images",
+    "scores": "scores",
+}
+
 
 class Erasure(NamedTuple):
     """One erased model."""
@@ -98,13 +108,18 @@ class Study:
                 if follows and (variant.tasks is None or erasure.task in variant.tasks):
                     yield from (Cell(erasure, finetune, name, seed) for seed in variant.seeds or self.seeds.finetune)
 
-    def folder(self, item: str | Erasure | Cell) -> str:
-        """Folder of a task, of an erased or of a fine-tuned model."""
+    def model(self, item: str | Erasure | Cell) -> str:
+        """Name of a model in paths: `ship` (the base on a task), `ship/mace/s0`, `ship/mace/s0/lora/f0`."""
         if isinstance(item, str):
-            return f"results/{self.base.name}/{item}"
+            return item
         if isinstance(item, Erasure):
-            return f"{self.folder(item.task)}/{printed(item.eraser, item.variant)}/s{item.seed}"
-        return f"{self.folder(item.erasure)}/{printed(item.finetune, item.variant)}/f{item.seed}"
+            return f"{item.task}/{printed(item.eraser, item.variant)}/s{item.seed}"
+        return f"{self.model(item.erasure)}/{printed(item.finetune, item.variant)}/f{item.seed}"
+
+    def folder(self, item: str | Erasure | Cell | None, part: str) -> str:
+        """Folder of a part, e.g. `delta`, of a model or task, or (None) of the base."""
+        stage = STAGE_OF[part.partition("/")[0]]
+        return "/".join(["results", stage, self.base.name, *([self.model(item)] if item is not None else []), part])
 
     def task(self, task: str, eraser: str | None = None, variant: str = DEFAULT) -> Task:
         """A task, with the mapping concept of an eraser's variant where that has its own."""

@@ -35,14 +35,14 @@ def plugged(copy: Tree, tmp_path: Path) -> tuple[Tree, dict[str, str], Path]:
 
 def test_one_file_and_one_entry_are_enough(plugged: tuple[Tree, dict[str, str], Path]) -> None:
     tree, environment, module = plugged
-    target = "results/small/pets/neggrad/s0/images/manifest.json"
+    target = "results/images/small/pets/neggrad/s0/images/manifest.json"
     told = tree.snakemake("--cores", "2", target, environment=environment)
     assert messages(told) == [
         "Erase pets with neggrad, seed 0",
         "Images of the concepts that pets retains, made by small",
         "Sample pets/neggrad/s0",
     ]
-    manifest = json.loads((tree.root / "results/small/pets/neggrad/s0/delta/manifest.json").read_text())
+    manifest = json.loads((tree.root / "results/erased/small/pets/neggrad/s0/delta/manifest.json").read_text())
     assert "neggrad.py" in manifest["sources"] and manifest["parameters"]["method"] == "neggrad"
     assert manifest["parameters"]["settings"]["alpha"] == 0.9
 

@@ -21,7 +21,7 @@ def logs(tree: Tree) -> dict[str, Path]:
     """Manifest of each artefact -> log of the job that wrote it."""
     results, found = tree.root / "results", {}
     for manifest in results.rglob("manifest.json"):
-        place = manifest.parent.relative_to(results)
+        place = Path(*manifest.parent.relative_to(results).parts[1:])
         log = tree.root / "logs" / place.with_name(f"{place.name}.log")
         if log.exists():
             found[manifest] = log

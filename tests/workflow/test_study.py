@@ -58,10 +58,10 @@ def test_artefacts_are_as_their_manifests_say(finished: tuple[Tree, str]) -> Non
 
 
 def test_manifests_name_inputs_and_sources(finished: tuple[Tree, str]) -> None:
-    place = finished[0].root / "results/small/pets"
+    place = finished[0].root / "results/erased/small/pets"
     manifest = json.loads((place / "mace/s0/delta/manifest.json").read_text())
     assert manifest["kind"] == "erased delta" and manifest["seeds"] == {"seed": 0}
-    assert "results/small/pets/mace/s0/loras/manifest.json" in manifest["inputs"]
+    assert "results/erased/small/pets/mace/s0/loras/manifest.json" in manifest["inputs"]
     assert "data/small/base/unet/diffusion_pytorch_model.safetensors" in manifest["inputs"]
     assert "resurgence/erasers/mace.py" in manifest["sources"]
     assert "resurgence/erasers/uce.py" not in manifest["sources"]

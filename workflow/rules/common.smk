@@ -129,9 +129,9 @@ DATA = {
 def data_of(wildcards, wanted):
     """Manifests of what an eraser needs, of the wanted kinds."""
     found = needs(STUDY.erasers[split(wildcards.eraser)[0]].module) & wanted
-    place = f"results/{wildcards.base}"
-    files = {kind: f"{place}/{wildcards.task}/{part}" for kind, part in DATA.items()} | {"prior": f"{place}/moments"}
-    return [f"{files[kind]}/manifest.json" for kind in sorted(found)]
+    folders = {kind: STUDY.folder(wildcards.task, part) for kind, part in DATA.items()}
+    folders["prior"] = STUDY.folder(None, "moments")
+    return [f"{folders[kind]}/manifest.json" for kind in sorted(found)]
 
 
 def loras_data(wildcards):
@@ -144,32 +144,29 @@ def eraser_inputs(wildcards):
     item = erasure(wildcards)
     if not blocks.has_loras(STUDY, item.eraser):
         return loras_data(wildcards)
-    trained = f"{STUDY.folder(blocks.loras_of(STUDY, item))}/loras/manifest.json"
+    trained = f"{STUDY.folder(blocks.loras_of(STUDY, item), 'loras')}/manifest.json"
     return [trained, *data_of(wildcards, {"prior", "domain"}), *captions_file(item)]
 
 
 def erased(item):
     """The erased delta of a model; none for the eraser that changes nothing."""
-    return [f"{STUDY.folder(item)}/delta/manifest.json"] if STUDY.erasers[item.eraser].module else []
+    return [f"{STUDY.folder(item, 'delta')}/manifest.json"] if STUDY.erasers[item.eraser].module else []
 
 
 def finetune_inputs(wildcards):
     """The fine-tuning set and the erased delta."""
-    chosen = STUDY.set_of(*split(wildcards.finetune))
-    return [
-        f"results/{wildcards.base}/{wildcards.task}/finetune_sets/{chosen}/manifest.json",
-        *erased(erasure(wildcards)),
-    ]
+    chosen = STUDY.folder(wildcards.task, f"finetune_sets/{STUDY.set_of(*split(wildcards.finetune))}")
+    return [f"{chosen}/manifest.json", *erased(erasure(wildcards))]
 
 
 def model_weights(wildcards):
     """The prompt set of a model's task, and the weights that make the model from the base."""
-    place, parts = f"results/{wildcards.base}", wildcards.model.split("/")
-    found = [f"{place}/{parts[0]}/prompts/manifest.json"]
+    parts = wildcards.model.split("/")
+    found = [f"{STUDY.folder(parts[0], 'prompts')}/manifest.json"]
     if len(parts) > 1:
         found += erased(Erasure(parts[0], *split(parts[1]), int(parts[2][1:])))
     if len(parts) > 3:
-        found.append(f"{place}/{wildcards.model}/weights/manifest.json")
+        found.append(f"{STUDY.folder(wildcards.model, 'weights')}/manifest.json")
     return found
 
 
@@ -191,7 +188,7 @@ def world_block(part):
 def score_manifests():
     """The scores of every model of the study; a control that changes nothing has those of the base."""
     items = [*STUDY.tasks.names, *STUDY.cells(), *(blocks.seen_as(STUDY, item) for item in STUDY.erasures())]
-    return [f"{folder}/scores/manifest.json" for folder in dict.fromkeys(STUDY.folder(item) for item in items)]
+    return [f"{folder}/manifest.json" for folder in dict.fromkeys(STUDY.folder(item, "scores") for item in items)]
 
 
 def whole_config():
@@ -201,38 +198,40 @@ def whole_config():
 
 
 def every_manifest():
-    """All artefacts of the study, for what it cost."""
-    found = [f"{study_folder}/{name}" for study_folder, name in shared_artefacts()]
+    """All artefacts of the study."""
+    found = list(shared_artefacts())
     for item in STUDY.erasures():
         if STUDY.erasers[item.eraser].module:
-            found += [f"{STUDY.folder(item)}/{name}" for name in ("delta", "images", "scores")]
+            found += [STUDY.folder(item, part) for part in ("delta", "images", "scores")]
         if blocks.has_loras(STUDY, item.eraser):
-            found.append(f"{STUDY.folder(blocks.loras_of(STUDY, item))}/loras")
+            found.append(STUDY.folder(blocks.loras_of(STUDY, item), "loras"))
     for item in STUDY.cells():
-        found += [f"{STUDY.folder(item)}/{name}" for name in ("weights", "images", "scores")]
+        found += [STUDY.folder(item, part) for part in ("weights", "images", "scores")]
     return [f"{folder}/manifest.json" for folder in dict.fromkeys(found)]
 
 
 def shared_artefacts():
-    """What the models of a task share: (folder, name) of everything that some model of the study needs."""
+    """Folders of what the models of a task share, where some model of the study needs it."""
     for name in STUDY.tasks.names:
-        place = STUDY.folder(name)
-        yield from ((place, part) for part in ("prompts", "images", "scores"))
-        wanted = {
-            kind for item in STUDY.erasures() if item.task == name for kind in needs(STUDY.erasers[item.eraser].module)
-        }
-        yield from ((place, part) for kind, part in DATA.items() if kind in wanted)
+        items = [item for item in STUDY.erasures() if item.task == name]
+        wanted = {kind for item in items for kind in needs(STUDY.erasers[item.eraser].module)}
         sets = {STUDY.set_of(item.finetune, item.variant) for item in STUDY.cells() if item.erasure.task == name}
-        yield from ((place, f"finetune_sets/{chosen}") for chosen in sorted(sets))
+        parts = ["prompts", "images", "scores", *(part for kind, part in DATA.items() if kind in wanted)]
+        yield from (STUDY.folder(name, part) for part in (*parts, *(f"finetune_sets/{one}" for one in sorted(sets))))
         if "prior" in wanted:
-            yield f"results/{STUDY.base.name}", "moments"
+            yield STUDY.folder(None, "moments")
+
+
+def of_stage(stage):
+    """The artefacts of one stage: what DVC tracks as one folder."""
+    return [manifest for manifest in every_manifest() if manifest.startswith(f"results/{stage}/")]
 
 
 def shown_manifests():
     """The image sets and masks that the grids show."""
     shown = blocks.grids(STUDY)
     found = [folder for columns in shown["columns"].values() for folder in columns.values()]
-    found += [f"{place}/{part}" for place in shown["masks"].values() for part in ("concept_images", "masks")]
+    found += [folder for folders in shown["masks"].values() for folder in folders]
     return [f"{folder}/manifest.json" for folder in dict.fromkeys(found)]
 
 

@@ -7,7 +7,7 @@ rule loras:
         BASE,
         loras_data,
     output:
-        manifest="results/{base}/{task}/{eraser}/s{erase_seed}/loras/manifest.json",
+        manifest="results/erased/{base}/{task}/{eraser}/s{erase_seed}/loras/manifest.json",
     log:
         "logs/{base}/{task}/{eraser}/s{erase_seed}/loras.log",
     benchmark:
@@ -32,7 +32,7 @@ rule erase:
         BASE,
         eraser_inputs,
     output:
-        manifest="results/{base}/{task}/{eraser}/s{erase_seed}/delta/manifest.json",
+        manifest="results/erased/{base}/{task}/{eraser}/s{erase_seed}/delta/manifest.json",
     log:
         "logs/{base}/{task}/{eraser}/s{erase_seed}/delta.log",
     benchmark:

@@ -1,4 +1,4 @@
-# Images and scores of every model. A model is the path of its folder: <task> is the base itself,
+# Images and scores of every model. A model is a path: <task> is the base itself,
 # <task>/<eraser>/s<seed> an erased model, and <task>/<eraser>/s<seed>/<finetune>/f<seed> a fine-tuned one.
 
 
@@ -8,7 +8,7 @@ rule sample:
         BASE,
         model_weights,
     output:
-        manifest="results/{base}/{model}/images/manifest.json",
+        manifest="results/images/{base}/{model}/images/manifest.json",
     log:
         "logs/{base}/{model}/images.log",
     benchmark:
@@ -33,9 +33,9 @@ rule score:
     input:
         sources("score", *SCORERS),
         SCORER_WEIGHTS,
-        "results/{base}/{model}/images/manifest.json",
+        "results/images/{base}/{model}/images/manifest.json",
     output:
-        manifest="results/{base}/{model}/scores/manifest.json",
+        manifest="results/scores/{base}/{model}/scores/manifest.json",
     log:
         "logs/{base}/{model}/scores.log",
     benchmark:

@@ -7,7 +7,7 @@ rule finetune:
         BASE,
         finetune_inputs,
     output:
-        manifest="results/{base}/{task}/{eraser}/s{erase_seed}/{finetune}/f{finetune_seed}/weights/manifest.json",
+        manifest="results/finetuned/{base}/{task}/{eraser}/s{erase_seed}/{finetune}/f{finetune_seed}/weights/manifest.json",
     log:
         "logs/{base}/{task}/{eraser}/s{erase_seed}/{finetune}/f{finetune_seed}/weights.log",
     benchmark:

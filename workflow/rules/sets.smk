@@ -5,7 +5,7 @@ rule prompts:
     input:
         sources("prompts"),
     output:
-        manifest="results/{base}/{task}/prompts/manifest.json",
+        manifest="results/data/{base}/{task}/prompts/manifest.json",
     log:
         "logs/{base}/{task}/prompts.log",
     benchmark:
@@ -27,7 +27,7 @@ rule prior_moments:
         BASE,
         STUDY.moments.prior,
     output:
-        manifest="results/{base}/moments/manifest.json",
+        manifest="results/data/{base}/moments/manifest.json",
     log:
         "logs/{base}/moments.log",
     benchmark:
@@ -52,7 +52,7 @@ rule domain_moments:
         BASE,
         STUDY.moments.domain,
     output:
-        manifest="results/{base}/{task}/moments/manifest.json",
+        manifest="results/data/{base}/{task}/moments/manifest.json",
     log:
         "logs/{base}/{task}/moments.log",
     benchmark:
@@ -76,7 +76,7 @@ rule concept_images:
         sources("concept_images"),
         BASE,
     output:
-        manifest="results/{base}/{task}/concept_images/manifest.json",
+        manifest="results/data/{base}/{task}/concept_images/manifest.json",
     log:
         "logs/{base}/{task}/concept_images.log",
     benchmark:
@@ -97,7 +97,7 @@ rule concept_images:
 
 use rule concept_images as anchor_images with:
     output:
-        manifest="results/{base}/{task}/anchor_images/manifest.json",
+        manifest="results/data/{base}/{task}/anchor_images/manifest.json",
     log:
         "logs/{base}/{task}/anchor_images.log",
     benchmark:
@@ -110,7 +110,7 @@ use rule concept_images as anchor_images with:
 
 use rule concept_images as retained_images with:
     output:
-        manifest="results/{base}/{task}/retained_images/manifest.json",
+        manifest="results/data/{base}/{task}/retained_images/manifest.json",
     log:
         "logs/{base}/{task}/retained_images.log",
     benchmark:
@@ -125,9 +125,9 @@ rule masks:
     input:
         sources("masks", segmenter()),
         mask_base(),
-        "results/{base}/{task}/concept_images/manifest.json",
+        "results/data/{base}/{task}/concept_images/manifest.json",
     output:
-        manifest="results/{base}/{task}/masks/manifest.json",
+        manifest="results/data/{base}/{task}/masks/manifest.json",
     log:
         "logs/{base}/{task}/masks.log",
     benchmark:
@@ -151,7 +151,7 @@ rule finetune_set:
         sources("finetune_set"),
         BASE,
     output:
-        manifest="results/{base}/{task}/finetune_sets/{set}/manifest.json",
+        manifest="results/data/{base}/{task}/finetune_sets/{set}/manifest.json",
     log:
         "logs/{base}/{task}/finetune_sets/{set}.log",
     benchmark:

@@ -1,17 +1,17 @@
 """RECE: Reliable and Efficient Concept Erasure (Gong et al., ECCV 2024, arXiv 2407.12383), Eq. 3 and 8.
 
-First a UCE edit (Eq. 3). Then `epochs` times: find the embedding e' from which the edited model W' would still get what
-the original W made of the concept,
+First a UCE edit (Eq. 3). Then, `epochs` times, find the embedding e' from which the edited model W' would still get
+what the original W made of the concept,
 
     e' = argmin sum_projections ||W' e' - W e(c*)||^2 + mu ||e'||^2
-       = (mu I + sum W'^T W')^-1 (sum W'^T W) e(c*) ,                                                        (Eq. 8)
+       = (mu I + sum W'^T W')^-1 (sum W'^T W) e(c*)                                                          (Eq. 8)
 
-and send it to the destination by another edit of the same kind,
+and send it to the destination by one more edit,
 
     W'' = argmin s_e sum_erase ||W'' e' - W' e(c)||^2 + s_p sum_keep ||W'' e - W' e||^2 + lamb ||W'' - W'||_F^2 .
 
-All edits of a projection are W' = W R with one d x d matrix R for all of them: edits multiply, and with
-G = sum W^T W the sums of Eq. 8 are R^T G R and R^T G. No projection is touched before the end.
+All edits are W' = W R with one d x d matrix R for every projection, so edits multiply; with G = sum W^T W the sums of
+Eq. 8 are R^T G R and R^T G, and e' is linear in e. No projection is touched before the end.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class ReceConfig:
     destination: str | None = None  # null: the task's mapping concept; " " is the scripts' default
     captions: str | tuple[str, ...] = ("{}",)  # templates with one {}: a list, a file, or "" for MACE's built-in 30
     # the epochs
-    epochs: int = 3  # 3 nudity, 2 other unsafe content, 1 styles and objects
-    mu: float = 0.1  # 0.1 nudity and easy objects, 1e-3 styles and hard objects; small for the miniature's weights
-    epoch_tokens: Literal["all", "last-to-end", "last"] = "all"  # all: every position, paired by position
+    epochs: int = 3  # 3 nudity, 2 other unsafe content, 1 styles and objects; 0: UCE
+    mu: float = 0.1  # 0.1 nudity and easy objects, 1e-3 styles and hard objects
+    epoch_tokens: Literal["all", "last-to-end", "last"] = "all"  # all: each position to the same one, as the code
     epoch_lamb: float = 0.1  # lambda_2
-    epoch_preserve_scale: float = 0.1  # lambda_1; the empty caption is kept as well
-    targets: Literal["current", "original"] = "current"  # W' e of the model being edited (code), or W e of the base
-    accumulate: bool = False  # true, ours: each edit also sends the concept and all earlier e', else the newest e' only
+    epoch_preserve_scale: float = 0.1  # lambda_1; of all rows of the retained captions and of the empty caption
+    targets: Literal["current", "original"] = "current"  # values of the model being edited (code), or of the base
+    accumulate: bool = False  # ours: an edit also sends what the earlier ones sent; false: the newest e' alone
 
     def __post_init__(self) -> None:
         for key in ("lamb", "preserve_scale", "epochs", "epoch_lamb", "epoch_preserve_scale"):
@@ -96,29 +96,26 @@ def paired(
 
 
 def sums(pipe: StableDiffusionPipeline, task: Task, cfg: ReceConfig, templates: tuple[str, ...]) -> tuple[Sums, Sums]:
-    """The sums of the first edit, as UCE's, and those of the epochs. Every caption is embedded once."""
+    """The sums of the first edit, which are UCE's, and those of the epochs. Every caption is embedded once."""
     encoder = Encoder(pipe)
-    first, later = [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
-    aimed: dict[str, torch.Tensor] = {}
-    empty = encoder([""])[0]
-    later[2] += empty.T @ empty
+    empty, nothing = encoder([""])[0], torch.zeros((), dtype=torch.float64, device=pipe.device)
+    first, later = [nothing] * 3, [nothing, nothing, empty.T @ empty]
+    aimed: dict[str, torch.Tensor] = {}  # embeddings of the last destination, which most concepts share
     for concept in task.erase:
         aim = task.mapping[concept] if cfg.destination is None else cfg.destination
         if aim not in aimed:
-            aimed[aim] = encoder(fill(templates, aim))  # (T, L, d)
+            aimed = {aim: encoder(fill(templates, aim))}  # (T, L, d)
         for template, *rows in zip(templates, encoder(fill(templates, concept)), aimed[aim], strict=True):
             for total, rule in ((first, cfg.tokens), (later, cfg.epoch_tokens)):
                 e, e_aim = paired(pipe, (concept, aim), template, rows, rule)
-                total[0] = total[0] + e.T @ e
-                total[1] = total[1] + e_aim.T @ e
+                total[0], total[1] = total[0] + e.T @ e, total[1] + e_aim.T @ e
     for concept in task.retain:
-        rows = encoder(fill(templates, concept))  # (T, L, d)
-        whole = rows.flatten(0, 1).T @ rows.flatten(0, 1)
-        later[2] = later[2] + whole
+        kept = encoder(fill(templates, concept))  # (T, L, d)
+        later[2] = later[2] + kept.flatten(0, 1).T @ kept.flatten(0, 1)
         if cfg.tokens == "last":
             lasts = [last_token(pipe.tokenizer, template, concept) for template in templates]
-            whole = rows[range(len(rows)), lasts].T @ rows[range(len(rows)), lasts]
-        first[2] = first[2] + whole
+            kept = kept[range(len(kept)), lasts, None]  # (T, 1, d)
+        first[2] = first[2] + kept.flatten(0, 1).T @ kept.flatten(0, 1)
     return Sums(*first), Sums(*later)
 
 
@@ -133,14 +130,18 @@ def derivation(matrix: torch.Tensor, energy: torch.Tensor, mu: float) -> torch.T
 
 
 def following(matrix: torch.Tensor, found: Sums, cfg: ReceConfig) -> tuple[torch.Tensor, float]:
-    """R after one more edit: (R, condition number)."""
+    """R after one more edit of W R: (R, condition number).
+
+    With targets `current` every value is one of W R, so the edit multiplies R from the right. With `original` the
+    values are those of W, and only lamb ties the edit to W R.
+    """
     settings = f"epoch_lamb = {cfg.epoch_lamb:g}, epoch_preserve_scale = {cfg.epoch_preserve_scale:g}"
     gram, aims, kept = cfg.erase_scale * found.gram, cfg.erase_scale * found.aims, cfg.epoch_preserve_scale * found.kept
-    whole = system(gram + kept, cfg.epoch_lamb)
-    if cfg.targets == "current":  # every value is one of W' = W R, so the new edit multiplies from the right
-        edit = shared_edit(aims - gram, whole, settings)
+    regressors = system(gram + kept, cfg.epoch_lamb)
+    if cfg.targets == "current":
+        edit = shared_edit(aims - gram, regressors, settings)
         return matrix + matrix @ edit.matrix, edit.condition
-    edit = shared_edit(aims - matrix @ gram + kept - matrix @ kept, whole, settings)
+    edit = shared_edit(aims - matrix @ gram + kept - matrix @ kept, regressors, settings)
     return matrix + edit.matrix, edit.condition
 
 
@@ -152,30 +153,28 @@ def erase(
     Args:
         folder: where closed_form.json goes; None: nowhere.
     """
-    templates = load_captions(cfg.captions, task.kind)
+    weights, templates = projection_weights(pipe.unet), load_captions(cfg.captions, task.kind)
     first, later = sums(pipe, task, cfg, templates)
     scale = cfg.preserve_scale
     if scale is None:
-        scale = max(0.1, 1 / (len(task.retain) * len(templates)))
+        scale = max(0.1, 1 / max(1, len(task.retain) * len(templates)))
+    regressors = system(cfg.erase_scale * first.gram + scale * first.kept, cfg.lamb)
     settings = f"lamb = {cfg.lamb:g}, preserve_scale = {scale:g}"
-    whole = system(cfg.erase_scale * first.gram + scale * first.kept, cfg.lamb)
-    edit = shared_edit(cfg.erase_scale * (first.aims - first.gram), whole, settings)
+    edit = shared_edit(cfg.erase_scale * (first.aims - first.gram), regressors, settings)
 
-    weights = projection_weights(pipe.unet)
-    identity, conditions = torch.eye(len(whole), dtype=whole.dtype, device=whole.device), []
-    matrix, energy = identity + edit.matrix, sum(w.double().T @ w.double() for w in weights.values()).to(whole)
-    found = first
+    identity = torch.eye(len(regressors), dtype=regressors.dtype, device=regressors.device)
+    matrix, found, conditions = identity + edit.matrix, first, [edit.condition]
+    energy = sum(w.double().T @ w.double() for w in weights.values()).to(identity)  # G
     for _ in range(cfg.epochs):
         m = derivation(matrix, energy, cfg.mu)
         new = Sums(m @ later.gram @ m.T, later.aims @ m.T, later.kept)
         found = Sums(found.gram + new.gram, found.aims + new.aims, new.kept) if cfg.accumulate else new
         matrix, condition = following(matrix, found, cfg)
         conditions.append(condition)
-    edit = Edit(matrix - identity, edit.condition)
-    edited = apply_edit(weights, edit)
-    told = report("rece", edit.condition, relative_change(weights, edited))
+    edited = apply_edit(weights, Edit(matrix - identity, max(conditions)))
+    told = report("rece", max(conditions), relative_change(weights, edited))
     if folder is not None:
-        (folder / "closed_form.json").write_text(json.dumps({"edit": told, "epochs": conditions}, indent=1))
+        (folder / "closed_form.json").write_text(json.dumps({"edit": told, "conditions": conditions}, indent=1))
     return as_delta(edited)
 
 

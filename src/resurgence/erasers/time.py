@@ -1,4 +1,4 @@
-"""TIME: Text-to-Image Model Editing (Orgad, Kawar and Belinkov, ICCV 2023, arXiv 2303.08084), Eq. 4 and 5.
+"""TIME: Text-to-Image Model Editing (Orgad, Kawar and Belinkov, ICCV 2023, arXiv 2303.08084), its closed form.
 
     W' = argmin sum_i ||W' e_i - W e'_i||^2 + lamb ||W' - W||_F^2 = (lamb W + sum W e' e^T)(lamb I + sum e e^T)^-1
 

@@ -21,10 +21,10 @@ def last_images(folder: str) -> tuple[pd.DataFrame, np.ndarray]:
     return rows, images.numpy()
 
 
-def save_masks(task: str, place: Path, out: Path) -> None:
+def save_masks(task: str, pictured: Path, masked: Path, out: Path) -> None:
     """The concept images of a task beside their masks."""
-    rows, images = read_image_set(place / "concept_images" / "images.parquet")
-    masks = load_file(place / "masks" / "masks.safetensors")
+    rows, images = read_image_set(pictured / "images.parquet")
+    masks = load_file(masked / "masks.safetensors")
     index = rows.groupby("concept", sort=False).indices
     pictures = {concept: images.numpy()[places] for concept, places in index.items()}
     save(mask_grid(pictures, masks, title=f"{task}: masks of the erased concepts"), out)
@@ -38,8 +38,8 @@ def make(job: Job) -> None:
         for role, told in (("erase", "erased"), ("retain", "retained")):
             title = f"{name.replace('/', ', ')}: {told} concepts"
             save(sample_grid(sets, role, block["samples"], title), out / name / f"{role}.png")
-    for task, place in block["masks"].items():
-        save_masks(task, Path(place), out / task / "masks.png")
+    for task, places in block["masks"].items():
+        save_masks(task, *map(Path, places), out / task / "masks.png")
     job.out.write_text("".join(f"{name}\n" for name in sorted(block["columns"])), encoding="utf-8")
 
 
