@@ -48,7 +48,7 @@ def choices(pipe, data, seed: int, step: int, batch: int) -> list[tuple]:
 
 
 def slow_loss(pipe, unet, cfg, chosen) -> torch.Tensor:
-    """Eq. 4, 5 or 6 with the anchor term, one sample at a time; `unet` is the model in training."""
+    """Any of the objectives with the anchor term, one sample at a time; `unet` is the model in training."""
     frozen, terms = unet_with(pipe, {}), []
     for concept, anchor, caption, clean, noise, t in chosen:
         a = pipe.scheduler.alphas_cumprod[t]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import time
 
@@ -101,7 +102,7 @@ def test_values_alone(double):
 @pytest.mark.parametrize(
     ("source", "target", "expected"),
     [
-        # the paper's case, B a pack of roses E -> B a pack of blue roses E: blue is passed over, padding is counted from E
+        # the paper's case, B a pack of roses E -> B a pack of blue roses E: blue is passed over
         ([0, 1, 2, 3, 9], [0, 1, 2, 5, 3, 9], [0, 1, 2, 4, 5, 6, 7, 7]),
         # words added in two places
         ([0, 1, 3, 9], [0, 5, 1, 6, 3, 9], [0, 2, 4, 5, 6, 7, 7, 7]),
@@ -125,10 +126,12 @@ def test_subsequence_and_aligned():
     assert aligned([0, 1, 1, 9], [0, 1, 9]) == [0, 1, 2, 2]  # beginning and end do not overlap
 
 
-def test_identical_captions_change_nothing(double):
-    delta = erase(double, TASK._replace_mapping() if hasattr(TASK, "_replace_mapping") else itself(), TimeConfig(), EraserData(), 0)
+def test_the_same_tokens_change_nothing(double):
+    """A destination that the tokenizer reads as the concept itself leaves the weights as they are."""
+    same = dataclasses.replace(TASK, mapping={concept: concept.upper() for concept in TASK.erase})
+    delta = erase(double, same, TimeConfig(), EraserData(), 0)
     for name, weight in projection_weights(double.unet).items():
-        assert torch.allclose(delta[f"unet.{name}.weight"], weight, atol=1e-12)
+        assert torch.equal(delta[f"unet.{name}.weight"], weight)
 
 
 def test_lamb_ties_to_the_base(pipe):
@@ -161,7 +164,7 @@ def test_a_caption_without_the_concept_is_an_error(pipe):
 
 
 def test_no_unique_solution_names_lamb(pipe):
-    one = Task(**{**vars(TASK), "erase": ("ship",), "mapping": {"ship": "street"}, "labels": ()})
+    one = dataclasses.replace(TASK, erase=("ship",), mapping={"ship": "street"}, labels=())
     with pytest.raises(ValueError, match=r"lamb = 0: .*condition number.*raise lamb"):
         erase(pipe, one, TimeConfig(lamb=0.0, captions=("{}",)), EraserData(), 0)
 

@@ -1,11 +1,12 @@
-"""CA: Concept Ablation (Kumari et al., ICCV 2023, arXiv 2303.13516), Eq. 4 to 6.
+"""CA: Concept Ablation (Kumari et al., ICCV 2023, arXiv 2303.13516), the model-based and the noise-based objective.
 
-    model-based:  min || eps_theta(x_t, c*) - eps_0(x_t, c) ||^2       (Eq. 4; Eq. 5 has sg eps_theta for eps_0)
-    noise-based:  min || eps_theta(x_t, c*) - noise ||^2               (Eq. 6)
-    anchor term:  + anchor_weight || eps_theta(x_t, c) - noise ||^2    (optional)
+    model-based:  min || eps_theta(x_t, c*) - eps_0(x_t, c) ||^2
+    noise-based:  min || eps_theta(x_t, c*) - noise ||^2
+    anchor term:  + anchor_weight || eps_theta(x_t, c) - noise ||^2   (optional)
 
 x_t are noised images of the anchor, here the task's mapping concept; c is a caption of it, c* the same caption with
-the erased concept in its place. So the words of the erased concept come to mean the anchor.
+the erased concept in its place. So the words of the erased concept come to mean the anchor. The paper derives the
+first objective with the frozen eps_0; to hold one model only, its training and its code take sg eps_theta instead.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class CaConfig(Optimisation):
     weight_decay: float = 0.01  # script
     batch: int = 8  # 4 images on 2 GPUs
     max_norm: float | None = 1.0  # script
-    loss: Literal["model-based", "noise-based"] = "model-based"  # what c* is to predict; the paper prefers the first
-    target_from: Literal["frozen", "current"] = "frozen"  # model-based: eps_0 (Eq. 4), or sg eps_theta (Eq. 5, script)
+    loss: Literal["model-based", "noise-based"] = "model-based"  # the paper finds the first better
+    target_from: Literal["frozen", "current"] = "frozen"  # whose prediction for c: eps_0, or sg eps_theta (script)
     anchor_weight: float = 0.0  # of the anchor term; the script takes 1 when the erased words contain the anchor's
     captions: str | tuple[str, ...] = ""  # templates with one {}: a list, a file, or "" for the built-in 30
 

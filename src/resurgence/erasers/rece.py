@@ -157,7 +157,7 @@ def erase(
     first, later = sums(pipe, task, cfg, templates)
     scale = cfg.preserve_scale
     if scale is None:
-        scale = max(0.1, 1 / max(1, len(task.retain) * len(templates)))
+        scale = max(0.1, 1 / (len(task.retain) * len(templates)))
     regressors = system(cfg.erase_scale * first.gram + scale * first.kept, cfg.lamb)
     settings = f"lamb = {cfg.lamb:g}, preserve_scale = {scale:g}"
     edit = shared_edit(cfg.erase_scale * (first.aims - first.gram), regressors, settings)

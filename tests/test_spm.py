@@ -1,0 +1,316 @@
+"""SPM against its formula, with adapters that run beside each layer as forward hooks instead of merged weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from resurgence.bases import DELTA_FILE, apply_delta, load_delta, lora_delta
+from resurgence.config import build
+from resurgence.erasers import EraserData
+from resurgence.erasers.lora import WEIGHTS, load_loras
+from resurgence.erasers.spm import Adapted, Membranes, Spm, SpmConfig, anchor, erase, transport_strength
+from resurgence.erasers.trainer import samples
+from slow import KINDS, TASK, ddim, embed, pipeline, predicted, relative, same, snapshot, unet_with, worst
+
+CFG = SpmConfig(
+    batch=2, ddim_steps=4, trajectories=2, guidance=2.5, template="a photo of the {}", anchors=3, anchor_weight=20.0
+)
+SHIP = dataclasses.replace(TASK, erase=("ship",), mapping={"ship": "street"})
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def pipe(request):
+    return pipeline(request.param)
+
+
+def shake(student: Adapted) -> None:
+    """Give the adapters an effect: B is zero at first."""
+    g = torch.Generator().manual_seed(5)
+    for name, w in student.weights.items():
+        if name.endswith("up"):
+            w.data.copy_(0.3 * torch.randn(w.shape, generator=g))
+
+
+def parts_of(student: Adapted, adapter: str) -> dict[str, list[torch.Tensor]]:
+    """module -> its factors [down, up] as leaves of their own, for one adapter."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for name, w in student.weights.items():
+        owner, parameter, side = name.split("|")
+        if owner == adapter:
+            module = parameter.removeprefix("unet.").removesuffix(".weight")
+            found.setdefault(module, [None, None])[side == "up"] = w.detach().clone().requires_grad_()
+    return found
+
+
+def hooked(pipe, adapters: list[dict[str, list[torch.Tensor]]], scale: float):
+    """A copy of the base's UNet in which every adapted layer adds scale * B(A(its input))."""
+    unet = unet_with(pipe, {})
+    for adapter in adapters:
+        for name, (down, up) in adapter.items():
+            module = unet.get_submodule(name)
+
+            def add(module, inputs, output, down=down, up=up):
+                if isinstance(module, nn.Linear):
+                    return output + scale * F.linear(F.linear(inputs[0], down), up)
+                low = F.conv2d(inputs[0], down, stride=module.stride, padding=module.padding)
+                return output + scale * F.conv2d(low, up)
+
+            module.register_forward_hook(add)
+    return unet
+
+
+def slow_anchor(text: torch.Tensor, g: torch.Generator) -> torch.Tensor:
+    """A direction drawn until it is accepted, with its length."""
+    while True:
+        direction = torch.randn(text.shape, generator=g)
+        near = (text * direction).sum() / (text.norm() * direction.norm())
+        if float(torch.rand((), generator=g)) < 1 - float(near):
+            length = 0.8 + 0.4 * float(torch.rand((), generator=g))
+            return length * text.norm() * direction / direction.norm()
+
+
+def slow_loss(pipe, unet, cfg, task, pool, seed: int, step: int) -> torch.Tensor:
+    """The two terms, one sample and one anchor at a time."""
+    frozen, erasing, anchoring = unet_with(pipe, {}), [], []
+    for sample in samples(task.erase, cfg.batch, seed, step):
+        g, caption = sample.generator, cfg.template.replace("{}", sample.concept)
+        if pool is not None:
+            x, t = pool.draw(sample.concept, g)
+        else:
+            noise, stop = torch.randn(4, 8, 8, generator=g), int(torch.randint(cfg.ddim_steps, (), generator=g))
+            t, x = list(ddim(pipe, unet, noise, caption, cfg.ddim_steps, cfg.guidance))[stop]
+            t = min(t + int(torch.randint(1000 // cfg.ddim_steps, (), generator=g)), 999)
+        text = embed(pipe, caption)
+        word = cfg.template.replace("{}", task.mapping[sample.concept]) if cfg.surrogate == "mapping" else ""
+        with torch.no_grad():
+            start = predicted(pipe, frozen, x, t, embed(pipe, word))
+            target = start - cfg.eta * (predicted(pipe, frozen, x, t, text) - start)
+        erasing.append(((predicted(pipe, unet, x, t, text) - target) ** 2).mean())
+        for _ in range(cfg.anchors):
+            a = slow_anchor(text, g)
+            kept = predicted(pipe, frozen, x, t, a).detach()
+            anchoring.append(((predicted(pipe, unet, x, t, a) - kept) ** 2).mean())
+    return torch.stack(erasing).mean() + cfg.anchor_weight * torch.stack(anchoring).mean()
+
+
+@pytest.mark.parametrize(
+    ("x_t", "surrogate", "eta", "scale"), [("base", "empty", 1.0, 1.0), ("student", "mapping", 0.6, 0.7)]
+)
+def test_loss_and_gradient_of_a_step_equal_the_formula(pipe, x_t, surrogate, eta, scale):
+    """Linear layers and convolutions, also those with stride, of the whole UNet."""
+    cfg = dataclasses.replace(CFG, x_t=x_t, surrogate=surrogate, eta=eta, scale=scale, rank=2)
+    student = Adapted(pipe, cfg, ["all"], 4)
+    objective = Spm(student, TASK, cfg, 4)
+    shake(student)
+    factors = parts_of(student, "all")
+    unet = hooked(pipe, [factors], scale)
+    expected = slow_loss(pipe, unet, cfg, TASK, objective.pool, 4, 6)
+    expected.backward()
+    found, shown = objective.gradient(6)
+    assert float(shown["loss"]) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(shown["loss"]) == pytest.approx(float(shown["erasing"] + cfg.anchor_weight * shown["anchoring"]))
+    assert float(objective.loss(6).detach()) == float(shown["loss"])
+    assert float(shown["anchoring"]) > 1e-3  # the second term counts
+    assert worst(found, [w.grad for pair in factors.values() for w in pair]) < 1e-4
+
+
+@pytest.mark.parametrize("parameters", ["full", "xattn"])
+def test_merged_equals_applied(pipe, parameters):
+    """W + scale sum B A gives what the adapters of two concepts give beside the layers, B after A."""
+    cfg = dataclasses.replace(CFG, parameters=parameters, rank=2, scale=0.7)
+    student = Adapted(pipe, cfg, ["ship", "old cat"], 0)
+    shake(student)
+    applied = hooked(pipe, [parts_of(student, "ship"), parts_of(student, "old cat")], 0.7)
+    merged = unet_with(pipe, student.merged(student.weights))
+    g = torch.Generator().manual_seed(0)
+    x, text = torch.randn(4, 8, 8, generator=g), embed(pipe, "a sketch of the queen")
+    with torch.no_grad():
+        base, a, b = (predicted(pipe, unet, x, 500, text) for unet in (unet_with(pipe, {}), applied, merged))
+    assert relative(b, a) < 1e-5 and relative(base, a) > 0.05
+    student.scale = 1.4
+    assert relative(student(x[None], torch.tensor([500]), text[None])[0], a) > 0.02
+
+
+def test_adapters_start_at_the_base_and_the_frozen_model_is_the_base(pipe):
+    student = Adapted(pipe, CFG, ["ship"], 0)
+    g = torch.Generator().manual_seed(0)
+    x, t = torch.randn(1, 4, 8, 8, generator=g), torch.tensor([300])
+    text = embed(pipe, "a photo of the ship")[None]
+    before = student.frozen(x, t, text)
+    assert relative(student(x, t, text), before) < 1e-6
+    for name, w in student.weights.items():
+        if name.endswith("down"):
+            bound = 1 / math.sqrt(w[0].numel())
+            assert 0.3 * bound < float(w.abs().mean()) < 0.7 * bound and float(w.abs().max()) <= bound
+    shake(student)
+    assert torch.equal(student.frozen(x, t, text), before) and relative(student(x, t, text), before) > 0.05
+
+
+def test_each_adapter_is_trained_as_if_alone(pipe, tmp_path):
+    cfg = dataclasses.replace(CFG, steps=3, lr=1e-2, x_t="student")
+    for name, task in (("both", TASK), ("alone", SHIP)):
+        (tmp_path / name).mkdir()
+        erase(pipe, task, cfg, EraserData(), 0, tmp_path / name)
+    both, alone = (load_loras(tmp_path / name / "adapters", ["ship"])["ship"] for name in ("both", "alone"))
+    assert both.keys() == alone.keys() and len(both) > 50
+    assert all(torch.equal(a, b) for n in both for a, b in zip(both[n], alone[n], strict=True))
+
+
+def test_delta_is_the_sum_of_the_saved_adapters(pipe, tmp_path):
+    """Each file is a LoRA as diffusers writes it; also a convolution's."""
+    before = snapshot(pipe)
+    cfg = dataclasses.replace(CFG, steps=3, lr=1e-2, scale=0.5)
+    delta = erase(pipe, TASK, cfg, EraserData(), 0, tmp_path)
+    assert same(snapshot(pipe), before)
+    parts = [lora_delta(pipe, tmp_path / "adapters" / name / WEIGHTS) for name in ("ship", "old-cat")]
+    kinds = (nn.Linear, nn.Conv2d)
+    assert delta.keys() == {f"unet.{n}.weight" for n, m in pipe.unet.named_modules() if isinstance(m, kinds)}
+    for name, w in delta.items():
+        changes = [part[name] - before[name] for part in parts]
+        assert torch.allclose(w - before[name], changes[0] + changes[1], atol=1e-6)
+        assert all(float(change.norm()) > 0 for change in changes)
+    assert json.loads((tmp_path / "curves.json").read_text()).keys() == {"loss", "erasing", "anchoring"}
+
+
+def test_diffusers_reads_an_adapter(tmp_path):
+    pipe = pipeline("epsilon")
+    delta = erase(pipe, SHIP, dataclasses.replace(CFG, steps=2, lr=1e-2, scale=0.5), EraserData(), 0, tmp_path)
+    x, t, text = torch.ones(1, 4, 8, 8), torch.tensor([300]), embed(pipe, "a photo of the ship")[None]
+    with torch.no_grad():
+        base = pipe.unet(x, t, text).sample
+        pipe.load_lora_weights(tmp_path / "adapters" / "ship", weight_name=WEIGHTS)
+        loaded = pipe.unet(x, t, text).sample
+    merged = pipeline("epsilon")
+    apply_delta(merged, delta)
+    with torch.no_grad():
+        expected = merged.unet(x, t, text).sample
+    assert relative(loaded, expected) < 1e-5 and relative(base, expected) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("parameters", "layers", "holds"),
+    [
+        ("xattn", "all", lambda n: ".attn2." in n), ("full", "transformers", lambda n: ".attentions." in n),
+        ("noxattn", "all", lambda n: ".attn2." not in n), ("selfattn", "transformers", lambda n: ".attn1." in n),
+    ],
+)  # fmt: skip
+def test_delta_holds_the_selected_layers(pipe, parameters, layers, holds):
+    cfg = dataclasses.replace(CFG, parameters=parameters, layers=layers, steps=1, lr=1e-2)
+    delta = erase(pipe, SHIP, cfg, EraserData(), 0)
+    kinds, before = (nn.Linear, nn.Conv2d), snapshot(pipe)
+    names = {f"unet.{n}.weight" for n, m in pipe.unet.named_modules() if isinstance(m, kinds)}
+    assert delta.keys() == {n for n in names if holds(n)}
+    assert any(not torch.equal(w, before[n]) for n, w in delta.items())
+
+
+def test_same_seed_same_delta(pipe):
+    cfg = dataclasses.replace(CFG, steps=2, lr=1e-2)
+    first = erase(pipe, TASK, cfg, EraserData(), 0)
+    assert same(first, erase(pipe, TASK, cfg, EraserData(), 0))
+    assert not same(first, erase(pipe, TASK, cfg, EraserData(), 1))
+
+
+def test_shared_adapter_learns_all_concepts(pipe, tmp_path):
+    cfg = dataclasses.replace(CFG, adapters="shared", steps=2, lr=1e-2)
+    delta = erase(pipe, TASK, cfg, EraserData(), 0, tmp_path)
+    assert [p.name for p in (tmp_path / "adapters").iterdir()] == ["shared"]
+    change = delta["unet.conv_in.weight"] - pipe.unet.conv_in.weight.detach()
+    assert torch.linalg.matrix_rank(change.flatten(1), rtol=1e-3) == 1  # of two it would be 2
+    apart = erase(pipe, TASK, dataclasses.replace(cfg, adapters="concept"), EraserData(), 0)
+    change = apart["unet.conv_in.weight"] - pipe.unet.conv_in.weight.detach()
+    assert torch.linalg.matrix_rank(change.flatten(1), rtol=1e-3) == 2
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+def test_a_checkpoint_is_the_delta_of_a_shorter_run(pipe, tmp_path, with_state):
+    cfg = dataclasses.replace(CFG, steps=4, lr=1e-2, checkpoints=(2, 4), ema=0.5)
+    data = EraserData(state=tmp_path / "state" if with_state else None)
+    (tmp_path / "out").mkdir()
+    delta = erase(pipe, SHIP, cfg, data, 0, tmp_path / "out")
+    shorter = erase(pipe, SHIP, dataclasses.replace(cfg, steps=2, checkpoints=()), EraserData(), 0)
+    assert same(load_delta(tmp_path / "out" / "step-000004" / DELTA_FILE), delta)
+    assert same(load_delta(tmp_path / "out" / "step-000002" / DELTA_FILE), shorter)
+
+
+def test_anchors_are_drawn_with_probability_one_minus_cosine():
+    """In the plane the accepted angles have density (1 - cos) / 2 pi: the mean of cos is -1/2, of cos^2 1/2."""
+    text, g = torch.tensor([[3.0, 4.0]]), torch.Generator().manual_seed(0)
+    state = torch.get_rng_state()
+    found = torch.stack([anchor(text, g) for _ in range(3000)])  # (N, 1, 2)
+    assert torch.equal(torch.get_rng_state(), state)
+    length = found.flatten(1).norm(dim=1) / 5
+    assert 0.8 <= float(length.min()) < 0.81 and 1.19 < float(length.max()) <= 1.2
+    assert float(length.mean()) == pytest.approx(1.0, abs=0.01)
+    near = (found.flatten(1) @ text.flatten()) / (5 * 5 * length)
+    assert float(near.mean()) == pytest.approx(-0.5, abs=0.04)
+    assert float((near**2).mean()) == pytest.approx(0.5, abs=0.04)
+
+
+def test_no_anchors(pipe):
+    cfg = dataclasses.replace(CFG, anchors=0)
+    student = Adapted(pipe, cfg, ["all"], 0)
+    found, shown = Spm(student, TASK, cfg, 0).gradient(0)
+    assert float(shown["anchoring"]) == 0 and float(shown["loss"]) == float(shown["erasing"]) > 0
+    assert any(float(g.abs().max()) > 0 for g in found)
+
+
+def test_transport_strength(pipe):
+    prompts, concepts = ["the ship", "a photo of the ship", "the bird", "the dog and the old cat"], ["ship", "old cat"]
+    sentence = transport_strength(pipe, prompts, concepts, "sentence")
+    for i, p in enumerate(prompts):
+        for j, c in enumerate(concepts):
+            a, b = embed(pipe, p).flatten(), embed(pipe, c).flatten()
+            assert float(sentence[i, j]) == pytest.approx(float(a @ b / (a.norm() * b.norm())), abs=1e-5)
+    tokens = transport_strength(pipe, prompts, concepts, "tokens")
+    words = {c: set(pipe.tokenizer(c, add_special_tokens=False).input_ids) for c in (*prompts, *concepts)}
+    assert tokens.tolist() == [
+        [pytest.approx(len(words[p] & words[c]) / len(words[c])) for c in concepts] for p in prompts
+    ]
+    assert tokens[1, 0] == tokens[3, 1] == 1 and tokens[2, 0] < 1  # every token of the concept is in the prompt
+    assert torch.equal(transport_strength(pipe, prompts, concepts), torch.maximum(sentence, tokens))
+    assert transport_strength(pipe, ["old cat"], ["old cat"], "sentence").item() == pytest.approx(1, abs=1e-5)
+
+
+def test_training_lowers_both_terms_together(pipe, tmp_path):
+    cfg = dataclasses.replace(CFG, steps=25, lr=1e-2, batch=4, anchors=1, anchor_weight=1.0)
+    erase(pipe, SHIP, cfg, EraserData(), 0, tmp_path)
+    loss = json.loads((tmp_path / "curves.json").read_text())["loss"]
+    assert len(loss) == 25 and sum(loss[-5:]) < 0.8 * sum(loss[:5])
+
+
+def test_anchoring_holds_the_anchors(pipe):
+    """With its weight the change for random embeddings is smaller, after the same training."""
+    ends = []
+    for weight in (0.0, 1000.0):
+        cfg = dataclasses.replace(CFG, lr=1e-2, anchor_weight=weight)
+        student = Adapted(pipe, cfg, ["ship"], 0)
+        objective = Membranes(student, [Spm(student.only("ship"), SHIP, cfg, 0)])
+        optimiser = torch.optim.Adam(student.weights.values(), lr=1e-2)
+        for step in range(12):
+            found, shown = objective.gradient(step)
+            for w, g in zip(student.weights.values(), found, strict=True):
+                w.grad = g
+            optimiser.step()
+        ends.append(float(shown["anchoring"]))
+    assert ends[1] < 0.3 * ends[0]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"rank": 0}, {"scale": 0.0}, {"scale": -1.0}, {"eta": -1.0}, {"anchors": -1}, {"anchor_weight": -1.0},
+        {"ddim_steps": 0}, {"trajectories": 0}, {"guidance": -0.5}, {"template": "a photo"}, {"layers": "linear"},
+        {"parameters": "text-encoder"}, {"adapters": "each"}, {"surrogate": "dog"}, {"x_t": "images"}, {"steps": 0},
+        {"anchor": 4},
+    ],
+)  # fmt: skip
+def test_bad_settings_name_the_key(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        build(SpmConfig, bad, "spm")
