@@ -46,6 +46,7 @@ localrules:
     tables,
     figures,
     grids,
+    cost,
     report,
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from resurgence.compare import write
+from resurgence.compare import draw, write
 from resurgence.config import ConfigError
 
 KEYS = {"base": "mini", "task": "pets", "metric": "accuracy", "n": 4}
@@ -57,7 +57,7 @@ def results(tmp_path: Path) -> Path:
 
 def test_values_are_those_of_the_last_step_and_the_median_over_seeds(results: Path) -> None:
     text = write(results, "accuracy")
-    table = pd.read_csv(results / "tables/compare_accuracy.csv", dtype=str).set_index("eraser")
+    table = pd.read_csv(results / "cost/compare_accuracy.csv", dtype=str).set_index("eraser")
     assert table.loc["a", ["erased", "comes to", "resurgence"]].tolist() == [
         "90.0 -> 6.0",
         "31.0",
@@ -70,7 +70,7 @@ def test_values_are_those_of_the_last_step_and_the_median_over_seeds(results: Pa
     # seconds: the LoRAs count; sizes: that of the delta
     assert table["seconds"].tolist() == ["13.5", "0.5"] and table["MiB"].tolist() == ["2.0", "1.0"]
     assert "25.0 ± 5.0 (2 runs)" in text and (results / "figures/compare_accuracy.png").stat().st_size > 5000
-    assert (results / "tables/compare_accuracy.md").read_text().count("\n| pets") == 2
+    assert (results / "cost/compare_accuracy.md").read_text().count("\n| pets") == 2
 
 
 def test_what_cannot_be_compared_is_named(results: Path) -> None:

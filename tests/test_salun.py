@@ -81,6 +81,8 @@ def test_weights_outside_the_mask_are_those_of_the_base(pipe, data, selection, f
     settings = {"parameters": selection, "fraction": fraction}
     cfg = SalunConfig(steps=3, lr=1e-3, ema=0.9, max_norm=1.0, **(SMALL | settings))
     delta = erase(pipe, TASK, cfg, data, 0)
+    crossed = {f"unet.{n}" for n, _ in pipe.unet.named_parameters() if selection == "full" or ".attn2." in n}
+    assert delta.keys() == crossed and same(snapshot(pipe), before)
     mask = dict(zip(delta, make(pipe, data, 0, **settings).mask, strict=True))
     masked = sum(int(m.sum()) for m in mask.values())
     assert masked == int(fraction * sum(m.numel() for m in mask.values()))
@@ -121,24 +123,22 @@ def test_forget_and_retained_draws_are_not_the_same(pipe, data):
 
 def test_delta_holds_the_selected_parameters_and_the_pipeline_is_unchanged(pipe, data):
     before = snapshot(pipe)
-    for selection in ("full", "xattn"):
-        cfg = SalunConfig(parameters=selection, steps=2, lr=1e-3, **SMALL)
-        delta = erase(pipe, TASK, cfg, data, 0)
-        assert same(snapshot(pipe), before)
-        names = {f"unet.{n}" for n, _ in pipe.unet.named_parameters() if selection == "full" or ".attn2." in n}
-        assert delta.keys() == names
-        assert same(delta, erase(pipe, TASK, cfg, data, 0))
-        assert not same(delta, erase(pipe, TASK, cfg, data, 1))
+    cfg = SalunConfig(parameters="xattn", steps=2, lr=1e-3, **SMALL)
+    delta = erase(pipe, TASK, cfg, data, 0)
+    assert same(snapshot(pipe), before)
+    assert delta.keys() == {f"unet.{n}" for n, _ in pipe.unet.named_parameters() if ".attn2." in n}
+    assert same(delta, erase(pipe, TASK, cfg, data, 0))
+    assert not same(delta, erase(pipe, TASK, cfg, data, 1))
 
 
 def test_an_interrupted_run_goes_on_with_the_same_mask(pipe, data, tmp_path, monkeypatch):
-    cfg = SalunConfig(steps=5, lr=1e-3, checkpoints=(3,), **SMALL)
+    cfg = SalunConfig(steps=3, lr=1e-3, checkpoints=(1,), **SMALL)
     whole = erase(pipe, TASK, cfg, data, 0)
     kept = EraserData(images=data.images, retained=data.retained, state=tmp_path / "state")
     own = Salun.gradient
 
     def dies(self, step):
-        if step == 4:
+        if step == 2:
             raise KeyboardInterrupt
         return own(self, step)
 
@@ -148,14 +148,14 @@ def test_an_interrupted_run_goes_on_with_the_same_mask(pipe, data, tmp_path, mon
     steps = []
     monkeypatch.setattr(Salun, "gradient", lambda self, step: (steps.append(step), own(self, step))[1])
     assert same(erase(pipe, TASK, cfg, kept, 0), whole)
-    assert steps == [3, 4]
+    assert steps == [1, 2]
 
 
 def test_training_lowers_the_loss(pipe, data, tmp_path):
-    cfg = SalunConfig(steps=30, lr=2e-3, alpha=0.1, **(SMALL | {"batch": 4}))
+    cfg = SalunConfig(steps=16, lr=4e-3, alpha=0.1, **(SMALL | {"batch": 4}))
     erase(pipe, TASK, cfg, data, 0, tmp_path)
     loss = json.loads((tmp_path / "curves.json").read_text())["loss"]
-    assert len(loss) == 30 and sum(loss[-8:]) < 0.8 * sum(loss[:8])
+    assert len(loss) == 16 and sum(loss[-6:]) < 0.8 * sum(loss[:6])
 
 
 @pytest.mark.parametrize(("part", "concept"), [("images", "old cat"), ("retained", "bird")])

@@ -22,12 +22,19 @@ from slow import KINDS, TASK, ddim, embed, pipeline, predicted, relative, same, 
 CFG = SpmConfig(
     batch=2, ddim_steps=4, trajectories=2, guidance=2.5, template="a photo of the {}", anchors=3, anchor_weight=20.0
 )
+LIGHT = dataclasses.replace(CFG, parameters="xattn", ddim_steps=2, trajectories=1, anchors=1)
 SHIP = dataclasses.replace(TASK, erase=("ship",), mapping={"ship": "street"})
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
 def pipe(request):
     return pipeline(request.param)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """For what does not depend on the kind of prediction."""
+    return pipeline("epsilon")
 
 
 def shake(student: Adapted) -> None:
@@ -133,9 +140,9 @@ def test_merged_equals_applied(pipe, parameters):
     x, text = torch.randn(4, 8, 8, generator=g), embed(pipe, "a sketch of the queen")
     with torch.no_grad():
         base, a, b = (predicted(pipe, unet, x, 500, text) for unet in (unet_with(pipe, {}), applied, merged))
-    assert relative(b, a) < 1e-5 and relative(base, a) > 0.05
+    assert relative(b, a) < 1e-5 and relative(base, a) > 0.01
     student.scale = 1.4
-    assert relative(student(x[None], torch.tensor([500]), text[None])[0], a) > 0.02
+    assert relative(student(x[None], torch.tensor([500]), text[None])[0], a) > 0.005
 
 
 def test_adapters_start_at_the_base_and_the_frozen_model_is_the_base(pipe):
@@ -148,16 +155,16 @@ def test_adapters_start_at_the_base_and_the_frozen_model_is_the_base(pipe):
     for name, w in student.weights.items():
         if name.endswith("down"):
             bound = 1 / math.sqrt(w[0].numel())
-            assert 0.3 * bound < float(w.abs().mean()) < 0.7 * bound and float(w.abs().max()) <= bound
+            assert 0.3 * bound < float(w.detach().abs().mean()) < 0.7 * bound and float(w.detach().abs().max()) <= bound
     shake(student)
     assert torch.equal(student.frozen(x, t, text), before) and relative(student(x, t, text), before) > 0.05
 
 
-def test_each_adapter_is_trained_as_if_alone(pipe, tmp_path):
-    cfg = dataclasses.replace(CFG, steps=3, lr=1e-2, x_t="student")
+def test_each_adapter_is_trained_as_if_alone(plain, tmp_path):
+    cfg = dataclasses.replace(CFG, steps=2, lr=1e-2, x_t="student", ddim_steps=2)
     for name, task in (("both", TASK), ("alone", SHIP)):
         (tmp_path / name).mkdir()
-        erase(pipe, task, cfg, EraserData(), 0, tmp_path / name)
+        erase(plain, task, cfg, EraserData(), 0, tmp_path / name)
     both, alone = (load_loras(tmp_path / name / "adapters", ["ship"])["ship"] for name in ("both", "alone"))
     assert both.keys() == alone.keys() and len(both) > 50
     assert all(torch.equal(a, b) for n in both for a, b in zip(both[n], alone[n], strict=True))
@@ -201,61 +208,61 @@ def test_diffusers_reads_an_adapter(tmp_path):
         ("noxattn", "all", lambda n: ".attn2." not in n), ("selfattn", "transformers", lambda n: ".attn1." in n),
     ],
 )  # fmt: skip
-def test_delta_holds_the_selected_layers(pipe, parameters, layers, holds):
+def test_delta_holds_the_selected_layers(plain, parameters, layers, holds):
     cfg = dataclasses.replace(CFG, parameters=parameters, layers=layers, steps=1, lr=1e-2)
-    delta = erase(pipe, SHIP, cfg, EraserData(), 0)
-    kinds, before = (nn.Linear, nn.Conv2d), snapshot(pipe)
-    names = {f"unet.{n}.weight" for n, m in pipe.unet.named_modules() if isinstance(m, kinds)}
+    delta = erase(plain, SHIP, cfg, EraserData(), 0)
+    kinds, before = (nn.Linear, nn.Conv2d), snapshot(plain)
+    names = {f"unet.{n}.weight" for n, m in plain.unet.named_modules() if isinstance(m, kinds)}
     assert delta.keys() == {n for n in names if holds(n)}
     assert any(not torch.equal(w, before[n]) for n, w in delta.items())
 
 
-def test_same_seed_same_delta(pipe):
-    cfg = dataclasses.replace(CFG, steps=2, lr=1e-2)
-    first = erase(pipe, TASK, cfg, EraserData(), 0)
-    assert same(first, erase(pipe, TASK, cfg, EraserData(), 0))
-    assert not same(first, erase(pipe, TASK, cfg, EraserData(), 1))
+def test_same_seed_same_delta(plain):
+    cfg = dataclasses.replace(LIGHT, steps=2, lr=1e-2)
+    first = erase(plain, TASK, cfg, EraserData(), 0)
+    assert same(first, erase(plain, TASK, cfg, EraserData(), 0))
+    assert not same(first, erase(plain, TASK, cfg, EraserData(), 1))
 
 
-def test_shared_adapter_learns_all_concepts(pipe, tmp_path):
+def test_shared_adapter_learns_all_concepts(plain, tmp_path):
     cfg = dataclasses.replace(CFG, adapters="shared", steps=2, lr=1e-2)
-    delta = erase(pipe, TASK, cfg, EraserData(), 0, tmp_path)
+    delta = erase(plain, TASK, cfg, EraserData(), 0, tmp_path)
     assert [p.name for p in (tmp_path / "adapters").iterdir()] == ["shared"]
-    change = delta["unet.conv_in.weight"] - pipe.unet.conv_in.weight.detach()
+    change = delta["unet.conv_in.weight"] - plain.unet.conv_in.weight.detach()
     assert torch.linalg.matrix_rank(change.flatten(1), rtol=1e-3) == 1  # of two it would be 2
-    apart = erase(pipe, TASK, dataclasses.replace(cfg, adapters="concept"), EraserData(), 0)
-    change = apart["unet.conv_in.weight"] - pipe.unet.conv_in.weight.detach()
+    apart = erase(plain, TASK, dataclasses.replace(cfg, adapters="concept"), EraserData(), 0)
+    change = apart["unet.conv_in.weight"] - plain.unet.conv_in.weight.detach()
     assert torch.linalg.matrix_rank(change.flatten(1), rtol=1e-3) == 2
 
 
 @pytest.mark.parametrize("with_state", [False, True])
-def test_a_checkpoint_is_the_delta_of_a_shorter_run(pipe, tmp_path, with_state):
-    cfg = dataclasses.replace(CFG, steps=4, lr=1e-2, checkpoints=(2, 4), ema=0.5)
+def test_a_checkpoint_is_the_delta_of_a_shorter_run(plain, tmp_path, with_state):
+    cfg = dataclasses.replace(LIGHT, steps=2, lr=1e-2, checkpoints=(1, 2), ema=0.5)
     data = EraserData(state=tmp_path / "state" if with_state else None)
     (tmp_path / "out").mkdir()
-    delta = erase(pipe, SHIP, cfg, data, 0, tmp_path / "out")
-    shorter = erase(pipe, SHIP, dataclasses.replace(cfg, steps=2, checkpoints=()), EraserData(), 0)
-    assert same(load_delta(tmp_path / "out" / "step-000004" / DELTA_FILE), delta)
-    assert same(load_delta(tmp_path / "out" / "step-000002" / DELTA_FILE), shorter)
+    delta = erase(plain, SHIP, cfg, data, 0, tmp_path / "out")
+    shorter = erase(plain, SHIP, dataclasses.replace(cfg, steps=1, checkpoints=()), EraserData(), 0)
+    assert same(load_delta(tmp_path / "out" / "step-000002" / DELTA_FILE), delta)
+    assert same(load_delta(tmp_path / "out" / "step-000001" / DELTA_FILE), shorter)
 
 
 def test_anchors_are_drawn_with_probability_one_minus_cosine():
-    """In the plane the accepted angles have density (1 - cos) / 2 pi: the mean of cos is -1/2, of cos^2 1/2."""
+    """In the plane the accepted angles have a density proportional to min(1, 1 - cos), with the means below."""
     text, g = torch.tensor([[3.0, 4.0]]), torch.Generator().manual_seed(0)
     state = torch.get_rng_state()
-    found = torch.stack([anchor(text, g) for _ in range(3000)])  # (N, 1, 2)
+    found = torch.stack([anchor(text, g) for _ in range(4000)])  # (N, 1, 2)
     assert torch.equal(torch.get_rng_state(), state)
     length = found.flatten(1).norm(dim=1) / 5
     assert 0.8 <= float(length.min()) < 0.81 and 1.19 < float(length.max()) <= 1.2
     assert float(length.mean()) == pytest.approx(1.0, abs=0.01)
     near = (found.flatten(1) @ text.flatten()) / (5 * 5 * length)
-    assert float(near.mean()) == pytest.approx(-0.5, abs=0.04)
-    assert float((near**2).mean()) == pytest.approx(0.5, abs=0.04)
+    assert float(near.mean()) == pytest.approx(-math.pi / 2 / (2 * math.pi - 2), abs=0.03)  # -0.37
+    assert float((near**2).mean()) == pytest.approx((math.pi - 4 / 3) / (2 * math.pi - 2), abs=0.03)  # 0.42
 
 
-def test_no_anchors(pipe):
+def test_no_anchors(plain):
     cfg = dataclasses.replace(CFG, anchors=0)
-    student = Adapted(pipe, cfg, ["all"], 0)
+    student = Adapted(plain, cfg, ["all"], 0)
     found, shown = Spm(student, TASK, cfg, 0).gradient(0)
     assert float(shown["anchoring"]) == 0 and float(shown["loss"]) == float(shown["erasing"]) > 0
     assert any(float(g.abs().max()) > 0 for g in found)
@@ -267,7 +274,7 @@ def test_transport_strength(pipe):
     for i, p in enumerate(prompts):
         for j, c in enumerate(concepts):
             a, b = embed(pipe, p).flatten(), embed(pipe, c).flatten()
-            assert float(sentence[i, j]) == pytest.approx(float(a @ b / (a.norm() * b.norm())), abs=1e-5)
+            assert float(sentence[i, j]) == pytest.approx(float((a @ b / (a.norm() * b.norm())).detach()), abs=1e-5)
     tokens = transport_strength(pipe, prompts, concepts, "tokens")
     words = {c: set(pipe.tokenizer(c, add_special_tokens=False).input_ids) for c in (*prompts, *concepts)}
     assert tokens.tolist() == [
@@ -278,22 +285,22 @@ def test_transport_strength(pipe):
     assert transport_strength(pipe, ["old cat"], ["old cat"], "sentence").item() == pytest.approx(1, abs=1e-5)
 
 
-def test_training_lowers_both_terms_together(pipe, tmp_path):
-    cfg = dataclasses.replace(CFG, steps=25, lr=1e-2, batch=4, anchors=1, anchor_weight=1.0)
-    erase(pipe, SHIP, cfg, EraserData(), 0, tmp_path)
+def test_training_lowers_both_terms_together(plain, tmp_path):
+    cfg = dataclasses.replace(LIGHT, steps=15, lr=5e-2, batch=2, anchor_weight=1.0)
+    erase(plain, SHIP, cfg, EraserData(), 0, tmp_path)
     loss = json.loads((tmp_path / "curves.json").read_text())["loss"]
-    assert len(loss) == 25 and sum(loss[-5:]) < 0.8 * sum(loss[:5])
+    assert len(loss) == 15 and sum(loss[-5:]) < 0.8 * sum(loss[:5])
 
 
-def test_anchoring_holds_the_anchors(pipe):
+def test_anchoring_holds_the_anchors(plain):
     """With its weight the change for random embeddings is smaller, after the same training."""
     ends = []
     for weight in (0.0, 1000.0):
-        cfg = dataclasses.replace(CFG, lr=1e-2, anchor_weight=weight)
-        student = Adapted(pipe, cfg, ["ship"], 0)
+        cfg = dataclasses.replace(LIGHT, lr=1e-2, anchor_weight=weight)
+        student = Adapted(plain, cfg, ["ship"], 0)
         objective = Membranes(student, [Spm(student.only("ship"), SHIP, cfg, 0)])
         optimiser = torch.optim.Adam(student.weights.values(), lr=1e-2)
-        for step in range(12):
+        for step in range(8):
             found, shown = objective.gradient(step)
             for w, g in zip(student.weights.values(), found, strict=True):
                 w.grad = g

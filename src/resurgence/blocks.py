@@ -202,6 +202,11 @@ def figures(study: Study) -> dict[str, Any]:
     return {"metrics": study.figures.metrics, "weights": weights(study), "tasks": study.tasks.names}
 
 
+def cost(study: Study) -> dict[str, Any]:
+    """What the study cost, and erasers compared."""
+    return {"metrics": study.figures.metrics}
+
+
 def grids(study: Study) -> dict[str, Any]:
     """Grids of images: for each erased model of the first seed its base, itself and its fine-tuned models."""
     columns: dict[str, dict[str, str]] = {}

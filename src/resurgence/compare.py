@@ -112,8 +112,8 @@ def panel(axis: Axes, rows: pd.DataFrame, names: list[tuple[str, str]], tuned: l
     axis.set_ylim(len(names) - 0.5, -0.5)
 
 
-def write(results: Path, metric: str) -> str:
-    """Write tables/compare_<metric>.csv and .md and figures/compare_<metric>.svg and .png; returns the table as text.
+def read_tables(results: Path, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cells and resurgence of a finished study.
 
     Raises:
         FileNotFoundError: the study has not run. ConfigError: a metric that the tables do not hold.
@@ -123,18 +123,32 @@ def write(results: Path, metric: str) -> str:
         raise FileNotFoundError(f"{tables / 'resurgence.csv'} is missing; run the study first: snakemake --cores all")
     cells, resurgence = read_table(tables / "cells.csv"), read_table(tables / "resurgence.csv")
     known("--metric", metric, sorted(set(resurgence["metric"])))
+    return cells, resurgence
+
+
+def write(results: Path, metric: str) -> str:
+    """Write cost/compare_<metric>.csv and .md; returns the table as text. Its seconds vary from run to run."""
+    cells, resurgence = read_tables(results, metric)
     table = compare(cells, resurgence, metric, costs(results, cells))
+    out = results / "cost"
+    out.mkdir(exist_ok=True)
     text = f"# {TITLES.get(metric, metric)} of all erasers\n\n{markdown_table(table)}\n"
     files: Mapping[str, str] = {f"compare_{metric}.csv": table.to_csv(index=False), f"compare_{metric}.md": text}
     for name, content in files.items():
-        temporary = tables / f".{name}.tmp"
+        temporary = out / f".{name}.tmp"
         temporary.write_text(content, encoding="utf-8")
-        temporary.rename(tables / name)
-    save(picture(cells, metric), results / "figures" / f"compare_{metric}")
+        temporary.rename(out / name)
     return aligned(drop_repeats(table, ["task", "eraser"]))
+
+
+def draw(results: Path, metric: str) -> None:
+    """Write figures/compare_<metric>.svg and .png."""
+    cells, _ = read_tables(results, metric)
+    save(picture(cells, metric), results / "figures" / f"compare_{metric}")
 
 
 def run(args: Namespace) -> None:
     """Print the comparison and say where the picture is."""
     print(write(args.results, args.metric))
+    draw(args.results, args.metric)
     print(f"\n{args.results / 'figures' / f'compare_{args.metric}.png'}")

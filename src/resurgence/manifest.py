@@ -2,7 +2,9 @@
 
 The folder is written under a temporary name and renamed, the manifest last, so an interrupted step leaves nothing that
 a consumer accepts. manifest.json holds nothing that varies from run to run: two runs of the same step on the same
-inputs write the same bytes. Host, versions, device, seconds and peak memory go to run.json beside it.
+inputs write the same bytes. Host, commit, versions, device, seconds and peak memory go to run.json beside it, which
+names the manifest that it belongs to. Files that several jobs put into one folder (tables, figures) have a made.json
+of the same form.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import platform
 import resource
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -83,15 +87,36 @@ def plain(value: Any) -> Any:
     raise ValueError(f"a manifest cannot hold {value!r} ({type(value).__name__}); give text, numbers or lists")
 
 
+def json_text(value: Any) -> str:
+    """Return sorted JSON."""
+    return json.dumps(plain(value), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write sorted JSON under a temporary name, then rename."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(plain(value), indent=1, sort_keys=True, allow_nan=False) + "\n")
+    temporary.write_text(json_text(value))
     temporary.rename(path)
 
 
+def git(*arguments: str) -> str | None:
+    """Return what git says in the working folder; None where there is no git or no checkout."""
+    try:
+        return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def commit() -> dict[str, Any]:
+    """Return the commit of the working folder, and whether its tracked files differ from it; empty without git."""
+    found = git("rev-parse", "HEAD")
+    if found is None:
+        return {}
+    return {"commit": found, "dirty": git("status", "--porcelain", "--untracked-files=no") != ""}
+
+
 def circumstances(seconds: float) -> dict[str, Any]:
-    """Return what may vary from run to run: host, versions, device, seconds, peak memory in MiB."""
+    """Return what may vary from run to run: host, commit, versions, device, seconds, peak memory in MiB."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -99,13 +124,36 @@ def circumstances(seconds: float) -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-    found = {"host": platform.node(), "versions": versions, "seconds": round(seconds, 3)}
+    found = {"host": platform.node(), "versions": versions, "seconds": round(seconds, 3), **commit()}
     found |= {"device": "cpu", "peak_memory_mib": round(kibibytes / 1024, 1)}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         found["device"] = torch.cuda.get_device_name()
         found["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return found
+
+
+def described(
+    kind: str,
+    parameters: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    sources: Iterable[Path],
+    seeds: Mapping[str, int],
+) -> dict[str, Any]:
+    """Return a manifest without its files."""
+    return {
+        "kind": kind,
+        "parameters": plain(parameters),
+        "seeds": plain(seeds),
+        "inputs": {name: digest_of(path) for name, path in sorted(inputs.items())},
+        "sources": {source_name(path): digest_of(path) for path in sources},
+    }
+
+
+def write_made(out: Path, manifest: Mapping[str, Any], files: Iterable[Path]) -> None:
+    """Write the manifest of files that several jobs put into one folder; they are named from where it lies."""
+    named = {Path(os.path.relpath(file, out.parent)).as_posix(): sha256(file) for file in files}
+    write_json(out, {**manifest, "files": dict(sorted(named.items()))})
 
 
 @contextmanager
@@ -137,13 +185,7 @@ def write_artefact(
     nested = sorted(folder.glob(f"*/**/{MANIFEST}"))
     if nested:
         raise ValueError(f"{folder} holds another artefact, {nested[0].parent}; write to a folder of its own")
-    manifest = {
-        "kind": kind,
-        "parameters": plain(parameters),
-        "seeds": plain(seeds),
-        "inputs": {name: digest_of(path) for name, path in sorted(inputs.items())},
-        "sources": {source_name(path): digest_of(path) for path in sources},
-    }
+    manifest = described(kind, parameters, inputs, sources, seeds)
     json.dumps(manifest, allow_nan=False)  # an unusable parameter is told now, not after the work
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
@@ -152,8 +194,10 @@ def write_artefact(
         yield temporary
         if not (files := files_of(temporary)):
             raise ValueError(f"{kind} {folder}: the step wrote no file")
-        write_json(temporary / RUN, {**circumstances(time.monotonic() - started), **run})
-        write_json(temporary / MANIFEST, {**manifest, "files": files})
+        text = json_text({**manifest, "files": files})
+        told = {**circumstances(time.monotonic() - started), **run}
+        write_json(temporary / RUN, {**told, "manifest": hashlib.sha256(text.encode()).hexdigest()})
+        (temporary / MANIFEST).write_text(text)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -198,9 +242,23 @@ def verify(folder: Path) -> list[str]:
         wanted = read_manifest(folder)["files"]
     except (FileNotFoundError, ValueError) as error:
         return [str(error)]
-    found = files_of(folder)
-    problems = [f"{folder / name} is missing" for name in sorted(set(wanted) - set(found))]
-    problems += [f"{folder / name} is not part of the artefact" for name in sorted(set(found) - set(wanted))]
-    changed = sorted(name for name in set(wanted) & set(found) if wanted[name] != found[name])
-    problems += [f"{folder / name} has changed since it was written (sha256 {found[name][:12]})" for name in changed]
+    problems = as_written(folder, wanted)
+    return problems + [f"{folder / name} is not part of the artefact" for name in foreign(folder, wanted)]
+
+
+def foreign(folder: Path, wanted: Iterable[str]) -> list[str]:
+    """Return the files below an artefact's folder that its manifest does not name."""
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    return sorted(found - set(wanted) - {MANIFEST, RUN})
+
+
+def as_written(folder: Path, wanted: Mapping[str, str]) -> list[str]:
+    """Return one sentence for each missing or changed file of a list: path from the folder -> SHA-256."""
+    problems = []
+    for name, digest in sorted(wanted.items()):
+        path = Path(os.path.normpath(folder / name))
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+        elif (seen := sha256(path)) != digest:
+            problems.append(f"{path} has changed since it was written (sha256 {seen[:12]})")
     return problems

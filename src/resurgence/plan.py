@@ -29,7 +29,7 @@ STAGES = {
     "fine-tune": ["finetune"],
     "sample": ["sample"],
     "score": ["score"],
-    "tables, figures, report": ["tables", "figures", "grids", "report"],
+    "tables, figures, report": ["tables", "figures", "grids", "cost", "report"],
 }  # fmt: skip
 PNG = 2.0  # bytes a pixel of a lossless image, about
 

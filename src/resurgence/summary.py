@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -85,6 +86,26 @@ def headline(resurgence: pd.DataFrame, metric: str) -> pd.DataFrame:
         row |= {ROLES[role]: way(part) for role, part in parts.items() if role not in ("erase", "all")}
         rows.append(row)
     return pd.DataFrame(rows).fillna("-")
+
+
+def metrics(resurgence: pd.DataFrame) -> dict[str, Any]:
+    """Task > eraser > fine-tune > numbers at the last step, medians over seeds, of the first accuracy that there is.
+
+    base, erased, finetuned and resurgence are those of the erased concepts; retained_ goes before those of the others.
+    """
+    metric = next((m for m in ACCURACIES if (resurgence["metric"] == m).any()), None)
+    found: dict[str, Any] = {}
+    for key, group in last_steps(resurgence[resurgence["metric"] == metric]).groupby(CELL, sort=False):
+        _, task, eraser, variant, finetune, finetune_variant = key
+        values = {}
+        for role, prefix in {"erase": "", "retain": "retained_"}.items():
+            rows = group[group["role"] == role]
+            for name in ("base", "erased", "finetuned", "resurgence") if len(rows) else ():
+                middle = rows[name if name == "resurgence" else f"{name}_value"].median()
+                values[prefix + name] = float(f"{middle:.6g}") if math.isfinite(middle) else None
+        place = found.setdefault(task, {}).setdefault(label(eraser, variant), {})
+        place[label(finetune, finetune_variant)] = values
+    return found
 
 
 def drop_repeats(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

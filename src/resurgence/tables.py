@@ -2,7 +2,8 @@
 
 Inputs: one scores folder an image set (state base, erased, or fine-tuned at a step), with the keys of its cell.
 Outputs: cells.csv (every image set by itself), resurgence.csv (fine-tuned minus erased, paired by prompt and seed),
-seeds.csv (median and largest deviation over seeds), intervals.csv (what the intervals are made of), resurgence.md.
+seeds.csv (median and largest deviation over seeds), intervals.csv (what the intervals are made of), resurgence.md,
+metrics.json (the last steps, nested, for `dvc metrics`).
 No image is read. All floats have 6 significant digits and the rows a fixed order, so equal scores give equal files.
 """
 
@@ -16,9 +17,11 @@ import pandas as pd
 
 from resurgence import statistics, summary
 from resurgence.estimates import KEYS, KEYS_OF, ROLES, STATES, estimates, name_of, read_states
+from resurgence.manifest import write_json
 from resurgence.scorers import METRICS
 
 NUMBERS = ["erase_seed", "finetune_seed", "step", "n", "runs"]
+FILES = ("cells.csv", "intervals.csv", "metrics.json", "resurgence.csv", "resurgence.md", "seeds.csv")
 METRIC_ORDER = [*METRICS, "frechet", "H_c", "H_o"]
 CELLS = [*KEYS, "state", "step", "role", "metric", "n", "value", "low", "high"]
 RESURGENCE = [
@@ -112,5 +115,6 @@ def run(entries: Iterable[Mapping[str, Any]], out: Path, resamples: int, level: 
     files = {"cells": cells(estimated, level), "resurgence": table, "seeds": seeds, "intervals": draws}
     for name, frame in files.items():
         write(out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+    write_json(out / "metrics.json", summary.metrics(table))
     write(out / "resurgence.md", summary.markdown(table, seeds, draws, level))
     return summary.terminal(table, level)

@@ -8,7 +8,13 @@ import pytest
 from tree import Tree, messages
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-SHOWN = ["Figures and cost of the study", "Grids of images and masks", "Report of the study", "Tables of the study"]
+SHOWN = [
+    "Cost of the study",
+    "Figures of the study",
+    "Grids of images and masks",
+    "Report of the study",
+    "Tables of the study",
+]
 SCORES = ["", "/mace/s0", "/mace/s0/lora/f0", "/uce/s0", "/uce/s0/lora/f0"]
 
 
@@ -59,7 +65,7 @@ def test_one_metric(copy: Tree) -> None:
 def test_setting_of_a_metric(copy: Tree) -> None:
     """Really run."""
     copy.edit("tests/small.yaml", "resamples: 100", "resamples: 120")
-    jobs = expected("Figures and cost of the study", "Report of the study", "Tables of the study")
+    jobs = [job for job in SHOWN if not job.startswith("Grids")]
     assert copy.jobs() == jobs
     assert messages(copy.snakemake("--cores", "2")) == jobs
     assert "120" in (copy.root / "results/tables/intervals.csv").read_text()

@@ -15,9 +15,10 @@ from resurgence.manifest import verify
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 JOBS = [
+    "Cost of the study",
     "Erase pets with mace, seed 0",
     "Erase pets with uce, seed 0",
-    "Figures and cost of the study",
+    "Figures of the study",
     "Fine-tune pets / mace with lora, seed 0",
     "Fine-tune pets / uce with lora, seed 0",
     "Fine-tuning set random of pets, made by small",
@@ -99,5 +100,5 @@ def test_plan_in_a_dozen_lines(finished: tuple[Tree, str]) -> None:
     lines = done.stdout.splitlines()
     assert len(lines) <= 12
     assert lines[0] == "Study small on small: pets; 2 erased and 2 fine-tuned models"
-    assert [line.split()[:3] for line in lines if line.startswith("all")] == [["all", "0", "25"]]
+    assert [line.split()[:3] for line in lines if line.startswith("all")] == [["all", "0", "26"]]
     assert any(line.startswith("126 images") for line in lines)

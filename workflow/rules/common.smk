@@ -227,6 +227,11 @@ def of_stage(stage):
     return [manifest for manifest in every_manifest() if manifest.startswith(f"results/{stage}/")]
 
 
+def drawn_manifests():
+    """The artefacts whose training curves are drawn."""
+    return [f"{folder}/manifest.json" for folder in dict.fromkeys(blocks.weights(STUDY).values())]
+
+
 def shown_manifests():
     """The image sets and masks that the grids show."""
     shown = blocks.grids(STUDY)
@@ -255,7 +260,6 @@ FIGURES += [
     for name in STUDY.tasks.names
     if any(title.startswith(f"{name}: ") for title in blocks.weights(STUDY))
 ]
-FIGURES += [figure("results/figures/cost.png", "Cost", "cost", content="seconds by stage")]
 GRIDS = [
     figure(f"results/grids/{name}/{role}.png", "Samples", "samples", model=name, concepts=told)
     for name in blocks.grids(STUDY)["columns"]

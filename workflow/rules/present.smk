@@ -1,4 +1,4 @@
-# Tables, figures and the report.
+# Tables, figures, grids, cost and the report. Cost and report tell of this run; everything else is the same in each.
 
 
 rule tables:
@@ -10,7 +10,9 @@ rule tables:
         resurgence="results/tables/resurgence.csv",
         seeds="results/tables/seeds.csv",
         intervals="results/tables/intervals.csv",
+        metrics="results/tables/metrics.json",
         text="results/tables/resurgence.md",
+        made="results/tables/made.json",
     log:
         "logs/tables.log",
     benchmark:
@@ -22,18 +24,17 @@ rule tables:
     message:
         "Tables of the study"
     shell:
-        "python -m resurgence.stages.tables --block {params.cfg:q} --out {output.text} --inputs {input}" " > {log} 2>&1"
+        "python -m resurgence.stages.tables --block {params.cfg:q} --out {output.made} --inputs {input}" " > {log} 2>&1"
 
 
 rule figures:
     input:
         sources("figures"),
         rules.tables.output,
-        every_manifest(),
+        drawn_manifests(),
     output:
         *FIGURES,
-        cost="results/tables/cost.csv",
-        compared=expand("results/tables/compare_{metric}.{kind}", metric=STUDY.figures.metrics, kind=("csv", "md")),
+        made="results/figures/made.json",
         page=report(
             "results/tables/resurgence.html",
             category="Overview",
@@ -49,9 +50,34 @@ rule figures:
     params:
         cfg=block(blocks.figures),
     message:
-        "Figures and cost of the study"
+        "Figures of the study"
     shell:
-        "python -m resurgence.stages.figures --block {params.cfg:q} --out {output.page} --inputs {input} > {log} 2>&1"
+        "python -m resurgence.stages.figures --block {params.cfg:q} --out {output.made} --inputs {input} > {log} 2>&1"
+
+
+rule cost:
+    input:
+        sources("cost"),
+        rules.tables.output,
+        every_manifest(),
+    output:
+        figure("results/cost/cost.png", "Cost", "cost", content="seconds by stage"),
+        seconds="results/cost/cost.csv",
+        compared=expand("results/cost/compare_{metric}.{kind}", metric=STUDY.figures.metrics, kind=("csv", "md")),
+        runs="results/cost/runs.json",
+        made="results/cost/made.json",
+    log:
+        "logs/cost.log",
+    benchmark:
+        "results/benchmarks/cost/study.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    params:
+        cfg=block(blocks.cost),
+    message:
+        "Cost of the study"
+    shell:
+        "python -m resurgence.stages.cost --block {params.cfg:q} --out {output.made} --inputs {input} > {log} 2>&1"
 
 
 rule grids:
@@ -60,7 +86,7 @@ rule grids:
         shown_manifests(),
     output:
         *GRIDS,
-        names="results/grids/names.txt",
+        made="results/grids/made.json",
     log:
         "logs/grids.log",
     benchmark:
@@ -72,7 +98,7 @@ rule grids:
     message:
         "Grids of images and masks"
     shell:
-        "python -m resurgence.stages.grids --block {params.cfg:q} --out {output.names} --inputs {input} > {log} 2>&1"
+        "python -m resurgence.stages.grids --block {params.cfg:q} --out {output.made} --inputs {input} > {log} 2>&1"
 
 
 rule report:
@@ -81,8 +107,10 @@ rule report:
         rules.tables.output,
         rules.figures.output,
         rules.grids.output,
+        rules.cost.output,
     output:
         html="results/report.html",
+        made="results/cost/report.json",
     log:
         "logs/report.log",
     benchmark:
@@ -94,4 +122,4 @@ rule report:
     message:
         "Report of the study"
     shell:
-        "python -m resurgence.stages.report --block {params.cfg:q} --out {output.html} --inputs {input} > {log} 2>&1"
+        "python -m resurgence.stages.report --block {params.cfg:q} --out {output.made} --inputs {input} > {log} 2>&1"

@@ -32,3 +32,5 @@ rule presented:
         rules.tables.output,
         rules.figures.output,
         rules.grids.output,
+        rules.cost.output,
+        rules.report.output,

@@ -83,7 +83,7 @@ def product(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
 
 
 def anchor(text: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
-    """A random embedding (L, d) away from `text`, 0.8 to 1.2 times as long: accepted with probability 1 - cos."""
+    """A random embedding (L, d), 0.8 to 1.2 times as long as `text`, accepted with probability 1 - cos (at most 1)."""
     text = text.cpu()
     while True:
         noise = torch.randn(text.shape, generator=draws)
@@ -94,6 +94,7 @@ def anchor(text: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
     return noise * (length * text.norm() / noise.norm())
 
 
+@torch.no_grad()
 def transport_strength(
     pipe: StableDiffusionPipeline,
     prompts: Sequence[str],

@@ -14,7 +14,7 @@ from resurgence.summary import terminal
 
 def told(results: Path, level: float) -> str:
     """The last lines of a run; empty while there are no tables."""
-    table, cost, report = (results / name for name in ("tables/resurgence.csv", "tables/cost.csv", "report.html"))
+    table, cost, report = (results / name for name in ("tables/resurgence.csv", "cost/cost.csv", "report.html"))
     if not (table.exists() and cost.exists()):
         return ""
     runs = pd.read_csv(cost)

@@ -1,4 +1,4 @@
-"""Figures of the study from its tables, and what it cost; the main table also as a page for the report."""
+"""Figures of the study from its tables and training curves; the main table also as a page for the report."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from resurgence import compare
-from resurgence.figures import cost, read_curves, read_runs, read_table, run, save, training
-from resurgence.manifest import MANIFEST
+from resurgence.figures import read_curves, read_table, run, save, training
 from resurgence.stages.job import Job, start
 from resurgence.summary import TITLES, headline
 
@@ -35,20 +34,19 @@ def page(resurgence: pd.DataFrame) -> str:
 
 
 def make(job: Job) -> None:
-    """Write results/figures and results/tables/cost.csv, and the page at the declared place."""
-    tables, out = job.out.parent, job.out.parents[1] / "figures"
+    """Write results/figures and results/tables/resurgence.html."""
+    out, tables = job.out.parent, job.out.parents[1] / "tables"
+    page_file = tables / "resurgence.html"
     run(tables, out, job.block["metrics"], {}, [])
     for task in job.block["tasks"]:
         files = {t: Path(p) for t, p in job.block["weights"].items() if t.startswith(f"{task}: ")}
         curves = {t.removeprefix(f"{task}: "): next(p.glob("curve*.json")) for t, p in files.items()}
         if curves:
             save(training({title: read_curves(path) for title, path in curves.items()}), out / f"training_{task}")
-    runs = read_runs(path.parent for path in job.inputs if path.name == MANIFEST)
-    runs.to_csv(tables / "cost.csv", index=False)
-    save(cost(runs), out / "cost")
     for metric in job.block["metrics"]:
-        compare.write(tables.parent, metric)
-    job.out.write_text(page(read_table(tables / "resurgence.csv")), encoding="utf-8")
+        compare.draw(tables.parent, metric)
+    page_file.write_text(page(read_table(tables / "resurgence.csv")), encoding="utf-8")
+    job.made("figures", [page_file, *sorted(out.glob("*.svg")), *sorted(out.glob("*.png"))])
 
 
 if __name__ == "__main__":

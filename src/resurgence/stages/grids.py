@@ -32,15 +32,17 @@ def save_masks(task: str, pictured: Path, masked: Path, out: Path) -> None:
 
 def make(job: Job) -> None:
     """Write a grid of erased and one of retained concepts for each erased model, and the masks of each task."""
-    block, out = job.block, job.out.parent
+    block, out, made = job.block, job.out.parent, []
     for name, columns in block["columns"].items():
         sets = {title: last_images(folder) for title, folder in columns.items()}
         for role, told in (("erase", "erased"), ("retain", "retained")):
             title = f"{name.replace('/', ', ')}: {told} concepts"
-            save(sample_grid(sets, role, block["samples"], title), out / name / f"{role}.png")
+            made.append(out / name / f"{role}.png")
+            save(sample_grid(sets, role, block["samples"], title), made[-1])
     for task, places in block["masks"].items():
-        save_masks(task, *map(Path, places), out / task / "masks.png")
-    job.out.write_text("".join(f"{name}\n" for name in sorted(block["columns"])), encoding="utf-8")
+        made.append(out / task / "masks.png")
+        save_masks(task, *map(Path, places), made[-1])
+    job.made("grids", made)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resurgence.config import Task, make_task
-from resurgence.manifest import MANIFEST, read_manifest, write_artefact
+from resurgence.manifest import MANIFEST, described, read_manifest, write_artefact, write_made
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -83,6 +83,10 @@ class Job:
         """Inputs for the manifest: path -> artefact or file."""
         used = [path for path in self.inputs if path.suffix != ".py"]
         return {path.as_posix(): path.parent if path.name == MANIFEST else path for path in used}
+
+    def made(self, kind: str, files: Iterable[Path]) -> None:
+        """Write the declared output: the manifest of the files that the job put into shared folders."""
+        write_made(self.out, described(kind, self.block, self.digested(), self.sources, {}), files)
 
     def task(self) -> Task:
         """The task of the block; fields that the block leaves out are filled with what no job may read."""

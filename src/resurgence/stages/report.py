@@ -10,7 +10,7 @@ from pathlib import Path
 
 from resurgence.stages.job import Job, start
 
-TARGETS = ("tables", "figures", "grids")
+TARGETS = ("tables", "figures", "grids", "cost")
 
 
 def make(job: Job) -> None:
@@ -20,9 +20,11 @@ def make(job: Job) -> None:
         config.write_text(json.dumps(job.block), encoding="utf-8")
         command = [sys.executable, "-m", "snakemake", *TARGETS, "--nolock", "--configfile", str(config)]
         subprocess.run([*command, "--report", str(made)], check=True)
-        temporary = job.out.with_name(f".{job.out.name}.tmp")
+        report = job.out.parents[1] / "report.html"
+        temporary = report.with_name(f".{report.name}.tmp")
         temporary.write_bytes(made.read_bytes())
-    temporary.rename(job.out)
+    temporary.rename(report)
+    job.made("report", [report])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resurgence.stages.job import start
-from resurgence.tables import run
+from resurgence.tables import FILES, run
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ def main() -> None:
     job = start()
     entries = [entry(job.block, model) for model in job.block["models"]]
     told = run(by_step(entries), job.out.parent, **job.block["statistics"])
+    job.made("tables", (job.out.parent / name for name in FILES))
     log.info("tables in %s\n%s", job.out.parent, told)
 
 

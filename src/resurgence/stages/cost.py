@@ -1,0 +1,31 @@
+"""What the study cost, and the record of all its runs: everything here varies from run to run.
+
+Inputs: the manifests of all artefacts and the run.json beside each. Outputs in results/cost: cost.csv, cost.png,
+compare_METRIC.csv and .md (with seconds and sizes), runs.json.
+"""
+
+from __future__ import annotations
+
+from resurgence import compare
+from resurgence.figures import cost, read_runs, save
+from resurgence.manifest import MANIFEST, write_json
+from resurgence.record import record
+from resurgence.stages.job import Job, start
+
+
+def make(job: Job) -> None:
+    """Write results/cost."""
+    out = job.out.parent
+    folders = [path.parent for path in job.inputs if path.name == MANIFEST]
+    runs = read_runs(folders)
+    runs.to_csv(out / "cost.csv", index=False)
+    save(cost(runs), out / "cost")
+    for metric in job.block["metrics"]:
+        compare.write(out.parent, metric)
+    write_json(out / "runs.json", record(folders))
+    names = ("cost.csv", "cost.png", "cost.svg", "runs.json")
+    job.made("cost", [*(out / name for name in names), *sorted(out.glob("compare_*"))])
+
+
+if __name__ == "__main__":
+    make(start())
