@@ -10,9 +10,10 @@ import torch
 
 from resurgence.config import build
 from resurgence.erasers import EraserData
-from resurgence.erasers.sdd import Sdd, SddConfig, erase, stops
+from resurgence.erasers.sdd import Sdd, SddConfig, erase
 from resurgence.erasers.student import Student
 from resurgence.erasers.trainer import samples
+from resurgence.erasers.trajectories import stops
 from slow import (
     KINDS,
     TASK,
@@ -119,7 +120,11 @@ def test_all_concepts_in_one_caption_must_fit(pipe):
 
 
 def test_stops_are_uniform_and_within_the_interval():
-    pairs = [pair for step in range(200) for pair in zip(*stops(samples(["a"], 8, 0, step), 5, 1000), strict=True)]
+    pairs = [
+        pair
+        for step in range(200)
+        for pair in zip(*stops([s.generator for s in samples(["a"], 8, 0, step)], 5, 1000), strict=True)
+    ]
     counts = torch.bincount(torch.tensor([step for step, _ in pairs]), minlength=5)
     assert len(counts) == 5 and counts.min() > 0.85 * 320 and counts.max() < 1.15 * 320
     shifts = torch.tensor([shift for _, shift in pairs])
@@ -129,7 +134,9 @@ def test_stops_are_uniform_and_within_the_interval():
 
 def test_t_never_exceeds_the_last_timestep(pipe, monkeypatch):
     """The first of 4 steps is at t = 751, its interval 250 wide: the highest draw would be t = 1000."""
-    monkeypatch.setattr("resurgence.erasers.sdd.stops", lambda drawn, *_: ([0] * len(drawn), [249] * len(drawn)))
+    monkeypatch.setattr(
+        "resurgence.erasers.trajectories.stops", lambda drawn, *_: ([0] * len(drawn), [249] * len(drawn))
+    )
     _, objective = trained(pipe, CFG)
     assert objective.noisy(samples(TASK.erase, 3, 0, 0))[1].tolist() == [999] * 3
 

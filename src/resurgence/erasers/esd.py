@@ -9,6 +9,7 @@ ESD-x, `noxattn` is ESD-u. Several concepts: each step trains `batch` of them, i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +20,7 @@ from resurgence.config import ConfigError, at_least
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.student import Student
 from resurgence.erasers.trainer import Objective, Sample, samples, train
-from resurgence.erasers.trajectories import Trajectories, walk
+from resurgence.erasers.trajectories import Trajectories, walked
 from resurgence.optimisation import Optimisation
 
 if TYPE_CHECKING:
@@ -72,30 +73,11 @@ class Esd(Objective):
 
     def noisy(self, drawn: list[Sample], text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x_t (B, C, h, w) and t (B,) of the samples, from the pool or walked to by the model in training."""
+        cfg, student, draws = self.cfg, self.student, [sample.generator for sample in drawn]
         if self.pool is not None:
-            pairs = [self.pool.draw(sample.concept, sample.generator) for sample in drawn]
-            t = torch.tensor([t for _, t in pairs], device=text.device)
-            return torch.stack([x for x, _ in pairs]), t
-        unet, cfg, student = self.student.unet, self.cfg, self.student
-        side = unet.config.sample_size
-        shape = (unet.config.in_channels, side, side)
-        noise = torch.stack([torch.randn(shape, generator=sample.generator) for sample in drawn]).to(text.device)
-        stops = [int(torch.randint(cfg.ddim_steps, (), generator=sample.generator)) for sample in drawn]
-        x, t, last = noise.clone(), torch.zeros(len(drawn), dtype=torch.long, device=text.device), max(stops)
-
-        def predict(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-            return student.raw(student.weights, x, t, context)
-
-        path = walk(student.pipe, predict, noise, text, self.empty, cfg.ddim_steps, cfg.guidance)
-        for step, (now, latents) in enumerate(path):
-            for b in [b for b, stop in enumerate(stops) if stop == step]:
-                x[b], t[b] = latents[b], now
-            if step == last:
-                break
-        # the first script draws t anywhere between this DDIM step and the one before it
-        width = len(student.alphas_bar) // cfg.ddim_steps
-        shifts = [int(torch.randint(width, (), generator=sample.generator)) for sample in drawn]
-        return x, (t + torch.tensor(shifts, device=t.device)).clamp(max=len(student.alphas_bar) - 1)
+            return self.pool.draws([sample.concept for sample in drawn], draws)
+        predict = partial(student.raw, student.weights)
+        return walked(student.pipe, predict, draws, text, self.empty, cfg.ddim_steps, cfg.guidance)
 
     def loss(self, step: int) -> torch.Tensor:
         """Mean squared error to the target; the frozen model sees "" and c* in one pass."""

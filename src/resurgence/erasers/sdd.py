@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +23,7 @@ from resurgence.config import ConfigError, at_least
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.student import Student
 from resurgence.erasers.trainer import Objective, Sample, samples, train
-from resurgence.erasers.trajectories import Trajectories, walk
+from resurgence.erasers.trajectories import Trajectories, walked
 from resurgence.optimisation import Optimisation
 
 if TYPE_CHECKING:
@@ -61,16 +62,6 @@ class SddConfig(Optimisation):
             raise ConfigError("template", self.template, "must hold {} exactly once, where the concept goes")
 
 
-def stops(drawn: Sequence[Sample], ddim_steps: int, timesteps: int) -> tuple[list[int], list[int]]:
-    """Where each sample leaves its trajectory: after how many DDIM steps, and how far t lies above that step's own.
-
-    t is uniform over the interval between this DDIM step and the one before it, timesteps / ddim_steps wide.
-    """
-    steps = [int(torch.randint(ddim_steps, (), generator=sample.generator)) for sample in drawn]
-    shifts = [int(torch.randint(timesteps // ddim_steps, (), generator=sample.generator)) for sample in drawn]
-    return steps, shifts
-
-
 class Sdd(Objective):
     """The loss of one step, for `batch` concepts."""
 
@@ -90,27 +81,12 @@ class Sdd(Objective):
 
     def noisy(self, drawn: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
         """z_t (B, C, h, w) and t (B,) of the samples, from the pool or walked to by the teacher."""
-        student, cfg = self.student, self.cfg
+        cfg, student, draws = self.cfg, self.student, [sample.generator for sample in drawn]
         if self.pool is not None:
-            pairs = [self.pool.draw(sample.concept, sample.generator) for sample in drawn]
-            return torch.stack([z for z, _ in pairs]), torch.tensor([t for _, t in pairs], device=student.device)
-        side = student.unet.config.sample_size
-        shape = (student.unet.config.in_channels, side, side)
-        noise = torch.stack([torch.randn(shape, generator=sample.generator) for sample in drawn]).to(student.device)
+            return self.pool.draws([sample.concept for sample in drawn], draws)
         text = torch.stack([self.sampled[sample.concept] for sample in drawn])
-        ends, shifts = stops(drawn, cfg.ddim_steps, len(student.alphas_bar))
-
-        def predict(z: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-            return student.raw(student.average, z, t, context)
-
-        z, t = noise.clone(), torch.zeros(len(drawn), dtype=torch.long, device=noise.device)
-        path = walk(student.pipe, predict, noise, text, self.empty, cfg.ddim_steps, cfg.guidance)
-        for step, (now, latents) in enumerate(path):
-            for b in [b for b, end in enumerate(ends) if end == step]:
-                z[b], t[b] = latents[b], now + shifts[b]
-            if step == max(ends):
-                break
-        return z, t.clamp(max=len(student.alphas_bar) - 1)
+        predict = partial(student.raw, student.average)
+        return walked(student.pipe, predict, draws, text, self.empty, cfg.ddim_steps, cfg.guidance)
 
     def loss(self, step: int) -> torch.Tensor:
         """Mean squared error between what the model predicts for c* and, held fixed, for ""."""

@@ -59,8 +59,9 @@ class Student:
 
     def raw(self, weights: Weights, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """What the UNet predicts (noise or velocity) with some of its weights replaced: (B, C, h, w) float32."""
-        own = {name.removeprefix("unet."): w for name, w in weights.items() if name.startswith("unet.")}
-        inputs = (x.to(self.unet.dtype), t, text.to(self.unet.dtype))
+        dtype = self.unet.dtype  # float32 weights of a half-precision base are rounded for the pass, not in memory
+        own = {name.removeprefix("unet."): w.to(dtype) for name, w in weights.items() if name.startswith("unet.")}
+        inputs = (x.to(dtype), t, text.to(dtype))
         if not own:
             return self.unet(*inputs, return_dict=False)[0].float()
         return functional_call(self.unet, own, inputs, {"return_dict": False})[0].float()

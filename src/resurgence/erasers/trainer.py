@@ -75,7 +75,13 @@ class Objective:
 
 
 def gradients(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """d loss / d weights; zeros for those that the loss does not depend on."""
+    """d loss / d weights; zeros for those that the loss does not depend on.
+
+    Raises:
+        ValueError: when it depends on none of them.
+    """
+    if not loss.requires_grad:
+        raise ValueError("the loss depends on none of the trained weights; choose other parameters for this method")
     found = torch.autograd.grad(loss, weights, allow_unused=True)
     return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
 

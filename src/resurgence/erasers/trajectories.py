@@ -6,7 +6,7 @@ by the model in training (`walk`, as the first scripts of ESD and SDD).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,6 +52,43 @@ def walk(
         x = scheduler.step(prediction, t, x, return_dict=False)[0]
 
 
+def stops(draws: Sequence[torch.Generator], steps: int, timesteps: int) -> tuple[list[int], list[int]]:
+    """Where each sample leaves its trajectory: after how many DDIM steps, and how far t lies above that step's own.
+
+    t is uniform over the interval between this DDIM step and the one before it, timesteps / steps wide, as in the
+    first scripts of ESD and SDD.
+    """
+    ends = [int(torch.randint(steps, (), generator=g)) for g in draws]
+    return ends, [int(torch.randint(timesteps // steps, (), generator=g)) for g in draws]
+
+
+def walked(
+    pipe: StableDiffusionPipeline,
+    predict: Predict,
+    draws: Sequence[torch.Generator],
+    text: torch.Tensor,
+    empty: torch.Tensor,
+    steps: int,
+    guidance: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x_t (B, C, h, w) and t (B,) after a random number of DDIM steps, each sample its own number, from its generator.
+
+    Args:
+        text: (B, L, d). empty: (1, L, d). The others as in `walk`.
+    """
+    side, timesteps = pipe.unet.config.sample_size, len(pipe.scheduler.alphas_cumprod)
+    shape = (pipe.unet.config.in_channels, side, side)
+    noise = torch.stack([torch.randn(shape, generator=g) for g in draws]).to(text.device)
+    ends, shifts = stops(draws, steps, timesteps)
+    x, t = noise.clone(), torch.zeros(len(draws), dtype=torch.long, device=text.device)
+    for step, (now, latents) in enumerate(walk(pipe, predict, noise, text, empty, steps, guidance)):
+        for b in [b for b, end in enumerate(ends) if end == step]:
+            x[b], t[b] = latents[b], now + shifts[b]
+        if step == max(ends):
+            break
+    return x, t.clamp(max=timesteps - 1)
+
+
 class Trajectories:
     """x_t of `count` trajectories of each prompt at every DDIM step, made by the frozen base.
 
@@ -89,6 +126,12 @@ class Trajectories:
             self.timesteps = [t for t, _ in seen]
         every = torch.cat(parts, 1)
         self.latents = {name: every[:, i * count : (i + 1) * count] for i, name in enumerate(texts)}
+
+    def draws(self, names: Sequence[str], draws: Sequence[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
+        """x_t (B, C, h, w) and t (B,) of several prompts, each from its generator."""
+        pairs = [self.draw(name, g) for name, g in zip(names, draws, strict=True)]
+        x = torch.stack([x for x, _ in pairs])
+        return x, torch.tensor([t for _, t in pairs], device=x.device)
 
     def draw(self, name: str, draws: torch.Generator) -> tuple[torch.Tensor, int]:
         """One x_t (C, h, w) of a prompt and its t, uniform over the steps and the trajectories."""
