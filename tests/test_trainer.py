@@ -339,3 +339,25 @@ def test_generators_follow_seed_step_and_number():
 
     values = [x for seed in (0, 1) for step in (0, 1) for x in first(seed, step)]
     assert len(set(values)) == 12 and first(0, 1) == values[3:6]
+
+
+def test_parameters_that_a_method_does_not_use_are_told(pipe):
+    from resurgence.erasers import esd
+
+    cfg = esd.EsdConfig(parameters="text-encoder", x_t="base", ddim_steps=2, trajectories=1, steps=1)
+    with pytest.raises(ValueError, match="none of the trained weights"):
+        esd.erase(pipe, TASK, cfg, EraserData(), seed=0)
+
+
+def test_a_half_precision_base_trains_in_single_precision():
+    from resurgence.erasers import esd
+
+    half = make_pipeline(max_length=32).to(torch.bfloat16)
+    before = {f"unet.{name}": p.detach().clone() for name, p in half.unet.named_parameters()}
+    cfg = esd.EsdConfig(x_t="base", ddim_steps=2, trajectories=1, steps=3, lr=1e-2)
+    delta = esd.erase(half, TASK, cfg, EraserData(), seed=0)
+    assert {value.dtype for value in delta.values()} == {torch.bfloat16}
+    assert all(not torch.equal(value, before[name]) for name, value in delta.items())
+    # steps too small for bfloat16 add up in the float32 leaves
+    student = Student(half, "xattn-kv")
+    assert {weight.dtype for weight in student.weights.values()} == {torch.float32}

@@ -80,9 +80,9 @@ def gradients(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch
     Raises:
         ValueError: when it depends on none of them.
     """
-    if not loss.requires_grad:
+    found = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else [None] * len(weights)
+    if all(g is None for g in found):
         raise ValueError("the loss depends on none of the trained weights; choose other parameters for this method")
-    found = torch.autograd.grad(loss, weights, allow_unused=True)
     return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
 
 
