@@ -1,0 +1,108 @@
+"""Every eraser on the shipped miniature, as studies/methods.yaml sets it: what is left of a ship, and at what cost.
+
+Few images and at most 100 steps, so that all methods together take minutes; the study itself is in docs/results.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from resurgence.bases import apply_delta, load_base
+from resurgence.captions import fill, load_captions
+from resurgence.config import build
+from resurgence.erasers import EraserData
+from resurgence.masks import MaskConfig, segment
+from resurgence.moments import second_moment
+from resurgence.prompts import expand
+from resurgence.sample import SamplingConfig, sample
+from resurgence.scorers import METRICS, load_scorers, score_images
+from resurgence.study import load_study
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = ROOT / "data/miniature/base"
+STUDY = load_study([ROOT / "params.yaml", ROOT / "studies/methods.yaml"], ROOT) if SHIPPED.is_dir() else None
+CFG = SamplingConfig(steps=12, guidance=4.0, batch=64, size=64)
+STEPS = 100
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(STUDY is None, reason="the shipped world is not here; run `dvc pull`"),
+]
+
+
+def prompts(concepts: list[str], number: int, role: str) -> list[dict]:
+    return expand([(c, c) for c in concepts], ["a photo of the {}"], number, role, "miniature test")
+
+
+def drawn(pipe, rows: pd.DataFrame) -> torch.Tensor:
+    """uint8 (N, 3, 64, 64) in the order of the rows."""
+    made = dict(sample(pipe, rows, CFG))
+    return torch.from_numpy(np.stack([np.asarray(made[i]) for i in range(len(rows))])).permute(0, 3, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def world():
+    """The base on one core, the task, the data that erasers may need, and the scorer of this world."""
+    torch.set_flush_denormal(True)
+    pipe, task = load_base(str(SHIPPED)), STUDY.task("ship")
+    groups = {
+        "images": (task.erase, 8),
+        "anchors": (sorted(set(task.mapping.values())), 8),
+        "retained": (task.retain, 4),
+    }
+    data = {}
+    for kind, (concepts, number) in groups.items():
+        rows = pd.DataFrame(prompts(list(concepts), number, kind))
+        pictures = drawn(pipe, rows).float() / 127.5 - 1
+        data[kind] = {c: pictures[torch.tensor((rows["concept"] == c).to_numpy())] for c in concepts}
+    mask = MaskConfig(segmenter="foreground")
+    data["masks"] = {c: segment(images, c, mask, pipe, pipe.device) for c, images in data["images"].items()}
+    captions = load_captions("config/prompts/closed_form.txt", task.kind)
+    data["domain"] = second_moment(pipe, [text for concept in task.retain for text in fill(captions, concept)])
+    general = (ROOT / "config/prompts/miniature/general.txt").read_text().splitlines()
+    data["prior"] = second_moment(pipe, [line for line in general if line.strip()])
+    scorers = load_scorers({"recogniser": {"path": str(ROOT / "data/miniature/recogniser")}}, torch.device("cpu"))
+    return pipe, task, data, scorers
+
+
+def accuracy(pipe, task, scorers) -> dict[str, float]:
+    """Percent of 16 ships and of 2 images of each retained concept that are recognised."""
+    rows = pd.DataFrame(prompts(list(task.erase), 16, "erase") + prompts(list(task.retain), 2, "retain"))
+    scores, _ = score_images(drawn(pipe, rows), rows, task, scorers, ["recogniser"])
+    column = METRICS["recogniser_accuracy"].column
+    return {role: 100 * float(scores[scores["role"] == role][column].mean()) for role in ("erase", "retain")}
+
+
+@pytest.fixture(scope="module")
+def before(world) -> dict[str, float]:
+    pipe, task, _, scorers = world
+    return accuracy(pipe, task, scorers)
+
+
+def test_the_base_shows_what_is_asked_for(before: dict[str, float]) -> None:
+    assert before["erase"] >= 80 and before["retain"] >= 80
+
+
+@pytest.mark.parametrize("eraser", list(STUDY.erasers) if STUDY else [])
+def test_an_eraser_lowers_the_erased_concept(world, before, eraser: str, monkeypatch, record_property) -> None:
+    pipe, task, data, scorers = world
+    monkeypatch.chdir(ROOT)  # caption files are named from here
+    module = importlib.import_module(STUDY.erasers[eraser].module)
+    settings = STUDY.eraser_settings("ship", eraser, "default")
+    if "steps" in settings:
+        settings |= {"steps": min(settings["steps"], STEPS), "checkpoints": ()} if "checkpoints" in settings else {}
+    cfg = build(module.ERASER.config, settings, eraser)
+    delta = module.ERASER.erase(pipe, task, cfg, EraserData(**data), 0)
+    erased = copy.deepcopy(pipe)
+    apply_delta(erased, delta)
+    after = accuracy(erased, task, scorers)
+    record_property("after", after)
+    print(f"{eraser}: erased {before['erase']:.0f} -> {after['erase']:.0f}, retained {after['retain']:.0f}")
+    assert after["erase"] <= before["erase"] - 50, after
+    assert after["retain"] > after["erase"], after  # not only noise
