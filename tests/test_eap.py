@@ -40,10 +40,13 @@ from slow import (
     worst,
 )
 
-CFG = EapConfig(batch=3, ddim_steps=4, trajectories=2, guidance=2.5, template="a photo of the {}", closest=6, eta=0.05)
+CFG = EapConfig(
+    batch=3, ddim_steps=4, trajectories=2, guidance=2.5, template="a photo of the {}", closest=6,
+    eta=50.0,  # the tiny UNet hardly reads its text
+)  # fmt: skip
 OTHER = dataclasses.replace(
-    CFG, compare="clean", target="guided", negative_guidance=1.3, neutral="a photo", ascent="adam", through="student",
-    hard=False, temperature=0.7, x_t="student", lamb=0.4, search_steps=3,
+    CFG, compare="clean", target="guided", negative_guidance=1.3, neutral="a photo", ascent="adam", eta=0.05,
+    through="student", hard=False, temperature=0.7, x_t="student", lamb=0.4, search_steps=3,
 )  # fmt: skip
 
 
@@ -147,7 +150,7 @@ def test_search_loss_and_gradient_of_two_steps_equal_the_algorithms(pipe, cfg):
         assert float(shown["loss"]) == pytest.approx(sum_of_terms) and float(shown["preservation"]) > 1e-4
         assert worst(found, gradients_of(unet, expected, list(student.weights))) < 1e-4
         for concept, pi in objective.pi.items():
-            assert float(pi.detach().abs().max()) > 1e-2
+            assert float(pi.detach().abs().max()) > 1e-3
             assert relative(pi, slow.pi[concept]) < 1e-3
 
 
@@ -175,14 +178,14 @@ def test_gradient_of_pi_equals_finite_differences():
     expected = torch.tensor([(change(start + u) - change(start - u)) / (2 * step) for u in units])
     objective.pi[concept].data.copy_(start)
     objective.search([sample], x[None], torch.tensor([int(t)]), 0)
-    assert relative(objective.pi[concept].detach() - start, expected) < 1e-3 and float(expected.abs().max()) > 1e-3
+    assert relative(objective.pi[concept].detach() - start, expected) < 1e-3 and float(expected.abs().max()) > 1e-4
 
 
 @pytest.mark.parametrize("ascent", ["gradient", "adam"])
-def test_search_raises_the_preservation_loss(pipe, ascent):
+def test_search_raises_the_preservation_loss(plain, ascent):
     """At fixed x_t and t the words that the erasure changed most become likely."""
-    cfg = dataclasses.replace(CFG, ascent=ascent, eta=0.05 if ascent == "gradient" else 0.1, batch=1)
-    student, objective = trained(pipe, cfg)
+    cfg = dataclasses.replace(CFG, ascent=ascent, eta=2e3 if ascent == "gradient" else 0.2, batch=1)
+    student, objective = trained(plain, cfg)
     [sample] = samples(TASK.erase, 1, 0, 0)
     x, t = objective.pool.draw(sample.concept, sample.generator)
     x, t = x[None], torch.tensor([int(t)])
@@ -190,7 +193,7 @@ def test_search_raises_the_preservation_loss(pipe, ascent):
     with torch.no_grad():
         each = torch.stack([(student(x, t, r[None]) - student.frozen(x, t, r[None])).square().sum() for r in rows])
     before = float(each.mean())
-    for step in range(60):
+    for step in range(25):
         objective.search([sample], x, t, step)
     chances = objective.pi[sample.concept].detach().softmax(0)
     after = float((chances * each).sum())
@@ -249,7 +252,7 @@ def test_the_closest_words_are_searched(pipe, distance):
 def test_vocabulary(plain, tmp_path):
     tokenizer = plain.tokenizer
     words = whole_words(tokenizer)
-    assert {"ship", "queen", "street", "painting"} <= set(words) and not {"a", "of", "an", "!"} & set(words)
+    assert {"cat", "doctor", "photo", "sky"} <= set(words) and not {"a", "of", "an", "!"} & set(words)
     assert all(len(tokenizer(w).input_ids) == 3 and w.isalpha() and len(w) >= 3 for w in words)
     assert words == sorted(words)
     file = tmp_path / "words.txt"
@@ -261,7 +264,7 @@ def test_vocabulary(plain, tmp_path):
     assert kept == ["Ship", "old", "cat", "dog", "old cat", "bird"]
     with pytest.raises(ValueError, match="closest = 5: the vocabulary has 4 words"):
         vocabulary(dataclasses.replace(cfg, closest=5), tokenizer, TASK.erase)
-    with pytest.raises(ValueError, match="words = .*none.txt.*does not exist"):
+    with pytest.raises(ValueError, match=r"words = .*none\.txt.*does not exist"):
         vocabulary(dataclasses.replace(cfg, words=str(tmp_path / "none.txt")), tokenizer, TASK.erase)
 
 
@@ -279,7 +282,7 @@ def test_pi_is_kept_or_reset(plain):
 
 
 def test_delta_holds_the_selected_parameters_and_the_pipeline_is_unchanged(pipe, tmp_path):
-    before, cfg = snapshot(pipe), dataclasses.replace(CFG, steps=2, lr=1e-3)
+    before, cfg = snapshot(pipe), dataclasses.replace(CFG, steps=2, lr=1e-3, batch=1)
     delta = erase(pipe, TASK, cfg, EraserData(), 0, tmp_path)
     assert same(snapshot(pipe), before)
     assert delta.keys() == {f"unet.{n}" for n, _ in pipe.unet.named_parameters() if ".attn2." in n}
@@ -302,7 +305,7 @@ def test_a_killed_run_resumes_bit_identically(plain, tmp_path, monkeypatch, asce
     monkeypatch.setattr(resume, "EVERY", 0.0)
     monkeypatch.setattr(resume, "SHARE", 0)
     monkeypatch.setattr(trainer, "CHECK_EVERY", 1)
-    cfg = dataclasses.replace(CFG, steps=5, lr=5e-3, ascent=ascent, batch=1)
+    cfg = dataclasses.replace(CFG, steps=4, lr=5e-3, ascent=ascent, eta=0.05 if ascent == "adam" else 50.0, batch=1)
     for name in ("whole", "again"):
         (tmp_path / name).mkdir()
     expected = erase(plain, TASK, cfg, EraserData(), 0, tmp_path / "whole")
@@ -322,26 +325,26 @@ def test_a_killed_run_resumes_bit_identically(plain, tmp_path, monkeypatch, asce
         erase(plain, TASK, cfg, EraserData(state=tmp_path / "state"), 0)
     monkeypatch.setattr(Eap, "terms", recorded)
     found = erase(plain, TASK, cfg, EraserData(state=tmp_path / "state"), 0, tmp_path / "again")
-    assert seen == [3, 4] and same(found, expected)
+    assert seen == [3] and same(found, expected)
     first, second = (json.loads((tmp_path / name / "sensitive.json").read_text()) for name in ("whole", "again"))
     assert first == second and first["ship"][0][1] > 1 / 6 + 1e-4
 
 
 def test_training_lowers_the_loss(plain, tmp_path):
-    cfg = dataclasses.replace(CFG, steps=15, lr=5e-3, batch=4, lamb=0.1)
+    cfg = dataclasses.replace(CFG, steps=12, lr=5e-3, lamb=0.1)
     erase(plain, TASK, cfg, EraserData(), 0, tmp_path)
     curves = json.loads((tmp_path / "curves.json").read_text())
     assert curves.keys() == {"loss", "erasing", "preservation"}
-    assert len(curves["loss"]) == 15 and sum(curves["loss"][-5:]) < 0.7 * sum(curves["loss"][:5])
+    assert len(curves["loss"]) == 12 and sum(curves["loss"][-5:]) < 0.7 * sum(curves["loss"][:5])
 
 
 def test_preservation_holds_the_words(plain, tmp_path):
     """With its weight the outputs for the words found change less, after the same training."""
     ends = []
-    for lamb in (0.0, 30.0):
-        erase(plain, TASK, dataclasses.replace(CFG, steps=12, lr=5e-3, lamb=lamb), EraserData(), 0, tmp_path)
+    for lamb in (0.0, 10.0):
+        erase(plain, TASK, dataclasses.replace(CFG, steps=8, lr=1e-3, lamb=lamb), EraserData(), 0, tmp_path)
         ends.append(sum(json.loads((tmp_path / "curves.json").read_text())["preservation"][-3:]))
-    assert ends[1] < 0.5 * ends[0]
+    assert ends[1] < 0.3 * ends[0]
 
 
 @pytest.mark.parametrize(

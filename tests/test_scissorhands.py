@@ -90,7 +90,7 @@ def test_official_trimming_reaches_self_attention_of_two_decoder_blocks(data):
     assert inside
     for name, mask in official.trimmed.items():
         assert torch.equal(mask, every.trimmed[name] if name in inside else torch.zeros_like(mask))
-    with pytest.raises(ValueError, match="trim = 'official'.*trim: all"):
+    with pytest.raises(ValueError, match=r"trim = 'official'.*trim: all"):
         make(pipe, data, parameters="xattn", trim="official")
 
 
@@ -114,7 +114,7 @@ def test_gradient_of_a_step_equals_the_formula(pipe, data, forget):
     assert worst(found, gradients_of(unet, expected, list(objective.student.weights))) < 1e-4
 
 
-@pytest.mark.parametrize(("projection", "weight"), [("remain", 3.0), ("forget", 0.2)])
+@pytest.mark.parametrize(("projection", "weight"), [("remain", 30.0), ("forget", 0.2)])
 def test_projection_never_works_against_its_gradient(pipe, data, projection, weight):
     objective = make(pipe, data, projection=projection, weight=weight, sparsity=0.99)
     plain = make(pipe, data, projection="none", weight=weight, sparsity=0.99)
@@ -205,11 +205,11 @@ def test_an_interrupted_run_goes_on_bit_for_bit(pipe, data, tmp_path, monkeypatc
 
 
 def test_training_lowers_the_loss(pipe, data, tmp_path):
-    cfg = ScissorHandsConfig(steps=16, lr=4e-3, sparsity=0.99, **(SMALL | {"batch": 4}))
+    cfg = ScissorHandsConfig(steps=12, lr=4e-3, sparsity=0.99, **SMALL)
     erase(pipe, TASK, cfg, data, 0, tmp_path)
     curves = json.loads((tmp_path / "curves.json").read_text())
     assert curves.keys() == {"loss", "remain", "forget", "projection"}
-    assert sum(curves["loss"][-6:]) < 0.9 * sum(curves["loss"][:6])
+    assert sum(curves["loss"][-4:]) < 0.9 * sum(curves["loss"][:4])
 
 
 def test_missing_images_name_the_concept(pipe, data):
