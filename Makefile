@@ -1,8 +1,13 @@
 # make study    set up, run the default study, print its table        (STUDY=studies/miniature-full.yaml for another)
 # make test     set up, run all tests
+# make smoke    a whole study of tiny random models, from nothing to the report
 # make plan     what would be computed, what exists, how long it takes
 # make report   write results/report.html again
 # make setup    only the environment and the shipped data
+# make status   what is out of date, in the words of Snakemake and of DVC
+# make adopt    after `dvc pull`: tell Snakemake what of the results is up to date, name what is not
+# make archive  one file for a data repository (ARCHIVE_IMAGES=1 with all images)
+# make world    train the shipped world again, hours without a GPU (docs/miniature.md); make world-drawings renders only
 # make clean    remove results and logs, keep environment and data
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -16,7 +21,7 @@ DATA := data/miniature/base/model_index.json
 OVERLAY := $(if $(STUDY),--configfile params.yaml $(STUDY))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup study test plan report clean
+.PHONY: setup study test smoke plan report status adopt archive world world-drawings clean
 
 setup: $(STAMP) $(DATA)
 
@@ -33,7 +38,7 @@ $(STAMP): envs/requirements.txt pyproject.toml
 
 # the shipped world: drawings, base, recogniser, CLIP
 $(DATA): | $(STAMP)
-	$(BIN)/dvc pull
+	$(BIN)/dvc pull data/miniature/dvc.yaml
 
 study: setup
 	$(BIN)/snakemake --cores $(CORES) $(OVERLAY) $(ARGS)
@@ -43,6 +48,30 @@ plan: setup
 
 report: setup
 	$(BIN)/snakemake --cores $(CORES) $(OVERLAY) --forcerun report --until report $(ARGS)
+
+status: setup
+	@$(BIN)/dvc repro --quiet expected
+	@$(BIN)/snakemake -n -q rules $(OVERLAY) 2>&1 | awk '/^Job stats/ { n++ } n == 1 || /^Nothing/ || /Error/'
+	@$(BIN)/dvc status 2>/dev/null
+
+adopt: setup
+	@$(BIN)/resurgence adopt $(if $(STUDY),--overlay $(STUDY))
+
+archive: setup
+	@$(BIN)/resurgence archive $(if $(ARCHIVE_IMAGES),--images) $(ARGS)
+
+world-drawings: setup
+	$(BIN)/snakemake --cores $(CORES) -- results/world/drawings/drawings.parquet
+	rm -rf data/miniature/drawings && cp -r results/world/drawings data/miniature/drawings
+
+world: setup
+	$(BIN)/snakemake --cores $(CORES) -- world
+	for part in base recogniser clip; do \
+	  rm -rf data/miniature/$$part && cp -r results/world/$$part data/miniature/$$part || exit 1; \
+	done
+
+smoke: setup
+	$(BIN)/python -m pytest tests/workflow/test_study.py $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)

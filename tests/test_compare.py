@@ -57,6 +57,7 @@ def results(tmp_path: Path) -> Path:
 
 def test_values_are_those_of_the_last_step_and_the_median_over_seeds(results: Path) -> None:
     text = write(results, "accuracy")
+    draw(results, "accuracy")
     table = pd.read_csv(results / "cost/compare_accuracy.csv", dtype=str).set_index("eraser")
     assert table.loc["a", ["erased", "comes to", "resurgence"]].tolist() == [
         "90.0 -> 6.0",

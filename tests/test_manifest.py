@@ -171,3 +171,27 @@ def test_killed_between_the_two_renames_the_next_run_recovers(tmp_path: Path) ->
     (tmp_path / "a").rename(tmp_path / ".a.old")
     make(tmp_path / "a", text="new")
     assert m.verify(tmp_path / "a") == [] and [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_run_names_its_manifest_and_the_commit_it_was_made_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_of_one() -> dict:
+        return json.loads((make(tmp_path / "one") / "run.json").read_text())
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    run = run_of_one()
+    assert "commit" not in run and "dirty" not in run
+    assert run["manifest"] == hashlib.sha256((tmp_path / "one/manifest.json").read_bytes()).hexdigest()
+    (tmp_path / "file").write_text("1")
+    git("init", "--quiet")
+    git("add", "file")
+    git("commit", "--quiet", "--message", "one")
+    run = run_of_one()
+    assert run["commit"] == git("rev-parse", "HEAD") and run["dirty"] is False  # what is not tracked does not count
+    (tmp_path / "file").write_text("2")
+    assert run_of_one()["dirty"] is True
+    assert "commit" not in m.read_manifest(tmp_path / "one")

@@ -284,8 +284,8 @@ def test_files_are_complete_and_equal_for_equal_scores(entries: list[dict], tmp_
     entries = json.loads(json.dumps(entries))  # keys as they come from a configuration
     told = tables.run(entries, tmp_path / "a", 200, 0.95, 0)
     tables.run(entries[::-1], tmp_path / "b", 200, 0.95, 0)
-    names = ["cells.csv", "intervals.csv", "resurgence.csv", "resurgence.md", "seeds.csv"]
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["cells.csv", "intervals.csv", "metrics.json", "resurgence.csv", "resurgence.md", "seeds.csv"]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     read = pd.read_csv(tmp_path / "a" / "resurgence.csv")

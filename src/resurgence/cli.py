@@ -1,4 +1,4 @@
-"""The command `resurgence`: erase, fine-tune, sample, score and export on any Stable Diffusion folder.
+"""The command `resurgence`: on any Stable Diffusion folder, and on the results of a study.
 
 A command is an entry of COMMANDS: its help, its arguments, and the function that runs it, imported only then.
 """
@@ -15,8 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resurgence import __version__
+from resurgence.adopt import adopt_arguments
+from resurgence.archive import archive_arguments
 from resurgence.declared import config_class, methods
+from resurgence.expected import expected_arguments
 from resurgence.plan import plan_arguments
+from resurgence.provenance import provenance_arguments
+from resurgence.verify import verify_arguments
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +136,11 @@ COMMANDS = {
     "export": Command("write a full diffusers folder", base_arguments, "resurgence.commands:export"),
     "compare": Command("print and plot all erasers of a finished study", compare_arguments, "resurgence.compare:run"),
     "plan": Command("say what the study of this folder would compute", plan_arguments, "resurgence.plan:plan"),
+    "adopt": Command("tell Snakemake which pulled results are up to date", adopt_arguments, "resurgence.adopt:adopt"),
+    "expected": Command("write for DVC what each stage is made from", expected_arguments, "resurgence.expected:run"),
+    "archive": Command("one file for a data repository", archive_arguments, "resurgence.archive:run"),
+    "verify": Command("hash a results tree again", verify_arguments, "resurgence.verify:run"),
+    "provenance": Command("say what a result is made from", provenance_arguments, "resurgence.provenance:run"),
 }
 
 

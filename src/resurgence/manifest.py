@@ -102,9 +102,10 @@ def write_json(path: Path, value: Any) -> None:
 def git(*arguments: str) -> str | None:
     """Return what git says in the working folder; None where there is no git or no checkout."""
     try:
-        return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+        done = subprocess.run(["git", *arguments], check=True, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
+    return done.stdout.strip()
 
 
 def commit() -> dict[str, Any]:

@@ -51,12 +51,12 @@ class EapConfig(Optimisation):
     closest: int = 100  # K; nudity 50
     distance: Literal["cosine", "l2"] = "cosine"  # l2: script, which also takes K of the 1000 closest by k-means
     search_steps: int = 2  # N_iter
-    eta: float = 1e-3  # step size for pi; script 1e-2
+    eta: float = 1e-3  # step size for pi; 1e-2 in the authors' runs
     ascent: Literal["gradient", "adam"] = "gradient"  # how pi is moved: Algorithm 1, or Adam (script)
     through: Literal["both", "student"] = "both"  # gradient of pi through both models, or only the student (script)
     pi: Literal["kept", "reset"] = "kept"  # from step to step; the paper does not say, the script keeps it
     temperature: float = 2.0  # of the Gumbel-Softmax; script
-    hard: bool = True  # c_a is one word, with the gradient of the soft mixture; script
+    hard: bool = True  # c_a is one word, with the gradient of the soft mixture; the authors' runs
     x_t: Literal["base", "student"] = "base"  # who samples x_t: the frozen base once, or the model in training (script)
     ddim_steps: int = 50
     guidance: float = 3.0  # of sampling x_t

@@ -20,11 +20,12 @@ def make(job: Job) -> None:
     runs = read_runs(folders)
     runs.to_csv(out / "cost.csv", index=False)
     save(cost(runs), out / "cost")
+    names = ["cost.csv", "cost.png", "cost.svg", "runs.json"]
     for metric in job.block["metrics"]:
         compare.write(out.parent, metric)
+        names += [f"compare_{metric}.csv", f"compare_{metric}.md"]
     write_json(out / "runs.json", record(folders))
-    names = ("cost.csv", "cost.png", "cost.svg", "runs.json")
-    job.made("cost", [*(out / name for name in names), *sorted(out.glob("compare_*"))])
+    job.made("cost", (out / name for name in names))
 
 
 if __name__ == "__main__":

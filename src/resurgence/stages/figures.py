@@ -37,16 +37,20 @@ def make(job: Job) -> None:
     """Write results/figures and results/tables/resurgence.html."""
     out, tables = job.out.parent, job.out.parents[1] / "tables"
     page_file = tables / "resurgence.html"
-    run(tables, out, job.block["metrics"], {}, [])
+    drawn = run(tables, out, job.block["metrics"], {}, [])
     for task in job.block["tasks"]:
         files = {t: Path(p) for t, p in job.block["weights"].items() if t.startswith(f"{task}: ")}
         curves = {t.removeprefix(f"{task}: "): next(p.glob("curve*.json")) for t, p in files.items()}
         if curves:
-            save(training({title: read_curves(path) for title, path in curves.items()}), out / f"training_{task}")
+            drawn.append(out / f"training_{task}")
+            save(training({title: read_curves(path) for title, path in curves.items()}), drawn[-1])
     for metric in job.block["metrics"]:
         compare.draw(tables.parent, metric)
+        drawn.append(out / f"compare_{metric}")
     page_file.write_text(page(read_table(tables / "resurgence.csv")), encoding="utf-8")
-    job.made("figures", [page_file, *sorted(out.glob("*.svg")), *sorted(out.glob("*.png"))])
+    job.made(
+        "figures", [page_file, *(stem.with_name(f"{stem.name}.{kind}") for stem in drawn for kind in ("png", "svg"))]
+    )
 
 
 if __name__ == "__main__":

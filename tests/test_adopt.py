@@ -1,0 +1,153 @@
+"""What adopt says of results: fresh, stale with the first difference, damaged, missing, and all that follows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from resurgence.adopt import changes, judge
+from resurgence.config import ConfigError
+from resurgence.expected import digests
+from resurgence.manifest import MANIFEST, RUN, described, sha256, write_artefact, write_made
+from resurgence.planned import Planned, check_package, parse
+from resurgence.record import RECORD, record, restore, run_of
+
+RAW, SOURCE = Path("raw.txt"), Path("step.py")
+ONE, TWO = (Path(f"results/data/{name}/manifest.json") for name in ("one", "two"))
+TABLE, FIGURE = Path("results/tables/made.json"), Path("results/figures/made.json")
+
+
+def plan(one: dict | None = None, table: dict | None = None) -> list[Planned]:
+    """one -> two -> a table of two -> a figure of the table."""
+    return [
+        Planned("m", one or {"lr": 1.0, "task": {"erase": ["ship"]}}, ONE, (SOURCE, RAW)),
+        Planned("m", {"n": 1}, TWO, (SOURCE, ONE)),
+        Planned("m", table or {"level": 0.95}, TABLE, (SOURCE, TWO)),
+        Planned("m", {}, FIGURE, (SOURCE, Path("results/tables/cells.csv"))),
+    ]
+
+
+@pytest.fixture
+def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The plan, carried out."""
+    monkeypatch.chdir(tmp_path)
+    RAW.write_text("raw")
+    SOURCE.write_text("x = 1\n")
+    for job in plan():
+        if job.out.name == MANIFEST:
+            with write_artefact(job.out.parent, "part", job.block, job.digested, job.sources, {}, {}) as folder:
+                (folder / "part.txt").write_text(job.out.as_posix())
+            continue
+        file = job.out.parent / ("cells.csv" if job.out == TABLE else "a.png")
+        file.parent.mkdir(parents=True)
+        file.write_text("1")
+        write_made(job.out, described("tables", job.block, job.digested, job.sources, {}), [file])
+    return tmp_path
+
+
+def states(jobs: list[Planned] | None = None) -> list[str]:
+    return [verdict.state for verdict in judge(jobs or plan()).values()]
+
+
+def test_all_is_fresh(done: Path) -> None:
+    assert states() == ["fresh"] * 4
+
+
+def test_a_changed_setting_is_named_and_followed(done: Path) -> None:
+    found = judge(plan(one={"lr": 2.0, "task": {"erase": ["ship"]}}))
+    assert found[ONE] == ("stale", "lr: 1.0 -> 2.0")
+    assert found[TWO] == ("stale", "made from results/data/one")
+    assert found[TABLE] == ("stale", "made from results/data/two")
+    assert found[FIGURE] == ("stale", "made from results/tables")
+    assert states(plan(table={"level": 0.9})) == ["fresh", "fresh", "stale", "stale"]
+
+
+def flip_part() -> None:
+    (TWO.parent / "part.txt").write_text("other")
+
+
+def change_table() -> None:
+    (TABLE.parent / "cells.csv").write_text("2")
+
+
+CASES: dict[str, tuple[Callable[[], object], list[str], Path, str]] = {
+    "source": (lambda: SOURCE.write_text("x = 2\n"), ["stale"] * 4, ONE, "source step.py has changed"),
+    "input": (lambda: RAW.write_text("new"), ["stale"] * 4, ONE, "input raw.txt has changed"),
+    "no input": (RAW.unlink, ["stale"] * 4, ONE, "raw.txt is missing"),
+    "file": (flip_part, ["fresh", "damaged", "stale", "stale"], TWO, "part.txt has changed"),
+    "manifest": (lambda: TWO.write_text("{"), ["fresh", "damaged", "stale", "stale"], TWO, "is damaged"),
+    "table": (change_table, ["fresh", "fresh", "damaged", "stale"], TABLE, "cells.csv has changed"),
+    "made": (lambda: TABLE.write_text("{"), ["fresh", "fresh", "damaged", "stale"], TABLE, "is damaged"),
+    "nothing": (lambda: shutil.rmtree(TWO.parent), ["fresh", "missing", "stale", "stale"], TWO, "is missing"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_not_as_it_was(done: Path, name: str) -> None:
+    change, wanted, place, why = CASES[name]
+    change()
+    assert states() == wanted and why in judge(plan())[place].why
+
+
+def test_inputs_that_come_and_go_are_named(done: Path) -> None:
+    Path("more.txt").write_text("1")
+    jobs = plan()
+    more = [jobs[0]._replace(inputs=(SOURCE, RAW, Path("more.txt"))), *jobs[1:]]
+    assert judge(more)[ONE].why == "input more.txt is new"
+    assert judge([jobs[0]._replace(inputs=(SOURCE,)), *jobs[1:]])[ONE].why == "input raw.txt is no longer read"
+
+
+def test_expected_digests_change_exactly_where_something_does(done: Path) -> None:
+    before = list(digests(plan()).values())
+    shutil.rmtree("results")  # nothing is read from the results
+    assert list(digests(plan()).values()) == before
+
+    def same(jobs: list[Planned]) -> list[bool]:
+        return [now == then for now, then in zip(digests(jobs).values(), before, strict=True)]
+
+    assert same(plan(one={"lr": 2.0})) == [False] * 4
+    assert same(plan(table={"level": 0.9})) == [True, True, False, False]
+    RAW.write_text("new")
+    assert same(plan()) == [False] * 4
+    RAW.write_text("raw")
+    SOURCE.write_text("x = 2\n")
+    assert same(plan()) == [False] * 4
+
+
+def test_changes_of_nested_settings() -> None:
+    old, new = {"a": {"b": [1, 2], "c": None}, "d": 1}, {"a": {"b": [1, 3], "c": None, "e": 5}, "d": 1}
+    assert list(changes(old, new)) == ["a.b: [1, 2] -> [1, 3]", "a.e: None -> 5"]
+    assert list(changes(old, old)) == []
+
+
+def test_commands_are_read_as_the_shell_would() -> None:
+    block = {"text": 'it\'s "a" > b', "n": 1.5}
+    quoted = json.dumps(block).replace("'", "'\"'\"'")
+    job = parse(f"python -m resurgence.stages.erase --block '{quoted}' --out r/m.json --inputs a.py b > x.log 2>&1")
+    assert job == Planned("resurgence.stages.erase", block, Path("r/m.json"), (Path("a.py"), Path("b")))
+    assert parse("None") is None and parse("python -m resurgence.world.build base") is None
+
+
+def test_the_package_must_be_that_of_the_folder(tmp_path: Path) -> None:
+    check_package(tmp_path)
+    (tmp_path / "src/resurgence").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="another package"):
+        check_package(tmp_path)
+
+
+def test_runs_come_back_only_to_the_manifest_that_they_belong_to(done: Path) -> None:
+    kept = record([ONE.parent, TWO.parent])
+    RECORD.parent.mkdir()
+    RECORD.write_text(json.dumps(kept))
+    assert kept[ONE.parent.as_posix()]["manifest"] == sha256(ONE)
+    assert restore() == 0  # all are there
+    (ONE.parent / RUN).unlink()
+    assert run_of(ONE.parent) == kept[ONE.parent.as_posix()]
+    TWO.write_text(TWO.read_text() + " ")
+    (TWO.parent / RUN).unlink()
+    assert run_of(TWO.parent) == {} and restore() == 1
+    assert (ONE.parent / RUN).is_file() and not (TWO.parent / RUN).exists()
