@@ -66,7 +66,11 @@ def check_files(study: Study, root: Path) -> None:
     base = study.base.path
     hub = HUB_ID.fullmatch(base) and not (root / base.split("/")[0]).exists()
     if not (root / base).exists() and not hub:
-        raise ConfigError("base.path", base, "no such folder; run `dvc pull`, or write a hub id such as CompVis/name")
+        raise ConfigError(
+            "base.path",
+            base,
+            "no such folder; run `dvc pull data/miniature/dvc.yaml`, or write a hub id such as CompVis/name",
+        )
     if study.base.revision is not None and not hub:
         raise ConfigError("base.revision", study.base.revision, "only a hub id has revisions; remove it for a folder")
     for key, name in (("prior", study.moments.prior), ("domain", study.moments.domain)):
@@ -176,7 +180,11 @@ def check_scorers(study: Study, root: Path) -> None:
         for key, value in settings.items():
             known(f"scorers.{name}", key, keys)
             if key == "path" and not (root / str(value)).is_dir():
-                raise ConfigError(f"scorers.{name}.path", value, "no such folder; run `dvc pull` or correct the path")
+                raise ConfigError(
+                    f"scorers.{name}.path",
+                    value,
+                    "no such folder; run `dvc pull data/miniature/dvc.yaml` or correct the path",
+                )
         if keys == {"features"}:
             known(f"scorers.{name}.features", settings.get("features"), [o for o in study.scorers if o != name])
     made = [metric for name in study.scorers for metric in metrics()[name] or [name]]
