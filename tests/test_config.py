@@ -312,7 +312,7 @@ def test_identities_are_nested_and_share_what_is_retained() -> None:
 @pytest.mark.parametrize("overlay", [None, *sorted((ROOT / "studies").glob("*.yaml"))], ids=str)
 def test_shipped_studies(overlay: Path | None) -> None:
     if not (ROOT / "data/miniature/clip").is_dir():
-        pytest.skip("the shipped world is not here; run `dvc pull`")
+        pytest.skip("the shipped world is not here; run `dvc pull data/miniature/dvc.yaml`")
     study = load_study([ROOT / "params.yaml", *([overlay] if overlay else [])], ROOT)
     folders = [study.folder(item, "scores") for item in (*study.erasures(), *study.cells())]
     assert len(set(folders)) == len(folders) > 5

@@ -32,7 +32,7 @@ CFG = SamplingConfig(steps=12, guidance=4.0, batch=64, size=64)
 STEPS = 100
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(STUDY is None, reason="the shipped world is not here; run `dvc pull`"),
+    pytest.mark.skipif(STUDY is None, reason="the shipped world is not here; run `dvc pull data/miniature/dvc.yaml`"),
 ]
 
 
@@ -104,5 +104,5 @@ def test_an_eraser_lowers_the_erased_concept(world, before, eraser: str, monkeyp
     after = accuracy(erased, task, scorers)
     record_property("after", after)
     print(f"{eraser}: erased {before['erase']:.0f} -> {after['erase']:.0f}, retained {after['retain']:.0f}")
-    assert after["erase"] <= before["erase"] - 50, after
+    assert after["erase"] <= before["erase"] - 30, after
     assert after["retain"] > after["erase"], after  # not only noise

@@ -49,8 +49,8 @@ def stages_to_run(tree: Repository) -> set[str]:
 
 
 def cached(place: Path) -> dict[str, Path]:
-    """Hash by name -> file, of a cache or remote."""
-    files = [p for p in place.rglob("*") if p.is_file() and p.parent.parent.name == "md5"]
+    """Hash by name -> file, of a cache or remote; a killed transfer may leave a .NAME.tmp, which DVC never reads."""
+    files = [p for p in place.rglob("[!.]*") if p.is_file() and p.parent.parent.name == "md5"]
     return {p.parent.name + p.name: p for p in files}
 
 
