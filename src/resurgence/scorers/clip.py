@@ -134,7 +134,8 @@ def check_folder(folder: Path) -> None:
     """Raise FileNotFoundError unless configuration and safetensors weights are there; pickled weights are not read."""
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
-            raise FileNotFoundError(f"no {file} in CLIP folder {folder}; run `dvc pull data/miniature/dvc.yaml`, or correct scorers.clip.path")
+            remedy = "run `dvc pull data/miniature/dvc.yaml`, or correct scorers.clip.path"
+            raise FileNotFoundError(f"no {file} in CLIP folder {folder}; {remedy}")
 
 
 def load_tokenizer(source: str, path: str | Path | None) -> Callable[[list[str]], torch.Tensor]:

@@ -68,7 +68,8 @@ def load_recogniser(folder: Path, device: torch.device | str = "cpu") -> tuple[R
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).exists():
-            raise FileNotFoundError(f"no {name} in recogniser folder {folder}: run `dvc pull data/miniature/dvc.yaml`, or `snakemake world`")
+            remedy = "run `dvc pull data/miniature/dvc.yaml`, or `make world`"
+            raise FileNotFoundError(f"no {name} in recogniser folder {folder}: {remedy}")
     cfg = json.loads((folder / "config.json").read_text())
     model = Recogniser(len(cfg["classes"]), cfg["width"])
     model.load_state_dict(load_file(folder / "model.safetensors"))
