@@ -113,6 +113,26 @@ def test_erasers_change_the_text_projections_only_and_the_erased_prompt_most(pla
     assert moved["a photo of the ship"] > 0 and all(map(torch.isfinite, moved.values()))
 
 
+@pytest.mark.parametrize(
+    ("eraser", "settings", "part"),
+    [
+        ("ca", ["steps=2", "batch=2"], "unet."),
+        ("salun", ["steps=2", "batch=2", "mask_steps=1", "parameters=xattn"], "unet."),
+        ("advunlearn", ["steps=2", "warmup=1", "attack_steps=1", "ddim_steps=2"], "text_encoder."),
+    ],
+)
+def test_erasers_get_the_images_that_they_read(
+    place: Path, tmp_path: Path, eraser: str, settings: list[str], part: str
+) -> None:
+    common = ["--base", place / "base", "--device", "cpu", "--task", place / "task.yaml", "--out", tmp_path / eraser]
+    numbers = ["--per-concept", 2, "--per-anchor", 2, "--per-retained", 2, "--sampling", "steps=2"]
+    run("erase", *common, "--eraser", eraser, *numbers, "--set", "lr=1e-3", *settings)
+    assert verify(tmp_path / eraser) == []
+    assert all(name.startswith(part) for name in load_file(tmp_path / eraser / "delta.safetensors"))
+    assert len(json.loads((tmp_path / eraser / "curves.json").read_text())["loss"]) == 2
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]  # the training's state is gone
+
+
 def test_mace_leaves_its_loras_and_curves(place: Path) -> None:
     assert list((place / "mace").rglob("pytorch_lora_weights.safetensors"))
     assert read_manifest(place / "mace")["parameters"]["settings"]["lamb"] == 0.5  # of the task file

@@ -290,6 +290,7 @@ def test_delta_holds_the_selected_parameters_and_the_pipeline_is_unchanged(pipe,
     assert same(delta, erase(pipe, TASK, cfg, EraserData(), 0))
     assert not same(delta, erase(pipe, TASK, cfg, EraserData(), 1))
     found = json.loads((tmp_path / "sensitive.json").read_text())
+    assert (tmp_path / "sensitive.png").stat().st_size > 5000
     assert list(found) == list(TASK.erase)
     for pairs in found.values():
         chances = [chance for _, chance in pairs]

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from resurgence.config import ConfigError, at_least
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.esd import Esd, esd_target
+from resurgence.erasers.sensitive import save_picture
 from resurgence.erasers.student import Student, clean_of
 from resurgence.erasers.trainer import Sample, gradients, samples, train
 from resurgence.optimisation import Optimisation
@@ -232,13 +233,16 @@ def erase(
     """Train; the pipeline is left as it was.
 
     Args:
-        folder: where sensitive.json (concept -> [word, probability] of pi), curves.json and the checkpoints go.
+        folder: where sensitive.json (concept -> [word, probability] of pi) and its picture, curves.json and the
+            checkpoints go.
     """
     student = Student(pipe, cfg.parameters)
     objective = Eap(student, task, cfg, seed)
     delta = train(student, objective, task, cfg, data, seed, folder)
     if folder is not None:
-        (folder / "sensitive.json").write_text(json.dumps(objective.sensitive(), indent=1))
+        found = objective.sensitive()
+        (folder / "sensitive.json").write_text(json.dumps(found, indent=1))
+        save_picture(found, folder)
     return delta
 
 
