@@ -249,13 +249,14 @@ def test_training_in_a_batch_equals_training_alone(erased, data):
 
 
 def test_training_in_single_precision_equals_training_alone(pipe, data):
+    """To 1e-4: Adam divides each gradient by its own size, so the roundings of small ones show; see above for double."""
     cfg = dataclasses.replace(CFG, lr=1e-4)
     batch, _ = train_loras(pipe, TASK, cfg, data, seed=5)
     alone, _ = train_loras(pipe, TASK, dataclasses.replace(cfg, chunk=1), data, seed=5)
     for concept in TASK.erase:
         for name, pair in batch[concept].items():
             for factor, single in zip(pair, alone[concept][name], strict=True):
-                assert relative(factor, single) < 1e-5 or not (factor.any() or single.any())  # the last to_v stays 0
+                assert relative(factor, single) < 1e-4 or not (factor.any() or single.any())  # the last to_v stays 0
 
 
 def test_training_equals_a_plain_loop_over_one_concept(erased, data):

@@ -136,7 +136,7 @@ def test_report_opens_offline_and_every_image_loads(finished: tuple[Tree, str], 
     widths, shown, wrong = asyncio.run(look(report, tmp_path / "profile"))
     assert wrong == []
     pictures = [
-        path for place in ("figures", "grids") for path in (finished[0].root / "results" / place).rglob("*.png")
+        path for place in ("figures", "grids", "cost") for path in (finished[0].root / "results" / place).rglob("*.png")
     ]
     assert len(widths) == len(pictures) == 11
     assert all(0 < width <= 1600 for width in widths.values()), widths
