@@ -249,7 +249,7 @@ def test_training_in_a_batch_equals_training_alone(erased, data):
 
 
 def test_training_in_single_precision_equals_training_alone(pipe, data):
-    """To 1e-4: Adam divides each gradient by its own size, so the roundings of small ones show; see above for double."""
+    """To 1e-4: Adam divides each gradient by its own size, so the roundings of small ones show; above is double."""
     cfg = dataclasses.replace(CFG, lr=1e-4)
     batch, _ = train_loras(pipe, TASK, cfg, data, seed=5)
     alone, _ = train_loras(pipe, TASK, dataclasses.replace(cfg, chunk=1), data, seed=5)

@@ -143,9 +143,7 @@ def test_window_returns_the_embedding_of_each_prompt(
     assert len(window.held) <= 4
 
 
-def test_guidance_goes_through_one_forward_pass(
-    pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_guidance_goes_through_one_forward_pass(pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     forward = pipe.unet.forward
     monkeypatch.setattr(pipe.unet, "forward", lambda x, *a, **k: (seen.append(len(x)), forward(x, *a, **k))[1])
