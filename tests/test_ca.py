@@ -111,11 +111,11 @@ def test_each_sample_draws_images_of_its_own_anchor_and_one_caption_for_both_wor
     seen = set()
     for step in range(30):
         for sample in samples(TASK.erase, 2, 0, step):
-            latents, _, _, text, anchor_text = objective.draw(sample)
+            latents, _, _, text, anchor_text = (part[0] for part in objective.data.draw([sample]))
             anchor = TASK.mapping[sample.concept]
-            image = next(i for i, x in enumerate(objective.latents[anchor]) if torch.equal(x, latents))
-            caption = next(i for i, x in enumerate(objective.texts[sample.concept]) if torch.equal(x, text))
-            assert torch.equal(anchor_text, objective.texts[anchor][caption])
+            image = next(i for i, x in enumerate(objective.data.latents[anchor]) if torch.equal(x, latents))
+            caption = next(i for i, x in enumerate(objective.data.texts[sample.concept]) if torch.equal(x, text))
+            assert torch.equal(anchor_text, objective.data.texts[anchor][caption])
             seen.add((sample.concept, image, caption))
     assert len(seen) == 3 * 3 + 2 * 3  # every image of an anchor with every caption
 
@@ -123,7 +123,7 @@ def test_each_sample_draws_images_of_its_own_anchor_and_one_caption_for_both_wor
 def test_concepts_may_share_an_anchor(pipe, data):
     task = dataclasses.replace(TASK, mapping=dict.fromkeys(TASK.erase, "street"))
     objective = Ca(Student(pipe, CFG.parameters), task, CFG, EraserData(anchors={"street": data.anchors["street"]}), 0)
-    assert list(objective.latents) == ["street"] and set(objective.texts) == {"ship", "old cat", "street"}
+    assert list(objective.data.latents) == ["street"] and set(objective.data.texts) == {"ship", "old cat", "street"}
     assert float(objective.loss(0).detach()) > 0
 
 

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.nn.functional as F
 
-from resurgence.captions import fill, load_captions
 from resurgence.config import ConfigError, at_least
 from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers.anchored import AnchorImages
 from resurgence.erasers.student import Student
-from resurgence.erasers.trainer import Objective, Sample, samples, train
-from resurgence.latents import add_noise, latents_of
+from resurgence.erasers.trainer import Objective, samples, train
+from resurgence.latents import add_noise
 from resurgence.optimisation import Optimisation, Selection
 
 if TYPE_CHECKING:
@@ -66,33 +66,12 @@ class Ca(Objective):
     def __init__(self, student: Student, task: Task, cfg: CaConfig, data: EraserData, seed: int) -> None:
         super().__init__(student)
         self.task, self.cfg, self.seed = task, cfg, seed
-        templates = load_captions(cfg.captions, task.kind)
-        self.latents: dict[str, torch.Tensor] = {}  # anchor -> (N, C, h, w)
-        for concept in task.erase:
-            anchor = task.mapping[concept]
-            if not len(data.anchors.get(anchor, ())):
-                raise ValueError(
-                    f"ca: no images of {anchor!r}, the anchor of {concept!r}; make the anchor images first"
-                )
-            if anchor not in self.latents:
-                self.latents[anchor] = latents_of(student.pipe, data.anchors[anchor]).float()
-        self.texts = {word: student.texts(fill(templates, word)) for word in (*task.erase, *self.latents)}  # (K, L, d)
-
-    def draw(self, sample: Sample) -> tuple[torch.Tensor, ...]:
-        """Latents and noise (C, h, w), t (), and the embeddings (L, d) of c* and c, of one sample."""
-        anchor, draws = self.task.mapping[sample.concept], sample.generator
-        latents, texts = self.latents[anchor], self.texts[sample.concept]
-        image = int(torch.randint(len(latents), (), generator=draws))
-        caption = int(torch.randint(len(texts), (), generator=draws))
-        t = torch.randint(len(self.student.alphas_bar), (), generator=draws)
-        noise = torch.randn(latents.shape[1:], generator=draws)
-        device = latents.device
-        return latents[image], noise.to(device), t.to(device), texts[caption], self.texts[anchor][caption]
+        self.data = AnchorImages("ca", student, task, cfg.captions, data)
 
     def loss(self, step: int) -> torch.Tensor:
         """Mean squared error to the target, and the anchor term if it has a weight."""
-        drawn = [self.draw(sample) for sample in samples(self.task.erase, self.cfg.batch, self.seed, step)]
-        latents, noise, t, text, anchor_text = (torch.stack(column) for column in zip(*drawn, strict=True))
+        drawn = samples(self.task.erase, self.cfg.batch, self.seed, step)
+        latents, noise, t, text, anchor_text = self.data.draw(drawn)
         x, student, cfg = add_noise(latents, noise, self.student.alphas_bar[t]), self.student, self.cfg
         anchor = None
         if cfg.anchor_weight:

@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resurgence.captions import fill, load_captions
 from resurgence.config import ConfigError, at_least
 from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers.anchored import AnchorImages
 from resurgence.erasers.student import Student, clean_of
-from resurgence.erasers.trainer import Objective, Sample, samples, train
-from resurgence.latents import add_noise, latents_of
+from resurgence.erasers.trainer import Objective, samples, train
+from resurgence.latents import add_noise
 from resurgence.optimisation import Optimisation, Selection
 from resurgence.seeds import generator
 
@@ -146,32 +146,11 @@ class Doco(Objective):
     def __init__(self, student: Student, task: Task, cfg: DocoConfig, data: EraserData, seed: int) -> None:
         super().__init__(student)
         self.task, self.cfg, self.seed = task, cfg, seed
-        templates = load_captions(cfg.captions, task.kind)
-        self.latents: dict[str, torch.Tensor] = {}  # anchor -> (N, C, h, w)
-        for concept in task.erase:
-            anchor = task.mapping[concept]
-            if not len(data.anchors.get(anchor, ())):
-                raise ValueError(
-                    f"doco: no images of {anchor!r}, the anchor of {concept!r}; make the anchor images first"
-                )
-            if anchor not in self.latents:
-                self.latents[anchor] = latents_of(student.pipe, data.anchors[anchor]).float()
-        self.texts = {word: student.texts(fill(templates, word)) for word in (*task.erase, *self.latents)}  # (K, L, d)
-        channels, *sides = next(iter(self.latents.values())).shape[1:]
+        self.data = AnchorImages("doco", student, task, cfg.captions, data)
+        channels, *sides = next(iter(self.data.latents.values())).shape[1:]
         self.discriminator = discriminator(channels, min(sides), cfg.last_stride, seed).to(student.device)
         betas = (0.5, 0.999)  # code
         self.optimiser = torch.optim.Adam(self.discriminator.parameters(), cfg.discriminator_lr, betas)
-
-    def draw(self, sample: Sample) -> tuple[torch.Tensor, ...]:
-        """Latents and noise (C, h, w), t (), and the embeddings (L, d) of c* and c, of one sample."""
-        anchor, draws = self.task.mapping[sample.concept], sample.generator
-        latents, texts = self.latents[anchor], self.texts[sample.concept]
-        image = int(torch.randint(len(latents), (), generator=draws))
-        caption = int(torch.randint(len(texts), (), generator=draws))
-        t = torch.randint(len(self.student.alphas_bar), (), generator=draws)
-        noise = torch.randn(latents.shape[1:], generator=draws)
-        device = latents.device
-        return latents[image], noise.to(device), t.to(device), texts[caption], self.texts[anchor][caption]
 
     def train_discriminator(self, concept: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
         """One step of D up the value of Eq. 8; its loss, the value with its sign changed."""
@@ -185,8 +164,7 @@ class Doco(Objective):
     def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         """G of Eq. 9; in the warm-up no gradients at all, so that the optimiser leaves every weight as it is."""
         cfg, student = self.cfg, self.student
-        drawn = [self.draw(sample) for sample in samples(self.task.erase, cfg.batch, self.seed, step)]
-        latents, noise, t, text, anchor_text = (torch.stack(column) for column in zip(*drawn, strict=True))
+        latents, noise, t, text, anchor_text = self.data.draw(samples(self.task.erase, cfg.batch, self.seed, step))
         alpha_bar = student.alphas_bar[t]
         x = add_noise(latents, noise, alpha_bar)
         adversarial, weights = cfg.unlearning == "adversarial", list(student.weights.values())
