@@ -201,7 +201,8 @@ def training(losses: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) 
             axis.set_title(title, fontsize=10)
             axis.set_xlabel("step")
             if 1 < len(named) <= 12:
-                axis.legend(fontsize=7, ncols=math.ceil(len(named) / 6))
+                below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.26)}  # under the label of the axis
+                axis.legend(fontsize=7, ncols=math.ceil(len(named) / 6), **below)
         for axis in axes[len(losses) :]:
             axis.set_visible(False)
     return figure
