@@ -166,6 +166,11 @@ BAD_STUDIES = {
     "seed twice": ("seeds.finetune", [1, 1], ["seeds.finetune", "1", "remove one"]),
     "seed negative": ("seeds.erase", [-1], ["seeds.erase", "-1", "at least 0"]),
     "seeds a number": ("seeds.erase", 0, ["seeds.erase", "0", "write [0]"]),
+    "seeds in unequal pairs": (
+        "seeds",
+        {"erase": [0, 1], "finetune": [0], "paired": True},
+        ["seeds.paired", "erase (2)", "fine-tune (1)", "write false"],
+    ),
     "seed not of the study": ("erasers.uce.seeds", [5], ["erasers.uce", "5", "known: 0"]),
     "no tasks": ("tasks.names", [], ["tasks.names", "[]", "name at least one"]),
     "task twice": ("tasks.names", ["pets", "pets"], ["tasks.names", "'pets'", "remove one"]),
@@ -244,6 +249,19 @@ def test_limits_choose_cells(config: dict[str, Any], tmp_path: Path) -> None:
     assert count == {
         ("mace", "default"): 4, ("mace", "once"): 2, ("uce", "default"): 2, ("uce", "once"): 0,
         ("none", "default"): 2, ("none", "once"): 0,
+    }  # fmt: skip
+
+
+def test_paired_seeds(config: dict[str, Any], tmp_path: Path) -> None:
+    write_world(tmp_path)
+    config["seeds"] = {"erase": [3, 5], "finetune": [7, 4], "paired": True}
+    put(config, "erasers.uce.seeds", [5])
+    put(config, "finetunes.lora.variants", {"default": {}, "once": {"seeds": [4], "lr": 1.0e-5}})
+    study = make_study(config, tmp_path)
+    found = {(c.erasure.eraser, c.erasure.seed, c.variant, c.seed) for c in study.cells()}
+    assert found == {
+        ("mace", 3, "default", 7), ("mace", 5, "default", 4), ("mace", 5, "once", 4),
+        ("uce", 5, "default", 7), ("uce", 5, "default", 4), ("uce", 5, "once", 4),
     }  # fmt: skip
 
 

@@ -87,10 +87,13 @@ class FinetuneSet:
 
 @dataclass(frozen=True)
 class Seeds:
-    """Seeds of erasing and of fine-tuning; every pair is a row of the study."""
+    """Seeds of erasing and of fine-tuning; every pair is a row of the study, or, where `paired`, the first of the one
+    with the first of the other and so on: three runs instead of nine. An eraser limited to one seed, as a closed form,
+    which draws nothing, is fine-tuned with all of them either way."""
 
     erase: tuple[int, ...]
     finetune: tuple[int, ...]
+    paired: bool = False
 
     def __post_init__(self) -> None:
         for key in ("erase", "finetune"):
@@ -99,6 +102,19 @@ class Seeds:
             unique(key, getattr(self, key))
             for seed in getattr(self, key):
                 at_least(key, seed, 0)
+        if self.paired and len(self.erase) != len(self.finetune):
+            raise ConfigError(
+                "paired",
+                True,
+                f"needs as many seeds to erase ({len(self.erase)}) as to fine-tune "
+                f"({len(self.finetune)}); write false, or the same number",
+            )
+
+    def to_finetune(self, erasers: tuple[int, ...], seed: int) -> tuple[int, ...]:
+        """Seeds that fine-tune a model erased with `seed` by an eraser that runs with `erasers`."""
+        if not self.paired or len(erasers) == 1:
+            return self.finetune
+        return (self.finetune[self.erase.index(seed)],)
 
 
 @dataclass(frozen=True)

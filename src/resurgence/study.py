@@ -103,10 +103,12 @@ class Study:
         """Every fine-tuned model."""
         for erasure, (finetune, method) in itertools.product(self.erasures(), self.finetunes.items()):
             names = {erasure.eraser, f"{erasure.eraser}.{erasure.variant}"}
+            own = self.erasers[erasure.eraser].variants[erasure.variant].seeds or self.seeds.erase
+            seeds = self.seeds.to_finetune(own, erasure.seed)
             for name, variant in method.variants.items():
                 follows = variant.erasers is None or names & set(variant.erasers)
                 if follows and (variant.tasks is None or erasure.task in variant.tasks):
-                    yield from (Cell(erasure, finetune, name, seed) for seed in variant.seeds or self.seeds.finetune)
+                    yield from (Cell(erasure, finetune, name, s) for s in seeds if s in (variant.seeds or seeds))
 
     def model(self, item: str | Erasure | Cell) -> str:
         """Name of a model in paths: `ship` (the base on a task), `ship/mace/s0`, `ship/mace/s0/lora/f0`."""
