@@ -25,6 +25,7 @@ wildcard_constraints:
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/coco.smk"
 include: "workflow/rules/sets.smk"
 include: "workflow/rules/erase.smk"
 include: "workflow/rules/finetune.smk"
@@ -42,6 +43,9 @@ localrules:
     images,
     scores,
     presented,
+    coco_annotations,
+    coco_captions,
+    coco_sample,
     prompts,
     tables,
     figures,

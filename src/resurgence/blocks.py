@@ -37,7 +37,9 @@ def part(task: Task, *keys: str) -> dict[str, Any]:
 
 def prompts(study: Study, task: str) -> dict[str, Any]:
     """What is sampled in a task."""
-    return {"task": part(study.task(task), "erase", "retain", "synonyms", "templates", "seeds")}
+    of = study.task(task)
+    numbered = () if of.first_seed is None else ("first_seed",)
+    return {"task": part(of, "erase", "retain", "synonyms", "templates", "seeds", *numbered)}
 
 
 def prior_moments(study: Study) -> dict[str, Any]:
@@ -47,7 +49,8 @@ def prior_moments(study: Study) -> dict[str, Any]:
 
 def domain_moments(study: Study, task: str) -> dict[str, Any]:
     """Second moment of the retain concepts in the caption templates."""
-    corpus = {"corpus": "domain", "captions": study.moments.domain, "concepts": study.task(task).retain}
+    of = study.task(task)
+    corpus = {"corpus": "domain", "captions": study.templates_of(of.kind), "concepts": of.retain}
     return {"base": base(study), **corpus}
 
 
@@ -126,7 +129,8 @@ def finetune_set(study: Study, task: str, name: str) -> dict[str, Any]:
     """Images of concepts that are not erased, made by the base."""
     chosen = study.finetune_sets[name]
     templates = study.task(task).templates if chosen.templates == "task" else chosen.templates
-    return {
+    numbered = {} if chosen.first_seed is None else {"first_seed": chosen.first_seed}
+    return numbered | {
         "base": base(study),
         "concepts": study.finetune_concepts(name, task),
         "templates": templates,

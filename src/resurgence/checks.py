@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resurgence.coco import CAPTIONS
 from resurgence.config import NAME, ConfigError, build, known, nearest, read_yaml
 from resurgence.declared import config_class, methods, metrics, parameters
 
@@ -73,14 +74,21 @@ def check_files(study: Study, root: Path) -> None:
         )
     if study.base.revision is not None and not hub:
         raise ConfigError("base.revision", study.base.revision, "only a hub id has revisions; remove it for a folder")
-    for key, name in (("prior", study.moments.prior), ("domain", study.moments.domain)):
+    domain = study.moments.domain if isinstance(study.moments.domain, dict) else {"": study.moments.domain}
+    for kind in {task.kind for task in study.loaded.values()} if "" not in domain else ():
+        if kind not in domain:
+            raise ConfigError("moments.domain", domain, f"has no templates for tasks of kind {kind!r}; add them")
+    templates = {f"moments.domain.{kind}".rstrip("."): name for kind, name in domain.items()}
+    prior = {} if study.moments.prior == CAPTIONS else {"moments.prior": study.moments.prior}
+    for key, name in {**prior, **templates}.items():
         if not (root / name).is_file():
-            raise ConfigError(f"moments.{key}", name, "no such file; write a path from the folder of the Snakefile")
+            raise ConfigError(key, name, "no such file; write a path from the folder of the Snakefile")
         if not (root / name).read_text(encoding="utf-8").strip():
-            raise ConfigError(f"moments.{key}", name, "is an empty file; write one caption a line")
-    for line in (root / study.moments.domain).read_text(encoding="utf-8").splitlines():
-        if line.strip() and line.count("{}") != 1:
-            raise ConfigError("moments.domain", line, "must hold {} exactly once, where the concept goes")
+            raise ConfigError(key, name, "is an empty file; write one caption a line")
+    for key, name in templates.items():
+        for line in (root / name).read_text(encoding="utf-8").splitlines():
+            if line.strip() and line.count("{}") != 1:
+                raise ConfigError(key, line, "must hold {} exactly once, where the concept goes")
 
 
 def check_concepts(study: Study, path: Path) -> None:
@@ -102,8 +110,10 @@ def check_concepts(study: Study, path: Path) -> None:
             must(f"{place}: {key}", getattr(task, key), names)
         must(f"{place}: mapping", task.mapping.values(), wide)
     for name, chosen in study.finetune_sets.items():
-        if not isinstance(chosen.concepts, str):
-            must(f"finetune_sets.{name}.concepts", chosen.concepts, names)
+        lists = chosen.concepts.values() if isinstance(chosen.concepts, dict) else [chosen.concepts]
+        for words in lists:
+            if not isinstance(words, str):
+                must(f"finetune_sets.{name}.concepts", words, names)
     for eraser, method in study.erasers.items():
         for name, variant in method.variants.items():
             words = variant.mapping.values() if isinstance(variant.mapping, dict) else [variant.mapping or ""]
@@ -123,6 +133,9 @@ def check_limits(study: Study) -> None:
                     known(f"{place}.seeds", seed, getattr(study.seeds, "erase" if key == "erasers" else "finetune"))
                 for task in chosen.tasks or ():
                     known(f"{place}.tasks", task, study.tasks.names)
+                for concept in chosen.mapping if isinstance(chosen.mapping, dict) else ():
+                    erased = {c for task in chosen.tasks or study.tasks.names for c in study.loaded[task].erase}
+                    known(f"{place}.mapping", concept, erased)
                 for eraser in chosen.erasers or ():
                     known(f"{place}.erasers", eraser, erasers)
 

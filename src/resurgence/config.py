@@ -170,6 +170,9 @@ class Task:
     mapping: dict[str, str]  # concept -> mapping concept; in YAML one word may stand for all
     templates: tuple[str, ...]  # of the prompts, "a portrait of the {}"
     seeds: dict[str, int]  # images per template and concept (or synonym), by role: erase, retain, synonym
+    first_seed: int | None = (
+        None  # image i of every prompt has seed first_seed + i; null: seeds of our own (prompts.py)
+    )
     synonyms: dict[str, tuple[str, ...]] = field(default_factory=dict)  # prompted with role "synonym"
     finetune: tuple[str, ...] = ()  # random concepts of the same domain, neither erased nor retained
     labels: tuple[str, ...] = ()  # label set of the CLIP accuracy; empty: erase and retain
@@ -240,6 +243,7 @@ class Task:
         for role, count in self.seeds.items():
             known("seeds", role, ("erase", "retain", "synonym"))
             at_least(f"seeds.{role}", count, 1)
+        at_least("first_seed", self.first_seed or 0, 0)
         for role in ("erase", "retain", *(("synonym",) if self.synonyms else ())):
             if role not in self.seeds:
                 raise ConfigError("seeds", self.seeds, f"has no {role!r}; add the images per template and concept")

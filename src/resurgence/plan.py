@@ -22,8 +22,8 @@ from resurgence.study import Study, load_study
 
 STAGES = {
     "data": [
-        "prompts", "prior_moments", "domain_moments", "concept_images", "anchor_images", "retained_images", "masks",
-        "finetune_set",
+        "coco_annotations", "coco_captions", "coco_sample", "prompts", "prior_moments", "domain_moments",
+        "concept_images", "anchor_images", "retained_images", "masks", "finetune_set",
     ],
     "erase": ["loras", "erase"],
     "fine-tune": ["finetune"],

@@ -1,7 +1,8 @@
 """Prompt sets: which prompts are sampled with which seeds.
 
 The seed of an image depends on its prompt and its number only, so base, erased and fine-tuned models, and every task
-that shares a prompt, are compared on the same starting noise. A row stands for one image.
+that shares a prompt, are compared on the same starting noise. Published prompt lists number the images of every prompt
+from a first seed on; a task may do so too. A row stands for one image.
 """
 
 from __future__ import annotations
@@ -20,18 +21,29 @@ if TYPE_CHECKING:
 COLUMNS = ("prompt", "concept", "role", "template", "seed", "index")
 
 
-def row(prompt: str, concept: str, role: str, template: str, index: int, purpose: str = "image") -> dict[str, object]:
-    """One image: the index-th of its prompt. `purpose` keeps the noise of different uses apart."""
-    seed = seed_of(purpose, prompt, index)
+def row(
+    prompt: str, concept: str, role: str, template: str, index: int, purpose: str = "image", first: int | None = None
+) -> dict[str, object]:
+    """One image: the index-th of its prompt. `purpose` keeps the noise of different uses apart.
+
+    Args:
+        first: seed of the prompt's first image, the others count on; None: by purpose, prompt and index.
+    """
+    seed = seed_of(purpose, prompt, index) if first is None else first + index
     return dict(zip(COLUMNS, (prompt, concept, role, template, seed, index), strict=True))
 
 
 def expand(
-    words: Iterable[tuple[str, str]], templates: Sequence[str], count: int, role: str, purpose: str = "image"
+    words: Iterable[tuple[str, str]],
+    templates: Sequence[str],
+    count: int,
+    role: str,
+    purpose: str = "image",
+    first: int | None = None,
 ) -> list[dict[str, object]]:
     """Return `count` rows for each (concept, word) in each template; the word takes the place of {}."""
     return [
-        row(template.replace("{}", word), concept, role, template, index, purpose)
+        row(template.replace("{}", word), concept, role, template, index, purpose, first)
         for concept, word in words
         for template in templates
         for index in range(count)
@@ -52,10 +64,11 @@ def prompt_set(task: Task, general: Sequence[str] = ()) -> pd.DataFrame:
         ValueError: two roles or two concepts ask for the same prompt, so their images would be the same.
     """
     synonyms = [(concept, word) for concept, words in task.synonyms.items() for word in words]
+    words = {"erase": [(c, c) for c in task.erase], "retain": [(c, c) for c in task.retain], "synonym": synonyms}
     rows = [
-        *expand(zip(task.erase, task.erase, strict=True), task.templates, task.seeds["erase"], "erase"),
-        *expand(zip(task.retain, task.retain, strict=True), task.templates, task.seeds["retain"], "retain"),
-        *expand(synonyms, task.templates, task.seeds.get("synonym", 0), "synonym"),
+        made
+        for role, pairs in words.items()
+        for made in expand(pairs, task.templates, task.seeds.get(role, 0), role, first=task.first_seed)
     ]
     owners: dict[str, tuple[object, object]] = {}
     for r in rows:

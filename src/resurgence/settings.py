@@ -39,7 +39,7 @@ class Moments:
     """Corpora whose second moments the closed forms preserve."""
 
     prior: str  # general captions, one a line
-    domain: str  # caption templates, one a line, filled with the retain concepts
+    domain: str | dict[str, str]  # caption templates, one a line, filled with the retain concepts; or one file a kind
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,12 @@ class ConceptImages:
 class FinetuneSet:
     """Images that the base makes of concepts which are not erased."""
 
-    concepts: Literal["task", "retain"] | tuple[str, ...] = "task"  # the task's random ones, its retain set, or a list
+    # the task's random ones, its retain set, a list, or kind of task -> list
+    concepts: Literal["task", "retain"] | dict[str, tuple[str, ...]] | tuple[str, ...] = "task"
     templates: Literal["task"] | tuple[str, ...] = "task"
     images_per_prompt: int | None = None
     size: int | None = None  # images in all, spread evenly over the prompts: for sets matched in size
+    first_seed: int | None = None  # image i of every prompt has seed first_seed + i; null: seeds of our own
 
     def __post_init__(self) -> None:
         if (self.images_per_prompt is None) == (self.size is None):
@@ -78,10 +80,13 @@ class FinetuneSet:
             )
         for key in ("images_per_prompt", "size"):
             at_least(key, 1 if getattr(self, key) is None else getattr(self, key), 1)
-        for key in ("concepts", "templates"):
-            if isinstance(getattr(self, key), tuple):
-                unique(key, getattr(self, key))
-                if not getattr(self, key):
+        at_least("first_seed", self.first_seed or 0, 0)
+        concepts = self.concepts if isinstance(self.concepts, dict) else {"": self.concepts}
+        lists = {f"concepts.{kind}".rstrip("."): words for kind, words in concepts.items()}
+        for key, words in {**lists, "templates": self.templates}.items():
+            if isinstance(words, tuple):
+                unique(key, words)
+                if not words:
                     raise ConfigError(key, [], "must not be empty; name at least one, or write task")
 
 

@@ -128,6 +128,8 @@ class Study:
         mapping = self.erasers[eraser].variants[variant].mapping if eraser else None
         if mapping is None:
             return self.loaded[task]
+        if isinstance(mapping, dict):  # one variant may run on several tasks
+            mapping = {concept: aim for concept, aim in mapping.items() if concept in self.loaded[task].erase}
         values = dataclasses.asdict(self.loaded[task]) | {"mapping": mapping}
         return make_task(values, f"erasers.{eraser}.variants.{variant}")
 
@@ -147,9 +149,15 @@ class Study:
 
     def finetune_concepts(self, set_name: str, task: str) -> tuple[str, ...]:
         """Concepts that a fine-tuning set shows in a task."""
-        concepts = self.finetune_sets[set_name].concepts
-        own = {"task": self.loaded[task].finetune, "retain": self.loaded[task].retain}
-        return own[concepts] if isinstance(concepts, str) else concepts
+        concepts, of = self.finetune_sets[set_name].concepts, self.loaded[task]
+        if isinstance(concepts, dict):
+            return concepts.get(of.kind, ())
+        return {"task": of.finetune, "retain": of.retain}[concepts] if isinstance(concepts, str) else concepts
+
+    def templates_of(self, kind: str) -> str:
+        """File of the caption templates of the domain corpus, for tasks of a kind."""
+        domain = self.moments.domain
+        return domain[kind] if isinstance(domain, dict) else domain
 
 
 def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
@@ -160,7 +168,7 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
     """
     from resurgence.checks import check_study
 
-    config = dict(config)
+    config = without_nulls(config)
     for key in ("erasers", "finetunes", "sampling", "masks", "tasks"):
         if key not in config:
             raise ConfigError(key, None, "is missing; add this key")
@@ -179,6 +187,20 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
     study = dataclasses.replace(study, loaded={name: load_task(path) for name, path in files.items()})
     check_study(study, root)
     return study
+
+
+def without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without what an overlay takes out of the study below it, by writing null."""
+    kept = dict(config)
+    for key in ("erasers", "finetune_sets", "finetunes", "scorers"):
+        if isinstance(kept.get(key), Mapping):
+            kept[key] = {name: block for name, block in kept[key].items() if block is not None}
+    if isinstance(kept.get("scorers"), Mapping):
+        kept["scorers"] = {
+            name: {k: v for k, v in block.items() if v is not None} if isinstance(block, Mapping) else block
+            for name, block in kept["scorers"].items()
+        }
+    return kept
 
 
 def mapping_of(key: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from snakemake.utils import validate
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
 
-from resurgence import blocks
+from resurgence import blocks, coco
 from resurgence.config import read_yaml
 from resurgence.declared import needs
 from resurgence.sources import sources as run_files
@@ -62,6 +62,11 @@ def erasure(wildcards):
 
 def cell(wildcards):
     return Cell(erasure(wildcards), *split(wildcards.finetune), int(wildcards.finetune_seed))
+
+
+def domain_templates(wildcards):
+    """The caption templates of a task's domain corpus."""
+    return STUDY.templates_of(STUDY.task(wildcards.task).kind)
 
 
 def set_name(wildcards):

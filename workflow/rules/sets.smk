@@ -50,7 +50,7 @@ rule domain_moments:
     input:
         sources("moments"),
         BASE,
-        STUDY.moments.domain,
+        domain_templates,
     output:
         manifest="results/data/{base}/{task}/moments/manifest.json",
     log:

@@ -18,7 +18,8 @@ def rows_of(block: dict[str, Any]) -> pd.DataFrame:
     pairs = [(concept, concept) for concept in block["concepts"]]
     prompts = len(pairs) * len(block["templates"])
     count = block["images_per_prompt"] or -(-block["size"] // prompts)
-    rows = pd.DataFrame(expand(pairs, block["templates"], count, "finetune", "fine-tuning image"))
+    first = block.get("first_seed")
+    rows = pd.DataFrame(expand(pairs, block["templates"], count, "finetune", "fine-tuning image", first))
     if block["size"]:
         rows = rows.sort_values("index", kind="stable").head(block["size"]).reset_index(drop=True)
     return rows
