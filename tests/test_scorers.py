@@ -275,7 +275,8 @@ def test_a_set_is_scored_by_all_scorers_and_read_back(
     rows = PROMPTS.assign(seed=np.arange(6) + 2**62)
     table, features = scorers.score_images(pictures(), rows, TASK, loaded, scorers.feature_names(settings))
     assert table.columns[:4].tolist() == ["prompt", "concept", "role", "seed"]
-    assert {metric.column for metric in scorers.METRICS.values()} <= set(table)
+    made = {metric.column for name in settings for metric in scorers.SCORERS[name].metrics.values()}
+    assert made and made <= set(table)
     scorers.write_scores(tmp_path, table, features)
     again, stored = scorers.read_scores(tmp_path)
     pd.testing.assert_frame_equal(again, table)
@@ -302,7 +303,7 @@ def test_every_registered_scorer_is_a_module_with_load_or_distance() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lpips": {}}, "scorers.lpips: no such scorer; known: clip, frechet, recogniser"),
+        ({"lpips": {}}, "scorers.lpips: no such scorer; known: celebrity, clip, frechet, inception, recogniser"),
         ({"frechet": {"features": "recogniser"}}, "'recogniser': not a loaded scorer; known: none"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from resurgence.coco import CAPTIONS
 from resurgence.config import NAME, ConfigError, build, known, nearest, read_yaml
-from resurgence.declared import config_class, methods, metrics, parameters
+from resurgence.declared import config_class, literal, methods, metrics, parameters
 
 if TYPE_CHECKING:
     from resurgence.study import Study
@@ -192,12 +192,9 @@ def check_scorers(study: Study, root: Path) -> None:
         keys = parameters(file, "load") - {"device"} or {"features"}  # without load: a distance on features of another
         for key, value in settings.items():
             known(f"scorers.{name}", key, keys)
-            if key == "path" and not (root / str(value)).is_dir():
-                raise ConfigError(
-                    f"scorers.{name}.path",
-                    value,
-                    "no such folder; run `dvc pull data/miniature/dvc.yaml` or correct the path",
-                )
+            if key == "path" and not (root / str(value)).exists():
+                remedy = literal(file, "FETCH") or "run `dvc pull data/miniature/dvc.yaml` or correct the path"
+                raise ConfigError(f"scorers.{name}.path", value, f"no such file or folder; {remedy}")
         if keys == {"features"}:
             known(f"scorers.{name}.features", settings.get("features"), [o for o in study.scorers if o != name])
     made = [metric for name in study.scorers for metric in metrics()[name] or [name]]

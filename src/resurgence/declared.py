@@ -89,6 +89,12 @@ def assigns(path: Path, name: str) -> bool:
     return True
 
 
+def literal(module: str, name: str) -> object:
+    """The literal that a module assigns to a name at its top level; None without one."""
+    path = file_of(module)
+    return ast.literal_eval(assigned(path, name)) if assigns(path, name) else None
+
+
 @functools.cache
 def methods() -> dict[str, str]:
     """The erasers: name -> module. Those of this package are the files that assign ERASER; others are entry points.

@@ -6,6 +6,7 @@ of a task must have the same prompts and seeds, and are resampled by the same dr
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -177,11 +178,11 @@ def in_percent(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]
 def harmonic(found: Mapping[tuple[str, str], Estimate]) -> tuple[str, Estimate] | None:
     """H_o where the set has synonyms of erased concepts, else H_c, in percent; None without erase or retain rows.
 
-    H_o takes the CLIP accuracy and H_c the recogniser's, as the published objects and celebrities do; where that
-    scorer is not used, the other.
+    H_o takes the CLIP accuracy and H_c the celebrity detector's or the recogniser's, as the published objects and
+    celebrities do; where that scorer is not used, another.
     """
     name = "H_o" if any(role == "synonym" for role, _ in found) else "H_c"
-    order = ["clip_accuracy", "recogniser_accuracy"]
+    order = ["clip_accuracy", "recogniser_accuracy", "celebrity_accuracy"]
     for metric in order if name == "H_o" else order[::-1]:
         parts = [found.get((role, metric)) for role in ("erase", "retain", "synonym")[: 3 if name == "H_o" else 2]]
         if all(part is not None for part in parts):
@@ -195,12 +196,18 @@ def task_estimates(sets: list[ImageSet], resamples: int, seed: int) -> tuple[lis
     check_pairs(sets)
     roles = roles_of(sets[0], resamples, seed)
     far = frechet_estimates(sets, roles)
+    # a metric that some set has and another has no image for (no face in any) is NaN there, and not left out
+    scored = {
+        (role, metric)
+        for (role, draws), (metric, (column, _)) in itertools.product(roles.items(), METRICS.items())
+        if any(column in one.rows and one.rows.loc[draws.mask, column].notna().any() for one in sets)
+    }
     made = []
     for number, one in enumerate(sets):
         found: dict[tuple[str, str], Estimate] = {}
         for role, draws in roles.items():
             for metric, (column, scale) in METRICS.items():
-                if column in one.rows and one.rows.loc[draws.mask, column].notna().any():
+                if (role, metric) in scored and column in one.rows:
                     values = scale * one.rows.loc[draws.mask, column].to_numpy(dtype=np.float64)
                     found[role, metric] = statistics.bootstrap_mean(values, draws.clusters, draws.counts)
             if (number, role) in far:

@@ -90,8 +90,9 @@ def block(make, *take):
 def files_of(place):
     """The weights and settings in a local folder, or one file of weights; none for a hub id, which its revision fixes."""
     suffixes = {".json", ".safetensors", ".txt"}
-    found = [Path(place)] if Path(place).is_file() else Path(place).rglob("*")
-    return sorted(path.as_posix() for path in found if path.suffix in suffixes)
+    if Path(place).is_file():
+        return [Path(place).as_posix()]
+    return sorted(path.as_posix() for path in Path(place).rglob("*") if path.suffix in suffixes)
 
 
 BASE = files_of(STUDY.base.path)

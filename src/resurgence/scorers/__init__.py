@@ -51,6 +51,15 @@ SCORERS = {
             "clip_score": Metric("clip_score"),
         },
     ),
+    "celebrity": Entry(
+        "resurgence.scorers.celebrity",
+        {
+            "celebrity_accuracy": Metric("celebrity_correct", 100.0),
+            "celebrity_accuracy_all": Metric("celebrity_correct_all", 100.0),
+            "celebrity_no_face": Metric("celebrity_no_face", 100.0),
+        },
+    ),
+    "inception": Entry("resurgence.scorers.inception", {}),
     "frechet": Entry("resurgence.scorers.frechet", {}),
 }
 METRICS = {name: metric for entry in SCORERS.values() for name, metric in entry.metrics.items()}
@@ -80,6 +89,8 @@ def load_scorers(settings: Mapping[str, Mapping[str, Any]], device: torch.device
     for name in feature_names(settings):
         if name not in loaded:
             raise ValueError(f"features = {name!r}: not a loaded scorer; known: {', '.join(sorted(loaded)) or 'none'}")
+        if not hasattr(loaded[name], "features"):
+            raise ValueError(f"features = {name!r}: this scorer has no features of images; use inception or recogniser")
     return loaded
 
 

@@ -1,0 +1,109 @@
+"""Features of the Inception network of the FID (Heusel et al. 2017): the 2,048 pooled ones, for the scorer `frechet`.
+
+The network is torch-fidelity's port of the TensorFlow graph of 2015-12-05 as torchmetrics uses it, its weights the file
+`weights-inception-2015-12-05-6726825d.pth` of torch-fidelity's release v0.2.0, whose name ends with the beginning of
+its SHA-256. How an image becomes 299 x 299 changes the distance, so it is a setting:
+  torchmetrics  bilinear with antialiasing, torchmetrics' default
+  clean         bicubic with antialiasing, each channel in float, as in clean-fid (Parmar et al. 2022), which the
+                resurgence study and MACE use
+  tensorflow    bilinear without antialiasing, as in the original script
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from resurgence.checked import check_file, read_tensors
+
+if TYPE_CHECKING:
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    from resurgence.config import Task
+
+FETCH = (
+    "fetch weights-inception-2015-12-05-6726825d.pth from release v0.2.0 of toshas/torch-fidelity, and name the file"
+)
+SIDE = 299
+Resize = Literal["torchmetrics", "clean", "tensorflow"]
+
+
+def clean_resize(images: torch.Tensor) -> torch.Tensor:
+    """Bicubic, antialiased, each channel in float and cut to [0, 255]: uint8 (B, 3, H, W) -> float (B, 3, 299, 299)."""
+    resized = [
+        [np.asarray(Image.fromarray(channel).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for channel in image]
+        for image in images.cpu().numpy().astype(np.float32)
+    ]
+    return torch.from_numpy(np.array(resized)).clamp(0, 255)
+
+
+@dataclass
+class InceptionScorer:
+    """The network and its resizing; it has no metric of its own."""
+
+    model: NoTrainInceptionV3
+    resize: Resize
+    device: torch.device | str = "cpu"
+    batch: int = 64
+
+    @torch.inference_mode()
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Pooled features (N, 2048), float32 on the CPU; images uint8 (N, 3, H, W)."""
+        parts = []
+        for part in images.split(self.batch):
+            if self.resize == "clean":
+                x = (clean_resize(part).to(self.device) - 128) / 128
+                parts.append(pooled(self.model, x).float().cpu())
+            else:
+                parts.append(self.model(part.to(self.device)).float().cpu())
+        return torch.cat(parts)
+
+    def score(self, images: torch.Tensor, prompts: pd.DataFrame, task: Task) -> pd.DataFrame:
+        """No columns: the features are what is stored."""
+        return pd.DataFrame(index=range(len(prompts)))
+
+
+def pooled(model: NoTrainInceptionV3, x: torch.Tensor) -> torch.Tensor:
+    """The 2,048 features of images that are resized and scaled already, (B, 3, 299, 299) in [-1, 1]."""
+    names = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3",
+             "MaxPool_2", "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d",
+             "Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool")  # fmt: skip
+    for name in names:
+        x = getattr(model, name)(x)
+    return x.flatten(1)
+
+
+def load(
+    path: str | Path, device: torch.device | str = "cpu", resize: Resize = "torchmetrics", sha256: str = "6726825d"
+) -> InceptionScorer:
+    """Read the published weights.
+
+    Args:
+        path: the .pth file. sha256: its checksum, or the beginning of it.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file and what does not fit.
+    """
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    key = "scorers.inception.path"
+    if resize not in get_args(Resize):
+        raise ValueError(f"scorers.inception.resize = {resize!r}; known: {', '.join(get_args(Resize))}")
+    tensors = read_tensors(check_file(Path(path), sha256, key, FETCH), key, FETCH)
+    # torch-fidelity reads any pickle, so it is given a copy of what was read as tensors only
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    buffer.seek(0)
+    try:
+        model = NoTrainInceptionV3("inception-v3-compat", ["2048"], buffer, antialias=resize == "torchmetrics")
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{key} = {str(path)!r}: the weights of another architecture ({reason}); {FETCH}") from error
+    return InceptionScorer(model.to(device), resize, device)
