@@ -252,6 +252,18 @@ def test_grounded_sam_boxes_follow_the_threshold(folders):
     assert counts[0] == 6 > counts[2]
 
 
+def test_grounded_sam_in_half_precision_finds_nearly_the_same(folders):
+    images = torch.rand(4, 3, 48, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    cfg = {"threshold": 0.01, "text_threshold": 0.01, "empty": "whole"}
+    whole = segment(images, "ship", settings(folders, **cfg))
+    half = segment(images, "ship", settings(folders, **cfg, precision="bf16"))
+    model = GroundedSam.load(folders[0], None, folders[1], None, "cpu", "bf16")
+    assert {p.dtype for m in (model.detector, model.sam) for p in m.parameters()} == {torch.bfloat16}
+    assert (whole != half).float().mean() < 0.1  # random weights; bf16 has 8 bits
+    with pytest.raises(ValueError, match=r"masks\.precision = 'fp16': needs a GPU"):
+        segment(images, "ship", settings(folders, precision="fp16"))
+
+
 def test_grounded_sam_names_what_cannot_be_loaded(folders, tmp_path):
     missing = str(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"SamModel cannot be loaded from .*nothing"):
@@ -263,7 +275,7 @@ def test_grounded_sam_names_what_cannot_be_loaded(folders, tmp_path):
     [
         {"segmenter": "sam"}, {"empty": "skip"}, {"batch": 0}, {"border": 0.0}, {"border": 0.5}, {"contrast": -1},
         {"smallest": 0}, {"timesteps": []}, {"timesteps": [-1]}, {"template": "a photo"}, {"phrase": "{} {}"},
-        {"detector": ""}, {"threshold": 1.0}, {"text_threshold": 0}, {"edges": 1},
+        {"detector": ""}, {"precision": "int8"}, {"threshold": 1.0}, {"text_threshold": 0}, {"edges": 1},
     ],
 )  # fmt: skip
 def test_bad_settings_name_the_key(bad):

@@ -22,6 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from resurgence.checked import check_complete, load_pretrained
+
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, SchedulerMixin, StableDiffusionPipeline
 
@@ -100,6 +102,7 @@ def load_base(
         ValueError: pickled weights, or a folder of another pipeline.
     """
     from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTextModel
 
     options = {"dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
     quieten()
@@ -116,11 +119,20 @@ def load_base(
             pipe = StableDiffusionPipeline.from_single_file(str(place), local_files_only=offline, **config, **options)
         else:
             check_folder(place)
+            text = load_pretrained(CLIPTextModel, str(path), "base.path", revision, "text_encoder", dtype=dtype)
+            options |= {"text_encoder": text, "feature_extractor": None}
             pipe = StableDiffusionPipeline.from_pretrained(
-                str(path), revision=revision, use_safetensors=True, feature_extractor=None, **options
+                str(path), revision=revision, use_safetensors=True, **options
             )
     except (OSError, SafetensorError) as error:
         raise FileNotFoundError(where_to_find(path, revision, error)) from error
+    except ValueError as error:
+        if "expected shape" not in str(error):
+            raise
+        told = str(error).partition(" If you want")[0]  # diffusers' words
+        raise ValueError(f"base.path = {str(path)!r}: the weights do not fit its config.json ({told})") from error
+    for part in ("unet", "vae", "text_encoder"):
+        check_complete(getattr(pipe, part), f"base.path = {str(path)!r}", part)
     pipe.scheduler = ddim_of(pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     for module in (pipe.unet, pipe.vae, pipe.text_encoder):

@@ -10,11 +10,14 @@ import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SHORTEST = 8  # hexadecimal digits of a checksum: torch.hub's file names have this many
 PICKLED = (".pt", ".pth", ".pkl", ".bin", ".ckpt")
@@ -91,3 +94,46 @@ def fill(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], key: str, 
                 f"the weights of another architecture; {fetch}"
             )
     model.load_state_dict(dict(tensors))
+
+
+def load_pretrained(
+    kind: type[PreTrainedModel], name: str, key: str, revision: str | None = None, subfolder: str = "", **options: Any
+) -> PreTrainedModel:
+    """Load a model of transformers from a folder or hub id, all of it: transformers itself only logs what is missing in
+    the file and draws it at random.
+
+    Args:
+        key: the setting that named it, for messages. options: of from_pretrained.
+
+    Raises:
+        FileNotFoundError: not there, or a file that is cut. ValueError: the weights of another architecture.
+    """
+    from transformers import PreTrainedConfig
+
+    fetch = f"fetch it again (`hf download {name}{f' --revision {revision}' if revision else ''}`), or name a folder"
+    place = {"revision": revision, "subfolder": subfolder}
+    try:
+        seen = PreTrainedConfig.get_config_dict(name, **place)[0].get("model_type")
+        if seen != kind.config_class.model_type:
+            raise ValueError(f"{key} = {name!r}: holds a model of type {seen!r}, not {kind.__name__}; name another")
+        found = kind.from_pretrained(name, output_loading_info=True, use_safetensors=True, **place, **options)
+    except (OSError, SafetensorError) as error:
+        told = f"{kind.__name__} cannot be loaded from {name!r} ({' '.join(str(error).split())[:300]})"
+        raise FileNotFoundError(f"{key}: {told}; {fetch}") from error
+    except RuntimeError as error:
+        told = " ".join(str(error).split())[:200]
+        raise ValueError(f"{key} = {name!r}: the weights of another architecture ({told}); {fetch}") from error
+    model, info = found
+    if missing := sorted(info["missing_keys"]):
+        told = f"lacks {missing[0]!r} ({len(missing)} of {len(model.state_dict())} tensors)"
+        raise ValueError(f"{key} = {name!r}: the file of weights {told}: another architecture; {fetch}")
+    return model.eval()
+
+
+def check_complete(model: torch.nn.Module, key: str, part: str) -> None:
+    """Raise ValueError for parameters that diffusers found no weights for: it leaves them without values."""
+    empty = [name for name, value in model.state_dict().items() if value.is_meta]
+    if empty:
+        count = f"{len(empty)} of {len(model.state_dict())} tensors"
+        raise ValueError(f"{key}: the {part}'s file lacks {empty[0]!r} ({count}): the weights of another architecture; "
+                         "fetch it again")  # fmt: skip

@@ -42,6 +42,7 @@ class MaskConfig:
     phrase: str = "{}"  # what the detector is asked for
     threshold: float = 0.3  # of a detection
     text_threshold: float = 0.25  # of its words
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of both models; fp16 needs a GPU
 
     def __post_init__(self) -> None:
         at_least("batch", self.batch, 1)
@@ -117,6 +118,9 @@ def found(
         return cross_attention(pipe, images, concept, cfg.template, cfg.timesteps, cfg.batch)
     from resurgence.segmenters.grounded_sam import GroundedSam
 
-    model = GroundedSam.load(cfg.detector, cfg.detector_revision, cfg.sam, cfg.sam_revision, str(device))
+    if cfg.precision == "fp16" and torch.device(device).type != "cuda":
+        raise ConfigError("masks.precision", cfg.precision, f"needs a GPU, the masks are made on {device}; write fp32")
+    places = (cfg.detector, cfg.detector_revision, cfg.sam, cfg.sam_revision)
+    model = GroundedSam.load(*places, str(device), cfg.precision)
     phrase = cfg.phrase.replace("{}", concept)
     return model(images, phrase, cfg.threshold, cfg.text_threshold, cfg.batch)

@@ -20,6 +20,9 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+
+from resurgence.config import known
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,6 +120,9 @@ def load(
     if name is not None and not pretrained:
         raise ValueError(f"scorers.clip.pretrained is missing for {name!r}: random weights score nothing; name a tag, "
                          f"one of {open_clip.list_pretrained_tags_by_model(name) or 'none known'}")  # fmt: skip
+    if name is not None:
+        known("scorers.clip.name", name, open_clip.list_models())
+        known("scorers.clip.pretrained", pretrained, open_clip.list_pretrained_tags_by_model(name))
     if path is not None:
         check_folder(Path(path))
     source = f"local-dir:{path}" if path is not None else str(name)
@@ -127,6 +133,16 @@ def load(
             model, _, preprocess = open_clip.create_model_and_transforms(source, pretrained, device=device)
         except UserWarning as warning:
             raise ValueError(f"scorers.clip.name = {name!r}: {warning}; write {name}-quickgelu") from warning
+        except (RuntimeError, AssertionError, OSError, SafetensorError) as error:
+            told = " ".join(str(error).split())[:300]
+            if path is not None:
+                raise ValueError(f"scorers.clip.path = {str(path)!r}: the weights are cut or those of another "
+                                 f"architecture ({told}); fetch or make the folder again") from error  # fmt: skip
+            raise FileNotFoundError(
+                f"scorers.clip: {name!r} with the tag {pretrained!r} cannot be had ({told}). Run once while online, "
+                '`python -c "import open_clip; open_clip.create_model_and_transforms'
+                f"('{name}', '{pretrained}')\"`, which fills the hub's cache, or name a folder by scorers.clip.path"
+            ) from error
     return ClipScorer(model.eval(), preprocess, load_tokenizer(source, path), device)
 
 

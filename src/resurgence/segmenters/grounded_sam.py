@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torchvision.transforms.functional import to_pil_image
 
+from resurgence.checked import load_pretrained
+
 if TYPE_CHECKING:
     from transformers import GroundingDinoForObjectDetection, SamModel
     from transformers.processing_utils import ProcessorMixin
 
 
 class GroundedSam:
-    """The two models and their processors; weights stay as loaded, in float32."""
+    """The two models and their processors; boxes and outlines are found in the precision of their weights."""
 
     def __init__(
         self,
@@ -29,27 +31,32 @@ class GroundedSam:
     @classmethod
     @functools.cache
     def load(
-        cls, detector: str, detector_revision: str | None, sam: str, sam_revision: str | None, device: str
+        cls,
+        detector: str,
+        detector_revision: str | None,
+        sam: str,
+        sam_revision: str | None,
+        device: str,
+        precision: str = "fp32",
     ) -> GroundedSam:
         """Load both models from folders or hub ids, once per process.
 
         Raises:
-            FileNotFoundError: naming what could not be loaded.
+            FileNotFoundError, ValueError: naming what could not be loaded, or does not fit.
         """
         from transformers import AutoProcessor, GroundingDinoForObjectDetection, SamModel
 
-        parts = []
-        for name, revision, kind in (
-            (detector, detector_revision, GroundingDinoForObjectDetection),
-            (sam, sam_revision, SamModel),
+        dtype, parts = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision], []
+        for key, name, revision, kind in (
+            ("masks.detector", detector, detector_revision, GroundingDinoForObjectDetection),
+            ("masks.sam", sam, sam_revision, SamModel),
         ):
+            parts.append(load_pretrained(kind, name, key, revision, dtype=dtype).to(device))
             try:
-                model = kind.from_pretrained(name, revision=revision).to(device)
-                parts += [model, AutoProcessor.from_pretrained(name, revision=revision)]
-            except OSError as error:
-                raise FileNotFoundError(
-                    f"masks: {kind.__name__} cannot be loaded from {name!r} ({error}); write a folder or a hub id"
-                ) from error
+                parts.append(AutoProcessor.from_pretrained(name, revision=revision))
+            except (OSError, ValueError) as error:
+                told = f"no processor can be loaded from {name!r} ({error}); write a folder or a hub id"
+                raise FileNotFoundError(f"{key}: {told}") from error
         return cls(*parts)
 
     @torch.no_grad()
@@ -58,6 +65,7 @@ class GroundedSam:
         text = phrase.lower().strip().rstrip(".") + "."  # the form that Grounding DINO was trained on
         inputs = self.detector_processor(images=images, text=[text] * len(images), return_tensors="pt")
         inputs = inputs.to(self.detector.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.detector.dtype)
         results = self.detector_processor.post_process_grounded_object_detection(
             self.detector(**inputs),
             inputs.input_ids,
@@ -74,14 +82,14 @@ class GroundedSam:
             self.sam_processor(images=image, input_boxes=[found.tolist()], return_tensors="pt")
             for image, found in zip(images, boxes, strict=True)
         ]
-        pixels = torch.cat([part["pixel_values"] for part in inputs]).to(self.sam.device)
+        pixels = torch.cat([part["pixel_values"] for part in inputs]).to(self.sam.device, self.sam.dtype)
         embeddings = self.sam.get_image_embeddings(pixels)
         masks = []
         for part, embedding in zip(inputs, embeddings, strict=True):
-            prompts = part["input_boxes"].to(self.sam.device, torch.float32)  # (1, n, 4)
+            prompts = part["input_boxes"].to(self.sam.device, self.sam.dtype)  # (1, n, 4)
             out = self.sam(image_embeddings=embedding[None], input_boxes=prompts, multimask_output=False)
             mask = self.sam_processor.post_process_masks(
-                out.pred_masks.cpu(), part["original_sizes"], part["reshaped_input_sizes"]
+                out.pred_masks.float().cpu(), part["original_sizes"], part["reshaped_input_sizes"]
             )[0]  # (n, 1, H, W)
             masks.append(mask.flatten(0, 1).any(0))
         return masks
