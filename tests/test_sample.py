@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import logging
@@ -190,10 +191,43 @@ def test_size_in_pixels(pipe: StableDiffusionPipeline) -> None:
         run(pipe, prompt_table(1), s.SamplingConfig(size=17))
 
 
-@pytest.mark.parametrize(("key", "value"), [("steps", 0), ("batch", 0), ("guidance", -1.0), ("size", 0)])
+@pytest.mark.parametrize(("key", "value"), [("steps", 0), ("batch", 0), ("guidance", -1.0), ("size", 0), ("shard", 0)])
 def test_bad_settings_are_named(key: str, value: float) -> None:
     with pytest.raises(ConfigError, match=key):
         s.SamplingConfig(**{key: value})
+
+
+def test_channels_last_and_compiling_change_no_image(pipe: StableDiffusionPipeline) -> None:
+    """The memory format exactly as set; compiled by the backend that runs the traced graph as it is."""
+    table = prompt_table(3)
+    expected = run(pipe, table, CFG)
+    other = make_pipeline(prediction_type="v_prediction")
+    images = run(other, table, dataclasses.replace(CFG, channels_last=True))
+    assert other.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert max(abs(images[row] - expected[row]).max() for row in range(3)) <= 1
+    calls = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> object:
+        calls.append(len(graph.graph.nodes))
+        return graph.forward
+
+    with pytest.MonkeyPatch.context() as patch:
+        compile_with = torch.compile
+        patch.setattr(torch, "compile", lambda f, **options: compile_with(f, backend=backend, **options))
+        images = run(other, table, dataclasses.replace(CFG, compile=True))
+    assert calls and sum(calls) > 100
+    assert max(abs(images[row] - expected[row]).max() for row in range(3)) <= 1
+
+
+def test_attention_is_pytorchs_sdpa(pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: (calls.append(1), original(*a, **k))[1]
+    )
+    run(pipe, prompt_table(1), s.SamplingConfig(steps=1))
+    attentions = sum(type(module).__name__ == "Attention" for module in pipe.unet.modules())
+    assert attentions > 0 and len(calls) >= attentions
 
 
 def test_half_precision_pipeline_keeps_its_type() -> None:

@@ -136,7 +136,7 @@ def finetune_set(study: Study, task: str, name: str) -> dict[str, Any]:
         "templates": templates,
         "images_per_prompt": chosen.images_per_prompt,
         "size": chosen.size,
-        "sampling": sampling(study),
+        "sampling": {key: value for key, value in sampling(study).items() if key != "shard"},
     }
 
 

@@ -45,13 +45,17 @@ class SamplingConfig:
     guidance: float = 7.5  # 1 or less: no guidance
     batch: int = 16  # images at a time; changes no image
     size: int | None = None  # pixels a side; null: the base's own
+    shard: int | None = None  # images in a file, from which an interrupted job goes on; null: all in one
+    channels_last: bool = False  # memory format of UNet and autoencoder; faster convolutions in half precision
+    compile: bool = False  # the UNet by torch.compile: minutes at the start, then faster steps
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 1)
         at_least("batch", self.batch, 1)
         at_least("guidance", self.guidance, 0)
-        if self.size is not None:
-            at_least("size", self.size, 8)
+        for key, low in (("size", 8), ("shard", 1)):
+            if getattr(self, key) is not None:
+                at_least(key, getattr(self, key), low)
 
 
 def latent_shape(pipe: StableDiffusionPipeline, size: int | None) -> tuple[int, int, int]:
@@ -93,6 +97,15 @@ class PromptWindow:
             self.held = torch.cat([self.held[codes[0] - self.start :], ahead])
             self.start = min(codes[0], end)
         return self.held[torch.tensor(codes, device=self.held.device) - self.start]
+
+
+def make_faster(pipe: StableDiffusionPipeline, cfg: SamplingConfig) -> None:
+    """Bring the pipeline into the memory format of the settings and compile its UNet, once, if they say so."""
+    if cfg.channels_last:
+        for part in (pipe.unet, pipe.vae):
+            part.to(memory_format=torch.channels_last)
+    if cfg.compile and pipe.unet._compiled_call_impl is None:
+        pipe.unet.compile()
 
 
 @torch.no_grad()
@@ -146,6 +159,7 @@ def sample(
     """
     if device is not None:
         pipe.to(device)
+    make_faster(pipe, cfg)
     codes, unique = pd.factorize(prompts["prompt"])
     order, seeds = np.argsort(codes, kind="stable"), prompts["seed"].to_numpy()
     shape, empty = latent_shape(pipe, cfg.size), encode_prompts(pipe, [""])
@@ -242,9 +256,14 @@ def read_image_set(path: Path) -> tuple[pd.DataFrame, torch.Tensor]:
         cells = table.column("image").combine_chunks().field("bytes").to_pylist()
     except (pa.ArrowException, KeyError) as error:
         raise ValueError(f"image set {path} is damaged ({error}); delete it and run resurgence sample again") from error
+    return table.drop_columns("image").to_pandas(), decode_images(cells, path)
+
+
+def decode_images(cells: Sequence[bytes], path: Path) -> torch.Tensor:
+    """Decode PNGs of one size, uint8 (N, 3, H, W); `path` is for messages."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         images = list(pool.map(lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), cells))
     if len({image.shape for image in images}) > 1:
         raise ValueError(f"image set {path}: the images have different sizes; make it with one size")
     stacked = np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8)
-    return table.drop_columns("image").to_pandas(), torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()

@@ -9,15 +9,24 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
-from resurgence.grids import mask_grid, sample_grid, save
+from resurgence.grids import first_rows, mask_grid, sample_grid, save
 from resurgence.sample import read_image_set
+from resurgence.shards import image_files, read_rows
 from resurgence.stages.job import Job, start
+
+ROLES = {"erase": "erased", "retain": "retained"}
+
+
+def shown(prompts: pd.DataFrame) -> list[int]:
+    """The rows that the grids show; the images of a large set do not fit in memory for every model."""
+    return [row for role in ROLES for row in first_rows(prompts, role)]
 
 
 @cache
 def last_images(folder: str) -> tuple[pd.DataFrame, np.ndarray]:
-    """Prompt set and images of a model, at its last step."""
-    rows, images = read_image_set(sorted(Path(folder).glob("step-*.parquet"))[-1])
+    """Prompts and images of the rows that are shown, of a model at its last step."""
+    steps = image_files(Path(folder))
+    rows, images = read_rows(steps[max(steps)], shown)
     return rows, images.numpy()
 
 
@@ -35,7 +44,7 @@ def make(job: Job) -> None:
     block, out, made = job.block, job.out.parent, []
     for name, columns in block["columns"].items():
         sets = {title: last_images(folder) for title, folder in columns.items()}
-        for role, told in (("erase", "erased"), ("retain", "retained")):
+        for role, told in ROLES.items():
             title = f"{name.replace('/', ', ')}: {told} concepts"
             made.append(out / name / f"{role}.png")
             save(sample_grid(sets, role, block["samples"], title), made[-1])

@@ -1,18 +1,26 @@
 """Images of a prompt set made by the base, by an erased model, or by every checkpoint of a fine-tuned model.
 
-Writes one step-NNNNNN.parquet a model: step 0 before fine-tuning, else the steps of the checkpoints.
+Writes one step-NNNNNN.parquet a model, or its shards: step 0 before fine-tuning, else the steps of the checkpoints.
+Finished files lie in a scratch folder until all are there, so an interrupted job goes on with the next one.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import shutil
 from pathlib import Path
 
 import pandas as pd
 
 from resurgence.bases import apply_folder
 from resurgence.config import build
+from resurgence.manifest import MANIFEST, digest_of
 from resurgence.sample import SamplingConfig, sample, write_image_set
+from resurgence.shards import shard_file, shard_rows
 from resurgence.stages.job import Job, main
+
+log = logging.getLogger(__name__)
 
 
 def models(job: Job) -> dict[str, list[Path]]:
@@ -24,17 +32,44 @@ def models(job: Job) -> dict[str, list[Path]]:
     return {folder.name: [*erased, folder] for folder in sorted(finetuned.glob("step-*"))}
 
 
+def unfinished(job: Job) -> Path:
+    """The scratch folder of finished shards; emptied when they are of other inputs."""
+    facts = {}
+    for path in job.inputs:
+        small = path.suffix == ".py" or path.name == MANIFEST
+        told = path.stat()
+        facts[path.as_posix()] = digest_of(path) if small else [told.st_size, told.st_mtime_ns]
+    mark, text = job.state / "inputs.json", json.dumps(facts, sort_keys=True)
+    if not mark.is_file() or mark.read_text() != text:
+        shutil.rmtree(job.state, ignore_errors=True)
+        job.state.mkdir(parents=True)
+        mark.write_text(text)
+    return job.state
+
+
 def make(job: Job, folder: Path) -> dict:
     """Write the image sets; the base is loaded again for each, so nothing of one model stays in the next."""
     rows = pd.read_csv(job.folder("prompt set") / "prompts.csv", keep_default_na=False)
     settings = dict(job.block["sampling"])
     precision = settings.pop("precision")
-    cfg, found = build(SamplingConfig, settings, "sampling"), models(job)
+    cfg, found, state = build(SamplingConfig, settings, "sampling"), models(job), unfinished(job)
+    parts, before = shard_rows(len(rows), cfg.shard), 0
     for name, weights in found.items():
-        pipe = job.pipe(precision)
-        for place in weights:
-            apply_folder(pipe, place)
-        write_image_set(folder / f"{name}.parquet", rows, sample(pipe, rows, cfg))
+        files = [shard_file(state, name, number, len(parts)) for number in range(len(parts))]
+        ahead = [(part, file) for part, file in zip(parts, files, strict=True) if not file.exists()]
+        before += len(files) - len(ahead)
+        if ahead:
+            pipe = job.pipe(precision)
+            for place in weights:
+                apply_folder(pipe, place)
+        for part, file in ahead:
+            own = rows.iloc[part.start : part.stop].reset_index(drop=True)
+            write_image_set(file, own, sample(pipe, own, cfg))
+    if before:
+        log.info("%d of %d files were there from an interrupted run", before, len(parts) * len(found))
+    for file in sorted(state.glob("*.parquet")):
+        shutil.move(file, folder / file.name)
+    shutil.rmtree(state)
     return {"images": len(rows) * len(found)}
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+import torch
+
 from resurgence.bases import resolve_device
 from resurgence.sample import read_image_set
 from resurgence.scorers import feature_names, load_scorers, score_images, write_scores
+from resurgence.shards import image_files
 from resurgence.stages.job import Job, main
 
 
@@ -14,11 +18,15 @@ def make(job: Job, folder: Path) -> dict:
     """Write step-NNNNNN/scores.parquet, and features.safetensors where a distance needs them."""
     settings, task, count = job.block["scorers"], job.task(), 0
     scorers = load_scorers(settings, resolve_device(job.device))
-    for file in sorted(job.folder("image set").glob("*.parquet")):
-        rows, images = read_image_set(file)
-        scores, features = score_images(images, rows, task, scorers, feature_names(settings))
-        write_scores(folder / file.stem, scores, features)
-        count += len(rows)
+    for name, files in image_files(job.folder("image set")).items():
+        parts = []
+        for file in files:  # one at a time in memory
+            rows, images = read_image_set(file)
+            parts.append(score_images(images, rows, task, scorers, feature_names(settings)))
+        scores = pd.concat([scores for scores, _ in parts], ignore_index=True)
+        features = {key: torch.cat([part[key] for _, part in parts]) for key in parts[0][1]}
+        write_scores(folder / name, scores, features)
+        count += len(scores)
     return {"images": count}
 
 

@@ -1,0 +1,161 @@
+"""Image sets in several files: the same rows, images, scores and grids as in one, and resume from finished files."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from resurgence import shards
+from resurgence.sample import write_image_set
+from resurgence.stages import grids, sample, score
+from resurgence.stages.job import Job
+from resurgence.world.recogniser import Recogniser, save_recogniser
+from tiny import make_pipeline
+
+CONCEPTS = ["ship", "cat", "dog", "bird"]
+
+
+@pytest.mark.parametrize(("rows", "most", "sizes"), [(10, 4, [3, 3, 4]), (8, 4, [4, 4]), (3, 9, [3]), (5, None, [5])])
+def test_rows_of_shards(rows: int, most: int | None, sizes: list[int]) -> None:
+    parts = shards.shard_rows(rows, most)
+    assert [len(part) for part in parts] == sizes
+    assert [row for part in parts for row in part] == list(range(rows))
+
+
+def prompt_set(rows: int) -> pd.DataFrame:
+    pairs = [(CONCEPTS[i % 4], "erase" if i % 4 < 2 else "retain") for i in range(rows)]
+    return pd.DataFrame(
+        {
+            "prompt": [f"a photo of the {concept}" for concept, _ in pairs],
+            "concept": [concept for concept, _ in pairs],
+            "role": [role for _, role in pairs],
+            "template": "a photo of the {}",
+            "seed": range(rows),
+            "index": [i // 4 for i in range(rows)],
+        }
+    )
+
+
+def write_shards(folder: Path, most: int | None, rows: int = 11) -> tuple[pd.DataFrame, np.ndarray]:
+    prompts, pixels = prompt_set(rows), np.random.default_rng(0).integers(0, 256, (rows, 8, 8, 3), dtype=np.uint8)
+    parts = shards.shard_rows(rows, most)
+    for number, part in enumerate(parts):
+        images = [(i, Image.fromarray(pixels[row])) for i, row in enumerate(part)]
+        own = prompts.iloc[part.start : part.stop].reset_index(drop=True)
+        write_image_set(shards.shard_file(folder, "step-000007", number, len(parts)), own, images)
+    return prompts, pixels
+
+
+@pytest.mark.parametrize("most", [None, 3])
+def test_a_set_in_several_files_is_read_as_one(
+    most: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resurgence.sample.ROW_GROUP", 2)
+    prompts, pixels = write_shards(tmp_path, most)
+    (name, files), *others = shards.image_files(tmp_path).items()
+    assert name == "step-000007" and not others and len(files) == (1 if most is None else 4)
+    rows, images = shards.read_sets(files)
+    pd.testing.assert_frame_equal(rows, prompts, check_dtype=False)
+    assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), pixels)
+    some, chosen = shards.read_rows(files, lambda table: [9, 2, 2, 0])
+    assert some["seed"].tolist() == [0, 2, 9] and np.array_equal(chosen.permute(0, 2, 3, 1).numpy(), pixels[[0, 2, 9]])
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_a_missing_shard_is_named(number: int, tmp_path: Path) -> None:
+    write_shards(tmp_path, 3)
+    gone = tmp_path / f"step-000007.{number:04d}-of-0004.parquet"
+    gone.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{gone.name} is missing"):
+        shards.image_files(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no image set"):
+        shards.image_files(tmp_path / "none")
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A base, a prompt set and a recogniser in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    make_pipeline(max_length=24).save_pretrained("base")
+    torch.manual_seed(0)
+    save_recogniser(Recogniser(4, 8), CONCEPTS, Path("recogniser"))
+    Path("prompts").mkdir()
+    prompt_set(10).to_csv("prompts/prompts.csv", index=False)
+    Path("prompts/manifest.json").write_text(json.dumps({"kind": "prompt set", "files": {}}))
+    return tmp_path
+
+
+def sample_job(shard: int | None, out: str) -> Job:
+    sampling = {"steps": 1, "guidance": 2.0, "batch": 4, "size": 64, "precision": "fp32", "shard": shard}
+    block = {"base": {"path": "base", "revision": None}, "sampling": sampling}
+    return Job(block, Path(out) / "manifest.json", (Path("prompts/manifest.json"),), "cpu")
+
+
+def test_an_interrupted_job_goes_on_with_the_next_shard(
+    study: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Stopped in the third of four files: the first two are not sampled again, and all images are the same."""
+    whole, parts = study / "whole", study / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    assert sample.make(sample_job(None, "whole"), whole) == {"images": 10}
+    sampled, original = [], sample.sample
+
+    def stopped(pipe, rows, cfg):
+        sampled.append(len(rows))
+        if len(sampled) == 3:
+            raise SystemExit(143)
+        return original(pipe, rows, cfg)
+
+    monkeypatch.setattr(sample, "sample", stopped)
+    with pytest.raises(SystemExit):
+        sample.make(sample_job(3, "parts"), parts)
+    assert not list(parts.iterdir())
+    with caplog.at_level(logging.INFO):
+        assert sample.make(sample_job(3, "parts"), parts) == {"images": 10}
+    assert sampled == [2, 3, 2, 2, 3] and "2 of 4 files were there" in caplog.text
+    rows, images = shards.read_sets(shards.image_files(parts)["step-000000"])
+    alone, expected = shards.read_sets(shards.image_files(whole)["step-000000"])
+    pd.testing.assert_frame_equal(rows, alone)
+    assert (images.int() - expected.int()).abs().max() <= 1
+    assert not sample_job(3, "parts").state.exists()
+
+
+def test_other_inputs_start_from_the_beginning(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = sample_job(3, "parts")
+    (sample.unfinished(job) / "step-000000.0001-of-0004.parquet").write_text("of a former prompt set")
+    assert len(list(sample.unfinished(job).iterdir())) == 2
+    Path("prompts/manifest.json").write_text(json.dumps({"kind": "prompt set", "files": {"prompts.csv": "other"}}))
+    assert [path.name for path in sample.unfinished(job).iterdir()] == ["inputs.json"]
+
+
+def test_scores_and_grids_of_shards_are_those_of_one_file(study: Path) -> None:
+    for name, most in (("whole", None), ("parts", 3)):
+        write_shards(study / name, most)
+        (study / name / "manifest.json").write_text(json.dumps({"kind": "image set", "files": {}}))
+    task = {"name": "pets", "kind": "object", "erase": CONCEPTS[:2], "retain": CONCEPTS[2:], "labels": CONCEPTS}
+    scorers = {"recogniser": {"path": "recogniser"}, "frechet": {"features": "recogniser"}}
+    read = []
+    for name in ("whole", "parts"):
+        job = Job({"scorers": scorers, "task": task}, Path("none"), (Path(name) / "manifest.json",), "cpu")
+        assert score.make(job, study / f"scores-{name}") == {"images": 11}
+        read.append(score_folder(study / f"scores-{name}/step-000007"))
+    pd.testing.assert_frame_equal(read[0][0], read[1][0], atol=1e-6)
+    np.testing.assert_allclose(read[0][1], read[1][1], atol=1e-5)
+    whole, parts = (grids.last_images(str(study / name)) for name in ("whole", "parts"))
+    pd.testing.assert_frame_equal(whole[0], parts[0])
+    assert len(whole[0]) == 4 and np.array_equal(whole[1], parts[1])  # the first image of each concept, no more
+
+
+def score_folder(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    from resurgence.scorers import read_scores
+
+    rows, features = read_scores(folder)
+    return rows, features["recogniser"]
