@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipe
 from peft import LoraConfig, get_peft_model_state_dict
 
 from resurgence import bases
+from resurgence.delta_storage import in_precision, store
 from tiny import make_pipeline
 
 
@@ -260,3 +261,26 @@ def test_export_writes_a_folder_that_diffusers_loads(folder: Path, tmp_path: Pat
     assert not torch.allclose(predict(loaded), predict(bases.load_base(folder)))
     assert loaded.scheduler.config.prediction_type == "v_prediction"
     assert not (tmp_path / ".out.partial").exists()
+
+
+def test_deltas_in_half_precision(tmp_path: Path) -> None:
+    """Half the bytes, every value within the precision's rounding, applied to a base in fp32."""
+    pipe = make_pipeline()
+    delta = {f"unet.{name}": p.detach() + 0.1 for name, p in pipe.unet.named_parameters() if "attn2" in name}
+    for step in ("step-000001", "step-000002"):
+        bases.save_delta(delta, tmp_path / step / bases.DELTA_FILE)
+    whole = (tmp_path / "step-000001" / bases.DELTA_FILE).stat().st_size
+    store(tmp_path, "fp32")
+    assert (tmp_path / "step-000002" / bases.DELTA_FILE).stat().st_size == whole
+    for precision, bits in (("fp16", 11), ("bf16", 8)):
+        bases.save_delta(delta, tmp_path / "step-000002" / bases.DELTA_FILE)
+        store(tmp_path / "step-000002", precision)
+        file = tmp_path / "step-000002" / bases.DELTA_FILE
+        assert file.stat().st_size < 0.6 * whole
+        stored = bases.load_delta(file)
+        assert all((stored[n].float() - v).abs().le(v.abs() * 2.0**-bits + 1e-7).all() for n, v in delta.items())
+        bases.apply_delta(pipe, stored)
+        name = next(iter(delta))
+        assert torch.equal(pipe.unet.get_parameter(name.removeprefix("unet.")), stored[name].float())
+    with pytest.raises(ValueError, match=r"unet\.a holds 70000, too large for fp16; set base\.delta_precision to bf16"):
+        in_precision({"unet.a": torch.tensor([7e4])}, "fp16")

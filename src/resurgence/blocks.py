@@ -122,6 +122,7 @@ def erase(study: Study, erasure: Erasure) -> dict[str, Any]:
         "settings": study.eraser_settings(erasure.task, erasure.eraser, erasure.variant),
         "task": part(study.task(erasure.task, erasure.eraser, erasure.variant), "erase", "retain", "mapping"),
         "seed": erasure.seed,
+        "delta_precision": study.base.delta_precision,
     }
 
 
@@ -148,7 +149,8 @@ def sampling(study: Study) -> dict[str, Any]:
 def finetune(study: Study, cell: Cell) -> dict[str, Any]:
     """A fine-tuned model."""
     settings = study.finetune_settings(cell.finetune, cell.variant)
-    return {"base": base(study), "settings": settings, "seed": cell.seed}
+    told = {"settings": settings, "seed": cell.seed, "delta_precision": study.base.delta_precision}
+    return {"base": base(study), **told}
 
 
 def sample(study: Study) -> dict[str, Any]:

@@ -21,7 +21,8 @@ class Base:
     name: str
     path: str  # local diffusers folder, or a hub id
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"  # of sampling
+    delta_precision: Literal["fp32", "fp16", "bf16"] = "fp32"  # in which erased and fine-tuned weights are kept
     revision: str | None = None  # of a hub id
 
 

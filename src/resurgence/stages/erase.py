@@ -9,6 +9,7 @@ from pathlib import Path
 
 from resurgence.bases import load_delta, save_delta
 from resurgence.config import build
+from resurgence.delta_storage import store
 from resurgence.stages.eraser_data import eraser_data
 from resurgence.stages.job import Job, main
 
@@ -28,6 +29,7 @@ def make(job: Job, folder: Path) -> None:
         delta, report = module.fuse(pipe, task, cfg, data, load_delta(trained / "refined.safetensors"), loras)
         (folder / "closed_form.json").write_text(json.dumps({"fusion": report}, indent=1))
     save_delta(delta, folder / "delta.safetensors")
+    store(folder, block["delta_precision"])
     shutil.rmtree(job.state, ignore_errors=True)
 
 

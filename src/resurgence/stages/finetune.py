@@ -8,6 +8,7 @@ from pathlib import Path
 
 from resurgence.bases import apply_folder
 from resurgence.config import build
+from resurgence.delta_storage import store
 from resurgence.finetune import FinetuneConfig, finetune
 from resurgence.sample import read_image_set
 from resurgence.stages.job import Job, main
@@ -23,6 +24,7 @@ def make(job: Job, folder: Path) -> dict:
     cfg = build(FinetuneConfig, job.block["settings"], "settings")
     signed = images.float() / 127.5 - 1
     curve = finetune(pipe, signed, rows["prompt"].tolist(), cfg, job.block["seed"], folder, job.state)
+    store(folder, job.block["delta_precision"])
     (folder / "curve.json").write_text(json.dumps(curve, indent=1))
     shutil.rmtree(job.state, ignore_errors=True)
     return {"images": len(rows), "steps": cfg.steps}
