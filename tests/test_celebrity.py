@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models import resnet50
 
-from resurgence import celebrity_archive, scorers
+from resurgence import celebrity_archive, scorers, tables
 from resurgence.config import Task
+from resurgence.estimates import ImageSet
 from resurgence.scorers import celebrity
+from scored import study_sets, write_scores_folder
 
 NAMES = ["Adam_Driver_[m.0hcgs_k]", "50_Cent_[m.01vvyc_]", "Ciara_[m.03h_0_z]", "Ciara_Bravo_[m.09gklgx]"]
 LABELS = ["50 Cent", "Adam Driver", "Ciara Bravo", "Ciara"]  # sorted as text, "B" comes before "["
@@ -257,3 +259,34 @@ def test_mtcnn_finds_the_face_and_no_face_and_the_batch_does_not_matter(folder: 
     assert np.isnan(table["celebrity_correct"][0]) and table["celebrity_correct_all"][0] == 0
     with pytest.raises(ValueError, match="has no features of images"):
         scorers.load_scorers({"celebrity": {"path": str(folder)}, "frechet": {"features": "celebrity"}})
+
+
+def test_a_model_without_any_face_has_an_undefined_accuracy_and_a_defined_one(tmp_path: Path) -> None:
+    """The erased model shows no face at all: the tables say so instead of failing or leaving the model out."""
+    sets = []
+    for number, one in enumerate(study_sets(steps=(100,), erasers=("mace",))):
+        rows = one.rows
+        if one.key["task"] == "identities-4":
+            erased = (rows["role"] == "erase") & (one.key["state"] == "erased")
+            faces, seen = ~erased.to_numpy(), rows["recogniser_correct"].to_numpy(dtype=float)
+            rows = rows.assign(
+                celebrity_correct=np.where(faces, seen, np.nan),
+                celebrity_correct_all=np.where(faces, seen, 0.0),
+                celebrity_no_face=1.0 - faces,
+            )
+        rows = rows.drop(columns=["recogniser_top1", "recogniser_correct", "recogniser_probability"])
+        sets.append(write_scores_folder(tmp_path / str(number), ImageSet(one.key, rows, one.features)))
+    told = tables.run(sets, tmp_path / "tables", 200, 0.95, 0)
+    table = pd.read_csv(tmp_path / "tables/resurgence.csv")
+    own = table[(table["task"] == "identities-4") & (table["role"] == "erase")].set_index("metric")
+    assert own.loc["celebrity_accuracy"][["erased_value", "resurgence"]].isna().all()
+    assert own.loc["celebrity_accuracy", "finetuned_value"] == own.loc["celebrity_accuracy_all", "finetuned_value"] > 0
+    assert (
+        own.loc["celebrity_accuracy_all", "erased_value"] == 0 and own.loc["celebrity_no_face", "erased_value"] == 100
+    )
+    assert table[table["metric"] == "H_c"]["base_value"].notna().all()
+    # each task by the accuracy that it has
+    assert "over images with a face" in told and "CLIP accuracy" in told
+    numbers = json.loads((tmp_path / "tables/metrics.json").read_text())
+    assert numbers["identities-4"]["mace"]["lora"]["erased"] is None and numbers["ship"]["mace"]["lora"]["base"] > 50
+    assert "Images without a face" in (tmp_path / "tables/resurgence.md").read_text()

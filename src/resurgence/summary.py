@@ -7,8 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-ACCURACIES = ["recogniser_accuracy", "clip_accuracy"]
+ACCURACIES = ["celebrity_accuracy", "recogniser_accuracy", "clip_accuracy"]
 TITLES = {
+    "celebrity_accuracy": "Celebrity detector's accuracy over images with a face (%)",
+    "celebrity_accuracy_all": "Celebrity detector's accuracy over all images (%)",
+    "celebrity_no_face": "Images without a face (%)",
     "recogniser_accuracy": "Recogniser accuracy (%)",
     "clip_accuracy": "CLIP accuracy (%)",
     "clip_probability": "CLIP mean probability (%)",
@@ -80,7 +83,7 @@ def headline(resurgence: pd.DataFrame, metric: str) -> pd.DataFrame:
         parts = {role: group[group["role"] == role] for role in ROLES if (group["role"] == role).any()}
         for role in [role for role in ("erase", "all") if role in parts]:
             row[ROLES[role]], row["resurgence"] = way(parts[role]), gain(parts[role])
-            if metric.startswith(("recogniser", "clip")):
+            if metric.startswith(("recogniser", "clip", "celebrity_acc")):
                 row["came back"] = verdict(parts[role])
             row["recovered"] = number(parts[role]["recovered_fraction"].median())
         row |= {ROLES[role]: way(part) for role, part in parts.items() if role not in ("erase", "all")}
@@ -88,14 +91,20 @@ def headline(resurgence: pd.DataFrame, metric: str) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("-")
 
 
+def accuracies(resurgence: pd.DataFrame) -> dict[str, str]:
+    """Task -> the first accuracy that it has: objects are not scored by a detector of people."""
+    made = resurgence.groupby("task", sort=False)["metric"].agg(set)
+    return {task: next(m for m in ACCURACIES if m in seen) for task, seen in made.items() if seen & set(ACCURACIES)}
+
+
 def metrics(resurgence: pd.DataFrame) -> dict[str, Any]:
-    """Task > eraser > fine-tune > numbers at the last step, medians over seeds, of the first accuracy that there is.
+    """Task > eraser > fine-tune > numbers at the last step, medians over seeds, of the first accuracy that a task has.
 
     base, erased, finetuned and resurgence are those of the erased concepts; retained_ goes before those of the others.
     """
-    metric = next((m for m in ACCURACIES if (resurgence["metric"] == m).any()), None)
+    chosen = resurgence[resurgence["metric"] == resurgence["task"].map(accuracies(resurgence))]
     found: dict[str, Any] = {}
-    for key, group in last_steps(resurgence[resurgence["metric"] == metric]).groupby(CELL, sort=False):
+    for key, group in last_steps(chosen).groupby(CELL, sort=False):
         _, task, eraser, variant, finetune, finetune_variant = key
         values = {}
         for role, prefix in {"erase": "", "retain": "retained_"}.items():
@@ -130,14 +139,17 @@ def aligned(table: pd.DataFrame) -> str:
 
 
 def terminal(resurgence: pd.DataFrame, level: float) -> str:
-    """The table at the end of a study, of the first accuracy that there is."""
-    metric = next((m for m in ACCURACIES if (resurgence["metric"] == m).any()), None)
-    if metric is None:
+    """The tables at the end of a study: each task by the first accuracy that it has, one table an accuracy."""
+    chosen, parts = accuracies(resurgence), []
+    for metric in [metric for metric in ACCURACIES if metric in chosen.values()]:
+        own = resurgence[resurgence["task"].map(chosen) == metric]
+        table = headline(own, metric).drop(columns=["their synonyms", "synonyms of retained"], errors="ignore")
+        title = f"Resurgence: {TITLES[metric]}, base -> erased -> fine-tuned, at the last step"
+        parts.append(f"{title}\n\n{aligned(drop_repeats(table, ['task', 'eraser']))}\n\n")
+    if not parts:
         return "No fine-tuned model has an accuracy: no resurgence table.\n"
-    table = headline(resurgence, metric).drop(columns=["their synonyms", "synonyms of retained"], errors="ignore")
-    title = f"Resurgence: {TITLES[metric]}, base -> erased -> fine-tuned, at the last step"
     note = f"Brackets: {100 * level:g} % interval of fine-tuned minus erased; came back: it lies above 0."
-    return f"{title}\n\n{aligned(drop_repeats(table, ['task', 'eraser']))}\n\n{note}\n"
+    return f"{''.join(parts)}{note}\n"
 
 
 def markdown_table(table: pd.DataFrame) -> str:
