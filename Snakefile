@@ -60,5 +60,9 @@ rule all:
         "results/report.html",
 
 
+onstart:
+    check_present(STUDY, {job.rule.name for job in workflow.dag.needrun_jobs()})
+
+
 onsuccess:
     shell(f"python -m resurgence.stages.closing {STUDY.statistics.level}")

@@ -30,7 +30,7 @@ def study(request: pytest.FixtureRequest) -> Study:
 
 
 def names(word: str) -> list[str]:
-    return [name.strip() for name in (ROOT / f"config/concepts/{word}.txt").read_text().splitlines() if name[:1] != "#"]
+    return [name.strip() for name in (ROOT / f"config/names/{word}.txt").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("number", NUMBERS)

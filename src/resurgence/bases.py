@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from resurgence.checked import check_complete, load_pretrained
 from resurgence.lora_merge import lora_delta
+from resurgence.weights import verify_loaded, where_to_find
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, SchedulerMixin, StableDiffusionPipeline
@@ -98,7 +99,7 @@ def load_base(
 
     Raises:
         FileNotFoundError: says where the base was looked for and which command fetches it.
-        ValueError: pickled weights, or a folder of another pipeline.
+        ValueError: pickled weights, a folder of another pipeline, or other checksums than config/weights.yaml has.
     """
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTextModel
@@ -118,6 +119,7 @@ def load_base(
             pipe = StableDiffusionPipeline.from_single_file(str(place), local_files_only=offline, **config, **options)
         else:
             check_folder(place)
+            verify_loaded(path, revision)
             text = load_pretrained(CLIPTextModel, str(path), "base.path", revision, "text_encoder", dtype=dtype)
             options |= {"text_encoder": text, "feature_extractor": None}
             pipe = StableDiffusionPipeline.from_pretrained(
@@ -159,20 +161,6 @@ def check_folder(folder: Path) -> None:
     name = json.loads(index.read_text()).get("_class_name")
     if name != "StableDiffusionPipeline":
         raise ValueError(f"{index}: _class_name = {name!r}; give a StableDiffusionPipeline (SD 1.x or 2.x)")
-
-
-def where_to_find(path: str | Path, revision: str | None, error: Exception) -> str:
-    """Say where a base was looked for and how to get it."""
-    from huggingface_hub import constants
-
-    fetch = f"hf download {path}" + (f" --revision {revision}" if revision else "")
-    reason = " ".join(str(error).split())[:300]
-    return (
-        f"cannot load the base {str(path)!r} ({type(error).__name__}: {reason}). Looked for the local folder or file "
-        f"{Path(path).absolute()} and for the hub id {path}{f' at revision {revision}' if revision else ''} in "
-        f"{constants.HF_HUB_CACHE}. Fetch it with `{fetch}` while online (a gated model needs `hf auth login` and its "
-        f"licence accepted first), or give the path of a folder that diffusers' save_pretrained wrote."
-    )
 
 
 def changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], prefix: str) -> Delta:

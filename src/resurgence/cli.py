@@ -22,6 +22,7 @@ from resurgence.expected import expected_arguments
 from resurgence.plan import plan_arguments
 from resurgence.provenance import provenance_arguments
 from resurgence.verify import verify_arguments
+from resurgence.weights import weights_arguments
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ COMMANDS = {
     "export": Command("write a full diffusers folder", base_arguments, "resurgence.commands:export"),
     "compare": Command("print and plot all erasers of a finished study", compare_arguments, "resurgence.compare:run"),
     "plan": Command("say what the study of this folder would compute", plan_arguments, "resurgence.plan:plan"),
+    "weights": Command("say which weights a study reads and check them", weights_arguments, "resurgence.weights:run"),
     "adopt": Command("tell Snakemake which pulled results are up to date", adopt_arguments, "resurgence.adopt:adopt"),
     "expected": Command("write for DVC what each stage is made from", expected_arguments, "resurgence.expected:run"),
     "archive": Command("one file for a data repository", archive_arguments, "resurgence.archive:run"),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from resurgence.manifest import sha256
 from resurgence.progress import Progress
 from resurgence.seeds import seed_of
 
@@ -50,15 +50,9 @@ class Caption(NamedTuple):
     text: str
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def check_archive(path: Path, expected: str = SHA256) -> None:
     """Raise ValueError unless the file is the archive of the expected SHA-256."""
-    found = sha256_of(path)
+    found = sha256(path)
     if found != expected:
         size = path.stat().st_size
         raise ValueError(

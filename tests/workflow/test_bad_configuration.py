@@ -37,6 +37,17 @@ def test_concept_erased_and_retained(fresh: Tree, tmp_path: Path) -> None:
     stops(tree, ["pets.yaml: retain", "'cat'", "is also in erase; remove it"])
 
 
+def test_missing_weights_stop_a_run_before_any_job_but_not_the_plan(fresh: Tree, tmp_path: Path) -> None:
+    tree = Tree(fresh.root, str(tmp_path / "small.yaml"))
+    text = (fresh.root / "tests/small.yaml").read_text()
+    Path(tree.overlay).write_text(text.replace("path: data/small/base", "path: nobody/nothing, revision: abc"))
+    planned = tree.snakemake("-n", "-q", "rules")
+    assert "sample" in planned and "hf download" not in planned
+    output = tree.snakemake("--cores", "1", check=False)
+    assert "hf download nobody/nothing --revision abc" in output and "base.path = 'nobody/nothing'" in output
+    assert "Prompts of pets" not in output and not (tree.root / "results").exists()
+
+
 def stops(tree: Tree, told: list[str]) -> None:
     """Assert that a run fails with these words, and that no job was started."""
     output = tree.snakemake("--cores", "1", check=False)

@@ -1,0 +1,238 @@
+"""What a study reads from elsewhere: found, checked by SHA-256, locked; what is missing is told with its command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from resurgence import weights
+from resurgence.manifest import sha256
+from resurgence.study import load_study, make_study, merge
+from resurgence.weights import Entry, Wanted
+from tiny import make_pipeline
+
+ROOT = Path(__file__).parents[1]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+STUDIES = {
+    "sd14": ["sd14"],
+    "sd21": ["sd21"],
+    "sd21-768": ["sd21", "sd21-768"],
+}
+
+
+def load(*overlays: str):
+    return load_study([ROOT / "params.yaml", *(ROOT / f"studies/{name}.yaml" for name in overlays)], ROOT)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base that pads with id 0, as SD 2.x."""
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    make_pipeline(pad="zero").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def hub(base: Path, tmp_path: Path) -> Path:
+    """That base as `hf download some-one/tiny` leaves it in the hub's cache: returns HF_HOME."""
+    repository = tmp_path / "hf/hub/models--some-one--tiny"
+    shutil.copytree(base, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(COMMIT)
+    return tmp_path / "hf"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an empty table that one works in."""
+    folder = tmp_path / "project"
+    (folder / "config").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def write_table(entries: dict) -> None:
+    weights.TABLE.write_text(yaml.safe_dump(entries))
+
+
+def run(code: str, folder: Path, hub: Path) -> subprocess.CompletedProcess:
+    """Python offline, with this hub cache."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    env = {**kept, "HF_HOME": str(hub), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src")}
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_table_knows_what_the_studies_read(name: str) -> None:
+    entries = weights.table(ROOT)
+    found = weights.wanted(load(*STUDIES[name]), entries)
+    assert {one.key for one in found} >= {"base.path", "masks.detector", "masks.sam", "scorers.clip"}
+    for one in found:
+        assert one.place in entries
+        assert one.revision == entries[one.place].revision
+        assert one.revision is None or len(one.revision) == 40
+
+
+def test_checksums_of_the_table_are_hexadecimal_and_have_a_source() -> None:
+    for entry in weights.table(ROOT).values():
+        sums = [value for value in entry.files.values() if value is not None]
+        assert all(len(value) in (8, 64) and int(value, 16) for value in sums)
+        assert bool(sums) == (entry.source is not None)
+
+
+def test_the_table_names_what_open_clip_reads() -> None:
+    from open_clip.pretrained import get_pretrained_cfg
+
+    entries = weights.table(ROOT)
+    tags = {entry.open_clip: place for place, entry in entries.items() if entry.open_clip}
+    for tag, place in tags.items():
+        assert get_pretrained_cfg(*tag.split(":"))["hf_hub"].rstrip("/") == place
+
+
+def test_the_miniature_reads_only_what_is_shipped() -> None:
+    assert {one.place.split("/")[0] for one in weights.wanted(load(), {})} == {"data"}
+
+
+def test_locate(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub / "hub"))
+    snapshot = hub / "hub/models--some-one--tiny/snapshots" / COMMIT
+    assert weights.locate("some-one/tiny") == weights.locate("some-one/tiny", COMMIT) == snapshot
+    assert weights.locate("some-one/tiny", "main") == snapshot
+    assert weights.locate("some-one/tiny", COMMIT[::-1]) is None and weights.locate("some-one/large") is None
+    assert weights.locate(str(snapshot / "unet")) == snapshot / "unet"
+
+
+def test_verify_names_what_is_missing_cut_or_another(project: Path) -> None:
+    (project / "w").mkdir()
+    file = project / "w/model.safetensors"
+    file.write_bytes(b"weights" * 1000)
+    whole = sha256(file)
+    entries = {"w": Entry(licence="x", files={"model.safetensors": whole[:8], "config.json": None}, get="ask")}
+    with pytest.raises(FileNotFoundError, match=r"w has no config.json; get it: ask"):
+        weights.verify("w", Path("w"), entries)
+    (project / "w/config.json").write_text("{}")
+    assert weights.verify("w", Path("w"), entries) == ["config.json"]
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(
+        ValueError, match=rf"\(6999 bytes\) has the SHA-256 {sha256(file)}, expected {whole[:8]}: .*ask"
+    ):
+        weights.verify("w", Path("w"), entries)
+    file.write_bytes(b"weights" * 1000)
+    assert weights.verify("w", Path("w"), entries) == ["config.json"]
+    assert weights.verify("elsewhere", Path("w"), entries) == []
+
+
+def test_a_file_is_read_once_and_again_when_it_changed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr(weights, "sha256", lambda path: read.append(path) or sha256(path))
+    file = project / "a"
+    file.write_bytes(b"one")
+    first = weights.digest(file)
+    assert weights.digest(file) == first and len(read) == 1
+    os.utime(file, ns=(1, 1))
+    assert weights.digest(file) == first and len(read) == 2
+    file.write_bytes(b"two")
+    assert weights.digest(file) == sha256(file) != first
+
+
+def test_lock_completes_the_table_and_then_holds(project: Path, capsys: pytest.CaptureFixture) -> None:
+    (project / "w").mkdir()
+    (project / "w/model.safetensors").write_bytes(b"first")
+    write_table({"w": {"licence": "x", "get": "ask", "files": {"model.safetensors": None}}})
+    assert weights.verify("w", Path("w"), weights.table()) == ["model.safetensors"]
+    weights.lock([Wanted("base.path", "w")])
+    assert "commit it" in capsys.readouterr().out
+    assert weights.table()["w"].files == {"model.safetensors": sha256(project / "w/model.safetensors")}
+    assert weights.verify("w", Path("w"), weights.table()) == []
+    (project / "w/model.safetensors").write_bytes(b"other")
+    with pytest.raises(ValueError, match="expected"):
+        weights.verify_loaded("w")
+    write_table({"w": {"licence": "x", "files": {"model.safetensors": "ab" * 32}}})
+    with pytest.raises(
+        ValueError, match=r"weights.lock: w/model.safetensors is .*, published is abab.*delete that line"
+    ):
+        weights.table()
+
+
+def test_lock_of_a_folder_of_ones_own(project: Path, base: Path) -> None:
+    write_table({})
+    shutil.copytree(base, project / "mine")
+    weights.lock([Wanted("base.path", "mine")])
+    names = set(weights.table()["mine"].files)
+    assert {"model_index.json", "unet/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"} <= names
+    assert weights.verify("mine", Path("mine"), weights.table()) == []
+
+
+def test_a_hub_base_loads_offline_and_is_verified(base: Path, hub: Path, project: Path) -> None:
+    name = "unet/diffusion_pytorch_model.safetensors"
+    entry = {"licence": "x", "revision": COMMIT, "files": {name: sha256(base / name)}}
+    write_table({"some-one/tiny": entry})
+    code = "from resurgence.bases import load_base; p = load_base('some-one/tiny', revision={!r}); print(p.unet.dtype)"
+    done = run(code.format(COMMIT), project, hub)
+    assert done.stdout.strip() == "torch.float32", done.stderr
+    write_table({"some-one/tiny": {**entry, "files": {name: "0" * 64}}})
+    done = run(code.format(COMMIT), project, hub)
+    assert f"has the SHA-256 {sha256(base / name)}, expected {'0' * 64}" in done.stderr
+    assert f"hf download some-one/tiny {name} --revision {COMMIT}" in done.stderr
+    done = run(code.format(COMMIT[::-1]), project, hub)
+    assert f"hf download some-one/tiny {name} --revision {COMMIT[::-1]}" in done.stderr
+    assert str(hub / "hub") in done.stderr and "hf auth login" in done.stderr
+
+
+def test_check_of_a_study(project: Path, hub: Path, base: Path) -> None:
+    for part in ("config/tasks", "config/concepts", "config/prompts", "studies", "data"):
+        target = project / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(ROOT / part)
+    shutil.copy(ROOT / "params.yaml", project)
+    names = [path.relative_to(base).as_posix() for path in base.rglob("*.json")]
+    write_table({"some-one/tiny": {"licence": "x", "revision": COMMIT, "files": dict.fromkeys(names)}})
+    overlay = {"base": {"name": "tiny", "path": "some-one/tiny", "revision": COMMIT, "device": "cpu"}}
+    (project / "tiny.yaml").write_text(yaml.safe_dump(overlay))
+    command = "from resurgence.cli import main; raise SystemExit(main(['weights', {!r}, '--overlay', 'tiny.yaml']))"
+    done = run(command.format("check"), project, hub)
+    assert done.returncode == 0 and done.stdout.startswith("unlocked  base.path = some-one/tiny"), done.stderr
+    assert run(command.format("lock"), project, hub).returncode == 0
+    assert yaml.safe_load((project / weights.LOCK).read_text())["some-one/tiny"]["revision"] == COMMIT
+    done = run(command.format("check"), project, hub)
+    assert done.returncode == 0 and done.stdout.startswith("ok        base.path = some-one/tiny")
+    index = hub / f"hub/models--some-one--tiny/snapshots/{COMMIT}/model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"x": 1}))
+    done = run(command.format("check"), project, hub)
+    assert (
+        done.returncode == 1 and "damaged   base.path" in done.stdout and "1 of 3 are missing or damaged" in done.stderr
+    )
+
+
+def test_missing_weights_are_told_for_the_rules_that_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(project / "empty"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    study = load("sd14")
+    shutil.copy(ROOT / weights.TABLE, weights.TABLE)
+    with pytest.raises(FileNotFoundError) as error:
+        weights.check_present(study, ["sample", "tables"])
+    told = str(error.value)
+    assert "base.path = 'CompVis/stable-diffusion-v1-4'" in told and "masks" not in told and "scorers" not in told
+    assert "hf download CompVis/stable-diffusion-v1-4 " in told and f"--revision {study.base.revision}" in told
+    assert str(project / "empty") in told and "HF_HUB_OFFLINE is set" in told and "hf auth login" in told
+    with pytest.raises(FileNotFoundError, match=r"masks.detector.*grounding-dino-base(.|\n)*masks.sam"):
+        weights.check_present(study, ["masks"])
+    weights.check_present(study, ["tables", "figures", "prompts", "coco_captions"])
+
+
+def test_null_takes_out_what_the_study_below_has() -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    overlay = {"scorers": {"recogniser": None, "frechet": {"features": "clip"}}, "erasers": {"uce": None}}
+    study = make_study(merge(params, {**overlay, "figures": {"metrics": ["clip_accuracy"]}}), ROOT)
+    assert list(study.scorers) == ["clip", "frechet"] and list(study.erasers) == ["mace"]
