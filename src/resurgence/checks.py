@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from resurgence.coco import CAPTIONS
 from resurgence.config import NAME, ConfigError, build, known, nearest, read_yaml
 from resurgence.declared import config_class, literal, methods, metrics, parameters
+from resurgence.weights import table
 
 if TYPE_CHECKING:
     from resurgence.study import Study
@@ -185,14 +186,17 @@ def check_finetunes(study: Study) -> None:
 
 
 def check_scorers(study: Study, root: Path) -> None:
-    """Scorers exist and take their settings; their paths exist; figures show metrics that the scorers make."""
+    """Scorers exist and take their settings; their paths exist; figures show metrics that the scorers make.
+
+    What config/weights.yaml knows how to get may be missing until a run needs it (weights.check_present).
+    """
     for name, settings in study.scorers.items():
         known("scorers", name, metrics())
         file = f"resurgence.scorers.{name}"
         keys = parameters(file, "load") - {"device"} or {"features"}  # without load: a distance on features of another
         for key, value in settings.items():
             known(f"scorers.{name}", key, keys)
-            if key == "path" and not (root / str(value)).exists():
+            if key == "path" and not (root / str(value)).exists() and str(value) not in table(root):
                 remedy = literal(file, "FETCH") or "run `dvc pull data/miniature/dvc.yaml` or correct the path"
                 raise ConfigError(f"scorers.{name}.path", value, f"no such file or folder; {remedy}")
         if keys == {"features"}:

@@ -1,4 +1,8 @@
-"""What a study would compute, in a dozen lines, before anything runs: jobs, images, time, disk, device."""
+"""What a study would compute, in a dozen lines, before anything runs: jobs, images, time, disk, device.
+
+Without a GPU, and for the miniature, times are those measured or the defaults of workflow/seconds.yaml; for a base that
+workflow/rates.yaml knows, GPU-hours are computed (costs.py) until something has run. Weights need not be there.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,17 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
 
-from resurgence.config import ConfigError, Task
+from resurgence.config import ConfigError
+from resurgence.costs import PNG, Cost, Coster, by_rule, prompts_of, read_rates
+from resurgence.planned import Planned, printed_jobs
 from resurgence.progress import duration
 from resurgence.study import Study, load_study
+from resurgence.weights import examine
 
 STAGES = {
     "data": [
@@ -31,7 +39,6 @@ STAGES = {
     "score": ["score"],
     "tables, figures, report": ["tables", "figures", "grids", "cost", "report"],
 }  # fmt: skip
-PNG = 2.0  # bytes a pixel of a lossless image, about
 
 
 def job_counts(text: str) -> Counter[str]:
@@ -41,21 +48,26 @@ def job_counts(text: str) -> Counter[str]:
     return Counter({rule: int(count) for rule, count in rows if rule not in ("total", "all")})
 
 
-def dry_runs(overlays: Sequence[Path]) -> tuple[Counter[str], Counter[str]]:
-    """Jobs to do and jobs in all, from two dry runs side by side.
+def dry_runs(overlays: Sequence[Path], extra: Sequence[str] = ()) -> tuple[Counter[str], Counter[str], list[Planned]]:
+    """Jobs to do and jobs in all, from two dry runs side by side, and the jobs to do one by one.
+
+    Args:
+        extra: further words of the command line: --until RULE, or targets.
 
     Raises:
         ConfigError: when Snakemake refuses the configuration, with what it said.
     """
     configured = ["--configfile", *map(str, overlays)] if overlays else []
-    command = [sys.executable, "-m", "snakemake", "-n", "-q", "rules"]
+    command = [sys.executable, "-m", "snakemake", "-n"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    runs = [subprocess.Popen([*command, *extra, *configured], **options) for extra in ([], ["--forceall"])]
-    told = [run.communicate()[0] for run in runs]
+    kinds = (["-p"], ["-q", "rules", "--forceall"])
+    runs = [subprocess.Popen([*command, *kind, *configured, *extra], **options) for kind in kinds]
+    with ThreadPoolExecutor(len(runs)) as pool:  # both are read at once, else one would wait for the other
+        told = list(pool.map(lambda run: run.communicate()[0], runs))
     for run, text in zip(runs, told, strict=True):
         if run.returncode:
-            raise ConfigError("snakemake -n", run.returncode, f"fails; it says\n{text}")
-    return job_counts(told[0]), job_counts(told[1])
+            raise ConfigError("snakemake -n", run.returncode, f"fails; it says\n{text[-8000:]}")
+    return job_counts(told[0]), job_counts(told[1]), printed_jobs(told[0])
 
 
 def seconds_of(defaults: Mapping[str, float], benchmarks: Path) -> dict[str, float]:
@@ -66,13 +78,6 @@ def seconds_of(defaults: Mapping[str, float], benchmarks: Path) -> dict[str, flo
         if lines:
             found[folder.name] = statistics.fmean(float(json.loads(line)["s"]) for line in lines)
     return found
-
-
-def prompts_of(task: Task) -> int:
-    """Images that each model of a task makes."""
-    words = sum(len(words) for words in task.synonyms.values())
-    counts = {"erase": len(task.erase), "retain": len(task.retain), "synonym": words}
-    return sum(number * len(task.templates) * task.seeds.get(role, 0) for role, number in counts.items())
 
 
 def images_of(study: Study) -> int:
@@ -122,15 +127,66 @@ def lines(study: Study, todo: Counter[str], total: Counter[str], seconds: Mappin
     return told
 
 
+def computed(
+    study: Study,
+    todo: Counter[str],
+    total: Counter[str],
+    costs: Mapping[str, Cost],
+    measured: Mapping[str, float],
+    gpu: str,
+) -> list[str]:
+    """The plan of a study on a GPU.
+
+    Args:
+        costs: of the jobs to do, by rule, computed. measured: seconds a job of the rules that have run here.
+    """
+    models = f"{len(list(study.erasures()))} erased and {len(list(study.cells()))} fine-tuned models"
+    told = [f"Study {study.study} on {study.base.name}: {', '.join(study.tasks.names)}; {models}"]
+    told.append(f"{'stage':<26}{'to do':>7}{'there':>7}{'images':>11}{'GPU-hours':>11}{'GiB':>9}")
+    whole = Cost()
+    for stage, rules in STAGES.items():
+        wanted, cost = sum(todo[rule] for rule in rules), Cost()
+        for rule in rules:
+            own = costs.get(rule, Cost())
+            cost += Cost(todo[rule] * measured[rule], own.images, own.bytes) if rule in measured else own
+        whole += cost
+        mark = "*" if any(rule in measured and todo[rule] for rule in rules) else " "
+        there = sum(total[rule] for rule in rules) - wanted
+        told.append(f"{stage:<26}{wanted:>7}{there:>7}{table_end(cost)}{mark}".rstrip())
+    told.append(f"{'all':<26}{todo.total():>7}{(total - todo).total():>7}{table_end(whole)}")
+    source = "computed (workflow/rates.yaml), * measured here"
+    told.append(f"GPU-hours on one {gpu}: {source}; sampling in {study.base.precision}")
+    state = Counter(state for _, state, _ in examine(study, todo))
+    if lacking := state["missing"] + state["damaged"]:
+        told.append(
+            f"{lacking} of {state.total()} weights that these jobs read are not there: resurgence weights check"
+        )
+    return told
+
+
+def table_end(cost: Cost) -> str:
+    """Images, GPU-hours and GiB as the end of a line."""
+    return f"{cost.images:>11,}{cost.seconds / 3600:>11.1f}{cost.bytes / 2**30:>9.1f}"
+
+
 def plan_arguments(parser: ArgumentParser) -> None:
     """Arguments of `resurgence plan`."""
     parser.add_argument("--overlay", type=Path, nargs="*", default=[], help="studies laid over params.yaml")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="cores that the study will have")
+    parser.add_argument("--gpu", default="a100", help="whose hours are computed, a key of workflow/rates.yaml")
+    parser.add_argument("--until", nargs="+", default=[], metavar="RULE", help="only up to these rules")
+    parser.add_argument("--target", nargs="+", default=[], metavar="NAME", help="only what these rules or files need")
 
 
 def plan(args: Namespace) -> None:
     """Print the plan of the study in this folder."""
     study = load_study([Path("params.yaml"), *args.overlay])
-    todo, total = dry_runs(args.overlay)
+    extra = [*(["--until", *args.until] if args.until else []), *(["--", *args.target] if args.target else [])]
+    todo, total, jobs = dry_runs(args.overlay, extra)
+    benchmarks, rates = Path("results/benchmarks"), read_rates()
+    if study.base.name in rates.work and device_of(study) == "GPU":
+        costs = by_rule(jobs, Coster(study, rates, args.gpu))
+        print("\n".join(computed(study, todo, total, costs, seconds_of({}, benchmarks), args.gpu)))
+        return
     defaults = yaml.safe_load(Path("workflow/seconds.yaml").read_text(encoding="utf-8"))
-    print("\n".join(lines(study, todo, total, seconds_of(defaults, Path("results/benchmarks")), args.cores)))
+    print("\n".join(lines(study, todo, total, seconds_of(defaults, benchmarks), args.cores)))

@@ -1,0 +1,48 @@
+"""The studies of Stable Diffusion through a real `snakemake -n`, on a machine without weights: everything is planned."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+from tree import ROOT, Tree
+
+from resurgence.costs import Coster, by_rule, counted, prompts_of, read_rates
+from resurgence.plan import job_counts
+from resurgence.planned import printed_jobs
+from resurgence.study import load_study
+
+
+@pytest.mark.parametrize("name", ["sd14", "sd21"])
+def test_the_whole_study_is_planned_in_half_a_minute(name: str, fresh: Tree) -> None:
+    overlay = ROOT / f"studies/{name}.yaml"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    told = Tree(fresh.root, str(overlay)).snakemake("-n", "-p")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 30  # seconds of one core
+    study = load_study([fresh.root / "params.yaml", overlay], fresh.root)
+    jobs, counts = printed_jobs(told), job_counts(told)
+    commanded = counts - {rule: counts[rule] for rule in counts if rule.startswith("coco_")}
+    assert counted(jobs) == {rule: number for rule, number in commanded.items() if not rule.startswith("coco_")}
+    assert counts["coco_captions"] == counts["coco_annotations"] == 1
+    models = len(study.tasks.names) + sum(study.erasers[e.eraser].module != "" for e in study.erasures())
+    assert counts["sample"] == counts["score"] == models + len(list(study.cells()))
+    costs = by_rule(jobs, Coster(study, read_rates(fresh.root), "a100"))
+    sampled = [study.task(job.out.parts[3]) for job in jobs if job.out.parent.name == "images"]
+    assert costs["sample"].images == sum(map(prompts_of, sampled))
+    assert all(costs[rule].seconds > 0 for rule in ("loras", "erase", "finetune", "sample", "score", "masks"))
+
+
+def test_a_subset_is_planned_by_hand(fresh: Tree) -> None:
+    target = "results/scores/sd14/ship/uce/s0/scores/manifest.json"
+    overlay = str(ROOT / "studies/sd14.yaml")
+    command = [sys.executable, "-m", "resurgence.cli", "plan", "--overlay", overlay, "--target", target]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, cwd=fresh.root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = {line[:26].strip(): line[26:].split() for line in done.stdout.splitlines()}
+    assert rows["sample"][0] == rows["score"][0] == "1" and rows["fine-tune"][0] == "0"
+    assert rows["sample"][2] == "2,600" and "computed" in done.stdout
