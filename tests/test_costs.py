@@ -88,7 +88,7 @@ def test_rules_of_paths(study: Study) -> None:
     }  # fmt: skip
     for rule, (item, part) in paths.items():
         assert rule_of(job(study, item, part, {})) == rule
-    assert rule_of(Planned("x", {}, Path("results/tables/made.json"), ())) == "tables"
+    assert rule_of(Planned("resurgence.stages.report", {}, Path("results/cost/report.json"), ())) == "report"
 
 
 def test_counted_work_is_that_of_the_counter() -> None:

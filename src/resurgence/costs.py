@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resurgence.config import ConfigError, Task, build, nearest, read_yaml
+from resurgence.manifest import MANIFEST
 from resurgence.planned import Planned
 
 if TYPE_CHECKING:
@@ -67,17 +68,15 @@ def read_rates(root: Path = Path()) -> Rates:
 
 
 def rule_of(job: Planned) -> str:
-    """The rule of a job, from its output."""
-    parts = job.out.parts
-    if parts[1] != "data":
-        return {"delta": "erase", "weights": "finetune", "images": "sample", "scores": "score"}.get(
-            job.out.parent.name, job.out.parent.name if job.out.parent.name == "loras" else parts[1]
-        )
-    if "finetune_sets" in parts or "terciles" in parts:
-        return "finetune_set" if "finetune_sets" in parts else "terciles"
-    if parts[-2] == "moments":
-        return "prior_moments" if len(parts) == 5 else "domain_moments"
-    return parts[-2]
+    """The rule of a job: from the folder of its output, or the stage that makes it."""
+    parts, last = job.out.parts, job.out.parent.name
+    if parts[1] == "data":
+        if last == "moments":
+            return "prior_moments" if len(parts) == 5 else "domain_moments"
+        return {"finetune_sets": "finetune_set", "terciles": "terciles"}.get(parts[-3], last)
+    if job.out.name != MANIFEST:
+        return job.module.rpartition(".")[2]
+    return {"delta": "erase", "weights": "finetune", "images": "sample", "scores": "score"}.get(last, last)
 
 
 def prompts_of(task: Task) -> int:
