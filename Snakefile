@@ -35,6 +35,9 @@ include: "workflow/rules/stages.smk"
 include: "workflow/rules/world.smk"
 
 
+shell.prefix(job_prefix())
+
+
 localrules:
     all,
     data,
@@ -62,6 +65,11 @@ rule all:
 
 onstart:
     check_present(STUDY, {job.rule.name for job in workflow.dag.needrun_jobs()})
+    recovery.claim(Path())
+
+
+onerror:
+    shell(f"python -m resurgence.failures {shlex.join(log)}")
 
 
 onsuccess:

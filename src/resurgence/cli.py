@@ -21,6 +21,7 @@ from resurgence.declared import config_class, methods
 from resurgence.expected import expected_arguments
 from resurgence.plan import plan_arguments
 from resurgence.provenance import provenance_arguments
+from resurgence.recovery import resume_arguments
 from resurgence.verify import verify_arguments
 from resurgence.weights import weights_arguments
 
@@ -139,6 +140,7 @@ COMMANDS = {
     "plan": Command("say what the study of this folder would compute", plan_arguments, "resurgence.plan:plan"),
     "weights": Command("say which weights a study reads and check them", weights_arguments, "resurgence.weights:run"),
     "adopt": Command("tell Snakemake which pulled results are up to date", adopt_arguments, "resurgence.adopt:adopt"),
+    "resume": Command("go on with a study whose run was killed", resume_arguments, "resurgence.recovery:resume"),
     "expected": Command("write for DVC what each stage is made from", expected_arguments, "resurgence.expected:run"),
     "archive": Command("one file for a data repository", archive_arguments, "resurgence.archive:run"),
     "verify": Command("hash a results tree again", verify_arguments, "resurgence.verify:run"),

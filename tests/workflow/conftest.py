@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
-from tree import PARTS, ROOT, Tree, clone
+from tree import Tree, clone, fresh_tree
 
 
 @pytest.fixture(scope="session")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Tree:
     """The tree with the small world, before anything has run."""
-    from small_world import make_world
-
-    root = tmp_path_factory.mktemp("fresh")
-    for part in PARTS:
-        if (ROOT / part).is_dir():
-            clone(ROOT / part, root / part)
-        else:
-            shutil.copy2(ROOT / part, root / part)
-    (root / "tests").mkdir()
-    shutil.copy2(ROOT / "tests/small.yaml", root / "tests/small.yaml")
-    make_world(root)
-    return Tree(root)
+    return fresh_tree(tmp_path_factory.mktemp("fresh"))
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,21 @@ class Tree:
         file.write_text(text.replace(old, new))
 
 
+def fresh_tree(root: Path) -> Tree:
+    """A copy of the workflow below root with the small world, before anything has run."""
+    from small_world import make_world
+
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            clone(ROOT / part, root / part)
+        else:
+            shutil.copy2(ROOT / part, root / part)
+    (root / "tests").mkdir()
+    shutil.copy2(ROOT / "tests/small.yaml", root / "tests/small.yaml")
+    make_world(root)
+    return Tree(root)
+
+
 def messages(output: str) -> list[str]:
     """The messages of the jobs in Snakemake's output, sorted."""
     return sorted(re.findall(r"^Job \d+: (.+)$", output, flags=re.MULTILINE))

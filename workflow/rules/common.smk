@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from snakemake.utils import validate
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
 
-from resurgence import blocks, coco
+from resurgence import blocks, coco, limits, recovery
 from resurgence.config import read_yaml
 from resurgence.declared import needs
 from resurgence.sources import sources as run_files
@@ -21,16 +20,46 @@ from resurgence.weights import check_present
 STUDY = make_study(config)
 validate(config, str(ROOT / "workflow/schemas/params.schema.yaml"), set_default=False)
 
+# on a cluster: account, partitions and the way to ask for a GPU (profiles/slurm names the file)
+SITE = limits.site()
 # without a GPU the jobs run side by side, one core each
-GPU = int(STUDY.base.device == "cuda" or (STUDY.base.device == "auto" and shutil.which("nvidia-smi") is not None))
+GPU = int(limits.uses_gpu(STUDY.base.device, SITE))
 THREADS = 4 if GPU else 1
+ON_GPU = limits.gpu_request(GPU, SITE)
+LIMITS = read_yaml(ROOT / "workflow/limits.yaml")
 PYTHONPATH = ":".join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
-# jobs run the package of this tree with the Python that runs Snakemake; the device is no parameter, so another one
-# does not run everything again
-shell.prefix(
-    f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
-    f" PYTHONPATH={shlex.quote(PYTHONPATH)} RESURGENCE_DEVICE={'cuda' if GPU else 'cpu'}; "
-)
+
+
+def job_prefix():
+    """What runs in the shell of a job before its command, read when all rules are known.
+
+    Jobs run the package of this tree with the Python that runs Snakemake; the device is no parameter, so another one
+    does not run everything again.
+    """
+    stages = {rule.name: limits.stage(rule.shellcmd) for rule in workflow.rules if rule.shellcmd}
+    on_gpu = {stages[rule.name] for rule in workflow.rules if "gpu" in rule.resources} if GPU else {}
+    checked = {stage for name, stage in stages.items() if name not in ("cost", "figures")}  # these read curves, no data
+    return (
+        f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+        f" PYTHONPATH={shlex.quote(PYTHONPATH)} RESURGENCE_DEVICE={'cuda' if GPU else 'cpu'}"
+        f" RESURGENCE_GPU_STAGES={shlex.quote('|'.join(sorted(on_gpu)))}"
+        f" RESURGENCE_CHECKED={shlex.quote('|'.join(sorted(checked)))};"
+        f" source {shlex.quote(str(ROOT / 'workflow/scripts/job.sh'))}; "
+    )
+
+
+def memory(wildcards, attempt):
+    """Main memory of a job that loads the base, in MB."""
+    return limits.memory(WEIGHTS, GPU, attempt)
+
+
+def minutes(rule):
+    """Time limit of a rule."""
+
+    def of_attempt(wildcards, attempt):
+        return LIMITS[rule] * attempt
+
+    return of_attempt
 
 
 def inside(files):
@@ -97,6 +126,7 @@ def files_of(place):
 
 
 BASE = files_of(STUDY.base.path)
+WEIGHTS = sum(Path(file).stat().st_size for file in BASE) or None
 SCORER_WEIGHTS = [file for cfg in STUDY.scorers.values() if "path" in cfg for file in files_of(cfg["path"])]
 SCORERS = [f"resurgence.scorers.{name}" for name, cfg in STUDY.scorers.items() if "features" not in cfg]
 MODEL = r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_.-]*/s\d+(/[a-z0-9][a-z0-9_.-]*/f\d+)?)?"

@@ -16,7 +16,9 @@ rule loras:
         "../../envs/conda.yaml"
     threads: THREADS
     resources:
-        gpu=GPU,
+        **ON_GPU,
+        mem_mb=memory,
+        runtime=minutes("loras"),
     params:
         cfg=block(blocks.loras, erasure),
     message:
@@ -41,7 +43,9 @@ rule erase:
         "../../envs/conda.yaml"
     threads: THREADS
     resources:
-        gpu=GPU,
+        **ON_GPU,
+        mem_mb=memory,
+        runtime=minutes("erase"),
     params:
         cfg=block(blocks.erase, erasure),
     message:

@@ -19,7 +19,9 @@ rule sample:
         "../../envs/conda.yaml"
     threads: THREADS
     resources:
-        gpu=GPU,
+        **ON_GPU,
+        mem_mb=memory,
+        runtime=minutes("sample"),
     params:
         cfg=block(blocks.sample),
     message:
@@ -46,7 +48,9 @@ rule score:
         "../../envs/conda.yaml"
     threads: THREADS
     resources:
-        gpu=GPU,
+        **ON_GPU,
+        mem_mb=memory,
+        runtime=minutes("score"),
     params:
         cfg=block(blocks.score, model_task),
     message:

@@ -16,7 +16,9 @@ rule finetune:
         "../../envs/conda.yaml"
     threads: THREADS
     resources:
-        gpu=GPU,
+        **ON_GPU,
+        mem_mb=memory,
+        runtime=minutes("finetune"),
     params:
         cfg=block(blocks.finetune, cell),
     message:

@@ -36,7 +36,9 @@ rule prior_moments:
         "../../envs/conda.yaml"
     threads: THREADS
     resources:
-        gpu=GPU,
+        **ON_GPU,
+        mem_mb=memory,
+        runtime=minutes("prior_moments"),
     params:
         cfg=block(blocks.prior_moments),
     message:
@@ -61,7 +63,9 @@ rule domain_moments:
         "../../envs/conda.yaml"
     threads: THREADS
     resources:
-        gpu=GPU,
+        **ON_GPU,
+        mem_mb=memory,
+        runtime=minutes("domain_moments"),
     params:
         cfg=block(blocks.domain_moments, task),
     message:
@@ -85,7 +89,9 @@ rule concept_images:
         "../../envs/conda.yaml"
     threads: THREADS
     resources:
-        gpu=GPU,
+        **ON_GPU,
+        mem_mb=memory,
+        runtime=minutes("concept_images"),
     params:
         cfg=block(blocks.concept_images, task),
     message:
@@ -136,7 +142,9 @@ rule masks:
         "../../envs/conda.yaml"
     threads: THREADS
     resources:
-        gpu=GPU,
+        **ON_GPU,
+        mem_mb=memory,
+        runtime=minutes("masks"),
     params:
         cfg=block(blocks.masks, task),
     message:
@@ -160,7 +168,9 @@ rule finetune_set:
         "../../envs/conda.yaml"
     threads: THREADS
     resources:
-        gpu=GPU,
+        **ON_GPU,
+        mem_mb=memory,
+        runtime=minutes("finetune_set"),
     params:
         cfg=block(blocks.finetune_set, task, set_name),
     message:

@@ -44,7 +44,7 @@ rule world_autoencoder:
         "../../envs/conda.yaml"
     threads: 16
     resources:
-        gpu=GPU,
+        **ON_GPU,
     params:
         cfg=world_block("autoencoder"),
         world=STUDY.world,
@@ -70,7 +70,7 @@ rule world_base:
         "../../envs/conda.yaml"
     threads: 16
     resources:
-        gpu=GPU,
+        **ON_GPU,
     params:
         cfg=world_block("base"),
         world=STUDY.world,
@@ -95,7 +95,7 @@ rule world_recogniser:
         "../../envs/conda.yaml"
     threads: 16
     resources:
-        gpu=GPU,
+        **ON_GPU,
     params:
         cfg=world_block("recogniser"),
         world=STUDY.world,
@@ -120,7 +120,7 @@ rule world_clip:
         "../../envs/conda.yaml"
     threads: 16
     resources:
-        gpu=GPU,
+        **ON_GPU,
     params:
         cfg=world_block("clip"),
         world=STUDY.world,
@@ -146,7 +146,7 @@ rule world_quality:
         "../../envs/conda.yaml"
     threads: 16
     resources:
-        gpu=GPU,
+        **ON_GPU,
     params:
         cfg=world_block("quality"),
         world=STUDY.world,

@@ -1,0 +1,150 @@
+"""The smallest study on a real SLURM with two pretended nodes: run, memory, failure, cancelling, a killed Snakemake."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cluster import SITE, Cluster, Submitted, digests, finish, options, smallest, start
+from tree import Tree
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1200)]
+SET = "results/data/small/pets/finetune_sets/random/manifest.json"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if shutil.which("slurmctld", path=f"/usr/sbin:{os.environ['PATH']}") is None:
+        assert "RESURGENCE_CI" not in os.environ, "slurm-wlm and munge are not installed"
+        pytest.skip("slurm-wlm and munge are not installed")
+    running = Cluster.start(tmp_path_factory.mktemp("slurm") / "daemons")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, fresh: Tree, tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """The study after a run on the cluster; not to be changed."""
+    tree = smallest(fresh, tmp_path_factory.mktemp("undisturbed") / "tree")
+    finish(tree, start(tree, options(), cluster.environment))
+    return tree
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"no {what} within {seconds} s"
+        time.sleep(0.3)
+
+
+def by_result(jobs: list[Submitted]) -> dict[str, list[Submitted]]:
+    """Attempts of each result."""
+    ordered = sorted(jobs, key=lambda job: job.comment)
+    return {comment: list(group) for comment, group in itertools.groupby(ordered, key=lambda job: job.comment)}
+
+
+def test_study_completes_on_two_nodes_at_once(cluster: Cluster, undisturbed: Tree) -> None:
+    jobs = cluster.jobs(undisturbed)
+    assert len(jobs) == len(by_result(jobs)) == 9 and {job.state for job in jobs} == {"COMPLETED"}
+    pairs = itertools.combinations(jobs, 2)
+    assert any(one.node != other.node and one.overlaps(other) for one, other in pairs)
+    assert set(digests(undisturbed)) >= {"cells.csv", "resurgence.csv", "intervals.csv", "made.json"}
+    told = (undisturbed.root / "results/data/small/pets/finetune_sets/random/run.json").read_text()
+    assert '"device": "cpu"' in told
+
+
+def test_second_run_submits_nothing(cluster: Cluster, undisturbed: Tree) -> None:
+    before = len(cluster.jobs(undisturbed))
+    assert "Nothing to be done" in finish(undisturbed, start(undisturbed, options(), cluster.environment))
+    assert len(cluster.jobs(undisturbed)) == before
+
+
+def test_job_without_enough_memory_is_submitted_again_with_more(cluster: Cluster, fresh: Tree, tmp_path: Path) -> None:
+    tree = smallest(fresh, tmp_path / "tree")
+    tree.edit("src/resurgence/limits.py", "PYTHON = 1500", "PYTHON = 400")
+    finish(tree, start(tree, options(target=SET), cluster.environment))
+    jobs = cluster.jobs(tree)
+    memory = [int(re.search(r"MinMemoryNode=(\d+)M", job.text).group(1)) for job in jobs]
+    assert memory[0] < 500 and [round(after / before) for before, after in itertools.pairwise(memory)] in ([2], [2, 2])
+    assert [job.state for job in jobs] == ["FAILED"] * (len(jobs) - 1) + ["COMPLETED"]
+    assert (tree.root / SET).is_file()
+
+
+def test_failed_job_tells_where_to_look(cluster: Cluster, fresh: Tree, tmp_path: Path) -> None:
+    tree = smallest(fresh, tmp_path / "tree")
+    weights = tree.root / "data/small/base/unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    told = finish(tree, start(tree, options("--retries", "0", target=SET), cluster.environment), code=1)
+    job = cluster.jobs(tree)[0]
+    place = rf"\(SLURM job {job.number} on {job.node}\)"
+    assert re.search(rf"FAILED finetune_set: Fine-tuning set random of pets, made by small {place}", told)
+    told = told[told.index("FAILED finetune_set") :]
+    assert f"    output: {SET}" in told and "    log: logs/small/pets/finetune_sets/random.log" in told
+    slurm = re.search(r"    log: (\S*logs/slurm/rule_finetune_set/\S+\.log)", told)
+    assert slurm and (tree.root / slurm.group(1)).is_file()
+    assert re.search(r"    \| .*(safetensors|incomplete|metadata).*", told, flags=re.IGNORECASE)
+    assert not (tree.root / SET).exists() and not list(tree.root.glob("results/**/*.partial"))
+
+
+@pytest.mark.parametrize(("gres", "request_"), [("null", "TresPerJob=gres:gpu:1"), ("gpu:1", "TresPerNode=gres:gpu:1")])
+def test_stage_with_a_model_asks_for_a_gpu(
+    cluster: Cluster, fresh: Tree, tmp_path: Path, gres: str, request_: str
+) -> None:
+    """By --gpus or --gres, on the partition that has some; the prompts are no such stage."""
+    site = SITE.replace("gres: null", f"gres: {gres}") + "  gpu: {max_runtime: 1d, max_gpu: 1}\n"
+    tree = smallest(fresh, tmp_path / "tree", site)
+    tree.edit("tests/small.yaml", "device: cpu", "device: auto")
+    process = start(tree, options("--retries", "0", target=SET), cluster.environment)
+    process.wait(300)  # that the device is only pretended is its own concern
+    job = cluster.jobs(tree)[0]
+    assert "Partition=gpu" in job.text and request_ in job.text
+
+
+def test_cancelled_then_killed_then_resumed(cluster: Cluster, fresh: Tree, undisturbed: Tree, tmp_path: Path) -> None:
+    """Nothing is computed twice at one time, nothing finished again, and the tables are those of a quiet run."""
+    tree = smallest(fresh, tmp_path / "tree")
+
+    def states() -> list[str]:
+        return [job.state for job in cluster.jobs(tree)]
+
+    process = start(tree, options(), cluster.environment)
+    wait_for(lambda: states().count("RUNNING") == 2, "two running jobs")
+    process.send_signal(signal.SIGINT)
+    finish(tree, process, code=1)
+    wait_for(lambda: not {"RUNNING", "PENDING", "COMPLETING"} & set(states()), "end of the cancelled jobs")
+    assert states().count("CANCELLED") >= 2
+
+    process = start(tree, options(), cluster.environment)
+    wait_for(lambda: states().count("COMPLETED") >= 3 and "RUNNING" in states(), "three finished and a running job")
+    process.kill()
+    process.wait()
+    finished = {job.comment for job in cluster.jobs(tree) if job.state == "COMPLETED"}
+    assert "RUNNING" in states()
+
+    told = finish(tree, start(tree, options(), cluster.environment, resume=True))
+    assert re.search(r"resume: [1-9]\d* SLURM jobs cancelled", told)
+    attempts = by_result(cluster.jobs(tree))
+    assert len(attempts) == 9
+    for comment, jobs in attempts.items():
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(jobs, 2)), comment
+        assert jobs[-1].state == "COMPLETED"
+        if comment in finished:
+            assert [job.state for job in jobs].count("COMPLETED") == 1, comment
+    assert digests(tree) == digests(undisturbed)
+
+
+def test_resume_refuses_while_a_snakemake_runs(cluster: Cluster, fresh: Tree, tmp_path: Path) -> None:
+    tree = smallest(fresh, tmp_path / "tree")
+    process = start(tree, options(target=SET), cluster.environment)
+    wait_for(lambda: bool(cluster.jobs(tree)), "submitted job")
+    told = finish(tree, start(tree, options(target=SET), cluster.environment, resume=True), code=1)
+    assert "a Snakemake runs in" in told and f"process {process.pid}" in told
+    finish(tree, process)
+    assert [job.state for job in cluster.jobs(tree)] == ["COMPLETED"]

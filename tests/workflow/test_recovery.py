@@ -1,0 +1,180 @@
+"""After a failure: damaged intermediate files, a full disk, SIGTERM, and jobs that a killed Snakemake left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tree import ROOT, Tree
+
+from resurgence import failures, limits, recovery
+from resurgence.config import ConfigError
+from resurgence.intact import damages
+from resurgence.manifest import sha256
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+IMAGES = "results/images/small/pets/images"
+SCORES = "results/scores/small/pets/scores"
+
+
+def again(tree: Tree, *more: str) -> str:
+    return tree.snakemake("--cores", "1", f"{SCORES}/manifest.json", *more, check=False)
+
+
+def test_damaged_intermediate_file_is_an_error_then_made_again(copy: Tree) -> None:
+    """One byte of a picture differs: whoever reads it next says so; without the artefact it is made again, the same."""
+    file, scores = next((copy.root / IMAGES).glob("*.parquet")), copy.root / SCORES
+    wanted = sha256(file), sha256(scores / "manifest.json")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    shutil.rmtree(scores)
+    told = again(copy)
+    assert f"{file.relative_to(copy.root)} has changed since it was written" in told and f"delete {IMAGES}" in told
+    assert "FAILED score: Score the images of pets (this machine)" in told and not scores.exists()
+    shutil.rmtree(copy.root / IMAGES)
+    again(copy)
+    assert (sha256(file), sha256(scores / "manifest.json")) == wanted
+
+
+def test_each_damage_has_its_sentence(copy: Tree) -> None:
+    manifests = [copy.root / IMAGES / "manifest.json", copy.root / SCORES / "manifest.json"]
+    assert damages(manifests) == []
+    manifests[0].write_text(manifests[0].read_text()[:-50])
+    next((copy.root / SCORES).rglob("*.parquet")).unlink()
+    first, second = damages(manifests)
+    assert "manifest.json is damaged" in first
+    assert "scores.parquet is missing; delete" in second and second.endswith("and give the command again")
+
+
+def test_full_disk_leaves_nothing_that_counts(copy: Tree) -> None:
+    """The space ends in the middle of the pictures (a limit on the size of files stands for it); then there is more."""
+    file = next((copy.root / IMAGES).glob("*.parquet"))
+    wanted = sha256(file)
+    shutil.rmtree(copy.root / IMAGES)
+    line = copy.snakemake("-n", "-p", "--cores", "1", f"{IMAGES}/manifest.json")
+    command = next(text.strip() for text in line.splitlines() if "resurgence.stages.sample" in text)
+    blocks = file.stat().st_size if file.exists() else 8 * 1024
+    environment = {**os.environ, "PYTHONPATH": str(copy.root / "src"), "PATH": path(), "RESURGENCE_DEVICE": "cpu"}
+    limited = f"ulimit -f {max(blocks // 2048, 4)}; {command.split(' > ')[0]}"
+    done = subprocess.run(["bash", "-c", limited], cwd=copy.root, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0 and "File too large" in done.stderr
+    assert not (copy.root / IMAGES).exists() and not list((copy.root / "results").rglob("*.partial"))
+    copy.snakemake("--cores", "1", f"{IMAGES}/manifest.json")
+    assert sha256(file) == wanted
+
+
+def path() -> str:
+    return f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+def test_resume_ends_what_a_killed_snakemake_left(copy: Tree) -> None:
+    """The job that outlives it is ended before the next begins; the result is that of a quiet run."""
+    wanted = sha256(copy.root / IMAGES / "manifest.json")
+    shutil.rmtree(copy.root / IMAGES)
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", f"{IMAGES}/manifest.json"]
+    command += ["--configfile", "tests/small.yaml"]
+    first = subprocess.Popen(command, cwd=copy.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not any("sample" in words(pid) for pid in recovery.leftovers(copy.root)):
+        assert time.monotonic() < end and first.poll() is None
+        time.sleep(0.05)
+    with pytest.raises(BlockingIOError, match=f"a Snakemake runs in .*process {first.pid}"):
+        recovery.claim(copy.root)
+    first.kill()
+    first.wait()
+    left = recovery.leftovers(copy.root)
+    assert left
+    words_ = [sys.executable, "-m", "resurgence.cli", "resume", "--", *command[3:]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PATH": path()}
+    done = subprocess.run(words_, cwd=copy.root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 SLURM jobs cancelled" in done.stdout and ", 0 processes ended" not in done.stdout
+    assert not recovery.leftovers(copy.root) and sha256(copy.root / IMAGES / "manifest.json") == wanted
+
+
+def words(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+    except OSError:
+        return ""
+
+
+def test_sigterm_to_a_job_leaves_no_artefact(copy: Tree) -> None:
+    shutil.rmtree(copy.root / IMAGES)
+    line = copy.snakemake("-n", "-p", "--cores", "1", f"{IMAGES}/manifest.json")
+    command = next(text.strip() for text in line.splitlines() if "resurgence.stages.sample" in text)
+    environment = {**os.environ, "PYTHONPATH": str(copy.root / "src"), "PATH": path(), "RESURGENCE_DEVICE": "cpu"}
+    log = copy.root / "term.log"
+    text = f"exec {command.split(' > ')[0]} > term.log 2>&1"
+    job = subprocess.Popen(["bash", "-c", text], cwd=copy.root, env=environment)
+    end = time.monotonic() + 120
+    while "inputs" not in (log.read_text() if log.exists() else ""):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    time.sleep(0.2)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(60) == 143
+    assert not (copy.root / IMAGES).exists() and not list((copy.root / "results").rglob("*.partial"))
+
+
+LOG = """\
+[Sat Nov 21 15:02:05 2026]
+Job 8: Fine-tune ship / uce with lora, seed 0
+[Sat Nov 21 15:03:05 2026]
+Error in rule finetune:
+    message: SLURM-job '41' failed, SLURM status is: 'FAILED'. For further error details see the cluster/cloud log
+    jobid: 8
+    input: src/resurgence/bases.py
+    output: results/finetuned/m/ship/uce/s0/lora/f0/weights/manifest.json
+    log: {log}, {slurm} (check log file(s) for error details)
+    shell:
+        python -m resurgence.stages.finetune > {log} 2>&1
+        (command exited with non-zero exit code)
+    external_jobid: 41
+
+"""
+
+
+def test_failures_are_told_with_job_node_and_logs(tmp_path: Path) -> None:
+    log, slurm = tmp_path / "rule.log", tmp_path / "41.log"
+    log.write_text(
+        "2026 resurgence.stages.job: host gpu7, SLURM job 41: results/x of 3 inputs\nTraceback\nValueError: b\n"
+    )
+    slurm.write_text("slurmstepd: error: Exceeded job memory limit\n")
+    text = LOG.format(log=log, slurm=slurm)
+    inner = text.replace("    external_jobid: 41\n", "").replace("jobid: 8", "jobid: 0")  # the job's own Snakemake
+    (failure,) = failures.failures(text + inner + text + inner)
+    assert (failure.rule, failure.slurm, failure.node) == ("finetune", "41", "gpu7")
+    told = "\n".join(failure.told())
+    assert "FAILED finetune: Fine-tune ship / uce with lora, seed 0 (SLURM job 41 on gpu7)" in told
+    assert f"log: {log}" in told and f"log: {slurm}" in told and "| ValueError: b" in told
+    log.write_text(log.read_text().replace("job 41", "job 40"))  # the log of an earlier attempt: SLURM ended this one
+    (failure,) = failures.failures(text)
+    assert failure.node is None and failure.end == ("slurmstepd: error: Exceeded job memory limit",)
+    log.unlink()
+    slurm.unlink()
+    assert "no log says anything" in failures.failures(text)[0].end[0]
+
+
+def test_what_a_job_asks_for() -> None:
+    assert limits.memory(10**9, 0, 1) == 4500 and limits.memory(10**9, 1, 1) == 7000
+    assert [limits.memory(None, 1, attempt) / limits.memory(None, 1, 1) for attempt in (1, 2, 3)] == [1, 2, 4]
+    with_gpu = {"partitions": {"cpu": None, "gpu": {"max_gpu": 2}}}
+    without = {"partitions": {"cpu": {"max_runtime": 10}}}
+    assert limits.uses_gpu("auto", with_gpu) and limits.uses_gpu("cuda", with_gpu) and limits.uses_gpu("cuda", {})
+    assert not limits.uses_gpu("auto", without) and not limits.uses_gpu("cpu", with_gpu)
+    with pytest.raises(ConfigError, match=r"no partition of site\.yaml has max_gpu"):
+        limits.uses_gpu("cuda", without)
+    assert limits.gpu_request(1, {"gres": "gpu:a100:1"}) == {"gpu": 0, "gres": "gpu:a100:1"}
+    assert limits.gpu_request(1, {}) == {"gpu": 1} and limits.gpu_request(0, {"gres": "gpu:1"}) == {"gpu": 0}
+    assert limits.stage("python -m resurgence.stages.erase --block x") == "-m resurgence.stages.erase"
+    assert limits.stage("python -m resurgence.world.build clip --config") == "-m resurgence.world.build clip"
+    with pytest.raises(ValueError, match="runs no module"):
+        limits.stage("echo")
