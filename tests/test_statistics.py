@@ -45,27 +45,88 @@ def test_equals_scipy_when_every_row_is_its_own_cluster() -> None:
     counts = statistics.draw_counts(80, 1000, np.random.default_rng(5))
     mine = statistics.interval(statistics.bootstrap_mean(values, clusters, counts), 0.9)
     theirs = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=1000, confidence_level=0.9, method="percentile", rng=np.random.default_rng(5)
-    )
+        (values,), np.mean, n_resamples=1000, method="percentile", rng=np.random.default_rng(5),
+        confidence_level=1 - 2 * scipy.stats.norm.cdf(-math.sqrt(80 / 79) * scipy.stats.t.ppf(0.95, 79)),
+    )  # fmt: skip
     np.testing.assert_allclose(mine, theirs.confidence_interval, rtol=1e-12)
 
 
-def coverage(groups: int, unit: str, simulations: int = 400) -> float:
-    """Share of nominal 95 % intervals that hold the true mean 0, with four rows a concept."""
+def coverage(groups: int, unit: str, simulations: int = 1000, planted: float = 0.0) -> float:
+    """Share of nominal 95 % intervals that hold 0, with four rows a concept and a true mean of `planted`."""
     hits = 0
     for seed in range(simulations):
         values, concepts = grouped(groups, 4, seed)
         clusters = statistics.clusters_of(concepts if unit == "concept" else ["one"] * len(concepts))
         counts = statistics.draw_counts(clusters.number, 400, np.random.default_rng(10_000 + seed))
-        low, high = statistics.interval(statistics.bootstrap_mean(values, clusters, counts), 0.95)
+        low, high = statistics.interval(statistics.bootstrap_mean(values + planted, clusters, counts), 0.95)
         hits += low <= 0 <= high
     return hits / simulations
 
 
-def test_coverage_is_what_the_docstring_says() -> None:
-    # the standard error of a simulated share near 0.93 is 0.013
-    assert 0.90 < coverage(30, "concept") < 0.98
-    assert 0.85 < coverage(10, "concept") < 0.94
+@pytest.mark.parametrize("groups", [8, 10, 30])
+def test_intervals_cover_what_they_say(groups: int) -> None:
+    assert 0.92 < coverage(groups, "concept") < 0.98  # the standard error of the simulated share is 0.007
+
+
+def test_five_concepts_are_too_few() -> None:
+    assert 0.87 < coverage(5, "concept") < 0.93  # as the docstring says
+
+
+def test_images_of_recognised_or_not_cover_too() -> None:
+    """Paired differences of shares: each of ten concepts has its own rate, before and after; their true mean is 0.4."""
+    hits = 0
+    for seed in range(1000):
+        generator = np.random.default_rng(seed)
+        rate = generator.beta(2, 3, 10).repeat(15)
+        before, after = generator.random(150) < 0.05, generator.random(150) < rate
+        clusters = statistics.clusters_of([f"c{i:02d}" for i in range(10) for _ in range(15)])
+        counts = statistics.draw_counts(10, 400, generator)
+        gain = statistics.difference(*(statistics.bootstrap_mean(v, clusters, counts) for v in (after, before)))
+        low, high = statistics.interval(gain, 0.95)
+        hits += low <= 0.4 - 0.05 <= high
+    assert 0.92 < hits / 1000 < 0.98
+
+
+def test_a_planted_effect_is_found_and_no_effect_is_not() -> None:
+    assert coverage(10, "concept", 200, planted=2.0) < 0.02
+    p = []
+    for seed in range(400):
+        values, concepts = grouped(10, 4, seed)
+        clusters = statistics.clusters_of(concepts)
+        counts = statistics.draw_counts(10, 400, np.random.default_rng(seed))
+        p.append(statistics.p_value(statistics.bootstrap_mean(values, clusters, counts)))
+    assert 0.02 < np.mean(np.array(p) < 0.05) < 0.08
+
+
+def test_p_value_and_interval_agree() -> None:
+    """p < 1 - level exactly where the interval leaves 0 out, but for the one resample by which p is careful."""
+    decided = []
+    for seed in range(60):
+        values, concepts = grouped(8, 4, seed)
+        clusters = statistics.clusters_of(concepts)
+        counts = statistics.draw_counts(8, 4999, np.random.default_rng(1))
+        estimate = statistics.bootstrap_mean(values + 0.5, clusters, counts)
+        p = statistics.p_value(estimate)
+        for level in (0.5, 0.8, 0.9, 0.95):
+            low, high = statistics.interval(estimate, level)
+            if abs(p - (1 - level)) > 0.005:
+                assert (p < 1 - level) == (low > 0 or high < 0)
+                decided.append(p < 1 - level)
+    assert 0.2 < np.mean(decided) < 0.8
+
+
+def test_holm_is_its_definition() -> None:
+    p = np.random.default_rng(0).random(7) ** 3
+    p[2] = np.nan
+    adjusted = statistics.holm(p)
+    for level in (0.01, 0.05, 0.2, 0.5):
+        rejected, left = set(), [i for i in range(7) if np.isfinite(p[i])]
+        while left and min(p[i] for i in left) <= level / len(left):
+            best = min(left, key=lambda i: p[i])
+            rejected.add(best)
+            left.remove(best)
+        assert rejected == {i for i in range(7) if adjusted[i] <= level}
+    assert np.isnan(adjusted[2])
 
 
 def test_ignoring_the_clusters_would_cover_much_less() -> None:

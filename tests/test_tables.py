@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from resurgence import statistics, summary, tables
 from resurgence.estimates import ImageSet, estimates, make_set, read_states
@@ -103,7 +104,8 @@ def test_interval_is_the_clustered_bootstrap_of_the_paired_differences(
     draws = generator.integers(0, 4, size=(300, 4))
     means = [np.concatenate([sums[k] for k in draw]).mean() for draw in draws]
     row = pick(table, task=task, eraser="mace", step=50, role="erase", metric="clip_score")
-    expected = np.quantile(means, [0.025, 0.975])
+    low = scipy.stats.norm.cdf(-math.sqrt(4 / 3) * scipy.stats.t.ppf(0.975, 3))  # four concepts
+    expected = np.quantile(means, [low, 1 - low])
     np.testing.assert_allclose([row["resurgence_low"], row["resurgence_high"]], expected, rtol=1e-5)
 
 

@@ -4,8 +4,10 @@ A metric of an image set is an `Estimate`: its value and its value in each resam
 resampled by the same draws, so anything computed from several of them (a difference, a harmonic mean) is computed
 resample by resample, which keeps the pairing by prompt and seed.
 
-The images of one concept are not independent, so concepts are drawn, with all of their rows. Percentile intervals are
-too short when concepts are few: of nominal 95 %, about 91 % with 10 concepts and 94 % with 30 (simulated in
+The images of one concept are not independent, so concepts are drawn, with all of their rows. Plain percentile intervals
+are too short when concepts are few (of nominal 95 %, about 91 % with 10 of them), so the percentiles are moved outwards
+to those of Student's t: Hesterberg's expanded percentile interval (2015, "What teachers should know about the
+bootstrap"); of nominal 95 % it covers 94 to 95 % from eight concepts on, about 92 % with five (simulated in
 tests/test_statistics.py). An accuracy of 0 or 100 % in every concept has an interval of length 0, which means that
 the data hold no variation and not that the true value is known.
 """
@@ -17,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
 from resurgence.seeds import seed_of
@@ -31,6 +34,7 @@ class Estimate(NamedTuple):
     replicates: Array  # (R,)
     n: int  # images
     method: Literal["bootstrap", "jackknife"] = "bootstrap"
+    clusters: int = 0  # that a resample draws; 0: unknown, the interval is not expanded
 
 
 class Clusters(NamedTuple):
@@ -75,7 +79,7 @@ def bootstrap_mean(values: ArrayLike, clusters: Clusters, counts: Array) -> Esti
     with np.errstate(invalid="ignore"):
         replicates = (counts @ sums) / (counts @ sizes)
     n = int(seen.sum())
-    return Estimate(float(sums.sum() / n) if n else math.nan, replicates, n)
+    return Estimate(float(sums.sum() / n) if n else math.nan, replicates, n, clusters=int((sizes > 0).sum()))
 
 
 def groups_of(clusters: Clusters, most: int = 32) -> NDArray[np.int64]:
@@ -104,7 +108,8 @@ def combine(function: Callable[..., ArrayLike], *estimates: Estimate, n: int) ->
     if len(methods) > 1:
         raise ValueError(f"cannot combine estimates of different methods: {sorted(methods)}")
     replicates = np.asarray(function(*(e.replicates for e in estimates)), dtype=np.float64)
-    return Estimate(float(function(*(e.value for e in estimates))), replicates, n, estimates[0].method)
+    clusters = min(e.clusters for e in estimates)
+    return Estimate(float(function(*(e.value for e in estimates))), replicates, n, estimates[0].method, clusters)
 
 
 def difference(after: Estimate, before: Estimate) -> Estimate:
@@ -112,20 +117,59 @@ def difference(after: Estimate, before: Estimate) -> Estimate:
     return combine(np.subtract, after, before, n=min(after.n, before.n))
 
 
+def tail(level: float, clusters: int) -> float:
+    """Percentile at which the lower end of a two-sided interval is read: Phi(-sqrt(G / (G - 1)) t), t the quantile of
+    Student's t with G - 1 degrees of freedom at (1 + level) / 2.
+
+    With many clusters it is (1 - level) / 2; with less than two, nothing is known of the spread and it is that too.
+    """
+    if clusters < 2:
+        return (1 - level) / 2
+    reach = math.sqrt(clusters / (clusters - 1)) * scipy.stats.t.ppf((1 + level) / 2, clusters - 1)
+    return float(scipy.stats.norm.cdf(-reach))
+
+
 def interval(estimate: Estimate, level: float) -> tuple[float, float]:
-    """Two-sided interval: percentiles of a bootstrap, Student's t around the value of a jackknife; NaN without any."""
+    """Two-sided interval: expanded percentiles of a bootstrap, Student's t around the value of a jackknife; NaN without
+    any replicate."""
     replicates = estimate.replicates[np.isfinite(estimate.replicates)]
     if not len(replicates):
         return math.nan, math.nan
     if estimate.method == "bootstrap":
-        low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
+        below = tail(level, estimate.clusters)
+        low, high = np.quantile(replicates, [below, 1 - below])
         return float(low), float(high)
-    from scipy.stats import t
-
     count = len(replicates)
     error = math.sqrt((count - 1) / count * float(((replicates - replicates.mean()) ** 2).sum()))
-    reach = float(t.ppf((1 + level) / 2, count - 1)) * error
+    reach = float(scipy.stats.t.ppf((1 + level) / 2, count - 1)) * error
     return estimate.value - reach, estimate.value + reach
+
+
+def p_value(estimate: Estimate) -> float:
+    """Two-sided p of "the true value is 0": 1 minus the level at which the bootstrap interval would begin to hold 0.
+
+    At least 2 / (replicates + 1); NaN without replicates or for a jackknife.
+    """
+    replicates = estimate.replicates[np.isfinite(estimate.replicates)]
+    if not len(replicates) or estimate.method != "bootstrap":
+        return math.nan
+    share = (1 + min((replicates <= 0).sum(), (replicates >= 0).sum())) / (len(replicates) + 1)
+    if estimate.clusters < 2:
+        return float(min(1.0, 2 * share))
+    t = -scipy.stats.norm.ppf(min(share, 0.5)) * math.sqrt((estimate.clusters - 1) / estimate.clusters)
+    return float(2 * scipy.stats.t.sf(t, estimate.clusters - 1))
+
+
+def holm(p: ArrayLike) -> Array:
+    """p values adjusted for their number by Holm's step-down (1979): the chance of even one false finding stays below
+    the level. NaN stays NaN and does not count."""
+    p = np.asarray(p, dtype=np.float64)
+    adjusted = np.full(p.shape, np.nan)
+    seen = np.flatnonzero(np.isfinite(p))
+    order = seen[np.argsort(p[seen], kind="stable")]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted
 
 
 def harmonic_mean(*terms: ArrayLike) -> NDArray[np.float64]:

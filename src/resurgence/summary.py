@@ -172,6 +172,9 @@ def markdown(resurgence: pd.DataFrame, seeds: pd.DataFrame, draws: pd.DataFrame,
     runs = int(seeds["runs"].max()) if len(seeds) else 0
     if runs > 1:
         parts.append(f"Cells with several seeds (up to {runs} runs): median ± largest deviation; all in seeds.csv.")
-    parts += ["## Intervals", "Percentile bootstrap of the mean, resampling whole clusters; leave-one-out for the "
-              "Fréchet distance.", markdown_table(draws)]  # fmt: skip
+    how = (
+        "Bootstrap of the mean, resampling whole clusters, percentiles expanded to Student's t; leave-one-out for the "
+        "Fréchet distance."
+    )
+    parts += ["## Intervals", how, markdown_table(draws)]
     return "\n\n".join(parts) + "\n"
