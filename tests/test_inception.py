@@ -114,3 +114,14 @@ def test_bad_files_are_told(weights: Path, tmp_path: Path, capsys: pytest.Captur
     assert "must not run" not in capsys.readouterr().out
     with pytest.raises(ValueError, match="resize = 'nearest'; known: torchmetrics, clean, tensorflow"):
         inception.load(weights, resize="nearest")
+
+
+@pytest.mark.parametrize("shape", [(900, 600), (600, 900), (30, 20)])
+def test_the_sum_of_singular_values_of_large_matrices(shape: tuple[int, int]) -> None:
+    """Against the singular values themselves, also of a matrix of low rank, whose small ones are rounding."""
+    generator = np.random.default_rng(0)
+    full = generator.normal(size=shape) * np.exp(-np.arange(shape[1]) / 50)
+    low = generator.normal(size=(shape[0], 5)) @ generator.normal(size=(5, shape[1]))
+    for x in (full, low):
+        values = np.linalg.svd(x, compute_uv=False)
+        assert frechet.nuclear_norm(x) == pytest.approx(values.sum(), abs=2e-8 * len(values) * values.max())

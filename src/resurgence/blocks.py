@@ -39,7 +39,8 @@ def prompts(study: Study, task: str) -> dict[str, Any]:
     """What is sampled in a task."""
     of = study.task(task)
     numbered = () if of.first_seed is None else ("first_seed",)
-    return {"task": part(of, "erase", "retain", "synonyms", "templates", "seeds", *numbered)}
+    general = {"general": path} if (path := study.general_of(task)) else {}
+    return general | {"task": part(of, "erase", "retain", "synonyms", "templates", "seeds", *numbered)}
 
 
 def prior_moments(study: Study) -> dict[str, Any]:
@@ -160,7 +161,20 @@ def sample(study: Study) -> dict[str, Any]:
 
 def score(study: Study, task: str) -> dict[str, Any]:
     """Scores of images: the same block for every model of a task."""
-    return {"scorers": study.scorers, "task": part(study.task(task), "erase", "retain", "labels")}
+    scorers = {name: {k: v for k, v in one.items() if k != "reference"} for name, one in study.scorers.items()}
+    return {"scorers": scorers, "task": part(study.task(task), "erase", "retain", "labels")}
+
+
+def reference(study: Study) -> dict[str, Any]:
+    """Features of real images."""
+    distance = study.scorers["frechet"]
+    name = distance["features"]
+    return {"scorer": name, "settings": study.scorers[name], "pictures": distance["reference"]}
+
+
+def has_reference(study: Study) -> bool:
+    """Whether generated images are compared with real ones."""
+    return bool(study.scorers.get("frechet", {}).get("reference"))
 
 
 def models(study: Study) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resurgence.coco import CAPTIONS
+from resurgence.coco import CAPTIONS, SAMPLE
 from resurgence.config import NAME, ConfigError, build, known, nearest, read_yaml
 from resurgence.declared import config_class, literal, methods, metrics, parameters
 from resurgence.weights import table
@@ -86,6 +86,12 @@ def check_files(study: Study, root: Path) -> None:
             raise ConfigError(key, name, "no such file; write a path from the folder of the Snakefile")
         if not (root / name).read_text(encoding="utf-8").strip():
             raise ConfigError(key, name, "is an empty file; write one caption a line")
+    if study.tasks.general not in (None, SAMPLE) and not (root / study.tasks.general).is_file():
+        raise ConfigError(
+            "tasks.general", study.tasks.general, f"no such file; write its path, or {SAMPLE}, which is made"
+        )
+    for name in study.tasks.general_for or ():
+        known("tasks.general_for", name, study.tasks.names)
     for key, name in templates.items():
         for line in (root / name).read_text(encoding="utf-8").splitlines():
             if line.strip() and line.count("{}") != 1:
@@ -193,14 +199,19 @@ def check_scorers(study: Study, root: Path) -> None:
     for name, settings in study.scorers.items():
         known("scorers", name, metrics())
         file = f"resurgence.scorers.{name}"
-        keys = parameters(file, "load") - {"device"} or {"features"}  # without load: a distance on features of another
+        # without load: a distance on features of another
+        keys = parameters(file, "load") - {"device"} or {"features", "reference"}
         for key, value in settings.items():
             known(f"scorers.{name}", key, keys)
             if key == "path" and not (root / str(value)).exists() and str(value) not in table(root):
                 remedy = literal(file, "FETCH") or "run `dvc pull data/miniature/dvc.yaml` or correct the path"
                 raise ConfigError(f"scorers.{name}.path", value, f"no such file or folder; {remedy}")
-        if keys == {"features"}:
+        if "features" in keys:
+            pictures = settings.get("reference")
+            if pictures is not None and not (root / str(pictures)).is_dir():
+                raise ConfigError(f"scorers.{name}.reference", pictures, "no such folder; name one of real pictures")
             known(f"scorers.{name}.features", settings.get("features"), [o for o in study.scorers if o != name])
     made = [metric for name in study.scorers for metric in metrics()[name] or [name]]
+    made += ["frechet_reference"] if study.scorers.get("frechet", {}).get("reference") else []
     for metric in study.figures.metrics:
         known("figures.metrics", metric, made)

@@ -6,6 +6,7 @@ its block names. Nothing here is measured, and `resurgence plan` says so.
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -79,8 +80,19 @@ def rule_of(job: Planned) -> str:
     return {"delta": "erase", "weights": "finetune", "images": "sample", "scores": "score"}.get(last, last)
 
 
+def general_images(study: Study, task: str) -> int:
+    """General prompts of a task; those of MS-COCO that are not drawn yet are 5,000."""
+    path = study.general_of(task)
+    if path is None:
+        return 0
+    if not Path(path).is_file():
+        return 5000
+    with open(path, encoding="utf-8", newline="") as file:
+        return sum(1 for _ in csv.DictReader(file))
+
+
 def prompts_of(task: Task) -> int:
-    """Images that each model of a task makes."""
+    """Images of its own prompts that each model of a task makes."""
     words = sum(len(words) for words in task.synonyms.values())
     counts = {"erase": len(task.erase), "retain": len(task.retain), "synonym": words}
     return sum(number * len(task.templates) * task.seeds.get(role, 0) for role, number in counts.items())
@@ -153,7 +165,7 @@ class Coster:
     def images_of(self, job: Planned) -> int:
         """Images of the model that a path names: of all its checkpoints."""
         model = job.out.parts[3:-2]
-        count = prompts_of(self.study.task(model[0]))
+        count = prompts_of(self.study.task(model[0])) + general_images(self.study, model[0])
         if len(model) < 4:
             return count
         finetune, _, variant = model[3].partition(".")

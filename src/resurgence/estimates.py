@@ -150,8 +150,9 @@ def frechet_estimates(sets: list[ImageSet], roles: Mapping[str, Role]) -> dict[t
             raise ValueError(f"{name_of(unscored[0].key)} has no features and others have; score it again")
         return {}
     found = {}
+    most = 8 if sets[0].features.shape[1] > 1000 else 32  # 2 s a replicate with 2,048 features and as many images
     for name, role in roles.items():
-        sizes = np.bincount(statistics.groups_of(role.clusters))
+        sizes = np.bincount(statistics.groups_of(role.clusters, most))
         if sizes.sum() - sizes.max() < 2:
             continue  # the images left when a group is left out must have a covariance
         base: dict[bytes, Moments] = {}  # by rows kept; the same for all sets
@@ -166,7 +167,23 @@ def frechet_estimates(sets: list[ImageSet], roles: Mapping[str, Role]) -> dict[t
         found[0, name] = Estimate(0.0, np.zeros(2), len(a), "jackknife")  # the base against itself, by definition
         for number, one in enumerate(sets[1:], 1):
             function = partial(value, a=a, b=one.features[role.mask])
-            found[number, name] = statistics.jackknife(function, role.clusters)
+            found[number, name] = statistics.jackknife(function, role.clusters, most)
+    return found
+
+
+def reference_estimates(sets: list[ImageSet], role: Role, reference: np.ndarray) -> list[Estimate]:
+    """Fréchet distance of the images of general prompts of each set to features of real images, (m, F)."""
+    real = moments(reference)
+    most = 8 if reference.shape[1] > 1000 else 32
+    found = []
+    for one in sets:
+        own = one.features[role.mask]
+        if own.shape[1] != real.mean.shape[0]:
+            raise ValueError(
+                f"{name_of(one.key)} has {own.shape[1]} features, the real images {real.mean.shape[0]}: of another "
+                "scorer"
+            )
+        found.append(statistics.jackknife(lambda kept, b=own: between(real, moments(b[kept])), role.clusters, most))
     return found
 
 
@@ -191,11 +208,15 @@ def harmonic(found: Mapping[tuple[str, str], Estimate]) -> tuple[str, Estimate] 
     return None
 
 
-def task_estimates(sets: list[ImageSet], resamples: int, seed: int) -> tuple[list[dict], list[dict]]:
+def task_estimates(
+    sets: list[ImageSet], resamples: int, seed: int, reference: np.ndarray | None = None
+) -> tuple[list[dict], list[dict]]:
     """Every metric of every image set of one task, the base first; and what the draws of each role are."""
     check_pairs(sets)
     roles = roles_of(sets[0], resamples, seed)
     far = frechet_estimates(sets, roles)
+    real = {"general": roles["general"]} if reference is not None and "general" in roles else {}
+    unreal = {name: reference_estimates(sets, role, reference) for name, role in real.items()}
     # a metric that some set has and another has no image for (no face in any) is NaN there, and not left out
     scored = {
         (role, metric)
@@ -212,6 +233,8 @@ def task_estimates(sets: list[ImageSet], resamples: int, seed: int) -> tuple[lis
                     found[role, metric] = statistics.bootstrap_mean(values, draws.clusters, draws.counts)
             if (number, role) in far:
                 found[role, "frechet"] = far[number, role]
+            if role in unreal:
+                found[role, "frechet_reference"] = unreal[role][number]
         if mean := harmonic(found):
             found["all", mean[0]] = mean[1]
         made += [{**one.key, "role": r, "metric": m, "n": e.n, "estimate": e} for (r, m), e in found.items()]
@@ -223,8 +246,13 @@ def task_estimates(sets: list[ImageSet], resamples: int, seed: int) -> tuple[lis
     return made, told
 
 
-def estimates(sets: Iterable[ImageSet], resamples: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def estimates(
+    sets: Iterable[ImageSet], resamples: int, seed: int, reference: np.ndarray | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every metric of every image set as an Estimate, and what its draws are.
+
+    Args:
+        reference: features of real images (m, F), for the distance of the images of general prompts to them.
 
     Raises:
         ValueError: a task without exactly one base image set, an image set twice, or prompts and seeds that differ.
@@ -241,7 +269,7 @@ def estimates(sets: Iterable[ImageSet], resamples: int, seed: int) -> tuple[pd.D
         if group[0].key["state"] != "base":
             raise ValueError(f"task {task!r} of base {base!r} has no image set of the base; sample and score it")
         log.info("task %s: %d image sets of %d images", task, len(group), len(group[0].rows))
-        rows, draws = task_estimates(group, resamples, seed)
+        rows, draws = task_estimates(group, resamples, seed, reference)
         made += rows
         told += draws
     if not made:

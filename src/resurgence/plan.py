@@ -22,7 +22,7 @@ from pathlib import Path
 import yaml
 
 from resurgence.config import ConfigError
-from resurgence.costs import PNG, Cost, Coster, by_rule, prompts_of, read_rates
+from resurgence.costs import PNG, Cost, Coster, by_rule, general_images, prompts_of, read_rates
 from resurgence.planned import Planned, printed_jobs
 from resurgence.progress import duration
 from resurgence.study import Study, load_study
@@ -36,7 +36,7 @@ STAGES = {
     "erase": ["loras", "erase"],
     "fine-tune": ["finetune"],
     "sample": ["sample"],
-    "score": ["score"],
+    "score": ["reference_features", "score"],
     "tables, figures, report": ["tables", "figures", "grids", "cost", "report"],
 }  # fmt: skip
 
@@ -86,7 +86,7 @@ def images_of(study: Study) -> int:
     models.update(e.task for e in study.erasures() if study.erasers[e.eraser].module)
     for cell in study.cells():
         models[cell.erasure.task] += len(study.finetune_settings(cell.finetune, cell.variant)["checkpoints"])
-    return sum(number * prompts_of(study.task(task)) for task, number in models.items())
+    return sum(number * (prompts_of(study.task(task)) + general_images(study, task)) for task, number in models.items())
 
 
 def bytes_of(study: Study, root: Path) -> float:

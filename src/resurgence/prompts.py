@@ -50,11 +50,12 @@ def expand(
     ]
 
 
-def prompt_set(task: Task, general: Sequence[str] = ()) -> pd.DataFrame:
+def prompt_set(task: Task, general: Sequence[str] = (), seeds: Sequence[int] | None = None) -> pd.DataFrame:
     """Return the rows that every model of a task is sampled on: erase, retain, synonym, general, in this order.
 
     Args:
         general: captions of any content, one image each; a caption that occurs again gets the next index.
+        seeds: one for each of these captions; None: by caption and index.
 
     Returns:
         Columns prompt, concept, role, template, seed, index. In the role synonym the concept is the erased or retained
@@ -79,7 +80,8 @@ def prompt_set(task: Task, general: Sequence[str] = ()) -> pd.DataFrame:
                 f"remove one of the two from task {task.name!r}"
             )
     seen = Counter(str(r["prompt"]) for r in rows)
-    for caption in general:
-        rows.append(row(caption, "", "general", "", seen[caption]))
+    for number, caption in enumerate(general):
+        made = row(caption, "", "general", "", seen[caption])
+        rows.append(made if seeds is None else made | {"seed": int(seeds[number])})
         seen[caption] += 1
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -33,6 +33,8 @@ class Tasks:
     folder: str
     names: tuple[str, ...]
     concepts: str | None = None  # file of all concepts of the base's world; null: any word may be a concept
+    general: str | None = None  # CSV of prompts and seeds of any content, for CLIP score and FID
+    general_for: tuple[str, ...] | None = None  # tasks whose models are sampled on it too; null: all
 
 
 @dataclass(frozen=True)

@@ -87,16 +87,16 @@ def groups_of(clusters: Clusters, most: int = 32) -> NDArray[np.int64]:
     return clusters.codes % min(most, clusters.number)
 
 
-def jackknife(function: Callable[[NDArray[np.bool_]], float], clusters: Clusters) -> Estimate:
+def jackknife(function: Callable[[NDArray[np.bool_]], float], clusters: Clusters, most: int = 32) -> Estimate:
     """Leave one group of clusters out at a time: for statistics that are not means.
 
     A bootstrap sample repeats images, which shrinks the covariance that a Fréchet distance is made of and moves every
     replicate to one side of the value; leaving out does not.
 
     Args:
-        function: of a mask over the rows, (n,) bool.
+        function: of a mask over the rows, (n,) bool. most: groups.
     """
-    groups = groups_of(clusters)
+    groups = groups_of(clusters, most)
     replicates = [function(groups != k) for k in range(groups.max() + 1)] if clusters.number > 1 else []
     value = function(np.ones(len(groups), dtype=bool))
     return Estimate(value, np.array(replicates, dtype=np.float64), len(groups), "jackknife")

@@ -34,7 +34,7 @@ from resurgence.settings import (
 # the folder of results/ in which a part of a model or task lies: what DVC tracks as one
 STAGE_OF = {
     **dict.fromkeys(("prompts", "moments", "concept_images", "anchor_images", "retained_images"), "data"),
-    **dict.fromkeys(("masks", "finetune_sets"), "data"),
+    **dict.fromkeys(("masks", "finetune_sets", "reference"), "data"),
     **dict.fromkeys(("loras", "delta"), "erased"),
     "weights": "finetuned",
     "images": "images",
@@ -153,6 +153,10 @@ class Study:
         if isinstance(concepts, dict):
             return concepts.get(of.kind, ())
         return {"task": of.finetune, "retain": of.retain}[concepts] if isinstance(concepts, str) else concepts
+
+    def general_of(self, task: str) -> str | None:
+        """File of the general prompts that the models of a task are sampled on too."""
+        return self.tasks.general if self.tasks.general_for is None or task in self.tasks.general_for else None
 
     def templates_of(self, kind: str) -> str:
         """File of the caption templates of the domain corpus, for tasks of a kind."""

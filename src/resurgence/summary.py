@@ -17,6 +17,7 @@ TITLES = {
     "clip_probability": "CLIP mean probability (%)",
     "clip_score": "CLIP score (100 cos)",
     "frechet": "Fréchet distance to the base's images",
+    "frechet_reference": "Fréchet distance to real images",
     "H_c": "Harmonic mean H_c (%)",
     "H_o": "Harmonic mean H_o (%)",
 }

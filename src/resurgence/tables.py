@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from resurgence import statistics, summary
@@ -22,7 +23,7 @@ from resurgence.scorers import METRICS
 
 NUMBERS = ["erase_seed", "finetune_seed", "step", "n", "runs"]
 FILES = ("cells.csv", "intervals.csv", "metrics.json", "resurgence.csv", "resurgence.md", "seeds.csv")
-METRIC_ORDER = [*METRICS, "frechet", "H_c", "H_o"]
+METRIC_ORDER = [*METRICS, "frechet", "frechet_reference", "H_c", "H_o"]
 CELLS = [*KEYS, "state", "step", "role", "metric", "n", "value", "low", "high"]
 RESURGENCE = [
     *KEYS, "step", "role", "metric", "n", "base_value", "erased_value", "finetuned_value",
@@ -106,10 +107,17 @@ def write(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
-def run(entries: Iterable[Mapping[str, Any]], out: Path, resamples: int, level: float, seed: int) -> str:
-    """Write all tables below `out`; returns the table for the terminal."""
+def run(
+    entries: Iterable[Mapping[str, Any]],
+    out: Path,
+    resamples: int,
+    level: float,
+    seed: int,
+    reference: np.ndarray | None = None,
+) -> str:
+    """Write all tables below `out`; returns the table for the terminal. `reference`: features of real images."""
     out.mkdir(parents=True, exist_ok=True)
-    estimated, draws = estimates(read_states(entries), resamples, seed)
+    estimated, draws = estimates(read_states(entries), resamples, seed, reference)
     table = resurgence(estimated, level)
     seeds = over_seeds(table)
     files = {"cells": cells(estimated, level), "resurgence": table, "seeds": seeds, "intervals": draws}

@@ -69,7 +69,7 @@ def inside(files):
 
 def sources(stage, *chosen):
     """The modules that a stage runs, and those that a setting chooses for it; the others of their kind are left out."""
-    without = ("resurgence.segmenters.", "resurgence.scorers.") if stage in ("masks", "score") else ()
+    without = ("resurgence.segmenters.", "resurgence.scorers.") if stage in ("masks", "score", "reference") else ()
     stage_files = run_files(f"resurgence.stages.{stage}", without=without)
     return sorted({*inside(stage_files), *inside(run_files(*chosen) if chosen else ())})
 
@@ -222,6 +222,27 @@ def world_block(part):
     return blocks.text({"settings": WORLD["packages"] if part == "drawings" else WORLD[part]})
 
 
+def general_prompts(wildcards):
+    """The file of general prompts of a task, if it has one."""
+    file = STUDY.general_of(wildcards.task)
+    return [file] if file else []
+
+
+def reference_scorer():
+    """The module whose features of real images are compared with."""
+    return [f"resurgence.scorers.{STUDY.scorers['frechet']['features']}"] if blocks.has_reference(STUDY) else []
+
+
+def reference_pictures(wildcards):
+    """The folder of real images."""
+    return STUDY.scorers["frechet"]["reference"]
+
+
+def reference_manifest():
+    """The features of real images, where the study has any."""
+    return [f"{STUDY.folder(None, 'reference')}/manifest.json"] if blocks.has_reference(STUDY) else []
+
+
 def score_manifests():
     """The scores of every model of the study; a control that changes nothing has those of the base."""
     items = [*STUDY.tasks.names, *STUDY.cells(), *(blocks.seen_as(STUDY, item) for item in STUDY.erasures())]
@@ -257,6 +278,8 @@ def shared_artefacts():
         yield from (STUDY.folder(name, part) for part in (*parts, *(f"finetune_sets/{one}" for one in sorted(sets))))
         if "prior" in wanted:
             yield STUDY.folder(None, "moments")
+    if blocks.has_reference(STUDY):
+        yield STUDY.folder(None, "reference")
 
 
 def of_stage(stage):

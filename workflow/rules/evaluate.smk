@@ -58,3 +58,30 @@ rule score:
     shell:
         "python -m resurgence.stages.score --block {params.cfg:q} --out {output.manifest}"
         " --inputs {input} > {log} 2>&1"
+
+
+rule reference_features:
+    input:
+        sources("reference", *reference_scorer()),
+        SCORER_WEIGHTS,
+        reference_pictures,
+    output:
+        manifest="results/data/{base}/reference/manifest.json",
+    log:
+        "logs/{base}/reference.log",
+    benchmark:
+        "results/benchmarks/reference_features/{base}.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    threads: THREADS
+    resources:
+        **ON_GPU,
+        mem_mb=memory,
+        runtime=minutes("reference_features"),
+    params:
+        cfg=block(blocks.reference),
+    message:
+        "Features of real images"
+    shell:
+        "python -m resurgence.stages.reference --block {params.cfg:q} --out {output.manifest}"
+        " --inputs {input} > {log} 2>&1"

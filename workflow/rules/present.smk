@@ -5,6 +5,7 @@ rule tables:
     input:
         sources("tables"),
         score_manifests(),
+        reference_manifest(),
     output:
         cells="results/tables/cells.csv",
         resurgence="results/tables/resurgence.csv",

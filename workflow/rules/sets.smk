@@ -4,6 +4,7 @@
 rule prompts:
     input:
         sources("prompts"),
+        general_prompts,
     output:
         manifest="results/data/{base}/{task}/prompts/manifest.json",
     log:

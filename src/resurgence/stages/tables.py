@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from resurgence.stages.job import start
+import numpy as np
+from safetensors.numpy import load_file
+
+from resurgence.stages.job import Job, start
 from resurgence.tables import FILES, run
 
 log = logging.getLogger(__name__)
@@ -44,11 +47,17 @@ def by_step(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def reference(job: Job) -> np.ndarray | None:
+    """Features of the real images of the study, if it has any."""
+    folder = job.find("reference features")
+    return None if folder is None else next(iter(load_file(folder / "features.safetensors").values()))
+
+
 def main() -> None:
     """Write results/tables."""
     job = start()
     entries = [entry(job.block, model) for model in job.block["models"]]
-    told = run(by_step(entries), job.out.parent, **job.block["statistics"])
+    told = run(by_step(entries), job.out.parent, **job.block["statistics"], reference=reference(job))
     job.made("tables", (job.out.parent / name for name in FILES))
     log.info("tables in %s\n%s", job.out.parent, told)
 
