@@ -157,4 +157,4 @@ def resume(args: Namespace) -> None:
         if done.returncode:
             raise OSError(f"snakemake --unlock fails:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
     release()
-    os.execv(sys.executable, [*snakemake, *options, "--rerun-incomplete"])
+    os.execv(sys.executable, [*snakemake, "--rerun-incomplete", *options])

@@ -89,6 +89,7 @@ class Cluster:
 
 
 TIMES = ("StartTime", "EndTime")
+STARTED: list[subprocess.Popen] = []  # ended with the test, whatever becomes of it
 
 
 def state_of(pid: int) -> str:
@@ -119,13 +120,15 @@ def start(tree: Tree, arguments: list[str], environment: Mapping[str, str], resu
     words = ["resurgence.cli", "resume", "--"] if resume else ["snakemake"]
     package = {"PYTHONPATH": str(tree.root / "src")} if resume else {}
     with open(tree.root / "run.log", "a") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["env", "--default-signal=INT", sys.executable, "-m", *words, *arguments],
             cwd=tree.root,
             env={**environment, **package},
             stdout=log,
             stderr=subprocess.STDOUT,
         )
+    STARTED.append(process)
+    return process
 
 
 def finish(tree: Tree, process: subprocess.Popen, code: int = 0, seconds: float = 900) -> str:

@@ -7,7 +7,7 @@
 # Everything is written below DIR; nodes, CPUs, memory and GPUs are pretended. Run again it starts the daemons that died.
 set -euo pipefail
 DIR=$(mkdir -p "$1" && cd "$1" && pwd)
-NODES=(node1 node2) CPUS=${SLURM_TEST_CPUS:-1} MEMORY=${SLURM_TEST_MEMORY:-8000} GPUS=2 # of each node; GPUs of the first
+NODES=(node1 node2) CPUS=4 MEMORY=8000 GPUS=2 # of each node; GPUs of the first
 PORT=${SLURM_TEST_PORT:-26900}
 HOST=$(hostname -s)
 ME=$(id -un)
@@ -82,7 +82,7 @@ END
     echo "NodeName=${NODES[i]} NodeHostname=$HOST NodeAddr=127.0.0.1 Port=$((PORT + 1 + i)) CPUs=$CPUS" \
       "RealMemory=$MEMORY$gres State=UNKNOWN"
   done
-  echo "PartitionName=main Nodes=ALL Default=YES DefaultTime=60 MaxTime=INFINITE State=UP"
+  echo "PartitionName=main Nodes=ALL Default=YES DefaultTime=60 MaxTime=INFINITE MaxCPUsPerNode=1 State=UP" # two at once
   echo "PartitionName=gpu Nodes=${NODES[0]} DefaultTime=60 MaxTime=INFINITE State=UP"
 } >"$DIR/slurm.conf"
 {
