@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from resurgence import weights
+from resurgence import needed_weights, weights
 from resurgence.manifest import sha256
+from resurgence.needed_weights import Wanted
 from resurgence.study import load_study, make_study, merge
-from resurgence.weights import Entry, Wanted
+from resurgence.weights import Entry
 from tiny import make_pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +73,7 @@ def run(code: str, folder: Path, hub: Path) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_table_knows_what_the_studies_read(name: str) -> None:
     entries = weights.table(ROOT)
-    found = weights.wanted(load(*STUDIES[name]), entries)
+    found = needed_weights.wanted(load(*STUDIES[name]), entries)
     assert {one.key for one in found} >= {"base.path", "masks.detector", "masks.sam", "scorers.clip"}
     for one in found:
         assert one.place in entries
@@ -97,7 +98,7 @@ def test_the_table_names_what_open_clip_reads() -> None:
 
 
 def test_the_miniature_reads_only_what_is_shipped() -> None:
-    assert {one.place.split("/")[0] for one in weights.wanted(load(), {})} == {"data"}
+    assert {one.place.split("/")[0] for one in needed_weights.wanted(load(), {})} == {"data"}
 
 
 def test_locate(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +150,7 @@ def test_lock_completes_the_table_and_then_holds(project: Path, capsys: pytest.C
     (project / "w/model.safetensors").write_bytes(b"first")
     write_table({"w": {"licence": "x", "get": "ask", "files": {"model.safetensors": None}}})
     assert weights.verify("w", Path("w"), weights.table()) == ["model.safetensors"]
-    weights.lock([Wanted("base.path", "w")])
+    needed_weights.lock([Wanted("base.path", "w")])
     assert "commit it" in capsys.readouterr().out
     assert weights.table()["w"].files == {"model.safetensors": sha256(project / "w/model.safetensors")}
     assert weights.verify("w", Path("w"), weights.table()) == []
@@ -166,7 +167,7 @@ def test_lock_completes_the_table_and_then_holds(project: Path, capsys: pytest.C
 def test_lock_of_a_folder_of_ones_own(project: Path, base: Path) -> None:
     write_table({})
     shutil.copytree(base, project / "mine")
-    weights.lock([Wanted("base.path", "mine")])
+    needed_weights.lock([Wanted("base.path", "mine")])
     names = set(weights.table()["mine"].files)
     assert {"model_index.json", "unet/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"} <= names
     assert weights.verify("mine", Path("mine"), weights.table()) == []
@@ -221,14 +222,14 @@ def test_missing_weights_are_told_for_the_rules_that_run(project: Path, monkeypa
     study = load("sd14")
     shutil.copy(ROOT / weights.TABLE, weights.TABLE)
     with pytest.raises(FileNotFoundError) as error:
-        weights.check_present(study, ["sample", "tables"])
+        needed_weights.check_present(study, ["sample", "tables"])
     told = str(error.value)
     assert "base.path = 'CompVis/stable-diffusion-v1-4'" in told and "masks" not in told and "scorers" not in told
     assert "hf download CompVis/stable-diffusion-v1-4 " in told and f"--revision {study.base.revision}" in told
     assert str(project / "empty") in told and "HF_HUB_OFFLINE is set" in told and "hf auth login" in told
     with pytest.raises(FileNotFoundError, match=r"masks.detector.*grounding-dino-base(.|\n)*masks.sam"):
-        weights.check_present(study, ["masks"])
-    weights.check_present(study, ["tables", "figures", "prompts", "coco_captions"])
+        needed_weights.check_present(study, ["masks"])
+    needed_weights.check_present(study, ["tables", "figures", "prompts", "coco_captions"])
 
 
 def test_null_takes_out_what_the_study_below_has() -> None:
@@ -236,3 +237,6 @@ def test_null_takes_out_what_the_study_below_has() -> None:
     overlay = {"scorers": {"recogniser": None, "frechet": {"features": "clip"}}, "erasers": {"uce": None}}
     study = make_study(merge(params, {**overlay, "figures": {"metrics": ["clip_accuracy"]}}), ROOT)
     assert list(study.scorers) == ["clip", "frechet"] and list(study.erasers) == ["mace"]
+    params["finetunes"]["lora"]["variants"] = {"default": {}, "short": {"steps": 300, "checkpoints": [300]}}
+    study = make_study(merge(params, {"finetunes": {"lora": {"variants": {"short": None}}}}), ROOT)
+    assert list(study.finetunes["lora"].variants) == ["default"]

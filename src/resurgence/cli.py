@@ -19,11 +19,11 @@ from resurgence.adopt import adopt_arguments
 from resurgence.archive import archive_arguments
 from resurgence.declared import config_class, methods
 from resurgence.expected import expected_arguments
+from resurgence.needed_weights import weights_arguments
 from resurgence.plan import plan_arguments
 from resurgence.provenance import provenance_arguments
 from resurgence.recovery import resume_arguments
 from resurgence.verify import verify_arguments
-from resurgence.weights import weights_arguments
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,9 @@ COMMANDS = {
     "export": Command("write a full diffusers folder", base_arguments, "resurgence.commands:export"),
     "compare": Command("print and plot all erasers of a finished study", compare_arguments, "resurgence.compare:run"),
     "plan": Command("say what the study of this folder would compute", plan_arguments, "resurgence.plan:plan"),
-    "weights": Command("say which weights a study reads and check them", weights_arguments, "resurgence.weights:run"),
+    "weights": Command(
+        "say which weights a study reads and check them", weights_arguments, "resurgence.needed_weights:run"
+    ),
     "adopt": Command("tell Snakemake which pulled results are up to date", adopt_arguments, "resurgence.adopt:adopt"),
     "resume": Command("go on with a study whose run was killed", resume_arguments, "resurgence.recovery:resume"),
     "expected": Command("write for DVC what each stage is made from", expected_arguments, "resurgence.expected:run"),

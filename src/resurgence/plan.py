@@ -23,10 +23,10 @@ import yaml
 
 from resurgence.config import ConfigError
 from resurgence.costs import PNG, Cost, Coster, by_rule, general_images, prompts_of, read_rates
+from resurgence.needed_weights import examine
 from resurgence.planned import Planned, printed_jobs
 from resurgence.progress import duration
 from resurgence.study import Study, load_study
-from resurgence.weights import examine
 
 STAGES = {
     "data": [

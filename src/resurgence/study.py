@@ -194,17 +194,25 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
 
 
 def without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without what an overlay takes out of the study below it, by writing null."""
+    """The configuration without what an overlay takes out of the study below it, by writing null.
+
+    That is an eraser, a fine-tune, a variant of them, a fine-tuning set, a scorer, or a setting of a scorer.
+    """
+
+    def taken_out(block: Any) -> Any:
+        return {k: v for k, v in block.items() if v is not None} if isinstance(block, Mapping) else block
+
     kept = dict(config)
     for key in ("erasers", "finetune_sets", "finetunes", "scorers"):
-        if isinstance(kept.get(key), Mapping):
-            kept[key] = {name: block for name, block in kept[key].items() if block is not None}
-    if isinstance(kept.get("scorers"), Mapping):
-        kept["scorers"] = {
-            name: {k: v for k, v in block.items() if v is not None} if isinstance(block, Mapping) else block
-            for name, block in kept["scorers"].items()
-        }
-    return kept
+        kept[key] = taken_out(kept[key]) if key in kept else {}
+        if not isinstance(kept[key], Mapping):
+            continue
+        for name, block in kept[key].items():
+            if key == "scorers":
+                kept[key][name] = taken_out(block)
+            elif isinstance(block, Mapping) and "variants" in block:
+                kept[key][name] = {**block, "variants": taken_out(block["variants"])}
+    return {key: value for key, value in kept.items() if key in config}
 
 
 def mapping_of(key: str, config: Mapping[str, Any]) -> dict[str, Any]:

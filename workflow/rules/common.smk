@@ -15,7 +15,7 @@ from resurgence.config import read_yaml
 from resurgence.declared import needs
 from resurgence.sources import sources as run_files
 from resurgence.study import Cell, Erasure, make_study, printed, split
-from resurgence.weights import check_present
+from resurgence.needed_weights import check_present
 
 STUDY = make_study(config)
 validate(config, str(ROOT / "workflow/schemas/params.schema.yaml"), set_default=False)
