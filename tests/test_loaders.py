@@ -122,6 +122,35 @@ def test_a_clip_that_is_not_in_the_cache_says_how_to_get_it(monkeypatch: pytest.
         clip.load(name="ViT-B-32-quickgelu", pretrained="openai")
 
 
+@pytest.mark.parametrize("what", ["base", "detector", "sam", "clip"])
+def test_another_checksum_than_the_table_has(
+    what: str,
+    folders: tuple[str, str],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = Path(folders[what == "sam"]) if what in ("detector", "sam") else tmp_path / what
+    if what == "base":
+        make_pipeline().save_pretrained(place)
+    elif what == "clip":
+        write_clip(place)
+    file = {"base": "unet/diffusion_pytorch_model.safetensors", "clip": "open_clip_model.safetensors"}
+    name = file.get(what, "model.safetensors")
+    load = {
+        "base": lambda: load_base(place),
+        "clip": lambda: clip.load(place),
+    }.get(what, lambda: GroundedSam.load(folders[0], None, folders[1], None, "cpu"))
+    GroundedSam.load.cache_clear()
+    load()
+    Path("config").mkdir()
+    entry = {"licence": "none", "files": {name: "0" * 64}, "get": "make it again"}
+    Path("config/weights.yaml").write_text(json.dumps({str(place): entry}))
+    GroundedSam.load.cache_clear()
+    with pytest.raises(ValueError, match=f"{name} .* has the SHA-256 [0-9a-f]{{64}}, expected 0{{64}}.*make it again"):
+        load()
+
+
 def test_a_pipeline_of_another_class_is_told(tmp_path: Path) -> None:
     make_pipeline().save_pretrained(tmp_path / "base")
     index = tmp_path / "base/model_index.json"

@@ -114,7 +114,7 @@ def verify(place: str, found: Path, entries: Mapping[str, Entry]) -> list[str]:
 
 
 def verify_loaded(path: str | Path, revision: str | None = None) -> None:
-    """Check a base that is about to be loaded against the table of the folder one works in; strangers pass."""
+    """Check what is about to be loaded against the table of the folder one works in; strangers pass."""
     entries = table()
     if str(path) in entries and (found := locate(str(path), revision)) is not None:
         verify(str(path), found, entries)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 
 from resurgence.config import known
+from resurgence.weights import verify_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,6 +126,7 @@ def load(
         known("scorers.clip.pretrained", pretrained, open_clip.list_pretrained_tags_by_model(name))
     if path is not None:
         check_folder(Path(path))
+        verify_loaded(path)
     source = f"local-dir:{path}" if path is not None else str(name)
     with warnings.catch_warnings():
         # open_clip only warns of weights trained with the other activation, and then scores with the wrong one

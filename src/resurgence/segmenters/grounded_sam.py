@@ -9,6 +9,7 @@ import torch
 from torchvision.transforms.functional import to_pil_image
 
 from resurgence.checked import load_pretrained
+from resurgence.weights import verify_loaded
 
 if TYPE_CHECKING:
     from transformers import GroundingDinoForObjectDetection, SamModel
@@ -51,6 +52,7 @@ class GroundedSam:
             ("masks.detector", detector, detector_revision, GroundingDinoForObjectDetection),
             ("masks.sam", sam, sam_revision, SamModel),
         ):
+            verify_loaded(name, revision)
             parts.append(load_pretrained(kind, name, key, revision, dtype=dtype).to(device))
             try:
                 parts.append(AutoProcessor.from_pretrained(name, revision=revision))
