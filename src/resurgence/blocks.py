@@ -18,6 +18,7 @@ from resurgence.study import Cell, Erasure, Study, printed
 
 # settings of MACE that its LoRAs do not depend on: variants that differ in these alone share their LoRAs
 FUSION = ("fuse_preserve_scale", "fusion", "preserve_retained", "max_relative_change")
+LAST: list[Any] = []  # a study and its owners of LoRAs
 
 
 def text(block: dict[str, Any]) -> str:
@@ -106,13 +107,27 @@ def loras(study: Study, erasure: Erasure) -> dict[str, Any]:
     return {"base": base(study), "settings": kept, "task": part(task, "erase", "mapping"), "seed": erasure.seed}
 
 
+def owners(study: Study) -> dict[Erasure, Erasure]:
+    """Each erasure that trains LoRAs -> the first of the same eraser, task and seed whose LoRAs are the same."""
+    first: dict[tuple, Erasure] = {}
+    found = {}
+    for erasure in study.erasures():
+        if has_loras(study, erasure.eraser):
+            key = (erasure.task, erasure.eraser, erasure.seed, text(loras(study, erasure)))
+            found[erasure] = first.setdefault(key, erasure)
+    return found
+
+
 def loras_of(study: Study, erasure: Erasure) -> Erasure:
-    """The first erasure of the same eraser, task and seed whose LoRAs are the same; often itself."""
-    wanted = text(loras(study, erasure))
-    for other in study.erasures():
-        if other._replace(variant=erasure.variant) == erasure and text(loras(study, other)) == wanted:
-            return other
-    raise LookupError(f"{erasure} is not part of the study")
+    """The first erasure of the same eraser, task and seed whose LoRAs are the same; often itself.
+
+    Kept for the study asked for last: the rules ask once for each job.
+    """
+    if not LAST or LAST[0] is not study:
+        LAST[:] = [study, owners(study)]
+    if erasure not in LAST[1]:
+        raise LookupError(f"{erasure} is not part of the study")
+    return LAST[1][erasure]
 
 
 def erase(study: Study, erasure: Erasure) -> dict[str, Any]:

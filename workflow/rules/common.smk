@@ -1,5 +1,6 @@
 """The checked study, and the functions that the rules take their inputs and settings from. No rules here."""
 
+import functools
 import os
 import shlex
 import sys
@@ -255,6 +256,7 @@ def whole_config():
     return blocks.text({**config, "base": place})
 
 
+@functools.cache
 def every_manifest():
     """All artefacts of the study."""
     found = list(shared_artefacts())
