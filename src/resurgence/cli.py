@@ -120,6 +120,8 @@ def score_arguments(parser: argparse.ArgumentParser) -> None:
     task_argument(parser)
     parser.add_argument("--recogniser", type=Path, metavar="DIR", help="recogniser folder")
     parser.add_argument("--clip", metavar="DIR|NAME:TAG", help="open_clip folder, or e.g. ViT-B-32-quickgelu:openai")
+    parser.add_argument("--celebrity", type=Path, metavar="DIR", help="folder of the converted celebrity detector")
+    parser.add_argument("--inception", type=Path, metavar="FILE", help="weights of the FID's network: features only")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, replaced as a whole")
 

@@ -233,30 +233,29 @@ def sample(args: Namespace) -> None:
 def score(args: Namespace) -> None:
     """Score image sets: scores.parquet with a row for each image; prints the means by role."""
     from resurgence.bases import resolve_device
-    from resurgence.sample import read_image_set
-    from resurgence.scorers import load_scorers, score_images, write_scores
+    from resurgence.scorers import load_scorers, write_scores
+    from resurgence.shards import image_files
+    from resurgence.stages.score import score_files
 
     check_out(args.out, MANIFEST)
-    chosen: dict[str, dict[str, str]] = {"recogniser": {"path": str(args.recogniser)}} if args.recogniser else {}
+    paths = {name: getattr(args, name) for name in ("recogniser", "celebrity", "inception")}
+    chosen: dict[str, dict[str, str]] = {name: {"path": str(path)} for name, path in paths.items() if path}
     if args.clip:
         name, colon, tag = args.clip.partition(":")
         chosen["clip"] = {"name": name, "pretrained": tag} if colon else {"path": args.clip}
     if not chosen:
-        raise ConfigError("--recogniser, --clip", None, "give at least one scorer")
-    task, files = load_task(args.task), sorted(args.images.glob("*.parquet"))
-    if not files:
-        raise FileNotFoundError(f"{args.images} holds no image set; give a folder written by resurgence sample")
+        raise ConfigError("--recogniser, --clip, --celebrity", None, "give at least one scorer")
+    task, sets = load_task(args.task), image_files(args.images)
     read_manifest(args.images)
-    given = {"images": args.images, "task": args.task, "recogniser": args.recogniser}
+    given = {"images": args.images, "task": args.task, **paths}
     given = {name: path for name, path in given.items() if path is not None}
     used = run_by("resurgence.scorers", *(f"resurgence.scorers.{name}" for name in chosen))
     with write_artefact(args.out, "scores", {"scorers": chosen}, given, used, {}, {}) as folder:
         scorers = load_scorers(chosen, resolve_device(args.device))
-        for file in files:
-            rows, images = read_image_set(file)
-            scores, features = score_images(images, rows, task, scorers, list(chosen))
-            write_scores(folder if len(files) == 1 else folder / file.stem, scores, features)
-            print(f"{file.name}\n{means(scores).to_string(float_format='%.1f')}")
+        for name, files in sets.items():
+            scores, features = score_files(files, task, scorers, [n for n in chosen if hasattr(scorers[n], "features")])
+            write_scores(folder if len(sets) == 1 else folder / name, scores, features)
+            print(f"{name}\n{means(scores).to_string(float_format='%.1f')}")
 
 
 def means(scores: pd.DataFrame) -> pd.DataFrame:

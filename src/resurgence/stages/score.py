@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 from resurgence.bases import resolve_device
+from resurgence.config import Task
 from resurgence.sample import read_image_set
-from resurgence.scorers import feature_names, load_scorers, score_images, write_scores
+from resurgence.scorers import Scorer, feature_names, load_scorers, score_images, write_scores
 from resurgence.shards import image_files
 from resurgence.stages.job import Job, main
+
+
+def score_files(
+    files: Sequence[Path], task: Task, scorers: Mapping[str, Scorer], keep_features: Collection[str]
+) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
+    """Score an image set file by file, with the images of one in memory; see `scorers.score_images`."""
+    parts = []
+    for file in files:
+        rows, images = read_image_set(file)
+        parts.append(score_images(images, rows, task, scorers, keep_features))
+    scores = pd.concat([scores for scores, _ in parts], ignore_index=True)
+    return scores, {key: torch.cat([part[key] for _, part in parts]) for key in parts[0][1]}
 
 
 def make(job: Job, folder: Path) -> dict:
@@ -19,12 +33,7 @@ def make(job: Job, folder: Path) -> dict:
     settings, task, count = job.block["scorers"], job.task(), 0
     scorers = load_scorers(settings, resolve_device(job.device))
     for name, files in image_files(job.folder("image set")).items():
-        parts = []
-        for file in files:  # one at a time in memory
-            rows, images = read_image_set(file)
-            parts.append(score_images(images, rows, task, scorers, feature_names(settings)))
-        scores = pd.concat([scores for scores, _ in parts], ignore_index=True)
-        features = {key: torch.cat([part[key] for _, part in parts]) for key in parts[0][1]}
+        scores, features = score_files(files, task, scorers, feature_names(settings))
         write_scores(folder / name, scores, features)
         count += len(scores)
     return {"images": count}
