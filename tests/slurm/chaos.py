@@ -31,7 +31,8 @@ from tree import Tree, fresh_tree  # noqa: E402
 from resurgence.manifest import verify  # noqa: E402
 
 LOCAL = ["--cores", "2", "--retries", "1", "--configfile", *OVERLAYS, "--", "tables"]
-LONGEST = {False: 25.0, True: 45.0}  # seconds from a start to the kill, local and on SLURM
+LONGEST = {False: 12.0, True: 25.0}  # seconds from the first job to the kill, local and on SLURM
+STARTING = 0.2  # of the kills come before the first job
 
 
 @dataclass
@@ -85,9 +86,9 @@ class Chaos:
         draw = random.Random(self.seed)
         while self.killed.total() < kills:
             process = self.run()
-            wait = time.monotonic() + draw.uniform(2, LONGEST[self.cluster is not None])
-            while time.monotonic() < wait and process.poll() is None:
-                time.sleep(0.1)
+            if draw.random() >= STARTING:
+                self.wait(process, 60, until_job=True)
+            self.wait(process, draw.uniform(1, LONGEST[self.cluster is not None]))
             if process.poll() is None and (what := self.kill(draw, process)):
                 self.killed[what] += 1
                 print(f"kill {self.killed.total()}: {what}", flush=True)
@@ -97,14 +98,18 @@ class Chaos:
                 shutil.rmtree(self.tree.root / "results")
             self.check()
 
+    def wait(self, process: subprocess.Popen, seconds: float, until_job: bool = False) -> None:
+        """Wait so long, or until the run ends, or until a job runs."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and process.poll() is None and not (until_job and self.processes()):
+            time.sleep(0.1)
+
     def after(self, what: str, process: subprocess.Popen) -> None:
         """Let the run see what happened for a while, then stop it, too: a user who gives up and resumes."""
         if self.cluster and what.startswith("slurmd"):
             Cluster.start(self.cluster.folder)
         if not what.startswith("snakemake SIGKILL"):
-            end = time.monotonic() + 5
-            while time.monotonic() < end and process.poll() is None:
-                time.sleep(0.1)
+            self.wait(process, 5)
             process.kill()
         process.wait()
 

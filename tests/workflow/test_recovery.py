@@ -23,6 +23,13 @@ IMAGES = "results/images/small/pets/images"
 SCORES = "results/scores/small/pets/scores"
 
 
+def sampling(tree: Tree) -> str:
+    """The command of the job that makes the images of the base."""
+    told = tree.snakemake("-n", "-p", "--cores", "1", f"{IMAGES}/manifest.json")
+    line = next(text for text in told.splitlines() if "-m resurgence.stages.sample" in text)
+    return line[line.index("python -m") :].split(" > ")[0]
+
+
 def again(tree: Tree, *more: str) -> str:
     return tree.snakemake("--cores", "1", f"{SCORES}/manifest.json", *more, check=False)
 
@@ -58,11 +65,9 @@ def test_full_disk_leaves_nothing_that_counts(copy: Tree) -> None:
     file = next((copy.root / IMAGES).glob("*.parquet"))
     wanted = sha256(file)
     shutil.rmtree(copy.root / IMAGES)
-    line = copy.snakemake("-n", "-p", "--cores", "1", f"{IMAGES}/manifest.json")
-    command = next(text.strip() for text in line.splitlines() if "resurgence.stages.sample" in text)
-    blocks = file.stat().st_size if file.exists() else 8 * 1024
+    command = sampling(copy)
     environment = {**os.environ, "PYTHONPATH": str(copy.root / "src"), "PATH": path(), "RESURGENCE_DEVICE": "cpu"}
-    limited = f"ulimit -f {max(blocks // 2048, 4)}; {command.split(' > ')[0]}"
+    limited = f"ulimit -f 4; {command}"  # KiB
     done = subprocess.run(["bash", "-c", limited], cwd=copy.root, env=environment, capture_output=True, text=True)
     assert done.returncode != 0 and "File too large" in done.stderr
     assert not (copy.root / IMAGES).exists() and not list((copy.root / "results").rglob("*.partial"))
@@ -108,11 +113,10 @@ def words(pid: int) -> str:
 
 def test_sigterm_to_a_job_leaves_no_artefact(copy: Tree) -> None:
     shutil.rmtree(copy.root / IMAGES)
-    line = copy.snakemake("-n", "-p", "--cores", "1", f"{IMAGES}/manifest.json")
-    command = next(text.strip() for text in line.splitlines() if "resurgence.stages.sample" in text)
+    command = sampling(copy)
     environment = {**os.environ, "PYTHONPATH": str(copy.root / "src"), "PATH": path(), "RESURGENCE_DEVICE": "cpu"}
     log = copy.root / "term.log"
-    text = f"exec {command.split(' > ')[0]} > term.log 2>&1"
+    text = f"exec {command} > term.log 2>&1"
     job = subprocess.Popen(["bash", "-c", text], cwd=copy.root, env=environment)
     end = time.monotonic() + 120
     while "inputs" not in (log.read_text() if log.exists() else ""):
