@@ -30,6 +30,7 @@ include: "workflow/rules/sets.smk"
 include: "workflow/rules/erase.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/experiments.smk"
 include: "workflow/rules/present.smk"
 include: "workflow/rules/stages.smk"
 include: "workflow/rules/world.smk"
@@ -54,6 +55,8 @@ localrules:
     figures,
     grids,
     cost,
+    experiment,
+    results,
     report,
 
 

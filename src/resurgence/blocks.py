@@ -13,6 +13,7 @@ from typing import Any
 
 from resurgence.config import Task
 from resurgence.declared import config_class, functions, needs
+from resurgence.experiments import cells_of, models_of, row_of, setting_of, shown_cells
 from resurgence.optimisation import Optimisation
 from resurgence.study import Cell, Erasure, Study, printed
 
@@ -150,11 +151,18 @@ def finetune_set(study: Study, task: str, name: str) -> dict[str, Any]:
     return numbered | {
         "base": base(study),
         "concepts": study.finetune_concepts(name, task),
+        "tercile": chosen.tercile is not None,
         "templates": templates,
         "images_per_prompt": chosen.images_per_prompt,
         "size": chosen.size,
         "sampling": {key: value for key, value in sampling(study).items() if key != "shard"},
     }
+
+
+def terciles(study: Study, task: str, name: str) -> dict[str, Any]:
+    """The concepts of a fine-tuning set that are drawn by their similarity to the erased ones."""
+    given = part(study.task(task), "erase", "synonyms")
+    return {"tercile": study.finetune_sets[name].tercile, "task": given, "clip": study.scorers["clip"]}
 
 
 def sampling(study: Study) -> dict[str, Any]:
@@ -235,6 +243,56 @@ def first_cells(study: Study) -> list[Cell]:
 def figures(study: Study) -> dict[str, Any]:
     """All figures; the grids are apart."""
     return {"metrics": study.figures.metrics, "weights": weights(study), "tasks": study.tasks.names}
+
+
+def experiment(study: Study, name: str) -> dict[str, Any]:
+    """One figure or table of the study."""
+    one = study.experiments[name]
+    block = {"name": name, "base": study.base.name, "statistics": dataclasses.asdict(study.statistics)}
+    block |= {key: getattr(one, key) for key in ("title", "kind", "along", "metric", "roles", "choose", "note")}
+    block |= {key: getattr(one, key) for key in ("tasks", "erasers", "finetunes")}
+    block |= {"controls": [key for key, method in study.erasers.items() if not method.module]}
+    block |= {"claims": [dataclasses.asdict(claim) for claim in one.claims], "samples": study.figures.samples}
+    if one.kind == "grid":
+        block["columns"], block["scores"] = {}, {}
+        for cell in shown_cells(study, name, first_cells(study)):
+            own = {"base": cell.erasure.task, "erased": seen_as(study, cell.erasure), "fine-tuned": cell}
+            title = ", ".join(row_of(study, cell).values())
+            block["columns"][title] = {key: study.folder(item, "images") for key, item in own.items()}
+            if one.choose == "largest":
+                block["scores"][title] = [study.folder(item, "scores") for item in list(own.values())[1:]]
+    elif one.kind != "members":
+        block["models"] = models_of(study, name)
+    if one.kind == "line":
+        found = cells_of(study, name)
+        block["x"] = {row_of(study, c)["eraser"]: setting_of(study, c, one.along, name) for c in found}
+    return block
+
+
+def experiment_reads(study: Study, name: str) -> list[str]:
+    """Folders of the artefacts that an experiment reads: scores, images of a grid, or the terciles of its sets."""
+    one, block = study.experiments[name], experiment(study, name)
+    if one.kind == "members":
+        return [study.folder(task, f"terciles/{chosen}") for task in one.tasks for chosen in one.sets]
+    if one.kind == "grid":
+        found = [folder for columns in block["columns"].values() for folder in columns.values()]
+        return list(dict.fromkeys(found + [folder for folders in block["scores"].values() for folder in folders]))
+    cells = cells_of(study, name)
+    items = [*one.tasks, *(seen_as(study, cell.erasure) for cell in cells), *cells]
+    found = [study.folder(item, "scores") for item in items]
+    if one.kind == "weights":
+        found += [study.folder(cell, "geometry") for cell in cells if study.erasers[cell.erasure.eraser].module]
+    return list(dict.fromkeys(found))
+
+
+def geometry(study: Study) -> dict[str, Any]:
+    """Distances between the weights of base, erased and fine-tuned model."""
+    return {"base": base(study)}
+
+
+def results(study: Study) -> dict[str, Any]:
+    """All experiments in their order."""
+    return {"study": study.study, "base": study.base.name, "experiments": list(study.experiments)}
 
 
 def cost(study: Study) -> dict[str, Any]:

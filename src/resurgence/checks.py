@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from resurgence.coco import CAPTIONS, SAMPLE
 from resurgence.config import NAME, ConfigError, build, known, nearest, read_yaml
 from resurgence.declared import config_class, literal, methods, metrics, parameters
+from resurgence.experiments import check_experiments
 from resurgence.weights import table
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def check_study(study: Study, root: Path) -> None:
     check_limits(study)
     check_erasers(study)
     check_finetunes(study)
+    check_terciles(study, root)
+    check_experiments(study)
     check_scorers(study, root)
 
 
@@ -182,13 +185,28 @@ def check_finetunes(study: Study) -> None:
     for cell in study.cells():
         task, name = cell.erasure.task, study.set_of(cell.finetune, cell.variant)
         concepts = study.finetune_concepts(name, task)
-        if not concepts:
+        if study.finetune_sets[name].tercile is None and not concepts:
             remedy = f"is empty, and the set {name} shows it; name the random concepts, or list concepts in the set"
             raise ConfigError(f"{study.tasks.folder}/{task}.yaml: finetune", [], remedy)
         for concept in concepts:
             if concept in study.loaded[task].erase:
                 remedy = f"is erased by the task {task}: the set would teach it again; remove it from the set"
                 raise ConfigError(f"finetune_sets.{name}.concepts", concept, remedy)
+
+
+def check_terciles(study: Study, root: Path) -> None:
+    """Terciles have candidates, and a CLIP that compares them."""
+    for name, chosen in study.finetune_sets.items():
+        if chosen.tercile is None:
+            continue
+        place = f"finetune_sets.{name}.tercile"
+        if "clip" not in study.scorers:
+            raise ConfigError(place, chosen.tercile["number"], "needs scorers.clip, which compares the names; add it")
+        file = chosen.tercile["candidates"]
+        if not (root / file).is_file():
+            raise ConfigError(f"{place}.candidates", file, "no such file; write names, one a line")
+        if len((root / file).read_text(encoding="utf-8").split("\n")) < 4:
+            raise ConfigError(f"{place}.candidates", file, "has no terciles; write at least three names, one a line")
 
 
 def check_scorers(study: Study, root: Path) -> None:

@@ -209,12 +209,13 @@ def harmonic(found: Mapping[tuple[str, str], Estimate]) -> tuple[str, Estimate] 
 
 
 def task_estimates(
-    sets: list[ImageSet], resamples: int, seed: int, reference: np.ndarray | None = None
+    sets: list[ImageSet], resamples: int, seed: int, reference: np.ndarray | None = None, only: str | None = None
 ) -> tuple[list[dict], list[dict]]:
-    """Every metric of every image set of one task, the base first; and what the draws of each role are."""
+    """Every metric (or the one named) of every image set of one task, the base first; and what the draws of each role
+    are."""
     check_pairs(sets)
     roles = roles_of(sets[0], resamples, seed)
-    far = frechet_estimates(sets, roles)
+    far = frechet_estimates(sets, roles) if only in (None, "frechet") else {}
     real = {"general": roles["general"]} if reference is not None and "general" in roles else {}
     unreal = {name: reference_estimates(sets, role, reference) for name, role in real.items()}
     # a metric that some set has and another has no image for (no face in any) is NaN there, and not left out
@@ -237,7 +238,8 @@ def task_estimates(
                 found[role, "frechet_reference"] = unreal[role][number]
         if mean := harmonic(found):
             found["all", mean[0]] = mean[1]
-        made += [{**one.key, "role": r, "metric": m, "n": e.n, "estimate": e} for (r, m), e in found.items()]
+        kept = {place: e for place, e in found.items() if only in (None, place[1])}
+        made += [{**one.key, "role": r, "metric": m, "n": e.n, "estimate": e} for (r, m), e in kept.items()]
     told = [
         {"base": sets[0].key["base"], "task": sets[0].key["task"], "role": name, "images": int(role.mask.sum()),
          "cluster": role.clusters.unit, "clusters": role.clusters.number, "resamples": resamples}
@@ -247,9 +249,13 @@ def task_estimates(
 
 
 def estimates(
-    sets: Iterable[ImageSet], resamples: int, seed: int, reference: np.ndarray | None = None
+    sets: Iterable[ImageSet],
+    resamples: int,
+    seed: int,
+    reference: np.ndarray | None = None,
+    only: str | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Every metric of every image set as an Estimate, and what its draws are.
+    """Every metric (or the one named) of every image set as an Estimate, and what its draws are.
 
     Args:
         reference: features of real images (m, F), for the distance of the images of general prompts to them.
@@ -269,7 +275,7 @@ def estimates(
         if group[0].key["state"] != "base":
             raise ValueError(f"task {task!r} of base {base!r} has no image set of the base; sample and score it")
         log.info("task %s: %d image sets of %d images", task, len(group), len(group[0].rows))
-        rows, draws = task_estimates(group, resamples, seed, reference)
+        rows, draws = task_estimates(group, resamples, seed, reference, only)
         made += rows
         told += draws
     if not made:

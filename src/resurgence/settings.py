@@ -72,6 +72,7 @@ class FinetuneSet:
     # the task's random ones, its retain set, a list, or kind of task -> list
     concepts: Literal["task", "retain"] | dict[str, tuple[str, ...]] | tuple[str, ...] = "task"
     templates: Literal["task"] | tuple[str, ...] = "task"
+    tercile: dict[str, Any] | None = None  # instead of concepts: the fields of terciles.TercileConfig
     images_per_prompt: int | None = None
     size: int | None = None  # images in all, spread evenly over the prompts: for sets matched in size
     first_seed: int | None = None  # image i of every prompt has seed first_seed + i; null: seeds of our own
@@ -81,6 +82,8 @@ class FinetuneSet:
             raise ConfigError(
                 "images_per_prompt", self.images_per_prompt, "give either this or size, not both, not none"
             )
+        if self.tercile is not None and self.concepts != "task":
+            raise ConfigError("concepts", list(self.concepts), "give either this or tercile, not both")
         for key in ("images_per_prompt", "size"):
             at_least(key, 1 if getattr(self, key) is None else getattr(self, key), 1)
         at_least("first_seed", self.first_seed or 0, 0)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from resurgence.config import ConfigError, Task, build, convert, load_task, make_task, read_yaml, unique
 from resurgence.declared import config_class
+from resurgence.experiments import Experiment
 from resurgence.settings import (
     DEFAULT,
     Base,
@@ -34,11 +35,11 @@ from resurgence.settings import (
 # the folder of results/ in which a part of a model or task lies: what DVC tracks as one
 STAGE_OF = {
     **dict.fromkeys(("prompts", "moments", "concept_images", "anchor_images", "retained_images"), "data"),
-    **dict.fromkeys(("masks", "finetune_sets", "reference"), "data"),
+    **dict.fromkeys(("masks", "finetune_sets", "terciles", "reference"), "data"),
     **dict.fromkeys(("loras", "delta"), "erased"),
     "weights": "finetuned",
     "images": "images",
-    "scores": "scores",
+    **dict.fromkeys(("scores", "geometry"), "scores"),
 }
 
 
@@ -89,6 +90,7 @@ class Study:
     scorers: dict[str, dict]
     statistics: Statistics
     figures: Figures = field(default_factory=Figures)
+    experiments: dict[str, Experiment] = field(default_factory=dict)  # figures and tables by name
     world: str = "config/world.yaml"  # how the base and the scorers were made
     loaded: dict[str, Task] = field(default_factory=dict)
 
@@ -148,7 +150,9 @@ class Study:
         return method.variants[variant].set or method.set or ""
 
     def finetune_concepts(self, set_name: str, task: str) -> tuple[str, ...]:
-        """Concepts that a fine-tuning set shows in a task."""
+        """Concepts that a fine-tuning set shows in a task; none where they are drawn from a tercile."""
+        if self.finetune_sets[set_name].tercile is not None:
+            return ()
         concepts, of = self.finetune_sets[set_name].concepts, self.loaded[task]
         if isinstance(concepts, dict):
             return concepts.get(of.kind, ())
@@ -181,6 +185,12 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
         name: make_method(block, f"finetunes.{name}", "resurgence.finetune", ("set", "tasks", "erasers", "seeds"))
         for name, block in mapping_of("finetunes", config).items()
     }
+    for name, block in convert("finetune_sets", config.get("finetune_sets", {}), dict[str, Any]).items():
+        if isinstance(block, Mapping) and block.get("tercile") is not None:
+            place = f"finetune_sets.{name}.tercile"
+            whole = build(config_class("resurgence.terciles"), block["tercile"], place)
+            tercile = {"tercile": dataclasses.asdict(whole)}
+            config["finetune_sets"] = {**config["finetune_sets"], name: {**block, **tercile}}
     config["sampling"] = build(config_class("resurgence.sample"), config["sampling"], "sampling")
     config["masks"] = build(config_class("resurgence.masks"), config["masks"], "masks")
     if "loaded" in config:

@@ -63,8 +63,9 @@ def cells(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
     return tidy(rows, CELLS)
 
 
-def resurgence(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
-    """resurgence.csv: fine-tuned minus erased for every metric, with the interval of the paired difference.
+def paired(estimated: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of fine-tuned image sets, each with `estimates`: base, erased, finetuned, and gain, the paired
+    difference of the last two.
 
     Raises:
         ValueError: a fine-tuned image set whose erased one is missing.
@@ -82,8 +83,17 @@ def resurgence(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
                 raise ValueError(f"{name_of(row)} has {row['metric']} and no {state} image set has; score that one too")
             before[state] = index[place]
         gain = statistics.difference(row["estimate"], before["erased"])
+        rows.append({**row, "estimates": {**before, "finetuned": row["estimate"], "gain": gain}})
+    return rows
+
+
+def resurgence(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
+    """resurgence.csv: fine-tuned minus erased for every metric, with the interval of the paired difference."""
+    rows = []
+    for row in paired(estimated):
+        gain = row["estimates"]["gain"]
         low, high = statistics.interval(gain, level)
-        values = (before["base"].value, before["erased"].value, row["estimate"].value)
+        values = tuple(row["estimates"][state].value for state in STATES)
         made = (*values, gain.value, low, high, statistics.recovered_fraction(*values))
         rows.append({**row, "n": gain.n, **dict(zip(RESURGENCE[12:], made, strict=True))})
     return tidy(rows, RESURGENCE)

@@ -104,6 +104,10 @@ def set_name(wildcards):
     return wildcards.set
 
 
+def experiment_name(wildcards):
+    return wildcards.experiment
+
+
 def model_task(wildcards):
     """The task of any model: the first folder of its path."""
     return wildcards.model.split("/")[0]
@@ -129,6 +133,7 @@ def files_of(place):
 BASE = files_of(STUDY.base.path)
 WEIGHTS = sum(Path(file).stat().st_size for file in BASE) or None
 SCORER_WEIGHTS = [file for cfg in STUDY.scorers.values() if "path" in cfg for file in files_of(cfg["path"])]
+CLIP_WEIGHTS = files_of(STUDY.scorers["clip"]["path"]) if "path" in STUDY.scorers.get("clip", {}) else []
 SCORERS = [f"resurgence.scorers.{name}" for name, cfg in STUDY.scorers.items() if "features" not in cfg]
 MODEL = r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_.-]*/s\d+(/[a-z0-9][a-z0-9_.-]*/f\d+)?)?"
 
@@ -189,6 +194,18 @@ def eraser_inputs(wildcards):
 def erased(item):
     """The erased delta of a model; none for the eraser that changes nothing."""
     return [f"{STUDY.folder(item, 'delta')}/manifest.json"] if STUDY.erasers[item.eraser].module else []
+
+
+def tercile_candidates(wildcards):
+    """The file of concepts that a fine-tuning set is drawn from."""
+    return STUDY.finetune_sets[wildcards.set].tercile["candidates"]
+
+
+def drawn_concepts(wildcards):
+    """The concepts of a fine-tuning set that is a tercile."""
+    if STUDY.finetune_sets[wildcards.set].tercile is None:
+        return []
+    return f"{STUDY.folder(wildcards.task, f'terciles/{wildcards.set}')}/manifest.json"
 
 
 def finetune_inputs(wildcards):
@@ -276,7 +293,8 @@ def shared_artefacts():
         items = [item for item in STUDY.erasures() if item.task == name]
         wanted = {kind for item in items for kind in needs(STUDY.erasers[item.eraser].module)}
         sets = {STUDY.set_of(item.finetune, item.variant) for item in STUDY.cells() if item.erasure.task == name}
-        parts = ["prompts", "images", "scores", *(part for kind, part in DATA.items() if kind in wanted)]
+        drawn = [f"terciles/{one}" for one in sorted(sets) if STUDY.finetune_sets[one].tercile is not None]
+        parts = ["prompts", "images", "scores", *drawn, *(part for kind, part in DATA.items() if kind in wanted)]
         yield from (STUDY.folder(name, part) for part in (*parts, *(f"finetune_sets/{one}" for one in sorted(sets))))
         if "prior" in wanted:
             yield STUDY.folder(None, "moments")
@@ -300,6 +318,17 @@ def shown_manifests():
     found = [folder for columns in shown["columns"].values() for folder in columns.values()]
     found += [folder for folders in shown["masks"].values() for folder in folders]
     return [f"{folder}/manifest.json" for folder in dict.fromkeys(found)]
+
+
+def updates(wildcards):
+    """The weights of an erased and of its fine-tuned model."""
+    item = cell(wildcards)
+    return [*erased(item.erasure), f"{STUDY.folder(item, 'weights')}/manifest.json"]
+
+
+def experiment_inputs(wildcards):
+    """The artefacts that an experiment reads."""
+    return [f"{folder}/manifest.json" for folder in blocks.experiment_reads(STUDY, wildcards.experiment)]
 
 
 def figure(path, category, caption, **labels):

@@ -155,10 +155,33 @@ rule masks:
         " --inputs {input} > {log} 2>&1"
 
 
+rule terciles:
+    input:
+        sources("terciles"),
+        CLIP_WEIGHTS,
+        tercile_candidates,
+    output:
+        manifest="results/data/{base}/{task}/terciles/{set}/manifest.json",
+    log:
+        "logs/{base}/{task}/terciles/{set}.log",
+    benchmark:
+        "results/benchmarks/terciles/{base}/{task}/{set}.jsonl"
+    conda:
+        "../../envs/conda.yaml"
+    params:
+        cfg=block(blocks.terciles, task, set_name),
+    message:
+        "Concepts of the fine-tuning set {wildcards.set} of {wildcards.task}, by similarity"
+    shell:
+        "python -m resurgence.stages.terciles --block {params.cfg:q} --out {output.manifest}"
+        " --inputs {input} > {log} 2>&1"
+
+
 rule finetune_set:
     input:
         sources("finetune_set"),
         BASE,
+        drawn_concepts,
     output:
         manifest="results/data/{base}/{task}/finetune_sets/{set}/manifest.json",
     log:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ from resurgence.sample import SamplingConfig, sample, write_image_set
 from resurgence.stages.job import Job, main
 
 
-def rows_of(block: dict[str, Any]) -> pd.DataFrame:
+def rows_of(block: dict[str, Any], concepts: Sequence[str]) -> pd.DataFrame:
     """The rows of the set: so many of each prompt, or `size` in all, as evenly over the prompts as it goes."""
-    pairs = [(concept, concept) for concept in block["concepts"]]
+    pairs = [(concept, concept) for concept in concepts]
     prompts = len(pairs) * len(block["templates"])
     count = block["images_per_prompt"] or -(-block["size"] // prompts)
     first = block.get("first_seed")
@@ -27,7 +29,10 @@ def rows_of(block: dict[str, Any]) -> pd.DataFrame:
 
 def make(job: Job, folder: Path) -> dict:
     """Write images.parquet."""
-    rows, settings = rows_of(job.block), dict(job.block["sampling"])
+    concepts = job.block["concepts"]
+    if job.block["tercile"]:
+        concepts = json.loads((job.folder("terciles") / "terciles.json").read_text())["concepts"]
+    rows, settings = rows_of(job.block, concepts), dict(job.block["sampling"])
     pipe = job.pipe(settings.pop("precision"))
     cfg = build(SamplingConfig, settings, "sampling")
     write_image_set(folder / "images.parquet", rows, sample(pipe, rows, cfg))

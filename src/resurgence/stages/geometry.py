@@ -1,0 +1,41 @@
+"""Distances and directions between base, erased and fine-tuned weights, at every checkpoint of a fine-tune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from resurgence.bases import PARTS, apply_folder
+from resurgence.geometry import geometry
+from resurgence.manifest import write_json
+from resurgence.stages.job import Job, main
+
+
+def weights_of(pipe: object) -> dict[str, torch.Tensor]:
+    """A copy of the parameters of UNet and text encoder."""
+    return {f"{p}.{n}": w.detach().clone() for p in PARTS for n, w in getattr(pipe, p).named_parameters()}
+
+
+def make(job: Job, folder: Path) -> dict:
+    """Write geometry.json: step -> group -> measures. The work is on the CPU: it is three reads of each weight."""
+    job_on_cpu = Job(job.block, job.out, job.inputs, "cpu")
+    pipe = job_on_cpu.pipe()
+    base = weights_of(pipe)
+    if erased := job.find("erased delta"):
+        apply_folder(pipe, erased)
+    before, found = weights_of(pipe), {}
+    for place in sorted(job.folder("fine-tuned weights").glob("step-*")):
+        apply_folder(pipe, place)
+        after = weights_of(pipe)
+        found[str(int(place.name.removeprefix("step-")))] = geometry(base, before, after)
+        with torch.no_grad():
+            for part in PARTS:
+                for name, weight in getattr(pipe, part).named_parameters():
+                    weight.copy_(before[f"{part}.{name}"])
+    write_json(folder / "geometry.json", found)
+    return {"steps": len(found)}
+
+
+if __name__ == "__main__":
+    main("geometry", make)

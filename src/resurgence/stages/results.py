@@ -1,0 +1,34 @@
+"""The page of all experiments: verdicts on the paper's claims first, then each figure with its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from resurgence.findings import claims_table
+from resurgence.stages.job import Job, start
+from resurgence.tables import write
+
+
+def make(job: Job) -> None:
+    """Write results/experiments/results.md; pictures are named from that folder."""
+    out, names = job.out.parent, job.block["experiments"]
+    files = {name: out / name / f"{name}_claims.csv" for name in names}
+    claims = [pd.read_csv(file).assign(experiment=name) for name, file in files.items() if file.is_file()]
+    parts = [f"# Experiments of the study {job.block['study']} on {job.block['base']}"]
+    if claims:
+        every = pd.concat(claims, ignore_index=True)
+        counts = every["verdict"].value_counts()
+        told = ", ".join(f"{counts.get(word, 0)} {word}" for word in ("same", "different", "cannot tell"))
+        parts += [f"## What the paper claims\n\n{len(every)} claims: {told}.", claims_table(every)]
+    for name in names:
+        text = (out / name / f"{name}.md").read_text(encoding="utf-8")
+        parts.append(text.replace(f"]({name}.png)", f"]({name}/{name}.png)").rstrip())
+    page = Path(out / "results.md")
+    write(page, "\n\n".join(parts) + "\n")
+    job.made("results", [page])
+
+
+if __name__ == "__main__":
+    make(start())

@@ -1,0 +1,125 @@
+"""Experiments by name on the small study: only their cells are computed, and they show what the tables hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+from tree import ROOT, Tree, clone
+
+EXPERIMENTS = {
+    "finetune_sets": {
+        "third": {
+            "tercile": {"candidates": "data/small/names.txt", "number": 2, "size": 1, "bins": "count"},
+            "size": 2,
+        },
+    },
+    "finetunes": {"lora": {"variants": {"default": {}, "third": {"set": "third", "checkpoints": [4]}}}},
+    "experiments": {
+        "fig5": {
+            "title": "Before and after", "kind": "bars", "tasks": ["pets"], "erasers": ["mace", "uce"],
+            "finetunes": ["lora"], "along": "eraser", "roles": ["erase", "retain"], "metric": "clip_score",
+            "note": "Random weights.",
+            "claims": [
+                {"says": "Both are alike.", "of": {"eraser": "mace"}, "against": {"eraser": "uce"}, "expect": "equal"}
+            ],
+        },
+        "fig3": {"title": "Images", "kind": "grid", "tasks": ["pets"], "erasers": ["uce"], "finetunes": ["lora"]},
+        "fig4": {
+            "title": "Largest change", "kind": "grid", "tasks": ["pets"], "erasers": ["uce"], "finetunes": ["lora"],
+            "choose": "largest", "metric": "clip_score",
+        },
+        "steps": {
+            "title": "Steps", "kind": "curves", "tasks": ["pets"], "erasers": ["uce"], "finetunes": ["lora"],
+            "metric": "clip_score",
+        },
+        "concepts": {
+            "title": "Concepts", "kind": "heatmap", "tasks": ["pets"], "erasers": ["uce"], "finetunes": ["lora"],
+        },
+        "fig9": {
+            "title": "Terciles", "kind": "bars", "tasks": ["pets"], "erasers": ["uce"],
+            "finetunes": ["lora", "lora.third"], "along": "finetune",
+        },
+        "table1": {"title": "Members", "kind": "members", "tasks": ["pets"], "sets": ["third"]},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def experiments(finished: tuple[Tree, str], tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """The small study with experiments; all of them made."""
+    root = clone(finished[0].root, tmp_path_factory.mktemp("experiments") / "tree")
+    values = yaml.safe_load((ROOT / "tests/small.yaml").read_text())
+    lora = {**values["finetunes"]["lora"], **EXPERIMENTS["finetunes"]["lora"]}
+    sets = {**values["finetune_sets"], **EXPERIMENTS["finetune_sets"]}
+    values |= {"finetunes": {"lora": lora}, "finetune_sets": sets, "experiments": EXPERIMENTS["experiments"]}
+    (root / "tests").mkdir(exist_ok=True)
+    (root / "tests" / "experiments.yaml").write_text(yaml.safe_dump(values))
+    (root / "data/small/names.txt").write_text("doctor\nqueen\nship\nboat\nhouse\nbird\n")
+    return Tree(root, "tests/experiments.yaml")
+
+
+def test_an_experiment_needs_its_own_cells_only(experiments: Tree) -> None:
+    assert experiments.jobs("fig5") == ["Experiment fig5"]  # the small study has all of its cells
+    wanted = [job for job in experiments.jobs("fig9") if "/ uce with lora.third" in job]
+    assert wanted == ["Fine-tune pets / uce with lora.third, seed 0"]
+    assert not any("mace" in job for job in experiments.jobs("fig9"))
+    assert experiments.jobs("table1") == [
+        "Concepts of the fine-tuning set third of pets, by similarity", "Experiment table1",
+    ]  # fmt: skip
+
+
+def test_experiments_are_made_from_the_same_scores_as_the_tables(experiments: Tree) -> None:
+    experiments.snakemake("--cores", "2", "results", "tables")
+    assert experiments.jobs("results") == []
+    folder = experiments.root / "results/experiments"
+    table = pd.read_csv(experiments.root / "results/tables/resurgence.csv", keep_default_na=False)
+    own = pd.read_csv(folder / "fig5/fig5.csv")
+    assert set(zip(own["eraser"], own["role"], strict=True)) == {
+        (e, r) for e in ("mace", "uce") for r in ("erase", "retain")
+    }
+    for row in own.to_dict("records"):  # one seed: the numbers of the tables, at the last step
+        same = table[(table["eraser"] == row["eraser"]) & (table["role"] == row["role"]) & (table["step"] == 4)]
+        same = same[(same["metric"] == "clip_score") & (same["finetune_variant"] == "default")].iloc[0]
+        for name in (
+            "base_value",
+            "erased_value",
+            "finetuned_value",
+            "resurgence",
+            "resurgence_low",
+            "resurgence_high",
+        ):
+            assert row[name] == pytest.approx(float(same[name]), rel=1e-4, abs=1e-6), name
+        assert row["n"] == same["n"] and row["step"] == 4
+    claims = pd.read_csv(folder / "fig5/fig5_claims.csv")
+    gains = own[own["role"] == "erase"].set_index("eraser")["resurgence"]
+    assert claims["value"][0] == pytest.approx(gains["mace"] - gains["uce"], abs=1e-4)
+    text = (folder / "results.md").read_text()
+    assert "1 claims: " in text and "Differs from the paper: Random weights." in text and "(fig5/fig5.png)" in text
+    members = pd.read_csv(folder / "table1/table1.csv")
+    assert set(members["concept"]) <= {"doctor", "queen", "house", "bird"}  # not the erased one, nor its synonym
+    drawn = set(members.loc[members["drawn"], "concept"])
+    prompts = pd.read_parquet(
+        experiments.root / "results/data/small/pets/finetune_sets/third/images.parquet", columns=["concept"]
+    )
+    assert len(drawn) == 1 and set(prompts["concept"]) == drawn
+    assert list(pd.read_csv(folder / "steps/steps.csv")["step"]) == [2, 4]
+    heat = pd.read_csv(folder / "concepts/concepts.csv")
+    assert list(dict.fromkeys(heat["column"])) == ["base", "erased", "2", "4"]
+    for name in EXPERIMENTS["experiments"]:
+        made = json.loads((folder / name / "made.json").read_text())
+        assert f"{name}.png" in made["files"]
+        with Image.open(folder / name / f"{name}.png") as image:
+            assert image.width > 300 and len(set(image.convert("L").resize((40, 40)).tobytes())) > 3
+
+
+def test_changing_a_claim_makes_its_experiment_again_and_nothing_else(experiments: Tree) -> None:
+    experiments.edit("tests/experiments.yaml", "Both are alike.", "Both are the same.")
+    jobs = experiments.jobs("results")
+    assert jobs == ["Experiment fig5", "Results of all experiments"]
+    experiments.edit("tests/experiments.yaml", "Both are the same.", "Both are alike.")
+    Path(experiments.root / "results/experiments/fig5/fig5.csv").exists()
