@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 EXPERIMENT = re.compile(r"[a-z][a-z0-9_]*")  # becomes the name of a rule
 CATEGORIES = ("task", "eraser", "finetune")
-STATES = ("base", "erased", "finetuned", "resurgence")
+# the rules of the workflow, whose names no experiment may take
+RULES = {
+    "all", "anchor_images", "concept_images", "cost", "data", "domain_moments", "erase", "erased", "experiment",
+    "figures", "finetune", "finetune_set", "finetuned", "general_prompts", "geometry", "grids", "images", "loras",
+    "masks", "presented", "prior_moments", "prompts", "report", "results", "retained_images", "sample",
+    "sample_general", "score", "score_general", "scores", "tables", "terciles", "world", "world_autoencoder",
+    "world_base", "world_clip", "world_drawings", "world_quality", "world_recogniser",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,9 +51,10 @@ class Claim:
 
     says: str
     of: Cells
-    expect: Literal["above", "below", "equal"]  # 0, by more than the margin where it is to be equal
+    expect: Literal["above", "below", "equal"]  # `than`; equal: within the margin of it
     against: Cells | None = None  # null: the value itself
     value: Literal["base", "erased", "finetuned", "resurgence"] = "resurgence"
+    than: float = 0.0
     margin: float = 5.0  # in units of the metric: what is too small to matter
 
     def __post_init__(self) -> None:
@@ -65,6 +73,7 @@ class Experiment:
     along: str = "task"  # the axis of bars: task, eraser or finetune; of a line: a setting of the eraser
     metric: str = "recogniser_accuracy"
     roles: tuple[str, ...] = ("erase",)
+    prompts: Literal["task", "general"] = "task"  # general: the study's general captions; the role is then `general`
     sets: tuple[str, ...] = ()  # members: the fine-tuning sets whose concepts are listed
     choose: Literal["first", "largest"] = "first"  # grid: the first concepts, or those that changed most
     note: str = ""  # what differs from the paper, said below the figure
@@ -77,6 +86,9 @@ class Experiment:
         for key in needed:
             if not getattr(self, key):
                 raise ConfigError(key, [], f"must not be empty for {self.kind}; name at least one")
+        if (self.prompts == "general") != (self.roles == ("general",)):
+            raise ConfigError("roles", list(self.roles), "general captions have the role general only: write [general] "
+                              "and prompts: general, or neither")  # fmt: skip
         if self.kind == "bars":
             known("along", self.along, CATEGORIES)
 
@@ -89,11 +101,15 @@ def check_experiments(study: Study) -> None:
         place = f"experiments.{name}"
         if not EXPERIMENT.fullmatch(name):
             raise ConfigError("experiments", name, "use small letters, digits and _: it becomes the name of a rule")
+        if name in RULES:
+            raise ConfigError("experiments", name, "is the name of a rule of the workflow; choose another")
         for key, names in (("tasks", study.tasks.names), ("erasers", erasers), ("finetunes", finetunes)):
             for value in getattr(one, key):
                 known(f"{place}.{key}", value, names)
         for value in one.sets:
             known(f"{place}.sets", value, study.finetune_sets)
+        if one.prompts == "general" and study.general is None:
+            raise ConfigError(f"{place}.prompts", "general", "the study has no general captions; add the block general")
         if one.kind == "members":
             continue
         found = cells_of(study, name)

@@ -156,11 +156,11 @@ def quantity(rows: Sequence[Mapping[str, Any]], cells: Cells, value: str) -> Est
 def verdict(estimate: Estimate, claim: Claim, level: float) -> bool | None:
     """Whether the number agrees with the claim (True), contradicts it (False), or decides nothing (None).
 
-    Above and below: the interval lies on that side of 0; it contradicts when it lies below (above) the margin, so that
-    at most a difference too small to matter is left. Equal: it lies within the margin; it contradicts when it lies
-    outside of it.
+    Above and below: the interval lies on that side of `than`; it contradicts when it lies below (above) the margin, so
+    that at most a difference too small to matter is left. Equal: it lies within the margin; it contradicts when it
+    lies outside of it.
     """
-    low, high = statistics.interval(estimate, level)
+    low, high = (end - claim.than for end in statistics.interval(estimate, level))
     if math.isnan(low):
         return None
     if claim.expect == "equal":
@@ -196,7 +196,8 @@ def compared(claim: Claim) -> str:
 
     end = f"{claim.value} of {told(claim.of)}"
     end += f" minus that of {told(claim.against)}" if claim.against else ""
-    return f"{end}; expected {claim.expect}" + (" 0" if claim.expect != "equal" else f" within {claim.margin:g}")
+    within = f" within {claim.margin:g}" if claim.expect == "equal" else ""
+    return f"{end}; expected {claim.expect} {claim.than:g}{within}"
 
 
 def claims_table(frame: pd.DataFrame) -> str:

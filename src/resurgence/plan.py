@@ -30,14 +30,14 @@ from resurgence.study import Study, load_study
 
 STAGES = {
     "data": [
-        "coco_annotations", "coco_captions", "coco_sample", "prompts", "prior_moments", "domain_moments",
-        "concept_images", "anchor_images", "retained_images", "masks", "finetune_set",
+        "coco_annotations", "coco_captions", "coco_sample", "prompts", "general_prompts", "prior_moments",
+        "domain_moments", "concept_images", "anchor_images", "retained_images", "masks", "terciles", "finetune_set",
     ],
     "erase": ["loras", "erase"],
     "fine-tune": ["finetune"],
     "sample": ["sample"],
-    "score": ["reference_features", "score"],
-    "tables, figures, report": ["tables", "figures", "grids", "cost", "report"],
+    "score": ["reference_features", "score", "geometry"],
+    "tables, figures, report": ["tables", "figures", "grids", "experiment", "results", "cost", "report"],
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from tree import ROOT, Tree, messages
 
-from resurgence import settings
+from resurgence import experiments, settings
 from resurgence.plan import STAGES
 from resurgence.study import Study
 
@@ -71,6 +71,7 @@ def test_schema_has_the_keys_of_the_study() -> None:
         ("seeds", settings.Seeds),
         ("statistics", settings.Statistics),
         ("figures", settings.Figures),
+        ("general", settings.General),
     ],
 )
 def test_schema_has_the_keys_of_each_block(key: str, cls: type) -> None:
@@ -95,12 +96,17 @@ def test_every_rule_has_message_log_and_benchmark_and_redirects() -> None:
     for body in re.split(r"^(?:use )?rule ", rules_text(), flags=re.MULTILINE)[1:]:
         name = body.partition(":")[0]
         if " as " in name:  # the rest is inherited
-            for directive in ("message:", "log:", "benchmark:", "output:", "params:"):
+            for directive in ("message:", "log:", "benchmark:", "output:"):
                 assert f"\n    {directive}" in body, (name, directive)
         elif "shell:" in body:
             for directive in ("message:", "log:", "benchmark:", "conda:", "params:"):
                 assert f"\n    {directive}" in body, (name, directive)
             assert "> {log} 2>&1" in body, name
+
+
+def test_no_experiment_takes_the_name_of_a_rule() -> None:
+    names = set(re.findall(r"^(?:use rule \w+ as|rule) (\w+)(?: with)?:", rules_text(), flags=re.MULTILINE))
+    assert experiments.RULES == names | {"all"}
 
 
 def test_plan_and_its_defaults_know_every_rule() -> None:

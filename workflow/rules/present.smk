@@ -109,6 +109,7 @@ rule report:
         rules.figures.output,
         rules.grids.output,
         rules.cost.output,
+        rules.results.output if STUDY.experiments else [],
     output:
         html="results/report.html",
         made="results/cost/report.json",

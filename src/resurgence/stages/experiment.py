@@ -131,7 +131,9 @@ def explained(job: Job, rows: list[dict]) -> pd.DataFrame:
         one["resurgence"] = row["estimates"]["gain"].value
         measured = steps[str(row["step"])]
         made.append(one | {f"{g}_{m}": value for g, values in measured.items() for m, value in values.items()})
-    return pd.DataFrame(made)
+    frame = pd.DataFrame(made)
+    numbers = [name for name in frame if name.endswith(MEASURES)]
+    return frame.astype(dict.fromkeys(numbers, float))
 
 
 def largest(metric: str, erased: Path, finetuned: Path) -> list[str]:

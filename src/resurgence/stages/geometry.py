@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -28,7 +29,10 @@ def make(job: Job, folder: Path) -> dict:
     for place in sorted(job.folder("fine-tuned weights").glob("step-*")):
         apply_folder(pipe, place)
         after = weights_of(pipe)
-        found[str(int(place.name.removeprefix("step-")))] = geometry(base, before, after)
+        found[str(int(place.name.removeprefix("step-")))] = {
+            group: {name: None if math.isnan(value) else value for name, value in own.items()}
+            for group, own in geometry(base, before, after).items()
+        }
         with torch.no_grad():
             for part in PARTS:
                 for name, weight in getattr(pipe, part).named_parameters():

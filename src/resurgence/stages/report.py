@@ -18,7 +18,8 @@ def make(job: Job) -> None:
     with tempfile.TemporaryDirectory() as folder:
         config, made = Path(folder) / "config.json", Path(folder) / "report.html"
         config.write_text(json.dumps(job.block), encoding="utf-8")
-        command = [sys.executable, "-m", "snakemake", *TARGETS, "--nolock", "--configfile", str(config)]
+        targets = [*TARGETS, *(["results"] if job.block.get("experiments") else [])]
+        command = [sys.executable, "-m", "snakemake", *targets, "--nolock", "--configfile", str(config)]
         subprocess.run([*command, "--report", str(made)], check=True)
         report = job.out.parents[1] / "report.html"
         temporary = report.with_name(f".{report.name}.tmp")
