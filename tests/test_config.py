@@ -378,3 +378,88 @@ def test_names_in_paths() -> None:
 
 def test_method_without_variants_has_the_default() -> None:
     assert list(make_method({}, "erasers.x", "erasers/uce.py", ()).variants) == ["default"]
+
+
+EXPERIMENT = {"title": "T", "kind": "bars", "tasks": ["pets"], "erasers": ["mace"], "finetunes": ["lora"]}
+BAD_EXPERIMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "task": ({"tasks": ["pet"]}, ["experiments.fig5.tasks", "'pet'", "'pets'?"]),
+    "eraser": ({"erasers": ["mace.wide"]}, ["experiments.fig5.erasers", "'mace.wide'", "known:"]),
+    "fine-tune": ({"finetunes": ["full"]}, ["experiments.fig5.finetunes", "'full'", "lora"]),
+    "kind": ({"kind": "bar"}, ["experiments.fig5.kind", "'bar'", "'bars'?"]),
+    "axis": ({"along": "lr"}, ["experiments.fig5.along", "'lr'", "known: eraser, finetune, task"]),
+    "setting": ({"kind": "line", "along": "captions"}, ["experiments.fig5.along", "not a number"]),
+    "unknown setting": ({"kind": "line", "along": "lambda"}, ["experiments.fig5.along", "'lambda'", "lamb"]),
+    "no erasers": ({"erasers": []}, ["experiments.fig5.erasers", "[]", "at least one"]),
+    "no sets": ({"kind": "members"}, ["experiments.fig5.sets", "[]", "members"]),
+    "unknown set": ({"kind": "members", "sets": ["third"]}, ["experiments.fig5.sets", "'third'", "random"]),
+    "general": ({"prompts": "general", "roles": ["general"]}, ["experiments.fig5.prompts", "add the block general"]),
+    "general role": ({"roles": ["general"]}, ["experiments.fig5.roles", "prompts: general"]),
+    "claim": (
+        {"claims": [{"says": "", "of": {"task": "ship"}, "expect": "above"}]},
+        ["experiments.fig5.claims[0].of", "no row of this experiment"],
+    ),
+    "claim role": (
+        {"claims": [{"says": "", "of": {"role": "retain"}, "expect": "above"}]},
+        ["experiments.fig5.claims[0].of", "no row of this experiment"],
+    ),
+    "claim word": (
+        {"claims": [{"says": "", "of": {}, "expect": "more"}]},
+        ["experiments.fig5.claims[0].expect", "'more'", "above, below, equal"],
+    ),
+    "unknown key": ({"eraser": "mace"}, ["experiments.fig5.eraser", "unknown key", "erasers"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_EXPERIMENTS)
+def test_bad_experiment(case: str, config: dict[str, Any], tmp_path: Path) -> None:
+    changes, told = BAD_EXPERIMENTS[case]
+    write_world(tmp_path)
+    config["experiments"] = {"fig5": {**EXPERIMENT, **changes}}
+    with pytest.raises(ConfigError) as error:
+        make_study(config, tmp_path)
+    for part in told:
+        assert part in str(error.value), error.value
+
+
+@pytest.mark.parametrize("name", ["Fig5", "fig-5", "sample", "all"])
+def test_bad_name_of_an_experiment(name: str, config: dict[str, Any], tmp_path: Path) -> None:
+    write_world(tmp_path)
+    config["experiments"] = {name: EXPERIMENT}
+    with pytest.raises(ConfigError, match=f"experiments = '{name}'"):
+        make_study(config, tmp_path)
+
+
+def test_an_experiment_without_cells_names_the_limits(config: dict[str, Any], tmp_path: Path) -> None:
+    write_world(tmp_path)
+    put(config, "finetunes.lora.variants", {"default": {}, "other": {"erasers": ["uce"], "lr": 1.0e-5}})
+    config["experiments"] = {"fig5": {**EXPERIMENT, "finetunes": ["lora", "lora.other"]}}
+    with pytest.raises(ConfigError, match=r"lora.other.*look at the limits"):
+        make_study(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        (
+            "finetune_sets.random.tercile",
+            {"candidates": "names.txt", "number": 1},
+            ["candidates", "names.txt", "no such file"],
+        ),
+        ("finetune_sets.random.tercile", {"candidates": "names.txt", "number": 4}, ["tercile.number", "4", "1, 2, 3"]),
+        (
+            "finetune_sets.random.tercile",
+            {"candidate": "names.txt"},
+            ["tercile.candidate", "unknown key", "candidates"],
+        ),
+        ("general", {"captions": "captions.txt", "size": 5}, ["general.captions", "captions.txt", "no such file"]),
+        ("general", {"captions": "captions.txt", "size": 1}, ["general.size", "1", "at least 2"]),
+    ],
+)
+def test_bad_terciles_and_captions(
+    key: str, value: object, told: list[str], config: dict[str, Any], tmp_path: Path
+) -> None:
+    write_world(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        make_study(put(config, key, value), tmp_path)
+    for part in told:
+        assert part in str(error.value), error.value

@@ -101,6 +101,9 @@ def line(rows: pd.DataFrame, setting: str, title: str) -> Figure:
             for j, task in enumerate(tasks):
                 axis = axes[i][j]
                 part = rows[(rows["role"] == role) & (rows["task"] == task)].sort_values("x")
+                if part.empty:  # a role that this task does not have
+                    axis.set_visible(False)
+                    continue
                 smallest = part.loc[part["x"] > 0, "x"].min()
                 axis.axhline(part["base_value"].iloc[0], color=GREY, linestyle="--", label="base")
                 for (state, column, colour), mark in zip(WAY[1:], "os", strict=True):
@@ -131,8 +134,10 @@ def curves(rows: pd.DataFrame, title: str) -> Figure:
         for number, task in enumerate(tasks):
             for place, role in enumerate(roles):
                 axis = axes[(number // columns) * len(roles) + place][number % columns]
-                axis.set_visible(True)
                 own = rows[(rows["task"] == task) & (rows["role"] == role)]
+                if own.empty:  # a role that this task does not have
+                    continue
+                axis.set_visible(True)
                 axis.axhline(own["base_value"].iloc[0], color=GREY, linestyle="--", label="base")
                 curve_panel(axis, own, models)
                 axis.set_title(f"{task}: {ROLES.get(role, role)}", fontsize=9)
