@@ -7,6 +7,7 @@
 # make setup    only the environment and the shipped data
 # make status   what is out of date, in the words of Snakemake and of DVC
 # make adopt    after `dvc pull`: tell Snakemake what of the results is up to date, name what is not
+# make verify   make tables and experiments again from the stored scores, compare with a reference (REFERENCE=DIR)
 # make archive  one file for a data repository (ARCHIVE_IMAGES=1 with all images)
 # make world    train the shipped world again, hours without a GPU (docs/miniature.md); make world-drawings renders only
 # make clean    remove results and logs, keep environment and data
@@ -22,7 +23,7 @@ DATA := data/miniature/base/model_index.json
 OVERLAY := $(if $(STUDY),--configfile params.yaml $(STUDY))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup study test weights smoke plan report status adopt archive world world-drawings clean
+.PHONY: setup study test weights smoke plan report status adopt verify archive world world-drawings clean
 
 setup: $(STAMP) $(DATA)
 
@@ -57,6 +58,9 @@ status: setup
 
 adopt: setup
 	@$(BIN)/resurgence adopt $(if $(STUDY),--overlay $(STUDY))
+
+verify: setup
+	@$(BIN)/resurgence verify results --tables $(if $(REFERENCE),--against $(REFERENCE))
 
 archive: setup
 	@$(BIN)/resurgence archive $(if $(ARCHIVE_IMAGES),--images) $(ARGS)

@@ -6,12 +6,13 @@ import contextlib
 import json
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from resurgence.archive import OMITTED
 from resurgence.manifest import MANIFEST, as_written, foreign, read_manifest
 
+RESURGENCE_ENDS = ("resurgence_low", "resurgence_high")
 MADE = ("made.json", "report.json")  # manifests of files that several jobs put into one folder
 # folders of a results tree whose files no manifest names: times of jobs, DVC's view of the graph, the world
 UNNAMED = {"benchmarks", "expected.json", "world"}
@@ -93,9 +94,68 @@ def tables_again(root: Path) -> Iterator[str]:
                 yield f"{root / 'tables' / name} is not what the stored scores give"
 
 
+def experiments_again(root: Path) -> Iterator[str]:
+    """Make the experiments again from the stored scores, elsewhere; one sentence for each file that is another then.
+
+    Grids of images and lists of members are left out: they are not made from scores.
+    """
+    from resurgence.stages.experiment import make
+    from resurgence.stages.job import Job
+
+    for made in sorted((root / "experiments").glob("*/made.json")):
+        manifest = read_manifest(made)
+        if manifest["parameters"]["kind"] in ("grid", "members"):
+            continue
+        with tempfile.TemporaryDirectory() as place, contextlib.chdir(root.parent):
+            make(Job(manifest["parameters"], Path(place) / made.name, (), "cpu"))
+            for name in manifest["files"]:
+                own = made.parent / name
+                if not own.is_file() or own.read_bytes() != (Path(place) / name).read_bytes():
+                    yield f"{own} is not what the stored scores give"
+
+
+def differing(own: Path, reference: Path) -> Iterator[str]:
+    """Compare two folders of tables: one sentence for each row that one of them lacks, or whose intervals do not meet.
+
+    Runs on other hardware differ in rounding, and so in single images; numbers that agree within their intervals are
+    the same result.
+    """
+    import pandas as pd
+
+    from resurgence.estimates import KEYS
+    from resurgence.figures import read_table
+
+    keys = [*KEYS, "state", "step", "role", "metric"]
+    names = {"cells.csv": ("value", "low", "high"), "resurgence.csv": ("resurgence", *RESURGENCE_ENDS)}
+    for file, (value, low, high) in names.items():
+        tables = []
+        for folder in (own, reference):
+            if not (folder / file).is_file():
+                raise FileNotFoundError(f"{folder / file} is missing; give a folder with cells.csv and resurgence.csv")
+            table = read_table(folder / file)
+            tables.append(table.set_index([key for key in keys if key in table]).sort_index())
+        ours, theirs = tables
+        for table, other, place in ((theirs, ours, own), (ours, theirs, reference)):
+            for index in table.index.difference(other.index):
+                yield f"{place / file} has no row {told_row(table.index.names, index)}"
+        for index in ours.index.intersection(theirs.index):
+            a, b = ours.loc[index], theirs.loc[index]
+            ends = [(row[low], row[high]) if pd.notna(row[low]) else (row[value], row[value]) for row in (a, b)]
+            apart = max(ends[0][0], ends[1][0]) > min(ends[0][1], ends[1][1])
+            if pd.isna(a[value]) != pd.isna(b[value]) or apart:
+                shown = " against ".join(f"{row[value]:g} [{row[low]:g}, {row[high]:g}]" for row in (a, b))
+                yield f"{file}, {told_row(ours.index.names, index)}: {shown}"
+
+
+def told_row(names: Iterable[str], index: tuple) -> str:
+    """The keys of a row that are not empty."""
+    return ", ".join(f"{name} {value}" for name, value in zip(names, index, strict=True) if value not in ("", None))
+
+
 def verify_arguments(parser: ArgumentParser) -> None:
     """Arguments of `resurgence verify`."""
     parser.add_argument("--tables", action="store_true", help="also make the tables again from the stored scores")
+    parser.add_argument("--against", type=Path, metavar="TABLES", help="compare with a reference run's tables too")
     parser.add_argument("folder", type=Path, metavar="DIR", help="a results tree, or one artefact")
 
 
@@ -109,11 +169,16 @@ def run(args: Namespace) -> None:
         raise FileNotFoundError(f"{args.folder} holds no {MANIFEST}; give a results tree or an artefact")
     problems = list(told(args.folder))
     if args.tables and not problems:
-        problems = list(tables_again(args.folder.resolve()))
+        problems = [*tables_again(args.folder.resolve()), *experiments_again(args.folder.resolve())]
+    if args.against and not problems:
+        problems = list(differing(args.folder / "tables", args.against))
     print("\n".join(problems), end="\n" if problems else "")
     if problems:
-        raise ValueError(f"{len(problems)} files of {args.folder} are not as they were written")
+        what = "are not as they were written" if not args.against else "differ"
+        raise ValueError(f"{len(problems)} files or rows of {args.folder} {what}")
     left = f"; {len(omitted(args.folder))} were left out of the archive" if omitted(args.folder) else ""
     if args.tables:
         print(f"{args.folder / 'tables'}: made again from the stored scores, the same bytes")
+    if args.against:
+        print(f"{args.folder / 'tables'}: the intervals of every number meet those of {args.against}")
     print(f"{args.folder}: {count(args.folder)} files are as they were written, none is missing, none foreign{left}")

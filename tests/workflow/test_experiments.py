@@ -11,6 +11,8 @@ import yaml
 from PIL import Image
 from tree import ROOT, Tree, clone
 
+from resurgence.verify import experiments_again, told
+
 EXPERIMENTS = {
     "finetune_sets": {
         "third": {
@@ -117,9 +119,19 @@ def test_experiments_are_made_from_the_same_scores_as_the_tables(experiments: Tr
             assert image.width > 300 and len(set(image.convert("L").resize((40, 40)).tobytes())) > 3
 
 
+def test_experiments_are_made_again_and_a_tampered_score_is_found(experiments: Tree, tmp_path: Path) -> None:
+    root = clone(experiments.root, tmp_path / "tree")
+    assert list(experiments_again(root / "results")) == []
+    scores = root / "results/scores/small/pets/uce/s0/lora/f0/scores/step-000004/scores.parquet"
+    rows = pd.read_parquet(scores)
+    rows.assign(clip_score=rows["clip_score"] + 1).to_parquet(scores)
+    told_files = list(experiments_again(root / "results"))
+    assert {Path(line.split()[0]).name for line in told_files} >= {"fig5.csv", "steps.csv"}
+    assert any("scores.parquet" in line for line in told(root / "results"))
+
+
 def test_changing_a_claim_makes_its_experiment_again_and_nothing_else(experiments: Tree) -> None:
     experiments.edit("tests/experiments.yaml", "Both are alike.", "Both are the same.")
     jobs = experiments.jobs("results")
     assert jobs == ["Experiment fig5", "Results of all experiments"]
     experiments.edit("tests/experiments.yaml", "Both are the same.", "Both are alike.")
-    Path(experiments.root / "results/experiments/fig5/fig5.csv").exists()
