@@ -392,8 +392,6 @@ BAD_EXPERIMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no erasers": ({"erasers": []}, ["experiments.fig5.erasers", "[]", "at least one"]),
     "no sets": ({"kind": "members"}, ["experiments.fig5.sets", "[]", "members"]),
     "unknown set": ({"kind": "members", "sets": ["third"]}, ["experiments.fig5.sets", "'third'", "random"]),
-    "general": ({"prompts": "general", "roles": ["general"]}, ["experiments.fig5.prompts", "add the block general"]),
-    "general role": ({"roles": ["general"]}, ["experiments.fig5.roles", "prompts: general"]),
     "claim": (
         {"claims": [{"says": "", "of": {"task": "ship"}, "expect": "above"}]},
         ["experiments.fig5.claims[0].of", "no row of this experiment"],
@@ -451,8 +449,6 @@ def test_an_experiment_without_cells_names_the_limits(config: dict[str, Any], tm
             {"candidate": "names.txt"},
             ["tercile.candidate", "unknown key", "candidates"],
         ),
-        ("general", {"captions": "captions.txt", "size": 5}, ["general.captions", "captions.txt", "no such file"]),
-        ("general", {"captions": "captions.txt", "size": 1}, ["general.size", "1", "at least 2"]),
     ],
 )
 def test_bad_terciles_and_captions(

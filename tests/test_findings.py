@@ -20,7 +20,7 @@ from scored import study_sets
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    every, _ = estimates(study_sets(), 300, 0, "recogniser_accuracy")
+    every, _ = estimates(study_sets(), 300, 0, only="recogniser_accuracy")
     return tables.paired(every)
 
 

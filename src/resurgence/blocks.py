@@ -88,11 +88,6 @@ def masks(study: Study, task: str) -> dict[str, Any]:
     return {"base": base(study), "concepts": study.task(task).erase, "masks": dataclasses.asdict(study.masks)}
 
 
-def general_prompts(study: Study) -> dict[str, Any]:
-    """Captions of any content."""
-    return dataclasses.asdict(study.general)
-
-
 def has_loras(study: Study, eraser: str) -> bool:
     """Whether an eraser trains LoRAs in a step of its own."""
     module = study.erasers[eraser].module
@@ -268,7 +263,6 @@ def experiment(study: Study, name: str) -> dict[str, Any]:
                 block["scores"][title] = [study.folder(item, "scores") for item in list(own.values())[1:]]
     elif one.kind != "members":
         block["models"] = models_of(study, name)
-        block["scores"] = "general_scores" if one.prompts == "general" else "scores"
     if one.kind == "line":
         found = cells_of(study, name)
         block["x"] = {row_of(study, c)["eraser"]: setting_of(study, c, one.along, name) for c in found}
@@ -285,7 +279,7 @@ def experiment_reads(study: Study, name: str) -> list[str]:
         return list(dict.fromkeys(found + [folder for folders in block["scores"].values() for folder in folders]))
     cells = cells_of(study, name)
     items = [*one.tasks, *(seen_as(study, cell.erasure) for cell in cells), *cells]
-    found = [study.folder(item, block["scores"]) for item in items]
+    found = [study.folder(item, "scores") for item in items]
     if one.kind == "weights":
         found += [study.folder(cell, "geometry") for cell in cells if study.erasers[cell.erasure.eraser].module]
     return list(dict.fromkeys(found))

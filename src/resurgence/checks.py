@@ -22,17 +22,7 @@ if TYPE_CHECKING:
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # the folders of results/<stage>/<base>/<task> beside the erasers
 IMAGES = ("concept_images", "anchor_images", "retained_images", "images")
-FOLDERS = (
-    "prompts",
-    "moments",
-    *IMAGES,
-    "masks",
-    "finetune_sets",
-    "terciles",
-    "scores",
-    "general_images",
-    "general_scores",
-)
+FOLDERS = ("prompts", "moments", *IMAGES, "masks", "finetune_sets", "terciles", "scores", "geometry")
 
 
 def check_study(study: Study, root: Path) -> None:
@@ -109,8 +99,6 @@ def check_files(study: Study, root: Path) -> None:
         for line in (root / name).read_text(encoding="utf-8").splitlines():
             if line.strip() and line.count("{}") != 1:
                 raise ConfigError(key, line, "must hold {} exactly once, where the concept goes")
-    if study.general is not None and not (root / study.general.captions).is_file():
-        raise ConfigError("general.captions", study.general.captions, "no such file; write captions, one a line")
 
 
 def check_concepts(study: Study, path: Path) -> None:

@@ -24,8 +24,8 @@ CATEGORIES = ("task", "eraser", "finetune")
 RULES = {
     "all", "anchor_images", "coco_annotations", "coco_captions", "coco_sample", "concept_images", "cost", "data",
     "domain_moments", "erase", "erased", "experiment", "figures", "finetune", "finetune_set", "finetuned",
-    "general_prompts", "geometry", "grids", "images", "loras", "masks", "presented", "prior_moments", "prompts",
-    "report", "results", "retained_images", "sample", "sample_general", "score", "score_general", "scores",
+    "geometry", "grids", "images", "loras", "masks", "presented", "prior_moments", "prompts", "reference_features",
+    "report", "results", "retained_images", "sample", "score", "scores",
     "tables", "terciles", "world", "world_autoencoder", "world_base", "world_clip", "world_drawings",
     "world_quality", "world_recogniser",
 }  # fmt: skip
@@ -74,7 +74,6 @@ class Experiment:
     along: str = "task"  # the axis of bars: task, eraser or finetune; of a line: a setting of the eraser
     metric: str = "recogniser_accuracy"
     roles: tuple[str, ...] = ("erase",)
-    prompts: Literal["task", "general"] = "task"  # general: the study's general captions; the role is then `general`
     sets: tuple[str, ...] = ()  # members: the fine-tuning sets whose concepts are listed
     choose: Literal["first", "largest"] = "first"  # grid: the first concepts, or those that changed most
     note: str = ""  # what differs from the paper, said below the figure
@@ -87,9 +86,6 @@ class Experiment:
         for key in needed:
             if not getattr(self, key):
                 raise ConfigError(key, [], f"must not be empty for {self.kind}; name at least one")
-        if (self.prompts == "general") != (self.roles == ("general",)):
-            raise ConfigError("roles", list(self.roles), "general captions have the role general only: write [general] "
-                              "and prompts: general, or neither")  # fmt: skip
         if self.kind == "bars":
             known("along", self.along, CATEGORIES)
 
@@ -109,8 +105,6 @@ def check_experiments(study: Study) -> None:
                 known(f"{place}.{key}", value, names)
         for value in one.sets:
             known(f"{place}.sets", value, study.finetune_sets)
-        if one.prompts == "general" and study.general is None:
-            raise ConfigError(f"{place}.prompts", "general", "the study has no general captions; add the block general")
         if one.kind == "members":
             continue
         found = cells_of(study, name)

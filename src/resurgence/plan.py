@@ -30,7 +30,7 @@ from resurgence.study import Study, load_study
 
 STAGES = {
     "data": [
-        "coco_annotations", "coco_captions", "coco_sample", "prompts", "general_prompts", "prior_moments",
+        "coco_annotations", "coco_captions", "coco_sample", "prompts", "prior_moments",
         "domain_moments", "concept_images", "anchor_images", "retained_images", "masks", "terciles", "finetune_set",
     ],
     "erase": ["loras", "erase"],

@@ -129,18 +129,6 @@ class Seeds:
 
 
 @dataclass(frozen=True)
-class General:
-    """Captions of any content, on which experiments with `prompts: general` are measured."""
-
-    captions: str  # file, one a line
-    size: int  # captions drawn, one image each
-    seed: int = 0  # of the draw
-
-    def __post_init__(self) -> None:
-        at_least("size", self.size, 2)
-
-
-@dataclass(frozen=True)
 class Statistics:
     """Bootstrap of the intervals."""
 

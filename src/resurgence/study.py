@@ -23,7 +23,6 @@ from resurgence.settings import (
     ConceptImages,
     Figures,
     FinetuneSet,
-    General,
     Method,
     Moments,
     Seeds,
@@ -39,8 +38,8 @@ STAGE_OF = {
     **dict.fromkeys(("masks", "finetune_sets", "terciles", "reference"), "data"),
     **dict.fromkeys(("loras", "delta"), "erased"),
     "weights": "finetuned",
-    **dict.fromkeys(("images", "general_images"), "images"),
-    **dict.fromkeys(("scores", "general_scores", "geometry"), "scores"),
+    "images": "images",
+    **dict.fromkeys(("scores", "geometry"), "scores"),
 }
 
 
@@ -91,7 +90,6 @@ class Study:
     scorers: dict[str, dict]
     statistics: Statistics
     figures: Figures = field(default_factory=Figures)
-    general: General | None = None  # captions that no task is about
     experiments: dict[str, Experiment] = field(default_factory=dict)  # figures and tables by name
     world: str = "config/world.yaml"  # how the base and the scorers were made
     loaded: dict[str, Task] = field(default_factory=dict)

@@ -71,7 +71,6 @@ def test_schema_has_the_keys_of_the_study() -> None:
         ("seeds", settings.Seeds),
         ("statistics", settings.Statistics),
         ("figures", settings.Figures),
-        ("general", settings.General),
     ],
 )
 def test_schema_has_the_keys_of_each_block(key: str, cls: type) -> None:

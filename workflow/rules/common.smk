@@ -214,16 +214,6 @@ def finetune_inputs(wildcards):
     return [f"{chosen}/manifest.json", *erased(erasure(wildcards))]
 
 
-def general_captions(wildcards):
-    """The file of general captions."""
-    return STUDY.general.captions
-
-
-def general_weights(wildcards):
-    """The general prompts, and the weights that make a model from the base."""
-    return [f"{STUDY.folder(None, 'general_prompts')}/manifest.json", *model_weights(wildcards)[1:]]
-
-
 def model_weights(wildcards):
     """The prompt set of a model's task, and the weights that make the model from the base."""
     parts = wildcards.model.split("/")

@@ -31,21 +31,6 @@ rule sample:
         " --inputs {input} > {log} 2>&1"
 
 
-use rule sample as sample_general with:
-    input:
-        sources("sample"),
-        BASE,
-        general_weights,
-    output:
-        manifest="results/images/{base}/{model}/general_images/manifest.json",
-    log:
-        "logs/{base}/{model}/general_images.log",
-    benchmark:
-        "results/benchmarks/sample_general/{base}/{model}.jsonl"
-    message:
-        "Sample {wildcards.model} on general captions"
-
-
 rule score:
     input:
         sources("score", *SCORERS),

@@ -14,6 +14,8 @@ rule geometry:
         "results/benchmarks/geometry/{base}/{task}/{eraser}/s{erase_seed}/{finetune}/f{finetune_seed}.jsonl"
     conda:
         "../../envs/conda.yaml"
+    resources:
+        mem_mb=memory,
     params:
         cfg=block(blocks.geometry),
     message:

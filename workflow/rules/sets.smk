@@ -22,27 +22,6 @@ rule prompts:
         " > {log} 2>&1"
 
 
-rule general_prompts:
-    input:
-        sources("general_prompts"),
-        general_captions,
-    output:
-        manifest="results/data/{base}/general_prompts/manifest.json",
-    log:
-        "logs/{base}/general_prompts.log",
-    benchmark:
-        "results/benchmarks/general_prompts/{base}.jsonl"
-    conda:
-        "../../envs/conda.yaml"
-    params:
-        cfg=block(blocks.general_prompts),
-    message:
-        "General captions"
-    shell:
-        "python -m resurgence.stages.general_prompts --block {params.cfg:q} --out {output.manifest}"
-        " --inputs {input} > {log} 2>&1"
-
-
 rule prior_moments:
     input:
         sources("moments"),

@@ -31,9 +31,7 @@ def entry(block: Mapping[str, Any], model: str) -> dict[str, Any]:
         found |= {"finetune": finetune, "finetune_variant": variant or "default", "finetune_seed": int(parts[4][1:])}
         found["state"] = "finetuned"
     control = found["state"] == "erased" and found["eraser"] in block["controls"]
-    return found | {
-        "path": f"results/scores/{block['base']}/{parts[0] if control else model}/{block.get('scores', 'scores')}"
-    }
+    return found | {"path": f"results/scores/{block['base']}/{parts[0] if control else model}/scores"}
 
 
 def by_step(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
