@@ -14,11 +14,13 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import diffusers
 import torch
 import torch.nn.functional as F
+import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,9 +30,7 @@ from resurgence.erasers.attention import projection_weights
 from resurgence.trainable import prepare
 
 GIB = 2**30
-# NVIDIA's data sheet of the A100, dense; the share that is assumed to be reached
-PEAK = {"fp16": 312e12, "fp32": 19.5e12}
-SHARE = {"fp16": 0.4, "fp32": 0.7}
+RATES = yaml.safe_load((Path(__file__).parent.parent / "workflow/rates.yaml").read_text())
 
 
 class Live(TorchDispatchMode):
@@ -107,7 +107,7 @@ def size(module: torch.nn.Module) -> float:
 
 def seconds(flops: float, precision: str) -> float:
     """On an A100 at the assumed share of its peak."""
-    return flops / (PEAK[precision] * SHARE[precision])
+    return flops / (1e12 * RATES["gpus"]["a100"][precision] * RATES["utilisation"][precision])
 
 
 def inputs(pipe, batch: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:

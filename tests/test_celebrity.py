@@ -18,11 +18,14 @@ from torch import nn
 from torchvision.models import resnet50
 
 from resurgence import celebrity_archive, scorers, tables
-from resurgence.config import Task
+from resurgence.checks import check_people
+from resurgence.config import ConfigError, Task
 from resurgence.estimates import ImageSet
 from resurgence.scorers import celebrity
+from resurgence.study import load_study
 from scored import study_sets, write_scores_folder
 
+ROOT = Path(__file__).parents[1]
 NAMES = ["Adam_Driver_[m.0hcgs_k]", "50_Cent_[m.01vvyc_]", "Ciara_[m.03h_0_z]", "Ciara_Bravo_[m.09gklgx]"]
 LABELS = ["50 Cent", "Adam Driver", "Ciara Bravo", "Ciara"]  # sorted as text, "B" comes before "["
 TASK = Task(
@@ -152,6 +155,17 @@ def test_only_people_are_scored() -> None:
     rows = pd.DataFrame({"prompt": ["x"], "concept": ["ship"]})
     table, _ = scorers.score_images(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), rows, task, {"celebrity": scorer})
     assert list(table) == ["prompt", "concept"] and len(table) == 1
+
+
+def test_a_person_that_the_detector_does_not_know_is_told_before_the_study(tmp_path: Path) -> None:
+    study = load_study([ROOT / "params.yaml", ROOT / "studies/sd14.yaml"], ROOT)
+    people = sorted({c for task in study.loaded.values() if task.kind == "person" for c in task.erase + task.retain})
+    (tmp_path / "labels.txt").write_text("\n".join(name.upper() for name in people))
+    check_people(study, tmp_path / "labels.txt")
+    assert len(people) == 200
+    (tmp_path / "labels.txt").write_text("\n".join([*people[:150], *people[151:]]))
+    with pytest.raises(ConfigError, match=rf"celebrities-\S+ = '{people[150]}': is none of the 199 people"):
+        check_people(study, tmp_path / "labels.txt")
 
 
 class Code:

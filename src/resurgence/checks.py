@@ -224,6 +224,8 @@ def check_scorers(study: Study, root: Path) -> None:
             if key == "path" and not (root / str(value)).exists() and str(value) not in table(root):
                 remedy = literal(file, "FETCH") or "run `dvc pull data/miniature/dvc.yaml` or correct the path"
                 raise ConfigError(f"scorers.{name}.path", value, f"no such file or folder; {remedy}")
+        if name == "celebrity" and (labels := root / str(settings.get("path")) / "labels.txt").is_file():
+            check_people(study, labels)
         if "features" in keys:
             pictures = settings.get("reference")
             if pictures is not None and not (root / str(pictures)).is_dir():
@@ -233,3 +235,18 @@ def check_scorers(study: Study, root: Path) -> None:
     made += ["frechet_reference"] if study.scorers.get("frechet", {}).get("reference") else []
     for metric in study.figures.metrics:
         known("figures.metrics", metric, made)
+
+
+def check_people(study: Study, labels: Path) -> None:
+    """Everyone whose images the celebrity detector scores is one of its labels."""
+    names = labels.read_text(encoding="utf-8").splitlines()
+    lower = {name.lower() for name in names}
+    for name, task in study.loaded.items():
+        for concept in (*task.erase, *task.retain) if task.kind == "person" else ():
+            if concept.lower() not in lower:
+                raise ConfigError(
+                    f"{study.tasks.folder}/{name}.yaml",
+                    concept,
+                    f"is none of the {len(names)} people of {labels}; "
+                    f"{nearest(concept, names).split('known:')[0]}write another, or leave celebrity out of scorers",
+                )
