@@ -78,8 +78,10 @@ world: setup
 smoke: setup
 	$(BIN)/python -m pytest tests/workflow/test_study.py $(ARGS)
 
+# one process a core, each with one thread; WORKERS=0 for one process
+WORKERS ?= auto
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup $(ARGS)
 
 # its requirements pin an old torch that it does not need, so without dependencies
 weights: setup

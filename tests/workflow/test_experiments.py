@@ -13,6 +13,7 @@ from tree import ROOT, Tree, clone
 
 from resurgence.verify import experiments_again, told
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 EXPERIMENTS = {
     "finetune_sets": {
         "third": {
