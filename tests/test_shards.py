@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from resurgence import shards
+from resurgence.bases import load_delta
 from resurgence.sample import write_image_set
 from resurgence.stages import grids, sample, score
 from resurgence.stages.job import Job
@@ -159,3 +160,23 @@ def score_folder(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
 
     rows, features = read_scores(folder)
     return rows, features["recogniser"]
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_full_fine_tune_is_kept_in_the_precision_of_the_study(study: Path, precision: str, kind: torch.dtype) -> None:
+    from resurgence.stages import finetune
+
+    prompts = prompt_set(2)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    write_image_set(study / "set/images.parquet", prompts, [(0, picture), (1, picture)])
+    (study / "set/manifest.json").write_text(json.dumps({"kind": "fine-tuning set", "files": {}}))
+    settings = {"algorithm": "full", "steps": 2, "checkpoints": [1, 2], "lr": 1e-3, "batch": 1, "accumulation": 1}
+    block = {
+        "base": {"path": "base", "revision": None}, "settings": settings, "seed": 0, "delta_precision": precision,
+    }  # fmt: skip
+    out = study / "weights"
+    out.mkdir()
+    finetune.make(Job(block, Path("weights/manifest.json"), (Path("set/manifest.json"),), "cpu"), out)
+    files = sorted(out.glob("step-*/delta.safetensors"))
+    assert len(files) == 2
+    assert {value.dtype for file in files for value in load_delta(file).values()} == {kind}
