@@ -27,6 +27,8 @@ def test_the_whole_study_is_planned_in_half_a_minute(name: str, fresh: Tree) -> 
     jobs, counts = printed_jobs(told), job_counts(told)
     assert counted(jobs) == {rule: number for rule, number in counts.items() if not rule.startswith("coco_")}
     assert counts["coco_captions"] == counts["coco_annotations"] == 1
+    # Linux takes 128 KiB in one argument of a command, and a job's command line is one; 4 KiB for the shell's prefix
+    assert max(len(line.encode()) for line in told.splitlines()) < 2**17 - 2**12
     models = len(study.tasks.names) + sum(study.erasers[e.eraser].module != "" for e in study.erasures())
     assert counts["sample"] == counts["score"] == models + len(list(study.cells()))
     costs = by_rule(jobs, Coster(study, read_rates(fresh.root), "a100"))
