@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -31,6 +32,12 @@ def study(request: pytest.FixtureRequest) -> Study:
 
 def names(word: str) -> list[str]:
     return [name.strip() for name in (ROOT / f"config/names/{word}.txt").read_text().splitlines()]
+
+
+def shown(study: Study, task: str, name: str) -> pd.DataFrame:
+    """The rows of a fine-tuning set."""
+    block = blocks.finetune_set(study, task, name)
+    return rows_of(block, block["concepts"])
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -115,7 +122,7 @@ def test_random_fine_tuning_sets(study: Study) -> None:
     assert list(people) == PEOPLE["finetune"]
     assert list(study.finetune_concepts("random", "ship")) == OBJECTS["finetune"] == list(study.loaded["ship"].finetune)
     for task, images in (("celebrities-10", PEOPLE["finetune_images"]), ("ship", OBJECTS["finetune_images"])):
-        rows = rows_of(blocks.finetune_set(study, task, "random"))
+        rows = shown(study, task, "random")
         assert len(rows) == images and set(rows["seed"]) == {1, 2, 3, 4, 5}
 
 
@@ -127,10 +134,10 @@ def test_the_ten_celebrities_that_are_fine_tuned_on_and_retained(study: Study, n
     shared = set(study.finetune_concepts("random", name)) & set(task.retain)
     assert len(shared) == 10 == len(PEOPLE["finetune"])
     keys = ["prompt", "seed"]
-    trained = rows_of(blocks.finetune_set(study, name, "random"))[keys]
+    trained = shown(study, name, "random")[keys]
     retained = prompt_set(task).query("role == 'retain'")[keys]
     assert len(trained.merge(retained)) == 250 and len(retained) == 2500
-    clean = rows_of(blocks.finetune_set(study, name, "retained"))[keys]  # the control shows no evaluated image
+    clean = shown(study, name, "retained")[keys]  # the control shows no evaluated image
     assert len(clean) == 250 and clean.merge(retained).empty
     told = " ".join((ROOT / "docs/deviations.md").read_text().split())
     assert "all ten" in told and "250 of the 2,500" in told
