@@ -5,8 +5,8 @@
 The graph has the shape of a study of many fine-tunes and no work in it: for each cell a fine-tune, a sample and a
 score job (`touch`), one erased model for ten cells, and one table of all. Dry run, run, and the run with nothing to do
 are of that graph. Writes benchmarks/scheduling.csv and .png; seconds of the clock depend on what else the machine does,
-seconds of the processor stand beside them. Exit 1 when the dry run of 10,000 cells takes a minute or more, or when ten
-times the cells cost more than 15 times as much.
+so those of the processor (Snakemake and its jobs) stand beside them. Exit 1 when the dry run of 10,000 cells takes a
+minute of the clock or more, or when ten times the cells cost more than 15 times as much processor time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pandas as pd
 
 HERE = Path(__file__).parent
 JOBS = 3.1  # jobs a cell
-LIMIT = 60.0  # seconds for the dry run of 10,000 cells
+LIMIT = 60.0  # seconds of the clock for the dry run of 10,000 cells
 SNAKEFILE = """\
 CELLS = range(int(config["cells"]))
 
