@@ -11,7 +11,7 @@ from snakemake.utils import validate
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
 
-from resurgence import blocks, coco, limits, recovery
+from resurgence import blocks, coco, limits, presentation, recovery
 from resurgence.config import read_yaml
 from resurgence.declared import needs
 from resurgence.sources import sources as run_files
@@ -263,7 +263,7 @@ def reference_manifest():
 
 def score_manifests():
     """The scores of every model of the study; a control that changes nothing has those of the base."""
-    items = [*STUDY.tasks.names, *STUDY.cells(), *(blocks.seen_as(STUDY, item) for item in STUDY.erasures())]
+    items = [*STUDY.tasks.names, *STUDY.cells(), *(presentation.seen_as(STUDY, item) for item in STUDY.erasures())]
     return [f"{folder}/manifest.json" for folder in dict.fromkeys(STUDY.folder(item, "scores") for item in items)]
 
 
@@ -309,12 +309,12 @@ def of_stage(stage):
 
 def drawn_manifests():
     """The artefacts whose training curves are drawn."""
-    return [f"{folder}/manifest.json" for folder in dict.fromkeys(blocks.weights(STUDY).values())]
+    return [f"{folder}/manifest.json" for folder in dict.fromkeys(presentation.weights(STUDY).values())]
 
 
 def shown_manifests():
     """The image sets and masks that the grids show."""
-    shown = blocks.grids(STUDY)
+    shown = presentation.grids(STUDY)
     found = [folder for columns in shown["columns"].values() for folder in columns.values()]
     found += [folder for folders in shown["masks"].values() for folder in folders]
     return [f"{folder}/manifest.json" for folder in dict.fromkeys(found)]
@@ -328,7 +328,7 @@ def updates(wildcards):
 
 def experiment_inputs(wildcards):
     """The artefacts that an experiment reads."""
-    return [f"{folder}/manifest.json" for folder in blocks.experiment_reads(STUDY, wildcards.experiment)]
+    return [f"{folder}/manifest.json" for folder in presentation.experiment_reads(STUDY, wildcards.experiment)]
 
 
 def figure(path, category, caption, **labels):
@@ -349,13 +349,14 @@ FIGURES = [
 FIGURES += [
     figure(f"results/figures/training_{name}.png", "Training", "training", task=name)
     for name in STUDY.tasks.names
-    if any(title.startswith(f"{name}: ") for title in blocks.weights(STUDY))
+    if any(title.startswith(f"{name}: ") for title in presentation.weights(STUDY))
 ]
 GRIDS = [
     figure(f"results/grids/{name}/{role}.png", "Samples", "samples", model=name, concepts=told)
-    for name in blocks.grids(STUDY)["columns"]
+    for name in presentation.grids(STUDY)["columns"]
     for role, told in (("erase", "erased"), ("retain", "retained"))
 ]
 GRIDS += [
-    figure(f"results/grids/{name}/masks.png", "Masks", "masks", task=name) for name in blocks.grids(STUDY)["masks"]
+    figure(f"results/grids/{name}/masks.png", "Masks", "masks", task=name)
+    for name in presentation.grids(STUDY)["masks"]
 ]

@@ -53,7 +53,7 @@ rule experiment:
     conda:
         "../../envs/conda.yaml"
     params:
-        cfg=block(blocks.experiment, experiment_name),
+        cfg=block(presentation.experiment, experiment_name),
     message:
         "Experiment {wildcards.experiment}"
     shell:
@@ -85,7 +85,7 @@ rule results:
     conda:
         "../../envs/conda.yaml"
     params:
-        cfg=block(blocks.results),
+        cfg=block(presentation.results),
     message:
         "Results of all experiments"
     shell:

@@ -21,7 +21,7 @@ rule tables:
     conda:
         "../../envs/conda.yaml"
     params:
-        cfg=block(blocks.tables),
+        cfg=block(presentation.tables),
     message:
         "Tables of the study"
     shell:
@@ -49,7 +49,7 @@ rule figures:
     conda:
         "../../envs/conda.yaml"
     params:
-        cfg=block(blocks.figures),
+        cfg=block(presentation.figures),
     message:
         "Figures of the study"
     shell:
@@ -74,7 +74,7 @@ rule cost:
     conda:
         "../../envs/conda.yaml"
     params:
-        cfg=block(blocks.cost),
+        cfg=block(presentation.cost),
     message:
         "Cost of the study"
     shell:
@@ -95,7 +95,7 @@ rule grids:
     conda:
         "../../envs/conda.yaml"
     params:
-        cfg=block(blocks.grids),
+        cfg=block(presentation.grids),
     message:
         "Grids of images and masks"
     shell:
