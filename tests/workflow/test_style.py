@@ -36,7 +36,8 @@ def test_format() -> None:
 
 def test_reading_the_study_is_fast_and_needs_no_torch(fresh: Tree) -> None:
     code = (
-        "import sys; from pathlib import Path; from resurgence.study import load_study; from resurgence import blocks, presentation\n"
+        "import sys; from pathlib import Path; from resurgence.study import load_study\n"
+        "from resurgence import blocks, presentation\n"
         "study = load_study([Path('params.yaml'), Path('tests/small.yaml')])\n"
         "[blocks.erase(study, e) for e in study.erasures()]; presentation.grids(study)\n"
         "print([m for m in ('torch', 'diffusers', 'transformers', 'pandas') if m in sys.modules])"
