@@ -27,6 +27,7 @@ from typing import IO
 RUNNING = Path(".snakemake/running")
 RUN_ID = re.compile(r"^SLURM run ID: (\S+)", flags=re.MULTILINE)
 JOB = re.compile(r"-m resurgence\.(stages|world)\.|-m snakemake .*--mode|/snakemake .*--mode|--target-jobs")
+SLURM_JOB = re.compile(rb"\0SLURM_JOB_ID=(\d+)")
 PATIENCE = 120.0  # seconds until what was cancelled must be gone
 SAVING = 30.0  # seconds that a process has to save its state before it is killed
 
@@ -84,18 +85,32 @@ def cluster_jobs(names: set[str]) -> list[str]:
     return [number for name, number in map(str.split, done.stdout.splitlines()) if name in names]
 
 
+def on_cluster(job: str) -> bool:
+    """Whether SLURM still knows a job as waiting, running or being ended; True where it does not answer."""
+    if shutil.which("squeue") is None:
+        return True
+    command = ["squeue", "--me", "--noheader", "--format=%A"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return bool(done.returncode) or job in done.stdout.split()
+
+
 def leftovers(root: Path = Path()) -> list[int]:
-    """Processes on this machine that run a job of this folder; those of SLURM jobs are left to SLURM."""
+    """Processes on this machine that run a job of this folder; those of a SLURM job are SLURM's while it knows the job.
+
+    A node daemon that is killed loses its jobs' processes: SLURM calls the job dead, and they sleep on.
+    """
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
             if place.stat().st_uid != os.getuid() or (place / "cwd").resolve() != root.resolve():
                 continue
             command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            on_cluster = b"\0SLURM_JOB_ID=" in b"\0" + (place / "environ").read_bytes()
+            job = SLURM_JOB.search(b"\0" + (place / "environ").read_bytes())
         except OSError:  # it has ended
             continue
-        if JOB.search(command) and not on_cluster and int(place.name) != os.getpid():
+        if not JOB.search(command) or int(place.name) == os.getpid():
+            continue
+        if job is None or not on_cluster(job[1].decode()):
             found.append(int(place.name))
     return found
 

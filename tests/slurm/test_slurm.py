@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 from cluster import SITE, Cluster, Submitted, digests, finish, options, smallest, start
 from tree import Tree
+
+from resurgence import recovery
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1200)]
 SET = "results/data/small/pets/finetune_sets/random/manifest.json"
@@ -148,3 +151,25 @@ def test_resume_refuses_while_a_snakemake_runs(cluster: Cluster, fresh: Tree, tm
     assert "a Snakemake runs in" in told and f"process {process.pid}" in told
     finish(tree, process)
     assert [job.state for job in cluster.jobs(tree)] == ["COMPLETED"]
+
+
+def test_a_process_whose_job_slurm_has_forgotten_is_ended(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes of jobs: one of a job that runs, which is SLURM's, and one of a job that SLURM does not know."""
+    for key, value in cluster.environment.items():
+        monkeypatch.setenv(key, value)
+    submitted = cluster.ask("sbatch", "--parsable", "--wrap", "sleep 60", f"--chdir={tmp_path}").strip()
+    job = ["bash", "-c", "sleep 60; : -m resurgence.stages.sample"]
+    known, unknown = (
+        subprocess.Popen(job, cwd=tmp_path, env={**os.environ, "SLURM_JOB_ID": number})
+        for number in (submitted, "999999")
+    )
+    try:
+        wait_for(lambda: recovery.leftovers(tmp_path) == [unknown.pid], "process of the forgotten job", 30)
+        cluster.ask("scancel", submitted)
+        wait_for(lambda: set(recovery.leftovers(tmp_path)) == {known.pid, unknown.pid}, "process of the ended job", 60)
+    finally:
+        for process in (known, unknown):
+            process.kill()
+            process.wait()
