@@ -21,13 +21,23 @@ CONFIG = {
     "sampling": {"steps": 20, "guidance": 4.0},
     "statistics": {"resamples": 2000, "level": 0.95, "seed": 0},
     "masks": {"segmenter": "foreground"},
+    "experiments": {
+        "fig5": {
+            "title": "Before and after",
+            "kind": "bars",
+            "tasks": ["ship"],
+            "erasers": ["uce"],
+            "finetunes": ["lora"],
+            "note": "one object",
+        },
+    },
 }
 
 
 @pytest.mark.parametrize("task", ["", "ship"])
 @pytest.mark.parametrize("path", CAPTIONS, ids=lambda path: path.stem)
 def test_caption_renders(path: Path, task: str) -> None:
-    wildcards = SimpleNamespace(task=task) if task else SimpleNamespace()
+    wildcards = SimpleNamespace(experiment="fig5", **({"task": task} if task else {}))
     template = Environment(trim_blocks=True, lstrip_blocks=True).from_string(path.read_text(encoding="utf-8"))
     text = template.render(snakemake=SimpleNamespace(config=CONFIG, wildcards=wildcards))
     assert "{{" not in text and "{%" not in text

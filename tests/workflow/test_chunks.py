@@ -17,7 +17,7 @@ def test_batches_order_and_cores_leave_the_tables_alone(
 ) -> None:
     tree = Tree(clone(fresh.root, tmp_path / "tree"))
     tree.edit("tests/small.yaml", "guidance: 4.0, batch: 16", "guidance: 4.0, batch: 5")
-    told = tree.snakemake("--cores", "1", "--scheduler", "greedy", "--prioritize", LAST, "--", "tables")
+    told = tree.snakemake("tables", "--cores", "1", "--scheduler", "greedy", "--prioritize", LAST)
     assert order(told) != order(finished[1])
     names = ["cells.csv", "resurgence.csv", "intervals.csv", "seeds.csv", "metrics.json", "resurgence.md"]
     for name in names:

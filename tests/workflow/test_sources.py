@@ -38,8 +38,8 @@ def test_manifests_list_every_module_that_the_job_imported(finished: tuple[Tree,
         seen = {file_of(name).relative_to(SOURCE.parent).as_posix() for name in names}
         declared = set(json.loads(manifest.read_text())["sources"])
         assert seen <= declared | {"resurgence/__init__.py"}, manifest
-        # and hardly more: a branch that was not taken, such as reading LoRAs, may import something
-        assert len(declared - seen) <= 4, (manifest, declared - seen)
+        # and hardly more: itself, run as a script, and what a branch that was not taken imports, such as loading a base
+        assert len(declared - seen) <= 5, (manifest, declared - seen)
 
 
 def test_imports_for_annotations_do_not_count_and_those_in_functions_do() -> None:

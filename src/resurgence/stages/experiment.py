@@ -60,7 +60,7 @@ def by_concept(sets: list[ImageSet], metric: str) -> pd.DataFrame:
 
 
 def never_back(concepts: pd.DataFrame) -> str:
-    """Which concepts no fine-tuned model shows at its last step, and which always come back."""
+    """Which erased concepts no image shows at the last step of a fine-tune."""
     lines = []
     for (task, eraser, finetune), part in concepts.groupby(["task", "eraser", "finetune"], sort=False):
         last = part[part["column"] == list(dict.fromkeys(part["column"]))[-1]]
