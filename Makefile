@@ -81,7 +81,7 @@ smoke: setup
 # one process a core, each with one thread; WORKERS=0 for one process
 WORKERS ?= auto
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile $(ARGS)
 
 # its requirements pin an old torch that it does not need, so without dependencies
 weights: setup
