@@ -23,9 +23,20 @@ from tiny import make_pipeline
 CONCEPTS = ["ship", "cat", "dog", "bird"]
 
 
-@pytest.mark.parametrize(("rows", "most", "sizes"), [(10, 4, [3, 3, 4]), (8, 4, [4, 4]), (3, 9, [3]), (5, None, [5])])
-def test_rows_of_shards(rows: int, most: int | None, sizes: list[int]) -> None:
-    parts = shards.shard_rows(rows, most)
+@pytest.mark.parametrize(
+    ("rows", "most", "batch", "sizes"),
+    [
+        (10, 4, 1, [4, 4, 2]),
+        (8, 4, 2, [4, 4]),
+        (3, 9, 4, [3]),
+        (5, None, 4, [5]),
+        (0, 4, 4, [0]),
+        (20, 9, 4, [8, 8, 4]),
+        (7, 3, 4, [3, 3, 1]),
+    ],
+)
+def test_rows_of_shards(rows: int, most: int | None, batch: int, sizes: list[int]) -> None:
+    parts = shards.shard_rows(rows, most, batch)
     assert [len(part) for part in parts] == sizes
     assert [row for part in parts for row in part] == list(range(rows))
 
@@ -67,6 +78,19 @@ def test_a_set_in_several_files_is_read_as_one(
     assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), pixels)
     some, chosen = shards.read_rows(files, lambda table: [9, 2, 2, 0])
     assert some["seed"].tolist() == [0, 2, 9] and np.array_equal(chosen.permute(0, 2, 3, 1).numpy(), pixels[[0, 2, 9]])
+
+
+@pytest.mark.parametrize("most", [None, 1, 3, 4, 8])
+@pytest.mark.parametrize(("rows", "sizes"), [(11, [4, 4, 3]), (8, [4, 4]), (3, [3])])
+def test_the_blocks_that_are_scored_do_not_depend_on_the_files(
+    rows: int, sizes: list[int], most: int | None, tmp_path: Path
+) -> None:
+    prompts, pixels = write_shards(tmp_path, most, rows)
+    read = list(score.blocks(shards.image_files(tmp_path)["step-000007"], 4))
+    assert [len(part) for part, _ in read] == [len(images) for _, images in read] == sizes
+    told = pd.concat([part for part, _ in read], ignore_index=True)
+    pd.testing.assert_frame_equal(told, prompts, check_dtype=False)
+    assert np.array_equal(torch.cat([images for _, images in read]).permute(0, 2, 3, 1).numpy(), pixels)
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
@@ -121,7 +145,7 @@ def test_an_interrupted_job_goes_on_with_the_next_shard(
     assert not list(parts.iterdir())
     with caplog.at_level(logging.INFO):
         assert sample.make(sample_job(3, "parts"), parts) == {"images": 10}
-    assert sampled == [2, 3, 2, 2, 3] and "2 of 4 files were there" in caplog.text
+    assert sampled == [3, 3, 3, 3, 1] and "2 of 4 files were there" in caplog.text
     rows, images = shards.read_sets(shards.image_files(parts)["step-000000"])
     alone, expected = shards.read_sets(shards.image_files(whole)["step-000000"])
     pd.testing.assert_frame_equal(rows, alone)

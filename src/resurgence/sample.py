@@ -43,9 +43,9 @@ class SamplingConfig:
 
     steps: int = 50  # DDIM steps
     guidance: float = 7.5  # 1 or less: no guidance
-    batch: int = 16  # images at a time; changes no image
+    batch: int = 16  # images at a time; changes an image by rounding only
     size: int | None = None  # pixels a side; null: the base's own
-    shard: int | None = None  # images in a file, from which an interrupted job goes on; null: all in one
+    shard: int | None = None  # most images in a file, from which an interrupted job goes on; null: all in one
     channels_last: bool = False  # memory format of UNet and autoencoder; faster convolutions in half precision
     compile: bool = False  # the UNet by torch.compile: minutes at the start, then faster steps
 
@@ -155,7 +155,7 @@ def sample(
         device: moves the pipeline; None: where it is.
 
     Raises:
-        MemoryError: not even one image fits on the device. Before that the batch is halved, which changes no image.
+        MemoryError: not even one image fits on the device. Before that the batch is halved.
     """
     if device is not None:
         pipe.to(device)

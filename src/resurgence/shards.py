@@ -6,7 +6,6 @@ there is whole, and the noise of an image does not depend on where it was sample
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,11 +20,14 @@ from resurgence.sample import decode_images, read_image_set
 NAME = re.compile(r"(.+?)(?:\.(\d{4})-of-(\d{4}))?\.parquet")
 
 
-def shard_rows(rows: int, most: int | None) -> list[range]:
-    """The rows of each file: at most `most`, as evenly as it goes; None: all in one."""
-    count = 1 if most is None else max(1, -(-rows // most))
-    marks = [rows * number // count for number in range(count + 1)]
-    return [range(low, high) for low, high in itertools.pairwise(marks)]
+def shard_rows(rows: int, most: int | None, batch: int = 1) -> list[range]:
+    """The rows of each file: at most `most`; None: all in one.
+
+    Cut between batches, so that a row is computed in a batch of the same size whatever `most` is: sums of another shape
+    round differently. Only a shard smaller than a batch makes smaller batches.
+    """
+    size = max(1, rows if most is None else most - most % batch or most)
+    return [range(low, min(low + size, rows)) for low in range(0, max(1, rows), size)]
 
 
 def shard_file(folder: Path, name: str, number: int, count: int) -> Path:

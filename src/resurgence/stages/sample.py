@@ -53,7 +53,7 @@ def make(job: Job, folder: Path) -> dict:
     settings = dict(job.block["sampling"])
     precision = settings.pop("precision")
     cfg, found, state = build(SamplingConfig, settings, "sampling"), models(job), unfinished(job)
-    parts, before = shard_rows(len(rows), cfg.shard), 0
+    parts, before = shard_rows(len(rows), cfg.shard, cfg.batch), 0
     for name, weights in found.items():
         files = [shard_file(state, name, number, len(parts)) for number in range(len(parts))]
         ahead = [(part, file) for part, file in zip(parts, files, strict=True) if not file.exists()]
