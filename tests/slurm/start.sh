@@ -39,7 +39,8 @@ SlurmUser=$ME
 SlurmdUser=$ME
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket=$DIR/munge.sock
+# a job whose node was lost waits until the credentials of its first start have expired: 120 s, if not told
+AuthInfo=socket=$DIR/munge.sock,cred_expire=10
 # bind to the address that the host name has, not to all
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SrunPortRange=$((PORT + 100))-$((PORT + 199))

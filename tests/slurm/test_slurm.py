@@ -1,4 +1,4 @@
-"""The smallest study on a real SLURM with two pretended nodes: run, memory, failure, cancelling, a killed Snakemake."""
+"""The smallest study on a real SLURM of two pretended nodes: run, failures, too little memory or time, a lost node."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster import SITE, Cluster, Submitted, digests, finish, options, smallest, start
-from tree import Tree
+from cluster import OVERLAYS, SITE, Cluster, Submitted, digests, finish, options, smallest, start
+from tree import Tree, clone
 
 from resurgence import recovery
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1200)]
 SET = "results/data/small/pets/finetune_sets/random/manifest.json"
+TUNED = "results/finetuned/small/pets/uce/s0/lora/f0/weights"
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,64 @@ def test_job_without_enough_memory_is_submitted_again_with_more(cluster: Cluster
     assert memory[0] < 500 and [round(after / before) for before, after in itertools.pairwise(memory)] in ([2], [2, 2])
     assert [job.state for job in jobs] == ["FAILED"] * (len(jobs) - 1) + ["COMPLETED"]
     assert (tree.root / SET).is_file()
+
+
+def test_training_beyond_its_time_limit_goes_on_in_the_next_job(cluster: Cluster, fresh: Tree, tmp_path: Path) -> None:
+    """SLURM ends it, it saves its state, is submitted with twice the time, and ends as a training in one go."""
+    tree, loop = smallest(fresh, tmp_path / "tree"), "        for step in range(first, cfg.steps):\n"
+    tree.edit("workflow/limits.yaml", "finetune: 480", "finetune: 1")
+    tree.edit("tests/small.yaml", "lora: {steps: 4, checkpoints: [2, 4]", "lora: {steps: 700, checkpoints: [100, 700]")
+    calm = Tree(clone(tree.root, tmp_path / "calm"))
+    tree.edit("src/resurgence/finetune.py", loop, f"{loop}            __import__('time').sleep(0.15)\n")
+    process = start(tree, options(target=f"{TUNED}/manifest.json"), cluster.environment)
+    local = ["--cores", "1", "--configfile", *OVERLAYS, "--", f"{TUNED}/manifest.json"]
+    finish(calm, start(calm, local, cluster.environment))
+    finish(tree, process)
+    states = [job.state for job in by_result(cluster.jobs(tree))[cluster.jobs(tree)[-1].comment]]
+    assert states in (["TIMEOUT", "COMPLETED"], ["TIMEOUT", "TIMEOUT", "COMPLETED"])
+    log = (tree.root / "logs/small/pets/uce/s0/lora/f0/weights.log").read_text()
+    assert int(re.search(r"resumed at step (\d+)", log).group(1)) >= 100
+    weights = sorted(file.relative_to(calm.root) for file in (calm.root / TUNED).rglob("*.safetensors"))
+    assert len(weights) == 2
+    for file in weights:
+        assert (tree.root / file).read_bytes() == (calm.root / file).read_bytes(), file
+
+
+def test_node_that_is_lost_for_good(cluster: Cluster, fresh: Tree, undisturbed: Tree, tmp_path: Path) -> None:
+    """Its daemon and all of its job are gone: SLURM starts the job on the other node, and the tables are the same."""
+    tree = smallest(fresh, tmp_path / "tree")
+    process = start(tree, options(), cluster.environment)
+
+    def on(node: str) -> list[Submitted]:
+        return [job for job in cluster.jobs(tree) if job.state == "RUNNING" and job.node == node]
+
+    wait_for(lambda: bool(on("node1") and on("node2")), "jobs on both nodes")
+    (lost,) = on("node2")
+    os.kill(int((cluster.folder / "slurmd.node2.pid").read_text()), signal.SIGKILL)
+    for pid in processes_of(lost.number):
+        os.kill(pid, signal.SIGKILL)
+    try:
+        finish(tree, process)
+        assert "node2" not in cluster.ask("sinfo", "--noheader", "--Node", "--responding")
+        (again,) = [job for job in cluster.jobs(tree) if job.number == lost.number]
+        assert (again.state, again.node) == ("COMPLETED", "node1") and "Restarts=1" in again.text
+    finally:
+        Cluster.start(cluster.folder)
+    assert digests(tree) == digests(undisturbed)
+
+
+def processes_of(number: str) -> list[int]:
+    """All that runs on this machine for a SLURM job: its step daemons, its shell, its Pythons."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            named = (place / "cmdline").read_text().startswith(f"slurmstepd: [{number}.")
+            inside = f"SLURM_JOB_ID={number}" in (place / "environ").read_text(errors="replace").split("\0")
+        except OSError:
+            continue
+        if named or inside:
+            found.append(int(place.name))
+    return found
 
 
 def test_failed_job_tells_where_to_look(cluster: Cluster, fresh: Tree, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ BATCH = "guidance: 4.0, batch: 16, size: 16"
 def test_shards_order_and_cores_leave_the_tables_alone(finished: tuple[Tree, str], fresh: Tree, tmp_path: Path) -> None:
     tree = Tree(clone(fresh.root, tmp_path / "tree"))
     tree.edit("tests/small.yaml", BATCH, BATCH + ", shard: 17")
-    told = tree.snakemake("tables", "--cores", "1", "--scheduler", "greedy", "--prioritize", LAST)
+    told = tree.snakemake("tables", "--cores", "1", "--prioritize", LAST)
     assert order(told) != order(finished[1])
     assert len(list(tree.root.glob("results/images/small/pets/images/*-of-0002.parquet"))) == 2
     names = ["cells.csv", "resurgence.csv", "intervals.csv", "seeds.csv", "metrics.json", "resurgence.md"]
