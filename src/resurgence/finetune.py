@@ -194,7 +194,9 @@ def finetune(
     """
     check_inputs(pipe, images, captions, cfg.precision)
     unet = pipe.unet
-    facts = (astuple(cfg), seed, list(captions), str(pipe.scheduler.config))
+    # without the private entries: diffusers lists the defaults it has used in another order in each process
+    noise = sorted((key, value) for key, value in pipe.scheduler.config.items() if not key.startswith("_"))
+    facts = (astuple(cfg), seed, list(captions), noise)
     weights = (p for part in (unet, pipe.vae, pipe.text_encoder) for p in part.state_dict().values())
     saver = Saver(state, fingerprint(facts, [images, *weights]) if state else "")
     data = encode(pipe, images, shuffled(captions, seed) if cfg.shuffle_captions else captions, cfg.horizontal_flip)

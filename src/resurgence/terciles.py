@@ -3,7 +3,7 @@
 The similarity of a candidate is the cosine of its name's CLIP text embedding to the nearest erased concept (`max`, the
 paper's text) or to the farthest (`min`, its appendix). The thirds are intervals of equal width between the smallest and
 the largest similarity (`width`, the authors' code) or hold equally many candidates (`count`, "evenly sized" in the
-text). TercileConfig 1 is the least similar.
+text). The first third is the least similar.
 """
 
 from __future__ import annotations
