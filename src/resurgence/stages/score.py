@@ -15,7 +15,7 @@ from resurgence.scorers import Scorer, feature_names, load_scorers, score_images
 from resurgence.shards import image_files
 from resurgence.stages.job import Job, main
 
-BLOCK = 512  # images in memory at once
+BLOCK = 512  # images that are scored at once
 
 
 def blocks(files: Sequence[Path], size: int = BLOCK) -> Iterator[tuple[pd.DataFrame, torch.Tensor]]:
