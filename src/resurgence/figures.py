@@ -110,6 +110,7 @@ def before_after(cells: pd.DataFrame, metric: str) -> Figure:
             for axis, role in zip(line, roles, strict=True):
                 bars(axis, cells[(cells["task"] == task) & (cells["role"] == role)], models)
                 axis.set_title(f"{task}: {ROLES[role]}", fontsize=10)
+            line[0].set_ylabel(TITLES.get(metric, metric), fontsize=9)
         handles = [Patch(color=colour, label=name) for name, colour in STATES.values()]
         figure.legend(handles=handles, loc="outside right upper")
     return figure
@@ -135,7 +136,8 @@ def bars(axis: Axes, rows: pd.DataFrame, models: list[dict[str, str]]) -> None:
 
 def curves(cells: pd.DataFrame, metric: str) -> Figure:
     """The metric over fine-tuning steps, from the erased model at step 0; the base as a dashed line."""
-    return curve_panels(cells[cells["metric"] == metric], f"{TITLES.get(metric, metric)} over fine-tuning steps")
+    told = TITLES.get(metric, metric)
+    return curve_panels(cells[cells["metric"] == metric], f"{told} over fine-tuning steps", told)
 
 
 def gains(resurgence: pd.DataFrame, metric: str) -> Figure:
@@ -143,10 +145,11 @@ def gains(resurgence: pd.DataFrame, metric: str) -> Figure:
     names = {"resurgence": "value", "resurgence_low": "low", "resurgence_high": "high"}
     tuned = resurgence[resurgence["metric"] == metric].rename(columns=names).assign(state="finetuned")
     start = tuned.drop_duplicates(["task", *MODEL[:2], "role"]).assign(state="erased", value=0.0, low=0.0, high=0.0)
-    return curve_panels(pd.concat([start, tuned]), f"Resurgence over fine-tuning steps, {TITLES.get(metric, metric)}")
+    title = f"Resurgence over fine-tuning steps, {TITLES.get(metric, metric)}"
+    return curve_panels(pd.concat([start, tuned]), title, "fine-tuned minus erased")
 
 
-def curve_panels(cells: pd.DataFrame, title: str) -> Figure:
+def curve_panels(cells: pd.DataFrame, title: str, value: str) -> Figure:
     """One line of panels a task (or eight models of it), one panel a role."""
     groups, roles = models_of(cells, len(LINES)), [role for role in ROLES if (cells["role"] == role).any()]
     with matplotlib.rc_context(STYLE):
@@ -155,6 +158,7 @@ def curve_panels(cells: pd.DataFrame, title: str) -> Figure:
             for axis, role in zip(line, roles, strict=True):
                 handles = lines(axis, cells[(cells["task"] == task) & (cells["role"] == role)], models)
                 axis.set_title(f"{task}: {ROLES[role]}", fontsize=10)
+            line[0].set_ylabel(value, fontsize=9)
             line[-1].legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
         for axis in axes[-1]:
             axis.set_xlabel("fine-tuning steps")
@@ -200,6 +204,7 @@ def training(losses: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) 
                 axis.set_yscale("log")
             axis.set_title(title, fontsize=10)
             axis.set_xlabel("step")
+            axis.set_ylabel("loss")
             if 1 < len(named) <= 12:
                 below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.26)}  # under the label of the axis
                 axis.legend(fontsize=7, ncols=math.ceil(len(named) / 6), **below)
