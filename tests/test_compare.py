@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from resurgence.compare import draw, write
-from resurgence.config import ConfigError
+from resurgence.config import ConfigError, read_yaml
 
+DOCS = Path(__file__).parents[1] / "docs"
 KEYS = {"base": "mini", "task": "pets", "metric": "accuracy", "n": 4}
 
 
@@ -52,6 +54,11 @@ def results(tmp_path: Path) -> Path:
     (tmp_path / "tables").mkdir()
     pd.DataFrame(cells).astype({"erase_seed": "Int64"}).to_csv(tmp_path / "tables/cells.csv", index=False)
     pd.DataFrame(rows).to_csv(tmp_path / "tables/resurgence.csv", index=False)
+    ends = ("median", "deviation", "mean", "low", "high")
+    values = (0, 0, 0, 0, 0), (25, 5, 24.5, 19, 31), (1, 1, 1, 1, 1)  # step 10, step 20, retained concepts
+    numbers = [dict(zip((f"resurgence_{end}" for end in ends), value, strict=True)) for value in values]
+    seeds = pd.DataFrame([row | number for row, number in zip((rows[0], rows[1], rows[3]), numbers, strict=True)])
+    seeds.to_csv(tmp_path / "tables/seeds.csv", index=False)
     return tmp_path
 
 
@@ -62,7 +69,7 @@ def test_values_are_those_of_the_last_step_and_the_median_over_seeds(results: Pa
     assert table.loc["a", ["erased", "comes to", "resurgence"]].tolist() == [
         "90.0 -> 6.0",
         "31.0",
-        "25.0 ± 5.0 (2 runs)",
+        "24.5 [19.0, 31.0], 2 runs: 25.0 ± 5.0",
     ]
     assert table.loc["b", ["erased", "resurgence", "came back"]].tolist() == ["90.0 -> 2.0", "0.0 [-1.0, 1.0]", "no"]
     assert table["retained"].tolist() == ["90.0 -> 86.0", "90.0 -> 82.0"]
@@ -70,7 +77,8 @@ def test_values_are_those_of_the_last_step_and_the_median_over_seeds(results: Pa
     assert table["came back"].tolist() == ["2 of 2", "no"]
     # seconds: the LoRAs count; sizes: that of the delta
     assert table["seconds"].tolist() == ["13.5", "0.5"] and table["MiB"].tolist() == ["2.0", "1.0"]
-    assert "25.0 ± 5.0 (2 runs)" in text and (results / "figures/compare_accuracy.png").stat().st_size > 5000
+    assert "24.5 [19.0, 31.0], 2 runs: 25.0 ± 5.0" in text
+    assert (results / "figures/compare_accuracy.png").stat().st_size > 5000
     assert (results / "cost/compare_accuracy.md").read_text().count("\n| pets") == 2
 
 
@@ -79,3 +87,25 @@ def test_what_cannot_be_compared_is_named(results: Path) -> None:
         write(results, "beauty")
     with pytest.raises(FileNotFoundError, match="run the study first"):
         write(results / "erased", "accuracy")
+
+
+def shown(page: Path) -> pd.DataFrame:
+    """The first table between the marks of a page."""
+    text = page.read_text(encoding="utf-8").split("<!-- results -->")[1].split("<!-- end of results -->")[0]
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return pd.DataFrame(lines[2:], columns=lines[0])
+
+
+def test_pages_of_the_methods_show_the_rows_and_pictures_of_the_study() -> None:
+    study = read_yaml(DOCS.parent / "studies/methods.yaml")
+    every = shown(DOCS / "results.md")
+    assert set(every["eraser"]) == set(study["erasers"]) == {page.stem for page in (DOCS / "methods").glob("*.md")}
+    for eraser, rows in every.groupby("eraser"):
+        assert set(zip(rows["task"], rows["fine-tune"], strict=True)) == {
+            (task, finetune) for task in ("identities-10", "ship") for finetune in study["finetunes"]
+        }
+        page = DOCS / f"methods/{eraser}.md"
+        own = shown(page)
+        assert own.equals(rows[own.columns].reset_index(drop=True)) and "resurgence" in own, eraser
+        pictures = re.findall(r"\]\((images/\S+\.png)\)", page.read_text(encoding="utf-8"))
+        assert len(pictures) == 2 and all((page.parent / file).stat().st_size > 5000 for file in pictures)

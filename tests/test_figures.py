@@ -20,11 +20,12 @@ from scored import study_sets
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """cells.csv and resurgence.csv of a synthetic study with two erase seeds."""
+    """cells.csv, resurgence.csv and seeds.csv of a synthetic study with two erase seeds."""
     out = tmp_path_factory.mktemp("tables")
     estimated = estimates(study_sets(steps=(40, 80), erase_seeds=(0, 1)), 100, 0)[0]
     tables.cells(estimated, 0.95).to_csv(out / "cells.csv", index=False)
     tables.resurgence(estimated, 0.95).to_csv(out / "resurgence.csv", index=False)
+    tables.over_seeds(estimated, 0.95).to_csv(out / "seeds.csv", index=False)
     return out
 
 
@@ -54,7 +55,8 @@ def test_table_read_from_a_file_keeps_names_and_numbers(cells: pd.DataFrame) -> 
 def test_the_summary_of_a_file_is_that_of_the_table(folder: Path) -> None:
     estimated = estimates(study_sets(steps=(40, 80), erase_seeds=(0, 1)), 100, 0)[0]
     table = tables.resurgence(estimated, 0.95)
-    assert summary.terminal(figures.read_table(folder / "resurgence.csv"), 0.95) == summary.terminal(table, 0.95)
+    read = [figures.read_table(folder / f"{name}.csv") for name in ("resurgence", "seeds")]
+    assert summary.terminal(*read, 0.95) == summary.terminal(table, tables.over_seeds(estimated, 0.95), 0.95)
 
 
 def test_bars_have_the_heights_and_intervals_of_the_table(cells: pd.DataFrame) -> None:

@@ -179,15 +179,40 @@ def test_the_control_without_erasing_recovers_nothing(sets: list[ImageSet]) -> N
 def test_over_seeds_is_the_median_and_largest_deviation() -> None:
     sets = study_sets(steps=(100,), erase_seeds=(0, 1, 2), erasers=("mace",))
     table = tables.resurgence(estimates(sets, 100, 0)[0], 0.95)
-    seeds = tables.over_seeds(table)
+    estimated = estimates(sets, 100, 0)[0]
+    seeds = tables.over_seeds(estimated, 0.95)
     row = pick(seeds, task="ship", role="erase", metric="clip_accuracy")
     values = table[(table["task"] == "ship") & (table["role"] == "erase") & (table["metric"] == "clip_accuracy")]
     assert row["runs"] == 3 and len(values) == 3
     middle = sorted(values["finetuned_value"])[1]
     assert row["finetuned_median"] == middle
     assert row["finetuned_deviation"] == pytest.approx(max(abs(values["finetuned_value"] - middle)))
-    text = summary.terminal(table, 0.95)
-    assert "(3 runs)" in text and "of 3" in text
+    assert row["resurgence_mean"] == pytest.approx(values["resurgence"].mean(), rel=1e-5)
+    assert min(values["resurgence_low"]) <= row["resurgence_low"] <= row["resurgence_mean"] <= row["resurgence_high"]
+    text = summary.terminal(table, seeds, 0.95)
+    assert ", 3 runs: " in text and "of 3" in text
+
+
+def test_interval_over_seeds_is_that_of_the_images_of_all_seeds() -> None:
+    """The mean over seeds of a difference is the difference of per-image means, so one set of these has the same."""
+    seeds = (0, 1, 2)
+    sets = study_sets(steps=(100,), erase_seeds=seeds, erasers=("mace",))
+    chosen = {"task": "identities-4", "role": "erase", "metric": "clip_accuracy"}
+    many = pick(tables.over_seeds(estimates(sets, 400, 0)[0], 0.95), **chosen)
+
+    def averaged(state: str) -> ImageSet:
+        own = [one for one in sets if one.key["task"] == "identities-4" and one.key["state"] == state]
+        assert len(own) == len(seeds)
+        numbers = own[0].rows.select_dtypes("number").columns.difference(["seed"])
+        rows = own[0].rows.copy()
+        rows[numbers] = sum(one.rows[numbers].astype(float) for one in own) / len(own)
+        return make_set(own[0].key, rows)
+
+    (base,) = (one for one in sets if one.key["task"] == "identities-4" and one.key["state"] == "base")
+    one = [make_set(base.key, base.rows), averaged("erased"), averaged("finetuned")]
+    single = pick(tables.resurgence(estimates(one, 400, 0)[0], 0.95), **chosen)
+    for name in ("resurgence_low", "resurgence_high"):
+        assert many[name] == pytest.approx(single[name], abs=1e-3)
 
 
 def make_pair(change: str) -> list[ImageSet]:
@@ -309,18 +334,20 @@ def test_without_fine_tuning_there_is_a_cell_table_and_no_resurgence(sets: list[
     estimated = estimates([s for s in sets if s.key["state"] != "finetuned"], 100, 0)[0]
     table = tables.resurgence(estimated, 0.95)
     assert table.empty and ", ".join(table.columns) == COLUMNS
-    assert tables.over_seeds(table).empty and len(tables.cells(estimated, 0.95))
-    assert "no resurgence table" in summary.terminal(table, 0.95)
+    seeds = tables.over_seeds(estimated, 0.95)
+    assert seeds.empty and len(tables.cells(estimated, 0.95))
+    assert "no resurgence table" in summary.terminal(table, seeds, 0.95)
 
 
 def test_summary_shows_the_last_step_with_its_interval(table: pd.DataFrame, sets: list[ImageSet]) -> None:
     row = pick(table, task="identities-4", eraser="mace", step=100, role="erase", metric="recogniser_accuracy")
-    line = next(t for t in summary.terminal(table, 0.95).splitlines() if t.startswith("identities-4  mace"))
+    seeds = tables.over_seeds(estimates(sets, 300, 0)[0], 0.95)
+    line = next(t for t in summary.terminal(table, seeds, 0.95).splitlines() if t.startswith("identities-4  mace"))
     shown = [summary.number(row[c]) for c in ("resurgence", "resurgence_low", "resurgence_high")]
     assert "{} [{}, {}]".format(*shown) in line and " 100 " in line and " 50 " not in line
     assert ("yes" in line) == (row["resurgence_low"] > 0)
     draws = estimates(sets, 10, 0)[1]
-    text = summary.markdown(table, tables.over_seeds(table), draws, 0.95)
+    text = summary.markdown(table, seeds, draws, 0.95)
     for title in ("Recogniser accuracy", "CLIP accuracy", "Fréchet distance", "H_c", "H_o", "Intervals"):
         assert f"## {title}" in text or title in text
     widths = [line.count("|") for line in text.splitlines() if line.startswith("| identities-4")]

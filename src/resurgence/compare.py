@@ -42,7 +42,7 @@ def costs(results: Path, cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*KEYS, "MiB", "seconds"]).groupby(KEYS, as_index=False, sort=False).median()
 
 
-def compare(cells: pd.DataFrame, resurgence: pd.DataFrame, metric: str, cost: pd.DataFrame) -> pd.DataFrame:
+def compare(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str, cost: pd.DataFrame) -> pd.DataFrame:
     """One row for each task, eraser and fine-tune at its last step, as text; seeds together.
 
     Columns: task, eraser, erased and retained (base -> erased), fine-tune, after it (erased concepts), resurgence with
@@ -62,7 +62,7 @@ def compare(cells: pd.DataFrame, resurgence: pd.DataFrame, metric: str, cost: pd
             "retained": f"{number(retain['base_value'].median())} -> {number(retain['erased_value'].median())}",
             "fine-tune": label(finetune, finetune_variant),
             "comes to": number(erase["finetuned_value"].median()),
-            "resurgence": gain(erase),
+            "resurgence": gain(erase, seeds),
             "came back": verdict(erase),
             "retained after": number(retain["finetuned_value"].median()),
             "seconds": number(seconds),
@@ -112,8 +112,8 @@ def panel(axis: Axes, rows: pd.DataFrame, names: list[tuple[str, str]], tuned: l
     axis.set_ylim(len(names) - 0.5, -0.5)
 
 
-def read_tables(results: Path, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Cells and resurgence of a finished study.
+def read_tables(results: Path, metric: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Cells, resurgence and seeds of a finished study.
 
     Raises:
         FileNotFoundError: the study has not run. ConfigError: a metric that the tables do not hold.
@@ -121,15 +121,15 @@ def read_tables(results: Path, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]
     tables = results / "tables"
     if not (tables / "resurgence.csv").exists():
         raise FileNotFoundError(f"{tables / 'resurgence.csv'} is missing; run the study first: snakemake --cores all")
-    cells, resurgence = read_table(tables / "cells.csv"), read_table(tables / "resurgence.csv")
+    cells, resurgence, seeds = (read_table(tables / f"{name}.csv") for name in ("cells", "resurgence", "seeds"))
     known("--metric", metric, sorted(set(resurgence["metric"])))
-    return cells, resurgence
+    return cells, resurgence, seeds
 
 
 def write(results: Path, metric: str) -> str:
     """Write cost/compare_<metric>.csv and .md; returns the table as text. Its seconds vary from run to run."""
-    cells, resurgence = read_tables(results, metric)
-    table = compare(cells, resurgence, metric, costs(results, cells))
+    cells, resurgence, seeds = read_tables(results, metric)
+    table = compare(resurgence, seeds, metric, costs(results, cells))
     out = results / "cost"
     out.mkdir(exist_ok=True)
     text = f"# {TITLES.get(metric, metric)} of all erasers\n\n{markdown_table(table)}\n"
@@ -143,7 +143,7 @@ def write(results: Path, metric: str) -> str:
 
 def draw(results: Path, metric: str) -> None:
     """Write figures/compare_<metric>.svg and .png."""
-    cells, _ = read_tables(results, metric)
+    cells, *_ = read_tables(results, metric)
     save(picture(cells, metric), results / "figures" / f"compare_{metric}")
 
 

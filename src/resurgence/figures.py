@@ -36,13 +36,14 @@ BANDS = 3  # most intervals drawn as bands in one panel
 WIDTH = 16.0  # inches at 100 dpi: 1600 px at most
 NUMBERS = [
     "step", "value", "low", "high", "base_value", "erased_value", "finetuned_value",
-    "resurgence", "resurgence_low", "resurgence_high", "recovered_fraction",
+    "resurgence", "resurgence_low", "resurgence_high", "recovered_fraction", "resurgence_mean",
+    *(f"{name}_{what}" for name in ("erased", "finetuned", "resurgence") for what in ("median", "deviation")),
 ]  # fmt: skip
 MODEL = ["eraser", "variant", "finetune", "finetune_variant"]
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read cells.csv or resurgence.csv; empty names stay empty text."""
+    """Read cells.csv, resurgence.csv or seeds.csv; empty names stay empty text."""
     return pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in NUMBERS})
 
 

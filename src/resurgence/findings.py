@@ -29,11 +29,6 @@ COLUMNS = [
 VERDICTS = {True: "same", False: "different", None: "cannot tell"}
 
 
-def mean_of(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of estimates with the same draws, resample by resample."""
-    return statistics.combine(lambda *values: np.mean(values, axis=0), *estimates, n=sum(e.n for e in estimates))
-
-
 def pooled(rows: Iterable[Mapping[str, Any]], last: bool = True) -> list[dict[str, Any]]:
     """The rows of tables.paired with all seeds of a cell together, at its last step or at every step.
 
@@ -52,7 +47,7 @@ def pooled(rows: Iterable[Mapping[str, Any]], last: bool = True) -> list[dict[st
     for key, group in groups.items():
         if last and key[3] != ends[key[:3]]:
             continue
-        found = {state: mean_of([row["estimates"][state] for row in group]) for state in STATES}
+        found = {state: statistics.mean_of([row["estimates"][state] for row in group]) for state in STATES}
         names = dict(zip(("task", "eraser", "finetune", "step", "role", "metric"), key, strict=True))
         made.append({**names, "runs": len(group), **found, "gains": [row["estimates"]["gain"].value for row in group]})
     return made
@@ -150,7 +145,7 @@ def quantity(rows: Sequence[Mapping[str, Any]], cells: Cells, value: str) -> Est
     chosen = [row[state] for row in rows if cells.holds(dict(row))]
     if not chosen:
         raise LookupError(f"no row holds {asdict(cells)}")
-    return mean_of(chosen)
+    return statistics.mean_of(chosen)
 
 
 def verdict(estimate: Estimate, claim: Claim, level: float) -> bool | None:

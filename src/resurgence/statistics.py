@@ -117,6 +117,11 @@ def difference(after: Estimate, before: Estimate) -> Estimate:
     return combine(np.subtract, after, before, n=min(after.n, before.n))
 
 
+def mean_of(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of estimates with the same draws, resample by resample: several seeds as one."""
+    return combine(lambda *values: np.mean(values, axis=0), *estimates, n=sum(e.n for e in estimates))
+
+
 def tail(level: float, clusters: int) -> float:
     """Percentile at which the lower end of a two-sided interval is read: Phi(-sqrt(G / (G - 1)) t), t the quantile of
     Student's t with G - 1 degrees of freedom at (1 + level) / 2.

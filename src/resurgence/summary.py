@@ -47,14 +47,25 @@ def last_steps(resurgence: pd.DataFrame) -> pd.DataFrame:
     return resurgence[resurgence["step"] == resurgence.groupby(keys)["step"].transform("max")]
 
 
-def gain(rows: pd.DataFrame) -> str:
-    """Resurgence with its interval; over several seeds the median and the largest deviation."""
-    values = rows["resurgence"]
+def gain(rows: pd.DataFrame, seeds: pd.DataFrame) -> str:
+    """Resurgence of one cell and role with its interval; of several seeds the mean, and their median and largest
+    deviation.
+
+    Args:
+        rows: of resurgence.csv, one a seed. seeds: seeds.csv.
+    """
+    found = rows.iloc[0] if len(rows) else None
+    if len(rows) > 1:
+        keys = [*CELL, "step", "role", "metric"]
+        found = seeds[(seeds[keys] == rows.iloc[0][keys]).all(axis=1)].iloc[0]
+    if found is None:
+        return "-"
+    value = found["resurgence_mean" if len(rows) > 1 else "resurgence"]
+    told = f"{number(value)} [{number(found['resurgence_low'])}, {number(found['resurgence_high'])}]"
     if len(rows) == 1:
-        row = rows.iloc[0]
-        return f"{number(row['resurgence'])} [{number(row['resurgence_low'])}, {number(row['resurgence_high'])}]"
-    deviation = (values - values.median()).abs().max()
-    return f"{number(values.median())} ± {number(deviation)} ({len(rows)} runs)"
+        return told
+    spread = f"{number(found['resurgence_median'])} ± {number(found['resurgence_deviation'])}"
+    return f"{told}, {len(rows)} runs: {spread}"
 
 
 def verdict(rows: pd.DataFrame) -> str:
@@ -70,7 +81,7 @@ def way(rows: pd.DataFrame) -> str:
     return " -> ".join(number(rows[name].median()) for name in ("base_value", "erased_value", "finetuned_value"))
 
 
-def headline(resurgence: pd.DataFrame, metric: str) -> pd.DataFrame:
+def headline(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str) -> pd.DataFrame:
     """One row a cell at its last step, seeds together: base -> erased -> fine-tuned of each role, as text.
 
     Whether a concept came back is told of accuracies and similarities only; of the others a smaller value may be more
@@ -83,7 +94,7 @@ def headline(resurgence: pd.DataFrame, metric: str) -> pd.DataFrame:
         row["step"] = "/".join(str(int(step)) for step in sorted(set(group["step"])))
         parts = {role: group[group["role"] == role] for role in ROLES if (group["role"] == role).any()}
         for role in [role for role in ("erase", "all") if role in parts]:
-            row[ROLES[role]], row["resurgence"] = way(parts[role]), gain(parts[role])
+            row[ROLES[role]], row["resurgence"] = way(parts[role]), gain(parts[role], seeds)
             if metric.startswith(("recogniser", "clip", "celebrity_acc")):
                 row["came back"] = verdict(parts[role])
             row["recovered"] = number(parts[role]["recovered_fraction"].median())
@@ -139,12 +150,12 @@ def aligned(table: pd.DataFrame) -> str:
     return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def terminal(resurgence: pd.DataFrame, level: float) -> str:
+def terminal(resurgence: pd.DataFrame, seeds: pd.DataFrame, level: float) -> str:
     """The tables at the end of a study: each task by the first accuracy that it has, one table an accuracy."""
     chosen, parts = accuracies(resurgence), []
     for metric in [metric for metric in ACCURACIES if metric in chosen.values()]:
         own = resurgence[resurgence["task"].map(chosen) == metric]
-        table = headline(own, metric).drop(columns=["their synonyms", "synonyms of retained"], errors="ignore")
+        table = headline(own, seeds, metric).drop(columns=["their synonyms", "synonyms of retained"], errors="ignore")
         title = f"Resurgence: {TITLES[metric]}, base -> erased -> fine-tuned, at the last step"
         parts.append(f"{title}\n\n{aligned(drop_repeats(table, ['task', 'eraser']))}\n\n")
     if not parts:
@@ -169,10 +180,13 @@ def markdown(resurgence: pd.DataFrame, seeds: pd.DataFrame, draws: pd.DataFrame,
     )
     for metric, title in TITLES.items():
         if (resurgence["metric"] == metric).any():
-            parts += [f"## {title}", markdown_table(headline(resurgence, metric))]
+            parts += [f"## {title}", markdown_table(headline(resurgence, seeds, metric))]
     runs = int(seeds["runs"].max()) if len(seeds) else 0
     if runs > 1:
-        parts.append(f"Cells with several seeds (up to {runs} runs): median ± largest deviation; all in seeds.csv.")
+        parts.append(
+            f"Cells with several seeds (up to {runs} runs): medians over the seeds; of the resurgence the mean with "
+            "its interval over concepts, then median ± largest deviation. All of it is in seeds.csv."
+        )
     how = (
         "Bootstrap of the mean, resampling whole clusters, percentiles expanded to Student's t; leave-one-out for the "
         "Fréchet distance."

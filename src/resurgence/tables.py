@@ -2,7 +2,7 @@
 
 Inputs: one scores folder an image set (state base, erased, or fine-tuned at a step), with the keys of its cell.
 Outputs: cells.csv (every image set by itself), resurgence.csv (fine-tuned minus erased, paired by prompt and seed),
-seeds.csv (median and largest deviation over seeds), intervals.csv (what the intervals are made of), resurgence.md,
+seeds.csv (the seeds of a cell together), intervals.csv (what the intervals are made of), resurgence.md,
 metrics.json (the last steps, nested, for `dvc metrics`).
 No image is read. All floats have 6 significant digits and the rows a fixed order, so equal scores give equal files.
 """
@@ -32,6 +32,7 @@ RESURGENCE = [
 SEEDS = [
     "base", "task", "eraser", "variant", "finetune", "finetune_variant", "step", "role", "metric", "runs",
     *(f"{name}_{what}" for name in ("erased", "finetuned", "resurgence") for what in ("median", "deviation")),
+    "resurgence_mean", "resurgence_low", "resurgence_high",
 ]  # fmt: skip
 
 
@@ -99,14 +100,21 @@ def resurgence(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
     return tidy(rows, RESURGENCE)
 
 
-def over_seeds(resurgences: pd.DataFrame) -> pd.DataFrame:
-    """seeds.csv: the authors' statistic, median and largest deviation over the seeds of erasing and fine-tuning."""
+def over_seeds(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
+    """seeds.csv: the authors' statistic, median and largest deviation over the seeds of erasing and fine-tuning, and
+    the mean resurgence, whose interval tells of the concepts: the same draws serve all seeds."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in paired(estimated):
+        groups.setdefault(tuple(row[key] for key in SEEDS[:9]), []).append(row["estimates"])
     rows = []
-    for key, group in resurgences.groupby(keys := SEEDS[:9], dropna=False, sort=False):
-        row = {**dict(zip(keys, key, strict=True)), "runs": len(group)}
-        for name, column in (("erased", "erased_value"), ("finetuned", "finetuned_value"), ("resurgence",) * 2):
-            row[f"{name}_median"], row[f"{name}_deviation"] = statistics.median_deviation(group[column])
-        rows.append(row)
+    for key, runs in groups.items():
+        row = {**dict(zip(SEEDS[:9], key, strict=True)), "runs": len(runs)}
+        for name, state in (("erased",) * 2, ("finetuned",) * 2, ("resurgence", "gain")):
+            values = [run[state].value for run in runs]
+            row[f"{name}_median"], row[f"{name}_deviation"] = statistics.median_deviation(values)
+        mean = statistics.mean_of([run["gain"] for run in runs])
+        ends = (mean.value, *statistics.interval(mean, level))
+        rows.append(row | dict(zip(SEEDS[-3:], ends, strict=True)))
     return tidy(rows, SEEDS)
 
 
@@ -129,10 +137,10 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     estimated, draws = estimates(read_states(entries), resamples, seed, reference)
     table = resurgence(estimated, level)
-    seeds = over_seeds(table)
+    seeds = over_seeds(estimated, level)
     files = {"cells": cells(estimated, level), "resurgence": table, "seeds": seeds, "intervals": draws}
     for name, frame in files.items():
         write(out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
     write_json(out / "metrics.json", summary.metrics(table))
     write(out / "resurgence.md", summary.markdown(table, seeds, draws, level))
-    return summary.terminal(table, level)
+    return summary.terminal(table, seeds, level)

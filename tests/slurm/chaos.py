@@ -1,4 +1,4 @@
-"""Kill processes of the smallest study again and again, resume, and compare the tables with those of a quiet run.
+"""Kill processes of the small study again and again, resume, and compare the tables with those of a quiet run.
 
     python tests/slurm/chaos.py --kills 200 --seed 1 [--slurm] FOLDER        prints what was killed, and the digests
 
@@ -25,12 +25,12 @@ sys.path[:0] = [
     str(ROOT / part) for part in ("src", "tests", "tests/workflow", "tests/slurm") if __name__ == "__main__"
 ]
 
-from cluster import OVERLAYS, Cluster, digests, options, smallest, start, state_of  # noqa: E402
+from cluster import OVERLAY, Cluster, digests, options, small_tree, start, state_of  # noqa: E402
 from tree import Tree, fresh_tree  # noqa: E402
 
 from resurgence.manifest import verify  # noqa: E402
 
-LOCAL = ["--cores", "2", "--retries", "1", "--configfile", *OVERLAYS, "--", "tables"]
+LOCAL = ["--cores", "2", "--retries", "1", "--configfile", OVERLAY, "--", "tables"]
 LONGEST = {False: 12.0, True: 25.0}  # seconds from the first job to the kill, local and on SLURM
 STARTING = 0.2  # of the kills come before the first job
 
@@ -148,8 +148,8 @@ def main() -> None:
     cluster = Cluster.start(args.folder / "slurm") if args.slurm else None
     began = time.monotonic()
     try:
-        quiet = Chaos(smallest(fresh, args.folder / "quiet"), cluster, 0).complete()
-        chaos = Chaos(smallest(fresh, args.folder / "disturbed"), cluster, args.seed)
+        quiet = Chaos(small_tree(fresh, args.folder / "quiet"), cluster, 0).complete()
+        chaos = Chaos(small_tree(fresh, args.folder / "disturbed"), cluster, args.seed)
         chaos.disturb(args.kills)
         disturbed = chaos.complete()
     finally:

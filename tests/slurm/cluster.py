@@ -1,11 +1,10 @@
-"""A throw-away SLURM with two nodes, the smallest study in it, and what SLURM knows of its jobs."""
+"""A throw-away SLURM with two nodes, the small study in it, and what SLURM knows of its jobs."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,10 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tree import ROOT, Tree, clone
+from tree import Tree, clone
 
 HERE = Path(__file__).parent
-OVERLAYS = ("tests/small.yaml", "tests/slurm/smallest.yaml")
+OVERLAY = "tests/small.yaml"
 SITE = "account: null\ngres: null\npartitions:\n  main: {max_runtime: 1d}\n"
 QUICK = (  # looks at jobs at once, and does not wait for a network file system
     *("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1"),
@@ -100,19 +99,17 @@ def state_of(pid: int) -> str:
         return ""
 
 
-def smallest(fresh: Tree, place: Path, site: str = SITE) -> Tree:
-    """A tree with the smallest study and the file of the test cluster."""
+def small_tree(fresh: Tree, place: Path, site: str = SITE) -> Tree:
+    """A tree with the small study and the file of the test cluster."""
     tree = Tree(clone(fresh.root, place))
-    (tree.root / "tests/slurm").mkdir()
-    shutil.copy2(ROOT / OVERLAYS[1], tree.root / OVERLAYS[1])
     (tree.root / "site.yaml").write_text(site)
     return tree
 
 
 def options(*more: str, target: str = "tables", quick: bool = True) -> list[str]:
-    """Options of Snakemake for the smallest study on the cluster."""
+    """Options of Snakemake for the small study on the cluster."""
     profile = ("--workflow-profile", "profiles/slurm", *(QUICK if quick else ()))
-    return [*profile, *more, "--configfile", *OVERLAYS, "--", target]
+    return [*profile, *more, "--configfile", OVERLAY, "--", target]
 
 
 def start(tree: Tree, arguments: list[str], environment: Mapping[str, str], resume: bool = False) -> subprocess.Popen:

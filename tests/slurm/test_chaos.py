@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from chaos import Chaos
-from cluster import Cluster, smallest
+from cluster import Cluster, small_tree
 from tree import Tree
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -28,8 +28,8 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster | 
 
 
 def test_tables_after_twenty_kills(where: Cluster | None, fresh: Tree, tmp_path: Path) -> None:
-    quiet = Chaos(smallest(fresh, tmp_path / "quiet"), where, 0).complete()
-    chaos = Chaos(smallest(fresh, tmp_path / "disturbed"), where, seed=20)
+    quiet = Chaos(small_tree(fresh, tmp_path / "quiet"), where, 0).complete()
+    chaos = Chaos(small_tree(fresh, tmp_path / "disturbed"), where, seed=20)
     chaos.disturb(20)
     assert chaos.killed.total() == 20 and len(chaos.killed) >= 3
     assert chaos.complete() == quiet

@@ -1,4 +1,4 @@
-"""The smallest study on a real SLURM of two pretended nodes: run, failures, too little memory or time, a lost node."""
+"""The small study on a real SLURM of two pretended nodes: run, failures, too little memory or time, a lost node."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster import OVERLAYS, SITE, Cluster, Submitted, digests, finish, options, smallest, start
+from cluster import OVERLAY, SITE, Cluster, Submitted, digests, finish, options, small_tree, start
 from tree import Tree, clone
 
 from resurgence import recovery
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1200)]
 SET = "results/data/small/pets/finetune_sets/random/manifest.json"
+JOBS = 20  # of the small study that are submitted
 TUNED = "results/finetuned/small/pets/uce/s0/lora/f0/weights"
 
 
@@ -36,7 +37,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def undisturbed(cluster: Cluster, fresh: Tree, tmp_path_factory: pytest.TempPathFactory) -> Tree:
     """The study after a run on the cluster; not to be changed."""
-    tree = smallest(fresh, tmp_path_factory.mktemp("undisturbed") / "tree")
+    tree = small_tree(fresh, tmp_path_factory.mktemp("undisturbed") / "tree")
     finish(tree, start(tree, options(), cluster.environment))
     return tree
 
@@ -56,7 +57,7 @@ def by_result(jobs: list[Submitted]) -> dict[str, list[Submitted]]:
 
 def test_study_completes_on_two_nodes_at_once(cluster: Cluster, undisturbed: Tree) -> None:
     jobs = cluster.jobs(undisturbed)
-    assert len(jobs) == len(by_result(jobs)) == 9 and {job.state for job in jobs} == {"COMPLETED"}
+    assert len(jobs) == len(by_result(jobs)) == JOBS and {job.state for job in jobs} == {"COMPLETED"}
     pairs = itertools.combinations(jobs, 2)
     assert any(one.node != other.node and one.overlaps(other) for one, other in pairs)
     assert set(digests(undisturbed)) >= {"cells.csv", "resurgence.csv", "intervals.csv", "made.json"}
@@ -71,7 +72,7 @@ def test_second_run_submits_nothing(cluster: Cluster, undisturbed: Tree) -> None
 
 
 def test_job_without_enough_memory_is_submitted_again_with_more(cluster: Cluster, fresh: Tree, tmp_path: Path) -> None:
-    tree = smallest(fresh, tmp_path / "tree")
+    tree = small_tree(fresh, tmp_path / "tree")
     tree.edit("src/resurgence/limits.py", "PYTHON = 1500", "PYTHON = 400")
     finish(tree, start(tree, options(target=SET), cluster.environment))
     jobs = cluster.jobs(tree)
@@ -83,13 +84,13 @@ def test_job_without_enough_memory_is_submitted_again_with_more(cluster: Cluster
 
 def test_training_beyond_its_time_limit_goes_on_in_the_next_job(cluster: Cluster, fresh: Tree, tmp_path: Path) -> None:
     """SLURM ends it, it saves its state, is submitted with twice the time, and ends as a training in one go."""
-    tree, loop = smallest(fresh, tmp_path / "tree"), "        for step in range(first, cfg.steps):\n"
+    tree, loop = small_tree(fresh, tmp_path / "tree"), "        for step in range(first, cfg.steps):\n"
     tree.edit("workflow/limits.yaml", "finetune: 480", "finetune: 1")
     tree.edit("tests/small.yaml", "lora: {steps: 4, checkpoints: [2, 4]", "lora: {steps: 700, checkpoints: [100, 700]")
     calm = Tree(clone(tree.root, tmp_path / "calm"))
     tree.edit("src/resurgence/finetune.py", loop, f"{loop}            __import__('time').sleep(0.15)\n")
     process = start(tree, options(target=f"{TUNED}/manifest.json"), cluster.environment)
-    local = ["--cores", "1", "--configfile", *OVERLAYS, "--", f"{TUNED}/manifest.json"]
+    local = ["--cores", "1", "--configfile", OVERLAY, "--", f"{TUNED}/manifest.json"]
     finish(calm, start(calm, local, cluster.environment))
     finish(tree, process)
     states = [job.state for job in by_result(cluster.jobs(tree))[cluster.jobs(tree)[-1].comment]]
@@ -104,7 +105,7 @@ def test_training_beyond_its_time_limit_goes_on_in_the_next_job(cluster: Cluster
 
 def test_node_that_is_lost_for_good(cluster: Cluster, fresh: Tree, undisturbed: Tree, tmp_path: Path) -> None:
     """Its daemon and all of its job are gone: SLURM starts the job on the other node, and the tables are the same."""
-    tree = smallest(fresh, tmp_path / "tree")
+    tree = small_tree(fresh, tmp_path / "tree")
     process = start(tree, options(), cluster.environment)
 
     def on(node: str) -> list[Submitted]:
@@ -125,6 +126,27 @@ def test_node_that_is_lost_for_good(cluster: Cluster, fresh: Tree, undisturbed: 
     assert digests(tree) == digests(undisturbed)
 
 
+def test_short_jobs_of_all_tasks_are_one(cluster: Cluster, fresh: Tree, tmp_path: Path) -> None:
+    """The moments of the tasks: sent together, and told of one by one when they fail."""
+    tree, tasks = small_tree(fresh, tmp_path / "tree"), ("pets", "beasts")
+    known = (tree.root / "data/small/tasks/pets.yaml").read_text()
+    (tree.root / "data/small/tasks/beasts.yaml").write_text(known.replace("pets", "beasts"))
+    tree.edit("tests/small.yaml", "names: [pets]", "names: [pets, beasts]")
+    broken = Tree(clone(tree.root, tmp_path / "broken"))
+    made = [f"results/data/small/{task}/moments/manifest.json" for task in tasks]
+    finish(tree, start(tree, [*options(target=made[0]), made[1]], cluster.environment))
+    assert [job.state for job in cluster.jobs(tree)] == ["COMPLETED"]
+    assert all((tree.root / file).is_file() for file in made)
+
+    weights = broken.root / "data/small/base/text_encoder/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    told = finish(broken, start(broken, [*options("--retries", "0", target=made[0]), made[1]], cluster.environment), 1)
+    (job,) = cluster.jobs(broken)
+    for task in tasks:
+        named = f"FAILED domain_moments: Second moment of the concepts that {task} retains"
+        assert f"{named} (SLURM job {job.number} on {job.node})" in told
+
+
 def processes_of(number: str) -> list[int]:
     """All that runs on this machine for a SLURM job: its step daemons, its shell, its Pythons."""
     found = []
@@ -140,7 +162,7 @@ def processes_of(number: str) -> list[int]:
 
 
 def test_failed_job_tells_where_to_look(cluster: Cluster, fresh: Tree, tmp_path: Path) -> None:
-    tree = smallest(fresh, tmp_path / "tree")
+    tree = small_tree(fresh, tmp_path / "tree")
     weights = tree.root / "data/small/base/unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     told = finish(tree, start(tree, options("--retries", "0", target=SET), cluster.environment), code=1)
@@ -161,7 +183,7 @@ def test_stage_with_a_model_asks_for_a_gpu(
 ) -> None:
     """By --gpus or --gres, on the partition that has some; the prompts are no such stage."""
     site = SITE.replace("gres: null", f"gres: {gres}") + "  gpu: {max_runtime: 1d, max_gpu: 1}\n"
-    tree = smallest(fresh, tmp_path / "tree", site)
+    tree = small_tree(fresh, tmp_path / "tree", site)
     tree.edit("tests/small.yaml", "device: cpu", "device: auto")
     process = start(tree, options("--retries", "0", target=SET), cluster.environment)
     process.wait(300)  # that the device is only pretended is its own concern
@@ -171,7 +193,7 @@ def test_stage_with_a_model_asks_for_a_gpu(
 
 def test_cancelled_then_killed_then_resumed(cluster: Cluster, fresh: Tree, undisturbed: Tree, tmp_path: Path) -> None:
     """Nothing is computed twice at one time, nothing finished again, and the tables are those of a quiet run."""
-    tree = smallest(fresh, tmp_path / "tree")
+    tree = small_tree(fresh, tmp_path / "tree")
 
     def states() -> list[str]:
         return [job.state for job in cluster.jobs(tree)]
@@ -193,7 +215,7 @@ def test_cancelled_then_killed_then_resumed(cluster: Cluster, fresh: Tree, undis
     told = finish(tree, start(tree, options(), cluster.environment, resume=True))
     assert re.search(r"resume: [1-9]\d* SLURM jobs cancelled", told)
     attempts = by_result(cluster.jobs(tree))
-    assert len(attempts) == 9
+    assert len(attempts) == JOBS
     for comment, jobs in attempts.items():
         assert not any(one.overlaps(other) for one, other in itertools.combinations(jobs, 2)), comment
         assert jobs[-1].state == "COMPLETED"
@@ -203,7 +225,7 @@ def test_cancelled_then_killed_then_resumed(cluster: Cluster, fresh: Tree, undis
 
 
 def test_resume_refuses_while_a_snakemake_runs(cluster: Cluster, fresh: Tree, tmp_path: Path) -> None:
-    tree = smallest(fresh, tmp_path / "tree")
+    tree = small_tree(fresh, tmp_path / "tree")
     process = start(tree, options(target=SET), cluster.environment)
     wait_for(lambda: bool(cluster.jobs(tree)), "submitted job")
     told = finish(tree, start(tree, options(target=SET), cluster.environment, resume=True), code=1)

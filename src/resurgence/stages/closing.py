@@ -14,12 +14,13 @@ from resurgence.summary import terminal
 
 def told(results: Path, level: float) -> str:
     """The last lines of a run; empty while there are no tables."""
-    table, cost, report = (results / name for name in ("tables/resurgence.csv", "cost/cost.csv", "report.html"))
-    if not (table.exists() and cost.exists()):
+    cost, report = results / "cost/cost.csv", results / "report.html"
+    tables = [results / f"tables/{name}.csv" for name in ("resurgence", "seeds")]
+    if not all(file.exists() for file in (*tables, cost)):
         return ""
     runs = pd.read_csv(cost)
     devices = ", ".join(sorted(set(runs["device"])))
-    lines = [terminal(read_table(table), level)]
+    lines = [terminal(*map(read_table, tables), level)]
     if report.exists():
         lines.append(f"Report: {report.absolute()}")
     lines.append(f"Cost: {duration(runs['seconds'].sum())} of work in {len(runs)} steps on {devices}")

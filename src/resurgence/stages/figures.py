@@ -23,12 +23,12 @@ td, th {{ border-bottom: 1px solid #ddd; padding: 0.3em 0.7em; text-align: right
 """
 
 
-def page(resurgence: pd.DataFrame) -> str:
+def page(resurgence: pd.DataFrame, seeds: pd.DataFrame) -> str:
     """One table a metric as HTML."""
     parts = []
     for metric, title in TITLES.items():
         if (resurgence["metric"] == metric).any():
-            table = headline(resurgence, metric).to_html(index=False, border=0)
+            table = headline(resurgence, seeds, metric).to_html(index=False, border=0)
             parts.append(f"<h2>{html.escape(title)}</h2>\n{table}")
     return PAGE.format(body="\n".join(parts))
 
@@ -47,7 +47,8 @@ def make(job: Job) -> None:
     for metric in job.block["metrics"]:
         compare.draw(tables.parent, metric)
         drawn.append(out / f"compare_{metric}")
-    page_file.write_text(page(read_table(tables / "resurgence.csv")), encoding="utf-8")
+    read = [read_table(tables / f"{name}.csv") for name in ("resurgence", "seeds")]
+    page_file.write_text(page(*read), encoding="utf-8")
     job.made(
         "figures", [page_file, *(stem.with_name(f"{stem.name}.{kind}") for stem in drawn for kind in ("png", "svg"))]
     )

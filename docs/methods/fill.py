@@ -1,0 +1,70 @@
+"""Put the results of the study `methods` into docs: the table of all erasers, and each method's rows and pictures.
+
+    python docs/methods/fill.py results
+
+Reads what the graph has made (results/cost/compare_recogniser_accuracy.csv, results/grids, results/figures) and
+replaces what stands between `<!-- results -->` and `<!-- end of results -->` in docs/results.md and docs/methods/*.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+
+from resurgence.summary import markdown_table
+
+DOCS = Path(__file__).parents[1]
+MARKS = "<!-- results -->", "<!-- end of results -->"
+COLOURS = 96  # of a picture: a quarter of the bytes, and no difference that one sees
+
+
+def replace(page: Path, text: str) -> None:
+    """Replace what stands between the marks of a page.
+
+    Raises:
+        ValueError: a page without one pair of marks.
+    """
+    old = page.read_text(encoding="utf-8")
+    filled = f"{MARKS[0]}\n{text}\n{MARKS[1]}"
+    new, number = re.subn("{}.*?{}".format(*MARKS), lambda _: filled, old, flags=re.DOTALL)
+    if number != 1:
+        raise ValueError(f"{page} has {number} pairs of marks; write one: {' and '.join(MARKS)}")
+    page.write_text(new, encoding="utf-8")
+
+
+def picture(source: Path, out: Path) -> None:
+    """Copy a PNG with fewer colours."""
+    out.parent.mkdir(exist_ok=True)
+    with Image.open(source) as image:
+        image.convert("RGB").quantize(COLOURS).save(out, optimize=True)
+
+
+def section(rows: pd.DataFrame, eraser: str, grids: Path) -> str:
+    """The section of a method: its rows and its grids of erased concepts."""
+    parts = ["## On the miniature", "Medians over three seeds, from [all erasers](../results.md#all-erasers).",
+             markdown_table(rows.drop(columns="eraser"))]  # fmt: skip
+    for task in dict.fromkeys(rows["task"]):
+        name = f"images/{eraser}-{task}.png"
+        picture(grids / task / eraser / "erase.png", DOCS / "methods" / name)
+        parts.append(f"![{task}: base, after {eraser}, after fine-tuning, same prompts and seeds]({name})")
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Fill the pages."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="the folder of the finished study")
+    results = parser.parse_args().results
+    table = pd.read_csv(results / "cost/compare_recogniser_accuracy.csv", dtype=str, keep_default_na=False)
+    replace(DOCS / "results.md", markdown_table(table))
+    picture(results / "figures/compare_recogniser_accuracy.png", DOCS / "images/compare.png")
+    for eraser, rows in table.groupby("eraser"):
+        replace(DOCS / f"methods/{eraser}.md", section(rows, str(eraser), results / "grids"))
+
+
+if __name__ == "__main__":
+    main()
