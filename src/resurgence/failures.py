@@ -15,6 +15,10 @@ from pathlib import Path
 
 LINES = 6  # of the end of an error
 BLOCK = re.compile(r"^Error in rule (\w+):\n((?:    .*\n|\n(?=    ))+)", flags=re.MULTILINE)
+GROUP = re.compile(
+    r"^    message: Error in group \w+\n(?:    log: (\S+) .*\n)?    jobs:\n((?:        .*\n)+)", re.MULTILINE
+)
+MEMBER = re.compile(r"rule (\w+):\n +jobid: (\d+)\n +output: (\S+?),?(?: .*)?\n(?: +log: (\S+?),?(?: .*)?\n)?")
 HOST = re.compile(r"host (\S+?)(?:, SLURM job (\d+))?: ")
 
 
@@ -62,29 +66,42 @@ def last_lines(logs: tuple[Path, ...]) -> tuple[str, ...]:
     return ("no log says anything: the job ended before its program began",)
 
 
+def failure(
+    text: str, rule: str, number: str | None, output: str, logs: tuple[Path, ...], slurm: str | None
+) -> Failure:
+    """One failed attempt: its node and the end of its error, from its logs."""
+    head = logs[0].read_text(errors="replace")[:2000] if logs and logs[0].is_file() else ""
+    host = HOST.search(head)
+    same = host and (slurm is None or host.group(2) == slurm)  # else the log is of an earlier attempt
+    node = (node_of(slurm) if slurm else None) or (host.group(1) if same else None)
+    told = last_lines(logs if same or not slurm else logs[::-1])
+    return Failure(rule, message(text, number) or rule, output, slurm, node, logs, told)
+
+
 def failures(text: str) -> list[Failure]:
     """Failed attempts in what Snakemake printed, in their order; of a job that failed again only the last."""
     found: dict[str, Failure] = {}
     for rule, block in BLOCK.findall(text):
         slurm = field(block, "external_jobid")
         names = [name for key in ("log", "slurm_logfile") for name in (field(block, key) or "").split(", ") if name]
-        logs = tuple(map(Path, names))
-        head = logs[0].read_text(errors="replace")[:2000] if logs and logs[0].is_file() else ""
-        host = HOST.search(head)
-        same = host and (slurm is None or host.group(2) == slurm)  # else the log is of an earlier attempt
-        node = (node_of(slurm) if slurm else None) or (host.group(1) if same else None)
         output = (field(block, "output") or "?").split(", ")[0]
-        told = last_lines(logs if same or not slurm else logs[::-1])
         if slurm is None and output in found and found[output].slurm:
             continue  # what the Snakemake inside of the SLURM job printed: the job's log is part of this text
         found.pop(output, None)
-        found[output] = Failure(rule, message(text, field(block, "jobid")) or rule, output, slurm, node, logs, told)
+        found[output] = failure(text, rule, field(block, "jobid"), output, tuple(map(Path, names)), slurm)
+    for log, body in GROUP.findall(text):
+        jobs = MEMBER.findall(body)
+        # which job ended its group is told by the Snakemake inside only; where that said nothing, all have failed
+        for rule, number, output, own in [job for job in jobs if job[2] in found] or jobs:
+            found.pop(output, None)
+            logs = tuple(Path(name) for name in (own, log) if name)
+            found[output] = failure(text, rule, number, output, logs, Path(log).stem or None)
     return list(found.values())
 
 
 def message(text: str, number: str | None) -> str | None:
     """What a job is, in the words of the study."""
-    found = re.search(rf"^Job {number}: (.+)$", text, flags=re.MULTILINE)
+    found = re.search(rf"^ *Job {number}: (.+)$", text, flags=re.MULTILINE)
     return found.group(1) if found else None
 
 

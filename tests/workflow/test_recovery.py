@@ -167,6 +167,47 @@ def test_failures_are_told_with_job_node_and_logs(tmp_path: Path) -> None:
     assert "no log says anything" in failures.failures(text)[0].end[0]
 
 
+GROUP = """
+    Job 7: Second moment of the concepts that pets retains
+    Job 9: Second moment of the concepts that beasts retains
+    message: Error in group moments
+    log: {slurm} (check log file(s) for error details)
+    jobs:
+        rule domain_moments:
+            jobid: 7
+            output: results/pets
+            log: {logs}/pets.log (check log file(s) for error details)
+        rule domain_moments:
+            jobid: 9
+            output: results/beasts
+            log: {logs}/beasts.log (check log file(s) for error details)
+Logfile {slurm}:
+"""
+INSIDE = """
+    Job 0: Second moment of the concepts that pets retains
+Error in rule domain_moments:
+    jobid: 0
+    output: results/beasts
+    log: {logs}/beasts.log (check log file(s) for error details)
+
+"""
+
+
+@pytest.mark.parametrize("inside", [INSIDE, ""])
+def test_failures_of_jobs_that_were_sent_together(tmp_path: Path, inside: str) -> None:
+    """The one that the Snakemake inside names, by its number outside; all when SLURM ended it without a word."""
+    (tmp_path / "12.log").write_text("slurmstepd: error: Exceeded job memory limit\n")
+    (tmp_path / "beasts.log").write_text("host gpu7, SLURM job 12: results/beasts of 3 inputs\nValueError: b\n")
+    found = failures.failures((GROUP + inside).format(slurm=tmp_path / "12.log", logs=tmp_path))
+    told = {one.output: one for one in found}
+    assert set(told) == ({"results/beasts"} if inside else {"results/beasts", "results/pets"})
+    assert told["results/beasts"].cell == "Second moment of the concepts that beasts retains"
+    assert told["results/beasts"].node == "gpu7" and told["results/beasts"].end[-1] == "ValueError: b"
+    assert all(one.slurm == "12" and one.logs[-1] == tmp_path / "12.log" for one in found)
+    if not inside:
+        assert told["results/pets"].end == ("slurmstepd: error: Exceeded job memory limit",)
+
+
 def test_what_a_job_asks_for() -> None:
     assert limits.memory(10**9, 0, 1) == 4500 and limits.memory(10**9, 1, 1) == 7000
     assert [limits.memory(None, 1, attempt) / limits.memory(None, 1, 1) for attempt in (1, 2, 3)] == [1, 2, 4]
