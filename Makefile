@@ -8,7 +8,8 @@
 # make setup    only the environment and the shipped data
 # make status   what is out of date, in the words of Snakemake and of DVC
 # make adopt    after `dvc pull`: tell Snakemake what of the results is up to date, name what is not
-# make verify   make tables and experiments again from the stored scores, compare with a reference (REFERENCE=DIR)
+# make verify   make tables and experiments again from the stored scores, compare with a reference
+#               (REFERENCE=TABLES; RESULTS=DIR for another tree than results/)
 # make archive  one file for a data repository (ARCHIVE_IMAGES=1 with all images)
 # make world    train the shipped world again, hours without a GPU (docs/miniature.md); make world-drawings renders only
 # make clean    remove results and logs, keep environment and data
@@ -65,8 +66,9 @@ status: setup
 adopt: setup
 	@$(BIN)/resurgence adopt $(if $(STUDY),--overlay $(STUDY))
 
+RESULTS ?= results
 verify: setup
-	@$(BIN)/resurgence verify results --tables $(if $(REFERENCE),--against $(REFERENCE))
+	@$(BIN)/resurgence verify $(RESULTS) --tables $(if $(REFERENCE),--against $(REFERENCE))
 
 archive: setup
 	@$(BIN)/resurgence archive $(if $(ARCHIVE_IMAGES),--images) $(ARGS)
@@ -84,10 +86,11 @@ world: setup
 smoke: setup
 	$(BIN)/python -m pytest tests/workflow/test_study.py $(ARGS)
 
-# one process a core, each with one thread; WORKERS=0 for one process
+# one process a core, each with one thread; WORKERS=0 for one process. In the order of the files: those of SLURM, which
+# mostly wait, come first
 WORKERS ?= auto
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # its requirements pin an old torch that it does not need, so without dependencies
 weights: setup

@@ -1,4 +1,5 @@
-"""One file for a data repository: what is needed to check the tables of a finished study, and to go on from its models.
+"""One file for a data repository: what is needed to check the tables of a finished study, and to go on from its models;
+or, for the repository itself, a reference: the tables and experiments of a study with the scores that they follow from.
 
 Tables, figures, report, cost; manifest.json and run.json of every artefact; deltas, LoRAs, prompts and scores;
 configuration, environment, sources, DVC's files; SHA256SUMS of all. Images only on request: results/omitted.json names
@@ -13,6 +14,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import shutil
 import tarfile
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -26,10 +28,12 @@ TOP = (
     "dvc.yaml", "dvc.lock",
 )  # fmt: skip
 TREES = ("config", "studies", "workflow", "profiles", "envs", "src", "docs")
-WHOLE = ("tables", "figures", "cost", "report.html", "erased", "finetuned", "scores")  # of results/
+WHOLE = ("tables", "figures", "experiments", "cost", "report.html", "erased", "finetuned", "scores")  # of results/
 WITH_IMAGES = ("grids", "data", "images")
 EPOCH = 315532800  # 1980-01-01: no time of change depends on the machine
 OMITTED = "omitted.json"
+KEPT = ("tables", "figures", "experiments", "scores")  # of results/, in a reference
+LARGE = ("features.safetensors",)  # of the scores, eleven times what the scores are: a reference leaves them out
 
 
 def tree(place: Path) -> list[Path]:
@@ -54,6 +58,31 @@ def results(root: Path, images: bool) -> tuple[list[Path], list[str]]:
         files |= {place / "grids" / "made.json"} & set(tree(place / "grids"))
         omitted += [p.relative_to(place).as_posix() for p in tree(place / "grids") if p.name != "made.json"]
     return sorted(files), sorted(omitted)
+
+
+def write_reference(out: Path, root: Path = Path()) -> int:
+    """Copy tables, experiments and scores of a finished study to out/results; returns the bytes of all files.
+
+    Raises:
+        FileNotFoundError: the study is not finished. FileExistsError: `out` holds a reference already.
+    """
+    place = root / RESULTS
+    if not (place / "tables" / "made.json").is_file():
+        raise FileNotFoundError(f"{place}/tables is not finished; run `make study` first")
+    if (out / RESULTS).exists():
+        raise FileExistsError(f"{out / RESULTS} exists; remove it, or name another folder")
+    found = [path for name in KEPT if (place / name).exists() for path in tree(place / name)]
+    omitted = sorted(path.relative_to(place).as_posix() for path in found if path.name in LARGE)
+    temporary = out / f".{RESULTS}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    for path in found:
+        if path.name not in LARGE:
+            copy = temporary / path.relative_to(place)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+    (temporary / OMITTED).write_text(json_text(omitted), encoding="utf-8")
+    temporary.rename(out / RESULTS)
+    return sum(path.stat().st_size for path in tree(out / RESULTS))
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -98,10 +127,18 @@ def archive_arguments(parser: ArgumentParser) -> None:
     """Arguments of `resurgence archive`."""
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: resurgence-STUDY.tar.gz")
     parser.add_argument("--images", action="store_true", help="with image sets, masks and grids")
+    parser.add_argument(
+        "--reference", type=Path, metavar="DIR", help="no archive: copy tables, experiments and scores to DIR/results"
+    )
 
 
 def run(args: Namespace) -> None:
-    """Write the archive of the study in this folder."""
+    """Write the archive of the study in this folder, or a reference."""
+    if args.reference:
+        size = write_reference(args.reference)
+        print(f"{args.reference / RESULTS}: {size / 2**20:.1f} MiB")
+        print(f"Check it: resurgence verify {args.reference / RESULTS} --tables")
+        return
     top = f"resurgence-{load_study([Path('params.yaml')]).study}"
     out = args.out or Path(f"{top}.tar.gz")
     number = write(out, top, images=args.images)

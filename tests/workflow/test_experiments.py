@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from argparse import Namespace
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +13,9 @@ import yaml
 from PIL import Image
 from tree import ROOT, Tree, clone
 
-from resurgence.verify import experiments_again, told
+from resurgence.archive import write_reference
+from resurgence.manifest import sha256
+from resurgence.verify import experiments_again, run, tables_again, told
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 EXPERIMENTS = {
@@ -129,6 +133,34 @@ def test_experiments_are_made_again_and_a_tampered_score_is_found(experiments: T
     told_files = list(experiments_again(root / "results"))
     assert {Path(line.split()[0]).name for line in told_files} >= {"fig5.csv", "steps.csv"}
     assert any("scores.parquet" in line for line in told(root / "results"))
+
+
+def test_a_reference_verifies_and_a_score_tampered_with_care_is_found(experiments: Tree, tmp_path: Path) -> None:
+    """Tables, experiments and scores without features; then a score is changed, and its manifest, too."""
+    out, began = tmp_path / "reference", time.monotonic()
+    write_reference(out, experiments.root)
+    root = out / "results"
+    assert {path.name for path in root.iterdir()} == {"tables", "figures", "experiments", "scores", "omitted.json"}
+    assert not list(root.rglob("features.safetensors")) and "frechet" in (root / "tables/cells.csv").read_text()
+    arguments = Namespace(folder=root, tables=True, against=experiments.root / "results/tables")
+    run(arguments)
+    assert time.monotonic() - began < 120
+    with pytest.raises(FileExistsError, match="remove it"):
+        write_reference(out, experiments.root)
+
+    scores = root / "scores/small/pets/uce/s0/lora/f0/scores"
+    file = scores / "step-000004/scores.parquet"
+    rows = pd.read_parquet(file)
+    rows.assign(clip_score=rows["clip_score"] + 1).to_parquet(file)
+    assert any("scores.parquet has changed" in line for line in told(root))
+    manifest = json.loads((scores / "manifest.json").read_text())
+    manifest["files"]["step-000004/scores.parquet"] = sha256(file)
+    (scores / "manifest.json").write_text(json.dumps(manifest))
+    assert list(told(root)) == []
+    with pytest.raises(ValueError, match="6 files or rows of .* differ"):
+        run(arguments)
+    lines = list(tables_again(root))
+    assert {Path(line.split()[0]).name for line in lines} == {"cells.csv", "resurgence.csv", "seeds.csv"}
 
 
 def test_changing_a_claim_makes_its_experiment_again_and_nothing_else(experiments: Tree) -> None:

@@ -122,7 +122,7 @@ def test_archive_verifies_elsewhere(finished: tuple[Tree, str], tmp_path: Path, 
     environment = {**os.environ, "PYTHONPATH": "src"}
     done = subprocess.run(command, cwd=study, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "none is missing, none foreign" in done.stdout, done.stdout + done.stderr
-    assert "made again from the stored scores, the same bytes" in done.stdout
+    assert "made again from the stored scores, the same numbers" in done.stdout
     omitted = json.loads((study / "results/omitted.json").read_text())
     assert bool(omitted) != images and all(not (study / "results" / name).exists() for name in omitted)
     for kept in ("erased/small/pets/uce/s0/delta/delta.safetensors", "tables/cells.csv", "report.html"):
