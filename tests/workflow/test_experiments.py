@@ -157,7 +157,7 @@ def test_a_reference_verifies_and_a_score_tampered_with_care_is_found(experiment
     manifest["files"]["step-000004/scores.parquet"] = sha256(file)
     (scores / "manifest.json").write_text(json.dumps(manifest))
     assert list(told(root)) == []
-    with pytest.raises(ValueError, match="6 files or rows of .* differ"):
+    with pytest.raises(ValueError, match=r"6 files or rows of .* differ"):
         run(arguments)
     lines = list(tables_again(root))
     assert {Path(line.split()[0]).name for line in lines} == {"cells.csv", "resurgence.csv", "seeds.csv"}
