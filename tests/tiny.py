@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import torch
@@ -22,23 +23,32 @@ SENTENCES = (
 )
 
 
+@functools.cache
+def trained_model() -> str:
+    """A byte-level BPE model as JSON. Once a process: the trainer breaks ties (`ue`, `en` in `queen`) by chance."""
+    template = CLIPTokenizer()
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.normalizer = template.backend_tokenizer.normalizer
+    trained.pre_tokenizer = template.backend_tokenizer.pre_tokenizer
+    trained.train_from_iterator(
+        SENTENCES,
+        trainers.BpeTrainer(
+            vocab_size=330,
+            end_of_word_suffix="</w>",
+            show_progress=False,
+            initial_alphabet=sorted(ByteLevel.alphabet()),
+            min_frequency=1,
+        ),
+    )
+    return trained.to_str()
+
+
 def make_tokenizer(pad: str = "eos", max_length: int = 77) -> CLIPTokenizer:
     """A CLIPTokenizer with a byte-level BPE vocabulary of about 600 tokens; '!' has id 0 as in CLIP.
 
     pad: "eos" as in SD 1.x, "zero" as in SD 2.x (pads with '!', id 0).
     """
-    template = CLIPTokenizer(model_max_length=max_length)
-    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    trained.normalizer = template.backend_tokenizer.normalizer
-    trained.pre_tokenizer = template.backend_tokenizer.pre_tokenizer
-    alphabet = sorted(ByteLevel.alphabet())
-    trained.train_from_iterator(
-        SENTENCES,
-        trainers.BpeTrainer(
-            vocab_size=330, end_of_word_suffix="</w>", show_progress=False, initial_alphabet=alphabet, min_frequency=1
-        ),
-    )
-    state = json.loads(trained.to_str())["model"]
+    alphabet, state = sorted(ByteLevel.alphabet()), json.loads(trained_model())["model"]
     vocab = {token: i for i, token in enumerate(alphabet)}
     for token in [*(symbol + "</w>" for symbol in alphabet), *sorted(state["vocab"], key=state["vocab"].get), *SPECIAL]:
         vocab.setdefault(token, len(vocab))

@@ -70,6 +70,14 @@ def concept_images(study: Study, task: str) -> dict[str, Any]:
     return images_of(study, "concept", study.task(task).erase, study.concept_images.per_concept)
 
 
+def reads(study: Study, erasure: Erasure) -> frozenset[str]:
+    """What an eraser needs of its task: for styles, and with `use_masks: false`, no masks."""
+    found = needs(study.erasers[erasure.eraser].module)
+    settings = study.eraser_settings(*erasure[:3]) if "masks" in found else {}
+    whole = settings.get("use_masks") is False or study.task(erasure.task).kind == "style"
+    return found - {"masks"} if whole else found
+
+
 def anchor_images(study: Study, task: str) -> dict[str, Any]:
     """Images of the concepts that the erased ones are mapped to, by any eraser that reads them."""
     readers = [e for e in study.erasures() if e.task == task and "anchors" in needs(study.erasers[e.eraser].module)]

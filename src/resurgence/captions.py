@@ -55,7 +55,7 @@ def load_captions(source: str | Sequence[str], kind: str) -> tuple[str, ...]:
         if not path.is_file():
             raise FileNotFoundError(f"captions = {source!r}: no such file; write its path, or ''")
         source = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    elif isinstance(source, str) or not source:
+    elif isinstance(source, str):
         source = STYLE_CAPTIONS if kind == "style" else CAPTIONS
     if not source:
         raise ValueError("captions: the list is empty; write at least one template with {}")

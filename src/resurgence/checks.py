@@ -6,12 +6,12 @@ The dataclasses of config.py and study.py check themselves; here is what only sh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resurgence.coco import CAPTIONS, SAMPLE
-from resurgence.config import NAME, ConfigError, build, known, nearest, read_yaml
+from resurgence.config import NAME, ConfigError, build, known, nearest, one_place, read_yaml
 from resurgence.declared import config_class, literal, methods, metrics, parameters
 from resurgence.experiments import check_experiments
 from resurgence.weights import table
@@ -32,7 +32,7 @@ def check_study(study: Study, root: Path) -> None:
     if study.tasks.concepts is not None:
         check_concepts(study, root / study.tasks.concepts)
     check_limits(study)
-    check_erasers(study)
+    check_erasers(study, root)
     check_finetunes(study)
     check_terciles(study, root)
     check_experiments(study)
@@ -97,8 +97,8 @@ def check_files(study: Study, root: Path) -> None:
         known("tasks.general_for", name, study.tasks.names)
     for key, name in templates.items():
         for line in (root / name).read_text(encoding="utf-8").splitlines():
-            if line.strip() and line.count("{}") != 1:
-                raise ConfigError(key, line, "must hold {} exactly once, where the concept goes")
+            if line.strip():
+                one_place(key, line)
 
 
 def check_concepts(study: Study, path: Path) -> None:
@@ -150,7 +150,22 @@ def check_limits(study: Study) -> None:
                     known(f"{place}.erasers", eraser, erasers)
 
 
-def check_erasers(study: Study) -> None:
+def check_named(place: str, settings: Mapping[str, Any], root: Path) -> None:
+    """The files that an eraser's settings name exist; each caption of one has a place for the concept."""
+    for key in ("captions", "words"):
+        name = settings.get(key)
+        if not isinstance(name, str) or not name:
+            continue
+        if not (root / name).is_file():
+            raise ConfigError(f"{place}.{key}", name, "no such file; write a path from the folder of the Snakefile")
+        lines = [line for line in (root / name).read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not lines:
+            raise ConfigError(f"{place}.{key}", name, "is an empty file; write one entry a line")
+        for line in lines if key == "captions" else ():
+            one_place(f"{place}.{key}", line)
+
+
+def check_erasers(study: Study, root: Path) -> None:
     """Settings and mapping of every variant, for every task that it is run on."""
     for name, task in study.loaded.items():
         for eraser, settings in task.erasers.items():
@@ -170,7 +185,7 @@ def check_erasers(study: Study) -> None:
             for task in study.loaded:
                 chosen = method.variants[variant]
                 if chosen.tasks is None or task in chosen.tasks:
-                    study.eraser_settings(task, eraser, variant)
+                    check_named(f"erasers.{eraser}", study.eraser_settings(task, eraser, variant), root)
                     study.task(task, eraser, variant)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from resurgence.config import ConfigError, Task, at_least, build, load_task
+from resurgence.config import ConfigError, Task, at_least, build, load_task, one_place
 from resurgence.declared import methods
 from resurgence.manifest import MANIFEST, read_manifest, write_artefact
 from resurgence.sources import sources
@@ -165,8 +165,7 @@ def concept_images(
         rows, pixels = read_image_set(file)
     else:
         at_least("--per-concept, --per-anchor and --per-retained", number, 1)
-        if args.template.count("{}") != 1:
-            raise ConfigError("--template", args.template, "must hold {} exactly once, where the concept goes")
+        one_place("--template", args.template)
         pairs = [(concept, concept) for concept in concepts]
         rows = pd.DataFrame(expand(pairs, [args.template], number, "concept", "concept image"))
         values = {"steps": 30, **settings(args.sampling, "--sampling")}

@@ -64,6 +64,21 @@ def at_least(key: str, value: float, low: float) -> None:
         raise ConfigError(key, value, f"must be at least {low:g}")
 
 
+def one_place(key: str, template: str) -> None:
+    """Raise unless a template has one place for the concept."""
+    if template.count("{}") != 1:
+        raise ConfigError(key, template, "must hold {} exactly once, where the concept goes")
+
+
+def templates(key: str, value: str | tuple[str, ...]) -> None:
+    """Raise for a list of templates that is empty, or has one without a place for the concept; a file is read later."""
+    if not isinstance(value, str):
+        if not value:
+            raise ConfigError(key, [], 'is empty; write at least one template with {}, or "" for the built-in ones')
+        for template in value:
+            one_place(key, template)
+
+
 def convert(key: str, value: Any, hint: Any) -> Any:
     """Return value as the annotated type (lists become tuples); raise ConfigError when it is another."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from resurgence.bases import exact
+
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
@@ -21,7 +23,8 @@ def latents_of(pipe: StableDiffusionPipeline, images: torch.Tensor, batch: int =
     if images.ndim != 4 or low < -1.001 or high > 1.001:
         raise ValueError(f"images {tuple(images.shape)} in [{low:g}, {high:g}]: expected (N, 3, H, W) in [-1, 1]")
     parts = images.to(pipe.vae.device, pipe.vae.dtype).split(batch)
-    return torch.cat([pipe.vae.encode(part).latent_dist.mode() for part in parts]) * pipe.vae.config.scaling_factor
+    with exact(pipe.vae.device):
+        return torch.cat([pipe.vae.encode(part).latent_dist.mode() for part in parts]) * pipe.vae.config.scaling_factor
 
 
 def add_noise(latents: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:

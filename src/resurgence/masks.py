@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from resurgence.config import ConfigError, at_least
+from resurgence.config import ConfigError, at_least, one_place
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -52,8 +52,7 @@ class MaskConfig:
             if not 0 < getattr(self, key) < high:
                 raise ConfigError(key, getattr(self, key), f"must lie between 0 and {high:g}")
         for key in ("template", "phrase"):
-            if getattr(self, key).count("{}") != 1:
-                raise ConfigError(key, getattr(self, key), "must hold {} exactly once, where the concept goes")
+            one_place(key, getattr(self, key))
         if not self.timesteps or min(self.timesteps) < 0:
             raise ConfigError("timesteps", list(self.timesteps), "must name at least one timestep, none negative")
         for key in ("detector", "sam"):

@@ -40,11 +40,11 @@ class Wanted:
 
 def wanted(study: Study, entries: Mapping[str, Entry]) -> list[Wanted]:
     """What the study reads: base, segmenter, scorers."""
-    from resurgence.declared import needs
+    from resurgence.blocks import reads
 
     attention = ("masks",) if study.masks.segmenter == "cross-attention" else ()
     found = [Wanted("base.path", study.base.path, study.base.revision, (*BASE_RULES, *attention))]
-    masked = any("masks" in needs(method.module) for method in study.erasers.values())
+    masked = any("masks" in reads(study, erasure) for erasure in study.erasures())
     if masked and study.masks.segmenter == "grounded-sam":
         for key in ("detector", "sam"):
             revision = getattr(study.masks, f"{key}_revision")

@@ -8,8 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from resurgence.blocks import has_loras, is_trained, loras_of
-from resurgence.declared import needs
+from resurgence.blocks import has_loras, is_trained, loras_of, reads
 from resurgence.experiments import cells_of, models_of, row_of, setting_of, shown_cells
 from resurgence.study import Cell, Erasure, Study, printed
 
@@ -120,7 +119,7 @@ def grids(study: Study) -> dict[str, Any]:
                 if cell.erasure == erasure:
                     shown[f"fine-tuned: {printed(cell.finetune, cell.variant)}"] = cell
             columns[f"{erasure.task}/{name}"] = {title: study.folder(item, "images") for title, item in shown.items()}
-    masked = {erasure.task for erasure in study.erasures() if "masks" in needs(study.erasers[erasure.eraser].module)}
+    masked = {erasure.task for erasure in study.erasures() if "masks" in reads(study, erasure)}
     parts = ("concept_images", "masks")
     masks = {task: [study.folder(task, p) for p in parts] for task in study.tasks.names if task in masked}
     return {"columns": columns, "masks": masks, "samples": study.figures.samples}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from resurgence.config import NAME, ConfigError, at_least, build, convert, known, unique
+from resurgence.config import NAME, ConfigError, at_least, build, convert, known, one_place, unique
 from resurgence.declared import config_class, methods
 
 NONE = "none"  # the eraser that changes nothing: a control
@@ -61,8 +61,7 @@ class ConceptImages:
             at_least(key, getattr(self, key), 1)
         at_least("steps", self.steps, 1)
         at_least("guidance", self.guidance, 0)
-        if self.template.count("{}") != 1:
-            raise ConfigError("template", self.template, "must hold {} exactly once, where the concept goes")
+        one_place("template", self.template)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from resurgence.config import ConfigError, at_least
+from resurgence.config import at_least, one_place
 from resurgence.seeds import generator
 
 
@@ -34,8 +34,7 @@ class TercileConfig:
 
     def __post_init__(self) -> None:
         at_least("size", self.size, 1)
-        if self.template.count("{}") != 1:
-            raise ConfigError("template", self.template, "must hold {} exactly once, where the concept goes")
+        one_place("template", self.template)
 
 
 def similarities(erased: torch.Tensor, candidates: torch.Tensor, which: str) -> NDArray[np.float64]:

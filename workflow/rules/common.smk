@@ -13,7 +13,6 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from resurgence import blocks, coco, limits, presentation, recovery
 from resurgence.config import read_yaml
-from resurgence.declared import needs
 from resurgence.sources import sources as run_files
 from resurgence.study import Cell, Erasure, make_study, printed, split
 from resurgence.needed_weights import check_present
@@ -153,10 +152,10 @@ def eraser_sources(wildcards):
     return sources("erase", STUDY.erasers[split(wildcards.eraser)[0]].module)
 
 
-def captions_file(item):
-    """The file of caption templates that an eraser's settings name, if they name one."""
-    captions = STUDY.eraser_settings(item.task, item.eraser, item.variant).get("captions")
-    return [captions] if captions and isinstance(captions, str) else []
+def named_files(item):
+    """The files that an eraser's settings name: caption templates, words."""
+    settings = STUDY.eraser_settings(item.task, item.eraser, item.variant)
+    return [settings[key] for key in ("captions", "words") if settings.get(key) and isinstance(settings[key], str)]
 
 
 # what an eraser may need of a task, and the folder that holds it
@@ -171,7 +170,7 @@ DATA = {
 
 def data_of(wildcards, wanted):
     """Manifests of what an eraser needs, of the wanted kinds."""
-    found = needs(STUDY.erasers[split(wildcards.eraser)[0]].module) & wanted
+    found = blocks.reads(STUDY, erasure(wildcards)) & wanted
     folders = {kind: STUDY.folder(wildcards.task, part) for kind, part in DATA.items()}
     folders["prior"] = STUDY.folder(None, "moments")
     return [f"{folders[kind]}/manifest.json" for kind in sorted(found)]
@@ -179,7 +178,7 @@ def data_of(wildcards, wanted):
 
 def loras_data(wildcards):
     """What LoRAs are trained on."""
-    return data_of(wildcards, {"prior", *DATA}) + captions_file(erasure(wildcards))
+    return data_of(wildcards, {"prior", *DATA}) + named_files(erasure(wildcards))
 
 
 def eraser_inputs(wildcards):
@@ -188,7 +187,7 @@ def eraser_inputs(wildcards):
     if not blocks.has_loras(STUDY, item.eraser):
         return loras_data(wildcards)
     trained = f"{STUDY.folder(blocks.loras_of(STUDY, item), 'loras')}/manifest.json"
-    return [trained, *data_of(wildcards, {"prior", "domain"}), *captions_file(item)]
+    return [trained, *data_of(wildcards, {"prior", "domain"}), *named_files(item)]
 
 
 def erased(item):
@@ -291,7 +290,7 @@ def shared_artefacts():
     """Folders of what the models of a task share, where some model of the study needs it."""
     for name in STUDY.tasks.names:
         items = [item for item in STUDY.erasures() if item.task == name]
-        wanted = {kind for item in items for kind in needs(STUDY.erasers[item.eraser].module)}
+        wanted = {kind for item in items for kind in blocks.reads(STUDY, item)}
         sets = {STUDY.set_of(item.finetune, item.variant) for item in STUDY.cells() if item.erasure.task == name}
         drawn = [f"terciles/{one}" for one in sorted(sets) if STUDY.finetune_sets[one].tercile is not None]
         parts = ["prompts", "images", "scores", *drawn, *(part for kind, part in DATA.items() if kind in wanted)]

@@ -21,7 +21,7 @@ import torch
 from torch.func import functional_call
 
 from resurgence.captions import token_ids
-from resurgence.config import ConfigError, at_least
+from resurgence.config import ConfigError, at_least, one_place
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.student import Student, Weights
 from resurgence.erasers.trainer import Objective, samples, train
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdvunlearnConfig(Optimisation):
-    """Settings; the defaults are the authors' for nudity. Their fast variant has attack_steps 1."""
+    """Settings; the defaults are the authors' for nudity."""
 
     parameters: Selection = "text-encoder"  # the paper's choice; its UNet variants: xattn, noxattn, full
     embeddings: Literal["frozen", "trained"] = "frozen"  # of text-encoder: the token and position tables (code: frozen)
@@ -65,11 +65,16 @@ class AdvunlearnConfig(Optimisation):
             at_least(key, getattr(self, key), 1)
         for key in ("eta", "gamma", "warmup", "guidance"):
             at_least(key, getattr(self, key), 0)
+        if self.warmup >= self.steps:
+            raise ConfigError("warmup", self.warmup, f"must be less than steps ({self.steps}), or nothing is attacked")
+        if self.embeddings == "trained" and self.parameters != "text-encoder":
+            raise ConfigError(
+                "embeddings", "trained", f"has no effect with parameters: {self.parameters}; leave it out"
+            )
         if not self.attack_lr > 0:
             raise ConfigError("attack_lr", self.attack_lr, "must be positive")
         for key in ("template", "retain_template"):
-            if getattr(self, key).count("{}") != 1:
-                raise ConfigError(key, getattr(self, key), "must hold {} exactly once, where the concept goes")
+            one_place(key, getattr(self, key))
 
 
 def esd_target(empty: torch.Tensor, concept: torch.Tensor, eta: float) -> torch.Tensor:

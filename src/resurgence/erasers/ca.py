@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.nn.functional as F
 
-from resurgence.config import ConfigError, at_least
+from resurgence.config import ConfigError, at_least, templates
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.anchored import AnchorImages
 from resurgence.erasers.student import Student
@@ -50,6 +50,7 @@ class CaConfig(Optimisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        templates("captions", self.captions)
         at_least("anchor_weight", self.anchor_weight, 0)
         if self.parameters == "text-encoder":
             raise ConfigError("parameters", self.parameters, "ca trains the UNet here; choose another, e.g. xattn-kv")

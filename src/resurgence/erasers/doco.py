@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resurgence.config import ConfigError, at_least
+from resurgence.config import ConfigError, at_least, templates
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.anchored import AnchorImages
 from resurgence.erasers.student import Student, clean_of
@@ -59,6 +59,7 @@ class DocoConfig(Optimisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        templates("captions", self.captions)
         at_least("lamb", self.lamb, 0)
         at_least("warmup", self.warmup, 0)
         if not self.discriminator_lr > 0:

@@ -12,7 +12,7 @@ trains `batch` of them, in turn.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.nn.functional as F
 
-from resurgence.config import ConfigError, at_least
+from resurgence.config import ConfigError, at_least, one_place
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.esd import Esd, esd_target
 from resurgence.erasers.sensitive import save_picture
@@ -75,8 +75,7 @@ class EapConfig(Optimisation):
                 raise ConfigError(key, getattr(self, key), "must be positive")
         if self.parameters == "text-encoder":
             raise ConfigError("parameters", self.parameters, "eap trains the UNet; choose another, e.g. xattn")
-        if self.template.count("{}") != 1:
-            raise ConfigError("template", self.template, "must hold {} exactly once, where the concept goes")
+        one_place("template", self.template)
 
 
 def whole_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -132,9 +131,9 @@ class Eap(Esd):
     """The two losses of one step, for `batch` concepts (x_t and captions as for ESD), and the search before it."""
 
     def __init__(self, student: Student, task: Task, cfg: EapConfig, seed: int) -> None:
+        words = vocabulary(cfg, student.pipe.tokenizer, task.erase)  # first: the rest takes minutes
         super().__init__(student, task, cfg, seed)
         self.neutral = student.texts([cfg.neutral])  # (1, L, d)
-        words = vocabulary(cfg, student.pipe.tokenizer, task.erase)
         captions = [cfg.template.replace("{}", word) for word in words]
         erased = torch.stack(list(self.texts.values()))
         chunks = [captions[start : start + CHUNK] for start in range(0, len(words), CHUNK)]
@@ -144,13 +143,15 @@ class Eap(Esd):
         self.every = student.texts([captions[k] for k in used.tolist()])  # embeddings of the words in use
         self.places = dict(zip(task.erase, places, strict=True))  # concept -> (K,) rows of `every`
         self.words = {c: [words[k] for k in row.tolist()] for c, row in zip(task.erase, chosen, strict=True)}
-        self.start()
+        self.pi = {c: torch.zeros(cfg.closest, device=student.device) for c in task.erase}
+        optimiser = torch.optim.SGD if cfg.ascent == "gradient" else torch.optim.Adam
+        self.ascent = optimiser([pi.requires_grad_() for pi in self.pi.values()], lr=cfg.eta, maximize=True)
 
-    def start(self) -> None:
-        """Every word equally likely, and a new optimiser for pi."""
-        self.pi = {c: torch.zeros(self.cfg.closest, device=self.student.device) for c in self.task.erase}
-        optimiser = torch.optim.SGD if self.cfg.ascent == "gradient" else torch.optim.Adam
-        self.ascent = optimiser([pi.requires_grad_() for pi in self.pi.values()], lr=self.cfg.eta, maximize=True)
+    def reset(self, concepts: Iterable[str]) -> None:
+        """Every word of these concepts equally likely again, and nothing kept of how their pi moved."""
+        for pi in [self.pi[concept] for concept in concepts]:
+            pi.data.zero_()
+            self.ascent.state.pop(pi, None)
 
     def adversarial(self, drawn: Sequence[Sample], step: int, turn: int) -> torch.Tensor:
         """c_a = G(pi) R of each sample, (B, L, d), with gradients to pi; `turn` numbers the draws within a step."""
@@ -169,7 +170,7 @@ class Eap(Esd):
     def search(self, drawn: Sequence[Sample], x: torch.Tensor, t: torch.Tensor, step: int) -> None:
         """Algorithm 1: pi moves `search_steps` times up the preservation loss, the sum over elements and samples."""
         if self.cfg.pi == "reset":
-            self.start()
+            self.reset({sample.concept for sample in drawn})
         for turn in range(self.cfg.search_steps):
             c_a = self.adversarial(drawn, step, turn)
             student = self.student

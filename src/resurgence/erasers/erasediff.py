@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from resurgence.config import ConfigError, at_least
+from resurgence.config import ConfigError, at_least, templates
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.forget_retain import ForgetRetain, Noised, denoising_loss, pseudo_loss
 from resurgence.erasers.student import Student
@@ -58,6 +58,7 @@ class EraseDiffConfig(Optimisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        templates("captions", self.captions)
         for key in ("eta", "weight", "inner_steps"):
             at_least(key, getattr(self, key), 0)
         if self.inner_lr is not None and not self.inner_lr > 0:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.nn.functional as F
 
-from resurgence.config import ConfigError, at_least
+from resurgence.config import ConfigError, at_least, one_place
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.student import Student
 from resurgence.erasers.trainer import Objective, Sample, samples, train
@@ -47,8 +47,9 @@ class EsdConfig(Optimisation):
             at_least(key, getattr(self, key), 1)
         for key in ("eta", "guidance"):
             at_least(key, getattr(self, key), 0)
-        if self.template.count("{}") != 1:
-            raise ConfigError("template", self.template, "must hold {} exactly once, where the concept goes")
+        if self.parameters == "text-encoder":
+            raise ConfigError("parameters", self.parameters, "esd trains the UNet; choose another, e.g. xattn")
+        one_place("template", self.template)
 
 
 def esd_target(empty: torch.Tensor, concept: torch.Tensor, eta: float, eta_from: str) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.func import functional_call
 
 from resurgence.captions import fill, load_captions
-from resurgence.config import ConfigError
+from resurgence.config import ConfigError, templates
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.attention import attention_maps
 from resurgence.erasers.mace import tokens_of
@@ -49,6 +49,7 @@ class FmnConfig(Optimisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        templates("captions", self.captions)
         if self.parameters == "text-encoder":
             raise ConfigError("parameters", self.parameters, "fmn trains the UNet; choose another, e.g. full or xattn")
 
@@ -81,7 +82,8 @@ def attention_norm(
         noisy: (B, C, h, w). t: (B,). texts: (B, L, d). tokens: (B, L) bool, the set S of each sample.
     """
     dtype = student.unet.dtype
-    return functional_call(Maps(student.unet), student.weights, (noisy.to(dtype), t, texts.to(dtype), tokens))
+    weights = {name: w.to(dtype) for name, w in student.weights.items()}
+    return functional_call(Maps(student.unet), weights, (noisy.to(dtype), t, texts.to(dtype), tokens))
 
 
 class Fmn(Objective):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +59,18 @@ def slug(concept: str) -> str:
     return re.sub(r"\W+", "-", concept.lower()).strip("-") or "concept"
 
 
+def slugs(concepts: Iterable[str]) -> list[str]:
+    """The folder names of several concepts.
+
+    Raises:
+        ValueError: if two concepts have the same.
+    """
+    names = [slug(concept) for concept in concepts]
+    if len(set(names)) < len(names):
+        raise ValueError(f"concepts {sorted(concepts)} give equal folder names {sorted(names)}; rename one of them")
+    return names
+
+
 def save_loras(loras: Mapping[str, Lora], folder: Path) -> None:
     """Write folder/<slug>/pytorch_lora_weights.safetensors for each concept, for `pipe.load_lora_weights`.
 
@@ -69,9 +81,7 @@ def save_loras(loras: Mapping[str, Lora], folder: Path) -> None:
     """
     from diffusers import StableDiffusionPipeline
 
-    names = [slug(concept) for concept in loras]
-    if len(set(names)) < len(names):
-        raise ValueError(f"concepts {sorted(loras)} give equal folder names {sorted(names)}; rename one of them")
+    names = slugs(loras)
     for name, lora in zip(names, loras.values(), strict=True):
         layers = {f"{n}.lora_A.weight": down.cpu().contiguous() for n, (down, _) in lora.items()}
         layers |= {f"{n}.lora_B.weight": up.cpu().contiguous() for n, (_, up) in lora.items()}

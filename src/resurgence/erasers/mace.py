@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from resurgence.captions import Encoder, concept_positions, fill, load_captions, token_ids
-from resurgence.config import ConfigError, at_least
+from resurgence.config import ConfigError, at_least, templates
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.attention import as_delta, from_delta, projection_weights, swapped
 from resurgence.erasers.closed_form import apply_edit, paired_rows, relative_change, report, shared_edit, system
 from resurgence.erasers.fusion import accumulate, fuse_closed, fuse_constrained
-from resurgence.erasers.lora import Lora, save_loras
+from resurgence.erasers.lora import Lora, save_loras, slugs
 from resurgence.erasers.training import ConceptData, Training, train_concepts
 from resurgence.latents import latents_of
 
@@ -63,6 +63,7 @@ class MaceConfig:
     max_relative_change: float | None = None  # constrained: limit of ||w_f - w|| / ||w|| of each row
 
     def __post_init__(self) -> None:
+        templates("captions", self.captions)
         for key in ("train_preserve_scale", "fuse_preserve_scale", "preserve_weight", "lamb", "weight_decay"):
             at_least(key, getattr(self, key), 0)
         for key in ("steps", "rank", "chunk"):
@@ -75,6 +76,8 @@ class MaceConfig:
                 raise ConfigError(key, 0, "is 0, and so is lamb: no unique solution; raise one of them")
         if self.max_relative_change is not None and not self.max_relative_change > 0:
             raise ConfigError("max_relative_change", self.max_relative_change, "must be positive, or null for no limit")
+        if self.max_relative_change is not None and self.fusion != "constrained":
+            raise ConfigError("max_relative_change", self.max_relative_change, "needs fusion: constrained; write that")
         if self.fusion == "constrained" and not self.preserve_retained and self.max_relative_change is None:
             raise ConfigError("fusion", self.fusion, "has no constraint; set preserve_retained or max_relative_change")
 
@@ -172,6 +175,7 @@ def train_loras(
     Returns:
         concept -> LoRA, and concept -> loss of each step.
     """
+    slugs(task.erase)  # an error before the training, not after it
     encoder = Encoder(pipe)
     concepts = [concept_data(pipe, task, concept, cfg, data, encoder) for concept in task.erase]
     settings = Training(**{f.name: getattr(cfg, f.name) for f in fields(Training)})

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from resurgence.config import ConfigError, at_least
+from resurgence.config import ConfigError, at_least, templates
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.mace import MaceConfig, refine
 
@@ -37,6 +37,7 @@ class MaceRefinementConfig:
     scale_application: Literal["paper", "official"] = "paper"  # official: train_preserve_scale is squared
 
     def __post_init__(self) -> None:
+        templates("captions", self.captions)
         for key in ("train_preserve_scale", "preserve_weight", "lamb"):
             at_least(key, getattr(self, key), 0)
         if self.lamb == 0 and self.train_preserve_scale == 0:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 
 from resurgence.captions import Encoder, fill, load_captions
-from resurgence.config import ConfigError, at_least
+from resurgence.config import ConfigError, at_least, templates
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.attention import as_delta, projection_weights
 from resurgence.erasers.closed_form import (
@@ -66,6 +66,7 @@ class ReceConfig:
     accumulate: bool = False  # ours: an edit also sends what the earlier ones sent; false: the newest e' alone
 
     def __post_init__(self) -> None:
+        templates("captions", self.captions)
         for key in ("lamb", "preserve_scale", "epochs", "epoch_lamb", "epoch_preserve_scale"):
             at_least(key, getattr(self, key) or 0.0, 0)
         for key in ("erase_scale", "mu"):

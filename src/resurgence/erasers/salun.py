@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from resurgence.bases import exact
-from resurgence.config import ConfigError, at_least
+from resurgence.config import ConfigError, at_least, templates
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.forget_retain import ForgetRetain, forget_gradients, largest, pseudo_target
 from resurgence.erasers.student import Student
@@ -47,6 +47,7 @@ class SalunConfig(Optimisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        templates("captions", self.captions)
         for key in ("alpha", "mask_guidance"):
             at_least(key, getattr(self, key), 0)
         at_least("mask_steps", self.mask_steps, 1)
@@ -59,8 +60,15 @@ class SalunConfig(Optimisation):
 
 
 def saliency_mask(gradients: list[torch.Tensor], fraction: float) -> list[torch.Tensor]:
-    """Masks of the int(fraction n) largest magnitudes of n gradients, with one threshold over all tensors."""
-    return largest([g.abs() for g in gradients], int(fraction * sum(g.numel() for g in gradients)))
+    """Masks of the int(fraction n) largest magnitudes of n gradients, with one threshold over all tensors.
+
+    Raises:
+        ValueError: a fraction so small that nothing would be trained.
+    """
+    number = int(fraction * sum(g.numel() for g in gradients))
+    if not number:
+        raise ValueError(f"fraction = {fraction:g} of the weights is less than one weight; raise it")
+    return largest([g.abs() for g in gradients], number)
 
 
 class Salun(Objective):

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from resurgence.bases import exact
-from resurgence.config import ConfigError, at_least
+from resurgence.config import ConfigError, at_least, templates
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.forget_retain import ForgetRetain, denoising_loss, forget_gradients, largest, pseudo_loss
 from resurgence.erasers.student import Student
@@ -63,6 +63,7 @@ class ScissorHandsConfig(Optimisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        templates("captions", self.captions)
         for key in ("saliency_guidance", "weight", "margin"):
             at_least(key, getattr(self, key), 0)
         at_least("saliency_steps", self.saliency_steps, 1)
@@ -70,6 +71,8 @@ class ScissorHandsConfig(Optimisation):
             raise ConfigError("sparsity", self.sparsity, "must lie between 0 (all trimmed) and 1 (none)")
         if self.parameters == "text-encoder":
             raise ConfigError("parameters", self.parameters, "scissorhands trains the UNet; choose another, e.g. full")
+        if self.trim == "official" and self.parameters in ("xattn", "xattn-kv"):
+            raise ConfigError("trim", "official", f"trims self-attention, and parameters: {self.parameters} has none")
 
 
 def snip(weights: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], sparsity: float) -> list[torch.Tensor]:
@@ -111,15 +114,15 @@ class ScissorHands(Objective):
         super().__init__(student)
         self.cfg = cfg
         self.data = ForgetRetain("scissorhands", student, task, cfg.captions, cfg.batch, data, seed)
+        official = [n for n in student.weights if ".attn1." in n and any(part in n for part in SCRIPTS)]
+        if cfg.trim == "official" and not official:
+            raise ValueError(f"trim = 'official': no self-attention in {' or '.join(SCRIPTS)}; write trim: all")
         absolute, guidance = cfg.saliency == "absolute", cfg.saliency_guidance
         with exact(student.device):  # a run that goes on trims the same weights, before it takes back its own
             found = forget_gradients(self.data, cfg.saliency_steps, guidance, "saliency", absolute)
         masks = snip(list(student.weights.values()), found, cfg.sparsity)
         self.trimmed = dict(zip(student.weights, masks, strict=True))
         if cfg.trim == "official":
-            official = [n for n in self.trimmed if ".attn1." in n and any(part in n for part in SCRIPTS)]
-            if not official:
-                raise ValueError(f"trim = 'official': no self-attention in {' or '.join(SCRIPTS)}; write trim: all")
             self.trimmed = {n: m if n in official else torch.zeros_like(m) for n, m in self.trimmed.items()}
         for name, w in student.weights.items():
             w.data.copy_(torch.where(self.trimmed[name], fresh(name, w, cfg.initial, seed), w.detach()))

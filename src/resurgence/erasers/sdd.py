@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from resurgence.captions import token_ids
-from resurgence.config import ConfigError, at_least
+from resurgence.config import ConfigError, at_least, one_place
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.student import Student
 from resurgence.erasers.trainer import Objective, Sample, samples, train
@@ -58,8 +58,7 @@ class SddConfig(Optimisation):
             raise ConfigError("parameters", self.parameters, "sdd trains the UNet; choose another, e.g. xattn")
         if self.ema is None:
             raise ConfigError("ema", None, "is the teacher, which SDD needs; write its decay, e.g. 0.999")
-        if self.template.count("{}") != 1:
-            raise ConfigError("template", self.template, "must hold {} exactly once, where the concept goes")
+        one_place("template", self.template)
 
 
 class Sdd(Objective):

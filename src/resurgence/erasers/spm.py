@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from resurgence.bases import DELTA_FILE, load_delta, save_delta
-from resurgence.config import ConfigError, at_least
+from resurgence.config import ConfigError, at_least, one_place
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.esd import Esd, esd_target
-from resurgence.erasers.lora import Lora, save_loras
+from resurgence.erasers.lora import Lora, save_loras, slugs
 from resurgence.erasers.student import Student, Weights
 from resurgence.erasers.trainer import Objective, gradients, in_precision_of_base, samples, train
 from resurgence.optimisation import Optimisation, Selection
@@ -73,8 +73,7 @@ class SpmConfig(Optimisation):
             raise ConfigError("scale", self.scale, "must be positive")
         if self.parameters == "text-encoder":
             raise ConfigError("parameters", self.parameters, "spm adapts the UNet; choose another, e.g. full or xattn")
-        if self.template.count("{}") != 1:
-            raise ConfigError("template", self.template, "must hold {} exactly once, where the concept goes")
+        one_place("template", self.template)
 
 
 def product(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -227,6 +226,7 @@ def erase(
         folder: where adapters/<concept>/ (LoRA files as diffusers reads them), curves.json and checkpoints go.
     """
     groups = {concept: (concept,) for concept in task.erase} if cfg.adapters == "concept" else {"shared": task.erase}
+    slugs(groups)  # an error before the training, not after it
     student, parts = Adapted(pipe, cfg, list(groups), seed), []
     for adapter, concepts in groups.items():
         mapping = {concept: task.mapping[concept] for concept in concepts}

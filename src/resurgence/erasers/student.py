@@ -46,6 +46,7 @@ class Student:
         weights: the trained parameters, float32 leaves, by the names of a delta.
         average: their moving average when the trainer keeps one, else None.
         alphas_bar: (T,) the base's noise schedule.
+        captions: all that `texts` has embedded: what the training depends on, wherever it was read.
     """
 
     def __init__(self, pipe: StableDiffusionPipeline, parameters: str) -> None:
@@ -55,6 +56,7 @@ class Student:
         self.weights = {n: p.detach().to(dtype, copy=True).requires_grad_() for n, p in chosen.items()}
         self.average: dict[str, torch.Tensor] | None = None
         self.alphas_bar = pipe.scheduler.alphas_cumprod.to(self.device)
+        self.captions: list[str] = []
         self.velocity = pipe.scheduler.config.prediction_type == "v_prediction"
 
     def raw(self, weights: Weights, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -82,6 +84,7 @@ class Student:
     @torch.no_grad()
     def texts(self, prompts: Sequence[str]) -> torch.Tensor:
         """Embeddings of the original text encoder: (N, L, d)."""
+        self.captions += prompts
         return encode_prompts(self.pipe, list(prompts))
 
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:

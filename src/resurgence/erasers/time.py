@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from resurgence.captions import Encoder, concept_positions, fill, load_captions, token_ids
-from resurgence.config import at_least
+from resurgence.config import at_least, templates
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.attention import as_delta, projection_weights
 from resurgence.erasers.closed_form import apply_edit, relative_change, report, shared_edit, system
@@ -38,6 +38,7 @@ class TimeConfig:
     captions: str | tuple[str, ...] = ("{}", "A photo of {}", "An image of {}", "A picture of {}")
 
     def __post_init__(self) -> None:
+        templates("captions", self.captions)
         at_least("lamb", self.lamb, 0)
 
 

@@ -105,7 +105,8 @@ def train(
     """Train and return the delta: exactly the parameters of `student.weights`, in the base's precision.
 
     Args:
-        data: its images enter the fingerprint of the run, its `state` is where an interrupted run goes on.
+        data: its images enter the fingerprint of the run, as do the captions that the student has embedded; its
+            `state` is where an interrupted run goes on.
         folder: where curves.json and the checkpoints step-NNNNNN/ go; None: nowhere.
 
     Raises:
@@ -113,7 +114,7 @@ def train(
         SystemExit: 143 after SIGTERM, with the state saved.
     """
     base = student.pipe.unet.state_dict() | student.pipe.text_encoder.state_dict()
-    facts = (type(objective).__qualname__, asdict(cfg), asdict(task), seed)
+    facts = (type(objective).__qualname__, asdict(cfg), asdict(task), seed, student.captions)
     pictures = [group[name] for group in (data.images, data.anchors, data.retained) for name in sorted(group)]
     saver = Saver(data.state, fingerprint(facts, [*pictures, *base.values()]) if data.state else "")
     place = data.state or folder
@@ -158,7 +159,8 @@ def run(
 
     with stop_on_sigterm() as stop:
         for step in range(first, cfg.steps):
-            with torch.autocast(student.device.type, half, enabled=half is not None):
+            # no cache: a weight that was cast in a pass without gradients would keep none in the next one
+            with torch.autocast(student.device.type, half, enabled=half is not None, cache_enabled=False):
                 found, shown = objective.gradient(step)
             for w, g in zip(weights, found, strict=True):
                 w.grad = g

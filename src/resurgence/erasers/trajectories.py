@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from resurgence.bases import ddim_of
+from resurgence.bases import ddim_of, exact
 from resurgence.seeds import generator
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def walk(
     steps: int,
     guidance: float,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (t, x_t) before each DDIM step, from noise on; what follows the last step is never asked for.
+    """Yield (t, x_t) before each DDIM step, from noise on; the last step itself is not taken.
 
     Args:
         predict: the UNet's raw prediction (noise or velocity). noise: (B, C, h, w). text: (B, L, d).
@@ -44,6 +44,8 @@ def walk(
     x = noise
     for t in scheduler.timesteps:
         yield int(t), x
+        if t == scheduler.timesteps[-1]:
+            return
         doubled = torch.cat([x, x]) if guided else x
         prediction = predict(doubled, t.to(x.device).expand(len(doubled)), context)
         if guided:
@@ -92,7 +94,7 @@ def walked(
 class Trajectories:
     """x_t of `count` trajectories of each prompt at every DDIM step, made by the frozen base.
 
-    Costs count * steps UNet passes a prompt once (twice that with guidance), and count * steps latents of memory.
+    Costs count * (steps - 1) UNet passes a prompt once (twice that with guidance), and count * steps latents of memory.
 
     Args:
         texts: name -> embedding (L, d) of its prompt.
@@ -121,7 +123,8 @@ class Trajectories:
             def predict(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
                 return unet(x.to(unet.dtype), t, context.to(unet.dtype), return_dict=False)[0].float()
 
-            seen = list(walk(pipe, predict, noise.to(unet.device), text, empty, steps, guidance))
+            with exact(unet.device):  # a run that goes on makes the same again
+                seen = list(walk(pipe, predict, noise.to(unet.device), text, empty, steps, guidance))
             parts.append(torch.stack([x for _, x in seen]))  # (steps, B, C, h, w)
             self.timesteps = [t for t, _ in seen]
         every = torch.cat(parts, 1)

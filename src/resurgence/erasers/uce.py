@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from resurgence.captions import Encoder, concept_positions, fill, load_captions, token_ids
-from resurgence.config import ConfigError, at_least
+from resurgence.config import ConfigError, at_least, templates
 from resurgence.erasers import Eraser, EraserData
 from resurgence.erasers.attention import as_delta, projection_weights
 from resurgence.erasers.closed_form import apply_edit, relative_change, report, shared_edit, system
@@ -39,6 +39,7 @@ class UceConfig:
     captions: str | tuple[str, ...] = ("{}",)  # templates with one {}: a list, a file, or "" for MACE's built-in 30
 
     def __post_init__(self) -> None:
+        templates("captions", self.captions)
         for key in ("lamb", "preserve_scale"):
             at_least(key, getattr(self, key) or 0.0, 0)
         if not self.erase_scale > 0:
