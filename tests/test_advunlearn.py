@@ -107,9 +107,13 @@ def slow_loss(pipe, unet, encoder, cfg, seed: int, step: int, prefixes) -> torch
     return torch.stack(erasing).mean() + cfg.gamma * torch.stack(retaining).mean()
 
 
-@pytest.mark.parametrize("changes", [{}, {"warmup": 9}, {"parameters": "xattn"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"warmup": 9, "steps": 12}, {"parameters": "xattn", "embeddings": "frozen"}], ids=str
+)
 def test_loss_and_gradient_of_a_step_equal_the_formula(pipe, changes):
-    cfg = dataclasses.replace(CFG, gamma=0.7, eta=1.5, attack_every=100, embeddings="trained", **changes)
+    cfg = dataclasses.replace(
+        CFG, **{"gamma": 0.7, "eta": 1.5, "attack_every": 100, "embeddings": "trained", **changes}
+    )
     objective = made(pipe, cfg)
     g, width = torch.Generator().manual_seed(1), pipe.text_encoder.config.hidden_size
     prefixes = {concept: torch.randn(2, width, generator=g) for concept in TASK.erase}
@@ -365,8 +369,10 @@ def test_captions_without_room_for_the_prefix_are_refused(pipe):
 @pytest.mark.parametrize(
     "bad",
     [
-        {"eta": -1.0}, {"gamma": -0.1}, {"warmup": -1}, {"retain_batch": 0}, {"attack_steps": 0}, {"attack_every": 0},
+        {"eta": -1.0}, {"gamma": -0.1}, {"warmup": -1}, {"warmup": 1000},
+        {"retain_batch": 0}, {"attack_steps": 0}, {"attack_every": 0},
         {"prefix_tokens": 0}, {"attack_lr": 0.0}, {"attack_update": "pgd"}, {"attack_start": "zero"}, {"lr": -1.0},
+        {"parameters": "xattn", "embeddings": "trained"},
         {"embeddings": "all"}, {"ddim_steps": 0}, {"trajectories": 0}, {"retain_trajectories": 0}, {"guidance": -1.0},
         {"template": "ship"}, {"retain_template": "{} and {}"}, {"parameters": "text"}, {"words": 1},
     ],

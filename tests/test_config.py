@@ -51,6 +51,8 @@ def config() -> dict[str, Any]:
     values = read_yaml(ROOT / "params.yaml")
     values["tasks"] = {"folder": "tasks", "names": ["pets"], "concepts": "config/concepts.yaml"}
     values["moments"] = {"prior": "general.txt", "domain": "closed_form.txt"}
+    for eraser in ("mace", "uce"):
+        values["erasers"][eraser]["captions"] = "closed_form.txt"
     values["finetune_sets"] = {"random": {"images_per_prompt": 5}}
     values["finetunes"]["lora"] |= {"steps": 400, "checkpoints": [50, 400]}
     return values
@@ -151,6 +153,9 @@ BAD_STUDIES = {
     "unknown scorer": ("scorers.clop", {"path": "x"}, ["scorers", "'clop'", "did you mean 'clip'"]),
     "scorer setting unknown": ("scorers.clip.pth", "x", ["scorers.clip", "'pth'", "did you mean 'path'"]),
     "metric of no scorer": ("figures", {"metrics": ["fid"]}, ["figures.metrics", "'fid'", "known: clip_accuracy"]),
+    "captions missing": ("erasers.uce.captions", "nowhere.txt", ["erasers.uce.captions", "nowhere", "no such file"]),
+    "no captions": ("erasers.uce.captions", [], ["erasers.uce.captions", "[]", "is empty", "built-in"]),
+    "captions without a place": ("erasers.mace.captions", ["a ship"], ["erasers.mace.captions", "'a ship'", "{}"]),
     "scorer path missing": ("scorers.clip.path", "nowhere", ["scorers.clip.path", "'nowhere'", "dvc pull"]),
     "features of nobody": ("scorers.frechet.features", "clap", ["scorers.frechet.features", "'clap'", "'clip'"]),
     "unknown algorithm": ("finetunes.lora.algorithm", "Lora", ["finetunes.lora.algorithm", "'Lora'", "'lora'"]),

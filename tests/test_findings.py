@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resurgence import findings, tables
+from resurgence import findings, statistics, tables
 from resurgence.estimates import estimates
 from resurgence.experiment_figures import bars, curves, heatmap, line, similarities, weights
 from resurgence.experiments import Cells, Claim
@@ -97,6 +97,27 @@ def test_verdict(expect: str, value: float, width: float, than: float, decided: 
     assert findings.verdict(spread(value, width), claim, 0.95) is decided
 
 
+@pytest.mark.parametrize(("images", "margin", "decided"), [(40, 5, None), (40, 10, True), (100, 5, True)])
+def test_none_of_few_images_does_not_mean_never(images: int, margin: float, decided: bool | None) -> None:
+    """0 of 40 images: up to 8.8 % of all would show in none of them with a chance of 2.5 %."""
+    never = Estimate(0.0, np.zeros(200), images, clusters=images)
+    reach = findings.possible(never, 0.95)[1]
+    assert (1 - reach / 100) ** images == pytest.approx(0.025)
+    assert findings.verdict(never, Claim("", Cells(), "equal", margin=margin), 0.95) is decided
+    assert findings.verdict(never, Claim("", Cells(), "above", margin=margin), 0.95) is (False if decided else None)
+
+
+def test_p_is_adjusted_within_the_last_steps_of_a_role(rows: list[dict]) -> None:
+    every = findings.table(findings.pooled(rows, last=False), 0.95)
+    ends = findings.table(findings.pooled(rows), 0.95)
+    last = every[every["step"] == 100]
+    assert every.loc[every["step"] < 100, "p_holm"].isna().all() and len(last) == len(ends)
+    for role, part in ends.groupby("role"):
+        expected = statistics.holm(part["p"])
+        np.testing.assert_allclose(part["p_holm"], expected, rtol=1e-5)
+        np.testing.assert_allclose(last[last["role"] == role]["p_holm"].sort_values(), np.sort(expected), rtol=1e-5)
+
+
 def test_no_interval_decides_nothing() -> None:
     assert findings.verdict(Estimate(3.0, np.array([]), 4), Claim("", Cells(), "above"), 0.95) is None
 
@@ -113,6 +134,18 @@ def test_judged_compares_the_cells_it_names(rows: list[dict]) -> None:
     assert "minus that of identities-4, uce" in found["compared"]
     with pytest.raises(LookupError, match="no row"):
         findings.judged(ends, [Claim("B", Cells(task="nothing"), "above")], 0.95)
+
+
+def test_bars_of_one_fine_tune_by_two_names_stand_in_one_panel(rows: list[dict]) -> None:
+    ends = findings.table(findings.pooled(rows), 0.95)
+    ends = ends[ends["role"] == "erase"]
+    named = ends.assign(finetune=np.where(ends["eraser"] == "uce", "lora.end", "lora"))
+    for table in (named, ends):
+        shown = [axis for axis in bars(table, "eraser", "Bars").axes if axis.has_data()]
+        assert len(shown) == ends["task"].nunique()
+        assert all(len(axis.get_xticks()) == 2 for axis in shown)
+    both = pd.concat([ends, ends.assign(finetune="full")])  # two fine-tunes of the same model: a panel each
+    assert len([a for a in bars(both, "eraser", "Bars").axes if a.has_data()]) == 2 * ends["task"].nunique()
 
 
 def test_figures_are_drawn_and_equal_tables_give_equal_bytes(rows: list[dict], tmp_path) -> None:

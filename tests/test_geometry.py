@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 import torch
 
-from resurgence.geometry import correlations, geometry, groups_of, rank_correlation
+from resurgence.geometry import correlations, geometry, groups_of, rank_correlation, within_tasks
 
 K, V = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight", "unet.mid_block.attn2.to_v.weight"
 Q, TEXT = "unet.up_blocks.1.attn1.to_q.weight", "text_encoder.layers.0.weight"
@@ -79,5 +79,15 @@ def test_a_planted_correlation_is_found_and_none_is_not() -> None:
     found = correlations(rows, "resurgence", ["near", "far"], 300, 0.95, 0).set_index("measure")
     assert found.loc["near", "low"] > 0.5 and found.loc["near", "n"] == 60
     assert found.loc["far", "low"] < 0 < found.loc["far", "high"] and found.loc["far", "n"] == 59
+    # a measure that only tells the tasks apart, as resurgence does here: nothing is left within them
+    place = rows["task"].str[1].astype(float)
+    apart = rows.assign(resurgence=rows["resurgence"] + 20 * place, near=20 * place + generator.normal(size=60))
+    columns = ["resurgence", "near"]
+    over = correlations(apart, "resurgence", ["near"], 300, 0.95, 0).iloc[0]
+    inside = correlations(within_tasks(apart, columns), "resurgence", ["near"], 300, 0.95, 0).iloc[0]
+    assert over["low"] > 0.8 and inside["low"] < 0 < inside["high"] and inside["n"] == 60
+    single = pd.concat([apart, pd.DataFrame([{"task": "alone", "eraser": "e", "resurgence": 1.0, "near": 1.0}])])
+    ranks = within_tasks(single, columns)
+    assert set(ranks["task"]) == {"t0", "t1", "t2", "t3"} and ranks.groupby("task")["near"].mean().tolist() == [0.5] * 4
     few = correlations(rows.head(3), "resurgence", ["near"], 300, 0.95, 0)
     assert math.isnan(few["rho"][0])  # three clusters tell nothing

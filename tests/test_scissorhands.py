@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from resurgence.config import build
-from resurgence.erasers import EraserData
+from resurgence.config import ConfigError, build
+from resurgence.erasers import EraserData, scissorhands
 from resurgence.erasers.scissorhands import ScissorHands, ScissorHandsConfig, erase, fresh, project, snip
 from resurgence.erasers.student import Student
 from slow import KINDS, TASK, gradients_of, pipeline, same, shake, snapshot, unet_with, worst
@@ -83,15 +83,18 @@ def test_new_values_are_those_of_a_new_layer():
     assert fresh("unet.norm.bias", torch.rand(5), "normal", 0).tolist() == [0.0] * 5
 
 
-def test_official_trimming_reaches_self_attention_of_two_decoder_blocks(data):
+def test_official_trimming_reaches_self_attention_of_two_decoder_blocks(data, monkeypatch):
     pipe = pipeline("epsilon")
     every, official = (make(pipe, data, sparsity=0.6, trim=trim) for trim in ("all", "official"))
     inside = [n for n in every.trimmed if ".attn1." in n and ("up_blocks.1.attentions.1." in n)]
     assert inside
     for name, mask in official.trimmed.items():
         assert torch.equal(mask, every.trimmed[name] if name in inside else torch.zeros_like(mask))
+    with pytest.raises(ConfigError, match=r"trim = 'official': trims self-attention.*xattn-kv has none"):
+        ScissorHandsConfig(parameters="xattn-kv", trim="official")
+    monkeypatch.setattr(scissorhands, "SCRIPTS", ("up_blocks.7.",))
     with pytest.raises(ValueError, match=r"trim = 'official'.*trim: all"):
-        make(pipe, data, parameters="xattn", trim="official")
+        make(pipe, data, trim="official")
 
 
 @pytest.mark.parametrize("forget", ["ascent", "pseudo"])

@@ -115,6 +115,15 @@ def test_p_value_and_interval_agree() -> None:
     assert 0.2 < np.mean(decided) < 0.8
 
 
+def test_p_value_beyond_all_replicates_and_without_variation() -> None:
+    """A normal bootstrap far from 0 has the p of Student's t, whatever the number of resamples; a constant one none."""
+    draws = np.random.default_rng(0).normal(6.0, 1.0, 2000)
+    p = statistics.p_value(statistics.Estimate(6.0, draws, 100, clusters=10))
+    t = (6.0 / 1.0) * np.sqrt(9 / 10)
+    assert p == pytest.approx(2 * scipy.stats.t.sf(t, 9), rel=0.2) and p < 1e-3
+    assert math.isnan(statistics.p_value(statistics.Estimate(0.0, np.zeros(2000), 40, clusters=40)))
+
+
 def test_holm_is_its_definition() -> None:
     p = np.random.default_rng(0).random(7) ** 3
     p[2] = np.nan

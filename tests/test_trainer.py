@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -14,6 +15,8 @@ import torch
 
 from resurgence import resume
 from resurgence.bases import DELTA_FILE, load_delta
+from resurgence.config import ConfigError
+from resurgence.declared import config_class
 from resurgence.erasers import EraserData, trainer
 from resurgence.erasers.student import Student
 from resurgence.erasers.trainer import Objective, gradients, samples, train
@@ -342,11 +345,34 @@ def test_generators_follow_seed_step_and_number():
 
 
 def test_parameters_that_a_method_does_not_use_are_told(pipe):
-    from resurgence.erasers import esd
+    class Blind(Objective):
+        def loss(self, step: int) -> torch.Tensor:
+            return torch.ones((), requires_grad=True).square()
 
-    cfg = esd.EsdConfig(parameters="text-encoder", x_t="base", ddim_steps=2, trajectories=1, steps=1)
+    student = Student(pipe, "xattn-kv")
     with pytest.raises(ValueError, match="none of the trained weights"):
-        esd.erase(pipe, TASK, cfg, EraserData(), seed=0)
+        train(student, Blind(student), TASK, CFG, EraserData(), seed=0)
+
+
+@pytest.mark.parametrize("method", ["esd", "sdd", "spm", "eap"])
+def test_methods_that_train_the_unet_refuse_the_text_encoder(method: str) -> None:
+    with pytest.raises(ConfigError, match=f"{method} (trains|adapts) the UNet"):
+        config_class(f"resurgence.erasers.{method}")(parameters="text-encoder")
+
+
+def test_an_edited_file_of_captions_begins_anew(pipe, tmp_path):
+    """Settings and paths are the same, so only what was embedded tells the two runs apart."""
+
+    def begins(first: str, second: str) -> int:
+        for caption, at in ((first, 12), (second, None)):
+            student = Student(pipe, "xattn-kv")
+            student.texts([caption])
+            objective = Pull(student, at=at, doing=lambda: signal.raise_signal(signal.SIGTERM))
+            with contextlib.suppress(SystemExit):
+                train(student, objective, TASK, CFG, EraserData(state=tmp_path / f"{first}, {second}"), 0)
+        return objective.steps[0]
+
+    assert begins("a ship", "a ship") == 13 and begins("a ship", "a boat") == 0
 
 
 def test_a_half_precision_base_trains_in_single_precision():

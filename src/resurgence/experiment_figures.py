@@ -50,6 +50,8 @@ def bars(rows: pd.DataFrame, along: str, title: str) -> Figure:
         rows: findings.table at the last step.
     """
     others = [key for key in ("task", "eraser", "finetune") if key != along and rows[key].nunique() > 1]
+    if "finetune" in others and not rows.duplicated(["task", "eraser", "role"]).any():
+        others.remove("finetune")  # the same fine-tune by two names: the bars belong beside each other
     groups = list(rows.groupby(others, sort=False)) if others else [((), rows)]
     roles = [role for role in dict.fromkeys(rows["role"])]
     widest = max(len(part[along].unique()) for _, part in groups)

@@ -54,7 +54,7 @@ def pooled(rows: Iterable[Mapping[str, Any]], last: bool = True) -> list[dict[st
 
 
 def table(rows: Sequence[Mapping[str, Any]], level: float) -> pd.DataFrame:
-    """The rows of `pooled` as numbers: values with intervals, p and p adjusted for all rows of the table.
+    """The rows of `pooled` as numbers: values with intervals, p, and p adjusted (Holm) for the last steps of a role.
 
     The last two columns are the published study's statistic of the resurgence over seeds.
     """
@@ -69,7 +69,10 @@ def table(rows: Sequence[Mapping[str, Any]], level: float) -> pd.DataFrame:
         one["median"], one["deviation"] = statistics.median_deviation(row["gains"])
         made.append(one)
     frame = pd.DataFrame(made, columns=COLUMNS)
-    frame["p_holm"] = statistics.holm(frame["p"].to_numpy(dtype=np.float64)) if len(frame) else frame["p"]
+    frame["p_holm"] = np.nan
+    ends = frame["step"] == frame.groupby(["task", "eraser", "finetune"])["step"].transform("max")
+    for _, part in frame[ends].groupby("role"):
+        frame.loc[part.index, "p_holm"] = statistics.holm(part["p"].to_numpy(dtype=np.float64))
     floats = [c for c in COLUMNS[8:] if c in frame]
     frame[floats] = frame[floats].astype(float).map(lambda value: float(f"{value:.6g}") + 0.0)
     return frame
@@ -127,9 +130,10 @@ def half_rows(rows: Sequence[Mapping[str, Any]], level: float) -> pd.DataFrame:
         ends = {"steps": float(value), "steps_low": float(low), "steps_high": float(high)}
         last = steps[-1]
         told = [f"{end:.0f}" if math.isfinite(end) else f"> {last:.0f}" for end in ends.values()]
+        lost = group[0]["base"].value > group[0]["erased"].value
         made.append({
             **dict(zip(("task", "eraser", "finetune"), key, strict=True)), **ends, "last_step": last,
-            "told": f"{told[0]} [{told[1]}, {told[2]}]",
+            "told": f"{told[0]} [{told[1]}, {told[2]}]" if lost else "-",  # nothing was erased
         })  # fmt: skip
     return pd.DataFrame(
         made, columns=["task", "eraser", "finetune", "steps", "steps_low", "steps_high", "last_step", "told"]
@@ -148,6 +152,19 @@ def quantity(rows: Sequence[Mapping[str, Any]], cells: Cells, value: str) -> Est
     return statistics.mean_of(chosen)
 
 
+def possible(estimate: Estimate, level: float) -> tuple[float, float]:
+    """The interval; where every replicate is the same (0 % of all images, say), what so many clusters can exclude.
+
+    Then the data hold no variation, and a true share p of a percentage shows in none of G clusters with a chance of
+    (1 - p)^G: the interval is the value +- 100 (1 - ((1 - level) / 2)^(1 / G)).
+    """
+    low, high = statistics.interval(estimate, level)
+    if math.isnan(low) or estimate.method != "bootstrap" or np.ptp(estimate.replicates) > 0:
+        return low, high
+    reach = 100 * (1 - ((1 - level) / 2) ** (1 / max(1, estimate.clusters)))
+    return estimate.value - reach, estimate.value + reach
+
+
 def verdict(estimate: Estimate, claim: Claim, level: float) -> bool | None:
     """Whether the number agrees with the claim (True), contradicts it (False), or decides nothing (None).
 
@@ -155,7 +172,7 @@ def verdict(estimate: Estimate, claim: Claim, level: float) -> bool | None:
     that at most a difference too small to matter is left. Equal: it lies within the margin; it contradicts when it
     lies outside of it.
     """
-    low, high = (end - claim.than for end in statistics.interval(estimate, level))
+    low, high = (end - claim.than for end in possible(estimate, level))
     if math.isnan(low):
         return None
     if claim.expect == "equal":
@@ -173,7 +190,7 @@ def judged(rows: Sequence[Mapping[str, Any]], claims: Iterable[Claim], level: fl
         estimate = quantity(rows, claim.of, claim.value)
         if claim.against is not None:
             estimate = statistics.difference(estimate, quantity(rows, claim.against, claim.value))
-        low, high = statistics.interval(estimate, level)
+        low, high = possible(estimate, level)
         made.append({
             "claim": claim.says, "compared": compared(claim), "value": float(f"{estimate.value:.6g}"),
             "low": float(f"{low:.6g}"), "high": float(f"{high:.6g}"), "n": estimate.n,

@@ -104,6 +104,19 @@ def correlations(
     return pd.DataFrame(rows, columns=["measure", "n", "clusters", "rho", "low", "high"])
 
 
+def within_tasks(cells: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """Each column as ranks within its task, from 0 to 1: what is left of a relation when tasks are not compared.
+
+    Tasks with fewer than three rows are left out.
+    """
+    sizes = cells.groupby("task")["task"].transform("size")
+    kept = cells[sizes >= 3].copy()
+    for column in columns:
+        groups = kept.groupby("task")[column]
+        kept[column] = (groups.rank() - 0.5) / groups.transform("count")
+    return kept
+
+
 def rank_correlation(x: pd.Series, y: pd.Series) -> float:
     """Spearman's rho: Pearson's correlation of mean ranks."""
     return float(np.corrcoef(scipy.stats.rankdata(x), scipy.stats.rankdata(y))[0, 1])

@@ -153,12 +153,17 @@ def interval(estimate: Estimate, level: float) -> tuple[float, float]:
 def p_value(estimate: Estimate) -> float:
     """Two-sided p of "the true value is 0": 1 minus the level at which the bootstrap interval would begin to hold 0.
 
-    At least 2 / (replicates + 1); NaN without replicates or for a jackknife.
+    Where no replicate lies beyond 0, the tail is that of a normal distribution with their deviation, so that enough of
+    it is left to be adjusted for the number of tests. NaN for a jackknife, and where all replicates are the same: then
+    the data hold no variation.
     """
     replicates = estimate.replicates[np.isfinite(estimate.replicates)]
-    if not len(replicates) or estimate.method != "bootstrap":
+    if not len(replicates) or estimate.method != "bootstrap" or np.ptp(replicates) == 0:
         return math.nan
-    share = (1 + min((replicates <= 0).sum(), (replicates >= 0).sum())) / (len(replicates) + 1)
+    beyond = min((replicates <= 0).sum(), (replicates >= 0).sum())
+    share = (1 + beyond) / (len(replicates) + 1)
+    if not beyond:
+        share = min(share, float(scipy.stats.norm.sf(abs(replicates.mean()) / replicates.std())))
     if estimate.clusters < 2:
         return float(min(1.0, 2 * share))
     t = -scipy.stats.norm.ppf(min(share, 0.5)) * math.sqrt((estimate.clusters - 1) / estimate.clusters)

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from resurgence import experiment_figures as draw
-from resurgence import findings
+from resurgence import findings, statistics
 from resurgence.config import build
 from resurgence.estimates import ImageSet, estimates, read_states
 from resurgence.experiments import Claim
 from resurgence.figures import save
-from resurgence.geometry import MEASURES, correlations
+from resurgence.geometry import MEASURES, correlations, within_tasks
 from resurgence.grids import sample_grid
 from resurgence.grids import save as save_grid
 from resurgence.scorers import METRICS, read_scores
@@ -90,10 +90,18 @@ def measured(job: Job) -> tuple[pd.DataFrame, Figure, list[str], pd.DataFrame]:
     elif block["kind"] == "weights":
         frame = explained(job, rows)
         columns = [f"{group}_{measure}" for group in ("erased", "all") for measure in MEASURES]
-        found = correlations(frame, "resurgence", columns, stats["resamples"], level, stats["seed"])
-        told = found.assign(rho=[f"{r:.2f} [{a:.2f}, {b:.2f}]" for r, a, b in found[["rho", "low", "high"]].to_numpy()])
+        draws = stats["resamples"], level, stats["seed"]
+        found = correlations(frame, "resurgence", columns, *draws)
+        others = {
+            "within tasks": correlations(within_tasks(frame, ["resurgence", *columns]), "resurgence", columns, *draws),
+            "with the recovered share": correlations(frame, "recovered", columns, *draws),
+        }
+        told = found[["measure", "n", "clusters"]].assign(rho=in_words(found))
+        told = told.assign(**{name: in_words(other) for name, other in others.items()})
         more += ["Spearman's rank correlation with resurgence over the fine-tuned models; those of one eraser and task "
-                 "are resampled together:", markdown_table(told[["measure", "n", "clusters", "rho"]])]  # fmt: skip
+                 "are resampled together. Within tasks: of ranks within each task, so that no task is compared with "
+                 "another. Recovered share: (fine-tuned - erased) / (base - erased).",
+                 markdown_table(told)]  # fmt: skip
         figure = draw.weights(frame, found, block["title"])
     elif block["kind"] == "curves":
         halves = findings.half_rows(curves, level)
@@ -106,6 +114,11 @@ def measured(job: Job) -> tuple[pd.DataFrame, Figure, list[str], pd.DataFrame]:
         more.append(never_back(concepts))
         figure, frame = draw.heatmap(concepts, block["title"]), concepts
     return frame, figure, more, claims
+
+
+def in_words(found: pd.DataFrame) -> list[str]:
+    """Correlations with their intervals."""
+    return [f"{r:.2f} [{a:.2f}, {b:.2f}]" for r, a, b in found[["rho", "low", "high"]].to_numpy()]
 
 
 def place_of(block: dict, row: dict) -> tuple[int, ...]:
@@ -128,7 +141,8 @@ def explained(job: Job, rows: list[dict]) -> pd.DataFrame:
             continue
         one = {"task": row["task"], "eraser": names[0], "finetune": names[1], "erase_seed": row["erase_seed"]}
         one |= {"finetune_seed": row["finetune_seed"], "role": row["role"], "n": row["estimates"]["gain"].n}
-        one["resurgence"] = row["estimates"]["gain"].value
+        values = [row["estimates"][state].value for state in ("base", "erased", "finetuned")]
+        one |= {"resurgence": row["estimates"]["gain"].value, "recovered": statistics.recovered_fraction(*values)}
         measured = steps[str(row["step"])]
         made.append(one | {f"{g}_{m}": value for g, values in measured.items() for m, value in values.items()})
     frame = pd.DataFrame(made)
