@@ -74,7 +74,7 @@ def test_values_are_those_of_the_last_step_and_the_median_over_seeds(results: Pa
     assert table.loc["b", ["erased", "resurgence", "came back"]].tolist() == ["90.0 -> 2.0", "0.0 [-1.0, 1.0]", "no"]
     assert table["retained"].tolist() == ["90.0 -> 86.0", "90.0 -> 82.0"]
     assert table["retained after"].tolist() == ["71.0", "42.0"]
-    assert table["came back"].tolist() == ["2 of 2", "no"]
+    assert table["came back"].tolist() == ["yes (2 of 2)", "no"]
     # seconds: the LoRAs count; sizes: that of the delta
     assert table["seconds"].tolist() == ["13.5", "0.5"] and table["MiB"].tolist() == ["2.0", "1.0"]
     assert "24.5 [19.0, 31.0], 2 runs: 25.0 ± 5.0" in text

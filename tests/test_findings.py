@@ -94,17 +94,23 @@ def spread(value: float, width: float) -> Estimate:
 )
 def test_verdict(expect: str, value: float, width: float, than: float, decided: bool | None) -> None:
     claim = Claim("", Cells(), expect, than=than)
-    assert findings.verdict(spread(value, width), claim, 0.95) is decided
+    assert findings.verdict(spread(value, width), 40, claim, 0.95) is decided
 
 
 @pytest.mark.parametrize(("images", "margin", "decided"), [(40, 5, None), (40, 10, True), (100, 5, True)])
 def test_none_of_few_images_does_not_mean_never(images: int, margin: float, decided: bool | None) -> None:
-    """0 of 40 images: up to 8.8 % of all would show in none of them with a chance of 2.5 %."""
-    never = Estimate(0.0, np.zeros(200), images, clusters=images)
-    reach = findings.possible(never, 0.95)[1]
+    """0 of 40 images: up to 8.8 % of all would show in none of them with a chance of 2.5 %. One of many decides no more
+    than none of as many does."""
+    once_seen = np.random.default_rng(0).binomial(images, 1 / images, 2000) * 100 / images
+    few = Estimate(100 / images, once_seen, images, clusters=images)
+    assert findings.possible(few, images, 0.95) == statistics.interval(few, 0.95)
+    never = Estimate(0.0, np.zeros(200), images, clusters=5)
+    reach = findings.possible(never, images, 0.95)[1]
     assert (1 - reach / 100) ** images == pytest.approx(0.025)
-    assert findings.verdict(never, Claim("", Cells(), "equal", margin=margin), 0.95) is decided
-    assert findings.verdict(never, Claim("", Cells(), "above", margin=margin), 0.95) is (False if decided else None)
+    assert findings.verdict(never, images, Claim("", Cells(), "equal", margin=margin), 0.95) is decided
+    assert findings.verdict(never, images, Claim("", Cells(), "above", margin=margin), 0.95) is (
+        False if decided else None
+    )
 
 
 def test_p_is_adjusted_within_the_last_steps_of_a_role(rows: list[dict]) -> None:
@@ -119,7 +125,7 @@ def test_p_is_adjusted_within_the_last_steps_of_a_role(rows: list[dict]) -> None
 
 
 def test_no_interval_decides_nothing() -> None:
-    assert findings.verdict(Estimate(3.0, np.array([]), 4), Claim("", Cells(), "above"), 0.95) is None
+    assert findings.verdict(Estimate(3.0, np.array([]), 4), 4, Claim("", Cells(), "above"), 0.95) is None
 
 
 def test_judged_compares_the_cells_it_names(rows: list[dict]) -> None:

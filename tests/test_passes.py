@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
+import typing
 from dataclasses import asdict
 
 import pytest
 import torch
 
+from resurgence.costs import SHARES
 from resurgence.declared import config_class, methods
 from resurgence.erasers import EraserData
-from resurgence.optimisation import Optimisation
+from resurgence.optimisation import Optimisation, Selection
 from resurgence.passes import once, passes
 from slow import TASK, pipeline
 
@@ -29,11 +31,11 @@ CASES = [
     ("fmn", {}),
     ("doco", {"warmup": 0}),
     ("doco", {"warmup": 0, "anchor_from": "frozen"}),
-    ("salun", {}),
+    ("salun", {"mask_guidance": 0.0, "mask_steps": 3}),
     ("erasediff", {"inner_steps": 2}),
     ("erasediff", {"inner_steps": 0}),
     ("scissorhands", {"forget": "pseudo"}),
-    ("scissorhands", {}),
+    ("scissorhands", {"saliency_guidance": 7.5}),
 ]
 WAYS_BACK = 4  # of DoCo, which no forward pass shows
 
@@ -67,10 +69,12 @@ def test_passes_are_those_of_a_run(method: str, settings: dict) -> None:
     told = asdict(config_class(methods()[method])(**{"batch": 2, "steps": 4, **settings}))
     graded, plain = passes(methods()[method], told, len(TASK.erase))
     assert (step[True], step[False]) == (graded, plain - (WAYS_BACK if method == "doco" else 0))
-    if "trajectories" in told:
-        assert once(told, len(TASK.erase), len(TASK.retain)) == two[False] - 4 * step[False]
-    else:
-        assert once(told, 2, 2) == 0
+    before = once(told, len(TASK.erase), len(TASK.retain))
+    assert before == (two[True] - 4 * step[True], two[False] - 4 * step[False])
+
+
+def test_every_selection_has_a_size() -> None:
+    assert set(SHARES) == set(typing.get_args(Selection))
 
 
 def test_every_trained_eraser_is_counted() -> None:

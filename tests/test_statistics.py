@@ -121,7 +121,8 @@ def test_p_value_beyond_all_replicates_and_without_variation() -> None:
     p = statistics.p_value(statistics.Estimate(6.0, draws, 100, clusters=10))
     t = (6.0 / 1.0) * np.sqrt(9 / 10)
     assert p == pytest.approx(2 * scipy.stats.t.sf(t, 9), rel=0.2) and p < 1e-3
-    assert math.isnan(statistics.p_value(statistics.Estimate(0.0, np.zeros(2000), 40, clusters=40)))
+    never, always = (statistics.Estimate(v, np.full(2000, v), 40, clusters=40) for v in (0.0, 100.0))
+    assert statistics.p_value(never) == pytest.approx(1.0) and 0 < statistics.p_value(always) < 5e-3
 
 
 def test_holm_is_its_definition() -> None:

@@ -32,7 +32,6 @@ WHOLE = ("tables", "figures", "experiments", "cost", "report.html", "erased", "f
 WITH_IMAGES = ("grids", "data", "images")
 EPOCH = 315532800  # 1980-01-01: no time of change depends on the machine
 OMITTED = "omitted.json"
-KEPT = ("tables", "figures", "experiments", "scores")  # of results/, in a reference
 LARGE = ("features.safetensors",)  # of the scores, eleven times what the scores are: a reference leaves them out
 
 
@@ -40,7 +39,12 @@ def tree(place: Path) -> list[Path]:
     """A file, or all files below a folder but caches and unfinished artefacts."""
     found = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
     hidden = ("__pycache__", ".egg-info")
-    return [p for p in found if not any(part.endswith(hidden) or part.startswith(".") for part in p.parts)]
+
+    def shown(path: Path) -> bool:
+        parts = path.relative_to(place.parent).parts
+        return not any(part.endswith(hidden) or part.startswith(".") for part in parts)
+
+    return [path for path in found if shown(path)]
 
 
 def results(root: Path, images: bool) -> tuple[list[Path], list[str]]:
@@ -63,15 +67,33 @@ def results(root: Path, images: bool) -> tuple[list[Path], list[str]]:
 def write_reference(out: Path, root: Path = Path()) -> int:
     """Copy tables, experiments and scores of a finished study to out/results; returns the bytes of all files.
 
+    Scores of other studies in the same tree stay out.
+
     Raises:
         FileNotFoundError: the study is not finished. FileExistsError: `out` holds a reference already.
     """
+    from resurgence.stages.tables import entry
+
     place = root / RESULTS
     if not (place / "tables" / "made.json").is_file():
         raise FileNotFoundError(f"{place}/tables is not finished; run `make study` first")
     if (out / RESULTS).exists():
         raise FileExistsError(f"{out / RESULTS} exists; remove it, or name another folder")
-    found = [path for name in KEPT if (place / name).exists() for path in tree(place / name)]
+    block = read_manifest(place / "tables" / "made.json")["parameters"]
+    scores = {root / entry(block, model)["path"] for model in block["models"]}  # of this study, if several ran here
+    results = place / "experiments" / "made.json"
+    named = read_manifest(results)["parameters"]["experiments"] if results.is_file() else ()
+    experiments = [results.parent / name for name in named]
+    pages = [results, results.parent / "results.md"] if named else []
+    kept = [
+        place / "tables",
+        place / "figures",
+        *experiments,
+        *pages,
+        *scores,
+        *(p.parent / "geometry" for p in scores),
+    ]
+    found = [path for part in kept if part.exists() for path in tree(part)]
     omitted = sorted(path.relative_to(place).as_posix() for path in found if path.name in LARGE)
     temporary = out / f".{RESULTS}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)

@@ -63,7 +63,7 @@ def compare(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str, cost: pd
             "fine-tune": label(finetune, finetune_variant),
             "comes to": number(erase["finetuned_value"].median()),
             "resurgence": gain(erase, seeds),
-            "came back": verdict(erase),
+            "came back": verdict(erase, seeds),
             "retained after": number(retain["finetuned_value"].median()),
             "seconds": number(seconds),
             "MiB": number(size),

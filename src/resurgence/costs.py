@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 RATES = Path("workflow/rates.yaml")
 PNG = 2.0  # bytes a pixel of a lossless image, about
 KV, XATTN = 0.0223, 0.051  # of the UNet's parameters: keys and values, all projections of the cross-attentions
-TEXT = 0.143  # of the UNet's parameters: the text encoder of SD 1.4; that of SD 2.1 is 0.39
+# what `parameters` selects, as a share of the UNet's; the text encoder is that of SD 1.4, of SD 2.1 it is 0.39
+SHARES = {"xattn": XATTN, "xattn-kv": KV, "selfattn": XATTN, "attention": 2 * XATTN, "noxattn": 1 - XATTN}
+SHARES |= {"noxattn-official": 1 - XATTN, "full": 1.0, "text-encoder": 0.143}
 SETS = {"concept_images": "concept_images", "anchor_images": "anchor_images", "retained_images": "retained_images"}
 
 
@@ -150,11 +152,10 @@ class Coster:
         if "batch" not in settings:
             return Cost(bytes=KV * unet)
         erased, retained = (len(block["task"].get(role, ())) for role in ("erase", "retain"))
-        graded, plain = passes(block["method"], settings, erased)
-        step = settings["batch"] * (graded * self.work.full + plain * self.work.unet)
-        tflop = settings["steps"] * step + once(settings, erased, retained) * self.work.unet
-        share = {"full": 1.0, "noxattn": 1 - XATTN, "xattn-kv": KV, "text-encoder": TEXT}
-        share = share.get(settings["parameters"], XATTN)
+        samples = settings["steps"] * settings["batch"]
+        counts = zip(passes(block["method"], settings, erased), once(settings, erased, retained), strict=True)
+        graded, plain = (samples * step + before for step, before in counts)
+        tflop, share = graded * self.work.full + plain * self.work.unet, SHARES[settings["parameters"]]
         return Cost(self.time(tflop, settings["precision"]), bytes=share * unet)
 
     def finetune(self, block: Mapping[str, Any]) -> Cost:

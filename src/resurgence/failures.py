@@ -89,19 +89,20 @@ def failures(text: str) -> list[Failure]:
             continue  # what the Snakemake inside of the SLURM job printed: the job's log is part of this text
         found.pop(output, None)
         found[output] = failure(text, rule, field(block, "jobid"), output, tuple(map(Path, names)), slurm)
-    for log, body in GROUP.findall(text):
-        jobs = MEMBER.findall(body)
+    for group in GROUP.finditer(text):
+        log, jobs = group.group(1) or "", MEMBER.findall(group.group(2))
+        before = re.sub("^ +Job ", "Job ", text[: group.start()], flags=re.MULTILINE)  # what it told when they began
         # which job ended its group is told by the Snakemake inside only; where that said nothing, all have failed
         for rule, number, output, own in [job for job in jobs if job[2] in found] or jobs:
             found.pop(output, None)
             logs = tuple(Path(name) for name in (own, log) if name)
-            found[output] = failure(text, rule, number, output, logs, Path(log).stem or None)
+            found[output] = failure(before, rule, number, output, logs, Path(log).stem or None)
     return list(found.values())
 
 
 def message(text: str, number: str | None) -> str | None:
     """What a job is, in the words of the study."""
-    found = re.search(rf"^ *Job {number}: (.+)$", text, flags=re.MULTILINE)
+    found = re.search(rf"^Job {number}: (.+)$", text, flags=re.MULTILINE)
     return found.group(1) if found else None
 
 

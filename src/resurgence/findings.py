@@ -140,39 +140,39 @@ def half_rows(rows: Sequence[Mapping[str, Any]], level: float) -> pd.DataFrame:
     )
 
 
-def quantity(rows: Sequence[Mapping[str, Any]], cells: Cells, value: str) -> Estimate:
-    """The mean over some rows of base, erased, finetuned or resurgence.
+def quantity(rows: Sequence[Mapping[str, Any]], cells: Cells, value: str) -> tuple[Estimate, int]:
+    """The mean over some rows of base, erased, finetuned or resurgence, and of how many images, seeds counted once.
 
     Rows of several tasks have draws of their own, which are independent and may be put together in any order.
     """
     state = "gain" if value == "resurgence" else value
-    chosen = [row[state] for row in rows if cells.holds(dict(row))]
+    chosen = [row for row in rows if cells.holds(dict(row))]
     if not chosen:
         raise LookupError(f"no row holds {asdict(cells)}")
-    return statistics.mean_of(chosen)
+    return statistics.mean_of([row[state] for row in chosen]), sum(row["gain"].n // row["runs"] for row in chosen)
 
 
-def possible(estimate: Estimate, level: float) -> tuple[float, float]:
-    """The interval; where every replicate is the same (0 % of all images, say), what so many clusters can exclude.
+def possible(estimate: Estimate, images: int, level: float) -> tuple[float, float]:
+    """The interval; where every replicate is the same (0 % of all images, say), what so many images can exclude.
 
-    Then the data hold no variation, and a true share p of a percentage shows in none of G clusters with a chance of
-    (1 - p)^G: the interval is the value +- 100 (1 - ((1 - level) / 2)^(1 / G)).
+    Then the data hold no variation, not even between concepts, and a true share p of a percentage shows in none of G
+    images with a chance of (1 - p)^G: the interval is the value +- 100 (1 - ((1 - level) / 2)^(1 / G)).
     """
     low, high = statistics.interval(estimate, level)
     if math.isnan(low) or estimate.method != "bootstrap" or np.ptp(estimate.replicates) > 0:
         return low, high
-    reach = 100 * (1 - ((1 - level) / 2) ** (1 / max(1, estimate.clusters)))
+    reach = 100 * (1 - ((1 - level) / 2) ** (1 / max(1, images)))
     return estimate.value - reach, estimate.value + reach
 
 
-def verdict(estimate: Estimate, claim: Claim, level: float) -> bool | None:
+def verdict(estimate: Estimate, images: int, claim: Claim, level: float) -> bool | None:
     """Whether the number agrees with the claim (True), contradicts it (False), or decides nothing (None).
 
     Above and below: the interval lies on that side of `than`; it contradicts when it lies below (above) the margin, so
     that at most a difference too small to matter is left. Equal: it lies within the margin; it contradicts when it
     lies outside of it.
     """
-    low, high = (end - claim.than for end in possible(estimate, level))
+    low, high = (end - claim.than for end in possible(estimate, images, level))
     if math.isnan(low):
         return None
     if claim.expect == "equal":
@@ -187,14 +187,15 @@ def judged(rows: Sequence[Mapping[str, Any]], claims: Iterable[Claim], level: fl
     """One row a claim: the sentence, what is compared, our number with its interval, the verdict."""
     made = []
     for claim in claims:
-        estimate = quantity(rows, claim.of, claim.value)
+        estimate, images = quantity(rows, claim.of, claim.value)
         if claim.against is not None:
-            estimate = statistics.difference(estimate, quantity(rows, claim.against, claim.value))
-        low, high = possible(estimate, level)
+            other, own = quantity(rows, claim.against, claim.value)
+            estimate, images = statistics.difference(estimate, other), min(images, own)
+        low, high = possible(estimate, images, level)
         made.append({
             "claim": claim.says, "compared": compared(claim), "value": float(f"{estimate.value:.6g}"),
             "low": float(f"{low:.6g}"), "high": float(f"{high:.6g}"), "n": estimate.n,
-            "verdict": VERDICTS[verdict(estimate, claim, level)],
+            "verdict": VERDICTS[verdict(estimate, images, claim, level)],
         })  # fmt: skip
     return pd.DataFrame(made, columns=["claim", "compared", "value", "low", "high", "n", "verdict"])
 

@@ -107,10 +107,9 @@ def correlations(
 def within_tasks(cells: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
     """Each column as ranks within its task, from 0 to 1: what is left of a relation when tasks are not compared.
 
-    Tasks with fewer than three rows are left out.
+    Tasks with fewer than three erasers are left out: within them there is little but the spread over seeds.
     """
-    sizes = cells.groupby("task")["task"].transform("size")
-    kept = cells[sizes >= 3].copy()
+    kept = cells[cells.groupby("task")["eraser"].transform("nunique") >= 3].copy()
     for column in columns:
         groups = kept.groupby("task")[column]
         kept[column] = (groups.rank() - 0.5) / groups.transform("count")

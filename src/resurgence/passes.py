@@ -78,9 +78,13 @@ def passes(method: str, settings: Settings, concepts: int) -> Passes:
     return STEP[name](settings, concepts) if method == f"resurgence.erasers.{name}" and name in STEP else (1, 2)
 
 
-def once(settings: Settings, erased: int, retained: int) -> float:
-    """UNet passes before the training, without gradient."""
-    if "trajectories" not in settings or settings.get("x_t", settings.get("z_t", "base")) != "base":
-        return 0.0
-    more = pooled(settings, retained, "retain_trajectories") if "retain_trajectories" in settings else 0.0
-    return pooled(settings, erased) + more
+def once(s: Settings, erased: int, retained: int) -> Passes:
+    """Samples that pass the UNet before the training, with gradient (masks, trimming) and without (trajectories)."""
+    graded = plain = 0.0
+    for phase in ("mask", "saliency"):
+        if f"{phase}_steps" in s:
+            graded += s[f"{phase}_steps"] * s["batch"] * (2 if s[f"{phase}_guidance"] else 1)
+    if "trajectories" in s and s.get("x_t", s.get("z_t", "base")) == "base":
+        plain += pooled(s, erased)
+        plain += pooled(s, retained, "retain_trajectories") if "retain_trajectories" in s else 0.0
+    return graded, plain

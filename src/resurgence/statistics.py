@@ -154,15 +154,15 @@ def p_value(estimate: Estimate) -> float:
     """Two-sided p of "the true value is 0": 1 minus the level at which the bootstrap interval would begin to hold 0.
 
     Where no replicate lies beyond 0, the tail is that of a normal distribution with their deviation, so that enough of
-    it is left to be adjusted for the number of tests. NaN for a jackknife, and where all replicates are the same: then
-    the data hold no variation.
+    it is left to be adjusted for the number of tests. Where all replicates are the same, no tail is known: 1 for a
+    value of 0, else what so many replicates allow. NaN for a jackknife or without replicates.
     """
     replicates = estimate.replicates[np.isfinite(estimate.replicates)]
-    if not len(replicates) or estimate.method != "bootstrap" or np.ptp(replicates) == 0:
+    if not len(replicates) or estimate.method != "bootstrap":
         return math.nan
     beyond = min((replicates <= 0).sum(), (replicates >= 0).sum())
     share = (1 + beyond) / (len(replicates) + 1)
-    if not beyond:
+    if not beyond and np.ptp(replicates) > 0:
         share = min(share, float(scipy.stats.norm.sf(abs(replicates.mean()) / replicates.std())))
     if estimate.clusters < 2:
         return float(min(1.0, 2 * share))

@@ -47,6 +47,14 @@ def last_steps(resurgence: pd.DataFrame) -> pd.DataFrame:
     return resurgence[resurgence["step"] == resurgence.groupby(keys)["step"].transform("max")]
 
 
+def together(rows: pd.DataFrame, seeds: pd.DataFrame) -> pd.Series | None:
+    """The row of seeds.csv for several runs of a cell, the one row itself for one run; None without any."""
+    if len(rows) < 2:
+        return rows.iloc[0] if len(rows) else None
+    keys = [*CELL, "step", "role", "metric"]
+    return seeds[(seeds[keys] == rows.iloc[0][keys]).all(axis=1)].iloc[0]
+
+
 def gain(rows: pd.DataFrame, seeds: pd.DataFrame) -> str:
     """Resurgence of one cell and role with its interval; of several seeds the mean, and their median and largest
     deviation.
@@ -54,10 +62,7 @@ def gain(rows: pd.DataFrame, seeds: pd.DataFrame) -> str:
     Args:
         rows: of resurgence.csv, one a seed. seeds: seeds.csv.
     """
-    found = rows.iloc[0] if len(rows) else None
-    if len(rows) > 1:
-        keys = [*CELL, "step", "role", "metric"]
-        found = seeds[(seeds[keys] == rows.iloc[0][keys]).all(axis=1)].iloc[0]
+    found = together(rows, seeds)
     if found is None:
         return "-"
     value = found["resurgence_mean" if len(rows) > 1 else "resurgence"]
@@ -68,12 +73,13 @@ def gain(rows: pd.DataFrame, seeds: pd.DataFrame) -> str:
     return f"{told}, {len(rows)} runs: {spread}"
 
 
-def verdict(rows: pd.DataFrame) -> str:
+def verdict(rows: pd.DataFrame, seeds: pd.DataFrame) -> str:
     """Whether the interval lies above 0 (yes), below (less), or around it (no); over seeds, in how many runs above."""
-    above, below = (rows["resurgence_low"] > 0).sum(), (rows["resurgence_high"] < 0).sum()
-    if len(rows) > 1:
-        return f"{above} of {len(rows)}"
-    return "yes" if above else "less" if below else "no"
+    found = together(rows, seeds)
+    if found is None:
+        return "-"
+    word = "yes" if found["resurgence_low"] > 0 else "less" if found["resurgence_high"] < 0 else "no"
+    return word if len(rows) == 1 else f"{word} ({(rows['resurgence_low'] > 0).sum()} of {len(rows)})"
 
 
 def way(rows: pd.DataFrame) -> str:
@@ -96,7 +102,7 @@ def headline(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str) -> pd.D
         for role in [role for role in ("erase", "all") if role in parts]:
             row[ROLES[role]], row["resurgence"] = way(parts[role]), gain(parts[role], seeds)
             if metric.startswith(("recogniser", "clip", "celebrity_acc")):
-                row["came back"] = verdict(parts[role])
+                row["came back"] = verdict(parts[role], seeds)
             row["recovered"] = number(parts[role]["recovered_fraction"].median())
         row |= {ROLES[role]: way(part) for role, part in parts.items() if role not in ("erase", "all")}
         rows.append(row)
@@ -185,7 +191,8 @@ def markdown(resurgence: pd.DataFrame, seeds: pd.DataFrame, draws: pd.DataFrame,
     if runs > 1:
         parts.append(
             f"Cells with several seeds (up to {runs} runs): medians over the seeds; of the resurgence the mean with "
-            "its interval over concepts, then median ± largest deviation. All of it is in seeds.csv."
+            "its interval over concepts, then median ± largest deviation; `came back` (in how many runs alone)."
+            " All of it is in seeds.csv."
         )
     how = (
         "Bootstrap of the mean, resampling whole clusters, percentiles expanded to Student's t; leave-one-out for the "

@@ -134,7 +134,7 @@ def test_short_jobs_of_all_tasks_are_one(cluster: Cluster, fresh: Tree, tmp_path
     tree.edit("tests/small.yaml", "names: [pets]", "names: [pets, beasts]")
     broken = Tree(clone(tree.root, tmp_path / "broken"))
     made = [f"results/data/small/{task}/moments/manifest.json" for task in tasks]
-    wanted = [*options("--cores", "1", "--retries", "0", target=made[0]), made[1]]  # the nodes have one core each
+    wanted = [*options("--retries", "0", target=made[0]), made[1]]
     finish(tree, start(tree, wanted, cluster.environment))
     assert [job.state for job in cluster.jobs(tree)] == ["COMPLETED"]
     assert all((tree.root / file).is_file() for file in made)

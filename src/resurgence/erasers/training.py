@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from resurgence.bases import exact
 from resurgence.erasers.attention import attention_loss, projections
 from resurgence.erasers.lora import Lora, adapted, unstack
 from resurgence.latents import add_noise
@@ -170,7 +171,7 @@ def train_concepts(
         raise ValueError(f"no masks for {[c.name for c in concepts if c.masks is None]}; make masks for every concept")
     loras, curves, done, chunk = {}, {}, 0, cfg.chunk
     alphas_bar = alphas_bar.to(unet.device)
-    with frozen(unet):
+    with exact(unet.device), frozen(unet):
         while done < len(concepts):
             try:
                 new, curve = train_chunk(unet, alphas_bar, concepts[done : done + chunk], cfg, seed)

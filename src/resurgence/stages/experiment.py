@@ -96,7 +96,7 @@ def measured(job: Job) -> tuple[pd.DataFrame, Figure, list[str], pd.DataFrame]:
             "within tasks": correlations(within_tasks(frame, ["resurgence", *columns]), "resurgence", columns, *draws),
             "with the recovered share": correlations(frame, "recovered", columns, *draws),
         }
-        told = found[["measure", "n", "clusters"]].assign(rho=in_words(found))
+        told = found[["measure", "clusters"]].assign(rho=in_words(found))
         told = told.assign(**{name: in_words(other) for name, other in others.items()})
         more += ["Spearman's rank correlation with resurgence over the fine-tuned models; those of one eraser and task "
                  "are resampled together. Within tasks: of ranks within each task, so that no task is compared with "
@@ -117,8 +117,8 @@ def measured(job: Job) -> tuple[pd.DataFrame, Figure, list[str], pd.DataFrame]:
 
 
 def in_words(found: pd.DataFrame) -> list[str]:
-    """Correlations with their intervals."""
-    return [f"{r:.2f} [{a:.2f}, {b:.2f}]" for r, a, b in found[["rho", "low", "high"]].to_numpy()]
+    """Correlations with their intervals, and the number of models."""
+    return [f"{r:.2f} [{a:.2f}, {b:.2f}], n {n:.0f}" for r, a, b, n in found[["rho", "low", "high", "n"]].to_numpy()]
 
 
 def place_of(block: dict, row: dict) -> tuple[int, ...]:
