@@ -17,7 +17,7 @@ from resurgence.config import ConfigError, load_task, make_task, read_yaml
 from resurgence.declared import PACKAGE, config_class, methods, needs
 from resurgence.erasers import EraserData
 from resurgence.settings import make_method
-from resurgence.study import load_study, make_study, merge, printed, split
+from resurgence.study import Erasure, load_study, make_study, merge, printed, split
 
 ROOT = Path(__file__).parents[1]
 TASK = {
@@ -239,6 +239,20 @@ def test_variant_mapping_reaches_the_block_of_that_variant_only(config: dict[str
     study = make_study(config, tmp_path)
     mapped = [blocks.erase(study, e)["task"]["mapping"] for e in study.erasures() if e.eraser == "uce"]
     assert mapped == [{"ship": "ground", "cat": "ground"}, {"ship": "object", "cat": "object"}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "use", "masked"), [("object", True, True), ("object", False, False), ("style", True, False)]
+)
+def test_masks_are_wanted_where_they_are_read(
+    config: dict[str, Any], tmp_path: Path, kind: str, use: bool, masked: bool
+) -> None:
+    write_world(tmp_path, TASK | {"kind": kind})
+    put(config, "erasers.mace.use_masks", use)
+    config["moments"] = {"prior": "general.txt", "domain": {kind: "closed_form.txt"}}
+    study = make_study(config, tmp_path)
+    assert ("masks" in blocks.reads(study, Erasure("pets", "mace", "default", 0))) == masked
+    assert "masks" not in blocks.reads(study, Erasure("pets", "uce", "default", 0))
 
 
 def test_limits_choose_cells(config: dict[str, Any], tmp_path: Path) -> None:

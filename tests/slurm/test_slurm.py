@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shutil
@@ -136,8 +137,11 @@ def test_short_jobs_of_all_tasks_are_one(cluster: Cluster, fresh: Tree, tmp_path
     made = [f"results/data/small/{task}/moments/manifest.json" for task in tasks]
     wanted = [*options("--retries", "0", target=made[0]), made[1]]
     finish(tree, start(tree, wanted, cluster.environment))
-    assert [job.state for job in cluster.jobs(tree)] == ["COMPLETED"]
+    (job,) = cluster.jobs(tree)
+    assert job.state == "COMPLETED" and "NumCPUs=1" in job.text  # one after the other
     assert all((tree.root / file).is_file() for file in made)
+    ends = [json.loads((tree.root / file).with_name("run.json").read_text())["seconds"] for file in made]
+    assert (job.end - job.start).total_seconds() > sum(ends)
 
     weights = broken.root / "data/small/base/text_encoder/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
