@@ -45,8 +45,8 @@ def picture(source: Path, out: Path) -> None:
 
 def section(rows: pd.DataFrame, eraser: str, grids: Path) -> str:
     """The section of a method: its rows and its grids of erased concepts."""
-    parts = ["## On the miniature", "Medians over three seeds, from [all erasers](../results.md#all-erasers).",
-             markdown_table(rows.drop(columns="eraser"))]  # fmt: skip
+    told = "From [all erasers](../results.md#all-erasers), where the columns are explained; three seeds."
+    parts = ["## On the miniature", told, markdown_table(rows.drop(columns="eraser"))]
     for task in dict.fromkeys(rows["task"]):
         name = f"images/{eraser}-{task}.png"
         picture(grids / task / eraser / "erase.png", DOCS / "methods" / name)
