@@ -19,7 +19,7 @@ from resurgence.summary import markdown_table
 
 DOCS = Path(__file__).parents[1]
 MARKS = "<!-- results -->", "<!-- end of results -->"
-COLOURS = 96  # of a picture: a quarter of the bytes, and no difference that one sees
+COLOURS = 96  # of a picture: a quarter of the bytes; the shades are a little coarser
 
 
 def replace(page: Path, text: str) -> None:
