@@ -69,6 +69,8 @@ rule all:
 onstart:
     check_present(STUDY, {job.rule.name for job in workflow.dag.needrun_jobs()})
     recovery.claim(Path())
+    if workflow.local_exec and not GPU:
+        warm.start(PYTHONPATH, THREADS)
 
 
 onerror:

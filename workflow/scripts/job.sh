@@ -17,7 +17,11 @@ python() {
     command python -m resurgence.intact "${artefacts[@]}" || exit 1
   fi
   if one_of "${RESURGENCE_GPU_STAGES:-}" "$*"; then take_device; fi
-  command python "$@"
+  if [ -n "${WRITER:-}" ] && [ -S .snakemake/warm ]; then
+    command python -I -S "$RESURGENCE_WARM_CLIENT" "$@"
+  else
+    command python "$@"
+  fi
 }
 
 # A job that a killed Snakemake left behind may still write: a second writer waits for it, then gives up.
