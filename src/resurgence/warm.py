@@ -6,8 +6,8 @@ fork gets environment, open files and arguments of the command and runs the modu
 sources of this package anew: the server imports libraries only, with the first job. The server ends with Snakemake,
 and what it still runs is asked to save its state and leave.
 
-Not with a GPU: a library that has looked for one in the server would spoil it for the forks. Jobs of a GPU take minutes,
-not seconds. RESURGENCE_WARM=0 turns it off.
+Not with a GPU: a library that has looked for one in the server would spoil it for the forks. Its jobs take minutes, not
+seconds. RESURGENCE_WARM=0 turns it off.
 """
 
 from __future__ import annotations
