@@ -3,7 +3,8 @@
     python tests/slurm/chaos.py --kills 200 --seed 1 [--slurm] FOLDER        prints what was killed, and the digests
 
 A kill is drawn from the seed: the moment, what is hit (the Snakemake that the user started, a job, a shell between the
-two, on SLURM also a node's daemon) and how (SIGKILL, or SIGTERM for one in four). Then `resurgence resume`.
+two; on this machine also the server of warm starts or a fork of it, on SLURM a node's daemon) and how (SIGKILL, or
+SIGTERM for one in four). Then `resurgence resume`.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Chaos:
 
     def processes(self) -> dict[str, list[int]]:
         """Processes of the tree by what they are."""
-        found: dict[str, list[int]] = {"job": [], "shell": []}
+        found: dict[str, list[int]] = {"job": [], "shell": [], "warm": []}
         for place in Path("/proc").glob("[0-9]*"):
             try:
                 inside = (place / "cwd").resolve() == self.tree.root.resolve()
@@ -66,6 +67,8 @@ class Chaos:
                 continue
             if inside and "resurgence.stages." in " ".join(words):
                 found["shell" if "bash" in words[0] else "job"].append(int(place.name))
+            if inside and "resurgence.warm" in words:
+                found["warm"].append(int(place.name))
         return {kind: pids for kind, pids in found.items() if pids}
 
     def kill(self, draw: random.Random, snakemake: subprocess.Popen) -> str | None:
@@ -101,7 +104,7 @@ class Chaos:
     def wait(self, process: subprocess.Popen, seconds: float, until_job: bool = False) -> None:
         """Wait so long, or until the run ends, or until a job runs."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end and process.poll() is None and not (until_job and self.processes()):
+        while time.monotonic() < end and process.poll() is None and not (until_job and "job" in self.processes()):
             time.sleep(0.1)
 
     def after(self, what: str, process: subprocess.Popen) -> None:
@@ -130,6 +133,7 @@ class Chaos:
         process = self.run()
         code = process.wait(1800)
         assert code == 0, (self.tree.root / "run.log").read_text()[-8000:]
+        time.sleep(1)  # the server of warm starts sees that Snakemake has ended
         assert not self.processes() and state_of(process.pid) in ("", "Z")
         return digests(self.tree)
 
