@@ -15,7 +15,7 @@ from resurgence.bases import DELTA_FILE, apply_delta, load_delta, lora_delta
 from resurgence.config import build
 from resurgence.erasers import EraserData
 from resurgence.erasers.lora import WEIGHTS, load_loras
-from resurgence.erasers.spm import Adapted, Membranes, Spm, SpmConfig, anchor, erase, transport_strength
+from resurgence.erasers.spm import Adapted, Membranes, Spm, SpmConfig, anchor, erase
 from resurgence.erasers.trainer import samples
 from slow import KINDS, TASK, ddim, embed, pipeline, predicted, relative, same, snapshot, unet_with, worst
 
@@ -266,23 +266,6 @@ def test_no_anchors(plain):
     found, shown = Spm(student, TASK, cfg, 0).gradient(0)
     assert float(shown["anchoring"]) == 0 and float(shown["loss"]) == float(shown["erasing"]) > 0
     assert any(float(g.abs().max()) > 0 for g in found)
-
-
-def test_transport_strength(pipe):
-    prompts, concepts = ["the ship", "a photo of the ship", "the bird", "the dog and the old cat"], ["ship", "old cat"]
-    sentence = transport_strength(pipe, prompts, concepts, "sentence")
-    for i, p in enumerate(prompts):
-        for j, c in enumerate(concepts):
-            a, b = embed(pipe, p).flatten(), embed(pipe, c).flatten()
-            assert float(sentence[i, j]) == pytest.approx(float((a @ b / (a.norm() * b.norm())).detach()), abs=1e-5)
-    tokens = transport_strength(pipe, prompts, concepts, "tokens")
-    words = {c: set(pipe.tokenizer(c, add_special_tokens=False).input_ids) for c in (*prompts, *concepts)}
-    assert tokens.tolist() == [
-        [pytest.approx(len(words[p] & words[c]) / len(words[c])) for c in concepts] for p in prompts
-    ]
-    assert tokens[1, 0] == tokens[3, 1] == 1 and tokens[2, 0] < 1  # every token of the concept is in the prompt
-    assert torch.equal(transport_strength(pipe, prompts, concepts), torch.maximum(sentence, tokens))
-    assert transport_strength(pipe, ["old cat"], ["old cat"], "sentence").item() == pytest.approx(1, abs=1e-5)
 
 
 def test_training_lowers_both_terms_together(plain, tmp_path):

@@ -224,9 +224,21 @@ def sample(args: Namespace) -> None:
     if args.roles:
         rows = rows[rows["role"].isin(args.roles)].reset_index(drop=True)
     parameters = described(args, settings=cfg, precision=args.precision, roles=args.roles or "all")
-    given, used = inputs(args, task=args.task, general=args.general), run_by("resurgence.prompts", "resurgence.sample")
-    with write_artefact(args.out, "image set", parameters, given, used, {}, {"images": len(rows)}) as folder:
-        write_image_set(folder / "images.parquet", rows, run(load(args, args.precision), rows, cfg))
+    given, modules = inputs(args, task=args.task, general=args.general), ["resurgence.prompts", "resurgence.sample"]
+    adapters = {}
+    if args.adapters is not None:
+        from resurgence.erasers.lora import load_loras
+        from resurgence.erasers.transport import sample_opened
+
+        adapters = load_loras(args.adapters, task.erase)
+        parameters, given = {**parameters, "transport": args.transport}, {**given, "adapters": args.adapters}
+        modules.append("resurgence.erasers.transport")
+    with write_artefact(
+        args.out, "image set", parameters, given, run_by(*modules), {}, {"images": len(rows)}
+    ) as folder:
+        pipe = load(args, args.precision)
+        made = sample_opened(pipe, rows, cfg, adapters, args.transport) if adapters else run(pipe, rows, cfg)
+        write_image_set(folder / "images.parquet", rows, made)
 
 
 def score(args: Namespace) -> None:

@@ -42,6 +42,8 @@ LIBRARIES = {
     "scipy.stats": (),
 }
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # read when libraries are loaded
+MOST_FILES = 64  # of a client
+PATIENCE = 10.0  # seconds that a client may take to say what it wants
 HIGH = 512  # file numbers below are free for the job
 PR_SET_PDEATHSIG = 1
 
@@ -55,6 +57,7 @@ class Job:
     words: list[str]  # -m MODULE ARGUMENTS...
     environment: dict[str, str]
     files: list[int]  # numbers that the received files have in the client
+    ignored: list[int]  # signals that the client ignores, as under nohup
     received: list[int] = field(repr=False)
 
 
@@ -64,7 +67,7 @@ def start(pythonpath: str, threads: int) -> None:
     Args:
         pythonpath: of the jobs. threads: of each job.
     """
-    if os.environ.get("RESURGENCE_WARM") == "0" or not hasattr(os, "pidfd_open"):
+    if os.environ.get("RESURGENCE_WARM") == "0" or not can_watch():
         return
     SOCKET.parent.mkdir(exist_ok=True)
     SOCKET.unlink(missing_ok=True)
@@ -76,24 +79,49 @@ def start(pythonpath: str, threads: int) -> None:
         _held.append(subprocess.Popen(command, **told, env=environment, start_new_session=True))
 
 
+def can_watch() -> bool:
+    """Whether this system tells of the end of a process by a file."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
 def receive(client: socket.socket) -> Job:
-    """Read a command and its open files."""
-    head, received, _, _ = socket.recv_fds(client, 8, 64)
-    size, body = int.from_bytes(head, "big"), b""
-    while len(body) < size:
-        if not (part := client.recv(size - len(body))):
-            raise ConnectionError("the client has gone")
-        body += part
-    return Job(**json.loads(body), received=received)
+    """Read a command and its open files.
+
+    Raises:
+        OSError, ValueError: the client has gone, stalls, or has more files than one message carries.
+    """
+    client.settimeout(PATIENCE)
+    head, received, _, _ = socket.recv_fds(client, 8, MOST_FILES)
+    try:
+        size, body = int.from_bytes(head, "big"), b""
+        while len(body) < size:
+            if not (part := client.recv(size - len(body))):
+                raise ConnectionError("the client has gone")
+            body += part
+        job = Job(**json.loads(body), received=received)
+        if not job.words or len(job.files) != len(received):
+            raise ValueError(f"{len(received)} of {len(job.files)} files came")
+    except (OSError, ValueError, TypeError):
+        for file in received:
+            os.close(file)
+        raise
+    client.settimeout(None)
+    return job
 
 
 def import_libraries() -> None:
     """Import what the jobs would import; a library that is missing is missed by the job that needs it."""
     for name, lazy in LIBRARIES.items():
-        with contextlib.suppress(ImportError, AttributeError):
+        try:
             module = importlib.import_module(name)
             for part in lazy:
                 getattr(module, part)
+        except Exception as error:
+            print(f"{name} is not imported beforehand: {error}", file=sys.stderr, flush=True)
 
 
 def become(job: Job, server: int) -> None:
@@ -108,9 +136,11 @@ def become(job: Job, server: int) -> None:
         os.close(file)
     os.environ.clear()
     os.environ.update(job.environment)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in job.ignored:
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(job.words[1].rpartition(".")[2])  # what `top` shows
     if "torch" in sys.modules and (threads := job.environment.get("OMP_NUM_THREADS")):
@@ -118,21 +148,21 @@ def become(job: Job, server: int) -> None:
 
 
 class Server:
-    """The process that forks. No threads, and no look at a device: forks could not use what they would inherit."""
+    """The process that forks. It starts no threads and looks at no device: forks could not use what they inherit."""
 
     def __init__(self) -> None:
         self.waiting = selectors.PollSelector()  # no epoll, which forks would share
         self.running: dict[socket.socket, int] = {}  # client -> process
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def serve(self) -> Job | None:
         """Answer clients until standard input ends; returns None then, and in a fork its job."""
         before = os.umask(0o077)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(str(SOCKET))
+        self.listener.bind(str(SOCKET))
         os.umask(before)
-        listener.listen(1024)
+        self.listener.listen(1024)
         self.waiting.register(0, selectors.EVENT_READ, lambda: None)
-        self.waiting.register(listener, selectors.EVENT_READ, lambda: self.begin(listener.accept()[0]))
+        self.waiting.register(self.listener, selectors.EVENT_READ, lambda: self.begin(self.listener.accept()[0]))
         while True:
             for key, _ in self.waiting.select():
                 if key.fileobj == 0:
@@ -141,27 +171,39 @@ class Server:
                     return job
 
     def begin(self, client: socket.socket) -> Job | None:
-        """Fork a job; returns it in the fork."""
+        """Fork a job; returns it in the fork. Without a "+" the client starts Python itself."""
         try:
             job = receive(client)
-            import_libraries()
-        except (ConnectionError, ValueError) as error:
-            print(f"a client was refused: {error}", file=sys.stderr, flush=True)
-            client.close()
-            return None
-        server = os.getpid()
-        if (process := os.fork()) == 0:
-            become(job, server)
-            return job
-        for file in job.received:
-            os.close(file)
-        watch = os.pidfd_open(process)
+        except (OSError, ValueError, TypeError) as error:
+            return self.refuse(client, error)
+        import_libraries()
+        process = -1
+        try:
+            if (process := os.fork()) == 0:
+                for one in (self.listener, client, *self.running):
+                    one.detach()  # else their finalisers would close what the job opens under the same numbers
+                return job
+            watch = os.pidfd_open(process)
+        except OSError as error:
+            if process > 0:
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+            return self.refuse(client, error)
+        finally:
+            if process != 0:
+                for file in job.received:
+                    os.close(file)
         self.running[client] = process
         self.waiting.register(client, selectors.EVENT_READ, lambda: self.hear(client))
         self.waiting.register(watch, selectors.EVENT_READ, lambda: self.end(client, watch))
         with contextlib.suppress(OSError):
             client.send(b"+")
         return None
+
+    def refuse(self, client: socket.socket, error: Exception) -> None:
+        """Let the client start Python itself; the other jobs go on."""
+        print(f"a job was not begun: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        client.close()
 
     def hear(self, client: socket.socket) -> None:
         """Pass a signal on to the job; the end of its client asks it to save its state and leave."""
@@ -188,10 +230,11 @@ class Server:
 
 def main() -> None:
     """Serve, or in a fork run the job as `python -m` would."""
+    server = os.getpid()
     job = Server().serve()
     if job is None:
-        SOCKET.unlink(missing_ok=True)
         return
+    become(job, server)
     sys.argv = job.words[1:]
     runpy.run_module(job.words[1], run_name="__main__", alter_sys=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,9 +35,16 @@ how = sys.argv[-1]
 if how == "kill": os.kill(os.getpid(), signal.SIGKILL)
 if how == "raise": raise RuntimeError("a reason")
 if how == "three": sys.exit(3)
-if how == "wait":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    time.sleep(60)
+if how == "files":
+    import gc
+    gc.collect()
+    made = [open("files/%d" % n, "w") for n in range(40)]
+    gc.collect()
+    for n, file in enumerate(made): file.write(str(n))
+    for file in made: file.close()
+if how == "hold": signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if how == "wait": signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+if how in ("wait", "hold"): time.sleep(60)
 """
 STARTER = "import sys; from resurgence import warm; warm.start({path!r}, 1); sys.stdin.read()"
 
@@ -58,12 +66,13 @@ class Place:
             assert time.monotonic() < end
             time.sleep(0.02)
 
-    def job(self, how: str, **more: str) -> subprocess.Popen:
-        """A job's shell."""
+    def job(self, how: str, out: str = "", before: str = "", **more: str) -> subprocess.Popen:
+        """A job's shell, with what it runs before the job."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "RESURGENCE_"))}
         kept |= {"PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", "PYTHONPATH": self.path}
         kept |= {"RESURGENCE_WARM_CLIENT": str(ROOT / "workflow/scripts/warm.py"), "OMP_NUM_THREADS": "1", **more}
-        text = f"set -euo pipefail; source '{ROOT}/workflow/scripts/job.sh'; python -m fake.job --out {how}/x {how}"
+        run = f"python -m fake.job --out {out or how}/x {how}"
+        text = f"set -euo pipefail; {before or ':'}; source '{ROOT}/workflow/scripts/job.sh'; {run}"
         return subprocess.Popen(
             ["bash", "-c", text], cwd=self.root, env=kept, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -163,13 +172,78 @@ def test_after_a_server_that_was_killed_jobs_start_cold(place: Place) -> None:
 
 
 def test_the_lock_of_an_output_lives_with_the_fork(place: Place) -> None:
-    """A job whose shell and client were killed still holds its output until it has ended."""
-    job = place.job("wait")
+    """A job whose shell and client were killed still holds its output until it has ended; each of eight does."""
+    jobs = [place.job("hold", out=f"out{number}") for number in range(8)]
+    forks = [started(job) for job in jobs]
+    for number, fork in enumerate(forks):
+        held = [os.readlink(file) for file in Path(f"/proc/{fork}/fd").iterdir()]
+        assert str(place.root / f".snakemake/writers/out{number}%x") in held
+    client = client_of(jobs[4])
+    jobs[4].kill()
+    os.kill(client, signal.SIGKILL)
+    assert gone(client)
+    second = place.job("wait", out="out4", RESURGENCE_WAIT="1")
+    assert second.wait(30) == 1 and "out4/x is still being written by another process" in second.stderr.read()
+    for fork in forks:
+        os.kill(fork, signal.SIGKILL)
+    assert {job.wait(20) for number, job in enumerate(jobs) if number != 4} == {137}
+    assert place.job("well", out="out4").wait(60) == 0
+
+
+def test_files_of_a_job_are_its_own(place: Place) -> None:
+    """Nothing that the fork inherits from the server closes what the job opens under the same number."""
+    (place.root / "files").mkdir()
+    waiting = [place.job("wait", out=f"out{number}") for number in range(3)]
+    for job in waiting:
+        started(job)
+    job = place.job("files")
+    assert job.wait(60) == 0, job.stderr.read()
+    assert [(place.root / f"files/{n}").read_text() for n in range(40)] == [str(n) for n in range(40)]
+
+
+def test_ignored_signals_stay_ignored(place: Place) -> None:
+    """Under nohup a job outlives its terminal, as without a server."""
+    job = place.job("wait", before="trap '' HUP")
     fork = started(job)
-    second = place.job("wait", RESURGENCE_WAIT="1")
-    assert second.wait(30) == 1 and "wait/x is still being written by another process" in second.stderr.read()
-    os.kill(fork, signal.SIGKILL)
-    assert job.wait(20) == 137
+    os.kill(client_of(job), signal.SIGHUP)
+    os.kill(fork, signal.SIGHUP)
+    assert not gone(fork, 1)
+    os.kill(fork, signal.SIGTERM)
+    assert job.wait(20) == 143
+
+
+def test_a_paused_job_computes_nothing(place: Place) -> None:
+    job = place.job("wait")
+    fork, client = started(job), client_of(job)
+    os.kill(client, signal.SIGTSTP)
+    assert state_becomes(fork, "T") and state_becomes(client, "T")
+    os.kill(client, signal.SIGCONT)
+    assert state_becomes(fork, "S")
+    os.kill(client, signal.SIGTERM)
+    assert job.wait(20) == 143
+
+
+def test_a_client_that_stalls_or_lies_stops_nobody(place: Place) -> None:
+    """The server goes on after a client that breaks off, and after one that sends nonsense."""
+    for sent in (b"", (10).to_bytes(8, "big"), (2).to_bytes(8, "big") + b"[]"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.connect(str(place.root / ".snakemake/warm"))
+            if sent:
+                socket.send_fds(client, [sent], [0])
+    job = place.job("well")
+    assert "first warm " in job.communicate(timeout=60)[0]
+    server = place.server()
+    assert len(os.listdir(f"/proc/{server}/fd")) < 10  # it has closed what the clients had sent
+
+
+def state_becomes(pid: int, state: str, seconds: float = 10) -> bool:
+    """Whether a process comes into a state."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == state:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def test_warm_and_cold_results_are_the_same_bytes(copy: Tree) -> None:
@@ -184,4 +258,7 @@ def test_warm_and_cold_results_are_the_same_bytes(copy: Tree) -> None:
         copy.snakemake("--cores", "2", *targets, environment={"RESURGENCE_WARM": setting})
         digests.append([sha256(file) for file in made])
     assert digests[0] == digests[1]
-    assert not recovery.leftovers(copy.root)
+    end = time.monotonic() + 20
+    while recovery.leftovers(copy.root):  # the server sees that Snakemake has ended
+        assert time.monotonic() < end
+        time.sleep(0.1)

@@ -14,7 +14,15 @@ import socket
 import sys
 
 SOCKET = ".snakemake/warm"
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+PASSED_ON = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGCONT,
+)
 
 
 def open_files(without: int) -> list[int]:
@@ -27,12 +35,13 @@ def open_files(without: int) -> list[int]:
     return sorted(set(found) - {without})
 
 
-def begin(server: socket.socket, words: list[str]) -> bool:
+def begin(server: socket.socket, words: list[str], ignored: list[int]) -> bool:
     """Hand the job over; whether the server has begun it."""
+    told = {"words": words, "environment": dict(os.environ), "ignored": ignored}
     try:
         server.connect(SOCKET)
         files = open_files(server.fileno())
-        job = json.dumps({"words": words, "environment": dict(os.environ), "files": files}).encode()
+        job = json.dumps({**told, "files": files}).encode()
         socket.send_fds(server, [len(job).to_bytes(8, "big")], files)
         server.sendall(job)
         return server.recv(1) == b"+"
@@ -44,16 +53,25 @@ def main() -> None:
     """Run the job and end as it ends."""
     words = sys.argv[1:]
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    if not begin(server, words):
+    ignored = [int(number) for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN]  # as under nohup
+    if not begin(server, words, ignored):
         os.execvp("python", ["python", *words])
 
     def pass_on(number: int, _: object) -> None:
         with contextlib.suppress(OSError):
             server.send(bytes([number]))
 
-    for number in PASSED_ON:
+    def pause(*_: object) -> None:
+        pass_on(signal.SIGSTOP, None)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    for number in set(PASSED_ON) - set(ignored):
         signal.signal(number, pass_on)
-    told = b"".join(iter(lambda: server.recv(16), b""))
+    signal.signal(signal.SIGTSTP, pause)  # Control-Z
+    told = b""
+    with contextlib.suppress(OSError):  # the server has closed before it read the last signal
+        while part := server.recv(16):
+            told += part
     if not told:
         sys.exit("the server of warm starts has died, and its jobs with it (.snakemake/warm.log); run the study again")
     code = int(told)

@@ -6,7 +6,7 @@
 A membrane is a rank-1 adapter B A on the weight W of every linear and convolution layer. s is the surrogate of the
 erased concept c*, "" by default; a are random embeddings, accepted with probability 1 - cos(c*, a). Several concepts:
 each has an adapter of its own, trained as if it were alone; they are merged by summing, W' = W + scale sum B A.
-Adapters kept apart can be scaled by how near a prompt is to their concept, `transport_strength`.
+Adapters kept apart can be scaled by how near a prompt is to their concept (transport.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from resurgence.erasers.lora import Lora, save_loras, slugs
 from resurgence.erasers.student import Student, Weights
 from resurgence.erasers.trainer import Objective, gradients, in_precision_of_base, samples, train
 from resurgence.optimisation import Optimisation, Selection
-from resurgence.sample import encode_prompts
 from resurgence.seeds import generator
 from resurgence.trainable import checkpoint_name
 
@@ -91,26 +90,6 @@ def anchor(text: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
             break
     length = 0.8 + 0.4 * torch.rand((), generator=draws)
     return noise * (length * text.norm() / noise.norm())
-
-
-@torch.no_grad()
-def transport_strength(
-    pipe: StableDiffusionPipeline,
-    prompts: Sequence[str],
-    concepts: Sequence[str],
-    measure: Literal["both", "sentence", "tokens"] = "both",
-) -> torch.Tensor:
-    """Facilitated transport: by how much each prompt opens the membrane of each concept, (P, C).
-
-    `sentence` is the cosine of the two embeddings, all tokens in a row, `tokens` the share of the concept's tokens that
-    the prompt holds, `both` the larger one. Sample a prompt with W + scale sum_c strength[c] B_c A_c.
-    """
-    both = [F.normalize(encode_prompts(pipe, list(texts)).flatten(1), dim=1) for texts in (prompts, concepts)]
-    sentence = (both[0] @ both[1].T).float().cpu()
-    special = set(pipe.tokenizer.all_special_ids)
-    rows, columns = ([set(pipe.tokenizer(x).input_ids) - special for x in texts] for texts in (prompts, concepts))
-    tokens = torch.tensor([[len(row & column) / len(column) for column in columns] for row in rows])
-    return {"sentence": sentence, "tokens": tokens, "both": torch.maximum(sentence, tokens)}[measure]
 
 
 class Adapted(Student):
