@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from resurgence.compare import draw, write
+from resurgence.compare import costs, draw, price, read_tables, write
 from resurgence.config import ConfigError, read_yaml
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -79,7 +79,22 @@ def test_values_are_those_of_the_last_step_and_the_median_over_seeds(results: Pa
     assert table["seconds"].tolist() == ["13.5", "0.5"] and table["MiB"].tolist() == ["2.0", "1.0"]
     assert "24.5 [19.0, 31.0], 2 runs: 25.0 ± 5.0" in text
     assert (results / "figures/compare_accuracy.png").stat().st_size > 5000
+    assert (results / "cost/compare_accuracy.png").stat().st_size > 5000
     assert (results / "cost/compare_accuracy.md").read_text().count("\n| pets") == 2
+
+
+def test_price_shows_resurgence_seconds_and_size(results: Path) -> None:
+    """What is drawn is what the tables hold: intervals of the last step, seconds with LoRAs, sizes."""
+    cells, resurgence, seeds = read_tables(results, "accuracy")
+    figure = price(resurgence, seeds, "accuracy", costs(results, cells))
+    back, seconds, size = figure.axes
+    (bars,) = back.containers
+    assert bars.lines[0].get_xdata().tolist() == [24.5, 0.0]
+    assert [[end[0] for end in line] for line in bars.lines[2][0].get_segments()] == [[19.0, 31.0], [-1.0, 1.0]]
+    assert [bar.get_width() for bar in seconds.patches] == [13.5, 0.5]
+    assert [bar.get_width() for bar in size.patches] == [2.0, 1.0]
+    assert [text.get_text() for text in back.get_yticklabels()] == ["a", "b"]
+    assert seconds.get_xlabel().startswith("seconds") and size.get_xlabel().startswith("MiB")
 
 
 def test_what_cannot_be_compared_is_named(results: Path) -> None:

@@ -1,6 +1,7 @@
 """All erasers side by side: what is left, what it cost the rest, what comes back, seconds and size.
 
-Made from the tables of a finished study and the run.json of its erased models, never from images.
+Made from the tables of a finished study and the run.json of its erased models, never from images. What holds seconds,
+which vary from run to run, goes to results/cost, the rest to results/figures.
 """
 
 from __future__ import annotations
@@ -16,8 +17,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resurgence.config import known
-from resurgence.figures import BLUE, GREY, ORANGE, STYLE, errors, over_seeds, read_table, save
-from resurgence.summary import TITLES, aligned, drop_repeats, gain, label, last_steps, markdown_table, number, verdict
+from resurgence.figures import BLUE, GREY, LINES, ORANGE, STYLE, errors, over_seeds, read_table, save
+from resurgence.figures import MARKS as SHAPES
+from resurgence.summary import (
+    TITLES,
+    aligned,
+    drop_repeats,
+    gain,
+    label,
+    last_steps,
+    markdown_table,
+    number,
+    together,
+    verdict,
+)  # fmt: skip
 
 KEYS = ["task", "eraser", "variant"]
 MARKS = ((ORANGE, "s"), ("#009E73", "^"))  # of the fine-tunes, in their order
@@ -112,6 +125,54 @@ def panel(axis: Axes, rows: pd.DataFrame, names: list[tuple[str, str]], tuned: l
     axis.set_ylim(len(names) - 0.5, -0.5)
 
 
+def returns(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Resurgence of the erased concepts at the last step of each cell, as numbers: KEYS, finetune, value, low, high.
+
+    Several seeds: their mean with its interval over concepts.
+    """
+    rows = []
+    chosen = resurgence[(resurgence["metric"] == metric) & (resurgence["role"] == "erase")]
+    for key, group in last_steps(chosen).groupby([*KEYS, "finetune", "finetune_variant"], sort=False):
+        found = together(group, seeds)
+        value = found["resurgence_mean" if len(group) > 1 else "resurgence"]
+        ends = {"value": value, "low": found["resurgence_low"], "high": found["resurgence_high"]}
+        rows.append(dict(zip(KEYS, key, strict=False)) | {"finetune": label(*key[3:])} | ends)
+    return pd.DataFrame(rows)
+
+
+def price(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str, cost: pd.DataFrame) -> Figure:
+    """For each task three panels, a line an eraser: what comes back, seconds of work, MiB of the delta."""
+    found = returns(resurgence, seeds, metric)
+    tasks, tuned = sorted(set(found["task"])), list(dict.fromkeys(found["finetune"]))
+    names = list(dict.fromkeys(zip(found["eraser"], found["variant"], strict=True)))
+    titles = f"resurgence: {TITLES.get(metric, metric)}", "seconds of work, one model", "MiB of the delta"
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(12, 1.2 + 0.34 * len(names) * len(tasks)), layout="constrained")
+        axes = figure.subplots(len(tasks), 3, squeeze=False, sharey=True, sharex="col", width_ratios=(2, 1, 1))
+        for line, task in zip(axes, tasks, strict=True):
+            own = found[found["task"] == task]
+            line[0].axvline(0, color=GREY, linestyle="--")
+            for place, finetune in enumerate(tuned):
+                part, colour, mark = own[own["finetune"] == finetune], LINES[place % len(LINES)], SHAPES[place % 8]
+                shift = 0.5 * ((place + 0.5) / len(tuned) - 0.5)
+                places = [names.index(pair) + shift for pair in zip(part["eraser"], part["variant"], strict=True)]
+                line[0].errorbar(
+                    part["value"], places, xerr=errors(part), fmt=mark, color=colour, markersize=5, label=finetune
+                )
+            paid = cost[cost["task"] == task]
+            paid = paid[[pair in names for pair in zip(paid["eraser"], paid["variant"], strict=True)]]
+            places = [names.index(pair) for pair in zip(paid["eraser"], paid["variant"], strict=True)]
+            for axis, column in zip(line[1:], ("seconds", "MiB"), strict=True):
+                axis.barh(places, paid[column], color=GREY, height=0.6)
+            line[0].set_title(task, fontsize=10)
+            line[0].set_yticks(range(len(names)), [label(*pair) for pair in names], fontsize=8)
+            line[0].set_ylim(len(names) - 0.5, -0.5)
+        for axis, title in zip(axes[-1], titles, strict=True):
+            axis.set_xlabel(title)
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
 def read_tables(results: Path, metric: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Cells, resurgence and seeds of a finished study.
 
@@ -127,9 +188,10 @@ def read_tables(results: Path, metric: str) -> tuple[pd.DataFrame, pd.DataFrame,
 
 
 def write(results: Path, metric: str) -> str:
-    """Write cost/compare_<metric>.csv and .md; returns the table as text. Its seconds vary from run to run."""
+    """Write cost/compare_<metric>.csv, .md, .svg and .png; returns the table as text."""
     cells, resurgence, seeds = read_tables(results, metric)
-    table = compare(resurgence, seeds, metric, costs(results, cells))
+    cost = costs(results, cells)
+    table = compare(resurgence, seeds, metric, cost)
     out = results / "cost"
     out.mkdir(exist_ok=True)
     text = f"# {TITLES.get(metric, metric)} of all erasers\n\n{markdown_table(table)}\n"
@@ -138,6 +200,7 @@ def write(results: Path, metric: str) -> str:
         temporary = out / f".{name}.tmp"
         temporary.write_text(content, encoding="utf-8")
         temporary.rename(out / name)
+    save(price(resurgence, seeds, metric, cost), out / f"compare_{metric}")
     return aligned(drop_repeats(table, ["task", "eraser"]))
 
 
@@ -151,4 +214,5 @@ def run(args: Namespace) -> None:
     """Print the comparison and say where the picture is."""
     print(write(args.results, args.metric))
     draw(args.results, args.metric)
-    print(f"\n{args.results / 'figures' / f'compare_{args.metric}.png'}")
+    for folder in ("figures", "cost"):
+        print(args.results / folder / f"compare_{args.metric}.png")

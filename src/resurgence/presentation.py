@@ -53,9 +53,17 @@ def first_cells(study: Study) -> list[Cell]:
     return [cell for cell in study.cells() if (cell.erasure.seed, cell.seed) == first]
 
 
+def searched(study: Study) -> dict[str, str]:
+    """Name of a picture -> folder of the erased model, of the first seed, whose sensitive words EAP has searched."""
+    found = [e for e in study.erasures() if study.erasers[e.eraser].module == "resurgence.erasers.eap"]
+    first = [e for e in found if e.seed == study.seeds.erase[0]]
+    return {f"{e.task}_{printed(e.eraser, e.variant)}": study.folder(e, "delta") for e in first}
+
+
 def figures(study: Study) -> dict[str, Any]:
     """All figures; the grids are apart."""
-    return {"metrics": study.figures.metrics, "weights": weights(study), "tasks": study.tasks.names}
+    block = {"metrics": study.figures.metrics, "weights": weights(study), "tasks": study.tasks.names}
+    return block | {"searched": searched(study)}
 
 
 def experiment(study: Study, name: str) -> dict[str, Any]:

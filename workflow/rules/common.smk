@@ -351,6 +351,19 @@ FIGURES += [
     for name in STUDY.tasks.names
     if any(title.startswith(f"{name}: ") for title in presentation.weights(STUDY))
 ]
+FIGURES += [
+    figure(f"results/figures/sensitive_{name}.png", "Sensitive concepts", "sensitive", model=name)
+    for name in presentation.searched(STUDY)
+]
+COMPARED = [
+    figure(
+        f"results/cost/compare_{metric}.png",
+        "Cost",
+        "price",
+        content=f"all erasers: resurgence, seconds, size, {metric.replace('_', ' ')}",
+    )
+    for metric in STUDY.figures.metrics
+]
 GRIDS = [
     figure(f"results/grids/{name}/{role}.png", "Samples", "samples", model=name, concepts=told)
     for name in presentation.grids(STUDY)["columns"]

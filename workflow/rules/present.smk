@@ -63,6 +63,7 @@ rule cost:
         every_manifest(),
     output:
         figure("results/cost/cost.png", "Cost", "cost", content="seconds by stage"),
+        *COMPARED,
         seconds="results/cost/cost.csv",
         compared=expand("results/cost/compare_{metric}.{kind}", metric=STUDY.figures.metrics, kind=("csv", "md")),
         runs="results/cost/runs.json",

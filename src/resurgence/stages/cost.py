@@ -1,7 +1,7 @@
 """What the study cost, and the record of all its runs: everything here varies from run to run.
 
 Inputs: the manifests of all artefacts and the run.json beside each. Outputs in results/cost: cost.csv, cost.png,
-compare_METRIC.csv and .md (with seconds and sizes), runs.json.
+compare_METRIC.csv, .md, .svg and .png (with seconds and sizes), runs.json.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def make(job: Job) -> None:
     names = ["cost.csv", "cost.png", "cost.svg", "runs.json"]
     for metric in job.block["metrics"]:
         compare.write(out.parent, metric)
-        names += [f"compare_{metric}.csv", f"compare_{metric}.md"]
+        names += [*(f"compare_{metric}.{kind}" for kind in ("csv", "md", "svg", "png"))]
     write_json(out / "runs.json", record(folders))
     job.made("cost", (out / name for name in names))
 

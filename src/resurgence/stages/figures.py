@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -44,6 +45,11 @@ def make(job: Job) -> None:
         if curves:
             drawn.append(out / f"training_{task}")
             save(training({title: read_curves(path) for title, path in curves.items()}), drawn[-1])
+    for name, folder in job.block["searched"].items():
+        from resurgence.erasers import sensitive  # imports torch
+
+        drawn.append(out / f"sensitive_{name}")
+        save(sensitive.picture(json.loads((Path(folder) / "sensitive.json").read_text())), drawn[-1])
     for metric in job.block["metrics"]:
         compare.draw(tables.parent, metric)
         drawn.append(out / f"compare_{metric}")
