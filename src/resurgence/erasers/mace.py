@@ -179,7 +179,7 @@ def train_loras(
     encoder = Encoder(pipe)
     concepts = [concept_data(pipe, task, concept, cfg, data, encoder) for concept in task.erase]
     settings = Training(**{f.name: getattr(cfg, f.name) for f in fields(Training)})
-    return train_concepts(pipe.unet, pipe.scheduler.alphas_cumprod, concepts, settings, seed)
+    return train_concepts(pipe.unet, pipe.scheduler.alphas_cumprod, concepts, settings, seed, data.state)
 
 
 def retained_means(pipe: StableDiffusionPipeline, task: Task, cfg: MaceConfig, encoder: Encoder) -> torch.Tensor:

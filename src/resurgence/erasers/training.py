@@ -2,7 +2,8 @@
 
 Sample k of the batch goes through its own factors. Parameters are stacked, (K, r, d) and (K, out, r), so AdamW, which
 is elementwise, keeps each concept's own state; the gradient is clipped per concept, and each concept draws from its own
-generator. The UNet is frozen and shared; text embeddings and latents are computed once, outside.
+generator. The UNet is frozen and shared; text embeddings and latents are computed once, outside. A training that was
+interrupted goes on where it was, exactly.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,10 +22,11 @@ from resurgence.bases import exact
 from resurgence.erasers.attention import attention_loss, projections
 from resurgence.erasers.lora import Lora, adapted, unstack
 from resurgence.latents import add_noise
+from resurgence.resume import Saver, fingerprint, stop_on_sigterm
 from resurgence.seeds import generator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from diffusers import UNet2DConditionModel
 
@@ -117,12 +120,19 @@ def frozen(unet: UNet2DConditionModel) -> Iterator[None]:
 
 
 def train_chunk(
-    unet: UNet2DConditionModel, alphas_bar: torch.Tensor, concepts: Sequence[ConceptData], cfg: Training, seed: int
+    unet: UNet2DConditionModel,
+    alphas_bar: torch.Tensor,
+    concepts: Sequence[ConceptData],
+    cfg: Training,
+    seed: int,
+    keep: Callable[[dict[str, Any]], None],
+    saved: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Lora], dict[str, list[float]]]:
     """Train some concepts in one batch; the LoRA and the loss curve of each.
 
     Args:
         alphas_bar: (T,), the base's noise schedule.
+        keep: is given the state after each step. saved: such a state, to go on from.
     """
     factors = initial_factors(unet, [c.name for c in concepts], cfg.rank, seed)
     parameters = [factor for pair in factors.values() for factor in pair]
@@ -130,8 +140,18 @@ def train_chunk(
     weights = timestep_weights(cfg.timesteps, len(alphas_bar))
     draws = [Draw(concept, weights, seed) for concept in concepts]
     whole = concepts[0].masks is None
-    losses, start, told = [], time.monotonic(), time.monotonic()
-    for step in range(cfg.steps):
+    first, losses = 0, []
+    if saved is not None:
+        first, losses = saved["step"], list(saved["losses"])
+        for own, kept in zip(parameters, saved["factors"], strict=True):
+            own.data.copy_(kept)
+        for own in saved["optimiser"]["state"].values():
+            own["step"] = own["step"].cpu()  # where AdamW has it; reading the file put it on the device
+        optimiser.load_state_dict(saved["optimiser"])
+        for draw in draws * first:  # the generators are where they were
+            draw()
+    start, told = time.monotonic(), time.monotonic()
+    for step in range(first, cfg.steps):
         drawn = [draw() for draw in draws]
         latents = torch.stack([c.latents[i] for c, (i, *_) in zip(concepts, drawn, strict=True)])
         masks = None if whole else torch.stack([c.masks[i] for c, (i, *_) in zip(concepts, drawn, strict=True)])
@@ -148,8 +168,10 @@ def train_chunk(
         clip_per_concept([p.grad for p in parameters], cfg.max_norm)
         optimiser.step()
         losses.append(loss.detach())
+        state = {"step": step + 1, "factors": [p.detach() for p in parameters], "losses": losses}
+        keep({**state, "optimiser": optimiser.state_dict()})
         if time.monotonic() - told > 10:
-            told, rate = time.monotonic(), (step + 1) / (time.monotonic() - start)
+            told, rate = time.monotonic(), (step + 1 - first) / (time.monotonic() - start)
             log.info("LoRAs of %d concepts: step %d of %d, %.2f a second, %.0f s left",
                      len(concepts), step + 1, cfg.steps, rate, (cfg.steps - step - 1) / rate)  # fmt: skip
     curves = torch.stack(losses, 1).tolist()
@@ -158,29 +180,54 @@ def train_chunk(
 
 
 def train_concepts(
-    unet: UNet2DConditionModel, alphas_bar: torch.Tensor, concepts: Sequence[ConceptData], cfg: Training, seed: int
+    unet: UNet2DConditionModel,
+    alphas_bar: torch.Tensor,
+    concepts: Sequence[ConceptData],
+    cfg: Training,
+    seed: int,
+    state: Path | None = None,
 ) -> tuple[dict[str, Lora], dict[str, list[float]]]:
     """Train all concepts, `cfg.chunk` in a batch; half as many when the GPU's memory does not hold them.
 
+    Args:
+        state: scratch folder from which an interrupted run goes on, exactly; the caller removes it in the end.
+
     Raises:
         ValueError: if latents differ in size, or only some concepts have masks.
+        SystemExit: 143 after SIGTERM, with the state saved.
     """
     if len({c.latents.shape[1:] for c in concepts}) > 1:
         raise ValueError("the images of the concepts differ in size; make them of one size")
     if len({c.masks is None for c in concepts}) > 1:
         raise ValueError(f"no masks for {[c.name for c in concepts if c.masks is None]}; make masks for every concept")
-    loras, curves, done, chunk = {}, {}, 0, cfg.chunk
+    loras, curves, chunk = {}, {}, cfg.chunk
     alphas_bar = alphas_bar.to(unet.device)
-    with exact(unet.device), frozen(unet):
-        while done < len(concepts):
+    read = [part for c in concepts for part in (c.latents, c.masks, c.texts, c.tokens) if part is not None]
+    facts = ("concept LoRAs", astuple(cfg), seed, [c.name for c in concepts])
+    saver = Saver(state, fingerprint(facts, [alphas_bar, *read, *unet.state_dict().values()]) if state else "")
+    if (saved := saver.load(unet.device)) is not None:
+        loras, curves, chunk = saved["loras"], saved["curves"], saved["chunk"]
+    with exact(unet.device), frozen(unet), stop_on_sigterm() as stop:
+
+        def keep(own: dict[str, Any]) -> None:
+            """Save the state when it is time, or leave with it after SIGTERM."""
+            ending = stop.is_set()
+            saver.save({**own, "chunk": chunk, "loras": loras, "curves": curves}, force=ending)
+            if ending:
+                log.warning("SIGTERM: stopped after step %d of %d of %d concepts", own["step"], cfg.steps, chunk)
+                raise SystemExit(143)
+
+        while len(loras) < len(concepts):
+            part = concepts[len(loras) : len(loras) + chunk]
             try:
-                new, curve = train_chunk(unet, alphas_bar, concepts[done : done + chunk], cfg, seed)
+                new, curve = train_chunk(unet, alphas_bar, part, cfg, seed, keep, saved)
             except torch.cuda.OutOfMemoryError:
                 if chunk == 1:
                     raise
                 chunk //= 2
                 log.warning("the GPU's memory is too small for that many concepts in a batch: now %d", chunk)
                 torch.cuda.empty_cache()
+                saved = None  # of a batch of another shape
                 continue
-            loras, curves, done = loras | new, curves | curve, done + len(new)
+            loras, curves, saved = loras | new, curves | curve, None
     return loras, curves

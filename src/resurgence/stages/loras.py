@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from resurgence.bases import save_delta
@@ -26,6 +27,7 @@ def make(job: Job, folder: Path) -> dict:
     save_loras(loras, folder / "loras")
     (folder / "curves.json").write_text(json.dumps(curves, indent=1))
     (folder / "closed_form.json").write_text(json.dumps({"refinement": report}, indent=1))
+    shutil.rmtree(job.state, ignore_errors=True)
     return {"concepts": len(loras), "steps": cfg.steps}
 
 
