@@ -8,8 +8,8 @@
 # make setup    only the environment and the shipped data
 # make status   what is out of date, in the words of Snakemake and of DVC
 # make adopt    after `dvc pull`: tell Snakemake what of the results is up to date, name what is not
-# make verify   make tables and experiments again from the stored scores, compare with a reference
-#               (REFERENCE=TABLES; RESULTS=DIR for another tree than results/)
+# make verify   make tables and experiments again from the stored scores: those of results/, before a study has run those
+#               of the reference run (RESULTS=DIR: of another tree); REFERENCE=TABLES: compare with those of another run
 # make archive  one file for a data repository (ARCHIVE_IMAGES=1 with all images)
 # make world    train the shipped world again, hours without a GPU (docs/miniature.md); make world-drawings renders only
 # make clean    remove results and logs, keep environment and data
@@ -66,7 +66,7 @@ status: setup
 adopt: setup
 	@$(BIN)/resurgence adopt $(if $(STUDY),--overlay $(STUDY))
 
-RESULTS ?= results
+RESULTS ?= $(if $(wildcard results/tables/made.json),results,reference/miniature-full/results)
 verify: setup
 	@$(BIN)/resurgence verify $(RESULTS) --tables $(if $(REFERENCE),--against $(REFERENCE))
 
