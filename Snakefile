@@ -74,8 +74,10 @@ onstart:
 
 
 onerror:
+    warm.stop()
     shell(f"python -m resurgence.failures {shlex.join(log)}")
 
 
 onsuccess:
+    warm.stop()
     shell(f"python -m resurgence.stages.closing {STUDY.statistics.level}")

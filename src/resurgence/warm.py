@@ -79,6 +79,16 @@ def start(pythonpath: str, threads: int) -> None:
         _held.append(subprocess.Popen(command, **told, env=environment, start_new_session=True))
 
 
+def stop() -> None:
+    """End the server and take its socket away: whoever copies the folder could not copy that."""
+    while _held:
+        process = _held.pop()
+        process.kill()  # no job runs any more
+        process.wait()
+        process.stdin.close()
+        SOCKET.unlink(missing_ok=True)
+
+
 def can_watch() -> bool:
     """Whether this system tells of the end of a process by a file."""
     try:
@@ -161,11 +171,14 @@ class Server:
         self.listener.bind(str(SOCKET))
         os.umask(before)
         self.listener.listen(1024)
+        made = SOCKET.stat().st_ino
         self.waiting.register(0, selectors.EVENT_READ, lambda: None)
         self.waiting.register(self.listener, selectors.EVENT_READ, lambda: self.begin(self.listener.accept()[0]))
         while True:
             for key, _ in self.waiting.select():
-                if key.fileobj == 0:
+                if key.fileobj == 0:  # Snakemake was killed
+                    if SOCKET.exists() and SOCKET.stat().st_ino == made:  # no other server's
+                        SOCKET.unlink()
                     return None
                 if (job := key.data()) is not None:
                     return job

@@ -133,7 +133,6 @@ class Chaos:
         process = self.run()
         code = process.wait(1800)
         assert code == 0, (self.tree.root / "run.log").read_text()[-8000:]
-        time.sleep(1)  # the server of warm starts sees that Snakemake has ended
         assert not self.processes() and state_of(process.pid) in ("", "Z")
         return digests(self.tree)
 
