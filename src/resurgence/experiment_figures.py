@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from resurgence.figures import BLUE, GREY, LINES, MARKS, ORANGE, ROLES, STATES, STYLE, WIDTH
@@ -69,13 +71,18 @@ def bars(rows: pd.DataFrame, along: str, title: str) -> Figure:
                     axis.set_ylabel(TITLES.get(rows["metric"].iloc[0], rows["metric"].iloc[0]), fontsize=9)
         for axis in axes.ravel()[: lines * len(roles) * columns]:
             axis.set_visible(axis.has_data())
-        handles = [Patch(color=colour, label=STATES[state][0]) for state, _, colour in WAY]
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        handles: list[Artist] = [Patch(color=colour, label=STATES[state][0]) for state, _, colour in WAY]
+        handles.append(Line2D([], [], color="black", linewidth=1, marker="_", label="interval over concepts"))
+        if (rows["runs"] > 1).any():
+            thin = {"color": "black", "linewidth": 0.7, "marker": "_", "markersize": 4}
+            handles.append(Line2D([], [], **thin, label="seeds: median, largest deviation"))
+        close = {"columnspacing": 1.0, "handlelength": 1.4, "fontsize": 9}
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, **close)
     return figure
 
 
 def bar_panel(axis: Axes, rows: pd.DataFrame, along: str) -> None:
-    """Three bars for each row; a short line and dots are the median and the spread over seeds of the fine-tuned one."""
+    """Three bars for each row; the thin line beside the last is the median of the seeds and their largest deviation."""
     for place, row in enumerate(rows.itertuples()):
         for shift, (state, column, colour) in zip((-0.27, 0.0, 0.27), WAY, strict=True):
             one = rows.iloc[[place]]

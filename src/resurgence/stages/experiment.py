@@ -167,15 +167,18 @@ def largest(metric: str, erased: Path, finetuned: Path) -> list[str]:
 def pictured(job: Job) -> tuple[Image.Image, pd.DataFrame]:
     """Grids of images one below the other: for each cell base, erased and fine-tuned model on the same seeds."""
     parts, listed = [], []
-    for title, columns in job.block["columns"].items():
+    # a block sorts its keys, so that 10 people come before 5; shown in the order of the experiment
+    order = {task: place for place, task in enumerate(job.block["tasks"])}
+    cells = sorted(job.block["columns"].items(), key=lambda cell: order[cell[0].split(", ")[0]])
+    for title, columns in cells:
         sets = {name: last_images(folder) for name, folder in columns.items()}
         if job.block["choose"] == "largest":
             scores = map(Path, job.block["scores"][title])
-            order = {concept: place for place, concept in enumerate(largest(job.block["metric"], *scores))}
+            places = {concept: place for place, concept in enumerate(largest(job.block["metric"], *scores))}
             ranked = {}
             for name, (prompts, images) in sets.items():
-                places = prompts["concept"].map(order).fillna(len(order)).argsort(kind="stable").to_numpy()
-                ranked[name] = (prompts.iloc[places].reset_index(drop=True), images[places])
+                found = prompts["concept"].map(places).fillna(len(places)).argsort(kind="stable").to_numpy()
+                ranked[name] = (prompts.iloc[found].reset_index(drop=True), images[found])
             sets = ranked
         for role in job.block["roles"]:
             parts.append(sample_grid(sets, role, job.block["samples"], f"{title}: {role}"))
