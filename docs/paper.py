@@ -3,8 +3,8 @@
     python docs/paper.py
 
 Reads reference/miniature-full/results, which `resurgence archive --reference` has copied from a finished study, and
-replaces what stands between `<!-- paper -->` and `<!-- end of paper -->`: what was run, then the page that the graph has
-made of all experiments (results/experiments/results.md), its headings one level lower and its pictures from there.
+replaces what stands between `<!-- paper -->` and `<!-- end of paper -->`: what was run, then the page that the graph
+has made of all experiments (results/experiments/results.md), its headings one level lower and its pictures from there.
 """
 
 from __future__ import annotations

@@ -28,7 +28,11 @@ def test_page_shows_the_reference(paper) -> None:
     page = paper.PAGE.read_text(encoding="utf-8")
     assert paper.filled(page, REFERENCE) == page
     assert page.count("| same |") + page.count("| different |") + page.count("| cannot tell |") >= 40
-    pictures = [line.partition("](")[2].rstrip(")") for line in page.splitlines() if "](../reference/" in line]
+    pictures = [
+        line.partition("](")[2].rstrip(")")
+        for line in page.splitlines()
+        if line.startswith("![") and "](../reference/" in line
+    ]
     assert len(pictures) >= 15 and all((paper.DOCS / picture).stat().st_size > 5000 for picture in pictures)
 
 
@@ -46,7 +50,7 @@ def test_a_tampered_score_is_found(tmp_path: Path, capsys) -> None:
     shutil.copytree(REFERENCE, copy)
     file = next((copy / "scores").glob("*/ship/mace/s0/scores/step-000000/scores.parquet"))
     scores = pd.read_parquet(file)
-    scores.loc[scores.index[scores["role"] == "erase"][:10], "recogniser_correct"] = True
+    scores.loc[scores.index[scores["role"] == "erase"][:10], "recogniser_correct"] = 1.0
     scores.to_parquet(file)
     manifest = read_manifest(file.parents[1])
     manifest["files"][file.relative_to(file.parents[1]).as_posix()] = sha256(file)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import shutil
 import tarfile
 from argparse import ArgumentParser, Namespace
@@ -101,7 +102,11 @@ def write_reference(out: Path, root: Path = Path()) -> int:
         if path.name not in LARGE:
             copy = temporary / path.relative_to(place)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+            if path.name == RUN:  # without the command line, which holds paths of the machine
+                told = json.loads(path.read_text(encoding="utf-8"))
+                copy.write_text(json_text({k: v for k, v in told.items() if k != "argv"}), encoding="utf-8")
+            else:
+                shutil.copyfile(path, copy)
     (temporary / OMITTED).write_text(json_text(omitted), encoding="utf-8")
     temporary.rename(out / RESULTS)
     return sum(path.stat().st_size for path in tree(out / RESULTS))
