@@ -138,6 +138,6 @@ def test_report_opens_offline_and_every_image_loads(finished: tuple[Tree, str], 
     pictures = [
         path for place in ("figures", "grids", "cost") for path in (finished[0].root / "results" / place).rglob("*.png")
     ]
-    assert len(widths) == len(pictures) == 11
+    assert len(widths) == len(pictures) == 12
     assert all(0 < width <= 1600 for width in widths.values()), widths
     assert set(shown) == set(CATEGORIES) and min(shown.values()) > 0
