@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from resurgence.compare import costs, draw, price, read_tables, write
+from resurgence.compare import costs, draw, price, read_tables, returns, write
 from resurgence.config import ConfigError, read_yaml
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -86,7 +86,7 @@ def test_values_are_those_of_the_last_step_and_the_median_over_seeds(results: Pa
 def test_price_shows_resurgence_seconds_and_size(results: Path) -> None:
     """What is drawn is what the tables hold: intervals of the last step, seconds with LoRAs, sizes."""
     cells, resurgence, seeds = read_tables(results, "accuracy")
-    figure = price(resurgence, seeds, "accuracy", costs(results, cells))
+    figure = price(returns(resurgence, seeds, "accuracy"), "accuracy", costs(results, cells))
     back, seconds, size = figure.axes
     (bars,) = back.containers
     assert bars.lines[0].get_xdata().tolist() == [24.5, 0.0]

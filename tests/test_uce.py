@@ -9,6 +9,7 @@ import json
 import pytest
 import torch
 
+from resurgence.captions import Encoder, fill
 from resurgence.config import Task, build
 from resurgence.erasers import EraserData
 from resurgence.erasers.attention import projection_weights
@@ -140,3 +141,15 @@ def test_no_unique_solution_names_lamb(pipe):
 def test_bad_settings_name_the_key(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         build(UceConfig, bad, "uce")
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5, 64])
+@pytest.mark.parametrize("templates", [("{}",), ("a photo of {}", "the {} at night", "{}")])
+def test_batches_that_run_on_embed_as_concept_by_concept(pipe, templates: tuple[str, ...], batch: int) -> None:
+    words = ["ship", "old cat", "queen", "sky above a street"]
+    found = list(Encoder(pipe, batch=batch).each(templates, words))
+    assert len(found) == len(words)
+    for word, rows in zip(words, found, strict=True):
+        own = torch.stack([embed(pipe, caption)[0] for caption in fill(templates, word)])
+        torch.testing.assert_close(rows, own, rtol=1e-12, atol=1e-12)
+    assert list(Encoder(pipe, batch=batch).each(templates, [])) == []

@@ -2,7 +2,7 @@
 
     python docs/methods/fill.py results
 
-Reads what the graph has made (results/cost/compare_recogniser_accuracy.csv, results/grids, results/figures) and
+Reads what the graph has made (results/cost/compare_recogniser_accuracy.*, results/grids, results/figures) and
 replaces what stands between `<!-- results -->` and `<!-- end of results -->` in docs/results.md and docs/methods/*.md.
 """
 
@@ -62,6 +62,7 @@ def main() -> None:
     table = pd.read_csv(results / "cost/compare_recogniser_accuracy.csv", dtype=str, keep_default_na=False)
     replace(DOCS / "results.md", markdown_table(table))
     picture(results / "figures/compare_recogniser_accuracy.png", DOCS / "images/compare.png")
+    picture(results / "cost/compare_recogniser_accuracy.png", DOCS / "images/compare_cost.png")
     for eraser, rows in table.groupby("eraser"):
         replace(DOCS / f"methods/{eraser}.md", section(rows, str(eraser), results / "grids"))
 

@@ -8,7 +8,8 @@ both kinds of padding: SD 1.x pads with the end token itself, SD 2.x with id 0.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,3 +125,16 @@ class Encoder:
             ).to(self.model.device)  # fmt: skip
             parts.append(self.model(inputs.input_ids, attention_mask=inputs.attention_mask if self.masked else None)[0])
         return torch.cat(parts)
+
+    def each(self, templates: Sequence[str], concepts: Iterable[str]) -> Iterator[torch.Tensor]:
+        """Embed the captions of one concept after the other: (T, L, d) each.
+
+        Batches run on from one concept to the next, so that few templates fill them too.
+        """
+        captions = (caption for concept in concepts for caption in fill(templates, concept))
+        ahead: torch.Tensor | None = None  # embedded, of concepts to come
+        while batch := list(islice(captions, self.batch)):
+            ahead = self(batch) if ahead is None else torch.cat([ahead, self(batch)])
+            while len(ahead) >= len(templates):
+                yield ahead[: len(templates)]
+                ahead = ahead[len(templates) :]

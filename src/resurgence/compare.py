@@ -140,9 +140,12 @@ def returns(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def price(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str, cost: pd.DataFrame) -> Figure:
-    """For each task three panels, a line an eraser: what comes back, seconds of work, MiB of the delta."""
-    found = returns(resurgence, seeds, metric)
+def price(found: pd.DataFrame, metric: str, cost: pd.DataFrame) -> Figure:
+    """For each task three panels, a line an eraser: what comes back, seconds of work, MiB of the delta.
+
+    Args:
+        found: of `returns`. cost: of `costs`.
+    """
     tasks, tuned = sorted(set(found["task"])), list(dict.fromkeys(found["finetune"]))
     names = list(dict.fromkeys(zip(found["eraser"], found["variant"], strict=True)))
     titles = f"resurgence: {TITLES.get(metric, metric)}", "seconds of work, one model", "MiB of the delta"
@@ -200,7 +203,7 @@ def write(results: Path, metric: str) -> str:
         temporary = out / f".{name}.tmp"
         temporary.write_text(content, encoding="utf-8")
         temporary.rename(out / name)
-    save(price(resurgence, seeds, metric, cost), out / f"compare_{metric}")
+    save(price(returns(resurgence, seeds, metric), metric, cost), out / f"compare_{metric}")
     return aligned(drop_repeats(table, ["task", "eraser"]))
 
 

@@ -104,12 +104,12 @@ def refine(
     templates = load_captions(cfg.captions, task.kind)
     gram = cross = torch.zeros((), dtype=torch.float64, device=pipe.device)
     aimed: dict[str, torch.Tensor] = {}  # embeddings of the last mapping concept, which most concepts share
-    for concept in task.erase:
+    for concept, embeddings in zip(task.erase, encoder.each(templates, task.erase), strict=True):
         aim, pairs = task.mapping[concept], []
         if aim not in aimed:
             aimed = {aim: encoder(fill(templates, aim))}
         sources, targets = fill(templates, concept), fill(templates, aim)
-        for source, target, e, e_target in zip(sources, targets, encoder(sources), aimed[aim], strict=True):
+        for source, target, e, e_target in zip(sources, targets, embeddings, aimed[aim], strict=True):
             positions = concept_positions(tokenizer, source, concept)
             rows, aims = paired_rows(token_ids(tokenizer, source), token_ids(tokenizer, target), positions, len(e))
             pairs.append((e[rows], e_target[aims]))
@@ -185,10 +185,10 @@ def train_loras(
 def retained_means(pipe: StableDiffusionPipeline, task: Task, cfg: MaceConfig, encoder: Encoder) -> torch.Tensor:
     """Mean embedding of the tokens of each retained concept over the captions: (K, d) float64."""
     templates, means = load_captions(cfg.captions, task.kind), []
-    for concept in task.retain:
+    for concept, embedded in zip(task.retain, encoder.each(templates, task.retain), strict=True):
         captions = fill(templates, concept)
         positions = (concept_positions(pipe.tokenizer, caption, concept) for caption in captions)
-        rows = [e[own] for own, e in zip(positions, encoder(captions), strict=True)]
+        rows = [e[own] for own, e in zip(positions, embedded, strict=True)]
         means.append(torch.cat(rows).mean(0))
     return torch.stack(means)
 
@@ -205,7 +205,8 @@ def fuse(
     encoder = Encoder(pipe)
     templates = load_captions(cfg.captions, task.kind)
     base = projection_weights(pipe.unet)
-    sums = accumulate((loras[c], encoder(fill(templates, c)).flatten(0, 1)) for c in task.erase)
+    embedded = zip(task.erase, encoder.each(templates, task.erase), strict=True)
+    sums = accumulate((loras[concept], rows.flatten(0, 1)) for concept, rows in embedded)
     scale = cfg.fuse_preserve_scale
     moment = corpus_moment(data, scale, cfg.preserve_weight)
     fused, matrix, factor = fuse_closed(base, from_delta(refined, pipe.unet), sums, scale, moment, cfg.lamb)

@@ -101,17 +101,17 @@ def sums(pipe: StableDiffusionPipeline, task: Task, cfg: ReceConfig, templates: 
     encoder = Encoder(pipe)
     empty, nothing = encoder([""])[0], torch.zeros((), dtype=torch.float64, device=pipe.device)
     first, later = [nothing] * 3, [nothing, nothing, empty.T @ empty]
-    aimed: dict[str, torch.Tensor] = {}  # embeddings of the last destination, which most concepts share
-    for concept in task.erase:
+    embedded = encoder.each(templates, [*task.erase, *task.retain])  # (T, L, d) a concept
+    aimed: dict[str, torch.Tensor] = {}  # of the last destination, which most concepts share
+    for concept, sources in zip(task.erase, embedded, strict=False):
         aim = task.mapping[concept] if cfg.destination is None else cfg.destination
         if aim not in aimed:
-            aimed = {aim: encoder(fill(templates, aim))}  # (T, L, d)
-        for template, *rows in zip(templates, encoder(fill(templates, concept)), aimed[aim], strict=True):
+            aimed = {aim: encoder(fill(templates, aim))}
+        for template, *rows in zip(templates, sources, aimed[aim], strict=True):
             for total, rule in ((first, cfg.tokens), (later, cfg.epoch_tokens)):
                 e, e_aim = paired(pipe, (concept, aim), template, rows, rule)
                 total[0], total[1] = total[0] + e.T @ e, total[1] + e_aim.T @ e
-    for concept in task.retain:
-        kept = encoder(fill(templates, concept))  # (T, L, d)
+    for concept, kept in zip(task.retain, embedded, strict=True):
         later[2] = later[2] + kept.flatten(0, 1).T @ kept.flatten(0, 1)
         if cfg.tokens == "last":
             lasts = [last_token(pipe.tokenizer, template, concept) for template in templates]

@@ -86,12 +86,12 @@ def erase(
     encoder, tokenizer, templates = Encoder(pipe), pipe.tokenizer, load_captions(cfg.captions, task.kind)
     gram = cross = torch.zeros((), dtype=torch.float64, device=pipe.device)
     aimed: dict[str, torch.Tensor] = {}  # embeddings of the last mapping concept, which most concepts share
-    for concept in task.erase:
+    for concept, embeddings in zip(task.erase, encoder.each(templates, task.erase), strict=True):
         aim = task.mapping[concept]
         sources, targets = fill(templates, concept), fill(templates, aim)
         if aim not in aimed:
             aimed = {aim: encoder(targets)}
-        for source, target, e, e_target in zip(sources, targets, encoder(sources), aimed[aim], strict=True):
+        for source, target, e, e_target in zip(sources, targets, embeddings, aimed[aim], strict=True):
             concept_positions(tokenizer, source, concept)  # an error if the caption does not hold the concept
             places = corresponding(token_ids(tokenizer, source), token_ids(tokenizer, target), len(e))
             gram, cross = gram + e.T @ e, cross + (e_target[places] - e).T @ e  # (d, d)

@@ -79,18 +79,20 @@ def erase(
     """
     encoder, templates = Encoder(pipe), load_captions(cfg.captions, task.kind)
     gram = cross = torch.zeros((), dtype=torch.float64, device=pipe.device)
-    for concept in task.erase:
+    embedded = encoder.each(templates, [*task.erase, *task.retain])  # (T, L, d) a concept
+    aimed: dict[str, torch.Tensor] = {}  # of the last destination, which most concepts share
+    for concept, sources in zip(task.erase, embedded, strict=False):
         aim = task.mapping[concept] if cfg.destination is None else cfg.destination
-        sources, targets = encoder(fill(templates, concept)), encoder(fill(templates, aim))
-        for template, source, target in zip(templates, sources, targets, strict=True):
+        if aim not in aimed:
+            aimed = {aim: encoder(fill(templates, aim))}
+        for template, source, target in zip(templates, sources, aimed[aim], strict=True):
             positions = (last_token(pipe.tokenizer, template, word) for word in (concept, aim))
             e, e_target = subject_rows(source, target, *positions, cfg.tokens)
             gram, cross = gram + cfg.erase_scale * e.T @ e, cross + cfg.erase_scale * (e_target - e).T @ e
     scale = cfg.preserve_scale
     if scale is None:
         scale = max(0.1, 1 / (len(task.retain) * len(templates)))
-    for concept in task.retain:
-        kept = encoder(fill(templates, concept))  # (T, L, d)
+    for concept, kept in zip(task.retain, embedded, strict=True):
         if cfg.tokens == "last":
             lasts = [last_token(pipe.tokenizer, template, concept) for template in templates]
             kept = kept[torch.arange(len(kept)), lasts]

@@ -1,0 +1,69 @@
+"""Seconds of each closed form on the miniature, at the settings of a study, loading of the base included.
+
+    python benchmarks/bench_erasers.py [--study studies/methods.yaml] [--threads 2] [--repeats 3]
+
+The limit is 2 s. Importing PyTorch and diffusers, some 6 s on two cores, is not counted: without a GPU the jobs of a
+study are forks of a process that has done it. What trains is timed by its own jobs (results/cost/cost.csv).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from resurgence.bases import load_base
+from resurgence.captions import fill, load_captions
+from resurgence.config import Task, build
+from resurgence.erasers import EraserData
+from resurgence.moments import second_moment
+from resurgence.study import Study, load_study
+
+CLOSED = ("uce", "rece", "time", "mace-refinement")
+LIMIT = 2.0
+
+
+def moments(study: Study, task: Task) -> EraserData:
+    """The second moments that the refinement reads; the graph makes them once for all erasers."""
+    pipe = load_base(study.base.path)
+    captions = load_captions("config/prompts/closed_form.txt", task.kind)
+    prior = [line for line in Path("config/prompts/miniature/general.txt").read_text().splitlines() if line.strip()]
+    domain = [caption for concept in task.retain for caption in fill(captions, concept)]
+    return EraserData(prior=second_moment(pipe, prior), domain=second_moment(pipe, domain))
+
+
+def seconds(study: Study, task: Task, eraser: str, data: EraserData) -> float:
+    """Load the base, erase."""
+    module = importlib.import_module(study.erasers[eraser].module)
+    cfg = build(module.ERASER.config, study.eraser_settings(task.name, eraser, "default"), eraser)
+    start = time.perf_counter()
+    module.ERASER.erase(load_base(study.base.path), task, cfg, data, 0)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print the median over the repeats for each task and eraser; fail above the limit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, default=Path("studies/methods.yaml"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    study, slow = load_study([Path("params.yaml"), args.study], Path()), []
+    for task in map(study.task, study.tasks.names):
+        data = moments(study, task)
+        for eraser in CLOSED:
+            taken = statistics.median(seconds(study, task, eraser, data) for _ in range(args.repeats))
+            print(f"{task.name:16} {eraser:16} {taken:6.2f} s", flush=True)
+            slow += [f"{eraser} on {task.name}"] if taken > LIMIT else []
+    if slow:
+        raise SystemExit(f"slower than {LIMIT:g} s: {', '.join(slow)}")
+
+
+if __name__ == "__main__":
+    main()
