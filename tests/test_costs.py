@@ -83,11 +83,15 @@ def test_rules_of_paths(study: Study) -> None:
     paths = {
         "prior_moments": (None, "moments"), "domain_moments": ("ship", "moments"), "prompts": ("ship", "prompts"),
         "masks": ("ship", "masks"), "finetune_set": ("ship", "finetune_sets/random"), "loras": (SHIP, "loras"),
-        "erase": (SHIP, "delta"), "sample": (SHIP, "images"), "score": ("ship", "scores"),
+        "sample": (SHIP, "images"), "score": ("ship", "scores"),
         "finetune": (Cell(SHIP, "lora", "default", 0), "weights"), "retained_images": ("ship", "retained_images"),
     }  # fmt: skip
     for rule, (item, part) in paths.items():
         assert rule_of(job(study, item, part, {})) == rule
+    solved = {"closed_form": ("mace", "uce", "rece", "time", "mace_refinement"), "erase": ("esd", "sdd", "fmn", "spm")}
+    for rule, modules in solved.items():
+        for name in modules:
+            assert rule_of(job(study, SHIP, "delta", {"method": f"resurgence.erasers.{name}"})) == rule, name
     assert rule_of(Planned("resurgence.stages.report", {}, Path("results/cost/report.json"), ())) == "report"
 
 

@@ -101,6 +101,12 @@ def has_loras(study: Study, eraser: str) -> bool:
     return bool(module) and "train_loras" in functions(module)
 
 
+def is_solved(module: str) -> bool:
+    """Whether the last step of an eraser is solved, in seconds: it has no `steps`, or trains its LoRAs before it."""
+    settings = {field.name for field in dataclasses.fields(config_class(module))}
+    return "steps" not in settings or "train_loras" in functions(module)
+
+
 def is_trained(study: Study, eraser: str) -> bool:
     """Whether an eraser is trained by the shared trainer, and so leaves a curve in its delta's folder."""
     module = study.erasers[eraser].module

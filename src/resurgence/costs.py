@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resurgence.blocks import is_solved
 from resurgence.config import ConfigError, Task, build, nearest, read_yaml
 from resurgence.manifest import MANIFEST
 from resurgence.passes import once, passes
@@ -81,7 +82,9 @@ def rule_of(job: Planned) -> str:
         return {"finetune_sets": "finetune_set", "terciles": "terciles"}.get(parts[-3], last)
     if job.out.name != MANIFEST:
         return job.module.rpartition(".")[2]
-    return {"delta": "erase", "weights": "finetune", "images": "sample", "scores": "score"}.get(last, last)
+    if last == "delta":
+        return "closed_form" if is_solved(job.block["method"]) else "erase"
+    return {"weights": "finetune", "images": "sample", "scores": "score"}.get(last, last)
 
 
 def general_images(study: Study, task: str) -> int:
@@ -146,10 +149,14 @@ class Coster:
         steps = len(block["task"]["erase"]) * block["settings"]["steps"]
         return Cost(self.time(steps * self.work.lora, "fp32"))
 
+    def closed_form(self, block: Mapping[str, Any]) -> Cost:
+        """No work that counts beside the start of the job."""
+        return Cost(bytes=KV * 4 * self.work.parameters)
+
     def erase(self, block: Mapping[str, Any]) -> Cost:
-        """A closed form, or gradient steps."""
+        """Gradient steps."""
         settings, unet = block["settings"], 4 * self.work.parameters
-        if "batch" not in settings:
+        if "batch" not in settings:  # of a trainer that is not ours: unknown
             return Cost(bytes=KV * unet)
         erased, retained = (len(block["task"].get(role, ())) for role in ("erase", "retain"))
         samples = settings["steps"] * settings["batch"]
@@ -191,7 +198,8 @@ class Coster:
             return start + self.concept_images(block)
         makers = {"prior_moments": self.moments, "domain_moments": self.moments}
         maker = makers.get(rule) or getattr(self, rule, None)
-        return start + maker(block) if rule in (*makers, "loras", "erase", "finetune", "finetune_set") else Cost()
+        known = (*makers, "loras", "closed_form", "erase", "finetune", "finetune_set")
+        return start + maker(block) if rule in known else Cost()
 
 
 def by_rule(jobs: Iterable[Planned], cost: Coster) -> dict[str, Cost]:

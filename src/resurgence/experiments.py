@@ -22,8 +22,8 @@ EXPERIMENT = re.compile(r"[a-z][a-z0-9_]*")  # becomes the name of a rule
 CATEGORIES = ("task", "eraser", "finetune")
 # the rules of the workflow, whose names no experiment may take
 RULES = {
-    "all", "anchor_images", "coco_annotations", "coco_captions", "coco_sample", "concept_images", "cost", "data",
-    "domain_moments", "erase", "erased", "experiment", "figures", "finetune", "finetune_set", "finetuned",
+    "all", "anchor_images", "closed_form", "coco_annotations", "coco_captions", "coco_sample", "concept_images", "cost",
+    "data", "domain_moments", "erase", "erased", "experiment", "figures", "finetune", "finetune_set", "finetuned",
     "geometry", "grids", "images", "loras", "masks", "presented", "prior_moments", "prompts", "reference_features",
     "report", "results", "retained_images", "sample", "score", "scores",
     "tables", "terciles", "world", "world_autoencoder", "world_base", "world_clip", "world_drawings",

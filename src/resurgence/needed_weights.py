@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # rules whose jobs load the base
 BASE_RULES = (
     "prior_moments", "domain_moments", "concept_images", "anchor_images", "retained_images", "finetune_set", "loras",
-    "erase", "finetune", "sample",
+    "closed_form", "erase", "finetune", "sample",
 )  # fmt: skip
 
 

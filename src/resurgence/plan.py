@@ -33,7 +33,7 @@ STAGES = {
         "coco_annotations", "coco_captions", "coco_sample", "prompts", "prior_moments",
         "domain_moments", "concept_images", "anchor_images", "retained_images", "masks", "terciles", "finetune_set",
     ],
-    "erase": ["loras", "erase"],
+    "erase": ["loras", "closed_form", "erase"],
     "fine-tune": ["finetune"],
     "sample": ["sample"],
     "score": ["reference_features", "score", "geometry"],

@@ -34,7 +34,7 @@ def test_the_whole_study_is_planned_in_half_a_minute(name: str, fresh: Tree) -> 
     costs = by_rule(jobs, Coster(study, read_rates(fresh.root), "a100"))
     sampled = [study.task(job.out.parts[3]) for job in jobs if job.out.parent.name == "images"]
     assert costs["sample"].images == sum(map(prompts_of, sampled))
-    assert all(costs[rule].seconds > 0 for rule in ("loras", "erase", "finetune", "sample", "score", "masks"))
+    assert all(costs[rule].seconds > 0 for rule in ("loras", "closed_form", "finetune", "sample", "score", "masks"))
 
 
 def test_a_subset_is_planned_by_hand(fresh: Tree) -> None:

@@ -91,6 +91,13 @@ def erasure(wildcards):
     return Erasure(wildcards.task, *split(wildcards.eraser), int(wildcards.erase_seed))
 
 
+def erasers_named(solved):
+    """The pattern of the erasers whose last step is solved, or is not; one that nothing matches when there is none."""
+    modules = {eraser: method.module for eraser, method in STUDY.erasers.items() if method.module}
+    names = "|".join(eraser for eraser, module in modules.items() if blocks.is_solved(module) == solved)
+    return rf"({names})(\.[a-z0-9][a-z0-9_-]*)?" if names else r"\.^"
+
+
 def cell(wildcards):
     return Cell(erasure(wildcards), *split(wildcards.finetune), int(wildcards.finetune_seed))
 

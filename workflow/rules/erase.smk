@@ -19,6 +19,7 @@ rule loras:
         **ON_GPU,
         mem_mb=memory,
         runtime=minutes("loras"),
+        turn=1,
     params:
         cfg=block(blocks.loras, erasure),
     message:
@@ -39,6 +40,8 @@ rule erase:
         "logs/{base}/{task}/{eraser}/s{erase_seed}/delta.log",
     benchmark:
         "results/benchmarks/erase/{base}/{task}/{eraser}/s{erase_seed}.jsonl"
+    wildcard_constraints:
+        eraser=erasers_named(solved=False),
     conda:
         "../../envs/conda.yaml"
     threads: THREADS
@@ -53,3 +56,17 @@ rule erase:
     shell:
         "python -m resurgence.stages.erase --block {params.cfg:q} --out {output.manifest}"
         " --inputs {input} > {log} 2>&1"
+
+
+# The same for those that take seconds: closed forms, and the fusion of trained LoRAs. On a cluster many of them are one
+# job (profiles/slurm).
+use rule erase as closed_form with:
+    benchmark:
+        "results/benchmarks/closed_form/{base}/{task}/{eraser}/s{erase_seed}.jsonl"
+    wildcard_constraints:
+        eraser=erasers_named(solved=True),
+    resources:
+        **ON_GPU,
+        mem_mb=memory,
+        runtime=minutes("closed_form"),
+        turn=1,

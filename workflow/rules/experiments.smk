@@ -16,6 +16,8 @@ rule geometry:
         "../../envs/conda.yaml"
     resources:
         mem_mb=memory,
+        runtime=minutes("geometry"),
+        turn=1,
     params:
         cfg=block(blocks.geometry),
     message:

@@ -67,7 +67,7 @@ rule domain_moments:
         **ON_GPU,
         mem_mb=memory,
         runtime=minutes("domain_moments"),
-        moments=1,
+        turn=1,
     params:
         cfg=block(blocks.domain_moments, task),
     message:
