@@ -148,6 +148,25 @@ def test_a_folder_with_artefacts_below_it_is_not_overwritten(tmp_path: Path) -> 
     assert m.verify(tmp_path / "cell" / "lora") == []
 
 
+def test_a_second_sigterm_does_not_cut_the_unwinding_short(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from resurgence.manifest import write_artefact\n"
+        "from resurgence.stages.job import start; job = start(['--block', '{}', '--out', sys.argv[1]])\n"
+        "import shutil; remove = shutil.rmtree\n"
+        "def slowly(*args, **options): print('leaving', flush=True); time.sleep(0.5); remove(*args, **options)\n"
+        "with write_artefact(job.out.parent / 'a', 'x', {}, {}, [], {}, {}) as out:\n"
+        "    (out / 'half').write_text('half'); shutil.rmtree = slowly; print('writing', flush=True); time.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent.parent)}
+    command = [sys.executable, "-c", code, str(tmp_path / "made.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as child:
+        for word in (b"writing\n", b"leaving\n"):
+            assert child.stdout is not None and child.stdout.readline() == word
+            child.terminate()
+        assert child.wait(20) == 143
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_kill_9_in_the_middle_leaves_nothing_accepted_and_a_rerun_succeeds(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from resurgence.manifest import write_artefact\n"

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from resurgence.config import Task, make_task
 from resurgence.manifest import MANIFEST, described, read_manifest, write_artefact, write_made
@@ -107,6 +107,12 @@ class Job:
         return load_base(base["path"], resolve_device(self.device), dtype, base["revision"])
 
 
+def leave(*_: object) -> NoReturn:
+    """End the job by unwinding, so that temporary folders are removed; a second SIGTERM does not cut that short."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
 def start(arguments: Sequence[str] | None = None) -> Job:
     """Read the command line and begin the log."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -119,7 +125,7 @@ def start(arguments: Sequence[str] | None = None) -> Job:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     slurm = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
     log.info("host %s%s: %s of %d inputs", platform.node(), slurm, args.out, len(args.inputs))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so temporary folders are removed
+    signal.signal(signal.SIGTERM, leave)
     return Job(args.block, args.out, tuple(args.inputs), args.device)
 
 
