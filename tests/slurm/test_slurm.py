@@ -21,7 +21,7 @@ from resurgence import recovery
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1200)]
 SET = "results/data/small/pets/finetune_sets/random/manifest.json"
-JOBS = 20  # of the small study that are submitted
+JOBS = 18  # of the small study that are submitted; LoRAs, fusion and UCE are one
 TUNED = "results/finetuned/small/pets/uce/s0/lora/f0/weights"
 
 
@@ -64,6 +64,18 @@ def test_study_completes_on_two_nodes_at_once(cluster: Cluster, undisturbed: Tre
     assert set(digests(undisturbed)) >= {"cells.csv", "resurgence.csv", "intervals.csv", "made.json"}
     told = (undisturbed.root / "results/data/small/pets/finetune_sets/random/run.json").read_text()
     assert '"device": "cpu"' in told
+
+
+def test_loras_and_closed_forms_are_one_job(cluster: Cluster, undisturbed: Tree) -> None:
+    """One after the other with the memory of one; their limits add up."""
+    made = [f"results/erased/small/pets/{part}" for part in ("mace/s0/loras", "mace/s0/delta", "uce/s0/delta")]
+    (job,) = [job for job in cluster.jobs(undisturbed) if "closed_forms" in job.text]
+    assert "NumCPUs=1" in job.text and "TimeLimit=01:40:00" in job.text
+    alone = next(other for other in cluster.jobs(undisturbed) if "finetune_set" in other.comment)
+    memory = [re.search(r"MinMemoryNode=(\d+)M", own.text).group(1) for own in (job, alone)]
+    assert memory[0] == memory[1]
+    told = [json.loads((undisturbed.root / folder / "run.json").read_text()) for folder in made]
+    assert (job.end - job.start).total_seconds() > sum(run["seconds"] for run in told)
 
 
 def test_second_run_submits_nothing(cluster: Cluster, undisturbed: Tree) -> None:
