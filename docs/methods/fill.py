@@ -63,6 +63,7 @@ def main() -> None:
     replace(DOCS / "results.md", markdown_table(table))
     picture(results / "figures/compare_recogniser_accuracy.png", DOCS / "images/compare.png")
     picture(results / "cost/compare_recogniser_accuracy.png", DOCS / "images/compare_cost.png")
+    picture(results / "figures/sensitive_identities-10_eap.png", DOCS / "methods/images/eap-sensitive.png")
     for eraser, rows in table.groupby("eraser"):
         replace(DOCS / f"methods/{eraser}.md", section(rows, str(eraser), results / "grids"))
 

@@ -21,18 +21,21 @@ Selection = Literal[
 
 @dataclass(frozen=True)
 class Optimisation:
-    """Settings of the shared trainer; a method's own config inherits them and sets its own defaults."""
+    """Settings of the shared trainer; a method's own config inherits them and sets its own defaults.
 
-    parameters: Selection = "xattn"  # which modules train; the delta holds exactly these
+    The values here are those of ESD's first script; where a method's come from: Settings on its page, docs/methods.
+    """
+
+    parameters: Selection = "xattn"  # which modules train, ESD-x; the delta holds exactly these
     steps: int = 1000  # optimiser steps
-    lr: float = 1e-5
-    optimiser: Literal["adam", "adamw"] = "adam"  # betas (0.9, 0.999), eps 1e-8
+    lr: float = 1e-5  # learning rate, the same in each step
+    optimiser: Literal["adam", "adamw"] = "adam"  # betas (0.9, 0.999), eps 1e-8, PyTorch's
     weight_decay: float = 0.0  # adamw only
     batch: int = 1  # samples a step; the erased concepts follow each other in a new random order each round
     max_norm: float | None = None  # of the gradient; null: not clipped
     ema: float | None = None  # decay of the moving average that becomes the delta; null: the last weights
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the forward passes; the weights stay fp32
-    checkpoints: tuple[int, ...] = ()  # steps at which the delta is also written, to step-NNNNNN/
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the forward passes, ours; the weights stay fp32
+    checkpoints: tuple[int, ...] = ()  # ours: steps at which the delta is also written, to step-NNNNNN/
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch"):

@@ -37,26 +37,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdvunlearnConfig(Optimisation):
-    """Settings; the defaults are the authors' for nudity."""
+    """Settings; the defaults are the authors' for nudity, unless a comment says ours."""
 
     parameters: Selection = "text-encoder"  # the paper's choice; its UNet variants: xattn, noxattn, full
-    embeddings: Literal["frozen", "trained"] = "frozen"  # of text-encoder: the token and position tables (code: frozen)
-    eta: float = 1.0  # strength of the negative guidance
-    gamma: float = 0.3  # weight of the retained captions; script's default 1
-    retain_batch: int = 5  # retained captions a step
-    warmup: int = 200  # first steps, on c itself without an attack; code
-    attack_steps: int = 30  # K
-    attack_lr: float = 1e-3  # step size of the attack
-    attack_update: Literal["sign", "adam"] = "sign"  # of the gradient's sign; code: Adam
-    attack_start: Literal["random", "latest"] = "random"  # a random word, or the concept's last prefix; code has both
-    attack_every: int = 1  # steps after which a concept's prefix is made anew
-    prefix_tokens: int = 1
-    ddim_steps: int = 50
-    guidance: float = 3.0  # of sampling x_t
-    trajectories: int = 4  # sampled for each erased concept, once
-    retain_trajectories: int = 1  # sampled for each retained concept, once
-    template: str = "{}"  # the caption of an erased concept
-    retain_template: str = "a photo of {}"  # the caption of a retained concept
+    embeddings: Literal["frozen", "trained"] = "frozen"  # of text-encoder: the token and position tables; frozen: code
+    eta: float = 1.0  # strength of the negative guidance: code
+    gamma: float = 0.3  # weight of the retained captions: README; script's default 1
+    retain_batch: int = 5  # retained captions a step: code
+    warmup: int = 200  # first steps, on c itself without an attack: code
+    attack_steps: int = 30  # K, of each attack: code
+    attack_lr: float = 1e-3  # step size of the attack: code
+    attack_update: Literal["sign", "adam"] = "sign"  # along the gradient's sign, paper; adam: code
+    attack_start: Literal["random", "latest"] = "random"  # a random word, README; or the concept's last prefix, script
+    attack_every: int = 1  # steps after which a concept's prefix is made anew; 1: code
+    prefix_tokens: int = 1  # length of the attack's prefix: code
+    ddim_steps: int = 50  # of a whole trajectory: code
+    guidance: float = 3.0  # of sampling x_t: code
+    trajectories: int = 4  # ours: sampled for each erased concept, once
+    retain_trajectories: int = 1  # ours: sampled for each retained concept, once
+    template: str = "{}"  # the caption of an erased concept: code
+    retain_template: str = "a photo of {}"  # ours: the caption of a retained concept
 
     def __post_init__(self) -> None:
         super().__post_init__()

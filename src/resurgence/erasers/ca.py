@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CaConfig(Optimisation):
-    """Settings; the defaults are the authors' for objects and styles, written for one device."""
+    """Settings; the authors' for objects and styles, written for one device, unless a comment says ours."""
 
     parameters: Selection = "xattn-kv"  # the paper's choice; memorised images: full
-    steps: int = 100
-    lr: float = 1.6e-5  # the script scales 2e-6 by 4 images on 2 GPUs
+    steps: int = 100  # optimiser steps: script
+    lr: float = 1.6e-5  # learning rate: script, 2e-6 scaled by 4 images on 2 GPUs
     optimiser: Literal["adam", "adamw"] = "adamw"  # script
-    weight_decay: float = 0.01  # script
-    batch: int = 8  # 4 images on 2 GPUs
-    max_norm: float | None = 1.0  # script
+    weight_decay: float = 0.01  # of AdamW: script
+    batch: int = 8  # samples a step: script, 4 images on 2 GPUs
+    max_norm: float | None = 1.0  # of the gradient: script
     loss: Literal["model-based", "noise-based"] = "model-based"  # the paper finds the first better
-    target_from: Literal["frozen", "current"] = "frozen"  # whose prediction for c: eps_0, or sg eps_theta (script)
-    anchor_weight: float = 0.0  # of the anchor term; the script takes 1 when the erased words contain the anchor's
-    captions: str | tuple[str, ...] = ""  # templates with one {}: a list, a file, or "" for the built-in 30
+    target_from: Literal["frozen", "current"] = "frozen"  # who predicts for c: eps_0 (as derived), eps_theta (script)
+    anchor_weight: float = 0.0  # of the paper's optional term; script: 1 when the erased words contain the anchor's
+    captions: str | tuple[str, ...] = ""  # ours: "" for 30 built-in templates; or a list, or a file
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -39,23 +39,23 @@ WIDTHS = (64, 128, 256, 512)  # channels of the discriminator's halving layers, 
 
 @dataclass(frozen=True)
 class DocoConfig(Optimisation):
-    """Settings; the defaults are the paper's formulas and numbers, and the authors' code where the paper is silent."""
+    """Settings; the paper's formulas and numbers, where it is silent the code's, or ours where a comment says so."""
 
-    parameters: Selection = "xattn-kv"  # code: to_k and to_v of the cross-attentions
-    steps: int = 1000  # the warm-up included
-    lr: float = 4e-6
-    batch: int = 8
-    max_norm: float | None = 1.0  # code
+    parameters: Selection = "xattn-kv"  # code: to_k and to_v of the cross-attentions; the paper does not say
+    steps: int = 1000  # optimiser steps, the warm-up included: paper
+    lr: float = 4e-6  # learning rate: paper
+    batch: int = 8  # samples a step: paper
+    max_norm: float | None = 1.0  # of the gradient: code
     unlearning: Literal["adversarial", "l2"] = "adversarial"  # G_u of Eq. 8, or of || eps(c*) - sg eps(c) ||^2
-    discriminate: Literal["noise", "x0"] = "noise"  # what D sees: the predicted noise, or (code) the predicted x_0
+    discriminate: Literal["noise", "x0"] = "noise"  # what D sees: predicted noise (paper), or predicted x_0 (code)
     generator: Literal["minimax", "non-saturating"] = "minimax"  # theta's side: Eq. 8, or (code) -log D of the concept
     anchor_from: Literal["current", "frozen"] = "current"  # who predicts for c: eps_theta (Eq. 8), or eps_0 (code)
     surgery: Literal["paper", "code", "none", "sum"] = "paper"  # Eq. 9; code: tensor by tensor; sum: G_u + lamb G_r
-    lamb: float = 1.0  # lambda of Eq. 9
-    warmup: int = 200  # first steps, which update D alone; adversarial only
-    discriminator_lr: float = 1e-4  # code, for objects; styles 5e-4
-    last_stride: Literal[2, 1] = 2  # of D's last layer; code: 1
-    captions: str | tuple[str, ...] = ""  # templates with one {}: a list, a file, or "" for the built-in 30
+    lamb: float = 1.0  # lambda of Eq. 9: paper and README
+    warmup: int = 200  # first steps, which update D alone: paper; adversarial only
+    discriminator_lr: float = 1e-4  # README, objects and nudity; styles 5e-4
+    last_stride: Literal[2, 1] = 2  # of D's last layer: paper; code: 1
+    captions: str | tuple[str, ...] = ""  # ours: "" for 30 built-in templates; or a list, or a file
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -40,29 +40,29 @@ CHUNK = 256  # words embedded at a time
 
 @dataclass(frozen=True)
 class EapConfig(Optimisation):
-    """Settings; the defaults are the paper's for objects and styles and, where it is silent, those of the script."""
+    """Settings; the paper's for objects and styles, where it is silent the script's, or ours if a comment says so."""
 
-    lamb: float = 1.0  # lambda, weight of the preservation loss
-    target: Literal["neutral", "guided"] = "neutral"  # guided: c_n with negative guidance, as ESD (script)
-    neutral: str = ""  # c_n; the paper names " " and "a photo"
-    negative_guidance: float = 1.0  # target guided: its strength
-    compare: Literal["noise", "clean"] = "noise"  # what the losses compare: predicted noise, or predicted x_0 (script)
-    words: str = ""  # file with one word a line (paper: Oxford 3000); "": the whole words of the tokenizer
-    exclude: Literal["concepts", "words", "none"] = "concepts"  # leave out erased concepts (C \\ E), or all their words
-    closest: int = 100  # K; nudity 50
-    distance: Literal["cosine", "l2"] = "cosine"  # l2: script, which also takes K of the 1000 closest by k-means
-    search_steps: int = 2  # N_iter
-    eta: float = 1e-3  # step size for pi; 1e-2 in the authors' runs
+    lamb: float = 1.0  # lambda, weight of the preservation loss: paper
+    target: Literal["neutral", "guided"] = "neutral"  # Eq. 5; guided: c_n with negative guidance, as ESD (script)
+    neutral: str = ""  # c_n: script; the paper names " " and "a photo"
+    negative_guidance: float = 1.0  # target guided: its strength, script
+    compare: Literal["noise", "clean"] = "noise"  # what is compared: predicted noise (Eq. 5), or x_0 (script)
+    words: str = ""  # file, a word a line (paper: Oxford 3000); "": the tokenizer's whole words (paper tries them)
+    exclude: Literal["concepts", "words", "none"] = "concepts"  # left out: concepts, paper; + their words; none: script
+    closest: int = 100  # K: paper; nudity 50
+    distance: Literal["cosine", "l2"] = "cosine"  # paper; l2: script, which takes K of the 1000 closest by k-means
+    search_steps: int = 2  # N_iter: paper
+    eta: float = 1e-3  # step size for pi: paper; 1e-2 in the authors' runs
     ascent: Literal["gradient", "adam"] = "gradient"  # how pi is moved: Algorithm 1, or Adam (script)
-    through: Literal["both", "student"] = "both"  # gradient of pi through both models, or only the student (script)
-    pi: Literal["kept", "reset"] = "kept"  # from step to step; the paper does not say, the script keeps it
+    through: Literal["both", "student"] = "both"  # pi's gradient through both models, Algorithm 1; student: script
+    pi: Literal["kept", "reset"] = "kept"  # from step to step: script, the paper does not say
     temperature: float = 2.0  # of the Gumbel-Softmax; script
     hard: bool = True  # c_a is one word, with the gradient of the soft mixture; the authors' runs
-    x_t: Literal["base", "student"] = "base"  # who samples x_t: the frozen base once, or the model in training (script)
-    ddim_steps: int = 50
-    guidance: float = 3.0  # of sampling x_t
-    trajectories: int = 4  # x_t base: sampled for each concept
-    template: str = "{}"  # the caption of a concept or word
+    x_t: Literal["base", "student"] = "base"  # who samples x_t: the base once (ours), or the model in training (script)
+    ddim_steps: int = 50  # of a whole trajectory: script
+    guidance: float = 3.0  # of sampling x_t: script
+    trajectories: int = 4  # ours; x_t base: sampled for each concept
+    template: str = "{}"  # ours: the caption of a concept or word
 
     def __post_init__(self) -> None:
         super().__post_init__()

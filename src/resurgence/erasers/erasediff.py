@@ -39,20 +39,20 @@ if TYPE_CHECKING:
 class EraseDiffConfig(Optimisation):
     """Settings; the defaults are those of the authors' scripts for classes, with the paper's lambda."""
 
-    parameters: Selection = "full"  # classes; nudity: noxattn-official
-    steps: int = 60  # classes; nudity: 160
-    batch: int = 16  # forget images of a step, and as many retained ones
+    parameters: Selection = "full"  # script for classes; nudity: noxattn-official
+    steps: int = 60  # optimiser steps: script for classes; nudity: 160
+    batch: int = 16  # script for classes; forget images of a step, and as many retained ones
     multiplier: Literal[
         "gradient",  # lambda with a = eta ||grad g||^2: the paper
         "value",  # lambda with a = eta g: the dynamic barrier's other choice, in which the inner steps count
         "cosine",  # max(0, eta - cos(grad L_remain, grad g)): the authors' code for pixel models
         "fixed",  # weight: the authors' code for Stable Diffusion
-    ] = "gradient"
-    eta: float = 0.1  # the authors' code for pixel models
+    ] = "gradient"  # how lambda is set
+    eta: float = 0.1  # of lambda: the authors' code for pixel models
     weight: float = 1.0  # lambda of `fixed`: scripts; the command line's default is 0.1
-    inner_steps: int = 2  # K; command line
-    inner_lr: float | None = None  # of Adam, begun anew in each step; null: lr
-    inner_value: Literal["last", "mean"] = "last"  # min L_f: after the K steps, or (code) the mean loss during them
+    inner_steps: int = 2  # K: command line
+    inner_lr: float | None = None  # of Adam, begun anew in each step; null: lr, as the scripts
+    inner_value: Literal["last", "mean"] = "last"  # min L_f: after the K steps (paper), or (code) their mean loss
     target_from: Literal["current", "frozen"] = "current"  # sg eps_theta (paper and code), or eps_0
     captions: str | tuple[str, ...] = ("an image of {}",)  # templates; the scripts: "an image of a <class>"
 

@@ -31,15 +31,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EsdConfig(Optimisation):
-    """Settings; the defaults are ESD-x of the first script. The script of 2025: 200 steps, lr 5e-5, x_t base, eta 2."""
+    """Settings; the defaults are ESD-x of the first script, unless a comment says ours.
 
-    eta: float = 1.0  # strength of the negative guidance
-    eta_from: Literal["empty", "concept"] = "empty"  # the target starts at eps_0(""), or (script of 2025) at eps_0(c*)
-    x_t: Literal["student", "base"] = "student"  # who samples x_t: the model in training, or the frozen base once
-    ddim_steps: int = 50
-    guidance: float = 3.0  # of sampling x_t
-    trajectories: int = 4  # x_t base: sampled for each concept
-    template: str = "{}"  # the caption of a concept
+    The script of 2025: 200 steps, lr 5e-5, x_t base, eta_from concept, eta 2.
+    """
+
+    eta: float = 1.0  # strength of the negative guidance: first script
+    eta_from: Literal["empty", "concept"] = "empty"  # the target starts at eps_0(""), Eq. 7, or (2025) at eps_0(c*)
+    x_t: Literal["student", "base"] = "student"  # who samples x_t: the model in training (first script), the base once
+    ddim_steps: int = 50  # of a whole trajectory: first script
+    guidance: float = 3.0  # of sampling x_t: both scripts
+    trajectories: int = 4  # ours; x_t base: sampled for each concept
+    template: str = "{}"  # ours: the caption of a concept
 
     def __post_init__(self) -> None:
         super().__post_init__()

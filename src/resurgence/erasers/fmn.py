@@ -35,17 +35,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FmnConfig(Optimisation):
-    """Settings; the defaults are those of the authors' configuration, except that no token is learnt first."""
+    """Settings; the defaults are the authors' configuration without learnt tokens, unless a comment says ours."""
 
-    parameters: Selection = "full"  # the authors also name the cross-attentions: xattn
-    steps: int = 35
-    lr: float = 2e-6
-    optimiser: Literal["adam", "adamw"] = "adamw"
-    weight_decay: float = 0.01
-    max_norm: float | None = 1.0
-    captions: str | tuple[str, ...] = ("a photo of {}",)  # templates; for styles "a photo in the style of {}"
-    use_pooler: bool = True  # also lower the attention to the end of the caption
-    pooler_tokens: Literal["end-and-padding", "end", "same-id"] = "end-and-padding"  # same-id: official, as for MACE
+    parameters: Selection = "full"  # official; the authors also name the cross-attentions: xattn
+    steps: int = 35  # optimiser steps: official
+    lr: float = 2e-6  # learning rate: official
+    optimiser: Literal["adam", "adamw"] = "adamw"  # official
+    weight_decay: float = 0.01  # of AdamW: official
+    max_norm: float | None = 1.0  # of the gradient: official
+    captions: str | tuple[str, ...] = ("a photo of {}",)  # official; for styles it is "a photo in the style of {}"
+    use_pooler: bool = True  # also lower the attention to the end of the caption: official
+    pooler_tokens: Literal["end-and-padding", "end", "same-id"] = "end-and-padding"  # ours; same-id: official
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,30 +37,30 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MaceConfig:
-    """Settings; the defaults are those of the authors' erase_10_celebrity, unless a line says otherwise."""
+    """Settings; the defaults are those of the authors' erase_10_celebrity, unless a comment says otherwise."""
 
-    captions: str | tuple[str, ...] = ""  # templates with one {}: a file, a list, or "" for the built-in 30
+    captions: str | tuple[str, ...] = ""  # templates with one {}: a list, a file, or "" for 30, ours; official 30 of 31
     # closed forms
-    train_preserve_scale: float = 1e-4  # weight of the corpora in the refinement (lambda_1)
-    fuse_preserve_scale: float = 1e-4  # weight of the corpora in the fusion (lambda_2)
-    preserve_weight: float = 8e4  # omega, weight of the domain corpus against the prior corpus; 0: none is needed
-    lamb: float = 0.0  # weight of ||W' - W||^2 in both
-    scale_application: Literal["paper", "official"] = "paper"  # official: train_preserve_scale is squared
+    train_preserve_scale: float = 1e-4  # lambda_1, weight of the corpora in the refinement: authors' configuration
+    fuse_preserve_scale: float = 1e-4  # lambda_2, weight of the corpora in the fusion: authors' configuration
+    preserve_weight: float = 8e4  # omega, domain against prior corpus: authors' for ten celebrities; 0: none is needed
+    lamb: float = 0.0  # weight of ||W' - W||^2 in both: authors' for celebrities and artists; objects 10 to 1,000
+    scale_application: Literal["paper", "official"] = "paper"  # once, the text; official: squared, as the code
     # LoRAs
-    steps: int = 50
-    lr: float = 1e-4  # 1e-5 for objects
-    rank: int = 1
-    weight_decay: float = 0.01  # AdamW, betas (0.9, 0.999), eps 1e-8
-    max_norm: float = 1.0  # of each concept's gradient
-    timesteps: Literal["window", "uniform"] = "window"  # window: about 200 to 400 of 1,000
-    use_pooler: bool = True  # also lower the attention to the end of the caption
-    pooler_tokens: Literal["end-and-padding", "end", "same-id"] = "end-and-padding"  # same-id: official, see tokens_of
-    use_masks: bool = True  # false: the whole map, as always for styles
-    chunk: int = 10  # concepts in one batch; does not change any result
+    steps: int = 50  # of each LoRA: authors' for celebrities and styles; explicit content 120
+    lr: float = 1e-4  # authors' for celebrities and styles; 1e-5 for objects and explicit content
+    rank: int = 1  # of each LoRA: official
+    weight_decay: float = 0.01  # official; AdamW, betas (0.9, 0.999), eps 1e-8
+    max_norm: float = 1.0  # of each concept's gradient: official
+    timesteps: Literal["window", "uniform"] = "window"  # window: about 200 to 400 of 1,000, paper and code
+    use_pooler: bool = True  # also lower the attention to the end of the caption: official
+    pooler_tokens: Literal["end-and-padding", "end", "same-id"] = "end-and-padding"  # ours; same-id: official
+    use_masks: bool = True  # paper and code; false: the whole map, as always for styles
+    chunk: int = 10  # ours: concepts in one batch; does not change any result
     # fusion
-    fusion: Literal["closed-form", "constrained"] = "closed-form"
-    preserve_retained: bool = True  # constrained: W_f e = W e for the mean embedding of each retained concept
-    max_relative_change: float | None = None  # constrained: limit of ||w_f - w|| / ||w|| of each row
+    fusion: Literal["closed-form", "constrained"] = "closed-form"  # least squares, as the code; constrained: ours
+    preserve_retained: bool = True  # ours, constrained: W_f e = W e for the mean embedding of each retained concept
+    max_relative_change: float | None = None  # ours, constrained: limit of ||w_f - w|| / ||w|| of each row
 
     def __post_init__(self) -> None:
         templates("captions", self.captions)

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MaceRefinementConfig:
-    """Settings: those of MACE that its refinement reads, with MACE's names and defaults (erase_10_celebrity)."""
+    """Settings: those of MACE that its refinement reads, with MACE's names and defaults (see there)."""
 
-    captions: str | tuple[str, ...] = ""  # templates with one {}: a file, a list, or "" for the built-in 30
-    train_preserve_scale: float = 1e-4  # weight of the corpora (lambda_1)
-    preserve_weight: float = 8e4  # omega, weight of the domain corpus against the prior corpus; 0: none is needed
-    lamb: float = 0.0  # weight of ||W' - W||^2
-    scale_application: Literal["paper", "official"] = "paper"  # official: train_preserve_scale is squared
+    captions: str | tuple[str, ...] = ""  # templates with one {}: a list, a file, or "" for 30, ours; official 30 of 31
+    train_preserve_scale: float = 1e-4  # lambda_1, weight of the corpora: authors' configuration
+    preserve_weight: float = 8e4  # omega, domain against prior corpus: authors' for ten celebrities; 0: none is needed
+    lamb: float = 0.0  # weight of ||W' - W||^2: authors' for celebrities and artists; objects 10 to 1,000
+    scale_application: Literal["paper", "official"] = "paper"  # once, the text; official: squared, as the code
 
     def __post_init__(self) -> None:
         templates("captions", self.captions)

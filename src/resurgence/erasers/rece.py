@@ -47,22 +47,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReceConfig:
-    """Settings; UCE's for the first edit, and those of the authors' nudity experiment for the epochs."""
+    """Settings; UCE's for the first edit, the authors' for nudity in the epochs, unless a comment says ours."""
 
     # the first edit: as in UCE
-    tokens: Literal["last-to-end", "last"] = "last-to-end"
-    lamb: float = 0.5
-    erase_scale: float = 1.0  # s_e of the first edit and of the epochs
-    preserve_scale: float | None = None  # null: max(0.1, 1 / number of retained captions)
-    destination: str | None = None  # null: the task's mapping concept; " " is the scripts' default
-    captions: str | tuple[str, ...] = ("{}",)  # templates with one {}: a list, a file, or "" for MACE's built-in 30
+    tokens: Literal["last-to-end", "last"] = "last-to-end"  # rows, UCE's first script
+    lamb: float = 0.5  # weight of ||W' - W||^2, UCE's scripts
+    erase_scale: float = 1.0  # s_e of the first edit and of the epochs: UCE's scripts and the authors' runs
+    preserve_scale: float | None = None  # null: max(0.1, 1 / retained captions), UCE's first script
+    destination: str | None = None  # null: the task's mapping concept, ours; " " is the scripts' default
+    captions: str | tuple[str, ...] = ("{}",)  # scripts; templates with one {}: a list, a file, or "" for MACE's
     # the epochs
-    epochs: int = 3  # 3 nudity, 2 other unsafe content, 1 styles and objects; 0: UCE
-    mu: float = 0.1  # 0.1 nudity and easy objects, 1e-3 styles and hard objects
+    epochs: int = 3  # authors' runs: 3 nudity, 2 other unsafe content, 1 styles and objects; 0: UCE
+    mu: float = 0.1  # Eq. 8; authors' runs: 0.1 nudity and easy objects, 1e-3 styles and hard objects
     epoch_tokens: Literal["all", "last-to-end", "last"] = "all"  # all: each position to the same one, as the code
-    epoch_lamb: float = 0.1  # lambda_2
-    epoch_preserve_scale: float = 0.1  # lambda_1; of all rows of the retained captions and of the empty caption
-    targets: Literal["current", "original"] = "current"  # values of the model being edited (code), or of the base
+    epoch_lamb: float = 0.1  # lambda_2, authors' runs
+    epoch_preserve_scale: float = 0.1  # lambda_1, authors' runs; rows of the retained captions and the empty one (code)
+    targets: Literal["current", "original"] = "current"  # values of the model being edited (code), or the base (Eq. 3)
     accumulate: bool = False  # ours: an edit also sends what the earlier ones sent; false: the newest e' alone
 
     def __post_init__(self) -> None:

@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 class SalunConfig(Optimisation):
     """Settings; the defaults are those of the authors' scripts for Stable Diffusion."""
 
-    parameters: Selection = "full"  # the mask is taken among these, with one threshold for all
-    steps: int = 500  # 5 epochs over 800 images
-    batch: int = 8  # forget images of a step, and as many retained ones
+    parameters: Selection = "full"  # scripts; the mask is taken among these, with one threshold for all
+    steps: int = 500  # optimiser steps, scripts: 5 epochs over 800 images
+    batch: int = 8  # scripts; forget images of a step, and as many retained ones
     alpha: float = 0.5  # of L_remain: README; the command line's default is 0.1
-    fraction: float = 0.5  # of the weights that train
-    mask_steps: int = 100  # batches of the mask's gradient: 800 images
+    fraction: float = 0.5  # of the weights that train: paper
+    mask_steps: int = 100  # batches of the mask's gradient: the 800 images of the scripts
     mask_guidance: float = 7.5  # w in (1 + w) eps(c_f) - w eps("") of the mask's loss: scripts; 0: eps(c_f)
     target_from: Literal["current", "frozen"] = "current"  # sg eps_theta (paper and scripts), or eps_0
     captions: str | tuple[str, ...] = ("an image of {}",)  # templates; the scripts: "an image of a <class>"

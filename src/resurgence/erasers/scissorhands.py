@@ -43,22 +43,20 @@ SCRIPTS = ("up_blocks.1.attentions.1.", "up_blocks.2.attentions.1.")  # output_b
 class ScissorHandsConfig(Optimisation):
     """Settings; the defaults are those of the authors' script for classes, with the paper's trimming and projection."""
 
-    parameters: Selection = "full"  # trimmed and trained; the saliency has one threshold for all
-    steps: int = 350  # 3 epochs over the images of a class
-    lr: float = 2e-5  # classes; nudity: 1e-5
-    batch: int = 8  # forget images of a step, and as many retained ones; nudity: 16
-    sparsity: float = 0.999  # the part of the weights that is not trimmed; nudity: 0.995
-    saliency_steps: int = 10  # batches of the saliency's gradient
-    saliency: Literal["gradient", "absolute"] = (
-        "gradient"  # of the mean loss, or (scripts) sum of |gradient| of batches
-    )
-    saliency_guidance: float = 0.0  # w in (1 + w) eps(c) - w eps("") of its loss; script for classes: 7.5
-    trim: Literal["all", "official"] = "all"  # official: only self-attention in two decoder blocks, the rest stays
-    initial: Literal["normal", "kaiming"] = "normal"  # of trimmed weights: sd 0.02 (classes), Kaiming uniform (nudity)
-    forget: Literal["ascent", "pseudo"] = "ascent"  # pseudo (nudity): + weight || eps(x_f, c_f) - sg eps(x_f, c_r) ||^2
-    weight: float = 0.1  # of the forget loss
-    projection: Literal["forget", "remain", "none"] = "forget"  # the gradient m; none: the scripts for SD
-    margin: float = 0.0  # least multiple of m that a projection adds; the authors' classifiers: 0.5
+    parameters: Selection = "full"  # script for classes; trimmed and trained, the saliency has one threshold for all
+    steps: int = 350  # optimiser steps, script for classes: 3 epochs
+    lr: float = 2e-5  # script for classes; nudity: 1e-5
+    batch: int = 8  # script for classes; forget images of a step, and as many retained ones; nudity: 16
+    sparsity: float = 0.999  # the part of the weights that is not trimmed: script for classes; nudity: 0.995
+    saliency_steps: int = 10  # batches of the saliency's gradient: scripts
+    saliency: Literal["gradient", "absolute"] = "gradient"  # of the mean loss (paper); sum of |batch gradient|: scripts
+    saliency_guidance: float = 0.0  # paper; w in (1 + w) eps(c) - w eps("") of its loss; script for classes: 7.5
+    trim: Literal["all", "official"] = "all"  # paper; official: only self-attention in two decoder blocks
+    initial: Literal["normal", "kaiming"] = "normal"  # new values, sd 0.02: script for classes; Kaiming uniform: nudity
+    forget: Literal["ascent", "pseudo"] = "ascent"  # paper; pseudo (nudity): + weight times SalUn's forget loss
+    weight: float = 0.1  # of the forget loss: scripts
+    projection: Literal["forget", "remain", "none"] = "forget"  # the gradient m: paper; none: the scripts for SD
+    margin: float = 0.0  # least multiple of m that a projection adds: paper; the authors' classifiers: 0.5
     captions: str | tuple[str, ...] = ("an image of {}",)  # templates; the scripts: "an image of a <class>"
 
     def __post_init__(self) -> None:

@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SddConfig(Optimisation):
-    """Settings; the defaults are the authors'."""
+    """Settings; the defaults are the authors', unless a comment says ours."""
 
-    steps: int = 1500
-    lr: float = 1e-5
-    optimiser: Literal["adam", "adamw"] = "adamw"
-    weight_decay: float = 1e-4
-    max_norm: float | None = 1.0
-    ema: float | None = 0.999  # m of the teacher, which samples z_t and is the result; lower it for few steps
-    z_t: Literal["teacher", "base"] = "teacher"  # who samples z_t: the moving average, or the frozen base once
-    sampled_for: Literal["concept", "all"] = "concept"  # caption of z_t: the concept's; all joined by commas (script)
-    ddim_steps: int = 50
+    steps: int = 1500  # optimiser steps: script
+    lr: float = 1e-5  # learning rate: script
+    optimiser: Literal["adam", "adamw"] = "adamw"  # script
+    weight_decay: float = 1e-4  # of AdamW: script
+    max_norm: float | None = 1.0  # of the gradient: script
+    ema: float | None = 0.999  # script; m of the teacher, which samples z_t and is the result; lower it for few steps
+    z_t: Literal["teacher", "base"] = "teacher"  # who samples z_t: the moving average, paper; or the base once (ours)
+    sampled_for: Literal["concept", "all"] = "concept"  # ours, caption of z_t: the concept's; all: joined, script
+    ddim_steps: int = 50  # of a whole trajectory: script
     guidance: float = 3.0  # of sampling z_t; 3 in the authors' runs, 1 in the script
-    trajectories: int = 4  # z_t base: sampled for each concept
-    template: str = "{}"  # the caption of a concept
+    trajectories: int = 4  # ours; z_t base: sampled for each concept
+    template: str = "{}"  # ours: the caption of a concept
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,26 +41,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SpmConfig(Optimisation):
-    """Settings; the defaults are the paper's and, where it is silent, those of the authors' configurations."""
+    """Settings; the paper's, where it is silent the authors' configurations', or ours where a comment says so."""
 
-    parameters: Selection = "full"  # an adapter for each linear and convolution layer among these; xattn: only attn2
-    layers: Literal["all", "transformers"] = "all"  # transformers: only those inside transformer blocks, as the code
-    steps: int = 3000  # each of one step for every adapter
-    lr: float = 1e-4  # constant; the code warms up for 500 steps, then three cosine cycles
-    optimiser: Literal["adam", "adamw"] = "adamw"  # the code's has 8-bit states
-    weight_decay: float = 0.01
-    adapters: Literal["concept", "shared"] = "concept"  # shared: one for all, as the code for a list of concepts
-    rank: int = 1
-    scale: float = 1.0  # of B A; alpha / rank in the code
-    eta: float = 1.0  # strength of the negative guidance
-    surrogate: Literal["empty", "mapping"] = "empty"  # s: "", or the task's mapping concept
-    anchors: int = 4  # random embeddings for each sample; 0: no anchoring
-    anchor_weight: float = 1000.0  # lambda
-    x_t: Literal["base", "student"] = "base"  # who samples x_t: the frozen base once, or the adapted model (code)
-    ddim_steps: int = 30
-    guidance: float = 3.0  # of sampling x_t
-    trajectories: int = 4  # x_t base: sampled for each concept
-    template: str = "{}"  # the caption of a concept
+    parameters: Selection = "full"  # paper: an adapter for each linear and convolution layer of these; xattn: attn2
+    layers: Literal["all", "transformers"] = "all"  # paper; transformers: only those in transformer blocks, the code
+    steps: int = 3000  # code; each is one step of every adapter
+    lr: float = 1e-4  # code; constant here, there a warm-up of 500 steps, then three cosine cycles
+    optimiser: Literal["adam", "adamw"] = "adamw"  # code, there with 8-bit states
+    weight_decay: float = 0.01  # of AdamW: the default of the code's optimiser
+    adapters: Literal["concept", "shared"] = "concept"  # paper; shared: one for all, as the code for a list of concepts
+    rank: int = 1  # of an adapter: paper and code
+    scale: float = 1.0  # of B A; alpha / rank in the code, 1 / 1
+    eta: float = 1.0  # strength of the negative guidance: code
+    surrogate: Literal["empty", "mapping"] = "empty"  # s: "" (code), or the task's mapping concept
+    anchors: int = 4  # random embeddings for each sample: code; 0: no anchoring
+    anchor_weight: float = 1000.0  # lambda: code
+    x_t: Literal["base", "student"] = "base"  # who samples x_t: the base once (ours), or the adapted model (code)
+    ddim_steps: int = 30  # of a whole trajectory: code
+    guidance: float = 3.0  # of sampling x_t: code
+    trajectories: int = 4  # ours; x_t base: sampled for each concept
+    template: str = "{}"  # ours: the caption of a concept
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 class TimeConfig:
     """Settings; the defaults are those of the paper's main experiment."""
 
-    lamb: float = 0.1  # weight of ||W' - W||^2
-    keys: bool = True  # also edit to_k; false: to_v alone, the paper's ablation
+    lamb: float = 0.1  # weight of ||W' - W||^2: paper and code
+    keys: bool = True  # also edit to_k, the paper's main experiment; false: to_v alone, its ablation
     # templates with one {}: a list, a file, or "" for MACE's built-in 30; the default is the text and its augmentations
-    captions: str | tuple[str, ...] = ("{}", "A photo of {}", "An image of {}", "A picture of {}")
+    captions: str | tuple[str, ...] = ("{}", "A photo of {}", "An image of {}", "A picture of {}")  # paper, code
 
     def __post_init__(self) -> None:
         templates("captions", self.captions)

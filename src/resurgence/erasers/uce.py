@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UceConfig:
-    """Settings; the defaults are those of the first published script, which the resurgence authors used."""
+    """Settings; the first script's, which the resurgence authors used, unless a comment says ours."""
 
-    tokens: Literal["last-to-end", "last"] = "last-to-end"  # last: the script of April 2025, last subject token only
-    lamb: float = 0.5
-    erase_scale: float = 1.0
-    preserve_scale: float | None = None  # null: max(0.1, 1 / number of retained captions); 1 in the script of 2025
-    destination: str | None = None  # null: the task's mapping concept; " " is the first script's default
-    captions: str | tuple[str, ...] = ("{}",)  # templates with one {}: a list, a file, or "" for MACE's built-in 30
+    tokens: Literal["last-to-end", "last"] = "last-to-end"  # first script; last: the last subject token only, 2025's
+    lamb: float = 0.5  # weight of ||W' - W||^2: both scripts; Eq. 7 has none: 0.0
+    erase_scale: float = 1.0  # s_e, weight of the erased concepts: both scripts, and Eq. 7
+    preserve_scale: float | None = None  # s_p; null: max(0.1, 1 / retained captions), first script; Eq. 7, 2025: 1
+    destination: str | None = None  # null: the task's mapping concept, ours; " " is the first script's default
+    captions: str | tuple[str, ...] = ("{}",)  # both scripts; templates with one {}: a list, a file, or "" for MACE's
 
     def __post_init__(self) -> None:
         templates("captions", self.captions)

@@ -141,6 +141,10 @@ def main(kind: str, make: Callable[[Job, Path], dict[str, Any] | None]) -> None:
     run: dict[str, Any] = {"argv": sys.argv}
     kind = kind.format_map(job.block)
     with write_artefact(job.out.parent, kind, job.block, job.digested(), job.sources, seeds, run) as folder:
-        run |= make(job, folder) or {}
+        try:
+            run |= make(job, folder) or {}
+        except SystemExit:  # a training has saved its state and leaves; what follows is the clean-up
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise
     peak = json.loads((job.out.parent / "run.json").read_text())
     log.info("done in %.1f s, peak memory %.0f MiB", peak["seconds"], peak["peak_memory_mib"])
