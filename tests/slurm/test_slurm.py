@@ -21,7 +21,7 @@ from resurgence import recovery
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1200)]
 SET = "results/data/small/pets/finetune_sets/random/manifest.json"
-JOBS = 18  # of the small study that are submitted; LoRAs, fusion and UCE are one
+JOBS = 17  # of the small study that are submitted; LoRAs, fusion and UCE are one, images and masks another
 TUNED = "results/finetuned/small/pets/uce/s0/lora/f0/weights"
 
 
