@@ -51,6 +51,7 @@ localrules:
     coco_captions,
     coco_sample,
     prompts,
+    terciles,
     tables,
     figures,
     grids,
