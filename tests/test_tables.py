@@ -356,7 +356,15 @@ def test_summary_shows_the_last_step_with_its_interval(table: pd.DataFrame, sets
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0.0"), (-0.0, "0.0"), (84.375, "84.4"), (0.04321, "0.043"), (-12.0, "-12.0"), (math.nan, "-")],
+    [
+        (0.0, "0.0"),
+        (-0.0, "0.0"),
+        (84.375, "84.4"),
+        (4.7e-15, "0.0"),
+        (0.04321, "0.043"),
+        (-12.0, "-12.0"),
+        (math.nan, "-"),
+    ],
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert summary.number(value) == text

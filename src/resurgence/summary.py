@@ -34,10 +34,10 @@ def label(name: str, variant: str = "default") -> str:
 
 
 def number(value: float) -> str:
-    """One decimal, or two significant digits below 1; a dash for NaN."""
+    """One decimal, or two significant digits below 1; a dash for NaN. What only rounding leaves of zero is 0.0."""
     if not math.isfinite(value):
         return "-"
-    value += 0.0  # no minus zero
+    value = 0.0 if abs(value) < 1e-9 else value  # no minus zero either
     return f"{value:.1f}" if abs(value) >= 1 or value == 0 else f"{value:.2g}"
 
 
