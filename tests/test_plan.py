@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -145,3 +146,13 @@ def test_sets_matched_in_size() -> None:
     assert len(all_of_them) == 12
     # a set of a given size is part of the larger one: the images are the same
     assert set(rows["seed"]) <= set(all_of_them["seed"])
+
+
+def test_a_large_study_is_cut_into_batches(study: Study, monkeypatch) -> None:
+    assert plan.batches(study) == 1
+    cells = len(list(study.cells()))
+    for size, number in ((1, cells), (cells, 1), (cells - 1, 2)):
+        monkeypatch.setattr(plan, "BATCH", size)
+        assert plan.batches(study) == number
+    monkeypatch.setattr(plan, "BATCH", 1)
+    assert plan.batches(dataclasses.replace(study, finetunes={})) == 1  # nothing is fine-tuned

@@ -2,6 +2,11 @@
 # studies start from the shipped copy in data/miniature, so nothing here is part of the default target.
 
 
+def world_memory(wildcards, attempt):
+    """Main memory in MB of a training, which holds the drawings and their latents: above a GB as it begins."""
+    return 8000 * 2 ** (attempt - 1)
+
+
 rule world:
     input:
         "results/world/clip/open_clip_model.safetensors",
@@ -45,6 +50,8 @@ rule world_autoencoder:
     threads: 16
     resources:
         **ON_GPU,
+        mem_mb=world_memory,
+        runtime=minutes("world"),
     params:
         cfg=world_block("autoencoder"),
         world=STUDY.world,
@@ -71,6 +78,8 @@ rule world_base:
     threads: 16
     resources:
         **ON_GPU,
+        mem_mb=world_memory,
+        runtime=minutes("world"),
     params:
         cfg=world_block("base"),
         world=STUDY.world,
@@ -96,6 +105,8 @@ rule world_recogniser:
     threads: 16
     resources:
         **ON_GPU,
+        mem_mb=world_memory,
+        runtime=minutes("world"),
     params:
         cfg=world_block("recogniser"),
         world=STUDY.world,
@@ -121,6 +132,8 @@ rule world_clip:
     threads: 16
     resources:
         **ON_GPU,
+        mem_mb=world_memory,
+        runtime=minutes("world"),
     params:
         cfg=world_block("clip"),
         world=STUDY.world,
@@ -147,6 +160,8 @@ rule world_quality:
     threads: 16
     resources:
         **ON_GPU,
+        mem_mb=world_memory,
+        runtime=minutes("world"),
     params:
         cfg=world_block("quality"),
         world=STUDY.world,
