@@ -10,7 +10,7 @@ from typing import Any
 
 from resurgence.config import ConfigError, read_yaml
 
-PYTHON = 1500  # MB of a job before it loads a model: Snakemake, Python, torch
+PYTHON = 2500  # MB of a job before it loads a model: Snakemake, Python, torch, which SLURM counts twice as git starts
 CUDA = 2500  # MB more with a GPU: its libraries and context
 COPIES = 3  # of the weights, in main memory: as read, in single precision, and what is trained or kept
 HUB = 5_200_000_000  # bytes of a base from the hub, about the size of SD 2.1; SD 1.4 has 3.4 GB

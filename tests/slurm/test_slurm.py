@@ -86,7 +86,7 @@ def test_second_run_submits_nothing(cluster: Cluster, undisturbed: Tree) -> None
 
 def test_job_without_enough_memory_is_submitted_again_with_more(cluster: Cluster, fresh: Tree, tmp_path: Path) -> None:
     tree = small_tree(fresh, tmp_path / "tree")
-    tree.edit("src/resurgence/limits.py", "PYTHON = 1500", "PYTHON = 400")
+    tree.edit("src/resurgence/limits.py", "PYTHON = 2500", "PYTHON = 400")
     finish(tree, start(tree, options(target=SET), cluster.environment))
     jobs = cluster.jobs(tree)
     memory = [int(re.search(r"MinMemoryNode=(\d+)M", job.text).group(1)) for job in jobs]

@@ -215,7 +215,7 @@ def test_failures_of_jobs_that_were_sent_together(tmp_path: Path, inside: str) -
 
 
 def test_what_a_job_asks_for() -> None:
-    assert limits.memory(10**9, 0, 1) == 4500 and limits.memory(10**9, 1, 1) == 7000
+    assert limits.memory(10**9, 0, 1) == 5500 and limits.memory(10**9, 1, 1) == 8000
     assert [limits.memory(None, 1, attempt) / limits.memory(None, 1, 1) for attempt in (1, 2, 3)] == [1, 2, 4]
     with_gpu = {"partitions": {"cpu": None, "gpu": {"max_gpu": 2}}}
     without = {"partitions": {"cpu": {"max_runtime": 10}}}
