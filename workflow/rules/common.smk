@@ -54,6 +54,11 @@ def memory(wildcards, attempt):
     return limits.memory(WEIGHTS, GPU, attempt)
 
 
+def world_memory(wildcards, attempt):
+    """Main memory in MB of a training of the world, which holds the drawings and their latents: above a GB as it begins."""
+    return 8000 * 2 ** (attempt - 1)
+
+
 def minutes(rule):
     """Time limit of a rule."""
 

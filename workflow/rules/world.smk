@@ -2,11 +2,6 @@
 # studies start from the shipped copy in data/miniature, so nothing here is part of the default target.
 
 
-def world_memory(wildcards, attempt):
-    """Main memory in MB of a training, which holds the drawings and their latents: above a GB as it begins."""
-    return 8000 * 2 ** (attempt - 1)
-
-
 rule world:
     input:
         "results/world/clip/open_clip_model.safetensors",
