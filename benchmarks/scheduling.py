@@ -1,13 +1,16 @@
 """What Snakemake costs by the number of cells: start, dry run, a run with nothing to do, seconds a trivial job.
 
-    python benchmarks/scheduling.py [--cells 100 1000 10000] [--run 100 1000 10000] [--batch 1000]
+    python benchmarks/scheduling.py [--cells 100 1000 10000] [--stock 100 1000 10000]
 
 The graph has the shape of a study of many fine-tunes and no work in it: for each cell a fine-tune, a sample and a
 score job (`touch`), one erased model for ten cells, and one table of all. Dry run, run, and the run with nothing to do
-are of that graph, with the profile of this repository. Larger graphs are also run in batches (`snakemake --batch
-table=1/10`, `2/10`, ...). Writes benchmarks/scheduling.csv and .png. Seconds are of the clock, so the machine must do
-nothing else; those of the processor (Snakemake and its jobs) stand beside them. Exit 1 when the dry run of 10,000 cells
-takes a minute or more, or when ten times the cells cost more than 15 times as much.
+are of that graph, with the profile and the scheduler of this repository (src/resurgence/scheduling.py); `stock` is the
+run with Snakemake's own. `waiting` is what Snakemake takes of a core while a long job runs and two hundred are ready,
+after as many quick jobs as there are cells.
+
+Writes benchmarks/scheduling.csv and .png. Seconds are of the clock, so the machine must do nothing else; those of the
+processor (Snakemake and its jobs) stand beside them. Exit 1 when the dry run of 10,000 cells takes a minute or more, or
+when one of the first three, or `waiting`, grows faster than the cells. 17 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -25,10 +28,14 @@ import pandas as pd
 HERE = Path(__file__).parent
 PROFILE = HERE.parent / "profiles" / "default"
 JOBS = 3.1  # jobs a cell
-TIMES = ("dry_run", "run", "a_job", "nothing_to_do", "run_in_batches")
-COLUMNS = ["cells", "jobs", *(name + unit for name in TIMES for unit in ("", "_cpu"))]
+TIMES = ("dry_run", "nothing_to_do", "run", "a_job", "run_stock", "a_job_stock")
+WAITING = ("waiting", "waiting_stock")  # of a core, no seconds
+COLUMNS = ["cells", "jobs", *(name + unit for name in TIMES for unit in ("", "_cpu")), *WAITING]
 LIMIT = 60.0  # seconds of the clock for the dry run of 10,000 cells
-SNAKEFILE = """\
+NOISE = 1.15  # a growth up to here is called linear: two runs of 1,000 cells differ by as much
+LONG = 20  # seconds of the job that the others wait for
+LEAN = "from resurgence import scheduling\n\nscheduling.lean()\n"
+STUDY = """\
 CELLS = range(int(config["cells"]))
 
 localrules: all
@@ -63,6 +70,34 @@ rule table:
 """
 
 
+# the long job takes the cores of the two hundred that are ready with it
+READY = """\
+rule all:
+    input: "long", expand("late/{i}", i=range(200))
+
+rule quick:
+    output: "quick/{i}"
+    shell: "touch {output}"
+
+rule quick_jobs:
+    input: expand("quick/{i}", i=range(int(config["cells"])))
+    output: "quick.done"
+    shell: "touch {output}"
+
+rule long:
+    input: "quick.done"
+    output: "long"
+    threads: 2
+    shell: "sleep {config[seconds]}; touch {output}"
+
+rule late:
+    input: "quick.done"
+    output: "late/{i}"
+    threads: 2
+    shell: "touch {output}"
+"""
+
+
 def timed(*arguments: str, root: Path) -> tuple[float, float]:
     """Seconds of the clock and of the processor of one Snakemake."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
@@ -75,31 +110,43 @@ def timed(*arguments: str, root: Path) -> tuple[float, float]:
     return time.monotonic() - started, processor
 
 
-def measure(cells: int, run: bool, batch: int) -> dict[str, float]:
-    """One row of the table."""
+def run(cells: int, stock: bool) -> dict[str, float]:
+    """All of one graph from nothing, and once more; with Snakemake's own scheduler the run alone."""
+    jobs, name = round(cells * JOBS) + 2, "_stock" if stock else ""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root / "Snakefile").write_text(SNAKEFILE)
-        config = ("--config", f"cells={cells}")
-        row: dict[str, float] = {"cells": cells, "jobs": round(cells * JOBS) + 2}
-        row["dry_run"], row["dry_run_cpu"] = timed("-n", *config, root=root)
-        if run:
-            took, cpu = timed("--cores", "2", *config, root=root)
-            row |= {"run": took, "run_cpu": cpu, "a_job": took / row["jobs"], "a_job_cpu": cpu / row["jobs"]}
+        (root / "Snakefile").write_text(("" if stock else LEAN) + STUDY)
+        config, row = ("--config", f"cells={cells}"), {}
+        if not stock:
+            row["dry_run"], row["dry_run_cpu"] = timed("-n", *config, root=root)
+        took, cpu = timed("--cores", "2", *config, root=root)
+        row |= {f"run{name}": took, f"run{name}_cpu": cpu, f"a_job{name}": took / jobs, f"a_job{name}_cpu": cpu / jobs}
+        if not stock:
             row["nothing_to_do"], row["nothing_to_do_cpu"] = timed("--cores", "2", *config, root=root)
-    if run and cells > batch:
-        row["run_in_batches"], row["run_in_batches_cpu"] = in_batches(cells, -(-cells // batch))
     return row
 
 
-def in_batches(cells: int, count: int) -> tuple[float, float]:
-    """Seconds of the clock and of the processor of all batches of a new graph."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "Snakefile").write_text(SNAKEFILE)
-        options = ("--cores", "2", "--config", f"cells={cells}")
-        parts = [timed(*options, "--batch", f"table={k + 1}/{count}", root=Path(folder)) for k in range(count)]
-        assert (Path(folder) / "out/table.csv").is_file()
-    return sum(clock for clock, _ in parts), sum(processor for _, processor in parts)
+def waiting(cells: int, stock: bool) -> float:
+    """What Snakemake takes of a core while a long job runs: the processor's seconds that it adds to those of a short one."""
+    processor = {}
+    for seconds in (0, LONG):
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "Snakefile").write_text(("" if stock else LEAN) + READY)
+            config = ("--config", f"cells={cells}", f"seconds={seconds}", "--prioritize", "long")
+            _, processor[seconds] = timed("--cores", "2", *config, root=Path(folder))
+    return (processor[LONG] - processor[0]) / LONG
+
+
+def measure(cells: int, stock: bool) -> dict[str, float]:
+    """One row of the table."""
+    row = {"cells": cells, "jobs": round(cells * JOBS) + 2, **run(cells, stock=False)}
+    if cells > 1:
+        row["waiting"] = waiting(cells, stock=False)
+    if stock:
+        row |= run(cells, stock=True)
+        if cells > 1:
+            row["waiting_stock"] = waiting(cells, stock=True)
+    return row
 
 
 def ratios(table: pd.DataFrame) -> pd.Series:
@@ -108,11 +155,10 @@ def ratios(table: pd.DataFrame) -> pd.Series:
     The seconds of a start are taken off, and a second or less of what remains is noise, no base of a ratio.
     """
     start = table.loc[table["cells"] == 1].iloc[0]
-    grown = {}
     rows = table[table["cells"] > 1].set_index("cells")
-    whole = rows.assign(run_in_batches=rows["run_in_batches"].fillna(rows["run"]))  # small graphs are one batch
-    for column in ("dry_run", "nothing_to_do", "run", "run_in_batches"):
-        own = (whole[column] - start[column.removesuffix("_in_batches")]).dropna()
+    grown = {}
+    for column in ("dry_run", "nothing_to_do", "run", "run_stock"):
+        own = (rows[column] - start[column]).dropna()
         own = own[own > 1]
         steps = (own / own.shift()) / (own.index.to_series() / own.index.to_series().shift())
         grown[column] = steps.max()
@@ -131,7 +177,7 @@ def plot(table: pd.DataFrame, path: Path) -> None:
     names = {"dry_run": "dry run", "nothing_to_do": "nothing to do", "run": "run of trivial jobs"}
     for column, name in names.items():
         axes.plot(rows["cells"], rows[column], marker="o", label=name)
-    axes.plot(rows["cells"], rows["run_in_batches"], "kx", label="the same in batches")
+    axes.plot(rows["cells"], rows["run_stock"], "kx", label="the same, Snakemake's own scheduler")
     last = rows.iloc[-1]
     axes.plot(
         rows["cells"], last["dry_run"] * rows["cells"] / last["cells"], color="grey", lw=0.8, ls=":", label="linear"
@@ -146,15 +192,12 @@ def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, nargs="+", default=[100, 1000, 10_000])
-    parser.add_argument(
-        "--run", type=int, nargs="*", default=[100, 1000, 10_000], help="cells for which the jobs are run, too"
-    )
-    parser.add_argument("--batch", type=int, default=1000, help="cells in a batch of a larger graph")
+    parser.add_argument("--stock", type=int, nargs="*", default=[100, 1000, 10_000], help="cells for Snakemake's own")
     parser.add_argument("--out", type=Path, default=HERE, help="folder for scheduling.csv and scheduling.png")
     args = parser.parse_args()
     rows = []
     for cells in [1, *args.cells]:  # one cell: the start of Snakemake
-        rows.append(measure(cells, cells == 1 or cells in args.run, args.batch))
+        rows.append(measure(cells, cells == 1 or cells in args.stock))
         print(pd.DataFrame(rows[-1:]).round(3).to_string(index=False), flush=True)
     table = pd.DataFrame(rows).reindex(columns=COLUMNS).round(4)
     table.to_csv(args.out / "scheduling.csv", index=False)
@@ -162,7 +205,8 @@ def main() -> int:
     growth = ratios(table)
     print(f"growth over that of the cells (1 is linear):\n{growth.to_string()}")
     slow = table.loc[(table["cells"] == 10_000) & (table["dry_run"] >= LIMIT)]
-    return int(len(slow) > 0 or bool((growth > 1.5).any()))
+    waits = table["waiting"].dropna()
+    return int(len(slow) > 0 or bool((growth.drop("run_stock") > NOISE).any()) or waits.iloc[-1] > waits.iloc[0] + 0.02)
 
 
 if __name__ == "__main__":

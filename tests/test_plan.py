@@ -100,8 +100,6 @@ def test_one_model_at_a_time_on_a_gpu(study: Study, monkeypatch: pytest.MonkeyPa
 
 
 def test_disk_grows_with_full_fine_tuning(study: Study, tmp_path: Path) -> None:
-    import dataclasses
-
     unet = tmp_path / study.base.path / "unet"
     unet.mkdir(parents=True)
     (unet / "diffusion_pytorch_model.safetensors").write_bytes(b"0" * 10_000_000)
@@ -146,13 +144,3 @@ def test_sets_matched_in_size() -> None:
     assert len(all_of_them) == 12
     # a set of a given size is part of the larger one: the images are the same
     assert set(rows["seed"]) <= set(all_of_them["seed"])
-
-
-def test_a_large_study_is_cut_into_batches(study: Study, monkeypatch) -> None:
-    assert plan.batches(study) == 1
-    cells = len(list(study.cells()))
-    for size, number in ((1, cells), (cells, 1), (cells - 1, 2)):
-        monkeypatch.setattr(plan, "BATCH", size)
-        assert plan.batches(study) == number
-    monkeypatch.setattr(plan, "BATCH", 1)
-    assert plan.batches(dataclasses.replace(study, finetunes={})) == 1  # nothing is fine-tuned

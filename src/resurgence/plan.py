@@ -39,7 +39,6 @@ STAGES = {
     "score": ["reference_features", "score", "geometry"],
     "tables, figures, report": ["tables", "figures", "grids", "experiment", "results", "cost", "report"],
 }  # fmt: skip
-BATCH = 1000  # cells of a batch; in one go Snakemake's own work for ten times as many is fourteen times as much
 
 
 def job_counts(text: str) -> Counter[str]:
@@ -170,11 +169,6 @@ def table_end(cost: Cost) -> str:
     return f"{cost.images:>11,}{cost.seconds / 3600:>11.1f}{cost.bytes / 2**30:>9.1f}"
 
 
-def batches(study: Study) -> int:
-    """In how many pieces Snakemake should compute the study: above a batch its own work grows faster than the cells."""
-    return -(-len(list(study.cells())) // BATCH) or 1
-
-
 def plan_arguments(parser: ArgumentParser) -> None:
     """Arguments of `resurgence plan`."""
     parser.add_argument("--overlay", type=Path, nargs="*", default=[], help="studies laid over params.yaml")
@@ -182,15 +176,11 @@ def plan_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--gpu", default="a100", help="whose hours are computed, a key of workflow/rates.yaml")
     parser.add_argument("--until", nargs="+", default=[], metavar="RULE", help="only up to these rules")
     parser.add_argument("--target", nargs="+", default=[], metavar="NAME", help="only what these rules or files need")
-    parser.add_argument("--batches", action="store_true", help=f"print one number: batches of {BATCH} cells, and leave")
 
 
 def plan(args: Namespace) -> None:
     """Print the plan of the study in this folder."""
     study = load_study([Path("params.yaml"), *args.overlay])
-    if args.batches:
-        print(batches(study))
-        return
     extra = [*(["--until", *args.until] if args.until else []), *(["--", *args.target] if args.target else [])]
     todo, total, jobs = dry_runs(args.overlay, extra)
     benchmarks, rates = Path("results/benchmarks"), read_rates()

@@ -11,11 +11,13 @@ from snakemake.utils import validate
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
 
-from resurgence import blocks, coco, limits, presentation, recovery, warm
+from resurgence import blocks, coco, limits, presentation, recovery, scheduling, warm
 from resurgence.config import read_yaml
 from resurgence.sources import sources as run_files
 from resurgence.study import Cell, Erasure, make_study, printed, split
 from resurgence.needed_weights import check_present
+
+scheduling.lean()
 
 STUDY = make_study(config)
 validate(config, str(ROOT / "workflow/schemas/params.schema.yaml"), set_default=False)
