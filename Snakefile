@@ -70,15 +70,7 @@ rule all:
 onstart:
     check_present(STUDY, {job.rule.name for job in workflow.dag.needrun_jobs()})
     recovery.claim(Path())
-    if workflow.local_exec and not GPU:
-        warm.start(PYTHONPATH, THREADS)
-
-
-onerror:
-    warm.stop()
-    shell(f"python -m resurgence.failures {shlex.join(log)}")
 
 
 onsuccess:
-    warm.stop()
     shell(f"python -m resurgence.stages.closing {STUDY.statistics.level}")

@@ -26,7 +26,7 @@ from typing import IO
 
 RUNNING = Path(".snakemake/running")
 RUN_ID = re.compile(r"^SLURM run ID: (\S+)", flags=re.MULTILINE)
-JOB = re.compile(r"-m resurgence\.(stages\.|world\.|warm)|-m snakemake .*--mode|/snakemake .*--mode|--target-jobs")
+JOB = re.compile(r"-m resurgence\.(stages\.|world\.)|-m snakemake .*--mode|/snakemake .*--mode|--target-jobs")
 SLURM_JOB = re.compile(rb"\0SLURM_JOB_ID=(\d+)")
 PATIENCE = 120.0  # seconds until what was cancelled must be gone
 SAVING = 30.0  # seconds that a process has to save its state before it is killed

@@ -11,13 +11,11 @@ from snakemake.utils import validate
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
 
-from resurgence import blocks, coco, limits, presentation, recovery, scheduling, warm
+from resurgence import blocks, coco, limits, presentation, recovery
 from resurgence.config import read_yaml
 from resurgence.sources import sources as run_files
 from resurgence.study import Cell, Erasure, make_study, printed, split
 from resurgence.needed_weights import check_present
-
-scheduling.lean()
 
 STUDY = make_study(config)
 validate(config, str(ROOT / "workflow/schemas/params.schema.yaml"), set_default=False)
@@ -45,8 +43,7 @@ def job_prefix():
         f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
         f" PYTHONPATH={shlex.quote(PYTHONPATH)} RESURGENCE_DEVICE={'cuda' if GPU else 'cpu'}"
         f" RESURGENCE_GPU_STAGES={shlex.quote('|'.join(sorted(on_gpu)))}"
-        f" RESURGENCE_CHECKED={shlex.quote('|'.join(sorted(checked)))}"
-        f" RESURGENCE_WARM_CLIENT={shlex.quote(str(ROOT / 'workflow/scripts/warm.py'))};"
+        f" RESURGENCE_CHECKED={shlex.quote('|'.join(sorted(checked)))};"
         f" source {shlex.quote(str(ROOT / 'workflow/scripts/job.sh'))}; "
     )
 

@@ -17,11 +17,7 @@ python() {
     command python -m resurgence.intact "${artefacts[@]}" || exit 1
   fi
   if one_of "${RESURGENCE_GPU_STAGES:-}" "$*"; then take_device; fi
-  if [ -n "${WRITER:-}" ] && [ -S .snakemake/warm ]; then
-    command python -I -S "$RESURGENCE_WARM_CLIENT" "$@"
-  else
-    command python "$@"
-  fi
+  command python "$@"
 }
 
 # A job that a killed Snakemake left behind may still write: a second writer waits for it, then gives up.
