@@ -73,4 +73,4 @@ onstart:
 
 
 onsuccess:
-    shell(f"python -m resurgence.stages.closing {STUDY.statistics.level}")
+    shell(f"python -m resurgence.stages.run_summary {STUDY.statistics.level}")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from resurgence.erasers.closed_form import apply_edit, shared_edit, system
+from resurgence.erasers.closed_form.solver import apply_edit, shared_edit, system
 
 D = 768
 SAMPLE = 8  # projections that the slow way is timed on

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import torch
 
-from resurgence.bases import load_base
-from resurgence.captions import fill, load_captions
-from resurgence.config import Task, build
+from resurgence.config.fields import build
+from resurgence.config.load import load_study
+from resurgence.config.study import Study
+from resurgence.config.task import Task
+from resurgence.data.moments import second_moment
+from resurgence.diffusion.pipeline import load_base
+from resurgence.diffusion.text import fill, load_captions
 from resurgence.erasers import EraserData
-from resurgence.moments import second_moment
-from resurgence.study import Study, load_study
 
 CLOSED = ("uce", "rece", "time", "mace-refinement")
 LIMIT = 2.0

@@ -19,8 +19,8 @@ import pandas as pd
 import torch
 from diffusers import StableDiffusionPipeline
 
-from resurgence.bases import ddim_of, load_base, resolve_device
-from resurgence.sample import SamplingConfig, sample
+from resurgence.diffusion.pipeline import ddim_of, load_base, resolve_device
+from resurgence.diffusion.sampling import SamplingConfig, sample
 
 
 def random_pipeline() -> StableDiffusionPipeline:

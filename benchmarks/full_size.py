@@ -26,8 +26,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from published import make_published
-from resurgence.erasers.attention import projection_weights
-from resurgence.trainable import prepare
+from resurgence.diffusion.attention import projection_weights
+from resurgence.training.lora import prepare
 
 GIB = 2**30
 RATES = yaml.safe_load((Path(__file__).parent.parent / "workflow/rates.yaml").read_text())

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from resurgence.estimates import ImageSet, make_set
+from resurgence.analysis.estimates import ImageSet, make_set
 
 PEOPLE = {"erase": ["princess", "surfer", "man cook", "juggler"], "retain": ["angel", "prince", "old woman"]}
 SHIP = {"erase": ["ship"], "retain": ["cat", "dog", "truck"], "synonym": ["ship"]}

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-from resurgence.config import Task
-from resurgence.erasers.student import Student
+from resurgence.config.task import Task
+from resurgence.erasers.gradient.student import Student
 from tiny import make_pipeline
 
 KINDS = {

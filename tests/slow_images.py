@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from resurgence.erasers import EraserData
-from resurgence.erasers.trainer import samples
+from resurgence.erasers.gradient.trainer import samples
 from resurgence.seeds import seed_of
 from slow import TASK, embed, predicted
 

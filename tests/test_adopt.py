@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from resurgence.adopt import changes, judge
-from resurgence.config import ConfigError
-from resurgence.expected import digests
-from resurgence.manifest import MANIFEST, RUN, described, sha256, write_artefact, write_made
-from resurgence.planned import Planned, check_package, parse
-from resurgence.record import RECORD, record, restore, run_of
+from resurgence.config.fields import ConfigError
+from resurgence.files import sha256
+from resurgence.provenance.manifest import MANIFEST, RUN, described, write_artefact, write_made
+from resurgence.provenance.runs import RECORD, record, restore, run_of
+from resurgence.workflow.adopt import changes, judge
+from resurgence.workflow.dry_run import Planned, check_package, parse
+from resurgence.workflow.stage_digests import digests
 
 RAW, SOURCE = Path("raw.txt"), Path("step.py")
 ONE, TWO = (Path(f"results/data/{name}/manifest.json") for name in ("one", "two"))
@@ -129,7 +130,7 @@ def test_commands_are_read_as_the_shell_would() -> None:
     quoted = json.dumps(block).replace("'", "'\"'\"'")
     job = parse(f"python -m resurgence.stages.erase --block '{quoted}' --out r/m.json --inputs a.py b > x.log 2>&1")
     assert job == Planned("resurgence.stages.erase", block, Path("r/m.json"), (Path("a.py"), Path("b")))
-    assert parse("None") is None and parse("python -m resurgence.world.build base") is None
+    assert parse("None") is None and parse("python -m resurgence.miniature.build base") is None
 
 
 def test_the_package_must_be_that_of_the_folder(tmp_path: Path) -> None:

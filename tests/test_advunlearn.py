@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from resurgence import finetune
-from resurgence.bases import apply_delta, apply_folder, ddim_of
-from resurgence.config import ConfigError, build
+from resurgence.config.fields import ConfigError, build
+from resurgence.diffusion.deltas import apply_delta, apply_folder
+from resurgence.diffusion.pipeline import ddim_of
 from resurgence.erasers import EraserData
-from resurgence.erasers.advunlearn import Advunlearn, AdvunlearnConfig, encode, erase
-from resurgence.erasers.student import Student
-from resurgence.erasers.trainer import Sample, samples
+from resurgence.erasers.gradient.advunlearn import Advunlearn, AdvunlearnConfig, encode, erase
+from resurgence.erasers.gradient.student import Student
+from resurgence.erasers.gradient.trainer import Sample, samples
 from resurgence.seeds import generator, seed_of
+from resurgence.training import finetune
 from slow import KINDS, TASK, ddim, embed, pipeline, predicted, relative, same, shake, snapshot, unet_with, worst
 from tiny import SENTENCES
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from resurgence.erasers.attention import (
+from resurgence.diffusion.attention import (
     as_delta,
     attention_loss,
     attention_maps,

@@ -10,8 +10,8 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 
-from resurgence import bases
-from resurgence.delta_storage import in_precision, store
+from resurgence.diffusion import deltas, pipeline
+from resurgence.diffusion.deltas import in_precision, store
 from tiny import make_pipeline
 
 
@@ -45,7 +45,7 @@ def save_lora(pipe: StableDiffusionPipeline, out: Path, metadata: bool, **config
 
 
 def test_loads_a_folder_with_ddim_from_its_own_schedule(folder: Path) -> None:
-    pipe = bases.load_base(folder)
+    pipe = pipeline.load_base(folder)
     assert isinstance(pipe.scheduler, DDIMScheduler)
     config = pipe.scheduler.config
     assert (config.prediction_type, config.timestep_spacing, config.steps_offset) == ("v_prediction", "leading", 1)
@@ -58,12 +58,12 @@ def test_loads_a_folder_with_ddim_from_its_own_schedule(folder: Path) -> None:
 
 def test_trailing_spacing_is_kept() -> None:
     scheduler = EulerDiscreteScheduler(timestep_spacing="trailing", prediction_type="v_prediction")
-    made = bases.ddim_of(scheduler)
+    made = pipeline.ddim_of(scheduler)
     assert made.config.timestep_spacing == "trailing" and made.config.prediction_type == "v_prediction"
 
 
 def test_dtype(folder: Path) -> None:
-    assert bases.load_base(folder, dtype=torch.bfloat16).unet.dtype == torch.bfloat16
+    assert pipeline.load_base(folder, dtype=torch.bfloat16).unet.dtype == torch.bfloat16
 
 
 def test_missing_base_says_where_it_looked_and_how_to_fetch_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_missing_base_says_where_it_looked_and_how_to_fetch_it(monkeypatch: pyte
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError) as error:
-        bases.load_base("someone/no-such-base", revision="abc123")
+        pipeline.load_base("someone/no-such-base", revision="abc123")
     text = str(error.value)
     assert "hf download someone/no-such-base --revision abc123" in text and "hf auth login" in text
     assert str(Path("someone/no-such-base").absolute()) in text and constants.HF_HUB_CACHE in text
@@ -79,20 +79,20 @@ def test_missing_base_says_where_it_looked_and_how_to_fetch_it(monkeypatch: pyte
 
 def test_folder_without_index_and_other_pipelines_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"model_index\.json"):
-        bases.load_base(tmp_path)
+        pipeline.load_base(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
     with pytest.raises(ValueError, match="StableDiffusionXLPipeline"):
-        bases.load_base(tmp_path)
+        pipeline.load_base(tmp_path)
 
 
 def test_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"")
     with pytest.raises(ValueError, match="safetensors"):
-        bases.load_base(tmp_path / "model.ckpt")
+        pipeline.load_base(tmp_path / "model.ckpt")
     pipe = make_pipeline()
     pipe.save_pretrained(tmp_path / "pickled", safe_serialization=False)
     with pytest.raises(FileNotFoundError, match="safetensors"):
-        bases.load_base(tmp_path / "pickled")
+        pipeline.load_base(tmp_path / "pickled")
 
 
 def test_single_file_takes_its_configuration_from_the_folder_beside_it(
@@ -109,7 +109,7 @@ def test_single_file_takes_its_configuration_from_the_folder_beside_it(
 
     monkeypatch.setattr(StableDiffusionPipeline, "from_single_file", from_single_file)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    pipe = bases.load_base(file)
+    pipe = pipeline.load_base(file)
     assert seen["path"] == str(file) and seen["config"] == str(tmp_path / "tiny") and seen["local_files_only"]
     assert isinstance(pipe.scheduler, DDIMScheduler) and pipe.scheduler.config.prediction_type == "v_prediction"
 
@@ -117,16 +117,16 @@ def test_single_file_takes_its_configuration_from_the_folder_beside_it(
 def test_damaged_single_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
     with pytest.raises((FileNotFoundError, ValueError), match=r"bad\.safetensors"):
-        bases.load_base(tmp_path / "bad.safetensors")
+        pipeline.load_base(tmp_path / "bad.safetensors")
 
 
 def test_resolve_device() -> None:
-    assert bases.resolve_device("cpu") == torch.device("cpu")
-    assert bases.resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert pipeline.resolve_device("cpu") == torch.device("cpu")
+    assert pipeline.resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ValueError, match="CUDA devices are visible"):
-        bases.resolve_device("cuda:99")
+        pipeline.resolve_device("cuda:99")
     with pytest.raises(ValueError, match="tpuu"):
-        bases.resolve_device("tpuu")
+        pipeline.resolve_device("tpuu")
 
 
 def test_exact_turns_tf32_off_on_a_gpu_only_and_puts_everything_back() -> None:
@@ -135,9 +135,9 @@ def test_exact_turns_tf32_off_on_a_gpu_only_and_puts_everything_back() -> None:
         return cudnn.allow_tf32, cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
 
     before = flags()
-    with bases.exact(torch.device("cpu")):
+    with pipeline.exact(torch.device("cpu")):
         assert flags() == before
-    with pytest.raises(KeyError), bases.exact(torch.device("cuda")):
+    with pytest.raises(KeyError), pipeline.exact(torch.device("cuda")):
         assert flags() == (False, True, True)
         raise KeyError
     assert flags() == before
@@ -148,27 +148,27 @@ def test_delta_round_trip_holds_only_what_changed_and_restores_it_exactly(tmp_pa
     touched = [n for n, _ in after.unet.named_parameters() if "attn2.to_k" in n]
     for name in touched:
         after.unet.get_parameter(name).data.mul_(1.5)
-    delta = bases.changed(before.unet.state_dict(), after.unet.state_dict(), "unet")
+    delta = deltas.changed(before.unet.state_dict(), after.unet.state_dict(), "unet")
     assert set(delta) == {f"unet.{n}" for n in touched}
-    bases.save_delta(delta, tmp_path / "a" / "delta.safetensors")
+    deltas.save_delta(delta, tmp_path / "a" / "delta.safetensors")
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["delta.safetensors"]
-    bases.apply_folder(before, tmp_path / "a")
+    deltas.apply_folder(before, tmp_path / "a")
     assert torch.equal(predict(before), predict(after))
     assert not torch.equal(predict(make_pipeline()), predict(after))
 
 
 def test_changed_copies_so_that_later_edits_do_not_reach_the_delta() -> None:
     a, b = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
-    delta = bases.changed(a, b, "unet")
+    delta = deltas.changed(a, b, "unet")
     b["w"].zero_()
     assert delta["unet.w"].tolist() == [1, 1]
     with pytest.raises(ValueError, match="one side only"):
-        bases.changed({"w": torch.zeros(1)}, {"v": torch.zeros(1)}, "unet")
+        deltas.changed({"w": torch.zeros(1)}, {"v": torch.zeros(1)}, "unet")
 
 
 def test_empty_delta_is_a_valid_file(tmp_path: Path) -> None:
-    bases.save_delta({}, tmp_path / "delta.safetensors")
-    assert bases.load_delta(tmp_path / "delta.safetensors") == {}
+    deltas.save_delta({}, tmp_path / "delta.safetensors")
+    assert deltas.load_delta(tmp_path / "delta.safetensors") == {}
 
 
 def test_apply_delta_refuses_strangers_and_changes_nothing() -> None:
@@ -177,29 +177,29 @@ def test_apply_delta_refuses_strangers_and_changes_nothing() -> None:
     kept = value.clone()
     good = {f"unet.{name}": torch.zeros_like(value)}
     with pytest.raises(ValueError, match=r"unet\.nowhere"):
-        bases.apply_delta(pipe, {**good, "unet.nowhere": torch.zeros(1)})
+        deltas.apply_delta(pipe, {**good, "unet.nowhere": torch.zeros(1)})
     with pytest.raises(ValueError, match="shape"):
-        bases.apply_delta(pipe, {**good, "unet.conv_out.bias": torch.zeros(9)})
+        deltas.apply_delta(pipe, {**good, "unet.conv_out.bias": torch.zeros(9)})
     assert torch.equal(pipe.unet.get_parameter(name), kept)
 
 
 def test_text_encoder_delta_and_half_precision_base(folder: Path) -> None:
-    pipe = bases.load_base(folder, dtype=torch.bfloat16)
+    pipe = pipeline.load_base(folder, dtype=torch.bfloat16)
     name, value = next(iter(pipe.text_encoder.named_parameters()))
-    bases.apply_delta(pipe, {f"text_encoder.{name}": torch.full(value.shape, 1 / 3)})
+    deltas.apply_delta(pipe, {f"text_encoder.{name}": torch.full(value.shape, 1 / 3)})
     assert torch.equal(value, torch.full(value.shape, 1 / 3).bfloat16())
 
 
 def test_missing_and_damaged_deltas_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
-        bases.load_delta(tmp_path / "none.safetensors")
+        deltas.load_delta(tmp_path / "none.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"\x00" * 30)
     with pytest.raises(ValueError, match=r"bad\.safetensors is damaged"):
-        bases.load_delta(tmp_path / "bad.safetensors")
+        deltas.load_delta(tmp_path / "bad.safetensors")
     (tmp_path / "step-000100").mkdir()
-    bases.save_delta({}, tmp_path / "step-000100" / "delta.safetensors")
+    deltas.save_delta({}, tmp_path / "step-000100" / "delta.safetensors")
     with pytest.raises(FileNotFoundError, match="step-000100"):
-        bases.apply_folder(make_pipeline(), tmp_path)
+        deltas.apply_folder(make_pipeline(), tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:The following")  # the text encoder has none of the patterns' modules
@@ -216,7 +216,7 @@ def test_merged_lora_equals_load_lora_weights_unfused(tmp_path: Path, metadata: 
     save_lora(make_pipeline(), tmp_path, metadata, **config)
     unfused, merged, base = make_pipeline(), make_pipeline(), make_pipeline()
     unfused.load_lora_weights(tmp_path)
-    bases.apply_folder(merged, tmp_path)
+    deltas.apply_folder(merged, tmp_path)
     difference = (predict(merged) - predict(unfused)).abs().max()
     effect = (predict(merged) - predict(base)).abs().max()
     assert effect > 0.05 and difference < 1e-5 * max(1.0, float(predict(base).abs().max())), (effect, difference)
@@ -225,10 +225,10 @@ def test_merged_lora_equals_load_lora_weights_unfused(tmp_path: Path, metadata: 
 def test_merged_weight_is_w_plus_scale_b_a_in_float64(tmp_path: Path) -> None:
     pipe = make_pipeline()
     save_lora(make_pipeline(), tmp_path, True, r=3, lora_alpha=6)
-    delta = bases.lora_delta(pipe, tmp_path / bases.LORA_FILE)
+    delta = pipeline.lora_delta(pipe, tmp_path / deltas.LORA_FILE)
     from safetensors.torch import load_file
 
-    tensors = load_file(tmp_path / bases.LORA_FILE)
+    tensors = load_file(tmp_path / deltas.LORA_FILE)
     name = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
     a, b = (next(t for n, t in tensors.items() if n.startswith(f"{name}.lora") and s in n) for s in ("_A", "_B"))
     w = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.weight
@@ -240,25 +240,25 @@ def test_lora_of_another_base_or_kind_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     pair = {"unet.nowhere.to_q.lora_A.weight": torch.ones(1, 4), "unet.nowhere.to_q.lora_B.weight": torch.ones(4, 1)}
-    save_file(pair, tmp_path / bases.LORA_FILE)
+    save_file(pair, tmp_path / deltas.LORA_FILE)
     with pytest.raises(ValueError, match=r"unet\.nowhere\.to_q"):
-        bases.apply_folder(make_pipeline(), tmp_path)
-    save_file({**pair, "unet.nowhere.to_q.hada_w1": torch.ones(1)}, tmp_path / bases.LORA_FILE)
+        deltas.apply_folder(make_pipeline(), tmp_path)
+    save_file({**pair, "unet.nowhere.to_q.hada_w1": torch.ones(1)}, tmp_path / deltas.LORA_FILE)
     with pytest.raises(ValueError, match="hada_w1"):
-        bases.apply_folder(make_pipeline(), tmp_path)
+        deltas.apply_folder(make_pipeline(), tmp_path)
 
 
 def test_export_writes_a_folder_that_diffusers_loads(folder: Path, tmp_path: Path) -> None:
-    save_lora(bases.load_base(folder), tmp_path / "lora", True, r=2, lora_alpha=4)
-    erased = bases.load_base(folder)
+    save_lora(pipeline.load_base(folder), tmp_path / "lora", True, r=2, lora_alpha=4)
+    erased = pipeline.load_base(folder)
     erased.unet.conv_out.bias.data.add_(0.5)
-    delta = bases.changed(bases.load_base(folder).unet.state_dict(), erased.unet.state_dict(), "unet")
-    bases.save_delta(delta, tmp_path / "erased" / bases.DELTA_FILE)
-    bases.export(folder, [tmp_path / "erased", tmp_path / "lora"], tmp_path / "out")
+    delta = deltas.changed(pipeline.load_base(folder).unet.state_dict(), erased.unet.state_dict(), "unet")
+    deltas.save_delta(delta, tmp_path / "erased" / deltas.DELTA_FILE)
+    deltas.export(folder, [tmp_path / "erased", tmp_path / "lora"], tmp_path / "out")
     loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "out", use_safetensors=True)
-    bases.apply_folder(erased, tmp_path / "lora")
+    deltas.apply_folder(erased, tmp_path / "lora")
     assert torch.equal(predict(loaded), predict(erased))
-    assert not torch.allclose(predict(loaded), predict(bases.load_base(folder)))
+    assert not torch.allclose(predict(loaded), predict(pipeline.load_base(folder)))
     assert loaded.scheduler.config.prediction_type == "v_prediction"
     assert not (tmp_path / ".out.partial").exists()
 
@@ -268,18 +268,18 @@ def test_deltas_in_half_precision(tmp_path: Path) -> None:
     pipe = make_pipeline()
     delta = {f"unet.{name}": p.detach() + 0.1 for name, p in pipe.unet.named_parameters() if "attn2" in name}
     for step in ("step-000001", "step-000002"):
-        bases.save_delta(delta, tmp_path / step / bases.DELTA_FILE)
-    whole = (tmp_path / "step-000001" / bases.DELTA_FILE).stat().st_size
+        deltas.save_delta(delta, tmp_path / step / deltas.DELTA_FILE)
+    whole = (tmp_path / "step-000001" / deltas.DELTA_FILE).stat().st_size
     store(tmp_path, "fp32")
-    assert (tmp_path / "step-000002" / bases.DELTA_FILE).stat().st_size == whole
+    assert (tmp_path / "step-000002" / deltas.DELTA_FILE).stat().st_size == whole
     for precision, bits in (("fp16", 11), ("bf16", 8)):
-        bases.save_delta(delta, tmp_path / "step-000002" / bases.DELTA_FILE)
+        deltas.save_delta(delta, tmp_path / "step-000002" / deltas.DELTA_FILE)
         store(tmp_path / "step-000002", precision)
-        file = tmp_path / "step-000002" / bases.DELTA_FILE
+        file = tmp_path / "step-000002" / deltas.DELTA_FILE
         assert file.stat().st_size < 0.6 * whole
-        stored = bases.load_delta(file)
+        stored = deltas.load_delta(file)
         assert all((stored[n].float() - v).abs().le(v.abs() * 2.0**-bits + 1e-7).all() for n, v in delta.items())
-        bases.apply_delta(pipe, stored)
+        deltas.apply_delta(pipe, stored)
         name = next(iter(delta))
         assert torch.equal(pipe.unet.get_parameter(name.removeprefix("unet.")), stored[name].float())
     with pytest.raises(ValueError, match=r"unet\.a holds 70000, too large for fp16; set base\.delta_precision to bf16"):

@@ -8,11 +8,11 @@ import json
 import pytest
 import torch
 
-from resurgence.config import build
+from resurgence.config.fields import build
 from resurgence.erasers import EraserData
-from resurgence.erasers.ca import Ca, CaConfig, erase, target_of
-from resurgence.erasers.student import Student
-from resurgence.erasers.trainer import samples
+from resurgence.erasers.gradient.ca import Ca, CaConfig, erase, target_of
+from resurgence.erasers.gradient.student import Student
+from resurgence.erasers.gradient.trainer import samples
 from slow import KINDS, TASK, embed, gradients_of, pipeline, predicted, same, shake, snapshot, unet_with, worst
 
 CAPTIONS = ("a photo of the {}", "the {} on the ground", "a sketch of the {}")

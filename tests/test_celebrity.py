@@ -17,12 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models import resnet50
 
-from resurgence import celebrity_archive, scorers, tables
-from resurgence.checks import check_people
-from resurgence.config import ConfigError, Task
-from resurgence.estimates import ImageSet
-from resurgence.scorers import celebrity
-from resurgence.study import load_study
+from resurgence import scorers
+from resurgence.analysis import tables
+from resurgence.analysis.estimates import ImageSet
+from resurgence.config.consistency import check_people
+from resurgence.config.fields import ConfigError
+from resurgence.config.load import load_study
+from resurgence.config.task import Task
+from resurgence.scorers import celebrity, celebrity_convert
 from scored import study_sets, write_scores_folder
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +98,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory, state: dict[str, torch.Ten
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, archive: Path) -> Path:
     place = tmp_path_factory.mktemp("detector") / "celebrity"
-    assert celebrity_archive.convert(archive, place) == LABELS
+    assert celebrity_convert.convert(archive, place) == LABELS
     return place
 
 
@@ -208,18 +210,18 @@ def test_a_bad_archive_is_told_and_leaves_nothing(
     make, message = ARCHIVES[case]
     file = pack(tmp_path / "resources.tar", make(state))
     with pytest.raises(ValueError, match=message):
-        celebrity_archive.convert(file, tmp_path / "out")
+        celebrity_convert.convert(file, tmp_path / "out")
     assert not (tmp_path / "out").exists() and "must not run" not in capsys.readouterr().out
 
 
 def test_missing_cut_and_exchanged_archives(archive: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"archive = .*none\.tar.*fetch"):
-        celebrity_archive.convert(tmp_path / "none.tar", tmp_path / "out")
+        celebrity_convert.convert(tmp_path / "none.tar", tmp_path / "out")
     with pytest.raises(ValueError, match=r"has the SHA-256 [0-9a-f]{64}, expected 0{64}"):
-        celebrity_archive.convert(archive, tmp_path / "out", "0" * 64)
+        celebrity_convert.convert(archive, tmp_path / "out", "0" * 64)
     (tmp_path / "cut.tar").write_bytes(cut(archive.read_bytes()))
     with pytest.raises(ValueError, match="cut, or no tar archive"):
-        celebrity_archive.convert(tmp_path / "cut.tar", tmp_path / "out")
+        celebrity_convert.convert(tmp_path / "cut.tar", tmp_path / "out")
 
 
 def test_bad_folders_of_the_detector_are_told(folder: Path, tmp_path: Path) -> None:
@@ -235,12 +237,12 @@ def test_bad_folders_of_the_detector_are_told(folder: Path, tmp_path: Path) -> N
     (tmp_path / "model.safetensors").write_bytes(cut((folder / "model.safetensors").read_bytes()))
     with pytest.raises(ValueError, match="the file is cut or another one"):
         celebrity.load(tmp_path)
-    own = celebrity_archive.sha256_of(tmp_path / "model.safetensors")
+    own = celebrity_convert.sha256_of(tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"cannot be read \(SafetensorError: .*cut or damaged"):
         celebrity.load(tmp_path, sha256=own)
     save_file({"fc.0.bias": weights["fc.0.bias"]}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"lacks 'conv1\.weight' \(321 of 322 tensors\)"):
-        celebrity.load(tmp_path, sha256=celebrity_archive.sha256_of(tmp_path / "model.safetensors"))
+        celebrity.load(tmp_path, sha256=celebrity_convert.sha256_of(tmp_path / "model.safetensors"))
     (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
     with pytest.raises(ValueError, match="architecture = 'resnet18', not 'resnet50-256'"):
         celebrity.load(tmp_path)

@@ -17,13 +17,14 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from resurgence import cli
-from resurgence.bases import apply_folder, load_base
-from resurgence.commands import means, run_by, settings
-from resurgence.config import ConfigError
-from resurgence.manifest import PACKAGE, read_manifest, verify
-from resurgence.sample import read_image_set
-from resurgence.training_images import read_training_images
+from resurgence.cli import main
+from resurgence.cli.models import means, run_by, settings
+from resurgence.config.fields import ConfigError
+from resurgence.data.image_folder import read_training_images
+from resurgence.diffusion.deltas import apply_folder
+from resurgence.diffusion.image_sets import read_image_set
+from resurgence.diffusion.pipeline import load_base
+from resurgence.provenance.manifest import PACKAGE, read_manifest, verify
 from tiny import make_pipeline
 
 TASK = {
@@ -70,14 +71,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: object) -> None:
-    assert cli.main([str(a) for a in arguments]) == 0
+    assert main.main([str(a) for a in arguments]) == 0
 
 
 def write_scorers(path: Path) -> None:
     """A random recogniser of the task's classes and a random CLIP with open_clip's own tokenizer."""
     import open_clip
 
-    from resurgence.world.recogniser import Recogniser, save_recogniser
+    from resurgence.scorers.recogniser_model import Recogniser, save_recogniser
 
     torch.manual_seed(0)
     save_recogniser(Recogniser(4, width=8), ["ship", "dog", "bird", "cat"], path / "recogniser")
@@ -227,7 +228,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     before = sorted(place.iterdir())
-    assert cli.main([a.format(p=place, t=tmp_path) for a in arguments.split()]) == 1
+    assert main.main([a.format(p=place, t=tmp_path) for a in arguments.split()]) == 1
     assert told in capsys.readouterr().err
     assert not list(tmp_path.iterdir()) and sorted(place.iterdir()) == before
 
@@ -235,7 +236,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(
 def test_verbose_shows_the_traceback(tmp_path: Path) -> None:
     arguments = f"--verbose score --images {tmp_path} --task {tmp_path}/none.yaml --clip x --out {tmp_path}/x"
     with pytest.raises(ConfigError):
-        cli.main(arguments.split())
+        main.main(arguments.split())
 
 
 def test_settings_take_json_and_yaml_values() -> None:

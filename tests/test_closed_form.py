@@ -6,8 +6,8 @@ import cvxpy as cp
 import pytest
 import torch
 
-from resurgence.captions import CAPTIONS, STYLE_CAPTIONS, concept_positions, load_captions, token_ids
-from resurgence.erasers.closed_form import (
+from resurgence.diffusion.text import CAPTIONS, STYLE_CAPTIONS, concept_positions, load_captions, token_ids
+from resurgence.erasers.closed_form.solver import (
     Edit,
     apply_edit,
     factorise,

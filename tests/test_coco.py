@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from resurgence import coco
+from resurgence.data import coco
 
 
 def captions_of(split: int, images: int) -> list[dict]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from resurgence.compare import costs, draw, price, read_tables, returns, write
-from resurgence.config import ConfigError, read_yaml
+from resurgence.analysis.comparison import costs, read_tables, returns
+from resurgence.config.fields import ConfigError, read_yaml
+from resurgence.figures.comparison import draw, price, write
 
 DOCS = Path(__file__).parents[1] / "docs"
 KEYS = {"base": "mini", "task": "pets", "metric": "accuracy", "n": 4}

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
-from resurgence import blocks
-from resurgence.config import ConfigError, load_task, make_task, read_yaml
-from resurgence.declared import PACKAGE, config_class, methods, needs
+from resurgence.config.fields import ConfigError, read_yaml
+from resurgence.config.load import load_study, make_study, merge
+from resurgence.config.method_configs import PACKAGE, config_class, methods, needs
+from resurgence.config.settings import make_method
+from resurgence.config.study import Erasure, printed, split
+from resurgence.config.task import load_task, make_task
 from resurgence.erasers import EraserData
-from resurgence.settings import make_method
-from resurgence.study import Erasure, load_study, make_study, merge, printed, split
+from resurgence.workflow import job_settings
 
 ROOT = Path(__file__).parents[1]
 TASK = {
@@ -237,7 +239,7 @@ def test_variant_mapping_reaches_the_block_of_that_variant_only(config: dict[str
     write_world(tmp_path)
     put(config, "erasers.uce.variants", {"default": {}, "wide": {"mapping": "object"}})
     study = make_study(config, tmp_path)
-    mapped = [blocks.erase(study, e)["task"]["mapping"] for e in study.erasures() if e.eraser == "uce"]
+    mapped = [job_settings.erase(study, e)["task"]["mapping"] for e in study.erasures() if e.eraser == "uce"]
     assert mapped == [{"ship": "ground", "cat": "ground"}, {"ship": "object", "cat": "object"}]
 
 
@@ -251,8 +253,8 @@ def test_masks_are_wanted_where_they_are_read(
     put(config, "erasers.mace.use_masks", use)
     config["moments"] = {"prior": "general.txt", "domain": {kind: "closed_form.txt"}}
     study = make_study(config, tmp_path)
-    assert ("masks" in blocks.reads(study, Erasure("pets", "mace", "default", 0))) == masked
-    assert "masks" not in blocks.reads(study, Erasure("pets", "uce", "default", 0))
+    assert ("masks" in job_settings.reads(study, Erasure("pets", "mace", "default", 0))) == masked
+    assert "masks" not in job_settings.reads(study, Erasure("pets", "uce", "default", 0))
 
 
 def test_limits_choose_cells(config: dict[str, Any], tmp_path: Path) -> None:
@@ -289,20 +291,22 @@ def test_variants_that_differ_in_the_fusion_share_their_loras(config: dict[str, 
     changed = {"default": {}, "fused": {"fuse_preserve_scale": 0.1}, "longer": {"steps": 99}}
     put(config, "erasers.mace.variants", changed)
     study = make_study(config, tmp_path)
-    found = {e.variant: blocks.loras_of(study, e).variant for e in study.erasures() if e.eraser == "mace"}
+    found = {e.variant: job_settings.loras_of(study, e).variant for e in study.erasures() if e.eraser == "mace"}
     assert found == {"default": "default", "fused": "default", "longer": "longer"}
 
 
 def test_settings_of_the_fusion_are_read_by_the_fusion_only() -> None:
     import ast
 
-    from resurgence.declared import tree_of
+    from resurgence.config.method_configs import tree_of
 
-    assert set(blocks.FUSION) <= {f.name for f in dataclasses.fields(config_class("resurgence.erasers.mace"))}
+    assert set(job_settings.FUSION) <= {
+        f.name for f in dataclasses.fields(config_class("resurgence.erasers.mace.method"))
+    }
     for node in tree_of(PACKAGE / "erasers/mace.py").body:
         if isinstance(node, ast.FunctionDef) and node.name not in ("fuse", "erase", "retained_means"):
             read = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
-            assert not read & set(blocks.FUSION), node.name
+            assert not read & set(job_settings.FUSION), node.name
 
 
 @pytest.mark.parametrize("name", [*methods().values(), *(f"resurgence.{n}" for n in ("masks", "sample", "finetune"))])

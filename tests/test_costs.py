@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from resurgence import blocks, plan
-from resurgence.config import ConfigError
-from resurgence.costs import Cost, Coster, Rates, by_rule, prompts_of, read_rates, rule_of
-from resurgence.planned import Planned
-from resurgence.prompts import prompt_set
-from resurgence.study import Cell, Erasure, Study, load_study
+from resurgence.config.fields import ConfigError
+from resurgence.config.load import load_study
+from resurgence.config.study import Cell, Erasure, Study
+from resurgence.data.prompts import prompt_set
+from resurgence.workflow import job_settings, plan
+from resurgence.workflow.dry_run import Planned
+from resurgence.workflow.gpu_hours import Cost, Coster, Rates, by_rule, prompts_of, read_rates, rule_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,7 +45,7 @@ def test_sampling_by_hand(study: Study, rates: Rates) -> None:
     work = rates.work["sd14"]
     images = 200 + 9 * 200 + 3 * 200  # erased, retained, synonyms
     assert len(prompt_set(study.task("ship"))) == prompts_of(study.task("ship")) == images
-    found = Coster(study, rates, "one")(job(study, SHIP, "images", blocks.sample(study)))
+    found = Coster(study, rates, "one")(job(study, SHIP, "images", job_settings.sample(study)))
     assert found.images == images
     assert found.seconds == pytest.approx(images * (2 * 50 * work.unet + work.decode) / 0.5)
     assert found.bytes == images * 2 * 512 * 512
@@ -53,28 +54,33 @@ def test_sampling_by_hand(study: Study, rates: Rates) -> None:
 def test_training_by_hand(study: Study, rates: Rates) -> None:
     work, cost = rates.work["sd14"], Coster(study, rates, "one")
     lora = Cell(SHIP, "lora", "default", 0)
-    found = cost(job(study, lora, "weights", blocks.finetune(study, lora)))
+    found = cost(job(study, lora, "weights", job_settings.finetune(study, lora)))
     assert found.seconds == pytest.approx((4000 * work.lora + 250 * work.encode) / 0.5)
     full = Cell(SHIP, "full", "default", 0)
-    found = cost(job(study, full, "weights", blocks.finetune(study, full)))
+    found = cost(job(study, full, "weights", job_settings.finetune(study, full)))
     assert found.seconds == pytest.approx((32000 * (work.full + work.unet) + 250 * work.encode) / 0.5)
     assert found.bytes == 4 * work.parameters
     ten = Erasure("celebrities-10", "mace", "default", 0)
-    found = cost(job(study, ten, "loras", blocks.loras(study, ten)))
+    found = cost(job(study, ten, "loras", job_settings.loras(study, ten)))
     assert found.seconds == pytest.approx(10 * 50 * work.lora / 0.5)
     esd = Erasure("ship", "esd", "default", 0)
-    found = cost(job(study, esd, "delta", blocks.erase(study, esd)))
+    found = cost(job(study, esd, "delta", job_settings.erase(study, esd)))
     assert found.seconds == pytest.approx(1000 * (work.full + 52 * work.unet) / 0.5)
 
 
 def test_corpora_and_sets_by_hand(study: Study, rates: Rates) -> None:
     work, cost = rates.work["sd14"], Coster(study, rates, "one")
-    prior = cost(job(study, None, "moments", blocks.prior_moments(study)))
+    prior = cost(job(study, None, "moments", job_settings.prior_moments(study)))
     assert prior.seconds == pytest.approx(616767 * work.text / 0.5)
-    domain = cost(job(study, "celebrities-10", "moments", blocks.domain_moments(study, "celebrities-10")))
+    domain = cost(job(study, "celebrities-10", "moments", job_settings.domain_moments(study, "celebrities-10")))
     assert domain.seconds == pytest.approx(100 * 30 * work.text / 0.5)
     chosen = cost(
-        job(study, "celebrities-10", "finetune_sets/random", blocks.finetune_set(study, "celebrities-10", "random"))
+        job(
+            study,
+            "celebrities-10",
+            "finetune_sets/random",
+            job_settings.finetune_set(study, "celebrities-10", "random"),
+        )
     )
     assert chosen.images == 250
 
@@ -114,7 +120,10 @@ def test_the_plan_adds_up_and_measured_rules_take_over(
     study: Study, rates: Rates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "examine", lambda study, rules: [])
-    jobs = [job(study, SHIP, "images", blocks.sample(study)), job(study, "ship", "images", blocks.sample(study))]
+    jobs = [
+        job(study, SHIP, "images", job_settings.sample(study)),
+        job(study, "ship", "images", job_settings.sample(study)),
+    ]
     costs = by_rule(jobs, Coster(study, rates, "one"))
     assert costs["sample"].images == 5200
     todo = plan.Counter(sample=2)

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from resurgence.bases import load_delta
-from resurgence.config import build
+from resurgence.config.fields import build
+from resurgence.diffusion.deltas import load_delta
 from resurgence.erasers import EraserData
-from resurgence.erasers.doco import Doco, DocoConfig, code_surgery, discriminator, erase, paper_surgery
-from resurgence.erasers.student import Student
-from resurgence.erasers.trainer import samples
+from resurgence.erasers.gradient.doco import Doco, DocoConfig, code_surgery, discriminator, erase, paper_surgery
+from resurgence.erasers.gradient.student import Student
+from resurgence.erasers.gradient.trainer import samples
 from slow import (
     KINDS,
     TASK,

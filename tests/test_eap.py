@@ -8,10 +8,10 @@ import json
 import pytest
 import torch
 
-from resurgence import resume
-from resurgence.config import build
-from resurgence.erasers import EraserData, trainer
-from resurgence.erasers.eap import (
+from resurgence.config.fields import build
+from resurgence.erasers import EraserData
+from resurgence.erasers.gradient import trainer
+from resurgence.erasers.gradient.eap import (
     Eap,
     EapConfig,
     erase,
@@ -21,9 +21,10 @@ from resurgence.erasers.eap import (
     vocabulary,
     whole_words,
 )
-from resurgence.erasers.student import Student
-from resurgence.erasers.trainer import samples
+from resurgence.erasers.gradient.student import Student
+from resurgence.erasers.gradient.trainer import samples
 from resurgence.seeds import generator
+from resurgence.training import checkpoint
 from slow import (
     KINDS,
     TASK,
@@ -303,8 +304,8 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("ascent", ["gradient", "adam"])
 def test_a_killed_run_resumes_bit_identically(plain, tmp_path, monkeypatch, ascent):
-    monkeypatch.setattr(resume, "EVERY", 0.0)
-    monkeypatch.setattr(resume, "SHARE", 0)
+    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 0)
     monkeypatch.setattr(trainer, "CHECK_EVERY", 1)
     cfg = dataclasses.replace(CFG, steps=4, lr=5e-3, ascent=ascent, eta=0.05 if ascent == "adam" else 50.0, batch=1)
     for name in ("whole", "again"):

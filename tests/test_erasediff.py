@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from resurgence.config import build
+from resurgence.config.fields import build
 from resurgence.erasers import EraserData
-from resurgence.erasers.erasediff import EraseDiff, EraseDiffConfig, barrier_multiplier, cosine_multiplier, erase
-from resurgence.erasers.salun import SalunConfig
-from resurgence.erasers.salun import erase as salun
-from resurgence.erasers.student import Student
+from resurgence.erasers.gradient.erasediff import (
+    EraseDiff,
+    EraseDiffConfig,
+    barrier_multiplier,
+    cosine_multiplier,
+    erase,
+)
+from resurgence.erasers.gradient.salun import SalunConfig
+from resurgence.erasers.gradient.salun import erase as salun
+from resurgence.erasers.gradient.student import Student
 from slow import KINDS, TASK, gradients_of, pipeline, same, shake, snapshot, unet_with, worst
 from slow_images import CAPTIONS, flat, forget_points, pictures, retain_points, slow_denoising, slow_pseudo
 

@@ -14,16 +14,17 @@ import pandas as pd
 import pytest
 import torch
 
-from resurgence.bases import apply_delta, load_base
-from resurgence.captions import fill, load_captions
-from resurgence.config import build
+from resurgence.config.fields import build
+from resurgence.config.load import load_study
+from resurgence.data.masks import MaskConfig, segment
+from resurgence.data.moments import second_moment
+from resurgence.data.prompts import expand
+from resurgence.diffusion.deltas import apply_delta
+from resurgence.diffusion.pipeline import load_base
+from resurgence.diffusion.sampling import SamplingConfig, sample
+from resurgence.diffusion.text import fill, load_captions
 from resurgence.erasers import EraserData
-from resurgence.masks import MaskConfig, segment
-from resurgence.moments import second_moment
-from resurgence.prompts import expand
-from resurgence.sample import SamplingConfig, sample
 from resurgence.scorers import METRICS, load_scorers, score_images
-from resurgence.study import load_study
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "data/miniature/base"

@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
-from resurgence.config import build
+from resurgence.config.fields import build
 from resurgence.erasers import EraserData
-from resurgence.erasers.esd import Esd, EsdConfig, erase, esd_target
-from resurgence.erasers.student import Student
-from resurgence.erasers.trainer import samples
+from resurgence.erasers.gradient.esd import Esd, EsdConfig, erase, esd_target
+from resurgence.erasers.gradient.student import Student
+from resurgence.erasers.gradient.trainer import samples
 from slow import (
     KINDS,
     TASK,

@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from resurgence import blocks
-from resurgence.config import read_yaml
-from resurgence.prompts import prompt_set
+from resurgence.config.fields import read_yaml
+from resurgence.config.load import load_study
+from resurgence.config.study import Study
+from resurgence.data.prompts import prompt_set
 from resurgence.stages.finetune_set import rows_of
-from resurgence.study import Study, load_study
+from resurgence.workflow import job_settings
 
 ROOT = Path(__file__).parents[1]
 PEOPLE, OBJECTS, SETTINGS = (
@@ -36,7 +37,7 @@ def names(word: str) -> list[str]:
 
 def shown(study: Study, task: str, name: str) -> pd.DataFrame:
     """The rows of a fine-tuning set."""
-    block = blocks.finetune_set(study, task, name)
+    block = job_settings.finetune_set(study, task, name)
     return rows_of(block, block["concepts"])
 
 

@@ -13,8 +13,10 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from resurgence import figures, summary, tables
-from resurgence.estimates import estimates
+from resurgence.analysis import headline, tables
+from resurgence.analysis import read as read_module
+from resurgence.analysis.estimates import estimates
+from resurgence.figures import study, style
 from scored import study_sets
 
 
@@ -31,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cells(folder: Path) -> pd.DataFrame:
-    return figures.read_table(folder / "cells.csv")
+    return read_module.read_table(folder / "cells.csv")
 
 
 def axes_of(figure: Figure, title: str) -> object:
@@ -55,12 +57,12 @@ def test_table_read_from_a_file_keeps_names_and_numbers(cells: pd.DataFrame) -> 
 def test_the_summary_of_a_file_is_that_of_the_table(folder: Path) -> None:
     estimated = estimates(study_sets(steps=(40, 80), erase_seeds=(0, 1)), 100, 0)[0]
     table = tables.resurgence(estimated, 0.95)
-    read = [figures.read_table(folder / f"{name}.csv") for name in ("resurgence", "seeds")]
-    assert summary.terminal(*read, 0.95) == summary.terminal(table, tables.over_seeds(estimated, 0.95), 0.95)
+    read = [read_module.read_table(folder / f"{name}.csv") for name in ("resurgence", "seeds")]
+    assert headline.terminal(*read, 0.95) == headline.terminal(table, tables.over_seeds(estimated, 0.95), 0.95)
 
 
 def test_bars_have_the_heights_and_intervals_of_the_table(cells: pd.DataFrame) -> None:
-    axis = axes_of(figures.before_after(cells, "clip_score"), "identities-4: erased concepts")
+    axis = axes_of(study.before_after(cells, "clip_score"), "identities-4: erased concepts")
     key = {"metric": "clip_score", "task": "identities-4", "role": "erase"}
     expected = []
     for eraser in ("mace", "uce"):
@@ -79,10 +81,10 @@ def test_bars_have_the_heights_and_intervals_of_the_table(cells: pd.DataFrame) -
 
 
 def test_curves_start_at_the_erased_model_and_show_the_base(cells: pd.DataFrame) -> None:
-    axis = axes_of(figures.curves(cells, "recogniser_accuracy"), "ship: erased concepts")
+    axis = axes_of(study.curves(cells, "recogniser_accuracy"), "ship: erased concepts")
     key = {"metric": "recogniser_accuracy", "task": "ship", "role": "erase"}
     drawn = {line.get_color(): line for line in axis.lines if line.get_marker() not in ("", "None")}
-    uce = drawn[figures.LINES[1]]
+    uce = drawn[style.LINES[1]]
     np.testing.assert_array_equal(uce.get_xdata(), [0, 40, 80])
     expected = [chosen(cells, **key, state="erased", eraser="uce")["value"].median()]
     expected += [chosen(cells, **key, eraser="uce", step=step)["value"].median() for step in (40.0, 80.0)]
@@ -93,9 +95,9 @@ def test_curves_start_at_the_erased_model_and_show_the_base(cells: pd.DataFrame)
 
 
 def test_gains_start_at_zero_and_hold_the_paired_difference(folder: Path) -> None:
-    table = figures.read_table(folder / "resurgence.csv")
-    axis = axes_of(figures.gains(table, "recogniser_accuracy"), "ship: erased concepts")
-    mace = next(line for line in axis.lines if line.get_marker() == figures.MARKS[0])
+    table = read_module.read_table(folder / "resurgence.csv")
+    axis = axes_of(study.gains(table, "recogniser_accuracy"), "ship: erased concepts")
+    mace = next(line for line in axis.lines if line.get_marker() == style.MARKS[0])
     rows = chosen(table, metric="recogniser_accuracy", task="ship", role="erase", eraser="mace")
     expected = [0.0, *rows.groupby("step")["resurgence"].median()]
     np.testing.assert_allclose(mace.get_ydata(), expected)
@@ -104,17 +106,17 @@ def test_gains_start_at_zero_and_hold_the_paired_difference(folder: Path) -> Non
 def test_many_models_are_drawn_in_several_panels_without_bands(cells: pd.DataFrame) -> None:
     tuned = cells[cells["state"] == "finetuned"]
     more = pd.concat([cells, *(tuned.assign(finetune_variant=f"v{k}") for k in range(5))])
-    groups = figures.models_of(more, 8)
+    groups = study.models_of(more, 8)
     assert [(task, len(models)) for task, models in groups] == [("identities-4", 6)] * 2 + [("ship", 6)] * 2
-    figure = figures.curves(more, "clip_accuracy")
+    figure = study.curves(more, "clip_accuracy")
     assert len(figure.axes) == 8 and len(figure.axes[0].containers) == 6  # error bars
-    assert figures.before_after(more, "clip_accuracy").get_size_inches()[0] <= 16
+    assert study.before_after(more, "clip_accuracy").get_size_inches()[0] <= 16
 
 
 def test_no_two_states_or_lines_share_a_colour() -> None:
-    colours = [matplotlib.colors.to_hex(c) for c in figures.LINES]
-    assert len(set(colours)) == len(colours) == len(figures.MARKS)
-    assert len({colour for _, colour in figures.STATES.values()}) == 3
+    colours = [matplotlib.colors.to_hex(c) for c in style.LINES]
+    assert len(set(colours)) == len(colours) == len(style.MARKS)
+    assert len({colour for _, colour in style.STATES.values()}) == 3
 
 
 def test_training_curves_take_both_kinds_of_file(tmp_path: Path) -> None:
@@ -122,18 +124,18 @@ def test_training_curves_take_both_kinds_of_file(tmp_path: Path) -> None:
         json.dumps([{"step": 50, "loss": 2.0, "lr": 1.0}, {"step": 100, "loss": 0.001}])
     )
     (tmp_path / "curves.json").write_text(json.dumps({"ship": [3.0, 2.0, 1.0], "cat": [4.0, 3.0, 2.0]}))
-    losses = {name: figures.read_curves(tmp_path / f"{name}.json") for name in ("curve", "curves")}
+    losses = {name: read_module.read_curves(tmp_path / f"{name}.json") for name in ("curve", "curves")}
     assert losses == {
         "curve": {"loss": [(50, 2.0), (100, 0.001)]},
         "curves": {"ship": [(1, 3.0), (2, 2.0), (3, 1.0)], "cat": [(1, 4.0), (2, 3.0), (3, 2.0)]},
     }
-    figure = figures.training(losses)
+    figure = study.training(losses)
     first, second = figure.axes[:2]
     assert first.get_yscale() == "log" and second.get_yscale() == "linear"
     assert [text.get_text() for text in second.get_legend().get_texts()] == ["ship", "cat"]
     (tmp_path / "bad.json").write_text('{"loss": 3}')
     with pytest.raises(ValueError, match=r"bad\.json holds neither"):
-        figures.read_curves(tmp_path / "bad.json")
+        read_module.read_curves(tmp_path / "bad.json")
 
 
 def test_cost_adds_the_seconds_of_each_stage(tmp_path: Path) -> None:
@@ -141,8 +143,8 @@ def test_cost_adds_the_seconds_of_each_stage(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").write_text(json.dumps({"kind": kind, "files": {}}))
         (tmp_path / name / "run.json").write_text(json.dumps({"seconds": seconds, "device": "cpu"}))
-    runs = figures.read_runs(sorted(tmp_path.iterdir()))
-    figure = figures.cost(runs)
+    runs = read_module.read_runs(sorted(tmp_path.iterdir()))
+    figure = study.cost(runs)
     (axis,) = figure.axes
     assert [(bar.get_width()) for bar in axis.patches] == [1.5, 42.5]
     assert [text.get_text() for text in axis.texts] == [" 1.5 s in 1", " 42 s in 2"]
@@ -150,9 +152,9 @@ def test_cost_adds_the_seconds_of_each_stage(tmp_path: Path) -> None:
 
 
 def test_files_are_equal_for_equal_tables_and_narrow_enough(folder: Path, tmp_path: Path) -> None:
-    made = figures.run(folder, tmp_path / "a", ["recogniser_accuracy"], {}, [])
-    again = figures.curves(figures.read_table(folder / "cells.csv"), "recogniser_accuracy")
-    figures.save(again, tmp_path / "b" / "steps_recogniser_accuracy")
+    made = study.run(folder, tmp_path / "a", ["recogniser_accuracy"], {}, [])
+    again = study.curves(read_module.read_table(folder / "cells.csv"), "recogniser_accuracy")
+    style.save(again, tmp_path / "b" / "steps_recogniser_accuracy")
     names = ["before_after_recogniser_accuracy", "steps_recogniser_accuracy", "resurgence_recogniser_accuracy"]
     assert [stem.name for stem in made] == names
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(
@@ -168,14 +170,14 @@ def test_files_are_equal_for_equal_tables_and_narrow_enough(folder: Path, tmp_pa
 
 def test_an_unknown_metric_is_an_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"metric 'fid' is not in .*cells\.csv"):
-        figures.run(folder, tmp_path, ["fid"], {}, [])
+        study.run(folder, tmp_path, ["fid"], {}, [])
 
 
 def test_labels_do_not_overlap(cells: pd.DataFrame, tmp_path: Path) -> None:
     tuned = cells[cells["state"] == "finetuned"]
     more = pd.concat([cells, *(tuned.assign(finetune_variant=f"tercile-{k}") for k in range(3))])
-    figure = figures.before_after(more, "recogniser_accuracy")
-    figures.save(figure, tmp_path / "bars")
+    figure = study.before_after(more, "recogniser_accuracy")
+    style.save(figure, tmp_path / "bars")
     for axis in figure.axes:
         boxes = [text.get_window_extent() for text in axis.get_xticklabels()]
         assert all(left.x1 < right.x0 for left, right in pairwise(boxes))

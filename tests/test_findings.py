@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resurgence import findings, statistics, tables
-from resurgence.estimates import estimates
-from resurgence.experiment_figures import bars, curves, heatmap, line, similarities, weights
-from resurgence.experiments import Cells, Claim
-from resurgence.figures import save
-from resurgence.geometry import correlations
-from resurgence.statistics import Estimate
+from resurgence.analysis import bootstrap, claims, tables
+from resurgence.analysis.bootstrap import Estimate
+from resurgence.analysis.estimates import estimates
+from resurgence.analysis.weight_movement import correlations
+from resurgence.config.experiment import Cells, Claim
+from resurgence.figures.experiments import bars, curves, heatmap, line, similarities, weights
+from resurgence.figures.style import save
 from scored import study_sets
 
 
@@ -39,7 +39,7 @@ def test_pooled_is_the_mean_over_seeds_at_the_last_step(rows: list[dict]) -> Non
     for row in seeds[len(rows) :]:  # a second seed, in which everything is 10 points higher
         up = {k: e._replace(value=e.value + 10, replicates=e.replicates + 10) for k, e in row["estimates"].items()}
         row["estimates"] = up
-    made = findings.pooled(seeds)
+    made = claims.pooled(seeds)
     for row in made:
         own = [r for r in rows if (r["task"], r["eraser"], r["role"]) == (row["task"], row["eraser"], row["role"])]
         last = max(r["step"] for r in own)
@@ -48,23 +48,23 @@ def test_pooled_is_the_mean_over_seeds_at_the_last_step(rows: list[dict]) -> Non
         assert row["gain"].value == pytest.approx(single["estimates"]["gain"].value + 5)
         assert row["gains"] == pytest.approx([single["estimates"]["gain"].value + shift for shift in (0, 10)])
         np.testing.assert_allclose(row["gain"].replicates, single["estimates"]["gain"].replicates + 5)
-    table = findings.table(made, 0.95)
+    table = claims.table(made, 0.95)
     assert (table["deviation"] == 5).all() and (table["median"].round(4) == table["resurgence"].round(4)).all()
     assert (table["p_holm"] >= table["p"]).all() and (table["n"] > 0).all()
-    assert findings.shown(table)["n"].str.endswith("(2 runs)").all()
+    assert claims.shown(table)["n"].str.endswith("(2 runs)").all()
 
 
 def test_half_recovery() -> None:
     erased, base = np.array(0.0), np.array(100.0)
-    at = lambda values: float(findings.half_recovery([50, 150, 300], np.array(values, dtype=float), erased, base))  # noqa: E731
+    at = lambda values: float(claims.half_recovery([50, 150, 300], np.array(values, dtype=float), erased, base))  # noqa: E731
     assert at([50, 60, 70]) == 50
     assert at([0, 100, 100]) == 100  # halfway between 50 and 150
     assert at([10, 30, 60]) == 150 + 150 * 20 / 30
     assert at([100, 0, 0]) == 25  # the first crossing counts
     assert math.isinf(at([10, 20, 49.9]))
-    nothing = findings.half_recovery([50], np.array([[80.0]]), np.array([50.0]), np.array([50.0]))
+    nothing = claims.half_recovery([50], np.array([[80.0]]), np.array([50.0]), np.array([50.0]))
     assert math.isinf(nothing[0])  # nothing was erased
-    many = findings.half_recovery([10, 20], np.array([[60.0, 0.0], [80.0, 100.0]]), np.zeros(2), np.full(2, 100.0))
+    many = claims.half_recovery([10, 20], np.array([[60.0, 0.0], [80.0, 100.0]]), np.zeros(2), np.full(2, 100.0))
     np.testing.assert_allclose(many, [50 / 6, 15])
 
 
@@ -94,7 +94,7 @@ def spread(value: float, width: float) -> Estimate:
 )
 def test_verdict(expect: str, value: float, width: float, than: float, decided: bool | None) -> None:
     claim = Claim("", Cells(), expect, than=than)
-    assert findings.verdict(spread(value, width), 40, claim, 0.95) is decided
+    assert claims.verdict(spread(value, width), 40, claim, 0.95) is decided
 
 
 @pytest.mark.parametrize(("images", "margin", "decided"), [(40, 5, None), (40, 10, True), (100, 5, True)])
@@ -103,47 +103,47 @@ def test_none_of_few_images_does_not_mean_never(images: int, margin: float, deci
     than none of as many does."""
     once_seen = np.random.default_rng(0).binomial(images, 1 / images, 2000) * 100 / images
     few = Estimate(100 / images, once_seen, images, clusters=images)
-    assert findings.possible(few, images, 0.95) == statistics.interval(few, 0.95)
+    assert claims.possible(few, images, 0.95) == bootstrap.interval(few, 0.95)
     never = Estimate(0.0, np.zeros(200), images, clusters=5)
-    reach = findings.possible(never, images, 0.95)[1]
+    reach = claims.possible(never, images, 0.95)[1]
     assert (1 - reach / 100) ** images == pytest.approx(0.025)
-    assert findings.verdict(never, images, Claim("", Cells(), "equal", margin=margin), 0.95) is decided
-    assert findings.verdict(never, images, Claim("", Cells(), "above", margin=margin), 0.95) is (
+    assert claims.verdict(never, images, Claim("", Cells(), "equal", margin=margin), 0.95) is decided
+    assert claims.verdict(never, images, Claim("", Cells(), "above", margin=margin), 0.95) is (
         False if decided else None
     )
 
 
 def test_p_is_adjusted_within_the_last_steps_of_a_role(rows: list[dict]) -> None:
-    every = findings.table(findings.pooled(rows, last=False), 0.95)
-    ends = findings.table(findings.pooled(rows), 0.95)
+    every = claims.table(claims.pooled(rows, last=False), 0.95)
+    ends = claims.table(claims.pooled(rows), 0.95)
     last = every[every["step"] == 100]
     assert every.loc[every["step"] < 100, "p_holm"].isna().all() and len(last) == len(ends)
     for role, part in ends.groupby("role"):
-        expected = statistics.holm(part["p"])
+        expected = bootstrap.holm(part["p"])
         np.testing.assert_allclose(part["p_holm"], expected, rtol=1e-5)
         np.testing.assert_allclose(last[last["role"] == role]["p_holm"].sort_values(), np.sort(expected), rtol=1e-5)
 
 
 def test_no_interval_decides_nothing() -> None:
-    assert findings.verdict(Estimate(3.0, np.array([]), 4), 4, Claim("", Cells(), "above"), 0.95) is None
+    assert claims.verdict(Estimate(3.0, np.array([]), 4), 4, Claim("", Cells(), "above"), 0.95) is None
 
 
 def test_judged_compares_the_cells_it_names(rows: list[dict]) -> None:
-    ends = findings.pooled(rows)
+    ends = claims.pooled(rows)
     task = "identities-4"
     claim = Claim("A", Cells(task=task, eraser="mace"), "above", against=Cells(task=task, eraser="uce"))
-    found = findings.judged(ends, [claim], 0.95).iloc[0]
+    found = claims.judged(ends, [claim], 0.95).iloc[0]
     gain = {r["eraser"]: r["gain"] for r in ends if r["task"] == task and r["role"] == "erase"}
     assert found["value"] == pytest.approx(gain["mace"].value - gain["uce"].value, abs=1e-4)
     low, high = np.quantile(gain["mace"].replicates - gain["uce"].replicates, [0.0, 1.0])
     assert low <= found["low"] < found["high"] <= high
     assert "minus that of identities-4, uce" in found["compared"]
     with pytest.raises(LookupError, match="no row"):
-        findings.judged(ends, [Claim("B", Cells(task="nothing"), "above")], 0.95)
+        claims.judged(ends, [Claim("B", Cells(task="nothing"), "above")], 0.95)
 
 
 def test_bars_of_one_fine_tune_by_two_names_stand_in_one_panel(rows: list[dict]) -> None:
-    ends = findings.table(findings.pooled(rows), 0.95)
+    ends = claims.table(claims.pooled(rows), 0.95)
     ends = ends[ends["role"] == "erase"]
     named = ends.assign(finetune=np.where(ends["eraser"] == "uce", "lora.end", "lora"))
     for table in (named, ends):
@@ -155,7 +155,7 @@ def test_bars_of_one_fine_tune_by_two_names_stand_in_one_panel(rows: list[dict])
 
 
 def test_figures_are_drawn_and_equal_tables_give_equal_bytes(rows: list[dict], tmp_path) -> None:
-    ends, steps = (findings.table(findings.pooled(rows, last), 0.95) for last in (True, False))
+    ends, steps = (claims.table(claims.pooled(rows, last), 0.95) for last in (True, False))
     drawn = {
         "bars": lambda: bars(ends, "eraser", "A title that is too long for one line of the figure " * 2),
         "line": lambda: line(ends.assign(x=[10.0**-i for i in range(len(ends))]), "lambda", "Line"),

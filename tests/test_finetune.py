@@ -18,11 +18,12 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 
-from resurgence import finetune as f
-from resurgence.bases import apply_folder, ddim_of, load_delta
-from resurgence.config import ConfigError
-from resurgence.resume import Saver, fingerprint
-from resurgence.trainable import TARGETS, prepare, restore
+from resurgence.config.fields import ConfigError
+from resurgence.diffusion.deltas import apply_folder, load_delta
+from resurgence.diffusion.pipeline import ddim_of
+from resurgence.training import finetune as f
+from resurgence.training.checkpoint import Saver, fingerprint
+from resurgence.training.lora import TARGETS, prepare, restore
 from tiny import SENTENCES, make_pipeline
 
 CFG = f.FinetuneConfig(steps=5, checkpoints=(2, 5), lr=5e-3, batch=2, accumulation=2)

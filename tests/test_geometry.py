@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 import torch
 
-from resurgence.geometry import correlations, geometry, groups_of, rank_correlation, within_tasks
+from resurgence.analysis.weight_movement import correlations, geometry, groups_of, rank_correlation, within_tasks
 
 K, V = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight", "unet.mid_block.attn2.to_v.weight"
 Q, TEXT = "unet.up_blocks.1.attn1.to_q.weight", "text_encoder.layers.0.weight"

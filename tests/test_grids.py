@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resurgence import grids
+from resurgence.figures import image_grids
 
 
 def flat(colour: tuple[int, int, int], size: int = 64) -> np.ndarray:
@@ -35,16 +35,16 @@ def numbered(rows: pd.DataFrame, model: int) -> np.ndarray:
 
 
 def test_the_first_image_of_the_first_template_of_each_concept_is_shown() -> None:
-    assert grids.first_rows(prompts(), "erase") == [0, 4, 8]
-    assert grids.first_rows(prompts(), "erase", most=2) == [0, 4]
-    assert grids.first_rows(prompts(), "retain") == [12]
+    assert image_grids.first_rows(prompts(), "erase") == [0, 4, 8]
+    assert image_grids.first_rows(prompts(), "erase", most=2) == [0, 4]
+    assert image_grids.first_rows(prompts(), "retain") == [12]
 
 
 def test_rows_are_prompts_and_columns_are_models() -> None:
     rows = prompts()
     sets = {name: (rows, numbered(rows, k)) for k, name in enumerate(("base", "erased", "fine-tuned"))}
-    picture = np.asarray(grids.sample_grid(sets))
-    size = grids.cell_size(64, 3, grids.LABEL_WIDTH)
+    picture = np.asarray(image_grids.sample_grid(sets))
+    size = image_grids.cell_size(64, 3, image_grids.LABEL_WIDTH)
     assert size == 192  # three times the image
     colours = {tuple(c) for c in picture.reshape(-1, 3)}
     for place in (0, 4, 8):
@@ -52,7 +52,7 @@ def test_rows_are_prompts_and_columns_are_models() -> None:
             where = np.argwhere((picture == (10 * place, 50 * model, 200)).all(-1))
             top, left = where.min(0)
             assert len(where) == size * size and (where.max(0) - where.min(0) + 1).tolist() == [size, size]
-            assert left == grids.MARGIN + grids.LABEL_WIDTH + model * (size + grids.GAP)
+            assert left == image_grids.MARGIN + image_grids.LABEL_WIDTH + model * (size + image_grids.GAP)
             if model:
                 assert top == np.argwhere((picture == (10 * place, 0, 200)).all(-1)).min(0)[0]  # the same line
     assert (10, 0, 200) not in colours  # the second image of the first prompt
@@ -61,7 +61,7 @@ def test_rows_are_prompts_and_columns_are_models() -> None:
 def test_tensors_are_shown_like_arrays() -> None:
     rows = prompts()
     images = numbered(rows, 1)
-    one, two = (grids.sample_grid({"base": (rows, x)}) for x in (images, torch.from_numpy(images)))
+    one, two = (image_grids.sample_grid({"base": (rows, x)}) for x in (images, torch.from_numpy(images)))
     assert one.tobytes() == two.tobytes()
 
 
@@ -70,58 +70,58 @@ def test_models_with_other_prompts_or_seeds_do_not_stand_side_by_side() -> None:
     images = numbered(rows, 0)
     for other in (rows.assign(seed=rows["seed"] + 1), rows.iloc[:-1]):
         with pytest.raises(ValueError, match="'base' and 'erased' have other prompts or seeds"):
-            grids.sample_grid({"base": (rows, images), "erased": (other, images[: len(other)])})
+            image_grids.sample_grid({"base": (rows, images), "erased": (other, images[: len(other)])})
     with pytest.raises(ValueError, match="15 images for 16 prompts"):
-        grids.sample_grid({"base": (rows, images[:-1])})
+        image_grids.sample_grid({"base": (rows, images[:-1])})
     with pytest.raises(ValueError, match=r"no image of role 'general' among \['erase', 'retain'\]"):
-        grids.sample_grid({"base": (rows, images)}, role="general")
+        image_grids.sample_grid({"base": (rows, images)}, role="general")
 
 
 @pytest.mark.parametrize(("native", "columns"), [(64, 2), (64, 8), (64, 12), (64, 20), (16, 5), (512, 3), (512, 12)])
 def test_a_grid_is_at_most_1600_pixels_wide(native: int, columns: int) -> None:
     line = [flat((200, 30, 30), native)] * columns
-    picture = grids.grid([line], ["a portrait of somebody"], [f"column {k}" for k in range(columns)], "title")
+    picture = image_grids.grid([line], ["a portrait of somebody"], [f"column {k}" for k in range(columns)], "title")
     assert picture.width <= 1600
-    size = grids.cell_size(native, columns, grids.LABEL_WIDTH)
+    size = image_grids.cell_size(native, columns, image_grids.LABEL_WIDTH)
     assert size % native == 0 or size < native  # pixels of small images stay square
 
 
 def test_text_is_wrapped_into_its_width() -> None:
-    lines = grids.wrap("an image capturing the man police officer at a public event", 120)
+    lines = image_grids.wrap("an image capturing the man police officer at a public event", 120)
     assert len(lines) > 2 and " ".join(lines) == "an image capturing the man police officer at a public event"
-    assert all(grids.font(grids.FONT).getlength(line) <= 120 for line in lines)
-    (cut,) = grids.wrap("Donaudampfschifffahrtsgesellschaftskapitän", 120)
-    assert cut.endswith("…") and grids.font(grids.FONT).getlength(cut) <= 120
-    assert grids.wrap("", 100) == []
+    assert all(image_grids.font(image_grids.FONT).getlength(line) <= 120 for line in lines)
+    (cut,) = image_grids.wrap("Donaudampfschifffahrtsgesellschaftskapitän", 120)
+    assert cut.endswith("…") and image_grids.font(image_grids.FONT).getlength(cut) <= 120
+    assert image_grids.wrap("", 100) == []
 
 
 def test_labels_stay_out_of_the_images() -> None:
     long = "an oil painting of somebody with a very long name who was at many public events that year and before " * 3
     images = [[flat((0, 0, 255)), flat((0, 0, 255))], [flat((255, 0, 0)), None]]
     picture = np.asarray(
-        grids.grid(images, [long, "short"], ["base", "mace.to-object + lora.tercile-1, 400 steps"], long)
+        image_grids.grid(images, [long, "short"], ["base", "mace.to-object + lora.tercile-1, 400 steps"], long)
     )
-    size = grids.cell_size(64, 2, grids.LABEL_WIDTH)
+    size = image_grids.cell_size(64, 2, image_grids.LABEL_WIDTH)
     for colour, count in (((0, 0, 255), 2), ((255, 0, 0), 1)):
         assert (picture == colour).all(-1).sum() == count * size * size  # nothing is drawn over an image
 
 
 def test_grids_need_images_and_matching_labels() -> None:
     with pytest.raises(ValueError, match="1 row and 2 column labels"):
-        grids.grid([[flat((0, 0, 0))]], ["a"], ["b", "c"])
+        image_grids.grid([[flat((0, 0, 0))]], ["a"], ["b", "c"])
     with pytest.raises(ValueError, match="at least one image"):
-        grids.grid([[None]], ["a"], ["b"])
+        image_grids.grid([[None]], ["a"], ["b"])
     with pytest.raises(ValueError, match=r"float64 \(64, 64, 3\); expected uint8"):
-        grids.grid([[np.zeros((64, 64, 3))]], ["a"], ["b"])
+        image_grids.grid([[np.zeros((64, 64, 3))]], ["a"], ["b"])
 
 
 def test_overlay_keeps_the_inside_and_pales_the_outside() -> None:
     image, mask = flat((100, 50, 0), 16), np.zeros((1, 16, 16), bool)
     mask[:, 4:12, 4:12] = True
-    shown = grids.overlay(image, mask)
+    shown = image_grids.overlay(image, mask)
     assert shown.dtype == np.uint8 and shown[:, 8, 8].tolist() == [100, 50, 0]
     assert shown[:, 0, 0].tolist() == [round(0.25 * v + 0.75 * 255) for v in (100, 50, 0)]
-    edge = (shown == np.array(grids.MASK_COLOUR)[:, None, None]).all(0)
+    edge = (shown == np.array(image_grids.MASK_COLOUR)[:, None, None]).all(0)
     ring = mask[0].copy()
     ring[5:11, 5:11] = False
     assert (edge == ring).all()
@@ -130,35 +130,35 @@ def test_overlay_keeps_the_inside_and_pales_the_outside() -> None:
 def test_masks_stand_beside_their_images() -> None:
     images = {"ship": np.stack([flat((200, 0, 0), 16)] * 2), "cat": np.stack([flat((0, 200, 0), 16)] * 5)}
     masks = {name: torch.ones(len(x), 1, 16, 16, dtype=torch.bool) for name, x in images.items()}
-    picture = np.asarray(grids.mask_grid(images, masks, most=3))
-    size = grids.cell_size(16, 6, grids.LABEL_WIDTH)
+    picture = np.asarray(image_grids.mask_grid(images, masks, most=3))
+    size = image_grids.cell_size(16, 6, image_grids.LABEL_WIDTH)
     inside = (size // 16 * 14) ** 2  # of a mask that covers all, without its edge
     assert (picture == (200, 0, 0)).all(-1).sum() == 2 * (size * size + inside)
     assert (picture == (0, 200, 0)).all(-1).sum() == 3 * (size * size + inside)
     with pytest.raises(ValueError, match="no masks of cat"):
-        grids.mask_grid(images, {"ship": masks["ship"]})
+        image_grids.mask_grid(images, {"ship": masks["ship"]})
 
 
 def test_contact_sheet_holds_every_image_once() -> None:
     images = np.stack([flat((5 * k, 100, 0)) for k in range(23)])
-    picture = np.asarray(grids.contact_sheet(images, [f"concept {k}" for k in range(23)], columns=8, title="all"))
-    size = grids.cell_size(64, 8, 0)
+    picture = np.asarray(image_grids.contact_sheet(images, [f"concept {k}" for k in range(23)], columns=8, title="all"))
+    size = image_grids.cell_size(64, 8, 0)
     counts = [(picture == (5 * k, 100, 0)).all(-1).sum() for k in range(23)]
     assert counts == [size * size] * 23
     with pytest.raises(ValueError, match="22 labels for 23 images"):
-        grids.contact_sheet(images, ["x"] * 22)
+        image_grids.contact_sheet(images, ["x"] * 22)
 
 
 def test_files_stay_within_400_kb(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (6, 3, 256, 256), dtype=np.uint8)  # the worst case
-    picture = grids.grid([list(noise[:3]), list(noise[3:])], ["a", "b"], ["x", "y", "z"])
-    grids.save(picture, tmp_path / "grid.png")
+    picture = image_grids.grid([list(noise[:3]), list(noise[3:])], ["a", "b"], ["x", "y", "z"])
+    image_grids.save(picture, tmp_path / "grid.png")
     assert (tmp_path / "grid.png").stat().st_size <= 400_000
     opened = Image.open(tmp_path / "grid.png")
     assert opened.width <= picture.width and not list(tmp_path.glob(".*"))
 
 
 def test_a_small_grid_is_written_in_full_colour_and_equal_each_time() -> None:
-    picture = grids.grid([[flat((1, 2, 3))]], ["a"], ["b"])
-    assert Image.open(io.BytesIO(grids.encode(picture))).convert("RGB").tobytes() == picture.tobytes()
-    assert grids.encode(picture) == grids.encode(picture.copy())
+    picture = image_grids.grid([[flat((1, 2, 3))]], ["a"], ["b"])
+    assert Image.open(io.BytesIO(image_grids.encode(picture))).convert("RGB").tobytes() == picture.tobytes()
+    assert image_grids.encode(picture) == image_grids.encode(picture.copy())

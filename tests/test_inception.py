@@ -12,7 +12,7 @@ from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from resurgence.checked import sha256_of
+from resurgence.files import sha256_of
 from resurgence.scorers import frechet, inception
 
 

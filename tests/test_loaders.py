@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from resurgence.bases import load_base
-from resurgence.config import ConfigError
+from resurgence.config.fields import ConfigError
+from resurgence.data.segmenters.grounded_sam import GroundedSam
+from resurgence.diffusion.pipeline import load_base
 from resurgence.scorers import clip
-from resurgence.segmenters.grounded_sam import GroundedSam
 from test_masks import folders  # noqa: F401 (a fixture)
 from test_scorers import write_clip
 from tiny import make_pipeline

@@ -8,9 +8,10 @@ import signal
 import pytest
 import torch
 
-from resurgence import resume
-from resurgence.erasers import EraserData, training
-from resurgence.erasers.mace import train_loras
+from resurgence.erasers import EraserData
+from resurgence.erasers.mace import concept_loras
+from resurgence.erasers.mace.method import train_loras
+from resurgence.training import checkpoint
 from test_mace import CFG, TASK
 from tiny import make_pipeline
 
@@ -36,23 +37,23 @@ def images() -> dict[str, dict[str, torch.Tensor]]:
 @pytest.fixture
 def often(monkeypatch) -> None:
     """The state is written after every step."""
-    monkeypatch.setattr(resume, "EVERY", 0.0)
-    monkeypatch.setattr(resume, "SHARE", 0)
+    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 0)
 
 
 @pytest.fixture
 def losses(monkeypatch) -> list[int]:
     """A step of the training adds to this list; what is put into `at` happens in that step."""
     seen: list[int] = []
-    plain = training.attention_loss
+    plain = concept_loras.attention_loss
     counted = lambda *args: seen.append(0) or plain(*args)  # noqa: E731
-    monkeypatch.setattr(training, "attention_loss", counted)
+    monkeypatch.setattr(concept_loras, "attention_loss", counted)
     return seen
 
 
 def interrupted(monkeypatch, losses, at: int, doing) -> None:
     """`doing` happens in step number `at`, counted over all chunks."""
-    plain = training.attention_loss
+    plain = concept_loras.attention_loss
 
     def loss(*args):
         if len(losses) == at:
@@ -60,7 +61,7 @@ def interrupted(monkeypatch, losses, at: int, doing) -> None:
             doing()
         return plain(*args)
 
-    monkeypatch.setattr(training, "attention_loss", loss)
+    monkeypatch.setattr(concept_loras, "attention_loss", loss)
 
 
 def dies() -> None:

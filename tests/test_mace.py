@@ -10,13 +10,16 @@ import cvxpy as cp
 import pytest
 import torch
 
-from resurgence.captions import fill, token_ids
-from resurgence.config import Task, build
+from resurgence.config.fields import build
+from resurgence.config.task import Task
+from resurgence.data.moments import second_moment
+from resurgence.diffusion.attention import from_delta, projection_weights, swapped
+from resurgence.diffusion.text import fill, token_ids
 from resurgence.erasers import EraserData
-from resurgence.erasers.attention import from_delta, projection_weights, swapped
-from resurgence.erasers.fusion import fuse_constrained, independent_rows
 from resurgence.erasers.lora import adapted, load_loras, save_loras, slug, stack
-from resurgence.erasers.mace import (
+from resurgence.erasers.mace.concept_loras import clip_per_concept, timestep_weights
+from resurgence.erasers.mace.fusion import fuse_constrained, independent_rows
+from resurgence.erasers.mace.method import (
     MaceConfig,
     concept_data,
     erase,
@@ -26,8 +29,6 @@ from resurgence.erasers.mace import (
     tokens_of,
     train_loras,
 )
-from resurgence.erasers.training import clip_per_concept, timestep_weights
-from resurgence.moments import second_moment
 from tiny import make_pipeline
 
 KINDS = {
@@ -188,7 +189,7 @@ def test_constrained_fusion_satisfies_its_constraints_and_is_optimal(erased, dat
     name = next(iter(loras["ship"]))
     weight = projection_weights(double.unet)[name]
     fused = fuse(double, TASK, cfg, data, refined, loras)[0][f"unet.{name}.weight"]
-    from resurgence.captions import Encoder
+    from resurgence.diffusion.text import Encoder
 
     kept = retained_means(double, TASK, cfg, Encoder(double))
     assert relative((fused - weight) @ kept.T + weight @ kept.T, weight @ kept.T) < 1e-12
@@ -261,13 +262,13 @@ def test_training_in_single_precision_equals_training_alone(pipe, data):
 
 def test_training_equals_a_plain_loop_over_one_concept(erased, data):
     """torch's AdamW and clip_grad_norm_ on merged weights, with the same draws."""
-    from resurgence.erasers.attention import attention_loss
-    from resurgence.erasers.training import Draw, Training
-    from resurgence.latents import add_noise
+    from resurgence.diffusion.attention import attention_loss
+    from resurgence.diffusion.latents import add_noise
+    from resurgence.erasers.mace.concept_loras import Draw, Training
     from resurgence.seeds import generator
 
     double, refined, loras, curves = erased
-    from resurgence.captions import Encoder
+    from resurgence.diffusion.text import Encoder
 
     concept = concept_data(double, TASK, "old cat", CFG, data, Encoder(double))
     start = generator("concept LoRA, start", "old cat", 5)
@@ -318,8 +319,8 @@ def test_seeds_differ_and_repeat(pipe, data):
 
 
 def test_each_concept_has_its_own_draws(pipe, data):
-    from resurgence.captions import Encoder
-    from resurgence.erasers.training import Draw
+    from resurgence.diffusion.text import Encoder
+    from resurgence.erasers.mace.concept_loras import Draw
 
     encoder, weights = Encoder(pipe), timestep_weights("window")
     ship, cat = (concept_data(pipe, TASK, name, CFG, data, encoder) for name in TASK.erase)

@@ -9,13 +9,14 @@ import json
 import pytest
 import torch
 
-from resurgence.captions import fill
-from resurgence.config import Task, build
+from resurgence.config.fields import build
+from resurgence.config.task import Task
+from resurgence.data.moments import second_moment
+from resurgence.diffusion.attention import projection_weights
+from resurgence.diffusion.text import fill
 from resurgence.erasers import EraserData
-from resurgence.erasers.attention import projection_weights
-from resurgence.erasers.mace import MaceConfig, refine
-from resurgence.erasers.mace_refinement import ERASER, MaceRefinementConfig, erase
-from resurgence.moments import second_moment
+from resurgence.erasers.mace.method import MaceConfig, refine
+from resurgence.erasers.mace.refinement_only import ERASER, MaceRefinementConfig, erase
 from tiny import make_pipeline
 
 KINDS = {

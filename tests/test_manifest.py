@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from resurgence import manifest as m
+from resurgence.provenance import manifest as m
 
 SOURCE = Path(m.__file__)
 
@@ -47,7 +47,7 @@ def test_manifest_lists_files_parameters_seeds_inputs_and_sources(tmp_path: Path
     assert read["kind"] == "thing" and read["seeds"] == {"erase": 3}
     assert read["parameters"] == {"a": 1, "b": {"lr": 0.1, "names": ["b", "a"]}}
     assert read["inputs"] == {"text": hashlib.sha256(b"input").hexdigest()}
-    assert read["sources"] == {"resurgence/manifest.py": hashlib.sha256(SOURCE.read_bytes()).hexdigest()}
+    assert read["sources"] == {"resurgence/provenance/manifest.py": hashlib.sha256(SOURCE.read_bytes()).hexdigest()}
     digest = hashlib.sha256((first / "manifest.json").read_bytes()).hexdigest()
     assert m.read_manifest(second / "manifest.json")["inputs"] == {"first": digest, "manifest": digest}
     run = json.loads((first / "run.json").read_text())
@@ -150,7 +150,7 @@ def test_a_folder_with_artefacts_below_it_is_not_overwritten(tmp_path: Path) -> 
 
 def test_a_second_sigterm_does_not_cut_the_unwinding_short(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from resurgence.manifest import write_artefact\n"
+        "import sys, time; from pathlib import Path; from resurgence.provenance.manifest import write_artefact\n"
         "from resurgence.stages.job import start; job = start(['--block', '{}', '--out', sys.argv[1]])\n"
         "import shutil; remove = shutil.rmtree\n"
         "def slowly(*args, **options): print('leaving', flush=True); time.sleep(0.5); remove(*args, **options)\n"
@@ -169,7 +169,7 @@ def test_a_second_sigterm_does_not_cut_the_unwinding_short(tmp_path: Path) -> No
 
 def test_kill_9_in_the_middle_leaves_nothing_accepted_and_a_rerun_succeeds(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from resurgence.manifest import write_artefact\n"
+        "import sys, time; from pathlib import Path; from resurgence.provenance.manifest import write_artefact\n"
         "with write_artefact(Path(sys.argv[1]), 'x', {}, {}, [], {}, {}) as out:\n"
         "    (out / 'half').write_text('half'); print('writing', flush=True); time.sleep(60)\n"
     )

@@ -20,11 +20,11 @@ from transformers import (
     SwinConfig,
 )
 
-from resurgence.config import build
-from resurgence.masks import MaskConfig, segment
-from resurgence.segmenters.cross_attention import heat, otsu, scaled
-from resurgence.segmenters.foreground import foreground
-from resurgence.segmenters.grounded_sam import GroundedSam
+from resurgence.config.fields import build
+from resurgence.data.masks import MaskConfig, segment
+from resurgence.data.segmenters.cross_attention import heat, otsu, scaled
+from resurgence.data.segmenters.foreground import foreground
+from resurgence.data.segmenters.grounded_sam import GroundedSam
 from tiny import make_pipeline
 
 SIZE = 64
@@ -88,7 +88,7 @@ def pipe(request):
 
 def test_heat_is_the_mean_of_the_maps(pipe):
     """One cross-attention level at full and one at half resolution, by hand."""
-    from resurgence.erasers.attention import attention_maps
+    from resurgence.diffusion.attention import attention_maps
 
     g = torch.Generator().manual_seed(0)
     noisy, t = torch.randn(2, 4, 8, 8, generator=g), torch.tensor([200, 200])

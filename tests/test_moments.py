@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from resurgence.moments import load_moments, moment_and_count, save_moments, second_moment
+from resurgence.data.moments import load_moments, moment_and_count, save_moments, second_moment
 from tiny import make_pipeline
 
 CORPUS = ["a photo of the ship", "the cat", "", "a picture of the sky above a street", "the cat", "a dog " * 40] * 3

@@ -10,8 +10,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
-from resurgence.erasers.parameters import OUTER, RULES, selected
-from resurgence.optimisation import Selection
+from resurgence.config.optimisation import Selection
+from resurgence.erasers.gradient.parameters import OUTER, RULES, selected
 from tiny import make_pipeline
 
 

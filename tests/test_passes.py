@@ -10,11 +10,11 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from resurgence.costs import SHARES
-from resurgence.declared import config_class, methods
+from resurgence.config.method_configs import config_class, methods
+from resurgence.config.optimisation import Optimisation, Selection
 from resurgence.erasers import EraserData
-from resurgence.optimisation import Optimisation, Selection
-from resurgence.passes import once, passes
+from resurgence.workflow.gpu_hours import SHARES
+from resurgence.workflow.unet_passes import once, passes
 from slow import TASK, pipeline
 
 WALKED = {"ddim_steps": 4, "trajectories": 2}

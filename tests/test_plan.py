@@ -10,10 +10,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from resurgence import plan
-from resurgence.config import load_task, make_task, read_yaml
-from resurgence.prompts import prompt_set
-from resurgence.study import Study, make_study
+from resurgence.config.fields import read_yaml
+from resurgence.config.load import make_study
+from resurgence.config.study import Study
+from resurgence.config.task import load_task, make_task
+from resurgence.data.prompts import prompt_set
+from resurgence.workflow import plan
 from test_config import TASK, write_world
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +120,7 @@ def test_snakemake_refusing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_entries_of_models() -> None:
-    from resurgence.stages.tables import entry
+    from resurgence.analysis.score_folders import entry
 
     block = {"base": "b", "controls": ["none"]}
     base = {"base": "b", "task": "ship", "state": "base", "path": "results/scores/b/ship/scores"}

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from resurgence.config import Task, make_task
-from resurgence.prompts import COLUMNS, expand, prompt_set
+from resurgence.config.task import Task, make_task
+from resurgence.data.prompts import COLUMNS, expand, prompt_set
 from resurgence.seeds import seed_of
 
 

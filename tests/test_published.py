@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from published import BASES, clip_tokenizer, make_published
-from resurgence.captions import concept_positions
-from resurgence.erasers.attention import projection_weights
-from resurgence.trainable import prepare
+from resurgence.diffusion.attention import projection_weights
+from resurgence.diffusion.text import concept_positions
+from resurgence.training.lora import prepare
 
 PROMPTS = ["a photo of a cat", "An image capturing Anjelica Huston at a public event", "Amber Heard", "beyoncé!"]
 

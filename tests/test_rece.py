@@ -8,10 +8,12 @@ import json
 import pytest
 import torch
 
-from resurgence.config import Task, build
-from resurgence.erasers import EraserData, uce
-from resurgence.erasers.attention import projection_weights
-from resurgence.erasers.rece import ReceConfig, derivation, erase
+from resurgence.config.fields import build
+from resurgence.config.task import Task
+from resurgence.diffusion.attention import projection_weights
+from resurgence.erasers import EraserData
+from resurgence.erasers.closed_form import uce
+from resurgence.erasers.closed_form.rece import ReceConfig, derivation, erase
 from tiny import make_pipeline
 
 KINDS = {

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from resurgence import tables
-from resurgence.estimates import ImageSet, estimates
-from resurgence.prompts import prompt_set
+from resurgence.analysis import tables
+from resurgence.analysis.estimates import ImageSet, estimates
+from resurgence.data.prompts import prompt_set
 from resurgence.scorers import frechet, recogniser
-from resurgence.stages import prompts, reference
+from resurgence.scorers.recogniser_model import Recogniser, save_recogniser
+from resurgence.stages import prompts, reference_features
 from resurgence.stages.job import Job
-from resurgence.world.recogniser import Recogniser, save_recogniser
 from scored import FEATURES, study_sets, write_scores_folder
 from test_scorers import TASK
 
@@ -84,7 +84,7 @@ def test_features_of_a_folder_of_pictures_of_any_size(tmp_path: Path) -> None:
     settings = {"path": str(tmp_path / "recogniser")}
     block = {"scorer": "recogniser", "settings": settings, "pictures": str(tmp_path / "pictures")}
     job = Job(block, tmp_path / "out/manifest.json", (), "cpu")
-    assert reference.make(job, tmp_path) == {"images": 3}
+    assert reference_features.make(job, tmp_path) == {"images": 3}
     stored = load_file(tmp_path / "features.safetensors")["recogniser"]
     scorer = recogniser.load(tmp_path / "recogniser")
     for row, name in enumerate(("a.jpg", "b.png", "c.png")):
@@ -94,4 +94,4 @@ def test_features_of_a_folder_of_pictures_of_any_size(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.png"):
         (tmp_path / "pictures" / name).unlink()
     with pytest.raises(ValueError, match="holds 1 pictures; needs at least 2"):
-        reference.make(job, tmp_path)
+        reference_features.make(job, tmp_path)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from resurgence import cli
-from resurgence.manifest import read_manifest, sha256, write_json
+from resurgence.cli import main
+from resurgence.files import sha256, write_json
+from resurgence.provenance.manifest import read_manifest
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "reference/miniature-full/results"
@@ -39,7 +40,7 @@ def test_page_shows_the_reference(paper) -> None:
 @pytest.mark.timeout(600)
 def test_tables_and_experiments_follow_from_the_scores(capsys) -> None:
     """What a reviewer runs as `make verify`."""
-    assert cli.main(["verify", str(REFERENCE), "--tables"]) == 0
+    assert main.main(["verify", str(REFERENCE), "--tables"]) == 0
     assert "made again from the stored scores, the same numbers" in capsys.readouterr().out
 
 
@@ -55,6 +56,6 @@ def test_a_tampered_score_is_found(tmp_path: Path, capsys) -> None:
     manifest = read_manifest(file.parents[1])
     manifest["files"][file.relative_to(file.parents[1]).as_posix()] = sha256(file)
     write_json(file.parents[1] / "manifest.json", manifest)
-    assert cli.main(["verify", str(copy), "--tables"]) != 0
+    assert main.main(["verify", str(copy), "--tables"]) != 0
     told = capsys.readouterr()
     assert "tables/cells.csv is not what the stored scores give" in told.out + told.err

@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
-from resurgence.config import build
+from resurgence.config.fields import build
 from resurgence.erasers import EraserData
-from resurgence.erasers.forget_retain import ForgetRetain, largest
-from resurgence.erasers.salun import Salun, SalunConfig, erase, saliency_mask
-from resurgence.erasers.student import Student
+from resurgence.erasers.gradient.forget_retain import ForgetRetain, largest
+from resurgence.erasers.gradient.salun import Salun, SalunConfig, erase, saliency_mask
+from resurgence.erasers.gradient.student import Student
 from slow import KINDS, TASK, gradients_of, pipeline, same, shake, snapshot, unet_with, worst
 from slow_images import CAPTIONS, flat, forget_points, pictures, retain_points, slow_denoising, slow_pseudo
 

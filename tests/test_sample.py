@@ -16,9 +16,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from resurgence import sample as s
-from resurgence.bases import ddim_of
-from resurgence.config import ConfigError
+from resurgence.config.fields import ConfigError
+from resurgence.diffusion import image_sets
+from resurgence.diffusion import sampling as s
+from resurgence.diffusion.pipeline import ddim_of
 from resurgence.progress import Progress, duration
 from tiny import SENTENCES, make_pipeline
 
@@ -105,7 +106,7 @@ def test_rerun_is_bit_identical_and_the_global_seed_has_no_say(pipe: StableDiffu
     table = prompt_table(9)
     for name, seed in (("a", 0), ("b", 1)):
         torch.manual_seed(seed)
-        s.write_image_set(tmp_path / name, table, s.sample(pipe, table, CFG))
+        image_sets.write_image_set(tmp_path / name, table, s.sample(pipe, table, CFG))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -242,8 +243,8 @@ def test_image_set_round_trip_is_lossless_in_any_order(tmp_path: Path, monkeypat
     table = prompt_table(11).assign(score=np.linspace(0, 1, 11), note="é")
     pixels = np.random.default_rng(0).integers(0, 256, (11, 8, 9, 3), dtype=np.uint8)
     images = ((int(row), Image.fromarray(pixels[row])) for row in np.random.default_rng(1).permutation(11))
-    s.write_image_set(tmp_path / "set" / "images.parquet", table, images)
-    read, back = s.read_image_set(tmp_path / "set" / "images.parquet")
+    image_sets.write_image_set(tmp_path / "set" / "images.parquet", table, images)
+    read, back = image_sets.read_image_set(tmp_path / "set" / "images.parquet")
     assert np.array_equal(back.permute(0, 2, 3, 1).numpy(), pixels) and back.dtype == torch.uint8
     pd.testing.assert_frame_equal(read, table, check_dtype=False)
     assert read["seed"].dtype == "int64" and read["score"].dtype == "float64"
@@ -253,7 +254,7 @@ def test_image_set_round_trip_is_lossless_in_any_order(tmp_path: Path, monkeypat
 
 def test_image_set_follows_the_hugging_face_convention(tmp_path: Path) -> None:
     table = prompt_table(1)
-    s.write_image_set(tmp_path / "x.parquet", table, [(0, Image.new("RGB", (4, 4), "red"))])
+    image_sets.write_image_set(tmp_path / "x.parquet", table, [(0, Image.new("RGB", (4, 4), "red"))])
     read = pq.read_table(tmp_path / "x.parquet")
     cell = read.column("image")[0].as_py()
     assert set(cell) == {"bytes", "path"} and Image.open(io.BytesIO(cell["bytes"])).getpixel((0, 0)) == (255, 0, 0)
@@ -265,15 +266,15 @@ def test_image_set_follows_the_hugging_face_convention(tmp_path: Path) -> None:
 def test_incomplete_and_doubled_image_sets_are_refused(tmp_path: Path) -> None:
     image = Image.new("RGB", (4, 4))
     with pytest.raises(ValueError, match="1 of 2 rows have no image"):
-        s.write_image_set(tmp_path / "x.parquet", prompt_table(2), [(0, image)])
+        image_sets.write_image_set(tmp_path / "x.parquet", prompt_table(2), [(0, image)])
     with pytest.raises(ValueError, match="twice"):
-        s.write_image_set(tmp_path / "x.parquet", prompt_table(2), [(0, image), (0, image)])
+        image_sets.write_image_set(tmp_path / "x.parquet", prompt_table(2), [(0, image), (0, image)])
     assert not (tmp_path / "x.parquet").exists()
     with pytest.raises(FileNotFoundError, match=r"x\.parquet"):
-        s.read_image_set(tmp_path / "x.parquet")
+        image_sets.read_image_set(tmp_path / "x.parquet")
     (tmp_path / "x.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(ValueError, match=r"x\.parquet is damaged"):
-        s.read_image_set(tmp_path / "x.parquet")
+        image_sets.read_image_set(tmp_path / "x.parquet")
 
 
 def test_progress_says_rate_and_time_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

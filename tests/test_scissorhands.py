@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from resurgence.config import ConfigError, build
-from resurgence.erasers import EraserData, scissorhands
-from resurgence.erasers.scissorhands import ScissorHands, ScissorHandsConfig, erase, fresh, project, snip
-from resurgence.erasers.student import Student
+from resurgence.config.fields import ConfigError, build
+from resurgence.erasers import EraserData
+from resurgence.erasers.gradient import scissorhands
+from resurgence.erasers.gradient.scissorhands import ScissorHands, ScissorHandsConfig, erase, fresh, project, snip
+from resurgence.erasers.gradient.student import Student
 from slow import KINDS, TASK, gradients_of, pipeline, same, shake, snapshot, unet_with, worst
 from slow_images import CAPTIONS, flat, forget_points, pictures, retain_points, slow_denoising, slow_pseudo
 

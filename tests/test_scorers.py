@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from resurgence import scorers
-from resurgence.config import Task
+from resurgence.config.task import Task
 from resurgence.scorers import clip, frechet, recogniser
-from resurgence.world.recogniser import Recogniser, save_recogniser
+from resurgence.scorers.recogniser_model import Recogniser, save_recogniser
 from tiny import make_tokenizer
 
 CLASSES = ["bird", "cat", "dog", "ship", "truck"]

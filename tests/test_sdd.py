@@ -8,12 +8,12 @@ import json
 import pytest
 import torch
 
-from resurgence.config import build
+from resurgence.config.fields import build
 from resurgence.erasers import EraserData
-from resurgence.erasers.sdd import Sdd, SddConfig, erase
-from resurgence.erasers.student import Student
-from resurgence.erasers.trainer import samples
-from resurgence.erasers.trajectories import stops
+from resurgence.erasers.gradient.sdd import Sdd, SddConfig, erase
+from resurgence.erasers.gradient.student import Student
+from resurgence.erasers.gradient.trainer import samples
+from resurgence.erasers.gradient.trajectories import stops
 from slow import (
     KINDS,
     TASK,
@@ -135,7 +135,7 @@ def test_stops_are_uniform_and_within_the_interval():
 def test_t_never_exceeds_the_last_timestep(pipe, monkeypatch):
     """The first of 4 steps is at t = 751, its interval 250 wide: the highest draw would be t = 1000."""
     monkeypatch.setattr(
-        "resurgence.erasers.trajectories.stops", lambda drawn, *_: ([0] * len(drawn), [249] * len(drawn))
+        "resurgence.erasers.gradient.trajectories.stops", lambda drawn, *_: ([0] * len(drawn), [249] * len(drawn))
     )
     _, objective = trained(pipe, CFG)
     assert objective.noisy(samples(TASK.erase, 3, 0, 0))[1].tolist() == [999] * 3

@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from resurgence import shards
-from resurgence.bases import load_delta
-from resurgence.sample import write_image_set
+from resurgence.diffusion import image_sets
+from resurgence.diffusion.deltas import load_delta
+from resurgence.diffusion.image_sets import write_image_set
+from resurgence.scorers import score_files
+from resurgence.scorers.recogniser_model import Recogniser, save_recogniser
 from resurgence.stages import grids, sample, score
 from resurgence.stages.job import Job
-from resurgence.world.recogniser import Recogniser, save_recogniser
 from tiny import make_pipeline
 
 CONCEPTS = ["ship", "cat", "dog", "bird"]
@@ -36,7 +37,7 @@ CONCEPTS = ["ship", "cat", "dog", "bird"]
     ],
 )
 def test_rows_of_shards(rows: int, most: int | None, batch: int, sizes: list[int]) -> None:
-    parts = shards.shard_rows(rows, most, batch)
+    parts = image_sets.shard_rows(rows, most, batch)
     assert [len(part) for part in parts] == sizes
     assert [row for part in parts for row in part] == list(range(rows))
 
@@ -57,11 +58,11 @@ def prompt_set(rows: int) -> pd.DataFrame:
 
 def write_shards(folder: Path, most: int | None, rows: int = 11) -> tuple[pd.DataFrame, np.ndarray]:
     prompts, pixels = prompt_set(rows), np.random.default_rng(0).integers(0, 256, (rows, 8, 8, 3), dtype=np.uint8)
-    parts = shards.shard_rows(rows, most)
+    parts = image_sets.shard_rows(rows, most)
     for number, part in enumerate(parts):
         images = [(i, Image.fromarray(pixels[row])) for i, row in enumerate(part)]
         own = prompts.iloc[part.start : part.stop].reset_index(drop=True)
-        write_image_set(shards.shard_file(folder, "step-000007", number, len(parts)), own, images)
+        write_image_set(image_sets.shard_file(folder, "step-000007", number, len(parts)), own, images)
     return prompts, pixels
 
 
@@ -69,14 +70,14 @@ def write_shards(folder: Path, most: int | None, rows: int = 11) -> tuple[pd.Dat
 def test_a_set_in_several_files_is_read_as_one(
     most: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resurgence.sample.ROW_GROUP", 2)
+    monkeypatch.setattr("resurgence.diffusion.image_sets.ROW_GROUP", 2)
     prompts, pixels = write_shards(tmp_path, most)
-    (name, files), *others = shards.image_files(tmp_path).items()
+    (name, files), *others = image_sets.image_files(tmp_path).items()
     assert name == "step-000007" and not others and len(files) == (1 if most is None else 4)
-    rows, images = shards.read_sets(files)
+    rows, images = image_sets.read_sets(files)
     pd.testing.assert_frame_equal(rows, prompts, check_dtype=False)
     assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), pixels)
-    some, chosen = shards.read_rows(files, lambda table: [9, 2, 2, 0])
+    some, chosen = image_sets.read_rows(files, lambda table: [9, 2, 2, 0])
     assert some["seed"].tolist() == [0, 2, 9] and np.array_equal(chosen.permute(0, 2, 3, 1).numpy(), pixels[[0, 2, 9]])
 
 
@@ -86,7 +87,7 @@ def test_the_blocks_that_are_scored_do_not_depend_on_the_files(
     rows: int, sizes: list[int], most: int | None, tmp_path: Path
 ) -> None:
     prompts, pixels = write_shards(tmp_path, most, rows)
-    read = list(score.blocks(shards.image_files(tmp_path)["step-000007"], 4))
+    read = list(score_files.blocks(image_sets.image_files(tmp_path)["step-000007"], 4))
     assert [len(part) for part, _ in read] == [len(images) for _, images in read] == sizes
     told = pd.concat([part for part, _ in read], ignore_index=True)
     pd.testing.assert_frame_equal(told, prompts, check_dtype=False)
@@ -99,9 +100,9 @@ def test_a_missing_shard_is_named(number: int, tmp_path: Path) -> None:
     gone = tmp_path / f"step-000007.{number:04d}-of-0004.parquet"
     gone.unlink()
     with pytest.raises(FileNotFoundError, match=f"{gone.name} is missing"):
-        shards.image_files(tmp_path)
+        image_sets.image_files(tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no image set"):
-        shards.image_files(tmp_path / "none")
+        image_sets.image_files(tmp_path / "none")
 
 
 @pytest.fixture
@@ -146,8 +147,8 @@ def test_an_interrupted_job_goes_on_with_the_next_shard(
     with caplog.at_level(logging.INFO):
         assert sample.make(sample_job(3, "parts"), parts) == {"images": 10}
     assert sampled == [3, 3, 3, 3, 1] and "2 of 4 files were there" in caplog.text
-    rows, images = shards.read_sets(shards.image_files(parts)["step-000000"])
-    alone, expected = shards.read_sets(shards.image_files(whole)["step-000000"])
+    rows, images = image_sets.read_sets(image_sets.image_files(parts)["step-000000"])
+    alone, expected = image_sets.read_sets(image_sets.image_files(whole)["step-000000"])
     pd.testing.assert_frame_equal(rows, alone)
     assert (images.int() - expected.int()).abs().max() <= 1
     assert not sample_job(3, "parts").state.exists()

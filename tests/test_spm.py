@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resurgence.bases import DELTA_FILE, apply_delta, load_delta, lora_delta
-from resurgence.config import build
+from resurgence.config.fields import build
+from resurgence.diffusion.deltas import DELTA_FILE, apply_delta, load_delta
+from resurgence.diffusion.deltas import lora_delta
 from resurgence.erasers import EraserData
+from resurgence.erasers.gradient.spm import Adapted, Membranes, Spm, SpmConfig, anchor, erase
+from resurgence.erasers.gradient.trainer import samples
 from resurgence.erasers.lora import WEIGHTS, load_loras
-from resurgence.erasers.spm import Adapted, Membranes, Spm, SpmConfig, anchor, erase
-from resurgence.erasers.trainer import samples
 from slow import KINDS, TASK, ddim, embed, pipeline, predicted, relative, same, snapshot, unet_with, worst
 
 CFG = SpmConfig(

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from resurgence import statistics, summary, tables
-from resurgence.estimates import ImageSet, estimates, make_set, read_states
+from resurgence import seeds as seeds_module
+from resurgence.analysis import headline, tables
+from resurgence.analysis.estimates import ImageSet, estimates, make_set, read_states
 from resurgence.scorers import frechet
 from scored import PEOPLE, features, prompt_rows, score, study_sets, write_scores_folder
 
@@ -100,7 +101,7 @@ def test_interval_is_the_clustered_bootstrap_of_the_paired_differences(
     joined = after.merge(before, on=["prompt", "seed", "role", "concept"])
     joined = joined[joined["role"] == "erase"]
     sums = [(p["clip_score_x"] - p["clip_score_y"]).to_numpy() for _, p in joined.groupby("concept", sort=True)]
-    generator = statistics.numpy_generator("bootstrap", 0, task, *names)
+    generator = seeds_module.numpy_generator("bootstrap", 0, task, *names)
     draws = generator.integers(0, 4, size=(300, 4))
     means = [np.concatenate([sums[k] for k in draw]).mean() for draw in draws]
     row = pick(table, task=task, eraser="mace", step=50, role="erase", metric="clip_score")
@@ -189,7 +190,7 @@ def test_over_seeds_is_the_median_and_largest_deviation() -> None:
     assert row["finetuned_deviation"] == pytest.approx(max(abs(values["finetuned_value"] - middle)))
     assert row["resurgence_mean"] == pytest.approx(values["resurgence"].mean(), rel=1e-5)
     assert min(values["resurgence_low"]) <= row["resurgence_low"] <= row["resurgence_mean"] <= row["resurgence_high"]
-    text = summary.terminal(table, seeds, 0.95)
+    text = headline.terminal(table, seeds, 0.95)
     assert ", 3 runs: " in text and "of 3" in text
 
 
@@ -336,18 +337,18 @@ def test_without_fine_tuning_there_is_a_cell_table_and_no_resurgence(sets: list[
     assert table.empty and ", ".join(table.columns) == COLUMNS
     seeds = tables.over_seeds(estimated, 0.95)
     assert seeds.empty and len(tables.cells(estimated, 0.95))
-    assert "no resurgence table" in summary.terminal(table, seeds, 0.95)
+    assert "no resurgence table" in headline.terminal(table, seeds, 0.95)
 
 
 def test_summary_shows_the_last_step_with_its_interval(table: pd.DataFrame, sets: list[ImageSet]) -> None:
     row = pick(table, task="identities-4", eraser="mace", step=100, role="erase", metric="recogniser_accuracy")
     seeds = tables.over_seeds(estimates(sets, 300, 0)[0], 0.95)
-    line = next(t for t in summary.terminal(table, seeds, 0.95).splitlines() if t.startswith("identities-4  mace"))
-    shown = [summary.number(row[c]) for c in ("resurgence", "resurgence_low", "resurgence_high")]
+    line = next(t for t in headline.terminal(table, seeds, 0.95).splitlines() if t.startswith("identities-4  mace"))
+    shown = [headline.number(row[c]) for c in ("resurgence", "resurgence_low", "resurgence_high")]
     assert "{} [{}, {}]".format(*shown) in line and " 100 " in line and " 50 " not in line
     assert ("yes" in line) == (row["resurgence_low"] > 0)
     draws = estimates(sets, 10, 0)[1]
-    text = summary.markdown(table, seeds, draws, 0.95)
+    text = headline.markdown(table, seeds, draws, 0.95)
     for title in ("Recogniser accuracy", "CLIP accuracy", "Fréchet distance", "H_c", "H_o", "Intervals"):
         assert f"## {title}" in text or title in text
     widths = [line.count("|") for line in text.splitlines() if line.startswith("| identities-4")]
@@ -367,7 +368,7 @@ def test_summary_shows_the_last_step_with_its_interval(table: pd.DataFrame, sets
     ],
 )
 def test_numbers_are_short(value: float, text: str) -> None:
-    assert summary.number(value) == text
+    assert headline.number(value) == text
 
 
 def test_a_set_without_features_has_no_frechet(sets: list[ImageSet]) -> None:

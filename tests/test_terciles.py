@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from resurgence.config import ConfigError
-from resurgence.terciles import TercileConfig, drawn, similarities, terciles
+from resurgence.config.fields import ConfigError
+from resurgence.data.terciles import TercileConfig, drawn, similarities, terciles
 
 
 @pytest.mark.parametrize(("which", "choose"), [("max", max), ("min", min)])

@@ -10,12 +10,13 @@ import time
 import pytest
 import torch
 
-import resurgence.moments
-from resurgence.config import Task, build
+import resurgence.data.moments
+from resurgence.config.fields import build
+from resurgence.config.task import Task
+from resurgence.diffusion.attention import projection_weights
 from resurgence.erasers import EraserData
-from resurgence.erasers import time as eraser
-from resurgence.erasers.attention import projection_weights
-from resurgence.erasers.time import TimeConfig, aligned, corresponding, erase, subsequence
+from resurgence.erasers.closed_form import time as eraser
+from resurgence.erasers.closed_form.time import TimeConfig, aligned, corresponding, erase, subsequence
 from tiny import make_pipeline
 
 KINDS = {
@@ -171,7 +172,7 @@ def test_no_unique_solution_names_lamb(pipe):
 
 def test_the_standard_library_is_not_shadowed():
     assert time.monotonic() > 0 and not hasattr(time, "ERASER")
-    assert resurgence.moments.time is time and eraser is not time
+    assert resurgence.data.moments.time is time and eraser is not time
 
 
 @pytest.mark.parametrize("bad", [{"lamb": -0.1}, {"keys": "yes"}, {"scale": 1}, {"captions": 3}])

@@ -11,13 +11,14 @@ import pytest
 from transformers import CLIPTokenizer
 
 from published import clip_tokenizer
-from resurgence.captions import concept_positions, fill, load_captions, token_ids
-from resurgence.config import Task
-from resurgence.erasers.closed_form import paired_rows
-from resurgence.erasers.mace import MaceConfig, tokens_of
-from resurgence.erasers.time import corresponding
-from resurgence.erasers.uce import last_token
-from resurgence.study import Study, load_study
+from resurgence.config.load import load_study
+from resurgence.config.study import Study
+from resurgence.config.task import Task
+from resurgence.diffusion.text import concept_positions, fill, load_captions, token_ids
+from resurgence.erasers.closed_form.solver import paired_rows
+from resurgence.erasers.closed_form.time import corresponding
+from resurgence.erasers.closed_form.uce import last_token
+from resurgence.erasers.mace.method import MaceConfig, tokens_of
 
 ROOT = Path(__file__).parents[1]
 LENGTH, END = 77, 49407

@@ -13,15 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from resurgence import resume
-from resurgence.bases import DELTA_FILE, load_delta
-from resurgence.config import ConfigError
-from resurgence.declared import config_class
-from resurgence.erasers import EraserData, trainer
-from resurgence.erasers.student import Student
-from resurgence.erasers.trainer import Objective, gradients, samples, train
-from resurgence.optimisation import Optimisation
+from resurgence.config.fields import ConfigError
+from resurgence.config.method_configs import config_class
+from resurgence.config.optimisation import Optimisation
+from resurgence.diffusion.deltas import DELTA_FILE, load_delta
+from resurgence.erasers import EraserData
+from resurgence.erasers.gradient import trainer
+from resurgence.erasers.gradient.student import Student
+from resurgence.erasers.gradient.trainer import Objective, gradients, samples, train
 from resurgence.seeds import generator
+from resurgence.training import checkpoint
 from slow import TASK, same, snapshot
 from tiny import make_pipeline
 
@@ -233,8 +234,8 @@ def test_an_objective_may_give_gradients_and_curves_of_its_own(pipe, tmp_path):
 @pytest.mark.parametrize("at", [1, 10, 13, 20, 23])
 def test_a_killed_run_resumes_bit_identically(pipe, tmp_path, monkeypatch, cfg, at):
     """The state is written every CHECK_EVERY steps and at checkpoints; what came after it is trained again."""
-    monkeypatch.setattr(resume, "EVERY", 0.0)
-    monkeypatch.setattr(resume, "SHARE", 0)
+    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 0)
     expected, _ = run(pipe, cfg, folder=tmp_path / "whole")
     with pytest.raises(Killed):
         run(pipe, cfg, tmp_path / "state", tmp_path / "dead", at=at, doing=raising(Killed()))
@@ -248,8 +249,8 @@ def test_a_killed_run_resumes_bit_identically(pipe, tmp_path, monkeypatch, cfg, 
 
 
 def test_a_run_may_be_killed_again_and_again(pipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(resume, "EVERY", 0.0)
-    monkeypatch.setattr(resume, "SHARE", 0)
+    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 0)
     monkeypatch.setattr(trainer, "CHECK_EVERY", 1)
     for at in (2, 3, 11, 23):
         with pytest.raises(Killed):
@@ -376,7 +377,7 @@ def test_an_edited_file_of_captions_begins_anew(pipe, tmp_path):
 
 
 def test_a_half_precision_base_trains_in_single_precision():
-    from resurgence.erasers import esd
+    from resurgence.erasers.gradient import esd
 
     half = make_pipeline(max_length=32).to(torch.bfloat16)
     before = {f"unet.{name}": p.detach().clone() for name, p in half.unet.named_parameters()}

@@ -11,10 +11,11 @@ import torch
 import yaml
 from torch import nn
 
-from resurgence import cli
+from resurgence.cli import main
+from resurgence.diffusion.image_sets import read_image_set
+from resurgence.diffusion.sampling import SamplingConfig, sample
+from resurgence.erasers.gradient.spm_transport import opened, sample_opened, transport_strength
 from resurgence.erasers.lora import save_loras
-from resurgence.erasers.transport import opened, sample_opened, transport_strength
-from resurgence.sample import SamplingConfig, read_image_set, sample
 from slow import KINDS, embed, pipeline, same, snapshot
 
 CFG = SamplingConfig(steps=3, guidance=3.0, batch=2, size=16)
@@ -117,7 +118,7 @@ def test_command(tmp_path, capsys):
     command = ["sample", "--base", tmp_path / "base", "--task", tmp_path / "task.yaml", "--device", "cpu"]
     command += ["--adapters", tmp_path / "adapters", "--transport", "tokens", "--out", tmp_path / "out"]
     settings = ["--set", *(f"{k}={v}" for k, v in (("steps", 3), ("guidance", 3.0), ("batch", 2), ("size", 16)))]
-    assert cli.main([str(word) for word in command + settings]) == 0
+    assert main.main([str(word) for word in command + settings]) == 0
     rows, images = read_image_set(tmp_path / "out" / "images.parquet")
     made = dict(sample_opened(pipe, rows, CFG, adapters, "tokens"))
     stacked = np.stack([np.asarray(made[n]) for n in range(len(rows))]).astype(int)
@@ -125,5 +126,5 @@ def test_command(tmp_path, capsys):
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["parameters"]["transport"] == "tokens" and "adapters" in manifest["inputs"]
     command[command.index(tmp_path / "adapters")] = tmp_path / "nowhere"
-    assert cli.main([str(word) for word in command + settings]) != 0
+    assert main.main([str(word) for word in command + settings]) != 0
     assert "LoRA of 'ship'" in capsys.readouterr().err

@@ -9,11 +9,12 @@ import json
 import pytest
 import torch
 
-from resurgence.captions import Encoder, fill
-from resurgence.config import Task, build
+from resurgence.config.fields import build
+from resurgence.config.task import Task
+from resurgence.diffusion.attention import projection_weights
+from resurgence.diffusion.text import Encoder, fill
 from resurgence.erasers import EraserData
-from resurgence.erasers.attention import projection_weights
-from resurgence.erasers.uce import UceConfig, erase, last_token, subject_rows
+from resurgence.erasers.closed_form.uce import UceConfig, erase, last_token, subject_rows
 from tiny import make_pipeline
 
 KINDS = {

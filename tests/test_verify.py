@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from resurgence.tables import CELLS, RESURGENCE
-from resurgence.verify import differing
+from resurgence.analysis.tables import CELLS, RESURGENCE
+from resurgence.stages.remake import differing
 
 
 def write(folder: Path, shift: float = 0.0, drop: bool = False) -> Path:

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from resurgence import needed_weights, weights
-from resurgence.manifest import sha256
-from resurgence.needed_weights import Wanted
-from resurgence.study import load_study, make_study, merge
-from resurgence.weights import Entry
+from resurgence.config.load import load_study, make_study, merge
+from resurgence.files import sha256
+from resurgence.pretrained import checksums
+from resurgence.pretrained.checksums import Entry
+from resurgence.workflow import weights_needed
+from resurgence.workflow.weights_needed import Wanted
 from tiny import make_pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +61,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_table(entries: dict) -> None:
-    weights.TABLE.write_text(yaml.safe_dump(entries))
+    checksums.TABLE.write_text(yaml.safe_dump(entries))
 
 
 def run(code: str, folder: Path, hub: Path) -> subprocess.CompletedProcess:
@@ -72,8 +73,8 @@ def run(code: str, folder: Path, hub: Path) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_table_knows_what_the_studies_read(name: str) -> None:
-    entries = weights.table(ROOT)
-    found = needed_weights.wanted(load(*STUDIES[name]), entries)
+    entries = checksums.table(ROOT)
+    found = weights_needed.wanted(load(*STUDIES[name]), entries)
     assert {one.key for one in found} >= {"base.path", "masks.detector", "masks.sam", "scorers.clip"}
     for one in found:
         assert one.place in entries
@@ -82,7 +83,7 @@ def test_the_table_knows_what_the_studies_read(name: str) -> None:
 
 
 def test_checksums_of_the_table_are_hexadecimal_and_have_a_source() -> None:
-    for entry in weights.table(ROOT).values():
+    for entry in checksums.table(ROOT).values():
         sums = [value for value in entry.files.values() if value is not None]
         assert all(len(value) in (8, 64) and int(value, 16) for value in sums)
         assert bool(sums) == (entry.source is not None)
@@ -91,14 +92,14 @@ def test_checksums_of_the_table_are_hexadecimal_and_have_a_source() -> None:
 def test_the_table_names_what_open_clip_reads() -> None:
     from open_clip.pretrained import get_pretrained_cfg
 
-    entries = weights.table(ROOT)
+    entries = checksums.table(ROOT)
     tags = {entry.open_clip: place for place, entry in entries.items() if entry.open_clip}
     for tag, place in tags.items():
         assert get_pretrained_cfg(*tag.split(":"))["hf_hub"].rstrip("/") == place
 
 
 def test_the_miniature_reads_only_what_is_shipped() -> None:
-    assert {one.place.split("/")[0] for one in needed_weights.wanted(load(), {})} == {"data"}
+    assert {one.place.split("/")[0] for one in weights_needed.wanted(load(), {})} == {"data"}
 
 
 def test_locate(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,10 +107,10 @@ def test_locate(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub / "hub"))
     snapshot = hub / "hub/models--some-one--tiny/snapshots" / COMMIT
-    assert weights.locate("some-one/tiny") == weights.locate("some-one/tiny", COMMIT) == snapshot
-    assert weights.locate("some-one/tiny", "main") == snapshot
-    assert weights.locate("some-one/tiny", COMMIT[::-1]) is None and weights.locate("some-one/large") is None
-    assert weights.locate(str(snapshot / "unet")) == snapshot / "unet"
+    assert checksums.locate("some-one/tiny") == checksums.locate("some-one/tiny", COMMIT) == snapshot
+    assert checksums.locate("some-one/tiny", "main") == snapshot
+    assert checksums.locate("some-one/tiny", COMMIT[::-1]) is None and checksums.locate("some-one/large") is None
+    assert checksums.locate(str(snapshot / "unet")) == snapshot / "unet"
 
 
 def test_verify_names_what_is_missing_cut_or_another(project: Path) -> None:
@@ -119,65 +120,65 @@ def test_verify_names_what_is_missing_cut_or_another(project: Path) -> None:
     whole = sha256(file)
     entries = {"w": Entry(licence="x", files={"model.safetensors": whole[:8], "config.json": None}, get="ask")}
     with pytest.raises(FileNotFoundError, match=r"w has no config.json; get it: ask"):
-        weights.verify("w", Path("w"), entries)
+        checksums.verify("w", Path("w"), entries)
     (project / "w/config.json").write_text("{}")
-    assert weights.verify("w", Path("w"), entries) == ["config.json"]
+    assert checksums.verify("w", Path("w"), entries) == ["config.json"]
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(
         ValueError, match=rf"\(6999 bytes\) has the SHA-256 {sha256(file)}, expected {whole[:8]}: .*ask"
     ):
-        weights.verify("w", Path("w"), entries)
+        checksums.verify("w", Path("w"), entries)
     file.write_bytes(b"weights" * 1000)
-    assert weights.verify("w", Path("w"), entries) == ["config.json"]
-    assert weights.verify("elsewhere", Path("w"), entries) == []
+    assert checksums.verify("w", Path("w"), entries) == ["config.json"]
+    assert checksums.verify("elsewhere", Path("w"), entries) == []
 
 
 def test_a_file_is_read_once_and_again_when_it_changed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    monkeypatch.setattr(weights, "sha256", lambda path: read.append(path) or sha256(path))
+    monkeypatch.setattr(checksums, "sha256", lambda path: read.append(path) or sha256(path))
     file = project / "a"
     file.write_bytes(b"one")
-    first = weights.digest(file)
-    assert weights.digest(file) == first and len(read) == 1
+    first = checksums.digest(file)
+    assert checksums.digest(file) == first and len(read) == 1
     os.utime(file, ns=(1, 1))
-    assert weights.digest(file) == first and len(read) == 2
+    assert checksums.digest(file) == first and len(read) == 2
     file.write_bytes(b"two")
-    assert weights.digest(file) == sha256(file) != first
+    assert checksums.digest(file) == sha256(file) != first
 
 
 def test_lock_completes_the_table_and_then_holds(project: Path, capsys: pytest.CaptureFixture) -> None:
     (project / "w").mkdir()
     (project / "w/model.safetensors").write_bytes(b"first")
     write_table({"w": {"licence": "x", "get": "ask", "files": {"model.safetensors": None}}})
-    assert weights.verify("w", Path("w"), weights.table()) == ["model.safetensors"]
-    needed_weights.lock([Wanted("base.path", "w")])
+    assert checksums.verify("w", Path("w"), checksums.table()) == ["model.safetensors"]
+    weights_needed.lock([Wanted("base.path", "w")])
     assert "commit it" in capsys.readouterr().out
-    assert weights.table()["w"].files == {"model.safetensors": sha256(project / "w/model.safetensors")}
-    assert weights.verify("w", Path("w"), weights.table()) == []
+    assert checksums.table()["w"].files == {"model.safetensors": sha256(project / "w/model.safetensors")}
+    assert checksums.verify("w", Path("w"), checksums.table()) == []
     (project / "w/model.safetensors").write_bytes(b"other")
     with pytest.raises(ValueError, match="expected"):
-        weights.verify_loaded("w")
+        checksums.verify_loaded("w")
     write_table({"w": {"licence": "x", "files": {"model.safetensors": "ab" * 32}}})
     with pytest.raises(
         ValueError, match=r"weights.lock: w/model.safetensors is .*, published is abab.*delete that line"
     ):
-        weights.table()
+        checksums.table()
 
 
 def test_lock_of_a_folder_of_ones_own(project: Path, base: Path) -> None:
     write_table({})
     shutil.copytree(base, project / "mine")
-    needed_weights.lock([Wanted("base.path", "mine")])
-    names = set(weights.table()["mine"].files)
+    weights_needed.lock([Wanted("base.path", "mine")])
+    names = set(checksums.table()["mine"].files)
     assert {"model_index.json", "unet/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"} <= names
-    assert weights.verify("mine", Path("mine"), weights.table()) == []
+    assert checksums.verify("mine", Path("mine"), checksums.table()) == []
 
 
 def test_a_hub_base_loads_offline_and_is_verified(base: Path, hub: Path, project: Path) -> None:
     name = "unet/diffusion_pytorch_model.safetensors"
     entry = {"licence": "x", "revision": COMMIT, "files": {name: sha256(base / name)}}
     write_table({"some-one/tiny": entry})
-    code = "from resurgence.bases import load_base; p = load_base('some-one/tiny', revision={!r}); print(p.unet.dtype)"
+    code = "from resurgence.diffusion.pipeline import load_base; p = load_base('some-one/tiny', revision={!r}); print(p.unet.dtype)"
     done = run(code.format(COMMIT), project, hub)
     assert done.stdout.strip() == "torch.float32", done.stderr
     write_table({"some-one/tiny": {**entry, "files": {name: "0" * 64}}})
@@ -199,11 +200,13 @@ def test_check_of_a_study(project: Path, hub: Path, base: Path) -> None:
     write_table({"some-one/tiny": {"licence": "x", "revision": COMMIT, "files": dict.fromkeys(names)}})
     overlay = {"base": {"name": "tiny", "path": "some-one/tiny", "revision": COMMIT, "device": "cpu"}}
     (project / "tiny.yaml").write_text(yaml.safe_dump(overlay))
-    command = "from resurgence.cli import main; raise SystemExit(main(['weights', {!r}, '--overlay', 'tiny.yaml']))"
+    command = (
+        "from resurgence.cli.main import main; raise SystemExit(main(['weights', {!r}, '--overlay', 'tiny.yaml']))"
+    )
     done = run(command.format("check"), project, hub)
     assert done.returncode == 0 and done.stdout.startswith("unlocked  base.path = some-one/tiny"), done.stderr
     assert run(command.format("lock"), project, hub).returncode == 0
-    assert yaml.safe_load((project / weights.LOCK).read_text())["some-one/tiny"]["revision"] == COMMIT
+    assert yaml.safe_load((project / checksums.LOCK).read_text())["some-one/tiny"]["revision"] == COMMIT
     done = run(command.format("check"), project, hub)
     assert done.returncode == 0 and done.stdout.startswith("ok        base.path = some-one/tiny")
     index = hub / f"hub/models--some-one--tiny/snapshots/{COMMIT}/model_index.json"
@@ -220,16 +223,16 @@ def test_missing_weights_are_told_for_the_rules_that_run(project: Path, monkeypa
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(project / "empty"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     study = load("sd14")
-    shutil.copy(ROOT / weights.TABLE, weights.TABLE)
+    shutil.copy(ROOT / checksums.TABLE, checksums.TABLE)
     with pytest.raises(FileNotFoundError) as error:
-        needed_weights.check_present(study, ["sample", "tables"])
+        weights_needed.check_present(study, ["sample", "tables"])
     told = str(error.value)
     assert "base.path = 'CompVis/stable-diffusion-v1-4'" in told and "masks" not in told and "scorers" not in told
     assert "hf download CompVis/stable-diffusion-v1-4 " in told and f"--revision {study.base.revision}" in told
     assert str(project / "empty") in told and "HF_HUB_OFFLINE is set" in told and "hf auth login" in told
     with pytest.raises(FileNotFoundError, match=r"masks.detector.*grounding-dino-base(.|\n)*masks.sam"):
-        needed_weights.check_present(study, ["masks"])
-    needed_weights.check_present(study, ["tables", "figures", "prompts", "coco_captions"])
+        weights_needed.check_present(study, ["masks"])
+    weights_needed.check_present(study, ["tables", "figures", "prompts", "coco_captions"])
 
 
 def test_null_takes_out_what_the_study_below_has() -> None:

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from resurgence.config import load_task
-from resurgence.world.autoencoder import edge_l1
-from resurgence.world.captions import build_tokenizer, caption, corpus, read_templates
-from resurgence.world.drawings import icon_svg, load_world, read_icon_set, render
-from resurgence.world.loop import train, warmup_cosine
-from resurgence.world.quality import held_out
-from resurgence.world.recogniser import Recogniser, load_recogniser, save_recogniser
-from resurgence.world.scenes import compose, scene
-from resurgence.world.text_to_image import build_scheduler, min_snr_weight
+from resurgence.config.task import load_task
+from resurgence.miniature.autoencoder import edge_l1
+from resurgence.miniature.captions import build_tokenizer, caption, corpus, read_templates
+from resurgence.miniature.compositions import compose, scene
+from resurgence.miniature.drawings import icon_svg, load_world, read_icon_set, render
+from resurgence.miniature.loop import train, warmup_cosine
+from resurgence.miniature.quality import held_out
+from resurgence.miniature.text_to_image import build_scheduler, min_snr_weight
+from resurgence.scorers.recogniser_model import Recogniser, load_recogniser, save_recogniser
 
 ROOT = Path(__file__).parent.parent
 WORLD = load_world(ROOT / "config/concepts/miniature.yaml")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from resurgence.summary import markdown_table
+from resurgence.analysis.headline import markdown_table
 
 DOCS = Path(__file__).parents[1]
 MARKS = "<!-- results -->", "<!-- end of results -->"

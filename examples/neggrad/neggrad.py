@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from resurgence.config import ConfigError
+from resurgence.config.fields import ConfigError
+from resurgence.config.optimisation import Optimisation
+from resurgence.diffusion.latents import add_noise, latents_of
 from resurgence.erasers import Eraser, EraserData
-from resurgence.erasers.student import Student
-from resurgence.erasers.trainer import Objective, samples, train
-from resurgence.latents import add_noise, latents_of
-from resurgence.optimisation import Optimisation
+from resurgence.erasers.gradient.student import Student
+from resurgence.erasers.gradient.trainer import Objective, samples, train
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-    from resurgence.config import Task
+    from resurgence.config.task import Task
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
 
@@ -29,3 +31,8 @@ def generator(*purpose: str | int) -> torch.Generator:
     import torch
 
     return torch.Generator().manual_seed(seed_of(*purpose))
+
+
+def numpy_generator(*purpose: str | int) -> np.random.Generator:
+    """A numpy generator seeded by its purpose."""
+    return np.random.default_rng(seed_of(*purpose))

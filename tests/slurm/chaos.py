@@ -29,7 +29,7 @@ sys.path[:0] = [
 from cluster import OVERLAY, Cluster, digests, options, small_tree, start, state_of  # noqa: E402
 from tree import Tree, fresh_tree  # noqa: E402
 
-from resurgence.manifest import verify  # noqa: E402
+from resurgence.provenance.manifest import verify  # noqa: E402
 
 LOCAL = ["--cores", "2", "--retries", "1", "--configfile", OVERLAY, "--", "tables"]
 LONGEST = {False: 12.0, True: 25.0}  # seconds from the first job to the kill, local and on SLURM

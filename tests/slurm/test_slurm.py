@@ -17,7 +17,7 @@ import pytest
 from cluster import OVERLAY, SITE, Cluster, Submitted, digests, finish, options, small_tree, start
 from tree import Tree, clone
 
-from resurgence import recovery
+from resurgence.workflow import resume
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1200)]
 SET = "results/data/small/pets/finetune_sets/random/manifest.json"
@@ -86,7 +86,7 @@ def test_second_run_submits_nothing(cluster: Cluster, undisturbed: Tree) -> None
 
 def test_job_without_enough_memory_is_submitted_again_with_more(cluster: Cluster, fresh: Tree, tmp_path: Path) -> None:
     tree = small_tree(fresh, tmp_path / "tree")
-    tree.edit("src/resurgence/limits.py", "PYTHON = 2500", "PYTHON = 400")
+    tree.edit("src/resurgence/workflow/resources.py", "PYTHON = 2500", "PYTHON = 400")
     finish(tree, start(tree, options(target=SET), cluster.environment))
     jobs = cluster.jobs(tree)
     memory = [int(re.search(r"MinMemoryNode=(\d+)M", job.text).group(1)) for job in jobs]
@@ -101,7 +101,7 @@ def test_training_beyond_its_time_limit_goes_on_in_the_next_job(cluster: Cluster
     tree.edit("workflow/limits.yaml", "finetune: 480", "finetune: 1")
     tree.edit("tests/small.yaml", "lora: {steps: 4, checkpoints: [2, 4]", "lora: {steps: 700, checkpoints: [100, 700]")
     calm = Tree(clone(tree.root, tmp_path / "calm"))
-    tree.edit("src/resurgence/finetune.py", loop, f"{loop}            __import__('time').sleep(0.15)\n")
+    tree.edit("src/resurgence/training/finetune.py", loop, f"{loop}            __import__('time').sleep(0.15)\n")
     process = start(tree, options(target=f"{TUNED}/manifest.json"), cluster.environment)
     local = ["--cores", "1", "--configfile", OVERLAY, "--", f"{TUNED}/manifest.json"]
     finish(calm, start(calm, local, cluster.environment))
@@ -268,9 +268,9 @@ def test_a_process_whose_job_slurm_has_forgotten_is_ended(
         for number in (submitted, "999999")
     )
     try:
-        wait_for(lambda: recovery.leftovers(tmp_path) == [unknown.pid], "process of the forgotten job", 30)
+        wait_for(lambda: resume.leftovers(tmp_path) == [unknown.pid], "process of the forgotten job", 30)
         cluster.ask("scancel", submitted)
-        wait_for(lambda: set(recovery.leftovers(tmp_path)) == {known.pid, unknown.pid}, "process of the ended job", 60)
+        wait_for(lambda: set(resume.leftovers(tmp_path)) == {known.pid, unknown.pid}, "process of the ended job", 60)
     finally:
         for process in (known, unknown):
             process.kill()

@@ -47,7 +47,7 @@ def make_clip(folder: Path) -> None:
 
 def make_world(root: Path) -> None:
     """Write data/small below root."""
-    from resurgence.world.recogniser import Recogniser, save_recogniser
+    from resurgence.scorers.recogniser_model import Recogniser, save_recogniser
 
     small = root / "data" / "small"
     with torch.random.fork_rng(devices=[]):

@@ -14,7 +14,7 @@ import yaml
 from tree import ROOT, Tree, clone, messages
 from versioned import STAGES, Repository, make_repository
 
-from resurgence.planned import planned, printed_jobs
+from resurgence.workflow.dry_run import planned, printed_jobs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NOTHING = "Nothing to be done"

@@ -13,9 +13,10 @@ import yaml
 from PIL import Image
 from tree import ROOT, Tree, clone
 
-from resurgence.archive import write_reference
-from resurgence.manifest import sha256
-from resurgence.verify import experiments_again, run, tables_again, told
+from resurgence.files import sha256
+from resurgence.provenance.verify import told
+from resurgence.stages.remake import experiments_again, run, tables_again
+from resurgence.workflow.archive import write_reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 EXPERIMENTS = {

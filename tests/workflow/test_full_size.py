@@ -21,11 +21,13 @@ from small_world import make_clip
 from tree import PARTS, ROOT, Tree, clone
 
 from published import BASES, make_published
-from resurgence.bases import export, load_base
-from resurgence.captions import concept_positions
-from resurgence.erasers.mace import MaceConfig, tokens_of
-from resurgence.manifest import verify
-from resurgence.sample import SamplingConfig, read_image_set, sample
+from resurgence.diffusion.deltas import export
+from resurgence.diffusion.image_sets import read_image_set
+from resurgence.diffusion.pipeline import load_base
+from resurgence.diffusion.sampling import SamplingConfig, sample
+from resurgence.diffusion.text import concept_positions
+from resurgence.erasers.mace.method import MaceConfig, tokens_of
+from resurgence.provenance.manifest import verify
 
 pytestmark = [pytest.mark.full_size, pytest.mark.timeout(3000)]
 NAMES = ["Adam Driver", "Barack Obama", "Cher"]
@@ -64,7 +66,7 @@ finetune: [Cher]
 @pytest.fixture(scope="module", params=["sd14", "sd21"])
 def tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """The finished study of a base of full size; removed afterwards, for it has 15 GB."""
-    from resurgence.world.recogniser import Recogniser, save_recogniser
+    from resurgence.scorers.recogniser_model import Recogniser, save_recogniser
 
     root = tmp_path_factory.mktemp(request.param)
     for part in PARTS:

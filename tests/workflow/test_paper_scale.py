@@ -10,10 +10,10 @@ import sys
 import pytest
 from tree import ROOT, Tree
 
-from resurgence.costs import Coster, by_rule, counted, prompts_of, read_rates
-from resurgence.plan import job_counts
-from resurgence.planned import printed_jobs
-from resurgence.study import load_study
+from resurgence.config.load import load_study
+from resurgence.workflow.dry_run import printed_jobs
+from resurgence.workflow.gpu_hours import Coster, by_rule, counted, prompts_of, read_rates
+from resurgence.workflow.plan import job_counts
 
 
 @pytest.mark.parametrize("name", ["sd14", "sd21"])

@@ -16,10 +16,11 @@ import pytest
 import yaml
 from tree import Tree
 
-from resurgence.archive import write
-from resurgence.manifest import sha256
-from resurgence.provenance import provenance
-from resurgence.verify import tables_again, told
+from resurgence.files import sha256
+from resurgence.provenance.trace import provenance
+from resurgence.provenance.verify import told
+from resurgence.stages.remake import tables_again
+from resurgence.workflow.archive import write
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 FOLDER = re.compile(r"^ *(results/\S+): [\w -]+, manifest (\w{12}), as it was written$", flags=re.MULTILINE)

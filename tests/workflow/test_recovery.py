@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from tree import ROOT, Tree
 
-from resurgence import limits, recovery
-from resurgence.config import ConfigError
-from resurgence.intact import damages
-from resurgence.manifest import sha256
+from resurgence.config.fields import ConfigError
+from resurgence.files import sha256
+from resurgence.provenance.manifest import damages
+from resurgence.workflow import resources, resume
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 IMAGES = "results/images/small/pets/images"
@@ -88,20 +88,20 @@ def test_resume_ends_what_a_killed_snakemake_left(copy: Tree) -> None:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     first = subprocess.Popen(command, cwd=copy.root, **quiet)
     end = time.monotonic() + 120
-    while not any("sample" in words(pid) for pid in recovery.leftovers(copy.root)):
+    while not any("sample" in words(pid) for pid in resume.leftovers(copy.root)):
         assert time.monotonic() < end and first.poll() is None
         time.sleep(0.05)
     with pytest.raises(BlockingIOError, match=f"a Snakemake runs in .*process {first.pid}"):
-        recovery.claim(copy.root)
+        resume.claim(copy.root)
     first.kill()
     first.wait()
-    assert recovery.leftovers(copy.root)
+    assert resume.leftovers(copy.root)
     words_ = [sys.executable, "-m", "resurgence.cli", "resume", "--", *command[3:]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PATH": path()}
     done = subprocess.run(words_, cwd=copy.root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 SLURM jobs cancelled" in done.stdout and ", 0 processes ended" not in done.stdout
-    assert not recovery.leftovers(copy.root) and sha256(copy.root / IMAGES / "manifest.json") == wanted
+    assert not resume.leftovers(copy.root) and sha256(copy.root / IMAGES / "manifest.json") == wanted
 
 
 def words(pid: int) -> str:
@@ -129,17 +129,19 @@ def test_sigterm_to_a_job_leaves_no_artefact(copy: Tree) -> None:
 
 
 def test_what_a_job_asks_for() -> None:
-    assert limits.memory(10**9, 0, 1) == 5500 and limits.memory(10**9, 1, 1) == 8000
-    assert [limits.memory(None, 1, attempt) / limits.memory(None, 1, 1) for attempt in (1, 2, 3)] == [1, 2, 4]
+    assert resources.memory(10**9, 0, 1) == 5500 and resources.memory(10**9, 1, 1) == 8000
+    assert [resources.memory(None, 1, attempt) / resources.memory(None, 1, 1) for attempt in (1, 2, 3)] == [1, 2, 4]
     with_gpu = {"partitions": {"cpu": None, "gpu": {"max_gpu": 2}}}
     without = {"partitions": {"cpu": {"max_runtime": 10}}}
-    assert limits.uses_gpu("auto", with_gpu) and limits.uses_gpu("cuda", with_gpu) and limits.uses_gpu("cuda", {})
-    assert not limits.uses_gpu("auto", without) and not limits.uses_gpu("cpu", with_gpu)
+    assert (
+        resources.uses_gpu("auto", with_gpu) and resources.uses_gpu("cuda", with_gpu) and resources.uses_gpu("cuda", {})
+    )
+    assert not resources.uses_gpu("auto", without) and not resources.uses_gpu("cpu", with_gpu)
     with pytest.raises(ConfigError, match=r"no partition of site\.yaml has max_gpu"):
-        limits.uses_gpu("cuda", without)
-    assert limits.gpu_request(1, {"gres": "gpu:a100:1"}) == {"gpu": 0, "gres": "gpu:a100:1"}
-    assert limits.gpu_request(1, {}) == {"gpu": 1} and limits.gpu_request(0, {"gres": "gpu:1"}) == {"gpu": 0}
-    assert limits.stage("python -m resurgence.stages.erase --block x") == "-m resurgence.stages.erase"
-    assert limits.stage("python -m resurgence.world.build clip --config") == "-m resurgence.world.build clip"
+        resources.uses_gpu("cuda", without)
+    assert resources.gpu_request(1, {"gres": "gpu:a100:1"}) == {"gpu": 0, "gres": "gpu:a100:1"}
+    assert resources.gpu_request(1, {}) == {"gpu": 1} and resources.gpu_request(0, {"gres": "gpu:1"}) == {"gpu": 0}
+    assert resources.stage("python -m resurgence.stages.erase --block x") == "-m resurgence.stages.erase"
+    assert resources.stage("python -m resurgence.miniature.build clip --config") == "-m resurgence.miniature.build clip"
     with pytest.raises(ValueError, match="runs no module"):
-        limits.stage("echo")
+        resources.stage("echo")

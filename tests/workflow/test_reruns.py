@@ -48,7 +48,7 @@ def test_mapping_concept_of_a_new_variant_only_adds_jobs(copy: Tree) -> None:
 def test_one_line_in_uce(copy: Tree) -> None:
     """Really run: the jobs that the dry run names are those that run, and then nothing is left."""
     line = "edit = shared_edit("
-    copy.edit("src/resurgence/erasers/uce.py", line, f"gram = gram * 1.0\n    {line}")
+    copy.edit("src/resurgence/erasers/closed_form/uce.py", line, f"gram = gram * 1.0\n    {line}")
     jobs = expected(*model_jobs("uce"), *SHOWN)
     assert copy.jobs() == jobs
     assert messages(copy.snakemake("--cores", "2")) == jobs
@@ -99,7 +99,7 @@ def test_seeds_of_the_prompts_leave_erasing_alone(copy: Tree) -> None:
 
 def test_unrelated_file_reformatted(copy: Tree) -> None:
     """A module that no job imports, and new times of change on everything else."""
-    source = copy.root / "src/resurgence/commands.py"
+    source = copy.root / "src/resurgence/cli/models.py"
     source.write_text(source.read_text().replace('"""\n\nfrom', '"""\n\n\n# reformatted\nfrom', 1))
     for file in Path(copy.root).rglob("*.py"):
         file.touch()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tree import ROOT, Tree
 
-from resurgence.declared import methods
-from resurgence.sources import file_of, find_file, imported, sources
+from resurgence.config.method_configs import methods
+from resurgence.provenance.code_version import file_of, find_file, imported, sources
 
 SOURCE = ROOT / "src/resurgence"
 LOADED = re.compile(r"^import time:.*\| +(resurgence[\w.]*)$", flags=re.MULTILINE)
@@ -45,11 +45,16 @@ def test_manifests_list_every_module_that_the_job_imported(finished: tuple[Tree,
 def test_imports_for_annotations_do_not_count_and_those_in_functions_do() -> None:
     text = (
         "from typing import TYPE_CHECKING\nimport torch\nfrom resurgence import seeds\n"
-        "if TYPE_CHECKING:\n    from resurgence.study import Study\n"
-        "def f():\n    from resurgence.erasers import uce, Eraser\n    import resurgence.sample\n"
+        "if TYPE_CHECKING:\n    from resurgence.config.study import Study\n"
+        "def f():\n    from resurgence.erasers import uce, Eraser\n    import resurgence.diffusion.sampling\n"
     )
     found = imported(ast.parse(text), frozenset({"resurgence"}))
-    assert found == {"resurgence.seeds", "resurgence.erasers.uce", "resurgence.erasers", "resurgence.sample"}
+    assert found == {
+        "resurgence.seeds",
+        "resurgence.erasers.closed_form.uce",
+        "resurgence.erasers",
+        "resurgence.diffusion.sampling",
+    }
 
 
 def test_a_method_brings_its_own_modules_and_no_other_method() -> None:
@@ -63,7 +68,10 @@ def test_a_method_brings_its_own_modules_and_no_other_method() -> None:
 
 
 def test_what_is_left_out_is_not_followed() -> None:
-    every, some = sources("resurgence.stages.masks"), sources("resurgence.stages.masks", without=("resurgence.sample",))
+    every, some = (
+        sources("resurgence.stages.masks"),
+        sources("resurgence.stages.masks", without=("resurgence.diffusion.sampling",)),
+    )
     assert {p.name for p in every} - {p.name for p in some} >= {"sample.py", "progress.py"}
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from tree import ROOT, Tree, messages
 
-from resurgence.manifest import verify
+from resurgence.provenance.manifest import verify
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 JOBS = [
@@ -64,8 +64,8 @@ def test_manifests_name_inputs_and_sources(finished: tuple[Tree, str]) -> None:
     assert manifest["kind"] == "erased delta" and manifest["seeds"] == {"seed": 0}
     assert "results/erased/small/pets/mace/s0/loras/manifest.json" in manifest["inputs"]
     assert "data/small/base/unet/diffusion_pytorch_model.safetensors" in manifest["inputs"]
-    assert "resurgence/erasers/mace.py" in manifest["sources"]
-    assert "resurgence/erasers/uce.py" not in manifest["sources"]
+    assert "resurgence/erasers/mace/method.py" in manifest["sources"]
+    assert "resurgence/erasers/closed_form/uce.py" not in manifest["sources"]
     assert (place / "mace/s0/loras/loras/ship/pytorch_lora_weights.safetensors").exists()
 
 

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from tree import ROOT, Tree, messages
 
-from resurgence import experiments, settings
-from resurgence.plan import STAGES
-from resurgence.study import Study
+from resurgence.config import consistency, settings
+from resurgence.config.study import Study
+from resurgence.workflow.plan import STAGES
 
 
 def test_lint(fresh: Tree) -> None:
@@ -36,7 +36,7 @@ def test_format() -> None:
 
 def test_reading_the_study_is_fast_and_needs_no_torch(fresh: Tree) -> None:
     code = (
-        "import sys; from pathlib import Path; from resurgence.study import load_study\n"
+        "import sys; from pathlib import Path; from resurgence.config.study import load_study\n"
         "from resurgence import blocks, presentation\n"
         "study = load_study([Path('params.yaml'), Path('tests/small.yaml')])\n"
         "[blocks.erase(study, e) for e in study.erasures()]; presentation.grids(study)\n"
@@ -107,7 +107,7 @@ def test_every_rule_has_message_log_and_benchmark_and_redirects() -> None:
 
 def test_no_experiment_takes_the_name_of_a_rule() -> None:
     names = set(re.findall(r"^(?:use rule \w+ as|rule) (\w+)(?: with)?:", rules_text(), flags=re.MULTILINE))
-    assert names | {"all"} == experiments.RULES
+    assert names | {"all"} == consistency.RULES
 
 
 def test_plan_and_its_defaults_know_every_rule() -> None:

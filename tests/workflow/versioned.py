@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from tree import ROOT, Tree, clone
 
-from resurgence.study import merge
+from resurgence.config.load import merge
 
 WHO = {f"GIT_{who}_{what}": "a@b.c" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 GIT = {**WHO, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}

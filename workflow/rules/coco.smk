@@ -17,7 +17,7 @@ rule coco_annotations:
     message:
         f"Fetch the annotations of MS-COCO 2014 (253 MB, licence {coco.LICENCE})"
     shell:
-        "python -m resurgence.coco annotations --out {output} > {log} 2>&1"
+        "python -m resurgence.data.coco annotations --out {output} > {log} 2>&1"
 
 
 rule coco_captions:
@@ -36,7 +36,7 @@ rule coco_captions:
     message:
         "All captions of MS-COCO 2014"
     shell:
-        "python -m resurgence.coco captions --archive {input} --out {output} > {log} 2>&1"
+        "python -m resurgence.data.coco captions --archive {input} --out {output} > {log} 2>&1"
 
 
 rule coco_sample:
@@ -55,4 +55,4 @@ rule coco_sample:
     message:
         "5,000 captions of MS-COCO 2014 with their seeds"
     shell:
-        "python -m resurgence.coco sample --archive {input} --seed {params.seed} --out {output} > {log} 2>&1"
+        "python -m resurgence.data.coco sample --archive {input} --seed {params.seed} --out {output} > {log} 2>&1"

@@ -11,11 +11,16 @@ from snakemake.utils import validate
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
 
-from resurgence import blocks, coco, limits, presentation, recovery
-from resurgence.config import read_yaml
-from resurgence.sources import sources as run_files
-from resurgence.study import Cell, Erasure, make_study, printed, split
-from resurgence.needed_weights import check_present
+from resurgence.config.fields import read_yaml
+from resurgence.config.load import make_study
+from resurgence.config.study import Cell, Erasure, printed, split
+from resurgence.data import coco
+from resurgence.provenance.code_version import sources as run_files
+from resurgence.workflow import job_settings as blocks
+from resurgence.workflow import report_settings as presentation
+from resurgence.workflow import resources as limits
+from resurgence.workflow import resume as recovery
+from resurgence.workflow.weights_needed import check_present
 
 STUDY = make_study(config)
 validate(config, str(ROOT / "workflow/schemas/params.schema.yaml"), set_default=False)
@@ -74,7 +79,7 @@ def inside(files):
 
 def sources(stage, *chosen):
     """The modules that a stage runs, and those that a setting chooses for it; the others of their kind are left out."""
-    without = ("resurgence.segmenters.", "resurgence.scorers.") if stage in ("masks", "score", "reference") else ()
+    without = ("resurgence.data.segmenters.", "resurgence.scorers.") if stage in ("masks", "score", "reference_features") else ()
     stage_files = run_files(f"resurgence.stages.{stage}", without=without)
     return sorted({*inside(stage_files), *inside(run_files(*chosen) if chosen else ())})
 
@@ -82,8 +87,8 @@ def sources(stage, *chosen):
 def world_sources(part):
     """The modules that make a part of the world; "base" is made by text_to_image."""
     names = ("autoencoder", "clip", "drawings", "quality", "recogniser", "text_to_image")
-    build = run_files("resurgence.world.build", without=tuple(f"resurgence.world.{name}" for name in names))
-    own = run_files(f"resurgence.world.{'text_to_image' if part == 'base' else part}")
+    build = run_files("resurgence.miniature.build", without=tuple(f"resurgence.miniature.{name}" for name in names))
+    own = run_files(f"resurgence.miniature.{'text_to_image' if part == 'base' else part}")
     return sorted({*inside(build), *inside(own)})
 
 
@@ -151,7 +156,7 @@ MODEL = r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_.-]*/s\d+(/[a-z0-9][a-z0-9_.-]*/f
 
 def segmenter():
     """The module of the segmenter that the study uses."""
-    return f"resurgence.segmenters.{STUDY.masks.segmenter.replace('-', '_')}"
+    return f"resurgence.data.segmenters.{STUDY.masks.segmenter.replace('-', '_')}"
 
 
 def mask_base():

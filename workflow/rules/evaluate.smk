@@ -62,7 +62,7 @@ rule score:
 
 rule reference_features:
     input:
-        sources("reference", *reference_scorer()),
+        sources("reference_features", *reference_scorer()),
         SCORER_WEIGHTS,
         reference_pictures,
     output:
@@ -83,5 +83,5 @@ rule reference_features:
     message:
         "Features of real images"
     shell:
-        "python -m resurgence.stages.reference --block {params.cfg:q} --out {output.manifest}"
+        "python -m resurgence.stages.reference_features --block {params.cfg:q} --out {output.manifest}"
         " --inputs {input} > {log} 2>&1"

@@ -26,7 +26,7 @@ rule world_drawings:
     message:
         "Render the drawings of the world"
     shell:
-        "python -m resurgence.world.build drawings --config {params.world} --out results/world > {log} 2>&1"
+        "python -m resurgence.miniature.build drawings --config {params.world} --out results/world > {log} 2>&1"
 
 
 rule world_autoencoder:
@@ -53,7 +53,7 @@ rule world_autoencoder:
     message:
         "Train the autoencoder of the miniature"
     shell:
-        "python -m resurgence.world.build autoencoder --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
+        "python -m resurgence.miniature.build autoencoder --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
 
 
 rule world_base:
@@ -81,7 +81,7 @@ rule world_base:
     message:
         "Train the miniature base"
     shell:
-        "python -m resurgence.world.build base --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
+        "python -m resurgence.miniature.build base --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
 
 
 rule world_recogniser:
@@ -108,7 +108,7 @@ rule world_recogniser:
     message:
         "Train the recogniser"
     shell:
-        "python -m resurgence.world.build recogniser --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
+        "python -m resurgence.miniature.build recogniser --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
 
 
 rule world_clip:
@@ -135,7 +135,7 @@ rule world_clip:
     message:
         "Train the small CLIP"
     shell:
-        "python -m resurgence.world.build clip --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
+        "python -m resurgence.miniature.build clip --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
 
 
 rule world_quality:
@@ -163,4 +163,4 @@ rule world_quality:
     message:
         "Measure the world"
     shell:
-        "python -m resurgence.world.build quality --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
+        "python -m resurgence.miniature.build quality --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"

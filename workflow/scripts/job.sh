@@ -14,7 +14,7 @@ python() {
     before=$word
   done
   if [ "${#artefacts[@]}" != 0 ] && one_of "${RESURGENCE_CHECKED:-}" "$*"; then
-    command python -m resurgence.intact "${artefacts[@]}" || exit 1
+    command python -m resurgence.provenance.manifest "${artefacts[@]}" || exit 1
   fi
   if one_of "${RESURGENCE_GPU_STAGES:-}" "$*"; then take_device; fi
   command python "$@"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from resurgence.erasers.attention import projections
+from resurgence.diffusion.attention import projections
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

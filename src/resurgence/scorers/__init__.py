@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from resurgence.config import Task
+    from resurgence.config.task import Task
 
 log = logging.getLogger(__name__)
 SCORES, FEATURES = "scores.parquet", "features.safetensors"

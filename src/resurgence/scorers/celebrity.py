@@ -32,14 +32,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from resurgence.checked import check_file, fill, read_tensors
+from resurgence.pretrained.loading import check_file, fill, read_tensors
 
 if TYPE_CHECKING:
     from facenet_pytorch import MTCNN
 
-    from resurgence.config import Task
+    from resurgence.config.task import Task
 
-FETCH = "write the folder with `python -m resurgence.celebrity_archive ARCHIVE FOLDER` from the published archive"
+FETCH = (
+    "write the folder with `python -m resurgence.scorers.celebrity_convert ARCHIVE FOLDER` from the published archive"
+)
 CONFIG, WEIGHTS, LABELS = "config.json", "model.safetensors", "labels.txt"
 EMBEDDING, SIZE, MARGIN = 256, 224, 0.2
 
@@ -148,7 +150,7 @@ def make_detector(device: torch.device | str) -> MTCNN:
 
 
 def load(path: str | Path, device: torch.device | str = "cpu", sha256: str | None = None) -> CelebrityScorer:
-    """Read a folder that `resurgence.celebrity_archive` wrote.
+    """Read a folder that `resurgence.scorers.celebrity_convert` wrote.
 
     Args:
         sha256: of model.safetensors; None: the one in config.json, which was written with it.

@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 
-from resurgence.config import known
-from resurgence.weights import verify_loaded
+from resurgence.config.fields import known
+from resurgence.pretrained.checksums import verify_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resurgence.config import Task
+    from resurgence.config.task import Task
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 LABEL, LOGIT_SCALE = "a photo of the {}", 100.0

@@ -21,12 +21,12 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from resurgence.checked import check_file, read_tensors
+from resurgence.pretrained.loading import check_file, read_tensors
 
 if TYPE_CHECKING:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
-    from resurgence.config import Task
+    from resurgence.config.task import Task
 
 FETCH = (
     "fetch weights-inception-2015-12-05-6726825d.pth from release v0.2.0 of toshas/torch-fidelity, and name the file"

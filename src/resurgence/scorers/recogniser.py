@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from resurgence.config import Task
+    from resurgence.config.task import Task
 
 
 def to_input(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -82,7 +82,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> RecogniserScor
     Raises:
         FileNotFoundError: a file is missing.
     """
-    from resurgence.world.recogniser import load_recogniser
+    from resurgence.scorers.recogniser_model import load_recogniser
 
     model, classes = load_recogniser(Path(path), device)
     size = json.loads((Path(path) / "config.json").read_text())["size"]

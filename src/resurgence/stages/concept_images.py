@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from resurgence.config import build
-from resurgence.prompts import expand
-from resurgence.sample import SamplingConfig, sample, write_image_set
+from resurgence.config.fields import build
+from resurgence.data.prompts import expand
+from resurgence.diffusion.image_sets import write_image_set
+from resurgence.diffusion.sampling import SamplingConfig, sample
 from resurgence.stages.job import Job, main
 
 

@@ -6,10 +6,13 @@ compare_METRIC.csv, .md, .svg and .png (with seconds and sizes), runs.json.
 
 from __future__ import annotations
 
-from resurgence import compare
-from resurgence.figures import cost, read_runs, save
-from resurgence.manifest import MANIFEST, write_json
-from resurgence.record import record
+from resurgence.analysis.read import read_runs
+from resurgence.figures import comparison
+from resurgence.figures.study import cost
+from resurgence.figures.style import save
+from resurgence.files import write_json
+from resurgence.provenance.manifest import MANIFEST
+from resurgence.provenance.runs import record
 from resurgence.stages.job import Job, start
 
 
@@ -22,7 +25,7 @@ def make(job: Job) -> None:
     save(cost(runs), out / "cost")
     names = ["cost.csv", "cost.png", "cost.svg", "runs.json"]
     for metric in job.block["metrics"]:
-        compare.write(out.parent, metric)
+        comparison.write(out.parent, metric)
         names += [*(f"compare_{metric}.{kind}" for kind in ("csv", "md", "svg", "png"))]
     write_json(out / "runs.json", record(folders))
     job.made("cost", (out / name for name in names))

@@ -7,9 +7,8 @@ import json
 import shutil
 from pathlib import Path
 
-from resurgence.bases import load_delta, save_delta
-from resurgence.config import build
-from resurgence.delta_storage import store
+from resurgence.config.fields import build
+from resurgence.diffusion.deltas import load_delta, save_delta, store
 from resurgence.stages.eraser_data import eraser_data
 from resurgence.stages.job import Job, main
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from resurgence.data.moments import load_moments
+from resurgence.diffusion.image_sets import read_image_set
 from resurgence.erasers import EraserData
-from resurgence.moments import load_moments
-from resurgence.sample import read_image_set
 from resurgence.stages.job import Job
 
 

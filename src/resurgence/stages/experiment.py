@@ -14,21 +14,22 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from resurgence import experiment_figures as draw
-from resurgence import findings, statistics
-from resurgence.config import build
-from resurgence.estimates import ImageSet, estimates, read_states
-from resurgence.experiments import Claim
-from resurgence.figures import save
-from resurgence.geometry import MEASURES, correlations, within_tasks
-from resurgence.grids import sample_grid
-from resurgence.grids import save as save_grid
+from resurgence.analysis import bootstrap
+from resurgence.analysis import claims as findings
+from resurgence.analysis.estimates import ImageSet, estimates, read_states
+from resurgence.analysis.headline import TITLES, label, markdown_table
+from resurgence.analysis.score_folders import by_step, entry
+from resurgence.analysis.tables import paired, write
+from resurgence.analysis.weight_movement import MEASURES, correlations, within_tasks
+from resurgence.config.experiment import Claim
+from resurgence.config.fields import build
+from resurgence.figures import experiments as draw
+from resurgence.figures.image_grids import sample_grid
+from resurgence.figures.image_grids import save as save_grid
+from resurgence.figures.style import save
 from resurgence.scorers import METRICS, read_scores
 from resurgence.stages.grids import last_images
 from resurgence.stages.job import Job, start
-from resurgence.stages.tables import by_step, entry
-from resurgence.summary import TITLES, label, markdown_table
-from resurgence.tables import paired, write
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ def explained(job: Job, rows: list[dict]) -> pd.DataFrame:
         one = {"task": row["task"], "eraser": names[0], "finetune": names[1], "erase_seed": row["erase_seed"]}
         one |= {"finetune_seed": row["finetune_seed"], "role": row["role"], "n": row["estimates"]["gain"].n}
         values = [row["estimates"][state].value for state in ("base", "erased", "finetuned")]
-        one |= {"resurgence": row["estimates"]["gain"].value, "recovered": statistics.recovered_fraction(*values)}
+        one |= {"resurgence": row["estimates"]["gain"].value, "recovered": bootstrap.recovered_fraction(*values)}
         measured = steps[str(row["step"])]
         made.append(one | {f"{g}_{m}": value for g, values in measured.items() for m, value in values.items()})
     frame = pd.DataFrame(made)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from resurgence import compare
-from resurgence.figures import read_curves, read_table, run, save, training
+from resurgence.analysis.headline import TITLES, headline
+from resurgence.analysis.read import read_curves, read_table
+from resurgence.figures import comparison
+from resurgence.figures.study import run, training
+from resurgence.figures.style import save
 from resurgence.stages.job import Job, start
-from resurgence.summary import TITLES, headline
 
 PAGE = """<!doctype html>
 <meta charset="utf-8"><title>Resurgence</title>
@@ -46,12 +48,12 @@ def make(job: Job) -> None:
             drawn.append(out / f"training_{task}")
             save(training({title: read_curves(path) for title, path in curves.items()}), drawn[-1])
     for name, folder in job.block["searched"].items():
-        from resurgence.erasers import sensitive  # imports torch
+        from resurgence.figures import sensitive_words  # imports torch
 
         drawn.append(out / f"sensitive_{name}")
-        save(sensitive.picture(json.loads((Path(folder) / "sensitive.json").read_text())), drawn[-1])
+        save(sensitive_words.picture(json.loads((Path(folder) / "sensitive.json").read_text())), drawn[-1])
     for metric in job.block["metrics"]:
-        compare.draw(tables.parent, metric)
+        comparison.draw(tables.parent, metric)
         drawn.append(out / f"compare_{metric}")
     read = [read_table(tables / f"{name}.csv") for name in ("resurgence", "seeds")]
     page_file.write_text(page(*read), encoding="utf-8")

@@ -6,12 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
-from resurgence.bases import apply_folder
-from resurgence.config import build
-from resurgence.delta_storage import store
-from resurgence.finetune import FinetuneConfig, finetune
-from resurgence.sample import read_image_set
+from resurgence.config.fields import build
+from resurgence.diffusion.deltas import apply_folder, store
+from resurgence.diffusion.image_sets import read_image_set
 from resurgence.stages.job import Job, main
+from resurgence.training.finetune import FinetuneConfig, finetune
 
 
 def make(job: Job, folder: Path) -> dict:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from resurgence.bases import PARTS, apply_folder
-from resurgence.geometry import geometry
-from resurgence.manifest import write_json
+from resurgence.analysis.weight_movement import geometry
+from resurgence.diffusion.deltas import PARTS, apply_folder
+from resurgence.files import write_json
 from resurgence.stages.job import Job, main
 
 

@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
-from resurgence.grids import first_rows, mask_grid, sample_grid, save
-from resurgence.sample import read_image_set
-from resurgence.shards import image_files, read_rows
+from resurgence.diffusion.image_sets import image_files, read_image_set, read_rows
+from resurgence.figures.image_grids import first_rows, mask_grid, sample_grid, save
 from resurgence.stages.job import Job, start
 
 ROLES = {"erase": "erased", "retain": "retained"}

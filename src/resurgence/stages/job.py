@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from resurgence.config import Task, make_task
-from resurgence.manifest import MANIFEST, described, read_manifest, write_artefact, write_made
+from resurgence.config.task import Task, make_task
+from resurgence.provenance.manifest import MANIFEST, described, read_manifest, write_artefact, write_made
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -99,7 +99,7 @@ class Job:
         """The base of the block, on the job's device."""
         import torch
 
-        from resurgence.bases import load_base, resolve_device
+        from resurgence.diffusion.pipeline import load_base, resolve_device
 
         torch.set_flush_denormal(True)
         dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]

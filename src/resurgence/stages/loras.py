@@ -6,11 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
-from resurgence.bases import save_delta
-from resurgence.config import build
-from resurgence.erasers.attention import from_delta, swapped
+from resurgence.config.fields import build
+from resurgence.diffusion.attention import from_delta, swapped
+from resurgence.diffusion.deltas import save_delta
 from resurgence.erasers.lora import save_loras
-from resurgence.erasers.mace import MaceConfig, refine, train_loras
+from resurgence.erasers.mace.method import MaceConfig, refine, train_loras
 from resurgence.stages.eraser_data import eraser_data
 from resurgence.stages.job import Job, main
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from resurgence.bases import resolve_device
-from resurgence.config import build
-from resurgence.masks import MaskConfig, segment
+from resurgence.config.fields import build
+from resurgence.data.masks import MaskConfig, segment
+from resurgence.diffusion.pipeline import resolve_device
 from resurgence.stages.eraser_data import concept_images
 from resurgence.stages.job import Job, main
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from resurgence.captions import fill
-from resurgence.moments import moment_and_count, save_moments
+from resurgence.data.moments import moment_and_count, save_moments
+from resurgence.diffusion.text import fill
 from resurgence.stages.job import Job, main
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from resurgence.prompts import prompt_set
+from resurgence.data.prompts import prompt_set
 from resurgence.stages.job import Job, main
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from resurgence.findings import claims_table
+from resurgence.analysis.claims import claims_table
+from resurgence.analysis.tables import write
 from resurgence.stages.job import Job, start
-from resurgence.tables import write
 
 
 def make(job: Job) -> None:

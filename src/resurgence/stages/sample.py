@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from resurgence.bases import apply_folder
-from resurgence.config import build
-from resurgence.manifest import MANIFEST, digest_of
-from resurgence.sample import SamplingConfig, sample, write_image_set
-from resurgence.shards import shard_file, shard_rows
+from resurgence.config.fields import build
+from resurgence.diffusion.deltas import apply_folder
+from resurgence.diffusion.image_sets import shard_file, shard_rows, write_image_set
+from resurgence.diffusion.sampling import SamplingConfig, sample
+from resurgence.provenance.manifest import MANIFEST, digest_of
 from resurgence.stages.job import Job, main
 
 log = logging.getLogger(__name__)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from resurgence.config import build
-from resurgence.manifest import write_json
+from resurgence.config.fields import build
+from resurgence.data.terciles import TercileConfig, drawn, similarities, terciles
+from resurgence.files import write_json
 from resurgence.scorers.clip import load
 from resurgence.stages.job import Job, main
-from resurgence.terciles import TercileConfig, drawn, similarities, terciles
 
 log = logging.getLogger(__name__)
 

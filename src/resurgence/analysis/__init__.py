@@ -1,0 +1,1 @@
+"""What the scores say: estimates with intervals, tables, claims."""

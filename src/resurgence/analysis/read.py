@@ -1,0 +1,47 @@
+"""Read the tables, training curves and run records of a finished study."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+NUMBERS = [
+    "step", "value", "low", "high", "base_value", "erased_value", "finetuned_value",
+    "resurgence", "resurgence_low", "resurgence_high", "recovered_fraction", "resurgence_mean",
+    *(f"{name}_{what}" for name in ("erased", "finetuned", "resurgence") for what in ("median", "deviation")),
+]  # fmt: skip
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read cells.csv, resurgence.csv or seeds.csv; empty names stay empty text."""
+    return pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in NUMBERS})
+
+
+def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Median over seeds of value, low and high."""
+    return rows.groupby(list(by), sort=False, as_index=False, dropna=False)[["value", "low", "high"]].median()
+
+
+def read_runs(folders: Iterable[Path]) -> pd.DataFrame:
+    """Kind, seconds, device and folder of finished artefacts (manifest.json and run.json of each)."""
+    rows = []
+    for folder in map(Path, folders):
+        kind = json.loads((folder / "manifest.json").read_text())["kind"]
+        run = json.loads((folder / "run.json").read_text())
+        rows.append(
+            {"kind": kind, "seconds": float(run["seconds"]), "device": run["device"], "folder": folder.as_posix()}
+        )
+    return pd.DataFrame(rows, columns=["kind", "seconds", "device", "folder"])
+
+
+def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Curves of a JSON file: a list of {step, loss}, or concept -> losses in order (the LoRAs of MACE)."""
+    stored = json.loads(Path(path).read_text())
+    if isinstance(stored, list):
+        return {"loss": [(point["step"], point["loss"]) for point in stored]}
+    if not isinstance(stored, dict) or not all(isinstance(values, list) for values in stored.values()):
+        raise ValueError(f"{path} holds neither a list of {{step, loss}} nor lists of losses by name")
+    return {name: list(enumerate(values, 1)) for name, values in stored.items()}

@@ -1,0 +1,146 @@
+"""Tables of the study from per-image scores: cells, resurgence, the authors' statistic over seeds.
+
+Inputs: one scores folder an image set (state base, erased, or fine-tuned at a step), with the keys of its cell.
+Outputs: cells.csv (every image set by itself), resurgence.csv (fine-tuned minus erased, paired by prompt and seed),
+seeds.csv (the seeds of a cell together), intervals.csv (what the intervals are made of), resurgence.md,
+metrics.json (the last steps, nested, for `dvc metrics`).
+No image is read. All floats have 6 significant digits and the rows a fixed order, so equal scores give equal files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from resurgence.analysis import bootstrap, headline
+from resurgence.analysis.estimates import KEYS, KEYS_OF, ROLES, STATES, estimates, name_of, read_states
+from resurgence.files import write_json
+from resurgence.scorers import METRICS
+
+NUMBERS = ["erase_seed", "finetune_seed", "step", "n", "runs"]
+FILES = ("cells.csv", "intervals.csv", "metrics.json", "resurgence.csv", "resurgence.md", "seeds.csv")
+METRIC_ORDER = [*METRICS, "frechet", "frechet_reference", "H_c", "H_o"]
+CELLS = [*KEYS, "state", "step", "role", "metric", "n", "value", "low", "high"]
+RESURGENCE = [
+    *KEYS, "step", "role", "metric", "n", "base_value", "erased_value", "finetuned_value",
+    "resurgence", "resurgence_low", "resurgence_high", "recovered_fraction",
+]  # fmt: skip
+SEEDS = [
+    "base", "task", "eraser", "variant", "finetune", "finetune_variant", "step", "role", "metric", "runs",
+    *(f"{name}_{what}" for name in ("erased", "finetuned", "resurgence") for what in ("median", "deviation")),
+    "resurgence_mean", "resurgence_low", "resurgence_high",
+]  # fmt: skip
+
+
+def tidy(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> pd.DataFrame:
+    """A table with these columns, whole numbers as such, floats of 6 significant digits, sorted."""
+    frame = pd.DataFrame(list(rows), columns=columns)
+    for name in frame:
+        if name in NUMBERS:
+            frame[name] = frame[name].astype("Int64")
+        elif name in ("state", "role", "metric") or name in KEYS:
+            frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
+        else:
+            frame[name] = [float(f"{value:.6g}") + 0.0 for value in frame[name].astype(float)]
+    ranks = {"role": ROLES, "metric": METRIC_ORDER, "state": STATES}
+    order = [c for c in [*KEYS, "state", "step", "role", "metric"] if c in frame]
+
+    def ranked(column: pd.Series) -> pd.Series:
+        return column.map(ranks[column.name].index) if column.name in ranks else column
+
+    return frame.sort_values(order, kind="stable", na_position="first", key=ranked).reset_index(drop=True)
+
+
+def cells(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
+    """cells.csv: the value of every metric in every image set with its interval."""
+    rows = []
+    for row in estimated.to_dict("records"):
+        low, high = bootstrap.interval(row["estimate"], level)
+        rows.append({**row, "value": row["estimate"].value, "low": low, "high": high})
+    return tidy(rows, CELLS)
+
+
+def paired(estimated: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of fine-tuned image sets, each with `estimates`: base, erased, finetuned, and gain, the paired
+    difference of the last two.
+
+    Raises:
+        ValueError: a fine-tuned image set whose erased one is missing.
+    """
+    index = {
+        (row["state"], *(row[k] for k in KEYS_OF[row["state"]]), row["role"], row["metric"]): row["estimate"]
+        for row in estimated.to_dict("records")
+    }
+    rows = []
+    for row in estimated[estimated["state"] == "finetuned"].to_dict("records"):
+        before = {}
+        for state in ("base", "erased"):
+            place = (state, *(row[k] for k in KEYS_OF[state]), row["role"], row["metric"])
+            if place not in index:
+                raise ValueError(f"{name_of(row)} has {row['metric']} and no {state} image set has; score that one too")
+            before[state] = index[place]
+        gain = bootstrap.difference(row["estimate"], before["erased"])
+        rows.append({**row, "estimates": {**before, "finetuned": row["estimate"], "gain": gain}})
+    return rows
+
+
+def resurgence(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
+    """resurgence.csv: fine-tuned minus erased for every metric, with the interval of the paired difference."""
+    rows = []
+    for row in paired(estimated):
+        gain = row["estimates"]["gain"]
+        low, high = bootstrap.interval(gain, level)
+        values = tuple(row["estimates"][state].value for state in STATES)
+        made = (*values, gain.value, low, high, bootstrap.recovered_fraction(*values))
+        rows.append({**row, "n": gain.n, **dict(zip(RESURGENCE[12:], made, strict=True))})
+    return tidy(rows, RESURGENCE)
+
+
+def over_seeds(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
+    """seeds.csv: the authors' statistic, median and largest deviation over the seeds of erasing and fine-tuning, and
+    the mean resurgence, whose interval tells of the concepts: the same draws serve all seeds."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in paired(estimated):
+        groups.setdefault(tuple(row[key] for key in SEEDS[:9]), []).append(row["estimates"])
+    rows = []
+    for key, runs in groups.items():
+        row = {**dict(zip(SEEDS[:9], key, strict=True)), "runs": len(runs)}
+        for name, state in (("erased",) * 2, ("finetuned",) * 2, ("resurgence", "gain")):
+            values = [run[state].value for run in runs]
+            row[f"{name}_median"], row[f"{name}_deviation"] = bootstrap.median_deviation(values)
+        mean = bootstrap.mean_of([run["gain"] for run in runs])
+        ends = (mean.value, *bootstrap.interval(mean, level))
+        rows.append(row | dict(zip(SEEDS[-3:], ends, strict=True)))
+    return tidy(rows, SEEDS)
+
+
+def write(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(path)
+
+
+def run(
+    entries: Iterable[Mapping[str, Any]],
+    out: Path,
+    resamples: int,
+    level: float,
+    seed: int,
+    reference: np.ndarray | None = None,
+) -> str:
+    """Write all tables below `out`; returns the table for the terminal. `reference`: features of real images."""
+    out.mkdir(parents=True, exist_ok=True)
+    estimated, draws = estimates(read_states(entries), resamples, seed, reference)
+    table = resurgence(estimated, level)
+    seeds = over_seeds(estimated, level)
+    files = {"cells": cells(estimated, level), "resurgence": table, "seeds": seeds, "intervals": draws}
+    for name, frame in files.items():
+        write(out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+    write_json(out / "metrics.json", headline.metrics(table))
+    write(out / "resurgence.md", headline.markdown(table, seeds, draws, level))
+    return headline.terminal(table, seeds, level)

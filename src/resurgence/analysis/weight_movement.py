@@ -1,0 +1,121 @@
+"""Where erasing and fine-tuning move the weights: is what comes back the erasing update undone?
+
+With theta_b, theta_e, theta_f the weights of base, erased and fine-tuned model, d = theta_e - theta_b the update of
+erasing and u = theta_f - theta_e that of fine-tuning:
+  erased_distance     |d| / |theta_b|
+  finetuned_distance  |theta_f - theta_b| / |theta_b|
+  update_distance     |u| / |theta_b|
+  cosine              cos(u, -d): 1 when fine-tuning heads straight back to the base
+  undone              <u, -d> / |d|^2: the share of the erasing update that fine-tuning takes back
+Each for groups of parameters. The paper supposes that erasing moves the weights too little to be lasting; it measures
+none of this.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+import torch
+
+from resurgence.seeds import numpy_generator
+
+Weights = Mapping[str, torch.Tensor]
+MEASURES = ("erased_distance", "finetuned_distance", "update_distance", "cosine", "undone")
+BLOCK = re.compile(r"unet\.(down_blocks|mid_block|up_blocks)(?:\.(\d+))?")
+
+
+def groups_of(name: str, changed: bool) -> list[str]:
+    """The groups that a parameter belongs to.
+
+    all; erased (those that erasing changed); key and value (of the cross-attentions); text_encoder; and, of those that
+    erasing changed, the block of the UNet, down_blocks.0 and so on.
+    """
+    found = ["all"] + (["erased"] if changed else [])
+    if name.endswith("attn2.to_k.weight"):
+        found.append("key")
+    if name.endswith("attn2.to_v.weight"):
+        found.append("value")
+    if name.startswith("text_encoder."):
+        found.append("text_encoder")
+    if changed and (block := BLOCK.match(name)):
+        found.append(".".join(filter(None, block.groups())))
+    return found
+
+
+def geometry(base: Weights, erased: Weights, finetuned: Weights) -> dict[str, dict[str, float]]:
+    """Group -> MEASURES of three models with the same parameter names; sums in float64.
+
+    A measure that is not defined (no erasing update in the group, no fine-tuning update) is NaN.
+    """
+    sums: dict[str, np.ndarray] = {}
+    for name, theta in base.items():
+        b = theta.detach().double()
+        d, u = erased[name].detach().double() - b, finetuned[name].detach().double() - erased[name].detach().double()
+        squares = (b.square(), d.square(), u.square(), (d + u).square(), -d * u)
+        parts = np.array([float(x.sum()) for x in squares])
+        for group in groups_of(name, bool(parts[1] > 0)):
+            sums[group] = sums.get(group, np.zeros(5)) + parts
+    return {group: measures(*values) for group, values in sums.items()}
+
+
+def measures(bb: float, dd: float, uu: float, ff: float, back: float) -> dict[str, float]:
+    """MEASURES from the squared norms of theta_b, d, u, d + u and the product <u, -d>."""
+    norm = math.sqrt(bb) if bb > 0 else math.nan
+    return {
+        "erased_distance": math.sqrt(dd) / norm,
+        "finetuned_distance": math.sqrt(ff) / norm,
+        "update_distance": math.sqrt(uu) / norm,
+        "cosine": back / math.sqrt(dd * uu) if dd > 0 and uu > 0 else math.nan,
+        "undone": back / dd if dd > 0 else math.nan,
+    }
+
+
+def correlations(
+    cells: pd.DataFrame, value: str, columns: Iterable[str], resamples: int, level: float, seed: int
+) -> pd.DataFrame:
+    """Spearman's rank correlation of each column with `value` over cells, with a percentile interval.
+
+    The models that were fine-tuned from one eraser's model of one task are resampled together.
+
+    Args:
+        cells: a row a cell, with columns task, eraser, value and `columns`.
+    """
+    rows = []
+    for column in columns:
+        own = cells[[value, column, "task", "eraser"]].dropna()
+        clusters = [part.index.to_numpy() for _, part in own.groupby(["task", "eraser"], sort=True)]
+        row = {"measure": column, "n": len(own), "clusters": len(clusters)}
+        if len(clusters) < 4 or own[column].nunique() < 2 or own[value].nunique() < 2:
+            rows.append(row | {"rho": math.nan, "low": math.nan, "high": math.nan})
+            continue
+        generator, drawn = numpy_generator("correlation", seed, column), []
+        for _ in range(resamples):
+            chosen = np.concatenate([clusters[k] for k in generator.integers(0, len(clusters), len(clusters))])
+            part = own.loc[chosen]
+            if part[column].nunique() > 1 and part[value].nunique() > 1:
+                drawn.append(rank_correlation(part[column], part[value]))
+        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+        rows.append(row | {"rho": rank_correlation(own[column], own[value]), "low": float(low), "high": float(high)})
+    return pd.DataFrame(rows, columns=["measure", "n", "clusters", "rho", "low", "high"])
+
+
+def within_tasks(cells: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """Each column as ranks within its task, from 0 to 1: what is left of a relation when tasks are not compared.
+
+    Tasks with fewer than three erasers are left out: within them there is little but the spread over seeds.
+    """
+    kept = cells[cells.groupby("task")["eraser"].transform("nunique") >= 3].copy()
+    for column in columns:
+        groups = kept.groupby("task")[column]
+        kept[column] = (groups.rank() - 0.5) / groups.transform("count")
+    return kept
+
+
+def rank_correlation(x: pd.Series, y: pd.Series) -> float:
+    """Spearman's rho: Pearson's correlation of mean ranks."""
+    return float(np.corrcoef(scipy.stats.rankdata(x), scipy.stats.rankdata(y))[0, 1])

@@ -1,0 +1,297 @@
+"""The commands erase, finetune, sample, score and export on any Stable Diffusion folder.
+
+The same functions as the study's stages, each command writing one artefact. What an eraser needs beyond base and task
+(second moments, concept images, masks) is given by an option or made on the fly.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from resurgence.config.fields import ConfigError, at_least, build, one_place
+from resurgence.config.method_configs import methods
+from resurgence.config.task import Task, load_task
+from resurgence.provenance.code_version import sources
+from resurgence.provenance.manifest import MANIFEST, read_manifest, write_artefact
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    import pandas as pd
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from resurgence.erasers import Eraser, EraserData
+
+log = logging.getLogger(__name__)
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
+    """Parse key=value pairs; values are JSON or YAML, so 1e-4, [1, 2], null and plain words all work.
+
+    Raises:
+        ConfigError: a pair without =, or a key given twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, text = pair.partition("=")
+        if not equals or not key or key in found:
+            raise ConfigError(option, pair, "write key=value, each key once")
+        try:
+            found[key] = json.loads(text)
+        except ValueError:
+            found[key] = yaml.safe_load(text)
+    return found
+
+
+def run_by(*modules: str) -> list[Path]:
+    """Return this file and those of the modules with all that they import."""
+    return sorted({*sources(*modules), Path(__file__).resolve()})
+
+
+def check_out(out: Path, mark: str) -> None:
+    """Raise ValueError for a folder that a command must not replace: one that it did not write itself."""
+    if out.exists() and not (out / mark).exists() and (out.is_file() or any(out.iterdir())):
+        raise ValueError(f"--out {out} exists and holds no {mark}, so it is not replaced; name a new folder")
+
+
+def load(args: Namespace, precision: str = "fp32") -> StableDiffusionPipeline:
+    """Load the base on its device and apply the given folders in order."""
+    import torch
+
+    from resurgence.diffusion.deltas import apply_folder
+    from resurgence.diffusion.pipeline import load_base, resolve_device
+
+    torch.set_flush_denormal(True)
+    pipe = load_base(args.base, resolve_device(args.device), getattr(torch, PRECISIONS[precision]), args.revision)
+    for folder in args.delta:
+        apply_folder(pipe, folder)
+    return pipe
+
+
+def inputs(args: Namespace, **more: Path | None) -> dict[str, Path]:
+    """Return the files that a command reads, by name; a base from the hub is fixed by its revision instead."""
+    found = {"base": Path(args.base)} if Path(args.base).exists() else {}
+    found |= {f"delta {number}": folder for number, folder in enumerate(args.delta)}
+    return found | {name: path for name, path in more.items() if path is not None}
+
+
+def described(args: Namespace, **more: Any) -> dict[str, Any]:
+    """Return the parameters of the manifest."""
+    hub = {} if Path(args.base).exists() else {"base": {"id": args.base, "revision": args.revision}}
+    return hub | more
+
+
+def erase(args: Namespace) -> None:
+    """Erase a task's concepts: delta.safetensors, and what the eraser tells about it."""
+    from resurgence.diffusion.deltas import save_delta
+
+    check_out(args.out, MANIFEST)
+    task, module = load_task(args.task), methods()[args.eraser]
+    eraser = importlib.import_module(module).ERASER
+    values = {**task.erasers.get(args.eraser, {}), **settings(args.set, "--set")}
+    cfg = build(eraser.config, values, f"erasers.{args.eraser}")
+    making = {"sampling": settings(args.sampling, "--sampling"), "masks": settings(args.mask, "--mask")}
+    parameters = described(args, task=asdict(task), eraser=args.eraser, settings=cfg, **making)
+    given = inputs(args, task=args.task, prior=args.prior, images=args.concept_images, concept_masks=args.masks)
+    used = run_by(*(f"resurgence.{name}" for name in ("bases", "masks", "moments", "prompts", "sample")), module)
+    with write_artefact(args.out, "erased delta", parameters, given, used, {"seed": args.seed}, {}) as folder:
+        pipe = load(args)
+        data = eraser_data(args, pipe, task, eraser, cfg)
+        save_delta(eraser.erase(pipe, task, cfg, data, args.seed, folder), folder / "delta.safetensors")
+    shutil.rmtree(data.state, ignore_errors=True)
+
+
+def eraser_data(args: Namespace, pipe: StableDiffusionPipeline, task: Task, eraser: Eraser, cfg: Any) -> EraserData:
+    """Read or make what an eraser needs."""
+    from resurgence.data.moments import second_moment
+    from resurgence.diffusion.text import fill, load_captions
+    from resurgence.erasers import EraserData
+
+    prior, domain, masks = None, None, {}
+    if "domain" in eraser.needs:
+        captions = load_captions(getattr(cfg, "captions", ""), task.kind)
+        domain = second_moment(pipe, [caption for concept in task.retain for caption in fill(captions, concept)])
+    if "prior" in eraser.needs and args.prior is not None:
+        prior = second_moment(pipe, lines(args.prior))
+    elif "prior" in eraser.needs:
+        log.warning("no --prior: the captions of the retained concepts also stand for general captions")
+        prior = domain
+    groups = {
+        "images": (task.erase, args.concept_images, args.per_concept),
+        "anchors": (sorted(set(task.mapping.values())), None, args.per_anchor),
+        "retained": (task.retain, None, args.per_retained),
+    }
+    made = {kind: concept_images(args, pipe, *groups[kind]) if kind in eraser.needs else {} for kind in groups}
+    if "masks" in eraser.needs and getattr(cfg, "use_masks", True) and task.kind != "style":
+        masks = concept_masks(args, pipe, made["images"])
+    return EraserData(prior, domain, masks=masks, state=args.out.with_name(f".{args.out.name}.state"), **made)
+
+
+def lines(path: Path) -> list[str]:
+    """Return the non-empty lines of a text file.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing or empty.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give a text file with one caption a line")
+    found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not found:
+        raise ValueError(f"{path} is empty; write one caption a line")
+    return found
+
+
+def concept_images(
+    args: Namespace, pipe: StableDiffusionPipeline, concepts: Sequence[str], file: Path | None, number: int
+) -> dict[str, torch.Tensor]:
+    """Read or sample images of each concept: concept -> (N, 3, H, W) in [-1, 1]."""
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from resurgence.data.prompts import expand
+    from resurgence.diffusion.image_sets import read_image_set
+    from resurgence.diffusion.sampling import SamplingConfig, sample
+
+    if file is not None:
+        rows, pixels = read_image_set(file)
+    else:
+        at_least("--per-concept, --per-anchor and --per-retained", number, 1)
+        one_place("--template", args.template)
+        pairs = [(concept, concept) for concept in concepts]
+        rows = pd.DataFrame(expand(pairs, [args.template], number, "concept", "concept image"))
+        values = {"steps": 30, **settings(args.sampling, "--sampling")}
+        made = sample(pipe, rows, build(SamplingConfig, values, "--sampling"))
+        pictures = [image for _, image in sorted(made, key=lambda pair: pair[0])]
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in pictures])).permute(0, 3, 1, 2)
+    signed = pixels.float() / 127.5 - 1
+    return {concept: signed[torch.tensor([c == concept for c in rows["concept"]])] for concept in concepts}
+
+
+def concept_masks(
+    args: Namespace, pipe: StableDiffusionPipeline, images: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Read or find the concept in its images: concept -> (N, 1, H, W) bool."""
+    from safetensors.torch import load_file
+
+    from resurgence.data.masks import MaskConfig, segment
+
+    if args.masks is not None:
+        return load_file(args.masks)
+    cfg = build(MaskConfig, settings(args.mask, "--mask"), "--mask")
+    return {concept: segment(pictures, concept, cfg, pipe, pipe.device) for concept, pictures in images.items()}
+
+
+def finetune(args: Namespace) -> None:
+    """Fine-tune: step-NNNNNN/ for each checkpoint and curve.json; goes on where an interrupted run stopped."""
+    from resurgence.data.image_folder import read_training_images
+    from resurgence.training.finetune import FinetuneConfig
+    from resurgence.training.finetune import finetune as run
+
+    check_out(args.out, MANIFEST)
+    cfg = build(FinetuneConfig, settings(args.set, "--set"), "--set")
+    scratch = args.scratch or args.out.with_name(f".{args.out.name}.state")
+    parameters, measured = described(args, settings=cfg, size=args.size), {}
+    given, used = (
+        inputs(args, images=args.images),
+        run_by("resurgence.training.finetune", "resurgence.data.image_folder"),
+    )
+    seeds = {"seed": args.seed}
+    with write_artefact(args.out, "fine-tuned weights", parameters, given, used, seeds, measured) as folder:
+        pipe = load(args)
+        factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+        images, captions = read_training_images(args.images, args.size or pipe.unet.config.sample_size * factor)
+        curve = run(pipe, images, captions, cfg, args.seed, folder, scratch)
+        (folder / "curve.json").write_text(json.dumps(curve, indent=1))
+        measured["images"] = len(images)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def sample(args: Namespace) -> None:
+    """Sample a task's prompt set: images.parquet."""
+    from resurgence.data.prompts import prompt_set
+    from resurgence.diffusion.image_sets import write_image_set
+    from resurgence.diffusion.sampling import SamplingConfig
+    from resurgence.diffusion.sampling import sample as run
+
+    check_out(args.out, MANIFEST)
+    task, cfg = load_task(args.task), build(SamplingConfig, settings(args.set, "--set"), "--set")
+    rows = prompt_set(task, lines(args.general) if args.general else [])
+    if args.roles:
+        rows = rows[rows["role"].isin(args.roles)].reset_index(drop=True)
+    parameters = described(args, settings=cfg, precision=args.precision, roles=args.roles or "all")
+    given, modules = (
+        inputs(args, task=args.task, general=args.general),
+        ["resurgence.data.prompts", "resurgence.diffusion.sampling"],
+    )
+    adapters = {}
+    if args.adapters is not None:
+        from resurgence.erasers.gradient.spm_transport import sample_opened
+        from resurgence.erasers.lora import load_loras
+
+        adapters = load_loras(args.adapters, task.erase)
+        parameters, given = {**parameters, "transport": args.transport}, {**given, "adapters": args.adapters}
+        modules.append("resurgence.erasers.gradient.spm_transport")
+    with write_artefact(
+        args.out, "image set", parameters, given, run_by(*modules), {}, {"images": len(rows)}
+    ) as folder:
+        pipe = load(args, args.precision)
+        made = sample_opened(pipe, rows, cfg, adapters, args.transport) if adapters else run(pipe, rows, cfg)
+        write_image_set(folder / "images.parquet", rows, made)
+
+
+def score(args: Namespace) -> None:
+    """Score image sets: scores.parquet with a row for each image; prints the means by role."""
+    from resurgence.diffusion.image_sets import image_files
+    from resurgence.diffusion.pipeline import resolve_device
+    from resurgence.scorers import load_scorers, write_scores
+    from resurgence.scorers.score_files import score_files
+
+    check_out(args.out, MANIFEST)
+    paths = {name: getattr(args, name) for name in ("recogniser", "celebrity", "inception")}
+    chosen: dict[str, dict[str, str]] = {name: {"path": str(path)} for name, path in paths.items() if path}
+    if args.clip:
+        name, colon, tag = args.clip.partition(":")
+        chosen["clip"] = {"name": name, "pretrained": tag} if colon else {"path": args.clip}
+    if not chosen:
+        raise ConfigError("--recogniser, --clip, --celebrity", None, "give at least one scorer")
+    task, sets = load_task(args.task), image_files(args.images)
+    read_manifest(args.images)
+    given = {"images": args.images, "task": args.task, **paths}
+    given = {name: path for name, path in given.items() if path is not None}
+    used = run_by("resurgence.scorers", *(f"resurgence.scorers.{name}" for name in chosen))
+    with write_artefact(args.out, "scores", {"scorers": chosen}, given, used, {}, {}) as folder:
+        scorers = load_scorers(chosen, resolve_device(args.device))
+        for name, files in sets.items():
+            scores, features = score_files(files, task, scorers, [n for n in chosen if hasattr(scorers[n], "features")])
+            write_scores(folder if len(sets) == 1 else folder / name, scores, features)
+            print(f"{name}\n{means(scores).to_string(float_format='%.1f')}")
+
+
+def means(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean of each metric for each role, and the number of images."""
+    from resurgence.scorers import METRICS
+
+    known = {name: metric for name, metric in METRICS.items() if metric.column in scores}
+    groups = scores.groupby("role", sort=False)
+    table = groups.size().to_frame("images")
+    return table.assign(**{name: groups[m.column].mean() * m.scale for name, m in known.items()})
+
+
+def export(args: Namespace) -> None:
+    """Write a full diffusers folder of the base with the given folders applied."""
+    from resurgence.diffusion.deltas import export as run
+
+    check_out(args.out, "model_index.json")
+    run(args.base, args.delta, args.out, args.revision)

@@ -1,0 +1,98 @@
+"""Read a study: params.yaml with the files laid over it, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from resurgence.config.fields import ConfigError, build, convert, read_yaml, unique
+from resurgence.config.method_configs import config_class
+from resurgence.config.settings import (
+    make_eraser,
+    make_method,
+)
+from resurgence.config.study import Study
+from resurgence.config.task import load_task
+
+
+def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
+    """Build and check the study; paths in it are relative to root.
+
+    Raises:
+        ConfigError: naming key, value and remedy, for the first mistake found.
+    """
+    from resurgence.config.consistency import check_study
+
+    config = without_nulls(config)
+    for key in ("erasers", "finetunes", "sampling", "masks", "tasks"):
+        if key not in config:
+            raise ConfigError(key, None, "is missing; add this key")
+    config["erasers"] = {name: make_eraser(name, block) for name, block in mapping_of("erasers", config).items()}
+    config["finetunes"] = {
+        name: make_method(
+            block, f"finetunes.{name}", "resurgence.training.finetune", ("set", "tasks", "erasers", "seeds")
+        )
+        for name, block in mapping_of("finetunes", config).items()
+    }
+    for name, block in convert("finetune_sets", config.get("finetune_sets", {}), dict[str, Any]).items():
+        if isinstance(block, Mapping) and block.get("tercile") is not None:
+            place = f"finetune_sets.{name}.tercile"
+            whole = build(config_class("resurgence.data.terciles"), block["tercile"], place)
+            tercile = {"tercile": dataclasses.asdict(whole)}
+            config["finetune_sets"] = {**config["finetune_sets"], name: {**block, **tercile}}
+    config["sampling"] = build(config_class("resurgence.diffusion.sampling"), config["sampling"], "sampling")
+    config["masks"] = build(config_class("resurgence.data.masks"), config["masks"], "masks")
+    if "loaded" in config:
+        raise ConfigError("loaded", config["loaded"], "unknown key; remove it")
+    study = build(Study, config, "")
+    unique("tasks.names", study.tasks.names)
+    files = {name: root / study.tasks.folder / f"{name}.yaml" for name in study.tasks.names}
+    study = dataclasses.replace(study, loaded={name: load_task(path) for name, path in files.items()})
+    check_study(study, root)
+    return study
+
+
+def without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without what an overlay takes out of the study below it, by writing null.
+
+    That is an eraser, a fine-tune, a variant of them, a fine-tuning set, a scorer, or a setting of a scorer.
+    """
+
+    def taken_out(block: Any) -> Any:
+        return {k: v for k, v in block.items() if v is not None} if isinstance(block, Mapping) else block
+
+    kept = dict(config)
+    for key in ("erasers", "finetune_sets", "finetunes", "scorers"):
+        kept[key] = taken_out(kept[key]) if key in kept else {}
+        if not isinstance(kept[key], Mapping):
+            continue
+        for name, block in kept[key].items():
+            if key == "scorers":
+                kept[key][name] = taken_out(block)
+            elif isinstance(block, Mapping) and "variants" in block:
+                kept[key][name] = {**block, "variants": taken_out(block["variants"])}
+    return {key: value for key, value in kept.items() if key in config}
+
+
+def mapping_of(key: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A top-level mapping of the configuration."""
+    return convert(key, config[key], dict[str, Any])
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Overlay one configuration on another as Snakemake does: mappings merge, everything else is replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def load_study(paths: list[Path], root: Path = Path()) -> Study:
+    """Read params.yaml and the files that overlay it."""
+    config: dict[str, Any] = {}
+    for path in paths:
+        config = merge(config, read_yaml(path))
+    return make_study(config, root)

@@ -1,0 +1,54 @@
+"""The settings that every eraser trained by gradient steps shares. No torch here: the Snakefile reads it too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from resurgence.config.fields import ConfigError, at_least
+
+Selection = Literal[
+    "xattn",  # attn2: q, k, v and out of every cross-attention
+    "xattn-kv",  # attn2.to_k and attn2.to_v, what the closed forms change
+    "selfattn",  # attn1
+    "attention",  # attn1 and attn2
+    "noxattn",  # everything but attn2
+    "noxattn-official",  # the same without the time embedding and the output layers, as ESD's first script
+    "full",  # the whole UNet
+    "text-encoder",  # the whole text encoder
+]
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """Settings of the shared trainer; a method's own config inherits them and sets its own defaults.
+
+    The values here are those of ESD's first script; where a method's come from: Settings on its page, docs/methods.
+    """
+
+    parameters: Selection = "xattn"  # which modules train, ESD-x; the delta holds exactly these
+    steps: int = 1000  # optimiser steps
+    lr: float = 1e-5  # learning rate, the same in each step
+    optimiser: Literal["adam", "adamw"] = "adam"  # betas (0.9, 0.999), eps 1e-8, PyTorch's
+    weight_decay: float = 0.0  # adamw only
+    batch: int = 1  # samples a step; the erased concepts follow each other in a new random order each round
+    max_norm: float | None = None  # of the gradient; null: not clipped
+    ema: float | None = None  # decay of the moving average that becomes the delta; null: the last weights
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the forward passes, ours; the weights stay fp32
+    checkpoints: tuple[int, ...] = ()  # ours: steps at which the delta is also written, to step-NNNNNN/
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch"):
+            at_least(key, getattr(self, key), 1)
+        at_least("weight_decay", self.weight_decay, 0)
+        for key in ("lr", "max_norm"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise ConfigError(key, value, "must be positive")
+        if self.optimiser == "adam" and self.weight_decay:
+            raise ConfigError("weight_decay", self.weight_decay, "adam has none here; write optimiser: adamw")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError("ema", self.ema, "must lie between 0 and 1, or null for no moving average")
+        marks = list(self.checkpoints)
+        if marks != sorted(set(marks)) or (marks and not 1 <= marks[0] <= marks[-1] <= self.steps):
+            raise ConfigError("checkpoints", marks, f"must rise, between 1 and steps ({self.steps})")

@@ -1,0 +1,164 @@
+"""The study: which tasks, erasers, fine-tunes and seeds are combined, and the settings of each combination.
+
+`load_study` checks everything that can be checked before a job starts, without importing torch. The Snakefile and
+`resurgence plan` ask the Study for its erased models (`erasures`) and fine-tuned models (`cells`); no job reads
+params.yaml itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from resurgence.config.experiment import Experiment
+from resurgence.config.settings import (
+    DEFAULT,
+    Base,
+    ConceptImages,
+    Figures,
+    FinetuneSet,
+    Method,
+    Moments,
+    Seeds,
+    Statistics,
+    Tasks,
+)
+from resurgence.config.task import Task, make_task
+
+# the folder of results/ in which a part of a model or task lies: what DVC tracks as one
+STAGE_OF = {
+    **dict.fromkeys(("prompts", "moments", "concept_images", "anchor_images", "retained_images"), "data"),
+    **dict.fromkeys(("masks", "finetune_sets", "terciles", "reference"), "data"),
+    **dict.fromkeys(("loras", "delta"), "erased"),
+    "weights": "finetuned",
+    "images": "images",
+    **dict.fromkeys(("scores", "geometry"), "scores"),
+}
+
+
+class Erasure(NamedTuple):
+    """One erased model."""
+
+    task: str
+    eraser: str
+    variant: str
+    seed: int
+
+
+class Cell(NamedTuple):
+    """One fine-tuned model: a row of the study."""
+
+    erasure: Erasure
+    finetune: str
+    variant: str
+    seed: int
+
+
+def printed(name: str, variant: str) -> str:
+    """Name in paths: `mace`, or `mace.to-object`."""
+    return name if variant == DEFAULT else f"{name}.{variant}"
+
+
+def split(name: str) -> tuple[str, str]:
+    """Inverse of `printed`."""
+    method, _, variant = name.partition(".")
+    return method, variant or DEFAULT
+
+
+@dataclass(frozen=True)
+class Study:
+    """The whole configuration; the fields are the keys of params.yaml."""
+
+    study: str
+    base: Base
+    tasks: Tasks
+    sampling: Any  # sample.SamplingConfig
+    moments: Moments
+    concept_images: ConceptImages
+    masks: Any  # masks.MaskConfig
+    erasers: dict[str, Method]
+    finetune_sets: dict[str, FinetuneSet]
+    finetunes: dict[str, Method]
+    seeds: Seeds
+    scorers: dict[str, dict]
+    statistics: Statistics
+    figures: Figures = field(default_factory=Figures)
+    experiments: dict[str, Experiment] = field(default_factory=dict)  # figures and tables by name
+    world: str = "config/world.yaml"  # how the base and the scorers were made
+    loaded: dict[str, Task] = field(default_factory=dict)
+
+    def erasures(self) -> Iterator[Erasure]:
+        """Every erased model, in the order of the configuration."""
+        for task, (eraser, method) in itertools.product(self.tasks.names, self.erasers.items()):
+            for name, variant in method.variants.items():
+                if variant.tasks is None or task in variant.tasks:
+                    yield from (Erasure(task, eraser, name, seed) for seed in variant.seeds or self.seeds.erase)
+
+    def cells(self) -> Iterator[Cell]:
+        """Every fine-tuned model."""
+        for erasure, (finetune, method) in itertools.product(self.erasures(), self.finetunes.items()):
+            names = {erasure.eraser, f"{erasure.eraser}.{erasure.variant}"}
+            own = self.erasers[erasure.eraser].variants[erasure.variant].seeds or self.seeds.erase
+            seeds = self.seeds.to_finetune(own, erasure.seed)
+            for name, variant in method.variants.items():
+                follows = variant.erasers is None or names & set(variant.erasers)
+                if follows and (variant.tasks is None or erasure.task in variant.tasks):
+                    yield from (Cell(erasure, finetune, name, s) for s in seeds if s in (variant.seeds or seeds))
+
+    def model(self, item: str | Erasure | Cell) -> str:
+        """Name of a model in paths: `ship` (the base on a task), `ship/mace/s0`, `ship/mace/s0/lora/f0`."""
+        if isinstance(item, str):
+            return item
+        if isinstance(item, Erasure):
+            return f"{item.task}/{printed(item.eraser, item.variant)}/s{item.seed}"
+        return f"{self.model(item.erasure)}/{printed(item.finetune, item.variant)}/f{item.seed}"
+
+    def folder(self, item: str | Erasure | Cell | None, part: str) -> str:
+        """Folder of a part, e.g. `delta`, of a model or task, or (None) of the base."""
+        stage = STAGE_OF[part.partition("/")[0]]
+        return "/".join(["results", stage, self.base.name, *([self.model(item)] if item is not None else []), part])
+
+    def task(self, task: str, eraser: str | None = None, variant: str = DEFAULT) -> Task:
+        """A task, with the mapping concept of an eraser's variant where that has its own."""
+        mapping = self.erasers[eraser].variants[variant].mapping if eraser else None
+        if mapping is None:
+            return self.loaded[task]
+        if isinstance(mapping, dict):  # one variant may run on several tasks
+            mapping = {concept: aim for concept, aim in mapping.items() if concept in self.loaded[task].erase}
+        values = dataclasses.asdict(self.loaded[task]) | {"mapping": mapping}
+        return make_task(values, f"erasers.{eraser}.variants.{variant}")
+
+    def eraser_settings(self, task: str, eraser: str, variant: str) -> dict[str, Any]:
+        """All settings of an eraser for one task."""
+        layer = self.loaded[task].erasers.get(eraser, {})
+        return self.erasers[eraser].resolved(variant, f"erasers.{eraser}.variants.{variant}", layer)
+
+    def finetune_settings(self, finetune: str, variant: str) -> dict[str, Any]:
+        """All settings of a fine-tune."""
+        return self.finetunes[finetune].resolved(variant, f"finetunes.{finetune}.variants.{variant}")
+
+    def set_of(self, finetune: str, variant: str) -> str:
+        """Name of the fine-tuning set of a fine-tune."""
+        method = self.finetunes[finetune]
+        return method.variants[variant].set or method.set or ""
+
+    def finetune_concepts(self, set_name: str, task: str) -> tuple[str, ...]:
+        """Concepts that a fine-tuning set shows in a task; none where they are drawn from a tercile."""
+        if self.finetune_sets[set_name].tercile is not None:
+            return ()
+        concepts, of = self.finetune_sets[set_name].concepts, self.loaded[task]
+        if isinstance(concepts, dict):
+            return concepts.get(of.kind, ())
+        return {"task": of.finetune, "retain": of.retain}[concepts] if isinstance(concepts, str) else concepts
+
+    def general_of(self, task: str) -> str | None:
+        """File of the general prompts that the models of a task are sampled on too."""
+        return self.tasks.general if self.tasks.general_for is None or task in self.tasks.general_for else None
+
+    def templates_of(self, kind: str) -> str:
+        """File of the caption templates of the domain corpus, for tasks of a kind."""
+        domain = self.moments.domain
+        return domain[kind] if isinstance(domain, dict) else domain

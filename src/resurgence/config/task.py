@@ -1,0 +1,113 @@
+"""One erasure task: what to erase, what to keep, and the prompts that show both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from resurgence.config.fields import NAME, ConfigError, at_least, build, known, read_yaml, unique
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to erase, what to keep, and the prompts that show both."""
+
+    name: str
+    kind: Literal["person", "object", "style"]
+    erase: tuple[str, ...]
+    retain: tuple[str, ...]
+    mapping: dict[str, str]  # concept -> mapping concept; in YAML one word may stand for all
+    templates: tuple[str, ...]  # of the prompts, "a portrait of the {}"
+    seeds: dict[str, int]  # images per template and concept (or synonym), by role: erase, retain, synonym
+    first_seed: int | None = (
+        None  # image i of every prompt has seed first_seed + i; null: seeds of our own (prompts.py)
+    )
+    synonyms: dict[str, tuple[str, ...]] = field(default_factory=dict)  # prompted with role "synonym"
+    finetune: tuple[str, ...] = ()  # random concepts of the same domain, neither erased nor retained
+    labels: tuple[str, ...] = ()  # label set of the CLIP accuracy; empty: erase and retain
+    erasers: dict[str, dict] = field(default_factory=dict)  # settings for this task: {"mace": {"lamb": 10.0}}
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ConfigError("name", self.name, "use small letters, digits and hyphens: it becomes a folder")
+        for key in ("erase", "retain", "templates"):
+            if not getattr(self, key):
+                raise ConfigError(key, [], "must not be empty; name at least one")
+        for key in ("erase", "retain", "finetune", "labels", "templates"):
+            unique(key, getattr(self, key))
+            for word in getattr(self, key):
+                if not word.strip():
+                    raise ConfigError(key, word, "is empty; write the word or remove the entry")
+        for template in self.templates:
+            if template.count("{}") != 1 or template.replace("{}", "").count("{"):
+                raise ConfigError("templates", template, "must hold {} exactly once, where the concept goes")
+        self._check_sets()
+        self._check_mapping()
+        self._check_seeds()
+        if not self.labels:
+            object.__setattr__(self, "labels", self.erase + self.retain)
+        for concept in self.erase + self.retain:
+            if concept not in self.labels:
+                raise ConfigError(
+                    "labels", list(self.labels), f"add {concept!r}: its images are scored against the labels"
+                )
+
+    def _check_sets(self) -> None:
+        for key in ("retain", "finetune"):
+            for concept in getattr(self, key):
+                if concept in self.erase:
+                    raise ConfigError(key, concept, f"is also in erase; remove it from {key} or from erase")
+        for concept in self.finetune:
+            if concept in self.retain:
+                raise ConfigError(
+                    "finetune", concept, "is also in retain; remove it, or use a set with concepts: retain"
+                )
+        for concept, words in self.synonyms.items():
+            known("synonyms", concept, self.erase + self.retain)
+            if not words:
+                raise ConfigError(f"synonyms.{concept}", [], "must not be empty; remove the key or name a synonym")
+            unique(f"synonyms.{concept}", words)
+            for word in words:
+                if word in self.erase + self.retain + self.finetune or not word.strip():
+                    raise ConfigError(
+                        f"synonyms.{concept}", word, "is a concept of this task or empty; write another word"
+                    )
+
+    def _check_mapping(self) -> None:
+        for concept, target in self.mapping.items():
+            known("mapping", concept, self.erase)
+            if not target.strip():
+                raise ConfigError(f"mapping.{concept}", target, "must not be empty; name the concept to map to")
+            if target == concept:
+                raise ConfigError(f"mapping.{concept}", target, "maps the concept to itself; name a wider concept")
+            if target in self.erase:
+                raise ConfigError(f"mapping.{concept}", target, "is itself erased; name a concept that stays")
+        for concept in self.erase:
+            if concept not in self.mapping:
+                raise ConfigError(
+                    "mapping", self.mapping, f"has no entry for {concept!r}; add one, or write one word for all"
+                )
+
+    def _check_seeds(self) -> None:
+        for role, count in self.seeds.items():
+            known("seeds", role, ("erase", "retain", "synonym"))
+            at_least(f"seeds.{role}", count, 1)
+        at_least("first_seed", self.first_seed or 0, 0)
+        for role in ("erase", "retain", *(("synonym",) if self.synonyms else ())):
+            if role not in self.seeds:
+                raise ConfigError("seeds", self.seeds, f"has no {role!r}; add the images per template and concept")
+
+
+def make_task(values: Mapping[str, Any], where: str = "task") -> Task:
+    """Build a task from a mapping; one word under `mapping` stands for every erased concept."""
+    values = dict(values)
+    if isinstance(values.get("mapping"), str) and isinstance(values.get("erase"), list | tuple):
+        values["mapping"] = dict.fromkeys(values["erase"], values["mapping"])
+    return build(Task, values, where)
+
+
+def load_task(path: Path | str) -> Task:
+    """Read one task file; raise ConfigError (a ValueError) naming file, key, value and remedy."""
+    return make_task(read_yaml(Path(path)), str(path))

@@ -1,0 +1,1 @@
+"""What a task is made of: prompts, corpora, masks, fine-tuning pictures."""

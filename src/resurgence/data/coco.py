@@ -1,0 +1,183 @@
+"""Captions of MS-COCO 2014 from the official annotation archive: the prior corpus, and a sample to generate from.
+
+    python -m resurgence.data.coco annotations --out data/coco/annotations_trainval2014.zip
+    python -m resurgence.data.coco captions --archive ARCHIVE --out data/coco/captions.txt
+    python -m resurgence.data.coco sample --archive ARCHIVE --out data/coco/sample-5000.csv [--list coco_30k.csv]
+
+Annotations: Lin et al., "Microsoft COCO: Common Objects in Context" (2014), licence CC BY 4.0. The archive is fetched,
+never shipped, and its SHA-256 is checked before a caption is read. Imports no torch: the Snakefile reads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import os
+import random
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from resurgence.files import sha256
+from resurgence.progress import Progress
+from resurgence.seeds import seed_of
+
+log = logging.getLogger(__name__)
+
+URL = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
+BYTES = 252_872_794
+# published by TensorFlow Datasets, tensorflow_datasets/url_checksums/coco.txt
+SHA256 = "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009"
+LICENCE = "CC BY 4.0, https://cocodataset.org/#termsofuse"
+PARTS = ("annotations/captions_train2014.json", "annotations/captions_val2014.json")
+ARCHIVE = "data/coco/annotations_trainval2014.zip"
+CAPTIONS = "data/coco/captions.txt"
+SAMPLE = "data/coco/sample-5000.csv"
+COLUMNS = ("prompt", "seed", "image_id")
+OFFLINE = ("1", "TRUE", "YES", "ON")
+
+
+class Caption(NamedTuple):
+    """One caption of one image."""
+
+    id: int
+    image_id: int
+    text: str
+
+
+def check_archive(path: Path, expected: str = SHA256) -> None:
+    """Raise ValueError unless the file is the archive of the expected SHA-256."""
+    found = sha256(path)
+    if found != expected:
+        size = path.stat().st_size
+        raise ValueError(
+            f"{path} ({size} bytes) has SHA-256 {found}, the official archive ({BYTES} bytes) {expected}; "
+            f"delete it and fetch {URL} again"
+        )
+
+
+def fetch(out: Path, url: str = URL, expected: str = SHA256) -> None:
+    """Download the archive under a temporary name, check it, rename it.
+
+    Raises:
+        FileNotFoundError: no network, or HF_HUB_OFFLINE is set; says where to put the file.
+        ValueError: what came has another SHA-256; nothing is left behind.
+    """
+    remedy = f"on a machine with network fetch {url} and copy it to {out}"
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in OFFLINE:
+        raise FileNotFoundError(f"{out} is missing and HF_HUB_OFFLINE is set; {remedy}")
+    log.info("fetching %s (%d MB, licence %s)", url, BYTES // 10**6, LICENCE)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(out.name + ".partial")
+    try:
+        with urllib.request.urlopen(url, timeout=60) as source, open(temporary, "wb") as file:
+            progress = Progress("fetching", BYTES, "bytes")
+            while part := source.read(1 << 20):
+                file.write(part)
+                progress.add(len(part))
+        check_archive(temporary, expected)
+    except (urllib.error.URLError, TimeoutError) as error:
+        raise FileNotFoundError(f"{out} cannot be fetched ({error}); {remedy}") from error
+    except ValueError:
+        temporary.unlink()
+        raise
+    temporary.rename(out)
+
+
+def read_captions(archive: Path, parts: Iterable[str] = PARTS) -> Iterator[Caption]:
+    """The captions of the archive's parts, in the order of the files, white space made single spaces.
+
+    Raises:
+        ValueError: a part that the archive does not hold.
+    """
+    with zipfile.ZipFile(archive) as zipped:
+        for part in parts:
+            if part not in zipped.namelist():
+                raise ValueError(f"{archive} holds no {part}; give the annotations of COCO 2014, {URL}")
+            for entry in json.loads(zipped.read(part))["annotations"]:
+                yield Caption(entry["id"], entry["image_id"], " ".join(entry["caption"].split()))
+
+
+def draw(captions: Iterable[Caption], count: int, seed: int) -> list[dict[str, object]]:
+    """One caption of each of `count` images, both drawn with the seed: rows of COLUMNS, in the order drawn.
+
+    The order of the captions makes no difference. The seed of an image is drawn from the caption's number.
+
+    Raises:
+        ValueError: fewer images than asked for.
+    """
+    of_image: dict[int, list[Caption]] = {}
+    for caption in captions:
+        of_image.setdefault(caption.image_id, []).append(caption)
+    if len(of_image) < count:
+        raise ValueError(f"count = {count}: the captions are of {len(of_image)} images; ask for fewer")
+    generator = random.Random(seed_of("COCO sample", seed))
+    chosen = generator.sample(sorted(of_image), count)
+    taken = [generator.choice(sorted(of_image[image])) for image in chosen]
+    return [
+        {"prompt": one.text, "seed": seed_of("COCO image", one.id), "image_id": one.image_id} for one in taken
+    ]  # fmt: skip
+
+
+def listed(path: Path, count: int) -> list[dict[str, object]]:
+    """The first rows of a published list: prompt, evaluation_seed, coco_id (MACE's prompts_csv/coco_30k.csv).
+
+    Raises:
+        ValueError: a list without these columns, or a shorter one.
+    """
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    needed = ("prompt", "evaluation_seed", "coco_id")
+    if not rows or any(key not in rows[0] for key in needed):
+        raise ValueError(f"{path} has the columns {list(rows[0]) if rows else []}, needed are {', '.join(needed)}")
+    if len(rows) < count:
+        raise ValueError(f"{path} has {len(rows)} rows, {count} are wanted; give the whole list, or fewer")
+    return [
+        {"prompt": r["prompt"], "seed": int(r["evaluation_seed"]), "image_id": int(r["coco_id"])} for r in rows[:count]
+    ]
+
+
+def write(out: Path, rows: Iterable[dict[str, object]] | None = None, lines: Iterable[str] = ()) -> None:
+    """Write rows as CSV, or lines as text, under a temporary name first."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(out.name + ".partial")
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
+        if rows is None:
+            file.writelines(f"{line}\n" for line in lines if line)
+        else:
+            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+    temporary.rename(out)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Fetch the archive, or make a file from it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("annotations", "captions", "sample"))
+    parser.add_argument("--archive", type=Path, default=Path(ARCHIVE))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=5000, help="captions of the sample")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--list", type=Path, help="a published list, whose first rows are the sample")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    if args.what == "annotations":
+        return fetch(args.out)
+    check_archive(args.archive)
+    if args.what == "captions":
+        write(args.out, lines=(caption.text for caption in read_captions(args.archive)))
+    elif args.list is not None:
+        write(args.out, rows=listed(args.list, args.count))
+    else:
+        write(args.out, rows=draw(read_captions(args.archive, PARTS[1:]), args.count, args.seed))
+    log.info("wrote %s; captions of MS-COCO 2014, licence %s", args.out, LICENCE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Deltas: the tensors of a base that a step changed; saved, applied, exported, and read from LoRA files.
+
+A delta holds the new values of the parameters that changed, and only those. A stored delta is what everything after it
+reads, so its precision is a setting of the study: bf16 keeps 8 bits of each value, fp16 11 bits for values between 6e-5
+and 65504.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from resurgence.diffusion.pipeline import load_base
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+
+log = logging.getLogger(__name__)
+
+Delta = dict[str, torch.Tensor]
+"""'unet.<parameter>' or 'text_encoder.<parameter>' -> the parameter's new value."""
+PARTS = ("unet", "text_encoder")
+DELTA_FILE = "delta.safetensors"
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], prefix: str) -> Delta:
+    """Return the tensors of `after` that differ from `before`, named `<prefix>.<name>`, on the CPU."""
+    if odd := sorted(set(before) ^ set(after)):
+        raise ValueError(f"{prefix}: parameters {odd[:3]} exist on one side only; compare one module with itself")
+    return {
+        f"{prefix}.{name}": after[name].detach().to("cpu", copy=True).contiguous()
+        for name in sorted(after)
+        if not torch.equal(before[name].to(after[name].device), after[name])
+    }
+
+
+def save_delta(delta: Delta, path: Path) -> None:
+    """Write a delta as safetensors under a temporary name, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(delta.items())}, temporary)
+    temporary.rename(path)
+
+
+def load_delta(path: Path) -> Delta:
+    """Read a delta; raise FileNotFoundError or ValueError naming the file when it is missing or damaged."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is missing; run the step that writes it (resurgence erase or finetune)")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and run the step that writes it again") from error
+
+
+@torch.no_grad()
+def apply_delta(pipe: StableDiffusionPipeline, delta: Delta) -> None:
+    """Overwrite the pipeline's parameters by the delta's values, all or none.
+
+    Raises:
+        ValueError: a name that the pipeline does not have, or another shape.
+    """
+    known = {f"{part}.{name}": p for part in PARTS for name, p in getattr(pipe, part).named_parameters()}
+    for name, value in delta.items():
+        if name not in known:
+            raise ValueError(f"delta: {name} is not in this base; apply it to the base it was made for")
+        if value.shape != known[name].shape:
+            raise ValueError(
+                f"delta: {name} has shape {tuple(value.shape)}, the base has {tuple(known[name].shape)}; "
+                "apply it to the base it was made for"
+            )
+    for name, value in delta.items():
+        known[name].copy_(value)
+
+
+def apply_folder(pipe: StableDiffusionPipeline, folder: Path) -> None:
+    """Apply a step's folder: its delta.safetensors, then its pytorch_lora_weights.safetensors merged into the weights.
+
+    Raises:
+        FileNotFoundError: the folder holds neither; names the folders below it that do.
+    """
+    folder = Path(folder)
+    delta, lora = folder / DELTA_FILE, folder / LORA_FILE
+    if not (delta.exists() or lora.exists()):
+        found = sorted({str(p.parent) for name in (DELTA_FILE, LORA_FILE) for p in folder.glob(f"*/{name}")})
+        hint = f"give one of {', '.join(found)}" if found else "give a folder written by resurgence erase or finetune"
+        raise FileNotFoundError(f"{folder} holds neither {DELTA_FILE} nor {LORA_FILE}; {hint}")
+    if delta.exists():
+        apply_delta(pipe, load_delta(delta))
+    if lora.exists():
+        apply_delta(pipe, lora_delta(pipe, lora))
+
+
+def export(base: str | Path, folders: Sequence[Path], out: Path, revision: str | None = None) -> None:
+    """Write a full diffusers folder: the base with the folders applied in order, and the study's DDIM scheduler."""
+    pipe = load_base(base, revision=revision)
+    for folder in folders:
+        apply_folder(pipe, folder)
+    temporary = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipe.save_pretrained(temporary, safe_serialization=True)
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
+    log.info("wrote %s", out)
+
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def in_precision(delta: Delta, precision: str) -> Delta:
+    """The delta in this precision.
+
+    Raises:
+        ValueError: a value that becomes infinite, naming the tensor.
+    """
+    found = {name: value.to(DTYPES[precision]) for name, value in delta.items()}
+    for name, value in found.items():
+        if not value.isfinite().all() and delta[name].isfinite().all():
+            largest = float(delta[name].abs().max())
+            raise ValueError(
+                f"delta: {name} holds {largest:g}, too large for {precision}; set base.delta_precision to bf16"
+            )
+    return found
+
+
+def store(folder: Path, precision: str) -> None:
+    """Rewrite every delta below a folder in this precision; fp32 is what they are written in."""
+    if precision == "fp32":
+        return
+    for file in sorted(Path(folder).rglob(DELTA_FILE)):
+        save_delta(in_precision(load_delta(file), precision), file)
+
+
+OLDER_NAMES = {".processor.": ".", ".lora_linear_layer.down": ".lora_A", ".lora_linear_layer.up": ".lora_B"}
+"""Names in LoRA files of earlier diffusers versions, beyond those that diffusers itself converts."""
+
+
+def lora_scale(module: str, rank: int, alphas: Mapping[str, torch.Tensor], metadata: Mapping) -> float:
+    """Return alpha / rank of one module; alpha = rank where the file does not say otherwise, as in diffusers."""
+    from peft.utils.other import get_pattern_key
+
+    if f"{module}.alpha" in alphas:
+        return float(alphas[f"{module}.alpha"]) / rank
+    if not metadata:
+        return 1.0
+    if metadata.get("use_dora"):
+        raise ValueError(f"{module}: DoRA adapters cannot be merged as W + scale B A; export plain LoRA weights")
+    patterns = metadata.get("alpha_pattern") or {}
+    alpha = patterns.get(get_pattern_key(list(patterns), module), metadata["lora_alpha"])
+    return alpha / (rank**0.5 if metadata.get("use_rslora") else rank)
+
+
+def lora_delta(pipe: StableDiffusionPipeline, path: Path) -> Delta:
+    """Return W' = W + scale B A, computed in float32, for every module of a LoRA file in diffusers format.
+
+    Raises:
+        ValueError: a tensor that is no part of a plain LoRA, or a module that the base does not have.
+    """
+    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+
+    with safe_open(path, "pt") as file:
+        header = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    weights = {f"{part}.{n}": p for part in PARTS for n, p in getattr(pipe, part).named_parameters()}
+    tensors = convert_unet_state_dict_to_peft(tensors)
+    for old, new in OLDER_NAMES.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    alphas = {name: t for name, t in tensors.items() if name.endswith(".alpha")}
+    downs = {n.removesuffix(".lora_A.weight"): t for n, t in tensors.items() if n.endswith(".lora_A.weight")}
+    expected = {f"{m}.lora_{side}.weight" for m in downs for side in "AB"} | {f"{m}.alpha" for m in downs}
+    if odd := sorted(set(tensors) - expected):
+        raise ValueError(f"{path}: {odd[0]} is no part of a plain LoRA (A, B, alpha); save it in diffusers format")
+    delta: Delta = {}
+    for module, down in downs.items():
+        name = module if f"{module}.weight" in weights else module.replace("text_encoder.text_model.", "text_encoder.")
+        if f"{name}.weight" not in weights:
+            raise ValueError(f"{path}: the base has no module {module!r}; use the base that the LoRA was trained on")
+        part, inner = module.split(".", 1)
+        scale = lora_scale(inner, len(down), {n.split(".", 1)[1]: a for n, a in alphas.items()}, strip(header, part))
+        weight = weights[f"{name}.weight"].detach().float().cpu()
+        up = tensors[f"{module}.lora_B.weight"].float()
+        product = (up.flatten(1) @ down.float().flatten(1)).reshape(weight.shape)  # convolutions: B is 1 x 1
+        delta[f"{name}.weight"] = weight + scale * product
+    return delta
+
+
+def strip(metadata: Mapping, part: str) -> dict:
+    """Return the entries of the adapter metadata that belong to one part, without its prefix."""
+    return {key.removeprefix(part + "."): value for key, value in metadata.items() if key.startswith(part + ".")}

@@ -1,0 +1,179 @@
+"""Sample a prompt set: DDIM with classifier-free guidance (Ho & Salimans 2021), one generator for each image.
+
+The noise of an image comes from its row's seed alone, so batch size and order do not change what is drawn: images of
+batches of 1, 7 or 64 agree to float rounding (at most one grey level). Text is encoded once per unique prompt; PNG
+encoding runs in threads while the next batch is sampled.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from resurgence.config.fields import ConfigError, at_least
+from resurgence.diffusion.pipeline import ddim_of, exact
+from resurgence.progress import Progress
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+log = logging.getLogger(__name__)
+WINDOW = 256  # unique prompts whose embeddings are held at a time
+DECODE_PIXELS = 8 * 512 * 512  # pixels that the VAE decodes at once
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Settings of the sampler; the defaults are the paper's."""
+
+    steps: int = 50  # DDIM steps
+    guidance: float = 7.5  # 1 or less: no guidance
+    batch: int = 16  # images at a time; changes an image by rounding only
+    size: int | None = None  # pixels a side; null: the base's own
+    shard: int | None = None  # most images in a file, from which an interrupted job goes on; null: all in one
+    channels_last: bool = False  # memory format of UNet and autoencoder; faster convolutions in half precision
+    compile: bool = False  # the UNet by torch.compile: minutes at the start, then faster steps
+
+    def __post_init__(self) -> None:
+        at_least("steps", self.steps, 1)
+        at_least("batch", self.batch, 1)
+        at_least("guidance", self.guidance, 0)
+        for key, low in (("size", 8), ("shard", 1)):
+            if getattr(self, key) is not None:
+                at_least(key, getattr(self, key), low)
+
+
+def latent_shape(pipe: StableDiffusionPipeline, size: int | None) -> tuple[int, int, int]:
+    """Return (C, h, w) of the latents of square images of `size` pixels.
+
+    Raises:
+        ConfigError: a size that the autoencoder cannot make.
+    """
+    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    if size is not None and size % factor:
+        raise ConfigError("size", size, f"must be a multiple of {factor}, the autoencoder's factor")
+    side = pipe.unet.config.sample_size if size is None else size // factor
+    return (pipe.unet.config.in_channels, side, side)
+
+
+def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> torch.Tensor:
+    """Draw the starting noise (B, C, h, w) of each image from its own CPU generator."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])
+
+
+def encode_prompts(pipe: StableDiffusionPipeline, prompts: Sequence[str], batch: int = 64) -> torch.Tensor:
+    """Encode prompts as the pipeline does: padded, cut at the model's length; (N, L, d) on the pipeline's device."""
+    parts = [list(prompts[start : start + batch]) for start in range(0, len(prompts), batch)]
+    return torch.cat([pipe.encode_prompt(part, pipe.device, 1, False)[0] for part in parts])
+
+
+class PromptWindow:
+    """Embeddings of unique prompts read in order: each is encoded once, and dropped when the reader has passed it."""
+
+    def __init__(self, pipe: StableDiffusionPipeline, prompts: Sequence[str]) -> None:
+        self.pipe, self.prompts = pipe, list(prompts)
+        self.start, self.held = 0, encode_prompts(pipe, self.prompts[:WINDOW])  # (W, L, d)
+
+    def __getitem__(self, codes: Sequence[int]) -> torch.Tensor:
+        """Embeddings (B, L, d) of the prompts with these ascending numbers; earlier ones are gone."""
+        end = self.start + len(self.held)
+        if codes[-1] >= end:
+            ahead = encode_prompts(self.pipe, self.prompts[end : max(end + WINDOW, codes[-1] + 1)])
+            self.held = torch.cat([self.held[codes[0] - self.start :], ahead])
+            self.start = min(codes[0], end)
+        return self.held[torch.tensor(codes, device=self.held.device) - self.start]
+
+
+def make_faster(pipe: StableDiffusionPipeline, cfg: SamplingConfig) -> None:
+    """Bring the pipeline into the memory format of the settings and compile its UNet, once, if they say so."""
+    if cfg.channels_last:
+        for part in (pipe.unet, pipe.vae):
+            part.to(memory_format=torch.channels_last)
+    if cfg.compile and pipe.unet._compiled_call_impl is None:
+        pipe.unet.compile()
+
+
+@torch.no_grad()
+def denoise(
+    pipe: StableDiffusionPipeline, noise: torch.Tensor, text: torch.Tensor, empty: torch.Tensor, cfg: SamplingConfig
+) -> torch.Tensor:
+    """Run DDIM from noise to latents (eta 0); both guidance branches go through the UNet in one forward pass.
+
+    Args:
+        noise: (B, C, h, w). text: (B, L, d). empty: (1, L, d), the embedding of "".
+
+    Returns:
+        (B, C, h, w) float32.
+    """
+    scheduler, unet = ddim_of(pipe.scheduler), pipe.unet
+    scheduler.set_timesteps(cfg.steps)
+    guided = cfg.guidance > 1
+    context = torch.cat([empty.expand_as(text), text]) if guided else text
+    latents = noise.to(unet.device, torch.float32) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        doubled = torch.cat([latents, latents]) if guided else latents
+        prediction = unet(doubled.to(unet.dtype), t, context, return_dict=False)[0].float()
+        if guided:
+            unconditional, conditional = prediction.chunk(2)
+            prediction = unconditional + cfg.guidance * (conditional - unconditional)
+        latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
+    return latents
+
+
+@torch.no_grad()
+def decode(pipe: StableDiffusionPipeline, latents: torch.Tensor) -> torch.Tensor:
+    """Decode latents (B, C, h, w) to uint8 images (B, 3, H, W) on the CPU."""
+    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    chunk = max(1, DECODE_PIXELS // (latents[0, 0].numel() * factor**2))
+    scaled = (latents / pipe.vae.config.scaling_factor).to(pipe.vae.dtype)
+    images = torch.cat([pipe.vae.decode(part, return_dict=False)[0].float() for part in scaled.split(chunk)])
+    return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def sample(
+    pipe: StableDiffusionPipeline, prompts: pd.DataFrame, cfg: SamplingConfig, device: str | torch.device | None = None
+) -> Iterator[tuple[int, Image.Image]]:
+    """Yield (position of the row, image) for each row; rows of one prompt come together.
+
+    Args:
+        prompts: columns prompt and seed.
+        device: moves the pipeline; None: where it is.
+
+    Raises:
+        MemoryError: not even one image fits on the device. Before that the batch is halved.
+    """
+    if device is not None:
+        pipe.to(device)
+    make_faster(pipe, cfg)
+    codes, unique = pd.factorize(prompts["prompt"])
+    order, seeds = np.argsort(codes, kind="stable"), prompts["seed"].to_numpy()
+    shape, empty = latent_shape(pipe, cfg.size), encode_prompts(pipe, [""])
+    embeddings = PromptWindow(pipe, unique) if len(unique) else {}
+    progress = Progress("sampling", len(order), "images")
+    start, batch = 0, cfg.batch
+    while start < len(order):
+        rows = order[start : start + batch]
+        images = None
+        try:
+            text = embeddings[codes[rows].tolist()]
+            with exact(pipe.device):
+                images = decode(pipe, denoise(pipe, initial_noise(seeds[rows], shape), text, empty, cfg))
+        except torch.OutOfMemoryError as error:
+            if batch == 1:
+                raise MemoryError(f"one image of {shape} latents does not fit on {pipe.device}: {error}") from error
+        if images is None:  # outside of the except block, which keeps the failed batch alive
+            batch = max(1, len(rows) // 2)
+            log.warning("out of memory on %s; going on with batches of %d", pipe.device, batch)
+            torch.cuda.empty_cache()
+            continue
+        for row, image in zip(rows, images, strict=True):
+            yield int(row), Image.fromarray(image.permute(1, 2, 0).numpy())
+        start += len(rows)
+        progress.add(len(rows))

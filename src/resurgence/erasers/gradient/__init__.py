@@ -1,0 +1,1 @@
+"""Erasers trained by gradient steps."""

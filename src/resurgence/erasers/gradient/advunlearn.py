@@ -1,0 +1,233 @@
+"""AdvUnlearn: defensive unlearning with adversarial training (Zhang et al., NeurIPS 2024, arXiv 2405.15234).
+
+    min_theta  || eps_theta(x_t, c_adv) - [ eps_0(x_t, "") - eta (eps_0(x_t, c) - eps_0(x_t, "")) ] ||^2
+               + gamma || eps_theta(x_t, r) - eps_0(x_t, r) ||^2
+    where c_adv = argmin || eps_theta(x_t, c_adv) - eps_0(x_t, c) ||^2
+
+ESD's loss (its Eq. 7) on an adversarial caption, and a term for retained captions r. The attacker writes a few tokens
+of free embedding in front of the erased concept's caption c, by projected gradient descent, so that the model shows
+what the original shows for c. theta is the text encoder: fine-tuning the UNet leaves the erasure where it is. Several
+concepts: each step trains `batch` of them, in turn, each with a prefix of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch.func import functional_call
+
+from resurgence.config.fields import ConfigError, at_least, one_place
+from resurgence.config.optimisation import Optimisation, Selection
+from resurgence.diffusion.text import token_ids
+from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers.gradient.student import Student, Weights
+from resurgence.erasers.gradient.trainer import Objective, samples, train
+from resurgence.erasers.gradient.trajectories import Trajectories
+from resurgence.seeds import generator, seed_of
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from resurgence.config.task import Task
+
+
+@dataclass(frozen=True)
+class AdvunlearnConfig(Optimisation):
+    """Settings; the defaults are the authors' for nudity, unless a comment says ours."""
+
+    parameters: Selection = "text-encoder"  # the paper's choice; its UNet variants: xattn, noxattn, full
+    embeddings: Literal["frozen", "trained"] = "frozen"  # of text-encoder: the token and position tables; frozen: code
+    eta: float = 1.0  # strength of the negative guidance: code
+    gamma: float = 0.3  # weight of the retained captions: README; script's default 1
+    retain_batch: int = 5  # retained captions a step: code
+    warmup: int = 200  # first steps, on c itself without an attack: code
+    attack_steps: int = 30  # K, of each attack: code
+    attack_lr: float = 1e-3  # step size of the attack: code
+    attack_update: Literal["sign", "adam"] = "sign"  # along the gradient's sign, paper; adam: code
+    attack_start: Literal["random", "latest"] = "random"  # a random word, README; or the concept's last prefix, script
+    attack_every: int = 1  # steps after which a concept's prefix is made anew; 1: code
+    prefix_tokens: int = 1  # length of the attack's prefix: code
+    ddim_steps: int = 50  # of a whole trajectory: code
+    guidance: float = 3.0  # of sampling x_t: code
+    trajectories: int = 4  # ours: sampled for each erased concept, once
+    retain_trajectories: int = 1  # ours: sampled for each retained concept, once
+    template: str = "{}"  # the caption of an erased concept: code
+    retain_template: str = "a photo of {}"  # ours: the caption of a retained concept
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = ("retain_batch", "attack_steps", "attack_every", "prefix_tokens", "ddim_steps")
+        for key in (*counts, "trajectories", "retain_trajectories"):
+            at_least(key, getattr(self, key), 1)
+        for key in ("eta", "gamma", "warmup", "guidance"):
+            at_least(key, getattr(self, key), 0)
+        if self.warmup >= self.steps:
+            raise ConfigError("warmup", self.warmup, f"must be less than steps ({self.steps}), or nothing is attacked")
+        if self.embeddings == "trained" and self.parameters != "text-encoder":
+            raise ConfigError(
+                "embeddings", "trained", f"has no effect with parameters: {self.parameters}; leave it out"
+            )
+        if not self.attack_lr > 0:
+            raise ConfigError("attack_lr", self.attack_lr, "must be positive")
+        for key in ("template", "retain_template"):
+            one_place(key, getattr(self, key))
+
+
+def esd_target(empty: torch.Tensor, concept: torch.Tensor, eta: float) -> torch.Tensor:
+    """What theta is to predict for c_adv: eps_0("") - eta (eps_0(c) - eps_0(""))."""
+    return empty - eta * (concept - empty)
+
+
+def per_sample(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of each sample: (B, C, h, w) -> (B,)."""
+    return (a - b).square().flatten(1).mean(1)
+
+
+def encode(student: Student, weights: Weights, captions: Sequence[str], prefixes: torch.Tensor) -> torch.Tensor:
+    """Embeddings of captions, each behind a prefix of free token embeddings: (B, k, d) -> (B, L, d), with gradients.
+
+    A hook on the table of token embeddings puts the rows after the beginning token; what follows moves up by k.
+    """
+    tokenizer, encoder, k = student.pipe.tokenizer, student.pipe.text_encoder, prefixes.shape[1]
+    length = tokenizer.model_max_length
+    inputs = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    # the ids at the places of the prefix have no effect, those cut off at the end are padding
+    ids, mask = (
+        torch.cat([v[:, :1].expand(-1, k), v], 1)[:, :length].to(encoder.device)
+        for v in (inputs.input_ids, inputs.attention_mask)
+    )
+    masked = bool(getattr(encoder.config, "use_attention_mask", False))
+    own = {n.removeprefix("text_encoder."): w for n, w in weights.items() if n.startswith("text_encoder.")}
+
+    def insert(module: torch.nn.Module, args: tuple, rows: torch.Tensor) -> torch.Tensor:
+        return torch.cat([rows[:, :1], prefixes.to(rows.dtype), rows[:, 1 + k :]], 1)
+
+    with encoder.get_input_embeddings().register_forward_hook(insert):
+        return functional_call(encoder, own, (ids,), {"attention_mask": mask if masked else None})[0]
+
+
+class Advunlearn(Objective):
+    """The loss of one step: `batch` erased concepts behind adversarial prefixes, and `retain_batch` retained ones."""
+
+    def __init__(self, student: Student, task: Task, cfg: AdvunlearnConfig, seed: int) -> None:
+        super().__init__(student)
+        self.task, self.cfg, self.seed = task, cfg, seed
+        self.captions = {c: cfg.template.replace("{}", c) for c in task.erase}
+        self.captions |= {c: cfg.retain_template.replace("{}", c) for c in task.retain}
+        limit = student.pipe.tokenizer.model_max_length
+        for caption in self.captions.values():
+            if len(token_ids(student.pipe.tokenizer, caption)) + cfg.prefix_tokens > limit:
+                raise ValueError(f"advunlearn: caption {caption!r} leaves no room for prefix_tokens in {limit} tokens")
+        self.texts = dict(zip(self.captions, student.texts(list(self.captions.values())), strict=True))  # (L, d) each
+        self.empty = student.texts([""])  # (1, L, d)
+        self.pools = {}
+        for concepts, count in ((task.erase, cfg.trajectories), (task.retain, cfg.retain_trajectories)):
+            texts = {c: self.texts[c] for c in concepts}
+            pool = Trajectories(student.pipe, texts, self.empty, count, cfg.ddim_steps, cfg.guidance, seed)
+            self.pools |= dict.fromkeys(concepts, pool)
+        self.prefixes: dict[str, torch.Tensor] = {}  # erased concept -> (k, d), its last adversarial prefix
+        self.made: dict[str, int] = {}  # erased concept -> step in which that was made
+
+    def noisy(self, drawn: Sequence[tuple[str, torch.Generator]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """x_t (B, C, h, w) and t (B,) of each concept, on trajectories of the frozen base."""
+        pairs = [self.pools[concept].draw(concept, draws) for concept, draws in drawn]
+        return torch.stack([x for x, _ in pairs]), torch.tensor([t for _, t in pairs], device=self.student.device)
+
+    def attack(self, concepts: Sequence[str], step: int) -> torch.Tensor:
+        """Adversarial prefixes (B, k, d) of these concepts, by gradient descent on the distance to eps_0(c)."""
+        cfg, student = self.cfg, self.student
+        weights = {name: w.detach() for name, w in student.weights.items()}
+        draws = [generator("advunlearn attack", concept, self.seed, step) for concept in concepts]
+        table, starts = student.pipe.text_encoder.get_input_embeddings().weight.detach().float(), []
+        for concept, g in zip(concepts, draws, strict=True):
+            words = torch.randint(len(table), (cfg.prefix_tokens,), generator=g).to(table.device)
+            latest = self.prefixes.get(concept) if cfg.attack_start == "latest" else None
+            starts.append(table[words] if latest is None else latest)
+        prefix = torch.stack(starts).clone().requires_grad_()
+        optimiser = torch.optim.Adam([prefix], cfg.attack_lr)
+        text = torch.stack([self.texts[concept] for concept in concepts])
+        for _ in range(cfg.attack_steps):
+            x, t = self.noisy(list(zip(concepts, draws, strict=True)))
+            target = student.frozen(x, t, text)
+            seen = student.noise(weights, x, t, self.behind(concepts, prefix, weights))
+            prefix.grad = torch.autograd.grad(per_sample(seen, target).sum(), prefix)[0]
+            if cfg.attack_update == "sign":
+                prefix.data -= cfg.attack_lr * prefix.grad.sign()
+            else:
+                optimiser.step()
+        return prefix.detach()
+
+    def behind(self, concepts: Sequence[str], prefixes: torch.Tensor, weights: Weights) -> torch.Tensor:
+        """Embeddings (B, L, d) of the captions of concepts, each behind its prefix of (B, k, d)."""
+        return encode(self.student, weights, [self.captions[c] for c in concepts], prefixes)
+
+    def adversarial(self, concepts: Sequence[str], step: int) -> torch.Tensor:
+        """Prefixes (B, k, d) of these concepts; those that are missing or old are made anew first."""
+        every = self.cfg.attack_every
+        old = [c for c in dict.fromkeys(concepts) if c not in self.made or step - self.made[c] >= every]
+        if old:
+            self.prefixes |= dict(zip(old, self.attack(old, step), strict=True))
+            self.made |= dict.fromkeys(old, step)
+        return torch.stack([self.prefixes[c] for c in concepts])
+
+    def encoded(self, concepts: Sequence[str]) -> torch.Tensor:
+        """Embeddings (B, L, d) of the plain captions by the model in training."""
+        if self.cfg.parameters != "text-encoder":
+            return torch.stack([self.texts[c] for c in concepts])
+        return self.student.encode([self.captions[c] for c in concepts])
+
+    def loss(self, step: int) -> torch.Tensor:
+        """ESD's loss behind the prefixes plus gamma times the distance to the original for retained captions."""
+        cfg, student = self.cfg, self.student
+        drawn = samples(self.task.erase, cfg.batch, self.seed, step)
+        kept = samples(self.task.retain, cfg.retain_batch, seed_of("retained", self.seed), step)
+        concepts, retained = [s.concept for s in drawn], [s.concept for s in kept]
+        if step < cfg.warmup:
+            text = self.encoded(concepts + retained)
+        else:
+            prefixes = self.adversarial(concepts, step)
+            text = torch.cat([self.behind(concepts, prefixes, student.weights), self.encoded(retained)])
+        x, t = self.noisy([*drawn, *kept])
+        n = len(drawn)
+        plain = torch.stack([self.texts[c] for c in concepts + retained])
+        frozen = student.frozen(
+            torch.cat([x[:n], x]), torch.cat([t[:n], t]), torch.cat([self.empty.expand(n, -1, -1), plain])
+        )
+        empty, concept, same = frozen.split([n, n, len(kept)])
+        target = torch.cat([esd_target(empty, concept, cfg.eta), same])
+        distances = per_sample(student(x, t, text), target)
+        return distances[:n].mean() + cfg.gamma * distances[n:].mean()
+
+    def state(self) -> dict[str, Any]:
+        """The prefixes and their ages."""
+        return {"prefixes": self.prefixes, "made": self.made}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take back prefixes and ages."""
+        self.prefixes, self.made = dict(state["prefixes"]), dict(state["made"])
+
+
+def erase(
+    pipe: StableDiffusionPipeline,
+    task: Task,
+    cfg: AdvunlearnConfig,
+    data: EraserData,
+    seed: int,
+    folder: Path | None = None,
+) -> dict[str, torch.Tensor]:
+    """Train; the pipeline is left as it was.
+
+    Args:
+        folder: where curves.json and the checkpoints go; None: nowhere.
+    """
+    student = Student(pipe, cfg.parameters)
+    if cfg.embeddings == "frozen":
+        student.weights = {n: w for n, w in student.weights.items() if ".embeddings." not in n}
+    return train(student, Advunlearn(student, task, cfg, seed), task, cfg, data, seed, folder)
+
+
+ERASER = Eraser(AdvunlearnConfig, erase, frozenset())

@@ -1,0 +1,104 @@
+"""CA: Concept Ablation (Kumari et al., ICCV 2023, arXiv 2303.13516), the model-based and the noise-based objective.
+
+    model-based:  min || eps_theta(x_t, c*) - eps_0(x_t, c) ||^2
+    noise-based:  min || eps_theta(x_t, c*) - noise ||^2
+    anchor term:  + anchor_weight || eps_theta(x_t, c) - noise ||^2   (optional)
+
+x_t are noised images of the anchor, here the task's mapping concept; c is a caption of it, c* the same caption with
+the erased concept in its place. So the words of the erased concept come to mean the anchor. The paper derives the
+first objective with the frozen eps_0; to hold one model only, its training and its code take sg eps_theta instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+
+from resurgence.config.fields import ConfigError, at_least, templates
+from resurgence.config.optimisation import Optimisation, Selection
+from resurgence.diffusion.latents import add_noise
+from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers.gradient.anchor_images import AnchorImages
+from resurgence.erasers.gradient.student import Student
+from resurgence.erasers.gradient.trainer import Objective, samples, train
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from resurgence.config.task import Task
+
+
+@dataclass(frozen=True)
+class CaConfig(Optimisation):
+    """Settings; the authors' for objects and styles, written for one device, unless a comment says ours."""
+
+    parameters: Selection = "xattn-kv"  # the paper's choice; memorised images: full
+    steps: int = 100  # optimiser steps: script
+    lr: float = 1.6e-5  # learning rate: script, 2e-6 scaled by 4 images on 2 GPUs
+    optimiser: Literal["adam", "adamw"] = "adamw"  # script
+    weight_decay: float = 0.01  # of AdamW: script
+    batch: int = 8  # samples a step: script, 4 images on 2 GPUs
+    max_norm: float | None = 1.0  # of the gradient: script
+    loss: Literal["model-based", "noise-based"] = "model-based"  # the paper finds the first better
+    target_from: Literal["frozen", "current"] = "frozen"  # who predicts for c: eps_0 (as derived), eps_theta (script)
+    anchor_weight: float = 0.0  # of the paper's optional term; script: 1 when the erased words contain the anchor's
+    captions: str | tuple[str, ...] = ""  # ours: "" for 30 built-in templates; or a list, or a file
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        templates("captions", self.captions)
+        at_least("anchor_weight", self.anchor_weight, 0)
+        if self.parameters == "text-encoder":
+            raise ConfigError("parameters", self.parameters, "ca trains the UNet here; choose another, e.g. xattn-kv")
+
+
+def target_of(loss: str, noise: torch.Tensor, anchor: torch.Tensor | None) -> torch.Tensor:
+    """What c* is to predict, (B, C, h, w) without gradient: eps(x_t, c), or with `noise-based` the noise in x_t."""
+    return noise if loss == "noise-based" else anchor.detach()
+
+
+class Ca(Objective):
+    """The loss of one step, for `batch` pairs of an erased concept and an image of its anchor."""
+
+    def __init__(self, student: Student, task: Task, cfg: CaConfig, data: EraserData, seed: int) -> None:
+        super().__init__(student)
+        self.task, self.cfg, self.seed = task, cfg, seed
+        self.data = AnchorImages("ca", student, task, cfg.captions, data)
+
+    def loss(self, step: int) -> torch.Tensor:
+        """Mean squared error to the target, and the anchor term if it has a weight."""
+        drawn = samples(self.task.erase, self.cfg.batch, self.seed, step)
+        latents, noise, t, text, anchor_text = self.data.draw(drawn)
+        x, student, cfg = add_noise(latents, noise, self.student.alphas_bar[t]), self.student, self.cfg
+        anchor = None
+        if cfg.anchor_weight:
+            concept, anchor = student(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, anchor_text])).chunk(2)
+            kept = cfg.anchor_weight * F.mse_loss(anchor, noise)
+        else:
+            concept, kept = student(x, t, text), 0.0
+        if cfg.loss == "model-based" and cfg.target_from == "frozen":
+            anchor = student.frozen(x, t, anchor_text)
+        elif cfg.loss == "model-based" and anchor is None:
+            with torch.no_grad():
+                anchor = student(x, t, anchor_text)
+        return F.mse_loss(concept, target_of(cfg.loss, noise, anchor)) + kept
+
+
+def erase(
+    pipe: StableDiffusionPipeline, task: Task, cfg: CaConfig, data: EraserData, seed: int, folder: Path | None = None
+) -> dict[str, torch.Tensor]:
+    """Train; the pipeline is left as it was.
+
+    Args:
+        data: `anchors`, images of each mapping concept, made by the base.
+        folder: where curves.json and the checkpoints go; None: nowhere.
+    """
+    student = Student(pipe, cfg.parameters)
+    return train(student, Ca(student, task, cfg, data, seed), task, cfg, data, seed, folder)
+
+
+ERASER = Eraser(CaConfig, erase, frozenset({"anchors"}))

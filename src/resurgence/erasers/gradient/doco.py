@@ -1,0 +1,228 @@
+"""DoCo: Domain Correction with concept-preserving gradient (Wu et al., AAAI 2025, arXiv 2405.15304), Eq. 8 and 9.
+
+    min_theta max_D  E log D(eps_theta(x_t, c)) + E log(1 - D(eps_theta(x_t, c*)))                (8)
+    G = G_u if G_u . G_r >= 0, else G_u - lamb (G_u . G_r / ||G_r||^2) G_r                        (9)
+
+x_t are noised images of the anchor, here the task's mapping concept; c is a caption of it, c* the same caption with
+the erased concept in its place. A discriminator D learns to tell from the predicted noise which of the two was read,
+the model learns to leave it no difference. G_u is the gradient of (8), G_r that of the anchor's diffusion loss.
+Several concepts: each step trains `batch` of them, in turn, against one D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from resurgence.config.fields import ConfigError, at_least, templates
+from resurgence.config.optimisation import Optimisation, Selection
+from resurgence.diffusion.latents import add_noise
+from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers.gradient.anchor_images import AnchorImages
+from resurgence.erasers.gradient.student import Student, clean_of
+from resurgence.erasers.gradient.trainer import Objective, samples, train
+from resurgence.seeds import generator
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from resurgence.config.task import Task
+
+WIDTHS = (64, 128, 256, 512)  # channels of the discriminator's halving layers, the authors' for latents of 64 x 64
+
+
+@dataclass(frozen=True)
+class DocoConfig(Optimisation):
+    """Settings; the paper's formulas and numbers, where it is silent the code's, or ours where a comment says so."""
+
+    parameters: Selection = "xattn-kv"  # code: to_k and to_v of the cross-attentions; the paper does not say
+    steps: int = 1000  # optimiser steps, the warm-up included: paper
+    lr: float = 4e-6  # learning rate: paper
+    batch: int = 8  # samples a step: paper
+    max_norm: float | None = 1.0  # of the gradient: code
+    unlearning: Literal["adversarial", "l2"] = "adversarial"  # G_u of Eq. 8, or of || eps(c*) - sg eps(c) ||^2
+    discriminate: Literal["noise", "x0"] = "noise"  # what D sees: predicted noise (paper), or predicted x_0 (code)
+    generator: Literal["minimax", "non-saturating"] = "minimax"  # theta's side: Eq. 8, or (code) -log D of the concept
+    anchor_from: Literal["current", "frozen"] = "current"  # who predicts for c: eps_theta (Eq. 8), or eps_0 (code)
+    surgery: Literal["paper", "code", "none", "sum"] = "paper"  # Eq. 9; code: tensor by tensor; sum: G_u + lamb G_r
+    lamb: float = 1.0  # lambda of Eq. 9: paper and README
+    warmup: int = 200  # first steps, which update D alone: paper; adversarial only
+    discriminator_lr: float = 1e-4  # README, objects and nudity; styles 5e-4
+    last_stride: Literal[2, 1] = 2  # of D's last layer: paper; code: 1
+    captions: str | tuple[str, ...] = ""  # ours: "" for 30 built-in templates; or a list, or a file
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        templates("captions", self.captions)
+        at_least("lamb", self.lamb, 0)
+        at_least("warmup", self.warmup, 0)
+        if not self.discriminator_lr > 0:
+            raise ConfigError("discriminator_lr", self.discriminator_lr, "must be positive")
+        if self.unlearning == "adversarial" and self.warmup >= self.steps:
+            raise ConfigError("warmup", self.warmup, f"must be less than steps ({self.steps})")
+        if self.parameters == "text-encoder":
+            raise ConfigError("parameters", self.parameters, "doco trains the UNet; choose another, e.g. xattn-kv")
+
+
+def discriminator(channels: int, side: int, last_stride: int, seed: int) -> nn.Sequential:
+    """A PatchGAN over latents (B, channels, side, side): logits (B, 1, h, w), positive for the anchor.
+
+    Layers of stride 2 halve the latents to 4 x 4, at most four: one for a side of 8, four for 64 as in the authors'
+    code. The last layer makes the logits, 2 x 2 of them, or 3 x 3 with a last stride of 1.
+
+    Raises:
+        ValueError: latents smaller than 4 x 4.
+    """
+    if side < 4:
+        raise ValueError(f"doco: latents of {side} x {side} are too small for the discriminator; it needs 4 x 4")
+    widths = WIDTHS[: max(1, (side // 4).bit_length() - 1)]
+    layers: list[nn.Module] = []
+    with torch.device("meta"):  # no draws from the global generator
+        for before, width in zip((channels, *widths), widths, strict=False):
+            norm = [nn.BatchNorm2d(width, track_running_stats=False)] if layers else []
+            layers += [nn.Conv2d(before, width, 4, 2, 1), *norm, nn.LeakyReLU(0.2)]
+        net = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, last_stride, 1)).to_empty(device="cpu")
+    for name, module in net.named_children():
+        if isinstance(module, nn.Conv2d):  # PyTorch's own distribution: uniform up to 1 / sqrt(inputs)
+            bound = module.weight[0].numel() ** -0.5
+            for own, p in module.named_parameters():
+                nn.init.uniform_(p, -bound, bound, generator("doco discriminator", name, own, seed))
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    return net
+
+
+def log_likelihood(logits: torch.Tensor, anchor: bool) -> torch.Tensor:
+    """Mean of log D (`anchor`), or of log(1 - D), of logits; a scalar of at most 0."""
+    return F.logsigmoid(logits if anchor else -logits).mean()
+
+
+def adversarial_loss(concept: torch.Tensor, anchor: torch.Tensor | None, kind: str) -> torch.Tensor:
+    """What theta minimises, of D's logits for c* and, where theta makes them, for c: Eq. 8, or with labels swapped."""
+    sign, truth = (1, True) if kind == "minimax" else (-1, False)
+    value = sign * log_likelihood(concept, anchor=not truth)
+    return value if anchor is None else value + sign * log_likelihood(anchor, anchor=truth)
+
+
+def inner(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The scalar product over all tensors together."""
+    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
+
+
+def paper_surgery(unlearn: list[torch.Tensor], retain: list[torch.Tensor], lamb: float) -> list[torch.Tensor]:
+    """Eq. 9 on the gradient as one vector over all tensors."""
+    product = inner(unlearn, retain)
+    if product >= 0:
+        return unlearn
+    scale = lamb * product / inner(retain, retain)
+    return [u - scale * r for u, r in zip(unlearn, retain, strict=True)]
+
+
+def code_surgery(
+    unlearn: list[torch.Tensor], retain: list[torch.Tensor], lamb: float, max_norm: float | None
+) -> list[torch.Tensor]:
+    """The authors' code: tensor by tensor, G_u - lamb cos(G_u, G_r) G_r / ||G_r||, without the factor ||G_u||.
+
+    G_u is clipped to max_norm over all tensors before. Small tensors are corrected too far, even past orthogonality.
+    """
+    clip = 1.0 if max_norm is None else (max_norm / (inner(unlearn, unlearn).sqrt() + 1e-6)).clamp(max=1)
+    found = []
+    for u, r in zip(unlearn, retain, strict=True):
+        unit = r / (r.norm() + 1e-8)
+        cosine = (u / (u.norm() + 1e-8) * unit).sum()
+        found.append(clip * u - lamb * cosine.clamp(max=0) * unit)
+    return found
+
+
+class Doco(Objective):
+    """The gradient of one step, for `batch` pairs of an erased concept and an image of its anchor; and D's own step."""
+
+    def __init__(self, student: Student, task: Task, cfg: DocoConfig, data: EraserData, seed: int) -> None:
+        super().__init__(student)
+        self.task, self.cfg, self.seed = task, cfg, seed
+        self.data = AnchorImages("doco", student, task, cfg.captions, data)
+        channels, *sides = next(iter(self.data.latents.values())).shape[1:]
+        self.discriminator = discriminator(channels, min(sides), cfg.last_stride, seed).to(student.device)
+        betas = (0.5, 0.999)  # code
+        self.optimiser = torch.optim.Adam(self.discriminator.parameters(), cfg.discriminator_lr, betas)
+
+    def train_discriminator(self, concept: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
+        """One step of D up the value of Eq. 8; its loss, the value with its sign changed."""
+        d = self.discriminator
+        loss = -log_likelihood(d(anchor.detach()), anchor=True) - log_likelihood(d(concept.detach()), anchor=False)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        return loss.detach()
+
+    def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """G of Eq. 9; in the warm-up no gradients at all, so that the optimiser leaves every weight as it is."""
+        cfg, student = self.cfg, self.student
+        latents, noise, t, text, anchor_text = self.data.draw(samples(self.task.erase, cfg.batch, self.seed, step))
+        alpha_bar = student.alphas_bar[t]
+        x = add_noise(latents, noise, alpha_bar)
+        adversarial, weights = cfg.unlearning == "adversarial", list(student.weights.values())
+        warm = adversarial and step < cfg.warmup
+
+        with torch.set_grad_enabled(not warm):
+            both = student(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, anchor_text]))
+            concept, kept = both.chunk(2)
+            retaining = F.mse_loss(kept, noise)  # the anchor's diffusion loss
+            anchor = kept if cfg.anchor_from == "current" else student.frozen(x, t, anchor_text)
+            if cfg.discriminate == "x0" and adversarial:
+                concept, anchor = clean_of(concept, x, alpha_bar), clean_of(anchor, x, alpha_bar)
+            if adversarial:
+                judged = self.discriminator(anchor) if cfg.anchor_from == "current" else None
+                loss = adversarial_loss(self.discriminator(concept), judged, cfg.generator)
+            else:
+                loss = F.mse_loss(concept, anchor.detach())
+        found = [None] * len(weights) if warm else self.operate(loss, retaining, weights)
+        shown = {"loss": loss.detach(), "retain": retaining.detach()}
+        if adversarial:
+            shown["discriminator"] = self.train_discriminator(concept, anchor)
+        return found, shown
+
+    def operate(self, loss: torch.Tensor, retaining: torch.Tensor, weights: list[torch.Tensor]) -> list[torch.Tensor]:
+        """G of the losses of unlearning and retaining, by the surgery of the settings."""
+        cfg, needed = self.cfg, self.cfg.surgery != "none"
+        unlearn = torch.autograd.grad(loss, weights, retain_graph=needed, materialize_grads=True)
+        if not needed:
+            return list(unlearn)
+        retain = torch.autograd.grad(retaining, weights, materialize_grads=True)
+        if cfg.surgery == "sum":
+            return [u + cfg.lamb * r for u, r in zip(unlearn, retain, strict=True)]
+        if cfg.surgery == "code":
+            return code_surgery(list(unlearn), list(retain), cfg.lamb, cfg.max_norm)
+        return paper_surgery(list(unlearn), list(retain), cfg.lamb)
+
+    def state(self) -> dict[str, Any]:
+        """D and its optimiser."""
+        return {"discriminator": self.discriminator.state_dict(), "optimiser": self.optimiser.state_dict()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take back D and its optimiser."""
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+def erase(
+    pipe: StableDiffusionPipeline, task: Task, cfg: DocoConfig, data: EraserData, seed: int, folder: Path | None = None
+) -> dict[str, torch.Tensor]:
+    """Train; the pipeline is left as it was.
+
+    Args:
+        data: `anchors`, images of each mapping concept, made by the base.
+        folder: where curves.json and the checkpoints go; None: nowhere.
+    """
+    student = Student(pipe, cfg.parameters)
+    return train(student, Doco(student, task, cfg, data, seed), task, cfg, data, seed, folder)
+
+
+ERASER = Eraser(DocoConfig, erase, frozenset({"anchors"}))

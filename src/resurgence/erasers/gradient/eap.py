@@ -1,0 +1,250 @@
+"""EAP: Erasing with Adversarial Preservation (Bui et al., NeurIPS 2024, arXiv 2410.15618), Eq. 5, Algorithms 1 and 2.
+
+    min_theta max_pi  || eps_theta(x_t, c_e) - eps_0(x_t, c_n) ||^2                              erasing
+                      + lambda || eps_theta(x_t, c_a) - eps_0(x_t, c_a) ||^2,  c_a = G(pi) R     preservation
+
+c_e is the erased concept, c_n a neutral caption, R the embeddings of the K vocabulary words closest to c_e, G the
+Gumbel-Softmax. Each step first moves pi `search_steps` times up the second term, so that c_a is the word that the
+erasure has changed most, and then the UNet once down the sum. Several concepts: each has its own R and pi; a step
+trains `batch` of them, in turn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+from resurgence.config.fields import ConfigError, at_least, one_place
+from resurgence.config.optimisation import Optimisation
+from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers.gradient.esd import Esd, esd_target
+from resurgence.erasers.gradient.student import Student, clean_of
+from resurgence.erasers.gradient.trainer import Sample, gradients, samples, train
+from resurgence.figures.sensitive_words import save_picture
+from resurgence.seeds import generator
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+    from transformers import PreTrainedTokenizerBase
+
+    from resurgence.config.task import Task
+
+CHUNK = 256  # words embedded at a time
+
+
+@dataclass(frozen=True)
+class EapConfig(Optimisation):
+    """Settings; the paper's for objects and styles, where it is silent the script's, or ours if a comment says so."""
+
+    lamb: float = 1.0  # lambda, weight of the preservation loss: paper
+    target: Literal["neutral", "guided"] = "neutral"  # Eq. 5; guided: c_n with negative guidance, as ESD (script)
+    neutral: str = ""  # c_n: script; the paper names " " and "a photo"
+    negative_guidance: float = 1.0  # target guided: its strength, script
+    compare: Literal["noise", "clean"] = "noise"  # what is compared: predicted noise (Eq. 5), or x_0 (script)
+    words: str = ""  # file, a word a line (paper: Oxford 3000); "": the tokenizer's whole words (paper tries them)
+    exclude: Literal["concepts", "words", "none"] = "concepts"  # left out: concepts, paper; + their words; none: script
+    closest: int = 100  # K: paper; nudity 50
+    distance: Literal["cosine", "l2"] = "cosine"  # paper; l2: script, which takes K of the 1000 closest by k-means
+    search_steps: int = 2  # N_iter: paper
+    eta: float = 1e-3  # step size for pi: paper; 1e-2 in the authors' runs
+    ascent: Literal["gradient", "adam"] = "gradient"  # how pi is moved: Algorithm 1, or Adam (script)
+    through: Literal["both", "student"] = "both"  # pi's gradient through both models, Algorithm 1; student: script
+    pi: Literal["kept", "reset"] = "kept"  # from step to step: script, the paper does not say
+    temperature: float = 2.0  # of the Gumbel-Softmax; script
+    hard: bool = True  # c_a is one word, with the gradient of the soft mixture; the authors' runs
+    x_t: Literal["base", "student"] = "base"  # who samples x_t: the base once (ours), or the model in training (script)
+    ddim_steps: int = 50  # of a whole trajectory: script
+    guidance: float = 3.0  # of sampling x_t: script
+    trajectories: int = 4  # ours; x_t base: sampled for each concept
+    template: str = "{}"  # ours: the caption of a concept or word
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("closest", "search_steps", "ddim_steps", "trajectories"):
+            at_least(key, getattr(self, key), int(key != "search_steps"))
+        for key in ("lamb", "negative_guidance", "guidance"):
+            at_least(key, getattr(self, key), 0)
+        for key in ("eta", "temperature"):
+            if not getattr(self, key) > 0:
+                raise ConfigError(key, getattr(self, key), "must be positive")
+        if self.parameters == "text-encoder":
+            raise ConfigError("parameters", self.parameters, "eap trains the UNet; choose another, e.g. xattn")
+        one_place("template", self.template)
+
+
+def whole_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The tokens that end a word and are at least three letters, in alphabetical order: word ends are among them."""
+    found = (token.removesuffix("</w>") for token in tokenizer.get_vocab() if token.endswith("</w>"))
+    return sorted({word for word in found if len(word) >= 3 and word.isascii() and word.isalpha()})
+
+
+def vocabulary(cfg: EapConfig, tokenizer: PreTrainedTokenizerBase, erased: Sequence[str]) -> list[str]:
+    """The words to search, without those that `exclude` names.
+
+    Raises:
+        ConfigError: no such file, or fewer words than `closest`.
+    """
+    words = whole_words(tokenizer)
+    if cfg.words:
+        if not Path(cfg.words).is_file():
+            raise ConfigError("words", cfg.words, "does not exist; name a file with one word a line")
+        lines = Path(cfg.words).read_text(encoding="utf-8").splitlines()
+        words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    concepts = [concept.lower() for concept in erased]
+    left_out = {"none": [], "concepts": concepts, "words": [*concepts, *" ".join(concepts).split()]}[cfg.exclude]
+    words = [word for word in words if word.lower() not in left_out]
+    if len(words) < cfg.closest:
+        raise ConfigError("closest", cfg.closest, f"the vocabulary has {len(words)} words; lower it, or add words")
+    return words
+
+
+def similarity(a: torch.Tensor, b: torch.Tensor, distance: str) -> torch.Tensor:
+    """How near embeddings are, all tokens in a row: cosine or negative distance; (N, L, d), (M, L, d) -> (N, M)."""
+    a, b = a.flatten(1), b.flatten(1)
+    return -torch.cdist(a, b) if distance == "l2" else F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
+
+
+def gumbel_noise(size: int, draws: torch.Generator) -> torch.Tensor:
+    """Standard Gumbel noise -log E of exponential E, on the CPU."""
+    return -torch.empty(size).exponential_(generator=draws).log()
+
+
+def gumbel_softmax(pi: torch.Tensor, noise: torch.Tensor, temperature: float, hard: bool) -> torch.Tensor:
+    """softmax((pi + noise) / temperature) over the last dimension; hard: its one-hot maximum with the soft gradient.
+
+    pi are logits: a hard draw is word k with probability softmax(pi)_k, at any temperature.
+    """
+    soft = ((pi + noise) / temperature).softmax(-1)
+    if not hard:
+        return soft
+    one = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft)
+    return one - soft.detach() + soft
+
+
+class Eap(Esd):
+    """The two losses of one step, for `batch` concepts (x_t and captions as for ESD), and the search before it."""
+
+    def __init__(self, student: Student, task: Task, cfg: EapConfig, seed: int) -> None:
+        words = vocabulary(cfg, student.pipe.tokenizer, task.erase)  # first: the rest takes minutes
+        super().__init__(student, task, cfg, seed)
+        self.neutral = student.texts([cfg.neutral])  # (1, L, d)
+        captions = [cfg.template.replace("{}", word) for word in words]
+        erased = torch.stack(list(self.texts.values()))
+        chunks = [captions[start : start + CHUNK] for start in range(0, len(words), CHUNK)]
+        near = torch.cat([similarity(erased, student.texts(chunk), cfg.distance) for chunk in chunks], 1)
+        chosen = near.topk(cfg.closest).indices  # (concepts, K)
+        used, places = chosen.unique(return_inverse=True)
+        self.every = student.texts([captions[k] for k in used.tolist()])  # embeddings of the words in use
+        self.places = dict(zip(task.erase, places, strict=True))  # concept -> (K,) rows of `every`
+        self.words = {c: [words[k] for k in row.tolist()] for c, row in zip(task.erase, chosen, strict=True)}
+        self.pi = {c: torch.zeros(cfg.closest, device=student.device) for c in task.erase}
+        optimiser = torch.optim.SGD if cfg.ascent == "gradient" else torch.optim.Adam
+        self.ascent = optimiser([pi.requires_grad_() for pi in self.pi.values()], lr=cfg.eta, maximize=True)
+
+    def reset(self, concepts: Iterable[str]) -> None:
+        """Every word of these concepts equally likely again, and nothing kept of how their pi moved."""
+        for pi in [self.pi[concept] for concept in concepts]:
+            pi.data.zero_()
+            self.ascent.state.pop(pi, None)
+
+    def adversarial(self, drawn: Sequence[Sample], step: int, turn: int) -> torch.Tensor:
+        """c_a = G(pi) R of each sample, (B, L, d), with gradients to pi; `turn` numbers the draws within a step."""
+        found = []
+        for number, sample in enumerate(drawn):
+            noise = gumbel_noise(self.cfg.closest, generator("eap gumbel", self.seed, step, number, turn))
+            pi = self.pi[sample.concept]
+            chosen = gumbel_softmax(pi, noise.to(pi), self.cfg.temperature, self.cfg.hard)
+            found.append(torch.einsum("k,kld->ld", chosen, self.every[self.places[sample.concept]]))
+        return torch.stack(found)
+
+    def compared(self, noise: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """What the losses compare, of a predicted noise."""
+        return noise if self.cfg.compare == "noise" else clean_of(noise, x, self.student.alphas_bar[t])
+
+    def search(self, drawn: Sequence[Sample], x: torch.Tensor, t: torch.Tensor, step: int) -> None:
+        """Algorithm 1: pi moves `search_steps` times up the preservation loss, the sum over elements and samples."""
+        if self.cfg.pi == "reset":
+            self.reset({sample.concept for sample in drawn})
+        for turn in range(self.cfg.search_steps):
+            c_a = self.adversarial(drawn, step, turn)
+            student = self.student
+            kept = student.noise({}, x, t, c_a) if self.cfg.through == "both" else student.frozen(x, t, c_a)
+            found = student(x, t, c_a)
+            change = (self.compared(found, x, t) - self.compared(kept, x, t)).square().sum()
+            moved = [self.pi[c] for c in {sample.concept: None for sample in drawn}]
+            self.ascent.zero_grad()
+            for pi, g in zip(moved, torch.autograd.grad(change, moved), strict=True):
+                pi.grad = g
+            self.ascent.step()
+
+    def terms(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Erasing and preservation loss after the search: one pass of the frozen model, one of the student."""
+        drawn, cfg, student = samples(self.task.erase, self.cfg.batch, self.seed, step), self.cfg, self.student
+        text = torch.stack([self.texts[sample.concept] for sample in drawn])
+        x, t = self.noisy(drawn, text)
+        self.search(drawn, x, t, step)
+        c_a = self.adversarial(drawn, step, cfg.search_steps).detach()
+        texts = [self.neutral.expand_as(text), c_a, *([text] if cfg.target == "guided" else [])]
+        points, times = torch.cat([x] * len(texts)), torch.cat([t] * len(texts))
+        frozen = self.compared(student.frozen(points, times, torch.cat(texts)), points, times)
+        target, kept, *concept = frozen.chunk(len(texts))
+        if concept:
+            target = esd_target(target, concept[0], cfg.negative_guidance, "empty")
+        points, times = torch.cat([x, x]), torch.cat([t, t])
+        erased, preserved = self.compared(student(points, times, torch.cat([text, c_a])), points, times).chunk(2)
+        return F.mse_loss(erased, target), F.mse_loss(preserved, kept)
+
+    def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """Algorithm 2: the gradient of the sum for the UNet; both terms are in the curve."""
+        erasing, preservation = self.terms(step)
+        loss = erasing + self.cfg.lamb * preservation
+        shown = {"loss": loss, "erasing": erasing, "preservation": preservation}
+        return gradients(loss, list(self.student.weights.values())), {k: v.detach() for k, v in shown.items()}
+
+    def loss(self, step: int) -> torch.Tensor:
+        """The sum, after the search."""
+        erasing, preservation = self.terms(step)
+        return erasing + self.cfg.lamb * preservation
+
+    def sensitive(self) -> dict[str, list[tuple[str, float]]]:
+        """Concept -> its K words and their probabilities, the most sensitive first."""
+        chances = {c: pi.detach().softmax(0).tolist() for c, pi in self.pi.items()}
+        return {c: sorted(zip(self.words[c], chances[c], strict=True), key=lambda pair: -pair[1]) for c in chances}
+
+    def state(self) -> dict[str, Any]:
+        """pi of every concept and its optimiser's state."""
+        return {"pi": {c: pi.detach() for c, pi in self.pi.items()}, "ascent": self.ascent.state_dict()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+        for concept, pi in self.pi.items():
+            pi.data.copy_(state["pi"][concept])
+        self.ascent.load_state_dict(state["ascent"])
+
+
+def erase(
+    pipe: StableDiffusionPipeline, task: Task, cfg: EapConfig, data: EraserData, seed: int, folder: Path | None = None
+) -> dict[str, torch.Tensor]:
+    """Train; the pipeline is left as it was.
+
+    Args:
+        folder: where sensitive.json (concept -> [word, probability] of pi) and its picture, curves.json and the
+            checkpoints go.
+    """
+    student = Student(pipe, cfg.parameters)
+    objective = Eap(student, task, cfg, seed)
+    delta = train(student, objective, task, cfg, data, seed, folder)
+    if folder is not None:
+        found = objective.sensitive()
+        (folder / "sensitive.json").write_text(json.dumps(found, indent=1))
+        save_picture(found, folder)
+    return delta
+
+
+ERASER = Eraser(EapConfig, erase, frozenset())

@@ -1,0 +1,138 @@
+"""FMN: Forget-Me-Not (Zhang et al., CVPR 2024 workshop, arXiv 2303.17591), attention resteering.
+
+    min || concat over cross-attentions of A[:, :, S] ||_F
+
+A are the softmax probabilities of a cross-attention (heads, pixels, tokens) for a noised image of the concept and a
+caption of it, S the concept's tokens in that caption and its end. The model learns to look away from the concept's
+words; nothing says where to look instead, so few steps are enough and more of them harm what is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from resurgence.config.fields import ConfigError, templates
+from resurgence.config.optimisation import Optimisation, Selection
+from resurgence.diffusion.attention import attention_maps
+from resurgence.diffusion.latents import add_noise, latents_of
+from resurgence.diffusion.text import fill, load_captions
+from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers.gradient.student import Student
+from resurgence.erasers.gradient.trainer import Objective, Sample, samples, train
+from resurgence.erasers.mace.method import tokens_of
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    from resurgence.config.task import Task
+
+
+@dataclass(frozen=True)
+class FmnConfig(Optimisation):
+    """Settings; the defaults are the authors' configuration without learnt tokens, unless a comment says ours."""
+
+    parameters: Selection = "full"  # official; the authors also name the cross-attentions: xattn
+    steps: int = 35  # optimiser steps: official
+    lr: float = 2e-6  # learning rate: official
+    optimiser: Literal["adam", "adamw"] = "adamw"  # official
+    weight_decay: float = 0.01  # of AdamW: official
+    max_norm: float | None = 1.0  # of the gradient: official
+    captions: str | tuple[str, ...] = ("a photo of {}",)  # official; for styles it is "a photo in the style of {}"
+    use_pooler: bool = True  # also lower the attention to the end of the caption: official
+    pooler_tokens: Literal["end-and-padding", "end", "same-id"] = "end-and-padding"  # ours; same-id: official
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        templates("captions", self.captions)
+        if self.parameters == "text-encoder":
+            raise ConfigError("parameters", self.parameters, "fmn trains the UNet; choose another, e.g. full or xattn")
+
+
+class Maps(nn.Module):
+    """`attention_maps` as a module, so that one forward pass can run with other weights than the UNet's own."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet = unet  # so its parameters are named as in a delta: unet.<name>
+
+    def forward(self, noisy: torch.Tensor, t: torch.Tensor, texts: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """|| concat of A[:, :, S] ||_F over all cross-attentions and samples, a scalar; arguments as attention_norm."""
+        norms: list[torch.Tensor] = []
+
+        def receive(_: str, probabilities: torch.Tensor) -> None:
+            a = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))  # (B, heads, Q, L)
+            norms.append(torch.linalg.vector_norm(a * tokens[:, None, None, :]))
+
+        attention_maps(self.unet, receive, noisy, t, texts)
+        return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def attention_norm(
+    student: Student, noisy: torch.Tensor, t: torch.Tensor, texts: torch.Tensor, tokens: torch.Tensor
+) -> torch.Tensor:
+    """The loss with the weights in training: a scalar with gradients to `student.weights`.
+
+    Args:
+        noisy: (B, C, h, w). t: (B,). texts: (B, L, d). tokens: (B, L) bool, the set S of each sample.
+    """
+    dtype = student.unet.dtype
+    weights = {name: w.to(dtype) for name, w in student.weights.items()}
+    return functional_call(Maps(student.unet), weights, (noisy.to(dtype), t, texts.to(dtype), tokens))
+
+
+class Fmn(Objective):
+    """The loss of one step, for `batch` images of erased concepts."""
+
+    def __init__(self, student: Student, task: Task, cfg: FmnConfig, data: EraserData, seed: int) -> None:
+        super().__init__(student)
+        self.task, self.cfg, self.seed = task, cfg, seed
+        templates, pipe = load_captions(cfg.captions, task.kind), student.pipe
+        self.latents, self.texts, self.tokens = {}, {}, {}  # concept -> (N, C, h, w), (K, L, d), (K, L) bool
+        for concept in task.erase:
+            if not len(data.images.get(concept, ())):
+                raise ValueError(f"fmn: no images of {concept!r}; make the concept images first")
+            captions = fill(templates, concept)
+            texts = student.texts(captions)
+            tokens = [tokens_of(pipe.tokenizer, caption, concept, texts.shape[1], cfg) for caption in captions]
+            self.latents[concept] = latents_of(pipe, data.images[concept]).float()
+            self.texts[concept], self.tokens[concept] = texts, torch.stack(tokens).to(texts.device)
+
+    def draw(self, sample: Sample) -> tuple[torch.Tensor, ...]:
+        """Latents and noise (C, h, w), t (), embeddings (L, d) and token set (L,) of one sample."""
+        concept, draws = sample.concept, sample.generator
+        latents, texts = self.latents[concept], self.texts[concept]
+        image = int(torch.randint(len(latents), (), generator=draws))
+        caption = int(torch.randint(len(texts), (), generator=draws))
+        t = torch.randint(len(self.student.alphas_bar), (), generator=draws)
+        noise = torch.randn(latents.shape[1:], generator=draws)
+        device = latents.device
+        return latents[image], noise.to(device), t.to(device), texts[caption], self.tokens[concept][caption]
+
+    def loss(self, step: int) -> torch.Tensor:
+        """The attention that the images pay to the concept's tokens."""
+        drawn = [self.draw(sample) for sample in samples(self.task.erase, self.cfg.batch, self.seed, step)]
+        latents, noise, t, texts, tokens = (torch.stack(column) for column in zip(*drawn, strict=True))
+        noisy = add_noise(latents, noise, self.student.alphas_bar[t])
+        return attention_norm(self.student, noisy, t, texts, tokens)
+
+
+def erase(
+    pipe: StableDiffusionPipeline, task: Task, cfg: FmnConfig, data: EraserData, seed: int, folder: Path | None = None
+) -> dict[str, torch.Tensor]:
+    """Train; the pipeline is left as it was.
+
+    Args:
+        data: `images` of each erased concept, made by the base or real.
+        folder: where curves.json and the checkpoints go; None: nowhere.
+    """
+    student = Student(pipe, cfg.parameters)
+    return train(student, Fmn(student, task, cfg, data, seed), task, cfg, data, seed, folder)
+
+
+ERASER = Eraser(FmnConfig, erase, frozenset({"images"}))

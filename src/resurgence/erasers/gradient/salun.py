@@ -1,0 +1,112 @@
+"""SalUn: saliency unlearning (Fan et al., ICLR 2024, arXiv 2310.12508).
+
+    mask = the fraction of the weights with the largest | d L_s / d theta_0 |, L_s = || noise - eps(x_f, c_f) ||^2
+    min over the masked weights  || eps_theta(x_f, c_f) - sg eps_theta(x_f, c_r) ||^2 + alpha L_remain
+
+x_f are noised images of an erased concept, c_f their caption and c_r the same caption with the mapping concept in it;
+L_remain is the loss of diffusion training on images of the retained concepts. Weights outside the mask stay as they
+are, bit by bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+
+from resurgence.config.fields import ConfigError, at_least, templates
+from resurgence.config.optimisation import Optimisation, Selection
+from resurgence.diffusion.pipeline import exact
+from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers.gradient.forget_retain import ForgetRetain, forget_gradients, largest, pseudo_target
+from resurgence.erasers.gradient.student import Student
+from resurgence.erasers.gradient.trainer import Objective, train
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from resurgence.config.task import Task
+
+
+@dataclass(frozen=True)
+class SalunConfig(Optimisation):
+    """Settings; the defaults are those of the authors' scripts for Stable Diffusion."""
+
+    parameters: Selection = "full"  # scripts; the mask is taken among these, with one threshold for all
+    steps: int = 500  # optimiser steps, scripts: 5 epochs over 800 images
+    batch: int = 8  # scripts; forget images of a step, and as many retained ones
+    alpha: float = 0.5  # of L_remain: README; the command line's default is 0.1
+    fraction: float = 0.5  # of the weights that train: paper
+    mask_steps: int = 100  # batches of the mask's gradient: the 800 images of the scripts
+    mask_guidance: float = 7.5  # w in (1 + w) eps(c_f) - w eps("") of the mask's loss: scripts; 0: eps(c_f)
+    target_from: Literal["current", "frozen"] = "current"  # sg eps_theta (paper and scripts), or eps_0
+    captions: str | tuple[str, ...] = ("an image of {}",)  # templates; the scripts: "an image of a <class>"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        templates("captions", self.captions)
+        for key in ("alpha", "mask_guidance"):
+            at_least(key, getattr(self, key), 0)
+        at_least("mask_steps", self.mask_steps, 1)
+        if not 0 < self.fraction <= 1:
+            raise ConfigError("fraction", self.fraction, "must lie above 0, and be 1 at most (no mask)")
+        if self.weight_decay:
+            raise ConfigError("weight_decay", self.weight_decay, "would change weights outside the mask; write 0.0")
+        if self.parameters == "text-encoder":
+            raise ConfigError("parameters", self.parameters, "salun trains the UNet; choose another, e.g. full")
+
+
+def saliency_mask(gradients: list[torch.Tensor], fraction: float) -> list[torch.Tensor]:
+    """Masks of the int(fraction n) largest magnitudes of n gradients, with one threshold over all tensors.
+
+    Raises:
+        ValueError: a fraction so small that nothing would be trained.
+    """
+    number = int(fraction * sum(g.numel() for g in gradients))
+    if not number:
+        raise ValueError(f"fraction = {fraction:g} of the weights is less than one weight; raise it")
+    return largest([g.abs() for g in gradients], number)
+
+
+class Salun(Objective):
+    """The loss of one step, for `batch` forget images and `batch` retained ones; the mask is made once, before it."""
+
+    def __init__(self, student: Student, task: Task, cfg: SalunConfig, data: EraserData, seed: int) -> None:
+        super().__init__(student)
+        self.cfg = cfg
+        self.data = ForgetRetain("salun", student, task, cfg.captions, cfg.batch, data, seed)
+        with exact(student.device):  # a run that goes on makes the same mask again
+            found = forget_gradients(self.data, cfg.mask_steps, cfg.mask_guidance, "saliency", absolute=False)
+        self.mask = saliency_mask(found, cfg.fraction)  # bool, one for each of student.weights
+
+    def loss(self, step: int) -> torch.Tensor:
+        """The forget loss and alpha L_remain; both kinds of images in one pass."""
+        forget, retain = self.data.forget(step), self.data.retain(step)
+        target = pseudo_target(self.student, self.student.weights, forget, self.cfg.target_from)
+        x, t, _, text, _ = (torch.cat(both) for both in zip(forget, retain, strict=True))
+        erased, kept = self.student(x, t, text).chunk(2)
+        return F.mse_loss(erased, target) + self.cfg.alpha * F.mse_loss(kept, retain.noise)
+
+    def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """The loss's gradient inside the mask, 0 outside: there Adam's moments and its step stay 0."""
+        found, shown = super().gradient(step)
+        return [torch.where(m, g, 0.0) for m, g in zip(self.mask, found, strict=True)], shown
+
+
+def erase(
+    pipe: StableDiffusionPipeline, task: Task, cfg: SalunConfig, data: EraserData, seed: int, folder: Path | None = None
+) -> dict[str, torch.Tensor]:
+    """Find the mask, train inside it; the pipeline is left as it was.
+
+    Args:
+        data: `images` of the erased concepts and `retained` ones.
+        folder: where curves.json and the checkpoints go; None: nowhere.
+    """
+    student = Student(pipe, cfg.parameters)
+    return train(student, Salun(student, task, cfg, data, seed), task, cfg, data, seed, folder)
+
+
+ERASER = Eraser(SalunConfig, erase, frozenset({"images", "retained"}))

@@ -1,0 +1,173 @@
+"""ScissorHands: trimming and repairing (Wu and Harandi, ECCV 2024, arXiv 2401.06187).
+
+    trim:    re-initialise the 1 - sparsity of the weights with the largest | theta * d L_forget / d theta | (SNIP)
+    repair:  min L_remain - weight L_forget
+
+L_remain and L_forget are the loss of diffusion training on images of the retained and of the erased concepts. With a
+projection the repairing gradient u is replaced by the nearest one that does not work against a gradient m,
+
+    argmin || v - u ||^2  subject to  <v, m> >= 0 ,   which is u + max(0, -<u, m> / ||m||^2) m :
+
+one constraint needs no quadratic program. m is the gradient of forgetting (-L_forget) or of L_remain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from resurgence.config.fields import ConfigError, at_least, templates
+from resurgence.config.optimisation import Optimisation, Selection
+from resurgence.diffusion.pipeline import exact
+from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers.gradient.forget_retain import (
+    ForgetRetain,
+    denoising_loss,
+    forget_gradients,
+    largest,
+    pseudo_loss,
+)
+from resurgence.erasers.gradient.student import Student
+from resurgence.erasers.gradient.trainer import Objective, gradients, train
+from resurgence.seeds import generator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from diffusers import StableDiffusionPipeline
+
+    from resurgence.config.task import Task
+
+SCRIPTS = ("up_blocks.1.attentions.1.", "up_blocks.2.attentions.1.")  # output_blocks 4 and 7 of SD 1.x, of them attn1
+
+
+@dataclass(frozen=True)
+class ScissorHandsConfig(Optimisation):
+    """Settings; the defaults are those of the authors' script for classes, with the paper's trimming and projection."""
+
+    parameters: Selection = "full"  # script for classes; trimmed and trained, the saliency has one threshold for all
+    steps: int = 350  # optimiser steps, script for classes: 3 epochs
+    lr: float = 2e-5  # script for classes; nudity: 1e-5
+    batch: int = 8  # script for classes; forget images of a step, and as many retained ones; nudity: 16
+    sparsity: float = 0.999  # the part of the weights that is not trimmed: script for classes; nudity: 0.995
+    saliency_steps: int = 10  # batches of the saliency's gradient: scripts
+    saliency: Literal["gradient", "absolute"] = "gradient"  # of the mean loss (paper); sum of |batch gradient|: scripts
+    saliency_guidance: float = 0.0  # paper; w in (1 + w) eps(c) - w eps("") of its loss; script for classes: 7.5
+    trim: Literal["all", "official"] = "all"  # paper; official: only self-attention in two decoder blocks
+    initial: Literal["normal", "kaiming"] = "normal"  # new values, sd 0.02: script for classes; Kaiming uniform: nudity
+    forget: Literal["ascent", "pseudo"] = "ascent"  # paper; pseudo (nudity): + weight times SalUn's forget loss
+    weight: float = 0.1  # of the forget loss: scripts
+    projection: Literal["forget", "remain", "none"] = "forget"  # the gradient m: paper; none: the scripts for SD
+    margin: float = 0.0  # least multiple of m that a projection adds: paper; the authors' classifiers: 0.5
+    captions: str | tuple[str, ...] = ("an image of {}",)  # templates; the scripts: "an image of a <class>"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        templates("captions", self.captions)
+        for key in ("saliency_guidance", "weight", "margin"):
+            at_least(key, getattr(self, key), 0)
+        at_least("saliency_steps", self.saliency_steps, 1)
+        if not 0 <= self.sparsity <= 1:
+            raise ConfigError("sparsity", self.sparsity, "must lie between 0 (all trimmed) and 1 (none)")
+        if self.parameters == "text-encoder":
+            raise ConfigError("parameters", self.parameters, "scissorhands trains the UNet; choose another, e.g. full")
+        if self.trim == "official" and self.parameters in ("xattn", "xattn-kv"):
+            raise ConfigError("trim", "official", f"trims self-attention, and parameters: {self.parameters} has none")
+
+
+def snip(weights: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], sparsity: float) -> list[torch.Tensor]:
+    """Masks of the n - int(sparsity n) of n weights with the largest |weight * gradient|, over all tensors."""
+    scores = [(w.detach() * g).abs() for w, g in zip(weights, gradients, strict=True)]
+    total = sum(s.numel() for s in scores)
+    return largest(scores, total - int(sparsity * total))
+
+
+def fresh(name: str, weight: torch.Tensor, initial: str, seed: int) -> torch.Tensor:
+    """New values for a parameter: matrices and kernels random, biases 0, scales of norms 1; drawn on the CPU."""
+    new, draws = torch.zeros(weight.shape), generator("scissorhands", name, seed)
+    if weight.ndim < 2:
+        new.fill_(float(name.endswith("weight")))
+    elif initial == "normal":
+        nn.init.trunc_normal_(new, std=0.02, generator=draws)
+    else:
+        nn.init.kaiming_uniform_(new, a=0, nonlinearity="relu", generator=draws)
+    return new.to(weight)
+
+
+def project(
+    u: Sequence[torch.Tensor], m: Sequence[torch.Tensor], margin: float = 0.0
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The nearest v to u with <v, m> >= 0, tensor by tensor, and the multiple of m in it; u itself if it agrees with m.
+
+    With a margin, what a projection adds is at least margin times m.
+    """
+    product = torch.stack([torch.sum(x * y, dtype=torch.float64) for x, y in zip(u, m, strict=True)]).sum()
+    size = torch.stack([torch.sum(y * y, dtype=torch.float64) for y in m]).sum()
+    factor = torch.where(product < 0, (-product / size).clamp(min=margin), 0.0)
+    return [x + factor.to(x.dtype) * y for x, y in zip(u, m, strict=True)], factor
+
+
+class ScissorHands(Objective):
+    """Trims the weights at once; then the gradient of one step, for `batch` forget images and `batch` retained ones."""
+
+    def __init__(self, student: Student, task: Task, cfg: ScissorHandsConfig, data: EraserData, seed: int) -> None:
+        super().__init__(student)
+        self.cfg = cfg
+        self.data = ForgetRetain("scissorhands", student, task, cfg.captions, cfg.batch, data, seed)
+        official = [n for n in student.weights if ".attn1." in n and any(part in n for part in SCRIPTS)]
+        if cfg.trim == "official" and not official:
+            raise ValueError(f"trim = 'official': no self-attention in {' or '.join(SCRIPTS)}; write trim: all")
+        absolute, guidance = cfg.saliency == "absolute", cfg.saliency_guidance
+        with exact(student.device):  # a run that goes on trims the same weights, before it takes back its own
+            found = forget_gradients(self.data, cfg.saliency_steps, guidance, "saliency", absolute)
+        masks = snip(list(student.weights.values()), found, cfg.sparsity)
+        self.trimmed = dict(zip(student.weights, masks, strict=True))
+        if cfg.trim == "official":
+            self.trimmed = {n: m if n in official else torch.zeros_like(m) for n, m in self.trimmed.items()}
+        for name, w in student.weights.items():
+            w.data.copy_(torch.where(self.trimmed[name], fresh(name, w, cfg.initial, seed), w.detach()))
+
+    def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """Gradient of L_remain - weight L_forget (or + weight of the pseudo loss), projected if it is to be."""
+        student, cfg = self.student, self.cfg
+        weights = list(student.weights.values())
+        kept = denoising_loss(student, self.data.retain(step))
+        remain = gradients(kept, weights)
+        images = self.data.forget(step)
+        if cfg.forget == "ascent":
+            erased = -denoising_loss(student, images)
+        else:
+            erased = pseudo_loss(student, student.weights, images, "current")
+        forget = gradients(erased, weights)
+        found = [r + cfg.weight * f for r, f in zip(remain, forget, strict=True)]
+        kept, erased = kept.detach(), erased.detach()
+        shown = {"loss": kept + cfg.weight * erased, "remain": kept, "forget": erased.abs()}
+        if cfg.projection == "none":
+            return found, shown
+        found, factor = project(found, forget if cfg.projection == "forget" else remain, cfg.margin)
+        return found, shown | {"projection": factor}
+
+
+def erase(
+    pipe: StableDiffusionPipeline,
+    task: Task,
+    cfg: ScissorHandsConfig,
+    data: EraserData,
+    seed: int,
+    folder: Path | None = None,
+) -> dict[str, torch.Tensor]:
+    """Trim, then train; the pipeline is left as it was.
+
+    Args:
+        data: `images` of the erased concepts and `retained` ones.
+        folder: where curves.json and the checkpoints go; None: nowhere.
+    """
+    student = Student(pipe, cfg.parameters)
+    return train(student, ScissorHands(student, task, cfg, data, seed), task, cfg, data, seed, folder)
+
+
+ERASER = Eraser(ScissorHandsConfig, erase, frozenset({"images", "retained"}))

@@ -1,0 +1,228 @@
+"""SPM: concept-SemiPermeable Membrane (Lyu et al., CVPR 2024, arXiv 2312.16145).
+
+    min  || eps_{W + B A}(x_t, c*) - [ eps_0(x_t, s) - eta (eps_0(x_t, c*) - eps_0(x_t, s)) ] ||^2      erasing
+         + anchor_weight E_a || eps_{W + B A}(x_t, a) - eps_0(x_t, a) ||^2                              anchoring
+
+A membrane is a rank-1 adapter B A on the weight W of every linear and convolution layer. s is the surrogate of the
+erased concept c*, "" by default; a are random embeddings, accepted with probability 1 - cos(c*, a). Several concepts:
+each has an adapter of its own, trained as if it were alone; they are merged by summing, W' = W + scale sum B A.
+Adapters kept apart can be scaled by how near a prompt is to their concept (transport.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from resurgence.config.fields import ConfigError, at_least, one_place
+from resurgence.config.optimisation import Optimisation, Selection
+from resurgence.diffusion.deltas import DELTA_FILE, load_delta, save_delta
+from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers.gradient.esd import Esd, esd_target
+from resurgence.erasers.gradient.student import Student, Weights
+from resurgence.erasers.gradient.trainer import Objective, gradients, in_precision_of_base, samples, train
+from resurgence.erasers.lora import Lora, save_loras, slugs
+from resurgence.seeds import generator
+from resurgence.training.lora import checkpoint_name
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from resurgence.config.task import Task
+
+
+@dataclass(frozen=True)
+class SpmConfig(Optimisation):
+    """Settings; the paper's, where it is silent the authors' configurations', or ours where a comment says so."""
+
+    parameters: Selection = "full"  # paper: an adapter for each linear and convolution layer of these; xattn: attn2
+    layers: Literal["all", "transformers"] = "all"  # paper; transformers: only those in transformer blocks, the code
+    steps: int = 3000  # code; each is one step of every adapter
+    lr: float = 1e-4  # code; constant here, there a warm-up of 500 steps, then three cosine cycles
+    optimiser: Literal["adam", "adamw"] = "adamw"  # code, there with 8-bit states
+    weight_decay: float = 0.01  # of AdamW: the default of the code's optimiser
+    adapters: Literal["concept", "shared"] = "concept"  # paper; shared: one for all, as the code for a list of concepts
+    rank: int = 1  # of an adapter: paper and code
+    scale: float = 1.0  # of B A; alpha / rank in the code, 1 / 1
+    eta: float = 1.0  # strength of the negative guidance: code
+    surrogate: Literal["empty", "mapping"] = "empty"  # s: "" (code), or the task's mapping concept
+    anchors: int = 4  # random embeddings for each sample: code; 0: no anchoring
+    anchor_weight: float = 1000.0  # lambda: code
+    x_t: Literal["base", "student"] = "base"  # who samples x_t: the base once (ours), or the adapted model (code)
+    ddim_steps: int = 30  # of a whole trajectory: code
+    guidance: float = 3.0  # of sampling x_t: code
+    trajectories: int = 4  # ours; x_t base: sampled for each concept
+    template: str = "{}"  # ours: the caption of a concept
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("rank", "ddim_steps", "trajectories"):
+            at_least(key, getattr(self, key), 1)
+        for key in ("eta", "guidance", "anchors", "anchor_weight"):
+            at_least(key, getattr(self, key), 0)
+        if not self.scale > 0:
+            raise ConfigError("scale", self.scale, "must be positive")
+        if self.parameters == "text-encoder":
+            raise ConfigError("parameters", self.parameters, "spm adapts the UNet; choose another, e.g. full or xattn")
+        one_place("template", self.template)
+
+
+def product(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """B A as one weight: (out, r) (r, in), or for a convolution (out, r, 1, 1) after (r, in, k, k)."""
+    return (up.flatten(1) @ down.flatten(1)).view(len(up), *down.shape[1:])
+
+
+def anchor(text: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    """A random embedding (L, d), 0.8 to 1.2 times as long as `text`, accepted with probability 1 - cos (at most 1)."""
+    text = text.cpu()
+    while True:
+        noise = torch.randn(text.shape, generator=draws)
+        near = F.cosine_similarity(text.flatten(), noise.flatten(), dim=0)
+        if torch.rand((), generator=draws) < 1 - near:
+            break
+    length = 0.8 + 0.4 * torch.rand((), generator=draws)
+    return noise * (length * text.norm() / noise.norm())
+
+
+class Adapted(Student):
+    """A student whose weights are the factors of adapters, `<adapter>|<parameter>|down` and `|up`; B A is 0 at first.
+
+    Attributes:
+        base: the adapted parameters as they are in the base.
+    """
+
+    def __init__(self, pipe: StableDiffusionPipeline, cfg: SpmConfig, adapters: Sequence[str], seed: int) -> None:
+        super().__init__(pipe, cfg.parameters)
+        kinds = {f"unet.{n}.weight": m for n, m in pipe.unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+        wanted = [n for n in self.weights if n in kinds and (cfg.layers == "all" or ".attentions." in n)]
+        if not wanted:
+            raise ValueError(f"spm: no linear or convolution layer in parameters = {cfg.parameters!r}; choose full")
+        self.base = {name: self.weights[name].detach() for name in wanted}
+        self.scale, self.weights = cfg.scale, {}
+        for adapter in adapters:
+            for name, w in self.base.items():
+                bound = w[0].numel() ** -0.5
+                draws = generator("spm down", adapter, name, seed)
+                down = torch.empty(cfg.rank, *w.shape[1:]).uniform_(-bound, bound, generator=draws)
+                up = torch.zeros(len(w), cfg.rank, *[1] * (w.ndim - 2))
+                for side, factor in (("down", down), ("up", up)):
+                    self.weights[f"{adapter}|{name}|{side}"] = factor.to(w).requires_grad_()
+
+    def only(self, adapter: str) -> Adapted:
+        """The same with one of the adapters; its factors are the same tensors."""
+        one = copy.copy(self)
+        one.weights = {name: w for name, w in self.weights.items() if name.rsplit("|", 2)[0] == adapter}
+        return one
+
+    def lora(self, factors: Weights) -> Lora:
+        """Factors of one adapter as module -> (down, up), the scale inside: W' = W + up down."""
+        names = {name.split("|")[1]: name.rpartition("|")[0] for name in factors}
+        pairs = {w: (factors[f"{n}|down"].detach(), self.scale * factors[f"{n}|up"].detach()) for w, n in names.items()}
+        return {w.removeprefix("unet.").removesuffix(".weight"): pair for w, pair in pairs.items()}
+
+    def merged(self, factors: Weights) -> dict[str, torch.Tensor]:
+        """W' = W + scale sum B A of every adapted parameter, with gradients; nothing for no factors."""
+        found: dict[str, torch.Tensor] = {}
+        for key in [key for key in factors if key.endswith("|down")]:
+            name = key.rsplit("|", 2)[1]
+            change = self.scale * product(factors[key.removesuffix("down") + "up"], factors[key])
+            found[name] = found.get(name, self.base[name]) + change
+        return found
+
+    def raw(self, weights: Weights, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """What the UNet predicts with adapters merged in."""
+        return super().raw(self.merged(weights), x, t, text)
+
+
+class Spm(Esd):
+    """The loss of one adapter, for `batch` samples of its concepts (x_t and captions as for ESD)."""
+
+    def __init__(self, student: Adapted, task: Task, cfg: SpmConfig, seed: int) -> None:
+        super().__init__(student, task, cfg, seed)
+        words = [cfg.template.replace("{}", task.mapping[c]) if cfg.surrogate == "mapping" else "" for c in task.erase]
+        self.surrogates = dict(zip(task.erase, student.texts(words), strict=True))
+
+    def terms(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Erasing and anchoring term: one pass of the frozen model, one of the adapted."""
+        drawn, cfg = samples(self.task.erase, self.cfg.batch, self.seed, step), self.cfg
+        text = torch.stack([self.texts[sample.concept] for sample in drawn])
+        surrogate = torch.stack([self.surrogates[sample.concept] for sample in drawn])
+        x, t = self.noisy(drawn, text)
+        near = [anchor(e, sample.generator) for e, sample in zip(text, drawn, strict=True) for _ in range(cfg.anchors)]
+        anchors = torch.stack(near).to(text) if near else text[:0]  # (batch * anchors, L, d)
+        points, times = x.repeat_interleave(cfg.anchors, 0), t.repeat_interleave(cfg.anchors, 0)
+        frozen = self.student.frozen(
+            torch.cat([x, x, points]), torch.cat([t, t, times]), torch.cat([surrogate, text, anchors])
+        )
+        start, concept, kept = frozen.split([len(x), len(x), len(points)])
+        adapted = self.student(torch.cat([x, points]), torch.cat([t, times]), torch.cat([text, anchors]))
+        found, anchored = adapted.split([len(x), len(points)])
+        erasing = F.mse_loss(found, esd_target(start, concept, cfg.eta, "empty"))
+        return erasing, F.mse_loss(anchored, kept) if near else torch.zeros_like(erasing)
+
+    def loss(self, step: int) -> torch.Tensor:
+        """The erasing term and the weighted anchoring term."""
+        erasing, anchoring = self.terms(step)
+        return erasing + self.cfg.anchor_weight * anchoring
+
+    def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """As for any objective, with the two terms in the curve."""
+        erasing, anchoring = self.terms(step)
+        loss = erasing + self.cfg.anchor_weight * anchoring
+        shown = {"loss": loss, "erasing": erasing, "anchoring": anchoring}
+        return gradients(loss, list(self.student.weights.values())), {k: v.detach() for k, v in shown.items()}
+
+
+class Membranes(Objective):
+    """All adapters, each by its own loss: only one of them is in memory with its gradients at a time."""
+
+    def __init__(self, student: Adapted, parts: Sequence[Spm]) -> None:
+        super().__init__(student)
+        self.parts = parts
+
+    def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """The gradients of all adapters, and the mean of their curves."""
+        found, curves = zip(*[part.gradient(step) for part in self.parts], strict=True)
+        return [g for grads in found for g in grads], {
+            name: torch.stack([c[name] for c in curves]).mean() for name in curves[0]
+        }
+
+
+def erase(
+    pipe: StableDiffusionPipeline, task: Task, cfg: SpmConfig, data: EraserData, seed: int, folder: Path | None = None
+) -> dict[str, torch.Tensor]:
+    """Train the adapters and merge them; the pipeline is left as it was.
+
+    Args:
+        folder: where adapters/<concept>/ (LoRA files as diffusers reads them), curves.json and checkpoints go.
+    """
+    groups = {concept: (concept,) for concept in task.erase} if cfg.adapters == "concept" else {"shared": task.erase}
+    slugs(groups)  # an error before the training, not after it
+    student, parts = Adapted(pipe, cfg, list(groups), seed), []
+    for adapter, concepts in groups.items():
+        mapping = {concept: task.mapping[concept] for concept in concepts}
+        own = dataclasses.replace(task, erase=concepts, mapping=mapping, synonyms={})
+        parts.append(Spm(student.only(adapter), own, cfg, seed))
+
+    def delta(factors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return in_precision_of_base(student, student.merged({n: w.to(student.device) for n, w in factors.items()}))
+
+    train(student, Membranes(student, parts), task, cfg, data, seed, folder)
+    final = student.weights if student.average is None else student.average
+    if folder is not None:
+        own = {adapter: {n: w for n, w in final.items() if n.startswith(f"{adapter}|")} for adapter in groups}
+        save_loras({adapter: student.lora(factors) for adapter, factors in own.items()}, folder / "adapters")
+        for place in [folder / checkpoint_name(step) / DELTA_FILE for step in cfg.checkpoints]:
+            save_delta(delta(load_delta(place)), place)  # the trainer wrote the factors
+    return delta(final)
+
+
+ERASER = Eraser(SpmConfig, erase, frozenset())

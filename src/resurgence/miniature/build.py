@@ -1,0 +1,71 @@
+"""Make one part of the miniature world: `python -m resurgence.miniature.build PART --config config/world.yaml --out DIR`.
+
+Parts, in order: drawings, autoencoder, base, recogniser, clip, quality. An interrupted training goes on from its
+state in `DIR/scratch`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from resurgence.config.fields import read_yaml
+from resurgence.config.task import load_task
+
+PARTS = ("drawings", "autoencoder", "base", "recogniser", "clip", "quality")
+
+
+def emphasised(folder: Path) -> set[str]:
+    """Concepts that any task of the folder erases or retains, and what they are mapped to."""
+    tasks = [load_task(path) for path in sorted(Path(folder).glob("*.yaml"))]
+    return {name for task in tasks for name in (*task.erase, *task.retain, *task.mapping.values())}
+
+
+def build_part(part: str, cfg: dict, out: Path, device: str) -> None:
+    """Make one part below `out`; the parts that it needs must be there."""
+    concepts, templates, scratch = Path(cfg["concepts"]), Path(cfg["templates"]), out / "scratch"
+    drawings = out / "drawings" / "drawings.parquet"
+    if part == "drawings":
+        from resurgence.miniature.drawings import main
+
+        main(concepts, drawings, scratch / "packages", cfg["packages"])
+    elif part == "autoencoder":
+        from resurgence.miniature.autoencoder import main
+
+        main(concepts, drawings, out / "autoencoder", scratch, cfg[part], device)
+    elif part == "base":
+        from resurgence.miniature.text_to_image import main
+
+        names = emphasised(cfg["tasks"])
+        main(concepts, templates, drawings, out / "autoencoder", out / "base", scratch, cfg[part], names, device)
+    elif part == "recogniser":
+        from resurgence.miniature.recogniser import main
+
+        main(concepts, drawings, out / "recogniser", scratch, cfg[part], device)
+    elif part == "clip":
+        from resurgence.miniature.clip import main
+
+        main(concepts, templates, drawings, out / "clip", scratch, cfg[part], device)
+    else:
+        from resurgence.miniature.quality import main
+
+        names = emphasised(cfg["tasks"])
+        kinds = {c["name"]: c["kind"] for c in read_yaml(concepts)["concepts"] if c["name"] in names}
+        main(out, kinds, cfg[part], device)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the world, e.g. results/world")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    build_part(args.part, read_yaml(args.config), args.out, args.device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Train the miniature's text encoder and UNet together, and write a Stable Diffusion folder.
+
+v-prediction with a cosine schedule and min-SNR weighting (Hang et al. 2023, gamma 5), EMA, latents cached
+once. The folder is loaded by `StableDiffusionPipeline.from_pretrained`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from resurgence.miniature.captions import MAX_LENGTH, build_tokenizer, caption, corpus, draw, read_templates
+from resurgence.miniature.compositions import compose, scene
+from resurgence.miniature.drawings import load_drawings, load_world
+from resurgence.miniature.loop import save_state, train
+
+log = logging.getLogger(__name__)
+MIN_SNR_GAMMA = 5.0
+WIDTH = 128  # of the text embeddings
+
+
+class TextToImage(nn.Module):
+    """The two networks that are trained together."""
+
+    def __init__(self, vocab_size: int, latent_channels: int, eos: int, bos: int) -> None:
+        super().__init__()
+        self.text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=vocab_size, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=3,
+                num_attention_heads=4, max_position_embeddings=MAX_LENGTH, projection_dim=WIDTH,
+                bos_token_id=bos, eos_token_id=eos, pad_token_id=eos,
+            )
+        )  # fmt: skip
+        self.unet = UNet2DConditionModel(
+            sample_size=8, in_channels=latent_channels, out_channels=latent_channels, layers_per_block=1,
+            block_out_channels=[64, 128, 128], cross_attention_dim=WIDTH, attention_head_dim=4,
+            down_block_types=["CrossAttnDownBlock2D"] * 3, up_block_types=["CrossAttnUpBlock2D"] * 3,
+        )  # fmt: skip
+
+    def forward(self, noisy: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Predict v; noisy (B, C, h, w), t (B,), ids (B, S)."""
+        return self.unet(noisy, t, self.text_encoder(ids).last_hidden_state).sample
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Cosine schedule and v-prediction; `trailing` spacing starts sampling at the last, pure-noise timestep."""
+    return DDIMScheduler(
+        num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction",
+        clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="trailing",
+    )  # fmt: skip
+
+
+def min_snr_weight(alpha_bar: torch.Tensor, gamma: float = MIN_SNR_GAMMA) -> torch.Tensor:
+    """Weight of the v loss: min(SNR, gamma) / (SNR + 1), Hang et al. 2023 Eq. 5 for v-prediction."""
+    snr = alpha_bar / (1 - alpha_bar)
+    return snr.clamp(max=gamma) / (snr + 1)
+
+
+@torch.no_grad()
+def cache_latents(
+    vae: AutoencoderKL, rgba: torch.Tensor, world: dict, copies: int, seed: int, jitter: dict
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode `copies` compositions of each drawing and of each scene.
+
+    Args:
+        jitter: degrees, scale and shift of `scenes.compose`.
+
+    Returns:
+        Latents float16 (M, C, h, w), scaled, and the row of each: a drawing's index, then N + scene index.
+    """
+    device, latents, rows = next(vae.parameters()).device, [], []
+    generator = torch.Generator().manual_seed(seed)
+    for copy in range(copies):
+        for start in range(0, len(rgba), 128):
+            images = compose(rgba[start : start + 128], generator, **jitter).to(device)
+            latents.append((vae.encode(images).latent_dist.mean * vae.config.scaling_factor).half().cpu())
+        rows.append(torch.arange(len(rgba)))
+        if copy % 8 == 0:
+            log.info("latents: %d of %d compositions", copy, copies)
+    for index, s in enumerate(world["scenes"]):
+        images = scene(s["low"], s["high"], 4 * copies, rgba.shape[-1], generator).to(device)
+        latents.append((vae.encode(images).latent_dist.mean * vae.config.scaling_factor).half().cpu())
+        rows.append(torch.full((4 * copies,), len(rgba) + index))
+    return torch.cat(latents), torch.cat(rows)
+
+
+def concept_weights(table, world: dict, emphasised: set[str], factor: float) -> tuple[torch.Tensor, list[str]]:
+    """Sampling weight of each row (drawings, then scenes): equal per concept, `factor` for the emphasised ones."""
+    names = list(table["concept"]) + [s["name"] for s in world["scenes"]]
+    count = {name: names.count(name) for name in set(names)}
+    weight = [(factor if name in emphasised else 1.0) / count[name] for name in names]
+    return torch.tensor(weight), names
+
+
+def diffusion_loss(
+    model: TextToImage, latents: torch.Tensor, ids: torch.Tensor, alphas_bar: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """min-SNR weighted v-prediction loss; latents (B, C, h, w), ids (B, S)."""
+    device = alphas_bar.device
+    t = torch.randint(len(alphas_bar), (len(latents),), generator=generator).to(device)
+    noise = torch.randn(latents.shape, generator=generator).to(device)
+    latents, alpha_bar = latents.to(device), alphas_bar[t].view(-1, 1, 1, 1)
+    noisy = alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
+    v = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * latents
+    error = (model(noisy, t, ids.to(device)).float() - v) ** 2
+    return (min_snr_weight(alpha_bar) * error).mean()
+
+
+def draw_batch(
+    weight: torch.Tensor, members: list[torch.Tensor], names: list[str], artists: list[str | None],
+    entries: dict[str, dict], templates: list[str], batch: int, generator: torch.Generator,
+) -> tuple[torch.Tensor, list[str]]:  # fmt: skip
+    """Draw the latents (indices) and captions of one batch; one caption in ten is empty, for guidance."""
+    picked = torch.multinomial(weight, batch, replacement=True, generator=generator).tolist()
+    chosen = torch.stack([members[row][draw(len(members[row]), generator)] for row in picked])
+    texts = [caption(entries[names[row]], artists[row], templates, generator) for row in picked]
+    keep = (torch.rand(batch, generator=generator) >= 0.1).tolist()
+    return chosen, [text if kept else "" for text, kept in zip(texts, keep, strict=True)]
+
+
+def batch_loss(
+    drawn: Callable, latents: torch.Tensor, tokenizer: CLIPTokenizer, alphas_bar: torch.Tensor, module: TextToImage,
+    generator: torch.Generator,
+) -> torch.Tensor:  # fmt: skip
+    """The loss of the batch that `drawn(generator)` chooses."""
+    chosen, texts = drawn(generator)
+    ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return diffusion_loss(module, latents[chosen].float(), ids, alphas_bar, generator)
+
+
+def main(
+    concepts: Path, templates: Path, drawings: Path, vae_folder: Path, out: Path, scratch: Path, cfg: dict,
+    emphasised: set[str], device: str = "cpu",
+) -> None:  # fmt: skip
+    """Train and write the Stable Diffusion folder.
+
+    `cfg`: seed, batch, steps, lr, warmup, precision, ema_decay and phases, each with until (its last step), copies
+    (compositions of a drawing), jitter and emphasis.
+    """
+    torch.set_flush_denormal(True)
+    world, (table, rgba) = load_world(concepts), load_drawings(drawings)
+    sentences = read_templates(templates)
+    tokenizer = build_tokenizer(corpus(world, sentences))
+    vae = AutoencoderKL.from_pretrained(vae_folder).to(device).eval()
+    scheduler = build_scheduler()
+    alphas_bar = scheduler.alphas_cumprod.to(device)
+    torch.manual_seed(cfg["seed"])
+    model = TextToImage(len(tokenizer), vae.config.latent_channels, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    model = model.to(device)
+    artists = [*table["artist"], *[None] * len(world["scenes"])]
+    entries = {c["name"]: c for c in [*world["concepts"], *world["scenes"]]}
+    for number, phase in enumerate(cfg["phases"]):
+        latents, rows = cached(scratch / f"latents-{number}.pt", vae, rgba, world, phase, cfg["seed"])
+        weight, names = concept_weights(table, world, emphasised, phase["emphasis"])
+        members = [torch.nonzero(rows == row).flatten() for row in range(len(names))]
+        drawn = partial(draw_batch, weight, members, names, artists, entries, sentences, cfg["batch"])
+        ema, curve = train(
+            model, partial(batch_loss, drawn, latents, tokenizer, alphas_bar), steps=cfg["steps"], lr=cfg["lr"],
+            seed=cfg["seed"], state=scratch / "text_to_image.pt",
+            precision=cfg["precision"], warmup=cfg["warmup"], ema_decay=cfg["ema_decay"], stop_at=phase["until"],
+        )  # fmt: skip
+    write_folder(out, ema, vae, tokenizer, scheduler)
+    (out / "curve.json").write_text(json.dumps(curve))
+
+
+def cached(
+    path: Path, vae: AutoencoderKL, rgba: torch.Tensor, world: dict, phase: dict, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The latents of one phase, made once."""
+    if not path.exists():
+        save_state(path, cache_latents(vae, rgba, world, phase["copies"], seed, phase["jitter"]))
+    return torch.load(path, weights_only=True)
+
+
+def write_folder(
+    out: Path, model: TextToImage, vae: AutoencoderKL, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler
+) -> None:
+    """Write the Stable Diffusion folder under a temporary name, then rename."""
+    pipe = StableDiffusionPipeline(
+        vae=vae, text_encoder=model.text_encoder, tokenizer=tokenizer, unet=model.unet, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipe.save_pretrained(temporary)
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)

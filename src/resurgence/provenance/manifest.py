@@ -1,0 +1,251 @@
+"""Artefacts: a folder whose manifest.json says what is in it and what it was made from.
+
+The folder is written under a temporary name and renamed, the manifest last, so an interrupted step leaves nothing that
+a consumer accepts. manifest.json holds nothing that varies from run to run: two runs of the same step on the same
+inputs write the same bytes. Host, commit, versions, device, seconds and peak memory go to run.json beside it, which
+names the manifest that it belongs to. Files that several jobs put into one folder (tables, figures) have a made.json
+of the same form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from resurgence.files import json_text, plain, sha256, write_json
+
+log = logging.getLogger(__name__)
+MANIFEST, RUN = "manifest.json", "run.json"
+PACKAGE = Path(__file__).resolve().parents[1]
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pyarrow")
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below a folder, by its path in it, without the manifest and run files."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p not in (folder / MANIFEST, folder / RUN))
+    return {p.relative_to(folder).as_posix(): sha256(p) for p in files}
+
+
+def digest_of(path: Path) -> str:
+    """Return the digest of an input: of its manifest for an artefact, of its bytes for a file, of all files else.
+
+    Raises:
+        FileNotFoundError: the input does not exist.
+    """
+    path = Path(path)
+    if (path / MANIFEST).is_file():
+        return sha256(path / MANIFEST)
+    if path.is_dir():
+        return hashlib.sha256(json.dumps(files_of(path), sort_keys=True).encode()).hexdigest()
+    if not path.is_file():
+        raise FileNotFoundError(f"input {path} is missing; run the step that writes it, or correct the path")
+    return sha256(path)
+
+
+def source_name(path: Path) -> str:
+    """Return the name of a source module: its path in the package, or its file name outside of it."""
+    path = Path(path).resolve()
+    return path.relative_to(PACKAGE.parent).as_posix() if path.is_relative_to(PACKAGE) else path.name
+
+
+def git(*arguments: str) -> str | None:
+    """Return what git says in the working folder; None where there is no git or no checkout."""
+    try:
+        done = subprocess.run(["git", *arguments], check=True, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def commit() -> dict[str, Any]:
+    """Return the commit of the working folder, and whether its tracked files differ from it; empty without git."""
+    found = git("rev-parse", "HEAD")
+    if found is None:
+        return {}
+    return {"commit": found, "dirty": git("status", "--porcelain", "--untracked-files=no") != ""}
+
+
+def circumstances(seconds: float) -> dict[str, Any]:
+    """Return what may vary from run to run: host, commit, versions, device, seconds, peak memory in MiB."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    found = {"host": platform.node(), "versions": versions, "seconds": round(seconds, 3), **commit()}
+    found |= {"device": "cpu", "peak_memory_mib": round(kibibytes / 1024, 1)}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        found["device"] = torch.cuda.get_device_name()
+        found["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return found
+
+
+def described(
+    kind: str,
+    parameters: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    sources: Iterable[Path],
+    seeds: Mapping[str, int],
+) -> dict[str, Any]:
+    """Return a manifest without its files."""
+    return {
+        "kind": kind,
+        "parameters": plain(parameters),
+        "seeds": plain(seeds),
+        "inputs": {name: digest_of(path) for name, path in sorted(inputs.items())},
+        "sources": {source_name(path): digest_of(path) for path in sources},
+    }
+
+
+def write_made(out: Path, manifest: Mapping[str, Any], files: Iterable[Path]) -> None:
+    """Write the manifest of files that several jobs put into one folder; they are named from where it lies."""
+    named = {Path(os.path.relpath(file, out.parent)).as_posix(): sha256(file) for file in files}
+    write_json(out, {**manifest, "files": dict(sorted(named.items()))})
+
+
+@contextmanager
+def write_artefact(
+    folder: Path,
+    kind: str,
+    parameters: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    sources: Iterable[Path],
+    seeds: Mapping[str, int],
+    run: dict[str, Any],
+) -> Iterator[Path]:
+    """Yield a temporary folder to write into; on success add the manifest and rename it over `folder`.
+
+    Args:
+        folder: the artefact; it replaces an older one of this name as a whole.
+        kind: what it is, e.g. "erased delta" or "image set".
+        parameters: the resolved settings; dataclasses, mappings, lists, text and numbers.
+        inputs: name -> manifest, file or folder that the step read.
+        sources: the source modules that the step used.
+        seeds: name -> seed.
+        run: goes to run.json; the caller may add measurements (images per second) until the block ends.
+
+    Raises:
+        FileNotFoundError: an input or a source is missing; raised before the block is entered.
+        ValueError: the folder of this name holds other artefacts below it, or the block wrote no file.
+    """
+    started, folder = time.monotonic(), Path(folder)
+    nested = sorted(folder.glob(f"*/**/{MANIFEST}"))
+    if nested:
+        raise ValueError(f"{folder} holds another artefact, {nested[0].parent}; write to a folder of its own")
+    manifest = described(kind, parameters, inputs, sources, seeds)
+    json.dumps(manifest, allow_nan=False)  # an unusable parameter is told now, not after the work
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if not (files := files_of(temporary)):
+            raise ValueError(f"{kind} {folder}: the step wrote no file")
+        text = json_text({**manifest, "files": files})
+        told = {**circumstances(time.monotonic() - started), **run}
+        write_json(temporary / RUN, {**told, "manifest": hashlib.sha256(text.encode()).hexdigest()})
+        (temporary / MANIFEST).write_text(text)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    replace(temporary, folder)
+    log.info("%s: %s, %d files, %.1f s", kind, folder, len(files), time.monotonic() - started)
+
+
+def replace(temporary: Path, folder: Path) -> None:
+    """Put the finished folder in the place of the older one; between the two renames there is none, never a mixture."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read the manifest of an artefact, given the folder or the file.
+
+    Raises:
+        FileNotFoundError: there is none: the step did not finish.
+        ValueError: it is damaged.
+    """
+    path = Path(path)
+    file = path / MANIFEST if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing, so {file.parent} is no finished artefact; run its step")
+    try:
+        manifest = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); delete {file.parent} and run its step again") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ValueError(f"{file} is damaged (no list of files); delete {file.parent} and run its step again")
+    return manifest
+
+
+def verify(folder: Path) -> list[str]:
+    """Return one sentence for each missing, changed or foreign file of an artefact; empty when all is as written."""
+    folder = Path(folder)
+    try:
+        wanted = read_manifest(folder)["files"]
+    except (FileNotFoundError, ValueError) as error:
+        return [str(error)]
+    problems = as_written(folder, wanted)
+    return problems + [f"{folder / name} is not part of the artefact" for name in foreign(folder, wanted)]
+
+
+def foreign(folder: Path, wanted: Iterable[str]) -> list[str]:
+    """Return the files below an artefact's folder that its manifest does not name."""
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    return sorted(found - set(wanted) - {MANIFEST, RUN})
+
+
+def as_written(folder: Path, wanted: Mapping[str, str]) -> list[str]:
+    """Return one sentence for each missing or changed file of a list: path from the folder -> SHA-256."""
+    problems = []
+    for name, digest in sorted(wanted.items()):
+        path = Path(os.path.normpath(folder / name))
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+        elif (seen := sha256(path)) != digest:
+            problems.append(f"{path} has changed since it was written (sha256 {seen[:12]})")
+    return problems
+
+
+def damages(manifests: Iterable[Path]) -> list[str]:
+    """One sentence for each damaged or missing file of the artefacts, the remedy with it."""
+    found = []
+    for path in manifests:
+        try:
+            wrong = as_written(path.parent, read_manifest(path)["files"])
+        except (FileNotFoundError, ValueError) as error:
+            wrong = [str(error)]
+        found += [f"{problem}; delete {path.parent} and give the command again" for problem in wrong]
+    return found
+
+
+def main() -> int:
+    """Print what is damaged; 1 if anything is."""
+    found = damages(map(Path, sys.argv[1:]))
+    for problem in found:
+        print(problem, file=sys.stderr)
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

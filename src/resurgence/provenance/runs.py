@@ -1,0 +1,55 @@
+"""The record of a study's runs: run.json of every artefact in one file, results/cost/runs.json.
+
+DVC does not track the files run.json themselves: a stage of which a second run gives the same artefacts has then the
+same hash. Their record travels instead, and `restore` puts each back beside the manifest that it belongs to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from resurgence.files import sha256, write_json
+from resurgence.provenance.manifest import MANIFEST, RUN
+
+RECORD = Path("results/cost/runs.json")
+
+
+def record(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Folder -> what its run.json says, with the digest of its manifest."""
+    return {
+        folder.as_posix(): {**json.loads((folder / RUN).read_text()), "manifest": sha256(folder / MANIFEST)}
+        for folder in map(Path, folders)
+    }
+
+
+def run_of(folder: Path, root: Path = Path()) -> dict[str, Any]:
+    """What is known of the run that made an artefact: its run.json, else its entry in the record, else nothing."""
+    own = root / folder / RUN
+    kept = json.loads((root / RECORD).read_text()) if (root / RECORD).is_file() else {}
+    wanted = sha256(root / folder / MANIFEST)
+    found = [json.loads(own.read_text())] if own.is_file() else []
+    found += [kept[folder.as_posix()]] if folder.as_posix() in kept else []
+    return next((run for run in found if run.get("manifest") == wanted), {})
+
+
+def restore(root: Path = Path()) -> int:
+    """Write the missing run.json of artefacts from the record, where it belongs to the manifest that is there.
+
+    Returns:
+        how many were written.
+    """
+    if not (root / RECORD).is_file():
+        return 0
+    written = 0
+    for place, entry in json.loads((root / RECORD).read_text()).items():
+        folder = root / place
+        if not (folder / MANIFEST).is_file() or sha256(folder / MANIFEST) != entry["manifest"]:
+            continue
+        own = json.loads((folder / RUN).read_text()) if (folder / RUN).exists() else {}
+        if own.get("manifest") != entry["manifest"]:
+            write_json(folder / RUN, entry)
+            written += 1
+    return written

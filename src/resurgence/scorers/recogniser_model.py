@@ -1,0 +1,68 @@
+"""The recogniser of the miniature: a small convolutional classifier, saved and loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions with a projected shortcut."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, out, 3, 2, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(),
+            nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out),
+        )  # fmt: skip
+        self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+class Recogniser(nn.Module):
+    """Residual classifier; images (B, 3, 64, 64) in [-1, 1] -> logits (B, classes)."""
+
+    def __init__(self, classes: int, width: int = 32) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 5, 2, 2, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.blocks = nn.Sequential(Block(width, 2 * width), Block(2 * width, 4 * width), Block(4 * width, 6 * width))
+        self.head = nn.Linear(6 * width, classes)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Pooled features (B, 192), the space of the Fréchet distance."""
+        return self.blocks(self.stem(images)).mean((2, 3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images))
+
+
+def save_recogniser(model: Recogniser, classes: list[str], folder: Path) -> None:
+    """Write config.json and model.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    width = model.stem[0].out_channels
+    (folder / "config.json").write_text(json.dumps({"classes": classes, "size": 64, "width": width}, indent=1) + "\n")
+    save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+
+
+def load_recogniser(folder: Path, device: torch.device | str = "cpu") -> tuple[Recogniser, list[str]]:
+    """Read a recogniser folder; returns the model in eval mode and its class names.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message says where the shipped recogniser comes from.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).exists():
+            remedy = "run `dvc pull data/miniature/dvc.yaml`, or `make world`"
+            raise FileNotFoundError(f"no {name} in recogniser folder {folder}: {remedy}")
+    cfg = json.loads((folder / "config.json").read_text())
+    model = Recogniser(len(cfg["classes"]), cfg["width"])
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval().to(device), cfg["classes"]

@@ -1,0 +1,43 @@
+"""Features of real images, such as those of MS-COCO, computed once: what generated images are compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from resurgence.data.image_folder import SUFFIXES
+from resurgence.diffusion.pipeline import resolve_device
+from resurgence.progress import Progress
+from resurgence.scorers import load_scorers
+from resurgence.stages.job import Job, main
+
+
+def make(job: Job, folder: Path) -> dict:
+    """Write features.safetensors: name of the scorer -> (m, F), of the pictures in the order of their names.
+
+    Raises:
+        ValueError: fewer than two pictures.
+    """
+    name, pictures = job.block["scorer"], Path(job.block["pictures"])
+    scorer = load_scorers({name: job.block["settings"]}, resolve_device(job.device))[name]
+    files = sorted(path for path in pictures.iterdir() if path.suffix.lower() in SUFFIXES)
+    if len(files) < 2:
+        raise ValueError(
+            f"scorers.frechet.reference = {str(pictures)!r}: holds {len(files)} pictures; needs at least 2"
+        )
+    progress, found = Progress("features", len(files), "pictures"), []
+    for file in files:  # one by one: real pictures have different sizes
+        with Image.open(file) as image:
+            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
+        found.append(scorer.features(pixels))
+        progress.add(1)
+    save_file({name: torch.cat(found).contiguous()}, folder / "features.safetensors")
+    return {"images": len(files)}
+
+
+if __name__ == "__main__":
+    main("reference features", make)

@@ -1,0 +1,31 @@
+"""What a finished study says: the resurgence table, where the report is, and what it cost."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from resurgence.analysis.headline import terminal
+from resurgence.analysis.read import read_table
+from resurgence.progress import duration
+
+
+def told(results: Path, level: float) -> str:
+    """The last lines of a run; empty while there are no tables."""
+    cost, report = results / "cost/cost.csv", results / "report.html"
+    tables = [results / f"tables/{name}.csv" for name in ("resurgence", "seeds")]
+    if not all(file.exists() for file in (*tables, cost)):
+        return ""
+    runs = pd.read_csv(cost)
+    devices = ", ".join(sorted(set(runs["device"])))
+    lines = [terminal(*map(read_table, tables), level)]
+    if report.exists():
+        lines.append(f"Report: {report.absolute()}")
+    lines.append(f"Cost: {duration(runs['seconds'].sum())} of work in {len(runs)} steps on {devices}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(told(Path("results"), float(sys.argv[1])))

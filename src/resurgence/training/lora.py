@@ -1,0 +1,71 @@
+"""The parameters of a UNet that fine-tuning changes: a LoRA in its attentions, or all of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from resurgence.diffusion.deltas import DELTA_FILE, LORA_FILE, changed, save_delta
+from resurgence.seeds import generator
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+Tensors = dict[str, torch.Tensor]
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # of all attentions, self and cross
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the folder of a checkpoint: step-000100."""
+    return f"step-{step:06d}"
+
+
+def prepare(unet: UNet2DConditionModel, rank: int | None, seed: int, gradient_checkpointing: bool = False) -> Tensors:
+    """Make a LoRA of this rank trainable, or with None the whole UNet; return the trainable parameters by name.
+
+    alpha is the rank, so the scale is 1. A is Gaussian with deviation 1/rank (peft's `gaussian`), B zero.
+    """
+    from peft import LoraConfig
+
+    if gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    unet.train().requires_grad_(rank is None)
+    if rank is not None:
+        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)))
+        for name, p in unet.named_parameters():
+            if "lora_A" in name:  # peft draws from the global generator of the device; here devices agree
+                p.data.copy_(torch.randn(p.shape, generator=generator("lora init", seed, name)) / rank)
+    return {name: p for name, p in unet.named_parameters() if p.requires_grad}
+
+
+def restore(unet: UNet2DConditionModel, before: Mapping[str, torch.Tensor]) -> None:
+    """Take the LoRA out again, or put the weights back."""
+    unet.disable_gradient_checkpointing()
+    if before:
+        unet.load_state_dict(before)
+    else:
+        unet.unload_lora()
+    unet.eval().requires_grad_(False)
+
+
+def save_checkpoint(
+    unet: UNet2DConditionModel, values: Mapping[str, torch.Tensor], before: Tensors, folder: Path
+) -> None:
+    """Write the LoRA in diffusers format, or the delta of a full fine-tune, under a temporary name, then rename."""
+    from diffusers import StableDiffusionPipeline
+    from peft import get_peft_model_state_dict
+
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    if before:
+        save_delta(changed({name: before[name] for name in values}, values, "unet"), temporary / DELTA_FILE)
+    else:
+        layers = get_peft_model_state_dict(unet)
+        StableDiffusionPipeline.save_lora_weights(temporary, unet_lora_layers=layers, weight_name=LORA_FILE)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)

@@ -1,0 +1,140 @@
+"""Take over results that another run made, after `dvc pull`: Snakemake then knows what is up to date and what is not.
+
+Snakemake decides by times of change and by what it noted when a job ran; neither comes with a pull. So each manifest is
+compared with what the job would be given now: its settings, source modules and inputs; and its files are hashed again.
+What matches is marked as made just now. What does not, and all that is made from it, is named with the first
+difference and marked as older than everything. A result with a changed or missing file loses its manifest: nothing is
+built on it, and its job, or `dvc checkout`, makes it whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from resurgence.files import plain
+from resurgence.provenance.manifest import MANIFEST, as_written, digest_of, read_manifest, source_name, verify
+from resurgence.provenance.runs import restore
+from resurgence.workflow.dry_run import RESULTS, Planned, check_package, configured, planned, snakemake
+
+OLD = 1  # seconds since 1970; Snakemake takes a time of 0 for none
+
+
+class Verdict(NamedTuple):
+    """What is to be told of a result."""
+
+    state: str  # fresh, stale, damaged or missing
+    why: str = ""
+
+
+def changes(old: Any, new: Any, place: str = "") -> Iterator[str]:
+    """The differences of two JSON values, as `place: old -> new`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from changes(old.get(key), new.get(key), f"{place}.{key}" if place else key)
+    elif old != new:
+        yield f"{place}: {old!r} -> {new!r}"
+
+
+def difference(job: Planned, manifest: Mapping[str, Any], digest: Callable[[Path], str]) -> str:
+    """The first difference between a manifest and the job that would write it now; empty when there is none."""
+    told = next(changes(manifest["parameters"], plain(job.block)), "")
+    if told:
+        return told
+    for what, now in (("source", {source_name(p): p for p in job.sources}), ("input", job.digested)):
+        before = manifest[f"{what}s"]
+        for name in sorted({*before, *now}):
+            if name not in now or name not in before:
+                return f"{what} {name} {'is no longer read' if name not in now else 'is new'}"
+            if before[name] != digest(now[name]):
+                return f"{what} {name} has changed"
+    return ""
+
+
+def owners(outs: Iterable[Path], root: Path) -> dict[Path, Path]:
+    """File of a shared folder -> the made.json that names it; those of a damaged one are left out."""
+    found: dict[Path, Path] = {}
+    for out in outs:
+        if out.name != MANIFEST and (root / out).is_file():
+            with contextlib.suppress(ValueError):
+                names = read_manifest(root / out)["files"]
+                found |= {Path(os.path.normpath(out.parent / name)): out for name in names}
+    return found
+
+
+def judge(jobs: Sequence[Planned], root: Path = Path()) -> dict[Path, Verdict]:
+    """Output -> verdict, for jobs of which each comes after those whose results it reads."""
+    digest = functools.cache(lambda path: digest_of(root / path))
+    found: dict[Path, Verdict] = {}
+    owner = owners((job.out for job in jobs), root)
+    for job in jobs:
+        found[job.out] = judge_one(job, root, digest)
+        read = [path for path in job.inputs if path.parts[0] == RESULTS]
+        above = [path if path in found else owner.get(path, Path(*path.parts[:2], "made.json")) for path in read]
+        stale = next((path for path in above if path in found and found[path].state != "fresh"), None)
+        if stale and found[job.out].state == "fresh":
+            found[job.out] = Verdict("stale", f"made from {stale.parent}")
+    return found
+
+
+def judge_one(job: Planned, root: Path, digest: Callable[[Path], str]) -> Verdict:
+    """The verdict on one output, its inputs being as they are."""
+    file = root / job.out
+    if not file.is_file():
+        return Verdict("missing", f"{job.out} is missing")
+    try:
+        manifest = read_manifest(file)
+    except ValueError as error:
+        return Verdict("damaged", str(error))
+    problems = verify(file.parent) if job.out.name == MANIFEST else as_written(file.parent, manifest["files"])
+    if problems:
+        return Verdict("damaged", problems[0])
+    try:
+        told = difference(job, manifest, digest)
+    except FileNotFoundError as error:
+        return Verdict("stale", str(error))
+    return Verdict("stale", told) if told else Verdict("fresh")
+
+
+def mark(found: Mapping[Path, Verdict], overlays: Sequence[Path], root: Path = Path()) -> None:
+    """Let Snakemake know: fresh results are noted as made now, stale ones as ages old, damaged ones as not finished."""
+    fresh = [out.as_posix() for out, verdict in found.items() if verdict.state == "fresh"]
+    stale = [out.as_posix() for out, verdict in found.items() if verdict.state == "stale"]
+    for out, verdict in found.items():
+        if verdict.state == "damaged":
+            (root / out).unlink()
+    if stale:
+        files = [*stale, *(file.as_posix() for file, made in owners(found, root).items() if made.as_posix() in stale)]
+        told = snakemake("--cleanup-metadata", *files, *configured(overlays), root=root, check=False)
+        if "metadata was not present" not in told and "Error" in told:
+            raise ValueError(f"snakemake --cleanup-metadata fails; it says\n{told[-4000:]}")
+    if fresh:
+        snakemake("--touch", "-F", "--cores", "1", *configured(overlays), "--", *fresh, root=root)
+    for out in stale:
+        os.utime(root / out, (OLD, OLD))
+
+
+def adopt_arguments(parser: ArgumentParser) -> None:
+    """Arguments of `resurgence adopt`."""
+    parser.add_argument("--overlay", type=Path, nargs="*", default=[], help="studies laid over params.yaml")
+
+
+def adopt(args: Namespace) -> None:
+    """Compare all results of the study with its configuration and sources, and tell Snakemake and the user."""
+    check_package()
+    jobs = planned(args.overlay)
+    restored = restore()
+    found = judge(jobs)
+    mark(found, args.overlay)
+    for out, verdict in found.items():
+        if verdict.state != "fresh":
+            print(f"{verdict.state:<8} {out.parent if out.name == MANIFEST else out}: {verdict.why}")
+    number = sum(verdict.state == "fresh" for verdict in found.values())
+    print(f"{number} of {len(found)} results are up to date; {restored} run.json restored")
+    if number < len(found):
+        print("`make study` runs the rest; `dvc checkout` puts back files that were changed by accident")

@@ -1,0 +1,175 @@
+"""One file for a data repository: what is needed to check the tables of a finished study, and to go on from its models;
+or, for the repository itself, a reference: the tables and experiments of a study with the scores that they follow from.
+
+Tables, figures, report, cost; manifest.json and run.json of every artefact; deltas, LoRAs, prompts and scores;
+configuration, environment, sources, DVC's files; SHA256SUMS of all. Images only on request: results/omitted.json names
+the files that manifests list and the archive leaves out. Equal trees give equal bytes.
+
+    tar xzf FILE && cd FOLDER && sha256sum --quiet -c SHA256SUMS
+    PYTHONPATH=src python -m resurgence.cli verify results
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from resurgence.config.load import load_study
+from resurgence.files import json_text
+from resurgence.provenance.manifest import MANIFEST, RUN, read_manifest
+from resurgence.workflow.dry_run import RESULTS
+
+TOP = (
+    "README.md", "LICENSE", "CITATION.cff", "CHANGELOG.md", "Makefile", "Snakefile", "pyproject.toml", "params.yaml",
+    "dvc.yaml", "dvc.lock",
+)  # fmt: skip
+TREES = ("config", "studies", "workflow", "profiles", "envs", "src", "docs")
+WHOLE = ("tables", "figures", "experiments", "cost", "report.html", "erased", "finetuned", "scores")  # of results/
+WITH_IMAGES = ("grids", "data", "images")
+EPOCH = 315532800  # 1980-01-01: no time of change depends on the machine
+OMITTED = "omitted.json"
+LARGE = ("features.safetensors",)  # of the scores, eleven times what the scores are: a reference leaves them out
+
+
+def tree(place: Path) -> list[Path]:
+    """A file, or all files below a folder but caches and unfinished artefacts."""
+    found = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    hidden = ("__pycache__", ".egg-info")
+
+    def shown(path: Path) -> bool:
+        parts = path.relative_to(place.parent).parts
+        return not any(part.endswith(hidden) or part.startswith(".") for part in parts)
+
+    return [path for path in found if shown(path)]
+
+
+def results(root: Path, images: bool) -> tuple[list[Path], list[str]]:
+    """Files of results/ for the archive, and those that manifests list and it leaves out, as paths from results/."""
+    place = root / RESULTS
+    files = {path for name in (*WHOLE, *(WITH_IMAGES if images else ())) for path in tree(place / name)}
+    omitted = []
+    for manifest in sorted(place.rglob(MANIFEST)):
+        folder = manifest.parent
+        kept = [path for path in (manifest, folder / RUN, *folder.glob("prompts.*")) if path.is_file()]
+        files |= set(kept)
+        listed = (folder / name for name in read_manifest(manifest)["files"])
+        omitted += [path.relative_to(place).as_posix() for path in listed if path not in files]
+    if not images:
+        files |= {place / "grids" / "made.json"} & set(tree(place / "grids"))
+        omitted += [p.relative_to(place).as_posix() for p in tree(place / "grids") if p.name != "made.json"]
+    return sorted(files), sorted(omitted)
+
+
+def write_reference(out: Path, root: Path = Path()) -> int:
+    """Copy tables, experiments and scores of a finished study to out/results; returns the bytes of all files.
+
+    Scores of other studies in the same tree stay out.
+
+    Raises:
+        FileNotFoundError: the study is not finished. FileExistsError: `out` holds a reference already.
+    """
+    from resurgence.analysis.score_folders import entry
+
+    place = root / RESULTS
+    if not (place / "tables" / "made.json").is_file():
+        raise FileNotFoundError(f"{place}/tables is not finished; run `make study` first")
+    if (out / RESULTS).exists():
+        raise FileExistsError(f"{out / RESULTS} exists; remove it, or name another folder")
+    block = read_manifest(place / "tables" / "made.json")["parameters"]
+    scores = {root / entry(block, model)["path"] for model in block["models"]}  # of this study, if several ran here
+    results = place / "experiments" / "made.json"
+    named = read_manifest(results)["parameters"]["experiments"] if results.is_file() else ()
+    experiments = [results.parent / name for name in named]
+    pages = [results, results.parent / "results.md"] if named else []
+    kept = [
+        place / "tables",
+        place / "figures",
+        *experiments,
+        *pages,
+        *scores,
+        *(p.parent / "geometry" for p in scores),
+    ]
+    found = [path for part in kept if part.exists() for path in tree(part)]
+    omitted = sorted(path.relative_to(place).as_posix() for path in found if path.name in LARGE)
+    temporary = out / f".{RESULTS}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    for path in found:
+        if path.name not in LARGE:
+            copy = temporary / path.relative_to(place)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if path.name == RUN:  # without the command line, which holds paths of the machine
+                told = json.loads(path.read_text(encoding="utf-8"))
+                copy.write_text(json_text({k: v for k, v in told.items() if k != "argv"}), encoding="utf-8")
+            else:
+                shutil.copyfile(path, copy)
+    (temporary / OMITTED).write_text(json_text(omitted), encoding="utf-8")
+    temporary.rename(out / RESULTS)
+    return sum(path.stat().st_size for path in tree(out / RESULTS))
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file with nothing of the machine in its header."""
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mtime, entry.mode = len(content), EPOCH, 0o644
+    tar.addfile(entry, io.BytesIO(content))
+
+
+def write(out: Path, top: str, root: Path = Path(), images: bool = False) -> int:
+    """Write the archive; returns how many files it holds.
+
+    Raises:
+        FileNotFoundError: the study is not finished.
+    """
+    if not (root / RESULTS / "tables" / "made.json").is_file():
+        raise FileNotFoundError(f"{root / RESULTS}/tables is not finished; run `make study` first")
+    own = [root / name for name in TOP if (root / name).is_file()]
+    own += [path for kind in ("dvc.yaml", "dvc.lock", "*.md") for path in root.glob(f"data/*/{kind}")]
+    own += [path for name in TREES for path in tree(root / name)]
+    found, omitted = results(root, images)
+    sums: list[str] = []
+    temporary = out.with_name(f".{out.name}.tmp")
+    with (
+        temporary.open("wb") as raw,
+        gzip.GzipFile("", "wb", mtime=EPOCH, fileobj=raw, compresslevel=6) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for path in sorted({*own, *found}):
+            name, content = path.relative_to(root).as_posix(), path.read_bytes()
+            add(tar, f"{top}/{name}", content)
+            sums.append(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
+        content = json_text(omitted).encode()
+        add(tar, f"{top}/{RESULTS}/{OMITTED}", content)
+        sums.append(f"{hashlib.sha256(content).hexdigest()}  {RESULTS}/{OMITTED}\n")
+        add(tar, f"{top}/SHA256SUMS", "".join(sums).encode())
+    temporary.rename(out)
+    return len(sums) + 1
+
+
+def archive_arguments(parser: ArgumentParser) -> None:
+    """Arguments of `resurgence archive`."""
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: resurgence-STUDY.tar.gz")
+    parser.add_argument("--images", action="store_true", help="with image sets, masks and grids")
+    parser.add_argument(
+        "--reference", type=Path, metavar="DIR", help="no archive: copy tables, experiments and scores to DIR/results"
+    )
+
+
+def run(args: Namespace) -> None:
+    """Write the archive of the study in this folder, or a reference."""
+    if args.reference:
+        size = write_reference(args.reference)
+        print(f"{args.reference / RESULTS}: {size / 2**20:.1f} MiB")
+        print(f"Check it: resurgence verify {args.reference / RESULTS} --tables")
+        return
+    top = f"resurgence-{load_study([Path('params.yaml')]).study}"
+    out = args.out or Path(f"{top}.tar.gz")
+    number = write(out, top, images=args.images)
+    print(f"{out}: {number} files, {out.stat().st_size / 2**20:.1f} MiB")
+    print(f"Check it: tar xzf {out.name} && cd {top} && sha256sum --quiet -c SHA256SUMS")
+    print("          PYTHONPATH=src python -m resurgence.cli verify results")

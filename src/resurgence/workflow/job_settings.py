@@ -1,0 +1,218 @@
+"""The block of settings that each job gets: everything its result depends on, and nothing else.
+
+A block is one JSON text with sorted keys. Snakemake compares it with that of the last run, and the manifest of the
+result holds it, so a setting that a job does not read must not be in its block: changing it would run the job again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from resurgence.config.method_configs import config_class, functions, needs
+from resurgence.config.optimisation import Optimisation
+from resurgence.config.study import Cell, Erasure, Study
+from resurgence.config.task import Task
+
+# settings of MACE that its LoRAs do not depend on: variants that differ in these alone share their LoRAs
+FUSION = ("fuse_preserve_scale", "fusion", "preserve_retained", "max_relative_change")
+LAST: list[Any] = []  # a study and its owners of LoRAs
+
+
+def text(block: dict[str, Any]) -> str:
+    """One line of JSON with sorted keys."""
+    return json.dumps(block, sort_keys=True, ensure_ascii=False)
+
+
+def base(study: Study) -> dict[str, Any]:
+    """Which base a job loads."""
+    return {"path": study.base.path, "revision": study.base.revision}
+
+
+def part(task: Task, *keys: str) -> dict[str, Any]:
+    """Some fields of a task."""
+    return {key: getattr(task, key) for key in ("name", "kind", *keys)}
+
+
+def prompts(study: Study, task: str) -> dict[str, Any]:
+    """What is sampled in a task."""
+    of = study.task(task)
+    numbered = () if of.first_seed is None else ("first_seed",)
+    general = {"general": path} if (path := study.general_of(task)) else {}
+    return general | {"task": part(of, "erase", "retain", "synonyms", "templates", "seeds", *numbered)}
+
+
+def prior_moments(study: Study) -> dict[str, Any]:
+    """Second moment of the general captions."""
+    return {"base": base(study), "corpus": "prior", "captions": study.moments.prior}
+
+
+def domain_moments(study: Study, task: str) -> dict[str, Any]:
+    """Second moment of the retain concepts in the caption templates."""
+    of = study.task(task)
+    corpus = {"corpus": "domain", "captions": study.templates_of(of.kind), "concepts": of.retain}
+    return {"base": base(study), **corpus}
+
+
+def images_of(study: Study, kind: str, concepts: Iterable[str], number: int) -> dict[str, Any]:
+    """Images of concepts made by the base."""
+    settings = study.concept_images
+    shared = {key: getattr(study.sampling, key) for key in ("batch", "size")}
+    sampling = shared | {key: getattr(settings, key) for key in ("steps", "guidance")}
+    block = {"base": base(study), "kind": kind, "concepts": tuple(concepts), "per_concept": number}
+    return block | {"sampling": sampling, "template": settings.template}
+
+
+def concept_images(study: Study, task: str) -> dict[str, Any]:
+    """Images of the erased concepts."""
+    return images_of(study, "concept", study.task(task).erase, study.concept_images.per_concept)
+
+
+def reads(study: Study, erasure: Erasure) -> frozenset[str]:
+    """What an eraser needs of its task: for styles, and with `use_masks: false`, no masks."""
+    found = needs(study.erasers[erasure.eraser].module)
+    settings = study.eraser_settings(*erasure[:3]) if "masks" in found else {}
+    whole = settings.get("use_masks") is False or study.task(erasure.task).kind == "style"
+    return found - {"masks"} if whole else found
+
+
+def anchor_images(study: Study, task: str) -> dict[str, Any]:
+    """Images of the concepts that the erased ones are mapped to, by any eraser that reads them."""
+    readers = [e for e in study.erasures() if e.task == task and "anchors" in needs(study.erasers[e.eraser].module)]
+    aims = {aim for e in readers for aim in study.task(task, e.eraser, e.variant).mapping.values()}
+    return images_of(study, "anchor", sorted(aims), study.concept_images.per_anchor)
+
+
+def retained_images(study: Study, task: str) -> dict[str, Any]:
+    """Images of the retained concepts."""
+    return images_of(study, "retained", study.task(task).retain, study.concept_images.per_retained)
+
+
+def masks(study: Study, task: str) -> dict[str, Any]:
+    """Where the concept is in each of these images."""
+    return {"base": base(study), "concepts": study.task(task).erase, "masks": dataclasses.asdict(study.masks)}
+
+
+def has_loras(study: Study, eraser: str) -> bool:
+    """Whether an eraser trains LoRAs in a step of its own."""
+    module = study.erasers[eraser].module
+    return bool(module) and "train_loras" in functions(module)
+
+
+def is_solved(module: str) -> bool:
+    """Whether the last step of an eraser is solved, in seconds: it has no `steps`, or trains its LoRAs before it."""
+    settings = {field.name for field in dataclasses.fields(config_class(module))}
+    return "steps" not in settings or "train_loras" in functions(module)
+
+
+def is_trained(study: Study, eraser: str) -> bool:
+    """Whether an eraser is trained by the shared trainer, and so leaves a curve in its delta's folder."""
+    module = study.erasers[eraser].module
+    return bool(module) and issubclass(config_class(module), Optimisation)
+
+
+def loras(study: Study, erasure: Erasure) -> dict[str, Any]:
+    """LoRAs of the erased concepts: the settings without those of the fusion."""
+    settings = study.eraser_settings(erasure.task, erasure.eraser, erasure.variant)
+    kept = {key: value for key, value in settings.items() if key not in FUSION}
+    task = study.task(erasure.task, erasure.eraser, erasure.variant)
+    return {"base": base(study), "settings": kept, "task": part(task, "erase", "mapping"), "seed": erasure.seed}
+
+
+def owners(study: Study) -> dict[Erasure, Erasure]:
+    """Each erasure that trains LoRAs -> the first of the same eraser, task and seed whose LoRAs are the same."""
+    first: dict[tuple, Erasure] = {}
+    found = {}
+    for erasure in study.erasures():
+        if has_loras(study, erasure.eraser):
+            key = (erasure.task, erasure.eraser, erasure.seed, text(loras(study, erasure)))
+            found[erasure] = first.setdefault(key, erasure)
+    return found
+
+
+def loras_of(study: Study, erasure: Erasure) -> Erasure:
+    """The first erasure of the same eraser, task and seed whose LoRAs are the same; often itself.
+
+    Kept for the study asked for last: the rules ask once for each job.
+    """
+    if not LAST or LAST[0] is not study:
+        LAST[:] = [study, owners(study)]
+    if erasure not in LAST[1]:
+        raise LookupError(f"{erasure} is not part of the study")
+    return LAST[1][erasure]
+
+
+def erase(study: Study, erasure: Erasure) -> dict[str, Any]:
+    """The tensors of the base that an eraser changes."""
+    return {
+        "base": base(study),
+        "method": study.erasers[erasure.eraser].module,
+        "settings": study.eraser_settings(erasure.task, erasure.eraser, erasure.variant),
+        "task": part(study.task(erasure.task, erasure.eraser, erasure.variant), "erase", "retain", "mapping"),
+        "seed": erasure.seed,
+        "delta_precision": study.base.delta_precision,
+    }
+
+
+def finetune_set(study: Study, task: str, name: str) -> dict[str, Any]:
+    """Images of concepts that are not erased, made by the base."""
+    chosen = study.finetune_sets[name]
+    templates = study.task(task).templates if chosen.templates == "task" else chosen.templates
+    numbered = {} if chosen.first_seed is None else {"first_seed": chosen.first_seed}
+    return numbered | {
+        "base": base(study),
+        "concepts": study.finetune_concepts(name, task),
+        "tercile": chosen.tercile is not None,
+        "templates": templates,
+        "images_per_prompt": chosen.images_per_prompt,
+        "size": chosen.size,
+        "sampling": {key: value for key, value in sampling(study).items() if key != "shard"},
+    }
+
+
+def terciles(study: Study, task: str, name: str) -> dict[str, Any]:
+    """The concepts of a fine-tuning set that are drawn by their similarity to the erased ones."""
+    given = part(study.task(task), "erase", "synonyms")
+    return {"tercile": study.finetune_sets[name].tercile, "task": given, "clip": study.scorers["clip"]}
+
+
+def sampling(study: Study) -> dict[str, Any]:
+    """How images are sampled."""
+    return {**dataclasses.asdict(study.sampling), "precision": study.base.precision}
+
+
+def finetune(study: Study, cell: Cell) -> dict[str, Any]:
+    """A fine-tuned model."""
+    settings = study.finetune_settings(cell.finetune, cell.variant)
+    told = {"settings": settings, "seed": cell.seed, "delta_precision": study.base.delta_precision}
+    return {"base": base(study), **told}
+
+
+def sample(study: Study) -> dict[str, Any]:
+    """Images of a prompt set, made by any model."""
+    return {"base": base(study), "sampling": sampling(study)}
+
+
+def score(study: Study, task: str) -> dict[str, Any]:
+    """Scores of images: the same block for every model of a task."""
+    scorers = {name: {k: v for k, v in one.items() if k != "reference"} for name, one in study.scorers.items()}
+    return {"scorers": scorers, "task": part(study.task(task), "erase", "retain", "labels")}
+
+
+def reference(study: Study) -> dict[str, Any]:
+    """Features of real images."""
+    distance = study.scorers["frechet"]
+    name = distance["features"]
+    return {"scorer": name, "settings": study.scorers[name], "pictures": distance["reference"]}
+
+
+def has_reference(study: Study) -> bool:
+    """Whether generated images are compared with real ones."""
+    return bool(study.scorers.get("frechet", {}).get("reference"))
+
+
+def geometry(study: Study) -> dict[str, Any]:
+    """Distances between the weights of base, erased and fine-tuned model."""
+    return {"base": base(study)}

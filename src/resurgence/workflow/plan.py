@@ -1,0 +1,193 @@
+"""What a study would compute, in a dozen lines, before anything runs: jobs, images, time, disk, device.
+
+Without a GPU, and for the miniature, times are those measured or the defaults of workflow/seconds.yaml; for a base that
+workflow/rates.yaml knows, GPU-hours are computed (costs.py) until something has run. Weights need not be there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import yaml
+
+from resurgence.config.fields import ConfigError
+from resurgence.config.load import load_study
+from resurgence.config.study import Study
+from resurgence.progress import duration
+from resurgence.workflow.dry_run import Planned, printed_jobs
+from resurgence.workflow.gpu_hours import PNG, Cost, Coster, by_rule, general_images, prompts_of, read_rates
+from resurgence.workflow.weights_needed import examine
+
+STAGES = {
+    "data": [
+        "coco_annotations", "coco_captions", "coco_sample", "prompts", "prior_moments",
+        "domain_moments", "concept_images", "anchor_images", "retained_images", "masks", "terciles", "finetune_set",
+    ],
+    "erase": ["loras", "closed_form", "erase"],
+    "fine-tune": ["finetune"],
+    "sample": ["sample"],
+    "score": ["reference_features", "score", "geometry"],
+    "tables, figures, report": ["tables", "figures", "grids", "experiment", "results", "cost", "report"],
+}  # fmt: skip
+
+
+def job_counts(text: str) -> Counter[str]:
+    """Jobs of each rule from the table that `snakemake -n -q rules` prints (it prints the same table twice)."""
+    tables = re.split(r"^Job stats:$", text, flags=re.MULTILINE)
+    rows = re.findall(r"^([a-z]\w*) +(\d+)$", tables[1], flags=re.MULTILINE) if len(tables) > 1 else []
+    return Counter({rule: int(count) for rule, count in rows if rule not in ("total", "all")})
+
+
+def dry_runs(overlays: Sequence[Path], extra: Sequence[str] = ()) -> tuple[Counter[str], Counter[str], list[Planned]]:
+    """Jobs to do and jobs in all, from two dry runs side by side, and the jobs to do one by one.
+
+    Args:
+        extra: further words of the command line: --until RULE, or targets.
+
+    Raises:
+        ConfigError: when Snakemake refuses the configuration, with what it said.
+    """
+    configured = ["--configfile", *map(str, overlays)] if overlays else []
+    command = [sys.executable, "-m", "snakemake", "-n"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    kinds = (["-p"], ["-q", "rules", "--forceall"])
+    runs = [subprocess.Popen([*command, *kind, *configured, *extra], **options) for kind in kinds]
+    with ThreadPoolExecutor(len(runs)) as pool:  # both are read at once, else one would wait for the other
+        told = list(pool.map(lambda run: run.communicate()[0], runs))
+    for run, text in zip(runs, told, strict=True):
+        if run.returncode:
+            raise ConfigError("snakemake -n", run.returncode, f"fails; it says\n{text[-8000:]}")
+    return job_counts(told[0]), job_counts(told[1]), printed_jobs(told[0])
+
+
+def seconds_of(defaults: Mapping[str, float], benchmarks: Path) -> dict[str, float]:
+    """Seconds of a job of each rule: the mean of what has been measured, else the default."""
+    found = dict(defaults)
+    for folder in sorted(benchmarks.glob("*")):
+        lines = [line for file in folder.rglob("*.jsonl") for line in file.read_text().splitlines() if line.strip()]
+        if lines:
+            found[folder.name] = statistics.fmean(float(json.loads(line)["s"]) for line in lines)
+    return found
+
+
+def images_of(study: Study) -> int:
+    """Images that all models of the study make for its prompts."""
+    models = Counter(study.tasks.names)
+    models.update(e.task for e in study.erasures() if study.erasers[e.eraser].module)
+    for cell in study.cells():
+        models[cell.erasure.task] += len(study.finetune_settings(cell.finetune, cell.variant)["checkpoints"])
+    return sum(number * (prompts_of(study.task(task)) + general_images(study, task)) for task, number in models.items())
+
+
+def bytes_of(study: Study, root: Path) -> float:
+    """Disk that the results take, about: images as PNG, deltas as parts of the UNet."""
+    unet = sum(file.stat().st_size for file in (root / study.base.path / "unet").glob("*.safetensors"))
+    checkpoints = 0.0
+    for cell in study.cells():
+        settings = study.finetune_settings(cell.finetune, cell.variant)
+        checkpoints += len(settings["checkpoints"]) * (1.0 if settings["algorithm"] == "full" else 0.03)
+    size = study.sampling.size or 512
+    return images_of(study) * PNG * size**2 + unet * (checkpoints + 0.1 * len(list(study.erasures())))
+
+
+def device_of(study: Study) -> str:
+    """The device of the jobs."""
+    gpu = study.base.device == "cuda" or (study.base.device == "auto" and shutil.which("nvidia-smi") is not None)
+    return "GPU" if gpu else "CPU"
+
+
+def lines(study: Study, todo: Counter[str], total: Counter[str], seconds: Mapping[str, float], cores: int) -> list[str]:
+    """The plan."""
+    device = device_of(study)
+    lanes = 1 if device == "GPU" else cores  # one model at a time on a GPU, one a core without
+    models = f"{len(list(study.erasures()))} erased and {len(list(study.cells()))} fine-tuned models"
+    told = [f"Study {study.study} on {study.base.name}: {', '.join(study.tasks.names)}; {models}"]
+    told.append(f"{'stage':<26}{'to do':>7}{'there':>7}   time")
+    whole = 0.0
+    for stage, rules in STAGES.items():
+        wanted = sum(todo[rule] for rule in rules)
+        time = sum(todo[rule] * seconds.get(rule, 0.0) for rule in rules) / lanes
+        whole += time
+        there = sum(total[rule] for rule in rules) - wanted
+        told.append(f"{stage:<26}{wanted:>7}{there:>7}   {duration(time) if wanted else '-'}")
+    told.append(f"{'all':<26}{todo.total():>7}{(total - todo).total():>7}   about {duration(whole)} on {cores} cores")
+    size = f"{study.sampling.size} x {study.sampling.size} pixels" if study.sampling.size else "the base's size"
+    told.append(f"{images_of(study)} images of {size} by all models")
+    told.append(f"about {bytes_of(study, Path()) / 2**20:.0f} MiB on disk when all is there; device: {device}")
+    return told
+
+
+def computed(
+    study: Study,
+    todo: Counter[str],
+    total: Counter[str],
+    costs: Mapping[str, Cost],
+    measured: Mapping[str, float],
+    gpu: str,
+) -> list[str]:
+    """The plan of a study on a GPU.
+
+    Args:
+        costs: of the jobs to do, by rule, computed. measured: seconds a job of the rules that have run here.
+    """
+    models = f"{len(list(study.erasures()))} erased and {len(list(study.cells()))} fine-tuned models"
+    told = [f"Study {study.study} on {study.base.name}: {', '.join(study.tasks.names)}; {models}"]
+    told.append(f"{'stage':<26}{'to do':>7}{'there':>7}{'images':>11}{'GPU-hours':>11}{'GiB':>9}")
+    whole = Cost()
+    for stage, rules in STAGES.items():
+        wanted, cost = sum(todo[rule] for rule in rules), Cost()
+        for rule in rules:
+            own = costs.get(rule, Cost())
+            cost += Cost(todo[rule] * measured[rule], own.images, own.bytes) if rule in measured else own
+        whole += cost
+        mark = "*" if any(rule in measured and todo[rule] for rule in rules) else " "
+        there = sum(total[rule] for rule in rules) - wanted
+        told.append(f"{stage:<26}{wanted:>7}{there:>7}{table_end(cost)}{mark}".rstrip())
+    told.append(f"{'all':<26}{todo.total():>7}{(total - todo).total():>7}{table_end(whole)}")
+    source = "computed (workflow/rates.yaml), * measured here"
+    told.append(f"GPU-hours on one {gpu}: {source}; sampling in {study.base.precision}")
+    state = Counter(state for _, state, _ in examine(study, todo))
+    if lacking := state["missing"] + state["damaged"]:
+        told.append(
+            f"{lacking} of {state.total()} weights that these jobs read are not there: resurgence weights check"
+        )
+    return told
+
+
+def table_end(cost: Cost) -> str:
+    """Images, GPU-hours and GiB as the end of a line."""
+    return f"{cost.images:>11,}{cost.seconds / 3600:>11.1f}{cost.bytes / 2**30:>9.1f}"
+
+
+def plan_arguments(parser: ArgumentParser) -> None:
+    """Arguments of `resurgence plan`."""
+    parser.add_argument("--overlay", type=Path, nargs="*", default=[], help="studies laid over params.yaml")
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="cores that the study will have")
+    parser.add_argument("--gpu", default="a100", help="whose hours are computed, a key of workflow/rates.yaml")
+    parser.add_argument("--until", nargs="+", default=[], metavar="RULE", help="only up to these rules")
+    parser.add_argument("--target", nargs="+", default=[], metavar="NAME", help="only what these rules or files need")
+
+
+def plan(args: Namespace) -> None:
+    """Print the plan of the study in this folder."""
+    study = load_study([Path("params.yaml"), *args.overlay])
+    extra = [*(["--until", *args.until] if args.until else []), *(["--", *args.target] if args.target else [])]
+    todo, total, jobs = dry_runs(args.overlay, extra)
+    benchmarks, rates = Path("results/benchmarks"), read_rates()
+    if study.base.name in rates.work and device_of(study) == "GPU":
+        costs = by_rule(jobs, Coster(study, rates, args.gpu))
+        print("\n".join(computed(study, todo, total, costs, seconds_of({}, benchmarks), args.gpu)))
+        return
+    defaults = yaml.safe_load(Path("workflow/seconds.yaml").read_text(encoding="utf-8"))
+    print("\n".join(lines(study, todo, total, seconds_of(defaults, benchmarks), args.cores)))

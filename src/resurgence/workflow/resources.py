@@ -1,0 +1,65 @@
+"""What a job of the workflow asks of a workstation or a cluster: a GPU, main memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from resurgence.config.fields import ConfigError, read_yaml
+
+PYTHON = 2500  # MB of a job before it loads a model: Snakemake, Python, torch, which SLURM counts twice as git starts
+CUDA = 2500  # MB more with a GPU: its libraries and context
+COPIES = 3  # of the weights, in main memory: as read, in single precision, and what is trained or kept
+HUB = 5_200_000_000  # bytes of a base from the hub, about the size of SD 2.1; SD 1.4 has 3.4 GB
+
+
+def site() -> dict[str, Any]:
+    """The cluster, from the file that profiles/slurm names in RESURGENCE_SITE; empty on a workstation."""
+    return read_yaml(os.environ["RESURGENCE_SITE"]) if "RESURGENCE_SITE" in os.environ else {}
+
+
+def uses_gpu(device: str, site: Mapping[str, Any]) -> bool:
+    """Whether the stages with a model run on a GPU.
+
+    Args:
+        device: auto, cpu or cuda.
+        site: the cluster. The machine where Snakemake runs on a cluster often has no GPU, so there `auto` is a GPU if
+            a partition has some.
+
+    Raises:
+        ConfigError: the study wants a GPU and no partition has one.
+    """
+    if not site:
+        return device == "cuda" or (device == "auto" and shutil.which("nvidia-smi") is not None)
+    found = any((limits or {}).get("max_gpu") for limits in site["partitions"].values())
+    if device == "cuda" and not found:
+        raise ConfigError("base.device", device, "no partition of site.yaml has max_gpu; add it, or write cpu")
+    return device != "cpu" and found
+
+
+def gpu_request(gpu: int, site: Mapping[str, Any]) -> dict[str, Any]:
+    """The resources of a rule that uses a GPU: `gpu` (sbatch --gpus), or `gres` where the cluster wants that."""
+    if gpu and site.get("gres"):
+        return {"gpu": 0, "gres": site["gres"]}
+    return {"gpu": gpu}
+
+
+def memory(weights: int | None, gpu: int, attempt: int) -> int:
+    """Main memory in MB of a job that loads a base of so many bytes (None: from the hub); doubled by each attempt."""
+    once = PYTHON + CUDA * gpu + round(COPIES * (weights or HUB) / 1e6)
+    return once * 2 ** (attempt - 1)
+
+
+def stage(command: str) -> str:
+    """The part of a rule's command that says which stage runs: `-m resurgence.stages.erase`, `-m ...build clip`.
+
+    Raises:
+        ValueError: the command runs no module.
+    """
+    found = re.match(r"python (-m [\w.]+(?: [a-z_]+)?)", command)
+    if found is None:
+        raise ValueError(f"the command {command[:60]!r} runs no module of the package; write python -m MODULE")
+    return found.group(1)
