@@ -32,7 +32,7 @@ include: "workflow/rules/finetune.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/experiments.smk"
 include: "workflow/rules/present.smk"
-include: "workflow/rules/stages.smk"
+include: "workflow/rules/targets.smk"
 include: "workflow/rules/world.smk"
 
 
@@ -69,7 +69,7 @@ rule all:
 
 onstart:
     check_present(STUDY, {job.rule.name for job in workflow.dag.needrun_jobs()})
-    recovery.claim(Path())
+    resume.claim(Path())
 
 
 onsuccess:

@@ -1,29 +1,72 @@
-"""Files and their digests: SHA-256, stable JSON text, writing under a temporary name."""
+"""Files: digests, lines, stable JSON text, and writing so that a file or folder is there whole or not at all."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def sha256_of(path: Path) -> str:
+def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest_of_text(value: Any) -> str:
+    """SHA-256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8, without white space around them and without empty ones."""
+    text = Path(path).read_text(encoding="utf-8")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it is renamed at the end of the block, and removed after an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `folder`; it replaces `folder` as a whole at the end of the block.
+
+    Between the two renames there is no folder of this name, never a mixture. After an error nothing is left.
+    """
+    folder = Path(folder)
+    temporary, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def plain(value: Any) -> Any:
-    """Return dataclasses, tuples, sets and paths as what JSON has; mappings sorted by key.
+    """Dataclasses, tuples, sets and paths as what JSON has; mappings sorted by key.
 
     Raises:
         ValueError: a value that has no stable text.
@@ -44,12 +87,11 @@ def plain(value: Any) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """Return sorted JSON."""
+    """Indented JSON with sorted keys."""
     return json.dumps(plain(value), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write sorted JSON under a temporary name, then rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json_text(value))
-    temporary.rename(path)
+    """Write indented JSON with sorted keys, whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json_text(value), encoding="utf-8")

@@ -9,8 +9,6 @@ rule coco_annotations:
         "logs/coco/annotations.log",
     benchmark:
         "results/benchmarks/coco_annotations/coco.jsonl"
-    conda:
-        "../../envs/conda.yaml"
     params:
         url=coco.URL,
         sha256=coco.SHA256,
@@ -29,8 +27,6 @@ rule coco_captions:
         "logs/coco/captions.log",
     benchmark:
         "results/benchmarks/coco_captions/coco.jsonl"
-    conda:
-        "../../envs/conda.yaml"
     params:
         parts=coco.PARTS,
     message:
@@ -48,8 +44,6 @@ rule coco_sample:
         "logs/coco/sample.log",
     benchmark:
         "results/benchmarks/coco_sample/coco.jsonl"
-    conda:
-        "../../envs/conda.yaml"
     params:
         seed=0,
     message:

@@ -3,70 +3,58 @@
 
 rule loras:
     input:
-        sources("loras"),
-        BASE,
-        loras_data,
+        inputs("loras"),
     output:
-        manifest="results/erased/{base}/{task}/{eraser}/s{erase_seed}/loras/manifest.json",
+        manifest=RULES["loras"].output,
     log:
-        "logs/{base}/{task}/{eraser}/s{erase_seed}/loras.log",
+        RULES["loras"].log,
     benchmark:
-        "results/benchmarks/loras/{base}/{task}/{eraser}/s{erase_seed}.jsonl"
-    conda:
-        "../../envs/conda.yaml"
+        RULES["loras"].benchmark
     threads: THREADS
     resources:
-        **ON_GPU,
-        mem_mb=memory,
-        runtime=minutes("loras"),
+        **needs("loras"),
         turn=1,
     params:
-        cfg=block(blocks.loras, erasure),
+        settings=settings("loras"),
+        code=code("loras"),
+        inputs=named,
     message:
         "LoRAs of {wildcards.task} for {wildcards.eraser}, seed {wildcards.erase_seed}"
     shell:
-        "python -m resurgence.stages.loras --block {params.cfg:q} --out {output.manifest}"
-        " --inputs {input} > {log} 2>&1"
+        RULES["loras"].command
 
 
 rule erase:
     input:
-        eraser_sources,
-        BASE,
-        eraser_inputs,
+        inputs("erase"),
     output:
-        manifest="results/erased/{base}/{task}/{eraser}/s{erase_seed}/delta/manifest.json",
+        manifest=RULES["erase"].output,
     log:
-        "logs/{base}/{task}/{eraser}/s{erase_seed}/delta.log",
+        RULES["erase"].log,
     benchmark:
-        "results/benchmarks/erase/{base}/{task}/{eraser}/s{erase_seed}.jsonl"
+        RULES["erase"].benchmark
     wildcard_constraints:
-        eraser=erasers_named(solved=False),
-    conda:
-        "../../envs/conda.yaml"
+        eraser=graph.eraser_pattern(STUDY, solved=False),
     threads: THREADS
     resources:
-        **ON_GPU,
-        mem_mb=memory,
-        runtime=minutes("erase"),
+        **needs("erase"),
     params:
-        cfg=block(blocks.erase, erasure),
+        settings=settings("erase"),
+        code=code("erase"),
+        inputs=named,
     message:
         "Erase {wildcards.task} with {wildcards.eraser}, seed {wildcards.erase_seed}"
     shell:
-        "python -m resurgence.stages.erase --block {params.cfg:q} --out {output.manifest}"
-        " --inputs {input} > {log} 2>&1"
+        RULES["erase"].command
 
 
 # The same for those that take seconds: closed forms, and the fusion of trained LoRAs. On a cluster many of them are one
 # job (profiles/slurm).
 use rule erase as closed_form with:
     benchmark:
-        "results/benchmarks/closed_form/{base}/{task}/{eraser}/s{erase_seed}.jsonl"
+        RULES["closed_form"].benchmark
     wildcard_constraints:
-        eraser=erasers_named(solved=True),
+        eraser=graph.eraser_pattern(STUDY, solved=True),
     resources:
-        **ON_GPU,
-        mem_mb=memory,
-        runtime=minutes("closed_form"),
+        **needs("closed_form"),
         turn=1,

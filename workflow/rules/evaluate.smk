@@ -4,84 +4,69 @@
 
 rule sample:
     input:
-        sources("sample"),
-        BASE,
-        model_weights,
+        inputs("sample"),
     output:
-        manifest="results/images/{base}/{model}/images/manifest.json",
+        manifest=RULES["sample"].output,
     log:
-        "logs/{base}/{model}/images.log",
+        RULES["sample"].log,
     benchmark:
-        "results/benchmarks/sample/{base}/{model}.jsonl"
+        RULES["sample"].benchmark
     wildcard_constraints:
         model=MODEL,
-    conda:
-        "../../envs/conda.yaml"
     threads: THREADS
     resources:
-        **ON_GPU,
-        mem_mb=memory,
-        runtime=minutes("sample"),
+        **needs("sample"),
     params:
-        cfg=block(blocks.sample),
+        settings=settings("sample"),
+        code=code("sample"),
+        inputs=named,
     message:
         "Sample {wildcards.model}"
     shell:
-        "python -m resurgence.stages.sample --block {params.cfg:q} --out {output.manifest}"
-        " --inputs {input} > {log} 2>&1"
+        RULES["sample"].command
 
 
 rule score:
     input:
-        sources("score", *SCORERS),
-        SCORER_WEIGHTS,
-        "results/images/{base}/{model}/images/manifest.json",
+        inputs("score"),
     output:
-        manifest="results/scores/{base}/{model}/scores/manifest.json",
+        manifest=RULES["score"].output,
     log:
-        "logs/{base}/{model}/scores.log",
+        RULES["score"].log,
     benchmark:
-        "results/benchmarks/score/{base}/{model}.jsonl"
+        RULES["score"].benchmark
     wildcard_constraints:
         model=MODEL,
-    conda:
-        "../../envs/conda.yaml"
     threads: THREADS
     resources:
-        **ON_GPU,
-        mem_mb=memory,
-        runtime=minutes("score"),
+        **needs("score"),
     params:
-        cfg=block(blocks.score, model_task),
+        settings=settings("score"),
+        code=code("score"),
+        inputs=named,
     message:
         "Score the images of {wildcards.model}"
     shell:
-        "python -m resurgence.stages.score --block {params.cfg:q} --out {output.manifest}"
-        " --inputs {input} > {log} 2>&1"
+        RULES["score"].command
 
 
 rule reference_features:
     input:
-        sources("reference_features", *reference_scorer()),
-        SCORER_WEIGHTS,
-        reference_pictures,
+        inputs("reference_features"),
     output:
-        manifest="results/data/{base}/reference/manifest.json",
+        manifest=RULES["reference_features"].output,
     log:
-        "logs/{base}/reference.log",
+        RULES["reference_features"].log,
     benchmark:
-        "results/benchmarks/reference_features/{base}.jsonl"
-    conda:
-        "../../envs/conda.yaml"
+        RULES["reference_features"].benchmark
     threads: THREADS
     resources:
-        **ON_GPU,
-        mem_mb=memory,
-        runtime=minutes("reference_features"),
+        **needs("reference_features"),
     params:
-        cfg=block(blocks.reference),
+        settings=settings("reference_features"),
+        code=code("reference_features"),
+        inputs=named,
     message:
         "Features of real images"
     shell:
-        "python -m resurgence.stages.reference_features --block {params.cfg:q} --out {output.manifest}"
-        " --inputs {input} > {log} 2>&1"
+        RULES["reference_features"].command

@@ -3,34 +3,29 @@
 
 rule geometry:
     input:
-        sources("geometry"),
-        BASE,
-        updates,
+        inputs("geometry"),
     output:
-        manifest="results/scores/{base}/{task}/{eraser}/s{erase_seed}/{finetune}/f{finetune_seed}/geometry/manifest.json",
+        manifest=RULES["geometry"].output,
     log:
-        "logs/{base}/{task}/{eraser}/s{erase_seed}/{finetune}/f{finetune_seed}/geometry.log",
+        RULES["geometry"].log,
     benchmark:
-        "results/benchmarks/geometry/{base}/{task}/{eraser}/s{erase_seed}/{finetune}/f{finetune_seed}.jsonl"
-    conda:
-        "../../envs/conda.yaml"
+        RULES["geometry"].benchmark
     resources:
-        mem_mb=memory,
-        runtime=minutes("geometry"),
+        **needs("geometry"),
         turn=1,
     params:
-        cfg=block(blocks.geometry),
+        settings=settings("geometry"),
+        code=code("geometry"),
+        inputs=named,
     message:
         "Weights of {wildcards.task} / {wildcards.eraser} with {wildcards.finetune}, seed {wildcards.finetune_seed}"
     shell:
-        "python -m resurgence.stages.geometry --block {params.cfg:q} --out {output.manifest}"
-        " --inputs {input} > {log} 2>&1"
+        RULES["geometry"].command
 
 
 rule experiment:
     input:
-        sources("experiment"),
-        experiment_inputs,
+        inputs("experiment"),
     output:
         report(
             "results/experiments/{experiment}/{experiment}.png",
@@ -47,20 +42,19 @@ rule experiment:
         text="results/experiments/{experiment}/{experiment}.md",
         made="results/experiments/{experiment}/made.json",
     log:
-        "logs/experiments/{experiment}.log",
+        RULES["experiment"].log,
     benchmark:
-        "results/benchmarks/experiment/{experiment}.jsonl"
+        RULES["experiment"].benchmark
     wildcard_constraints:
         experiment=r"[a-z][a-z0-9_]*",
-    conda:
-        "../../envs/conda.yaml"
     params:
-        cfg=block(presentation.experiment, experiment_name),
+        settings=settings("experiment"),
+        code=code("experiment"),
+        inputs=named,
     message:
         "Experiment {wildcards.experiment}"
     shell:
-        "python -m resurgence.stages.experiment --block {params.cfg:q} --out {output.made}"
-        " --inputs {input} > {log} 2>&1"
+        RULES["experiment"].command
 
 
 for each in STUDY.experiments:
@@ -74,21 +68,19 @@ for each in STUDY.experiments:
 
 rule results:
     input:
-        sources("results"),
-        [f"results/experiments/{each}/made.json" for each in STUDY.experiments],
-        [f"results/experiments/{each}/{each}.md" for each in STUDY.experiments],
+        inputs("results"),
     output:
         text="results/experiments/results.md",
         made="results/experiments/made.json",
     log:
-        "logs/experiments.log",
+        RULES["results"].log,
     benchmark:
-        "results/benchmarks/results/study.jsonl"
-    conda:
-        "../../envs/conda.yaml"
+        RULES["results"].benchmark
     params:
-        cfg=block(presentation.results),
+        settings=settings("results"),
+        code=code("results"),
+        inputs=named,
     message:
         "Results of all experiments"
     shell:
-        "python -m resurgence.stages.results --block {params.cfg:q} --out {output.made} --inputs {input} > {log} 2>&1"
+        RULES["results"].command

@@ -3,26 +3,21 @@
 
 rule finetune:
     input:
-        sources("finetune"),
-        BASE,
-        finetune_inputs,
+        inputs("finetune"),
     output:
-        manifest="results/finetuned/{base}/{task}/{eraser}/s{erase_seed}/{finetune}/f{finetune_seed}/weights/manifest.json",
+        manifest=RULES["finetune"].output,
     log:
-        "logs/{base}/{task}/{eraser}/s{erase_seed}/{finetune}/f{finetune_seed}/weights.log",
+        RULES["finetune"].log,
     benchmark:
-        "results/benchmarks/finetune/{base}/{task}/{eraser}/s{erase_seed}/{finetune}/f{finetune_seed}.jsonl"
-    conda:
-        "../../envs/conda.yaml"
+        RULES["finetune"].benchmark
     threads: THREADS
     resources:
-        **ON_GPU,
-        mem_mb=memory,
-        runtime=minutes("finetune"),
+        **needs("finetune"),
     params:
-        cfg=block(blocks.finetune, cell),
+        settings=settings("finetune"),
+        code=code("finetune"),
+        inputs=named,
     message:
         "Fine-tune {wildcards.task} / {wildcards.eraser} with {wildcards.finetune}, seed {wildcards.finetune_seed}"
     shell:
-        "python -m resurgence.stages.finetune --block {params.cfg:q} --out {output.manifest}"
-        " --inputs {input} > {log} 2>&1"
+        RULES["finetune"].command

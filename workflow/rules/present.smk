@@ -1,11 +1,22 @@
 # Tables, figures, grids, cost and the report. Cost and report tell of this run; everything else is the same in each.
 
 
+def figure(path, category, caption, **labels):
+    """A picture of the report. Two labels must be a full table: the report breaks on a combination that is missing."""
+    return report(path, category=category, caption=f"../report/{caption}.rst", labels=labels)
+
+
+def pictures(rule):
+    """The pictures that a rule draws."""
+    return [
+        figure(path, category, caption, **labels)
+        for path, category, caption, labels in report_settings.pictures(STUDY)[rule]
+    ]
+
+
 rule tables:
     input:
-        sources("tables"),
-        score_manifests(),
-        reference_manifest(),
+        inputs("tables"),
     output:
         cells="results/tables/cells.csv",
         resurgence="results/tables/resurgence.csv",
@@ -15,26 +26,24 @@ rule tables:
         text="results/tables/resurgence.md",
         made="results/tables/made.json",
     log:
-        "logs/tables.log",
+        RULES["tables"].log,
     benchmark:
-        "results/benchmarks/tables/study.jsonl"
-    conda:
-        "../../envs/conda.yaml"
+        RULES["tables"].benchmark
     params:
-        cfg=block(presentation.tables),
+        settings=settings("tables"),
+        code=code("tables"),
+        inputs=named,
     message:
         "Tables of the study"
     shell:
-        "python -m resurgence.stages.tables --block {params.cfg:q} --out {output.made} --inputs {input}" " > {log} 2>&1"
+        RULES["tables"].command
 
 
 rule figures:
     input:
-        sources("figures"),
-        rules.tables.output,
-        drawn_manifests(),
+        inputs("figures"),
     output:
-        *FIGURES,
+        *pictures("figures"),
         made="results/figures/made.json",
         page=report(
             "results/tables/resurgence.html",
@@ -43,86 +52,77 @@ rule figures:
             labels={"content": "tables of all metrics"},
         ),
     log:
-        "logs/figures.log",
+        RULES["figures"].log,
     benchmark:
-        "results/benchmarks/figures/study.jsonl"
-    conda:
-        "../../envs/conda.yaml"
+        RULES["figures"].benchmark
     params:
-        cfg=block(presentation.figures),
+        settings=settings("figures"),
+        code=code("figures"),
+        inputs=named,
     message:
         "Figures of the study"
     shell:
-        "python -m resurgence.stages.figures --block {params.cfg:q} --out {output.made} --inputs {input} > {log} 2>&1"
+        RULES["figures"].command
 
 
 rule cost:
     input:
-        sources("cost"),
-        rules.tables.output,
-        every_manifest(),
+        inputs("cost"),
     output:
-        figure("results/cost/cost.png", "Cost", "cost", content="seconds by stage"),
-        *COMPARED,
+        *pictures("cost"),
         seconds="results/cost/cost.csv",
         compared=expand("results/cost/compare_{metric}.{kind}", metric=STUDY.figures.metrics, kind=("csv", "md")),
         runs="results/cost/runs.json",
         made="results/cost/made.json",
     log:
-        "logs/cost.log",
+        RULES["cost"].log,
     benchmark:
-        "results/benchmarks/cost/study.jsonl"
-    conda:
-        "../../envs/conda.yaml"
+        RULES["cost"].benchmark
     params:
-        cfg=block(presentation.cost),
+        settings=settings("cost"),
+        code=code("cost"),
+        inputs=named,
     message:
         "Cost of the study"
     shell:
-        "python -m resurgence.stages.cost --block {params.cfg:q} --out {output.made} --inputs {input} > {log} 2>&1"
+        RULES["cost"].command
 
 
 rule grids:
     input:
-        sources("grids"),
-        shown_manifests(),
+        inputs("grids"),
     output:
-        *GRIDS,
+        *pictures("grids"),
         made="results/grids/made.json",
     log:
-        "logs/grids.log",
+        RULES["grids"].log,
     benchmark:
-        "results/benchmarks/grids/study.jsonl"
-    conda:
-        "../../envs/conda.yaml"
+        RULES["grids"].benchmark
     params:
-        cfg=block(presentation.grids),
+        settings=settings("grids"),
+        code=code("grids"),
+        inputs=named,
     message:
         "Grids of images and masks"
     shell:
-        "python -m resurgence.stages.grids --block {params.cfg:q} --out {output.made} --inputs {input} > {log} 2>&1"
+        RULES["grids"].command
 
 
 rule report:
     input:
-        sources("report"),
-        rules.tables.output,
-        rules.figures.output,
-        rules.grids.output,
-        rules.cost.output,
-        rules.results.output if STUDY.experiments else [],
+        inputs("report"),
     output:
         html="results/report.html",
         made="results/cost/report.json",
     log:
-        "logs/report.log",
+        RULES["report"].log,
     benchmark:
-        "results/benchmarks/report/study.jsonl"
-    conda:
-        "../../envs/conda.yaml"
+        RULES["report"].benchmark
     params:
-        cfg=whole_config(),
+        settings=settings("report"),
+        code=code("report"),
+        inputs=named,
     message:
         "Report of the study"
     shell:
-        "python -m resurgence.stages.report --block {params.cfg:q} --out {output.made} --inputs {input} > {log} 2>&1"
+        RULES["report"].command

@@ -3,203 +3,178 @@
 
 rule prompts:
     input:
-        sources("prompts"),
-        general_prompts,
+        inputs("prompts"),
     output:
-        manifest="results/data/{base}/{task}/prompts/manifest.json",
+        manifest=RULES["prompts"].output,
     log:
-        "logs/{base}/{task}/prompts.log",
+        RULES["prompts"].log,
     benchmark:
-        "results/benchmarks/prompts/{base}/{task}.jsonl"
-    conda:
-        "../../envs/conda.yaml"
+        RULES["prompts"].benchmark
     params:
-        cfg=block(blocks.prompts, task),
+        settings=settings("prompts"),
+        code=code("prompts"),
+        inputs=named,
     message:
         "Prompts of {wildcards.task}"
     shell:
-        "python -m resurgence.stages.prompts --block {params.cfg:q} --out {output.manifest} --inputs {input}"
-        " > {log} 2>&1"
+        RULES["prompts"].command
 
 
 rule prior_moments:
     input:
-        sources("moments"),
-        BASE,
-        STUDY.moments.prior,
+        inputs("prior_moments"),
     output:
-        manifest="results/data/{base}/moments/manifest.json",
+        manifest=RULES["prior_moments"].output,
     log:
-        "logs/{base}/moments.log",
+        RULES["prior_moments"].log,
     benchmark:
-        "results/benchmarks/prior_moments/{base}.jsonl"
-    conda:
-        "../../envs/conda.yaml"
+        RULES["prior_moments"].benchmark
     threads: THREADS
     resources:
-        **ON_GPU,
-        mem_mb=memory,
-        runtime=minutes("prior_moments"),
+        **needs("prior_moments"),
     params:
-        cfg=block(blocks.prior_moments),
+        settings=settings("prior_moments"),
+        code=code("prior_moments"),
+        inputs=named,
     message:
         "Second moment of the general captions under {wildcards.base}"
     shell:
-        "python -m resurgence.stages.moments --block {params.cfg:q} --out {output.manifest}"
-        " --inputs {input} > {log} 2>&1"
+        RULES["prior_moments"].command
 
 
 rule domain_moments:
     input:
-        sources("moments"),
-        BASE,
-        domain_templates,
+        inputs("domain_moments"),
     output:
-        manifest="results/data/{base}/{task}/moments/manifest.json",
+        manifest=RULES["domain_moments"].output,
     log:
-        "logs/{base}/{task}/moments.log",
+        RULES["domain_moments"].log,
     benchmark:
-        "results/benchmarks/domain_moments/{base}/{task}.jsonl"
-    conda:
-        "../../envs/conda.yaml"
+        RULES["domain_moments"].benchmark
     threads: THREADS
     resources:
-        **ON_GPU,
-        mem_mb=memory,
-        runtime=minutes("domain_moments"),
+        **needs("domain_moments"),
         turn=1,
     params:
-        cfg=block(blocks.domain_moments, task),
+        settings=settings("domain_moments"),
+        code=code("domain_moments"),
+        inputs=named,
     message:
         "Second moment of the concepts that {wildcards.task} retains"
     shell:
-        "python -m resurgence.stages.moments --block {params.cfg:q} --out {output.manifest}"
-        " --inputs {input} > {log} 2>&1"
+        RULES["domain_moments"].command
 
 
 rule concept_images:
     input:
-        sources("concept_images"),
-        BASE,
+        inputs("concept_images"),
     output:
-        manifest="results/data/{base}/{task}/concept_images/manifest.json",
+        manifest=RULES["concept_images"].output,
     log:
-        "logs/{base}/{task}/concept_images.log",
+        RULES["concept_images"].log,
     benchmark:
-        "results/benchmarks/concept_images/{base}/{task}.jsonl"
-    conda:
-        "../../envs/conda.yaml"
+        RULES["concept_images"].benchmark
     threads: THREADS
     resources:
-        **ON_GPU,
-        mem_mb=memory,
-        runtime=minutes("concept_images"),
+        **needs("concept_images"),
     params:
-        cfg=block(blocks.concept_images, task),
+        settings=settings("concept_images"),
+        code=code("concept_images"),
+        inputs=named,
     message:
         "Images of the concepts that {wildcards.task} erases, made by {wildcards.base}"
     shell:
-        "python -m resurgence.stages.concept_images --block {params.cfg:q} --out {output.manifest}"
-        " --inputs {input} > {log} 2>&1"
+        RULES["concept_images"].command
 
 
 use rule concept_images as anchor_images with:
     output:
-        manifest="results/data/{base}/{task}/anchor_images/manifest.json",
+        manifest=RULES["anchor_images"].output,
     log:
-        "logs/{base}/{task}/anchor_images.log",
+        RULES["anchor_images"].log,
     benchmark:
-        "results/benchmarks/anchor_images/{base}/{task}.jsonl"
+        RULES["anchor_images"].benchmark
     params:
-        cfg=block(blocks.anchor_images, task),
+        settings=settings("anchor_images"),
+        code=code("anchor_images"),
+        inputs=named,
     message:
         "Images of the concepts that {wildcards.task} maps to, made by {wildcards.base}"
 
 
 use rule concept_images as retained_images with:
     output:
-        manifest="results/data/{base}/{task}/retained_images/manifest.json",
+        manifest=RULES["retained_images"].output,
     log:
-        "logs/{base}/{task}/retained_images.log",
+        RULES["retained_images"].log,
     benchmark:
-        "results/benchmarks/retained_images/{base}/{task}.jsonl"
+        RULES["retained_images"].benchmark
     params:
-        cfg=block(blocks.retained_images, task),
+        settings=settings("retained_images"),
+        code=code("retained_images"),
+        inputs=named,
     message:
         "Images of the concepts that {wildcards.task} retains, made by {wildcards.base}"
 
 
 rule masks:
     input:
-        sources("masks", segmenter()),
-        mask_base(),
-        "results/data/{base}/{task}/concept_images/manifest.json",
+        inputs("masks"),
     output:
-        manifest="results/data/{base}/{task}/masks/manifest.json",
+        manifest=RULES["masks"].output,
     log:
-        "logs/{base}/{task}/masks.log",
+        RULES["masks"].log,
     benchmark:
-        "results/benchmarks/masks/{base}/{task}.jsonl"
-    conda:
-        "../../envs/conda.yaml"
+        RULES["masks"].benchmark
     threads: THREADS
     resources:
-        **ON_GPU,
-        mem_mb=memory,
-        runtime=minutes("masks"),
+        **needs("masks"),
     params:
-        cfg=block(blocks.masks, task),
+        settings=settings("masks"),
+        code=code("masks"),
+        inputs=named,
     message:
         "Masks of the concepts that {wildcards.task} erases"
     shell:
-        "python -m resurgence.stages.masks --block {params.cfg:q} --out {output.manifest}"
-        " --inputs {input} > {log} 2>&1"
+        RULES["masks"].command
 
 
 rule terciles:
     input:
-        sources("terciles"),
-        CLIP_WEIGHTS,
-        tercile_candidates,
+        inputs("terciles"),
     output:
-        manifest="results/data/{base}/{task}/terciles/{set}/manifest.json",
+        manifest=RULES["terciles"].output,
     log:
-        "logs/{base}/{task}/terciles/{set}.log",
+        RULES["terciles"].log,
     benchmark:
-        "results/benchmarks/terciles/{base}/{task}/{set}.jsonl"
-    conda:
-        "../../envs/conda.yaml"
+        RULES["terciles"].benchmark
     params:
-        cfg=block(blocks.terciles, task, set_name),
+        settings=settings("terciles"),
+        code=code("terciles"),
+        inputs=named,
     message:
         "Concepts of the fine-tuning set {wildcards.set} of {wildcards.task}, by similarity"
     shell:
-        "python -m resurgence.stages.terciles --block {params.cfg:q} --out {output.manifest}"
-        " --inputs {input} > {log} 2>&1"
+        RULES["terciles"].command
 
 
 rule finetune_set:
     input:
-        sources("finetune_set"),
-        BASE,
-        drawn_concepts,
+        inputs("finetune_set"),
     output:
-        manifest="results/data/{base}/{task}/finetune_sets/{set}/manifest.json",
+        manifest=RULES["finetune_set"].output,
     log:
-        "logs/{base}/{task}/finetune_sets/{set}.log",
+        RULES["finetune_set"].log,
     benchmark:
-        "results/benchmarks/finetune_set/{base}/{task}/{set}.jsonl"
-    conda:
-        "../../envs/conda.yaml"
+        RULES["finetune_set"].benchmark
     threads: THREADS
     resources:
-        **ON_GPU,
-        mem_mb=memory,
-        runtime=minutes("finetune_set"),
+        **needs("finetune_set"),
     params:
-        cfg=block(blocks.finetune_set, task, set_name),
+        settings=settings("finetune_set"),
+        code=code("finetune_set"),
+        inputs=named,
     message:
         "Fine-tuning set {wildcards.set} of {wildcards.task}, made by {wildcards.base}"
     shell:
-        "python -m resurgence.stages.finetune_set --block {params.cfg:q} --out {output.manifest}"
-        " --inputs {input} > {log} 2>&1"
+        RULES["finetune_set"].command

@@ -2,6 +2,19 @@
 # studies start from the shipped copy in data/miniature, so nothing here is part of the default target.
 
 
+def world(part):
+    """The shell command of a part of the world."""
+    gpu = "" if part == "drawings" else " --gpu"
+    return f"python -m resurgence.stages.world {part}{gpu} --config {{params.world}} --out results/world > {{log}} 2>&1"
+
+
+WORLD_NEEDS = {
+    **ON_GPU,
+    "mem_mb": lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),  # holds the drawings and their latents
+    "runtime": lambda wildcards, attempt: 720 * attempt,  # minutes on one GPU or sixteen cores
+}
+
+
 rule world:
     input:
         "results/world/clip/open_clip_model.safetensors",
@@ -10,29 +23,26 @@ rule world:
 
 rule world_drawings:
     input:
-        world_files("drawings"),
-        world_sources("drawings"),
+        graph.world_files(STUDY, "drawings"),
     output:
         "results/world/drawings/drawings.parquet",
     log:
         "logs/world/drawings.log",
     benchmark:
         "results/benchmarks/world_drawings/world.jsonl"
-    conda:
-        "../../envs/conda.yaml"
     params:
-        cfg=world_block("drawings"),
+        settings=graph.world_settings(STUDY, "drawings"),
+        code=graph.world_code("drawings"),
         world=STUDY.world,
     message:
         "Render the drawings of the world"
     shell:
-        "python -m resurgence.miniature.build drawings --config {params.world} --out results/world > {log} 2>&1"
+        world("drawings")
 
 
 rule world_autoencoder:
     input:
-        world_files("autoencoder"),
-        world_sources("autoencoder"),
+        graph.world_files(STUDY, "autoencoder"),
         "results/world/drawings/drawings.parquet",
     output:
         "results/world/autoencoder/diffusion_pytorch_model.safetensors",
@@ -40,26 +50,22 @@ rule world_autoencoder:
         "logs/world/autoencoder.log",
     benchmark:
         "results/benchmarks/world_autoencoder/world.jsonl"
-    conda:
-        "../../envs/conda.yaml"
     threads: 16
     resources:
-        **ON_GPU,
-        mem_mb=world_memory,
-        runtime=minutes("world"),
+        **WORLD_NEEDS,
     params:
-        cfg=world_block("autoencoder"),
+        settings=graph.world_settings(STUDY, "autoencoder"),
+        code=graph.world_code("autoencoder"),
         world=STUDY.world,
     message:
         "Train the autoencoder of the miniature"
     shell:
-        "python -m resurgence.miniature.build autoencoder --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
+        world("autoencoder")
 
 
 rule world_base:
     input:
-        world_files("base"),
-        world_sources("base"),
+        graph.world_files(STUDY, "base"),
         "results/world/drawings/drawings.parquet",
         "results/world/autoencoder/diffusion_pytorch_model.safetensors",
     output:
@@ -68,26 +74,22 @@ rule world_base:
         "logs/world/base.log",
     benchmark:
         "results/benchmarks/world_base/world.jsonl"
-    conda:
-        "../../envs/conda.yaml"
     threads: 16
     resources:
-        **ON_GPU,
-        mem_mb=world_memory,
-        runtime=minutes("world"),
+        **WORLD_NEEDS,
     params:
-        cfg=world_block("base"),
+        settings=graph.world_settings(STUDY, "base"),
+        code=graph.world_code("text_to_image"),
         world=STUDY.world,
     message:
         "Train the miniature base"
     shell:
-        "python -m resurgence.miniature.build base --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
+        world("base")
 
 
 rule world_recogniser:
     input:
-        world_files("recogniser"),
-        world_sources("recogniser"),
+        graph.world_files(STUDY, "recogniser"),
         "results/world/drawings/drawings.parquet",
     output:
         "results/world/recogniser/model.safetensors",
@@ -95,26 +97,22 @@ rule world_recogniser:
         "logs/world/recogniser.log",
     benchmark:
         "results/benchmarks/world_recogniser/world.jsonl"
-    conda:
-        "../../envs/conda.yaml"
     threads: 16
     resources:
-        **ON_GPU,
-        mem_mb=world_memory,
-        runtime=minutes("world"),
+        **WORLD_NEEDS,
     params:
-        cfg=world_block("recogniser"),
+        settings=graph.world_settings(STUDY, "recogniser"),
+        code=graph.world_code("recogniser"),
         world=STUDY.world,
     message:
         "Train the recogniser"
     shell:
-        "python -m resurgence.miniature.build recogniser --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
+        world("recogniser")
 
 
 rule world_clip:
     input:
-        world_files("clip"),
-        world_sources("clip"),
+        graph.world_files(STUDY, "clip"),
         "results/world/drawings/drawings.parquet",
     output:
         "results/world/clip/open_clip_model.safetensors",
@@ -122,26 +120,22 @@ rule world_clip:
         "logs/world/clip.log",
     benchmark:
         "results/benchmarks/world_clip/world.jsonl"
-    conda:
-        "../../envs/conda.yaml"
     threads: 16
     resources:
-        **ON_GPU,
-        mem_mb=world_memory,
-        runtime=minutes("world"),
+        **WORLD_NEEDS,
     params:
-        cfg=world_block("clip"),
+        settings=graph.world_settings(STUDY, "clip"),
+        code=graph.world_code("clip"),
         world=STUDY.world,
     message:
         "Train the small CLIP"
     shell:
-        "python -m resurgence.miniature.build clip --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
+        world("clip")
 
 
 rule world_quality:
     input:
-        world_files("quality"),
-        world_sources("quality"),
+        graph.world_files(STUDY, "quality"),
         "results/world/base/model_index.json",
         "results/world/recogniser/model.safetensors",
     output:
@@ -150,17 +144,14 @@ rule world_quality:
         "logs/world/quality.log",
     benchmark:
         "results/benchmarks/world_quality/world.jsonl"
-    conda:
-        "../../envs/conda.yaml"
     threads: 16
     resources:
-        **ON_GPU,
-        mem_mb=world_memory,
-        runtime=minutes("world"),
+        **WORLD_NEEDS,
     params:
-        cfg=world_block("quality"),
+        settings=graph.world_settings(STUDY, "quality"),
+        code=graph.world_code("quality"),
         world=STUDY.world,
     message:
         "Measure the world"
     shell:
-        "python -m resurgence.miniature.build quality --config {params.world} --out results/world --device $RESURGENCE_DEVICE > {log} 2>&1"
+        world("quality")

@@ -17,8 +17,9 @@ import pandas as pd
 
 from resurgence.analysis import bootstrap
 from resurgence.analysis.bootstrap import Estimate
-from resurgence.analysis.headline import label, markdown_table, number
+from resurgence.analysis.headline import markdown_table, number
 from resurgence.config.experiment import Cells, Claim
+from resurgence.config.model_path import method_name
 
 STATES = ("base", "erased", "finetuned", "gain")
 COLUMNS = [
@@ -38,7 +39,7 @@ def pooled(rows: Iterable[Mapping[str, Any]], last: bool = True) -> list[dict[st
     """
     groups: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
-        names = label(row["eraser"], row["variant"]), label(row["finetune"], row["finetune_variant"])
+        names = method_name(row["eraser"], row["variant"]), method_name(row["finetune"], row["finetune_variant"])
         groups.setdefault((row["task"], *names, row["step"], row["role"], row["metric"]), []).append(row)
     ends: dict[tuple, int] = {}
     for key in groups:

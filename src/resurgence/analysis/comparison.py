@@ -9,7 +9,6 @@ import pandas as pd
 
 from resurgence.analysis.headline import (
     gain,
-    label,
     last_steps,
     number,
     together,
@@ -17,6 +16,7 @@ from resurgence.analysis.headline import (
 )  # fmt: skip
 from resurgence.analysis.read import read_table
 from resurgence.config.fields import known
+from resurgence.config.model_path import ModelPath, method_name
 
 KEYS = ["task", "eraser", "variant"]
 PARTS = {"delta": "delta.safetensors", "loras": "refined.safetensors"}  # what an eraser writes, and its main file
@@ -31,7 +31,7 @@ def costs(results: Path, cells: pd.DataFrame) -> pd.DataFrame:
     rows = []
     erased = cells[cells["state"] == "erased"][["base", *KEYS, "erase_seed"]].drop_duplicates()
     for base, task, eraser, variant, seed in erased.itertuples(index=False):
-        place = results / "erased" / base / task / label(eraser, variant) / f"s{int(seed)}"
+        place = results / "erased" / base / str(ModelPath(task).then("erase", eraser, variant, int(seed)))
         runs = [json.loads((place / part / "run.json").read_text()) for part in PARTS if (place / part).is_dir()]
         file = place / "delta" / PARTS["delta"]
         size = file.stat().st_size / 2**20 if file.exists() else 0.0
@@ -55,10 +55,10 @@ def compare(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str, cost: pd
         seconds, size = (own.iloc[0]["seconds"], own.iloc[0]["MiB"]) if len(own) else (float("nan"), float("nan"))
         rows.append({
             "task": task,
-            "eraser": label(eraser, variant),
+            "eraser": method_name(eraser, variant),
             "erased": f"{number(erase['base_value'].median())} -> {number(erase['erased_value'].median())}",
             "retained": f"{number(retain['base_value'].median())} -> {number(retain['erased_value'].median())}",
-            "fine-tune": label(finetune, finetune_variant),
+            "fine-tune": method_name(finetune, finetune_variant),
             "comes to": number(erase["finetuned_value"].median()),
             "resurgence": gain(erase, seeds),
             "came back": verdict(erase, seeds),
@@ -80,7 +80,7 @@ def returns(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str) -> pd.Da
         found = together(group, seeds)
         value = found["resurgence_mean" if len(group) > 1 else "resurgence"]
         ends = {"value": value, "low": found["resurgence_low"], "high": found["resurgence_high"]}
-        rows.append(dict(zip(KEYS, key, strict=False)) | {"finetune": label(*key[3:])} | ends)
+        rows.append(dict(zip(KEYS, key, strict=False)) | {"finetune": method_name(*key[3:])} | ends)
     return pd.DataFrame(rows)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from resurgence.config.model_path import method_name
+
 ACCURACIES = ["celebrity_accuracy", "recogniser_accuracy", "clip_accuracy"]
 TITLES = {
     "celebrity_accuracy": "Celebrity detector's accuracy over images with a face (%)",
@@ -26,11 +28,6 @@ ROLES = {
     "synonym-retain": "synonyms of retained", "general": "general prompts",
 }  # fmt: skip
 CELL = ["base", "task", "eraser", "variant", "finetune", "finetune_variant"]
-
-
-def label(name: str, variant: str = "default") -> str:
-    """`mace`, or `mace.to-object` for a variant."""
-    return name if variant in ("default", "") else f"{name}.{variant}"
 
 
 def number(value: float) -> str:
@@ -96,7 +93,11 @@ def headline(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str) -> pd.D
     rows = []
     for key, group in last_steps(resurgence[resurgence["metric"] == metric]).groupby(CELL, sort=False):
         _, task, eraser, variant, finetune, finetune_variant = key
-        row = {"task": task, "eraser": label(eraser, variant), "fine-tune": label(finetune, finetune_variant)}
+        row = {
+            "task": task,
+            "eraser": method_name(eraser, variant),
+            "fine-tune": method_name(finetune, finetune_variant),
+        }
         row["step"] = "/".join(str(int(step)) for step in sorted(set(group["step"])))
         parts = {role: group[group["role"] == role] for role in ROLES if (group["role"] == role).any()}
         for role in [role for role in ("erase", "all") if role in parts]:
@@ -130,8 +131,8 @@ def metrics(resurgence: pd.DataFrame) -> dict[str, Any]:
             for name in ("base", "erased", "finetuned", "resurgence") if len(rows) else ():
                 middle = rows[name if name == "resurgence" else f"{name}_value"].median()
                 values[prefix + name] = float(f"{middle:.6g}") if math.isfinite(middle) else None
-        place = found.setdefault(task, {}).setdefault(label(eraser, variant), {})
-        place[label(finetune, finetune_variant)] = values
+        place = found.setdefault(task, {}).setdefault(method_name(eraser, variant), {})
+        place[method_name(finetune, finetune_variant)] = values
     return found
 
 

@@ -6,23 +6,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from resurgence.config.model_path import ModelPath
+
 
 def entry(block: Mapping[str, Any], model: str) -> dict[str, Any]:
     """The keys of a model's cell, its state, and the folder of its scores, from its name.
 
     The model of a control eraser, which changes nothing, is the base: its scores are those of the base.
     """
-    parts = model.split("/")
-    found = {"base": block["base"], "task": parts[0], "state": "base"}
-    if len(parts) > 1:
-        eraser, _, variant = parts[1].partition(".")
-        found |= {"eraser": eraser, "variant": variant or "default", "erase_seed": int(parts[2][1:]), "state": "erased"}
-    if len(parts) > 3:
-        finetune, _, variant = parts[3].partition(".")
-        found |= {"finetune": finetune, "finetune_variant": variant or "default", "finetune_seed": int(parts[4][1:])}
-        found["state"] = "finetuned"
-    control = found["state"] == "erased" and found["eraser"] in block["controls"]
-    return found | {"path": f"results/scores/{block['base']}/{parts[0] if control else model}/scores"}
+    path = ModelPath.parse(model)
+    control = path.state == "erased" and path.steps[-1].method in block["controls"]
+    shown = path.base if control else path
+    return {"base": block["base"], **path.columns(), "path": f"results/scores/{block['base']}/{shown}/scores"}
 
 
 def by_step(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

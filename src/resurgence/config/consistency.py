@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resurgence.config.experiment_cells import cells_of, dot, row_of, setting_of
+from resurgence.config.experiment_cells import cells_of, row_of, setting_of
 from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
 from resurgence.config.method_configs import config_class, literal, methods, metrics, parameters
+from resurgence.config.model_path import method_name
 from resurgence.data.coco import CAPTIONS, SAMPLE
 from resurgence.pretrained.checksums import table
 
@@ -29,8 +30,8 @@ RULES = {
 
 def check_experiments(study: Study) -> None:
     """Raise ConfigError for an experiment that names what the study does not have."""
-    erasers = {f"{e}{dot(v)}" for e, m in study.erasers.items() for v in m.variants}
-    finetunes = {f"{f}{dot(v)}" for f, m in study.finetunes.items() for v in m.variants}
+    erasers = {method_name(e, v) for e, m in study.erasers.items() for v in m.variants}
+    finetunes = {method_name(f, v) for f, m in study.finetunes.items() for v in m.variants}
     for name, one in study.experiments.items():
         place = f"experiments.{name}"
         if not EXPERIMENT.fullmatch(name):

@@ -11,14 +11,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from resurgence.config.fields import ConfigError, known
+from resurgence.config.model_path import method_name
 
 if TYPE_CHECKING:
     from resurgence.config.study import Cell, Study
-
-
-def dot(variant: str) -> str:
-    """`.variant`, or nothing for the default."""
-    return "" if variant == "default" else f".{variant}"
 
 
 def row_of(study: Study, cell: Cell) -> dict[str, Any]:
@@ -26,8 +22,8 @@ def row_of(study: Study, cell: Cell) -> dict[str, Any]:
     erasure = cell.erasure
     return {
         "task": erasure.task,
-        "eraser": f"{erasure.eraser}{dot(erasure.variant)}",
-        "finetune": f"{cell.finetune}{dot(cell.variant)}",
+        "eraser": method_name(erasure.eraser, erasure.variant),
+        "finetune": method_name(cell.finetune, cell.variant),
     }
 
 
@@ -46,7 +42,7 @@ def models_of(study: Study, name: str) -> list[str]:
     """Names of the models whose scores an experiment reads: bases, erased and fine-tuned ones."""
     found = cells_of(study, name)
     items = [*dict.fromkeys(c.erasure.task for c in found), *dict.fromkeys(c.erasure for c in found), *found]
-    return [study.model(item) for item in items]
+    return [str(study.model(item)) for item in items]
 
 
 def setting_of(study: Study, cell: Cell, key: str, where: str) -> float:

@@ -25,7 +25,7 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
     """
     from resurgence.config.consistency import check_study
 
-    config = without_nulls(config)
+    given, config = dict(config), without_nulls(config)
     for key in ("erasers", "finetunes", "sampling", "masks", "tasks"):
         if key not in config:
             raise ConfigError(key, None, "is missing; add this key")
@@ -44,12 +44,12 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
             config["finetune_sets"] = {**config["finetune_sets"], name: {**block, **tercile}}
     config["sampling"] = build(config_class("resurgence.diffusion.sampling"), config["sampling"], "sampling")
     config["masks"] = build(config_class("resurgence.data.masks"), config["masks"], "masks")
-    if "loaded" in config:
-        raise ConfigError("loaded", config["loaded"], "unknown key; remove it")
+    for key in {"loaded", "given"} & set(config):
+        raise ConfigError(key, config[key], "unknown key; remove it")
     study = build(Study, config, "")
     unique("tasks.names", study.tasks.names)
     files = {name: root / study.tasks.folder / f"{name}.yaml" for name in study.tasks.names}
-    study = dataclasses.replace(study, loaded={name: load_task(path) for name, path in files.items()})
+    study = dataclasses.replace(study, loaded={name: load_task(path) for name, path in files.items()}, given=given)
     check_study(study, root)
     return study
 

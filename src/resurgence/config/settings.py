@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from resurgence.config.fields import NAME, ConfigError, at_least, build, convert, known, one_place, unique
 from resurgence.config.method_configs import config_class, methods
+from resurgence.config.model_path import DEFAULT
 
 NONE = "none"  # the eraser that changes nothing: a control
-DEFAULT = "default"  # the variant that is not printed in paths
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from resurgence.config.experiment import Experiment
+from resurgence.config.model_path import DEFAULT, ModelPath
 from resurgence.config.settings import (
-    DEFAULT,
     Base,
     ConceptImages,
     Figures,
@@ -47,6 +47,11 @@ class Erasure(NamedTuple):
     variant: str
     seed: int
 
+    @property
+    def model(self) -> ModelPath:
+        """Its path."""
+        return ModelPath(self.task).then("erase", *self[1:])
+
 
 class Cell(NamedTuple):
     """One fine-tuned model: a row of the study."""
@@ -56,16 +61,10 @@ class Cell(NamedTuple):
     variant: str
     seed: int
 
-
-def printed(name: str, variant: str) -> str:
-    """Name in paths: `mace`, or `mace.to-object`."""
-    return name if variant == DEFAULT else f"{name}.{variant}"
-
-
-def split(name: str) -> tuple[str, str]:
-    """Inverse of `printed`."""
-    method, _, variant = name.partition(".")
-    return method, variant or DEFAULT
+    @property
+    def model(self) -> ModelPath:
+        """Its path."""
+        return self.erasure.model.then("finetune", *self[1:])
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,8 @@ class Study:
     figures: Figures = field(default_factory=Figures)
     experiments: dict[str, Experiment] = field(default_factory=dict)  # figures and tables by name
     world: str = "config/world.yaml"  # how the base and the scorers were made
-    loaded: dict[str, Task] = field(default_factory=dict)
+    loaded: dict[str, Task] = field(default_factory=dict)  # the tasks' files, by name
+    given: dict[str, Any] = field(default_factory=dict)  # the configuration as it was read
 
     def erasures(self) -> Iterator[Erasure]:
         """Every erased model, in the order of the configuration."""
@@ -108,18 +108,15 @@ class Study:
                 if follows and (variant.tasks is None or erasure.task in variant.tasks):
                     yield from (Cell(erasure, finetune, name, s) for s in seeds if s in (variant.seeds or seeds))
 
-    def model(self, item: str | Erasure | Cell) -> str:
-        """Name of a model in paths: `ship` (the base on a task), `ship/mace/s0`, `ship/mace/s0/lora/f0`."""
-        if isinstance(item, str):
-            return item
-        if isinstance(item, Erasure):
-            return f"{item.task}/{printed(item.eraser, item.variant)}/s{item.seed}"
-        return f"{self.model(item.erasure)}/{printed(item.finetune, item.variant)}/f{item.seed}"
+    def model(self, item: str | Erasure | Cell) -> ModelPath:
+        """The path of a model: `ship` (the base on a task), `ship/mace/s0`, `ship/mace/s0/lora/f0`."""
+        return ModelPath(item) if isinstance(item, str) else item.model
 
-    def folder(self, item: str | Erasure | Cell | None, part: str) -> str:
+    def folder(self, item: str | Erasure | Cell | ModelPath | None, part: str) -> str:
         """Folder of a part, e.g. `delta`, of a model or task, or (None) of the base."""
         stage = STAGE_OF[part.partition("/")[0]]
-        return "/".join(["results", stage, self.base.name, *([self.model(item)] if item is not None else []), part])
+        model = item if isinstance(item, ModelPath | None) else self.model(item)
+        return "/".join(["results", stage, self.base.name, *([] if model is None else [str(model)]), part])
 
     def task(self, task: str, eraser: str | None = None, variant: str = DEFAULT) -> Task:
         """A task, with the mapping concept of an eraser's variant where that has its own."""

@@ -111,3 +111,24 @@ def make_task(values: Mapping[str, Any], where: str = "task") -> Task:
 def load_task(path: Path | str) -> Task:
     """Read one task file; raise ConfigError (a ValueError) naming file, key, value and remedy."""
     return make_task(read_yaml(Path(path)), str(path))
+
+
+class TaskPart:
+    """Some fields of a task, as the settings of a job hold them; a job can read no other.
+
+    Args:
+        values: the fields, lists where a Task has tuples. where: whose fields these are, for the message.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        def tuples(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: tuples(inner) for key, inner in value.items()}
+            return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
+
+        vars(self).update({key: tuples(value) for key, value in values.items()})
+        vars(self)["_where"] = where
+
+    def __getattr__(self, name: str) -> Any:
+        known = ", ".join(sorted(set(vars(self)) - {"_where"}))
+        raise AttributeError(f"{self._where} hold no task.{name}, only {known}; add it to workflow/job_settings.py")

@@ -19,10 +19,10 @@ from resurgence.analysis.headline import (
     TITLES,
     aligned,
     drop_repeats,
-    label,
     markdown_table,
 )  # fmt: skip
 from resurgence.analysis.read import over_seeds
+from resurgence.config.model_path import method_name
 from resurgence.figures.style import BLUE, GREY, LINES, ORANGE, STYLE, errors, save
 from resurgence.figures.style import MARKS as SHAPES
 
@@ -66,7 +66,7 @@ def panel(axis: Axes, rows: pd.DataFrame, names: list[tuple[str, str]], tuned: l
         places = [names.index(pair) + shift for pair in zip(middle["eraser"], middle["variant"], strict=True)]
         told = "erased" if finetune is None else f"after fine-tuning: {finetune}"
         axis.errorbar(middle["value"], places, xerr=errors(middle), fmt=mark, color=colour, markersize=5, label=told)
-    axis.set_yticks(range(len(names)), [label(*pair) for pair in names], fontsize=8)
+    axis.set_yticks(range(len(names)), [method_name(*pair) for pair in names], fontsize=8)
     axis.set_ylim(len(names) - 0.5, -0.5)
 
 
@@ -98,7 +98,7 @@ def price(found: pd.DataFrame, metric: str, cost: pd.DataFrame) -> Figure:
             for axis, column in zip(line[1:], ("seconds", "MiB"), strict=True):
                 axis.barh(places, paid[column], color=GREY, height=0.6)
             line[0].set_title(task, fontsize=10)
-            line[0].set_yticks(range(len(names)), [label(*pair) for pair in names], fontsize=8)
+            line[0].set_yticks(range(len(names)), [method_name(*pair) for pair in names], fontsize=8)
             line[0].set_ylim(len(names) - 0.5, -0.5)
         for axis, title in zip(axes[-1], titles, strict=True):
             axis.set_xlabel(title)

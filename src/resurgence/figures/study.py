@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from resurgence.analysis.headline import TITLES, label
+from resurgence.analysis.headline import TITLES
 from resurgence.analysis.read import over_seeds, read_curves, read_runs, read_table
+from resurgence.config.model_path import method_name
 from resurgence.figures.style import BLUE, GREY, LINES, MARKS, ROLES, STATES, STYLE, WIDTH, errors, panels, save
 
 BANDS = 3  # most intervals drawn as bands in one panel
@@ -51,7 +52,7 @@ def of_model(rows: pd.DataFrame, state: str, model: Mapping[str, str]) -> pd.Dat
 
 def model_name(model: Mapping[str, str], joint: str) -> str:
     """The eraser and the fine-tune of a model."""
-    names = (label(model["eraser"], model["variant"]), label(model["finetune"], model["finetune_variant"]))
+    names = (method_name(model["eraser"], model["variant"]), method_name(model["finetune"], model["finetune_variant"]))
     return joint.join(names)
 
 

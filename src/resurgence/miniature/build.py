@@ -1,13 +1,10 @@
-"""Make one part of the miniature world: `python -m resurgence.miniature.build PART --config config/world.yaml --out DIR`.
+"""The parts of the miniature world, in order: drawings, autoencoder, base, recogniser, clip, quality.
 
-Parts, in order: drawings, autoencoder, base, recogniser, clip, quality. An interrupted training goes on from its
-state in `DIR/scratch`.
+An interrupted training continues from its state in `scratch` below the folder of the world.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
 from pathlib import Path
 
 from resurgence.config.fields import read_yaml
@@ -53,19 +50,3 @@ def build_part(part: str, cfg: dict, out: Path, device: str) -> None:
         names = emphasised(cfg["tasks"])
         kinds = {c["name"]: c["kind"] for c in read_yaml(concepts)["concepts"] if c["name"] in names}
         main(out, kinds, cfg[part], device)
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the world, e.g. results/world")
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    build_part(args.part, read_yaml(args.config), args.out, args.device)
-
-
-if __name__ == "__main__":
-    main()

@@ -15,8 +15,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from resurgence.files import sha256_of
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -43,7 +41,7 @@ def check_file(path: Path, sha256: str | None, key: str, fetch: str) -> Path:
     wanted = sha256.lower()
     if len(wanted) < SHORTEST or set(wanted) - set("0123456789abcdef"):
         raise ValueError(f"{key}: sha256 = {sha256!r} is no checksum; write {SHORTEST} to 64 hexadecimal digits")
-    if not (seen := sha256_of(path)).startswith(wanted):
+    if not (seen := sha256(path)).startswith(wanted):
         raise ValueError(
             f"{key} = {str(path)!r} has the SHA-256 {seen}, expected {wanted} ({path.stat().st_size} bytes): "
             f"the file is cut or another one; {fetch}"

@@ -1,10 +1,14 @@
 """Artefacts: a folder whose manifest.json says what is in it and what it was made from.
 
 The folder is written under a temporary name and renamed, the manifest last, so an interrupted step leaves nothing that
-a consumer accepts. manifest.json holds nothing that varies from run to run: two runs of the same step on the same
-inputs write the same bytes. Host, commit, versions, device, seconds and peak memory go to run.json beside it, which
-names the manifest that it belongs to. Files that several jobs put into one folder (tables, figures) have a made.json
-of the same form.
+a consumer accepts. manifest.json identifies the result: kind, parameters, seeds, digests of the inputs, and the SHA-256
+of each file. It holds nothing that varies from run to run, and nothing of the code: two runs that make the same files
+of the same inputs write the same bytes, and whoever reads the artefact is not computed again. Version of the code,
+commit, host, versions of the libraries, device, seconds and peak memory go to run.json beside it, which names the
+manifest that it belongs to. Files that several jobs put into one folder (tables, figures) have a made.json of the same
+form, and its run in made.run.json.
+
+Format 1 (until 0.1) also had `sources`, the digest of each source module; it is read, and no longer written.
 """
 
 from __future__ import annotations
@@ -15,7 +19,6 @@ import logging
 import os
 import platform
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -25,22 +28,27 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from resurgence.files import json_text, plain, sha256, write_json
+from resurgence.files import atomic_folder, digest_of_text, json_text, plain, sha256, write_json
 
 log = logging.getLogger(__name__)
+FORMAT = 2
 MANIFEST, RUN = "manifest.json", "run.json"
-PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pyarrow")
 
 
+def run_file(manifest: Path) -> Path:
+    """The file that describes the run behind a manifest.json or made.json."""
+    return manifest.with_name(RUN) if manifest.name == MANIFEST else manifest.with_suffix(".run.json")
+
+
 def files_of(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file below a folder, by its path in it, without the manifest and run files."""
+    """SHA-256 of every file below a folder, by its path in it, without the manifest and run files."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p not in (folder / MANIFEST, folder / RUN))
     return {p.relative_to(folder).as_posix(): sha256(p) for p in files}
 
 
 def digest_of(path: Path) -> str:
-    """Return the digest of an input: of its manifest for an artefact, of its bytes for a file, of all files else.
+    """Digest of an input: of its manifest for an artefact, of its bytes for a file, of all files for another folder.
 
     Raises:
         FileNotFoundError: the input does not exist.
@@ -49,20 +57,14 @@ def digest_of(path: Path) -> str:
     if (path / MANIFEST).is_file():
         return sha256(path / MANIFEST)
     if path.is_dir():
-        return hashlib.sha256(json.dumps(files_of(path), sort_keys=True).encode()).hexdigest()
+        return digest_of_text(files_of(path))
     if not path.is_file():
         raise FileNotFoundError(f"input {path} is missing; run the step that writes it, or correct the path")
     return sha256(path)
 
 
-def source_name(path: Path) -> str:
-    """Return the name of a source module: its path in the package, or its file name outside of it."""
-    path = Path(path).resolve()
-    return path.relative_to(PACKAGE.parent).as_posix() if path.is_relative_to(PACKAGE) else path.name
-
-
 def git(*arguments: str) -> str | None:
-    """Return what git says in the working folder; None where there is no git or no checkout."""
+    """What git prints in the working folder; None where there is no git or no checkout."""
     try:
         done = subprocess.run(["git", *arguments], check=True, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
@@ -71,15 +73,15 @@ def git(*arguments: str) -> str | None:
 
 
 def commit() -> dict[str, Any]:
-    """Return the commit of the working folder, and whether its tracked files differ from it; empty without git."""
-    found = git("rev-parse", "HEAD")
-    if found is None:
+    """The commit of the working folder, and whether its tracked files differ from it; empty without git."""
+    head = git("rev-parse", "HEAD")
+    if head is None:
         return {}
-    return {"commit": found, "dirty": git("status", "--porcelain", "--untracked-files=no") != ""}
+    return {"commit": head, "dirty": git("status", "--porcelain", "--untracked-files=no") != ""}
 
 
 def circumstances(seconds: float) -> dict[str, Any]:
-    """Return what may vary from run to run: host, commit, versions, device, seconds, peak memory in MiB."""
+    """What may vary from run to run: host, commit, versions, device, seconds, peak memory in MiB."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -97,26 +99,32 @@ def circumstances(seconds: float) -> dict[str, Any]:
 
 
 def described(
-    kind: str,
-    parameters: Mapping[str, Any],
-    inputs: Mapping[str, Path],
-    sources: Iterable[Path],
-    seeds: Mapping[str, int],
+    kind: str, parameters: Mapping[str, Any], inputs: Mapping[str, Path], seeds: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Return a manifest without its files."""
+    """A manifest without its files."""
     return {
+        "format": FORMAT,
         "kind": kind,
         "parameters": plain(parameters),
         "seeds": plain(seeds),
         "inputs": {name: digest_of(path) for name, path in sorted(inputs.items())},
-        "sources": {source_name(path): digest_of(path) for path in sources},
     }
 
 
-def write_made(out: Path, manifest: Mapping[str, Any], files: Iterable[Path]) -> None:
+def write_run(manifest: Path, text: str, seconds: float, run: Mapping[str, Any]) -> None:
+    """Write what is known of the run that made the artefact of a manifest with this text."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    write_json(run_file(manifest), {**circumstances(seconds), **run, "manifest": digest})
+
+
+def write_made(
+    out: Path, manifest: Mapping[str, Any], files: Iterable[Path], seconds: float, run: Mapping[str, Any]
+) -> None:
     """Write the manifest of files that several jobs put into one folder; they are named from where it lies."""
     named = {Path(os.path.relpath(file, out.parent)).as_posix(): sha256(file) for file in files}
-    write_json(out, {**manifest, "files": dict(sorted(named.items()))})
+    whole = {**manifest, "files": dict(sorted(named.items()))}
+    write_run(out, json_text(whole), seconds, run)
+    write_json(out, whole)
 
 
 @contextmanager
@@ -125,7 +133,6 @@ def write_artefact(
     kind: str,
     parameters: Mapping[str, Any],
     inputs: Mapping[str, Path],
-    sources: Iterable[Path],
     seeds: Mapping[str, int],
     run: dict[str, Any],
 ) -> Iterator[Path]:
@@ -136,87 +143,72 @@ def write_artefact(
         kind: what it is, e.g. "erased delta" or "image set".
         parameters: the resolved settings; dataclasses, mappings, lists, text and numbers.
         inputs: name -> manifest, file or folder that the step read.
-        sources: the source modules that the step used.
         seeds: name -> seed.
         run: goes to run.json; the caller may add measurements (images per second) until the block ends.
 
     Raises:
-        FileNotFoundError: an input or a source is missing; raised before the block is entered.
+        FileNotFoundError: an input is missing; raised before the block is entered.
         ValueError: the folder of this name holds other artefacts below it, or the block wrote no file.
     """
     started, folder = time.monotonic(), Path(folder)
     nested = sorted(folder.glob(f"*/**/{MANIFEST}"))
     if nested:
         raise ValueError(f"{folder} holds another artefact, {nested[0].parent}; write to a folder of its own")
-    manifest = described(kind, parameters, inputs, sources, seeds)
-    json.dumps(manifest, allow_nan=False)  # an unusable parameter is told now, not after the work
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
-    temporary.mkdir(parents=True)
-    try:
+    manifest = described(kind, parameters, inputs, seeds)
+    json.dumps(manifest, allow_nan=False)  # an unusable parameter is an error now, not after the work
+    with atomic_folder(folder) as temporary:
         yield temporary
         if not (files := files_of(temporary)):
             raise ValueError(f"{kind} {folder}: the step wrote no file")
         text = json_text({**manifest, "files": files})
-        told = {**circumstances(time.monotonic() - started), **run}
-        write_json(temporary / RUN, {**told, "manifest": hashlib.sha256(text.encode()).hexdigest()})
-        (temporary / MANIFEST).write_text(text)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    replace(temporary, folder)
+        write_run(temporary / MANIFEST, text, time.monotonic() - started, run)
+        (temporary / MANIFEST).write_text(text, encoding="utf-8")
     log.info("%s: %s, %d files, %.1f s", kind, folder, len(files), time.monotonic() - started)
 
 
-def replace(temporary: Path, folder: Path) -> None:
-    """Put the finished folder in the place of the older one; between the two renames there is none, never a mixture."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Read the manifest of an artefact, given the folder or the file.
+    """Read the manifest of an artefact, given the folder or the file; of format 1 or 2.
 
     Raises:
         FileNotFoundError: there is none: the step did not finish.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or of a later format.
     """
     path = Path(path)
     file = path / MANIFEST if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing, so {file.parent} is no finished artefact; run its step")
     try:
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}); delete {file.parent} and run its step again") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise ValueError(f"{file} is damaged (no list of files); delete {file.parent} and run its step again")
+    if (written := manifest.setdefault("format", 1)) not in (1, FORMAT):
+        raise ValueError(
+            f"{file} has format {written!r}, this version reads 1 and {FORMAT}; install a newer Resurgence"
+        )
     return manifest
 
 
 def verify(folder: Path) -> list[str]:
-    """Return one sentence for each missing, changed or foreign file of an artefact; empty when all is as written."""
+    """One sentence for each missing, changed or unlisted file of an artefact; empty when all is as written."""
     folder = Path(folder)
     try:
         wanted = read_manifest(folder)["files"]
     except (FileNotFoundError, ValueError) as error:
         return [str(error)]
     problems = as_written(folder, wanted)
-    return problems + [f"{folder / name} is not part of the artefact" for name in foreign(folder, wanted)]
+    return problems + [f"{folder / name} is not part of the artefact" for name in unlisted(folder, wanted)]
 
 
-def foreign(folder: Path, wanted: Iterable[str]) -> list[str]:
-    """Return the files below an artefact's folder that its manifest does not name."""
-    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    return sorted(found - set(wanted) - {MANIFEST, RUN})
+def unlisted(folder: Path, wanted: Iterable[str]) -> list[str]:
+    """The files below an artefact's folder that its manifest does not list."""
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    return sorted(files - set(wanted) - {MANIFEST, RUN})
 
 
 def as_written(folder: Path, wanted: Mapping[str, str]) -> list[str]:
-    """Return one sentence for each missing or changed file of a list: path from the folder -> SHA-256."""
+    """One sentence for each missing or changed file of a list: path from the folder -> SHA-256."""
     problems = []
     for name, digest in sorted(wanted.items()):
         path = Path(os.path.normpath(folder / name))
@@ -228,7 +220,10 @@ def as_written(folder: Path, wanted: Mapping[str, str]) -> list[str]:
 
 
 def damages(manifests: Iterable[Path]) -> list[str]:
-    """One sentence for each damaged or missing file of the artefacts, the remedy with it."""
+    """One sentence, with the remedy, for each damaged or missing file of the artefacts of these manifests.
+
+    Asked before a job reads them: a truncated or changed file would give a result that looks like any other.
+    """
     found = []
     for path in manifests:
         try:
@@ -237,15 +232,3 @@ def damages(manifests: Iterable[Path]) -> list[str]:
             wrong = [str(error)]
         found += [f"{problem}; delete {path.parent} and give the command again" for problem in wrong]
     return found
-
-
-def main() -> int:
-    """Print what is damaged; 1 if anything is."""
-    found = damages(map(Path, sys.argv[1:]))
-    for problem in found:
-        print(problem, file=sys.stderr)
-    return int(bool(found))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

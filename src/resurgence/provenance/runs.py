@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from resurgence.files import sha256, write_json
-from resurgence.provenance.manifest import MANIFEST, RUN
+from resurgence.provenance.manifest import MANIFEST, RUN, run_file
 
 RECORD = Path("results/cost/runs.json")
 
@@ -25,14 +25,14 @@ def record(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
     }
 
 
-def run_of(folder: Path, root: Path = Path()) -> dict[str, Any]:
-    """What is known of the run that made an artefact: its run.json, else its entry in the record, else nothing."""
-    own = root / folder / RUN
-    kept = json.loads((root / RECORD).read_text()) if (root / RECORD).is_file() else {}
-    wanted = sha256(root / folder / MANIFEST)
-    found = [json.loads(own.read_text())] if own.is_file() else []
-    found += [kept[folder.as_posix()]] if folder.as_posix() in kept else []
-    return next((run for run in found if run.get("manifest") == wanted), {})
+def run_of(place: Path, root: Path = Path()) -> dict[str, Any]:
+    """What is known of the run behind an artefact's folder or a made.json: its run file, the record, or nothing."""
+    manifest = root / place / MANIFEST if (root / place).is_dir() else root / place
+    folder, wanted, file = manifest.parent.relative_to(root), sha256(manifest), run_file(manifest)
+    run = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if run.get("manifest") != wanted and manifest.name == MANIFEST and (root / RECORD).is_file():
+        run = json.loads((root / RECORD).read_text(encoding="utf-8")).get(folder.as_posix(), {})
+    return run if run.get("manifest") == wanted else {}
 
 
 def restore(root: Path = Path()) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from resurgence.config.model_path import ModelPath
 from resurgence.provenance.manifest import MANIFEST, digest_of, read_manifest, verify
 from resurgence.provenance.runs import run_of
 
@@ -59,17 +60,9 @@ def models_of(row: Mapping[str, str], controls: list[str]) -> list[str]:
     if "erase_seed" not in row:
         raise ValueError("this table holds several models in a row; take a row of cells.csv or resurgence.csv")
 
-    def named(kind: str) -> str:
-        variant = row["variant" if kind == "eraser" else "finetune_variant"]
-        return row[kind] if variant in ("default", "") else f"{row[kind]}.{variant}"
-
-    base, found = row["task"], [row["task"]]
-    if row["eraser"]:
-        erased = f"{base}/{named('eraser')}/s{row['erase_seed']}"
-        found.append(base if row["eraser"] in controls else erased)
-        if row["finetune"]:
-            found.append(f"{erased}/{named('finetune')}/f{row['finetune_seed']}")
-    return [found[-1]] if "state" in row else list(dict.fromkeys(reversed(found)))
+    model = ModelPath.of_columns(row)
+    shown = [path.base if path.steps[-1].method in controls else path for path in model.prefixes()]
+    return [str(path) for path in ([model.base, *shown][-1:] if "state" in row else [*reversed(shown), model.base])]
 
 
 def folders_behind(file: Path, number: int | None) -> list[Path]:
@@ -125,14 +118,15 @@ class Chain:
         for key, value in leaves(manifest["parameters"]):
             yield f"{key} = {json.dumps(value, ensure_ascii=False)}"
         yield from (f"seed: {name} {value}" for name, value in manifest["seeds"].items())
-        sources = (f"{name.removeprefix('resurgence/')} {digest[:8]}" for name, digest in manifest["sources"].items())
-        yield f"sources: {', '.join(sources)}"
+        if manifest["format"] == 1:
+            sources = (f"{n.removeprefix('resurgence/')} {digest[:8]}" for n, digest in manifest["sources"].items())
+            yield f"sources: {', '.join(sources)}"
         run = run_of(place, self.root)
         if not run:
             yield "run: not known; `make adopt` restores it from the record"
             return
         dirty = " with changes that are not committed" if run.get("dirty") else ""
-        yield f"commit: {run.get('commit', 'not known')}{dirty}"
+        yield f"code: version {run.get('code') or 'not known'}, commit {run.get('commit', 'not known')}{dirty}"
         versions = " ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
         yield f"run: {run['seconds']} s on {run['device']}, {run.get('host', 'unknown host')}; {versions}"
 

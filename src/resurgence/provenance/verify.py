@@ -1,4 +1,4 @@
-"""Hash a results tree again and name every missing, changed or foreign file. Works on an unpacked archive too."""
+"""Hash a results tree again and name every missing, changed or unlisted file. Works on an unpacked archive too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from resurgence.provenance.manifest import MANIFEST, as_written, foreign, read_manifest
+from resurgence.provenance.manifest import MANIFEST, as_written, read_manifest, run_file, unlisted
 from resurgence.workflow.archive import OMITTED
 
 MADE = ("made.json", "report.json")  # manifests of files that several jobs put into one folder
@@ -42,7 +42,7 @@ def told(root: Path) -> Iterator[str]:
     for path in made_files(root):
         files = read_manifest(path)["files"]
         yield from as_written(path.parent, there(path.parent, files, left))
-        named |= {path.resolve(), *((path.parent / name).resolve() for name in files)}
+        named |= {path.resolve(), run_file(path).resolve(), *((path.parent / name).resolve() for name in files)}
     for path in sorted(root.rglob("*")):
         place = path.relative_to(root)
         inside = any(folder in path.parents for folder in artefacts)
@@ -50,7 +50,7 @@ def told(root: Path) -> Iterator[str]:
             if path.name in MADE:
                 yield f"{path} is damaged: it is no manifest"
             elif path.name not in (".gitkeep", ".gitignore"):
-                yield f"{path} is foreign: no manifest names it"
+                yield f"{path} is not listed in any manifest"
 
 
 def there(folder: Path, files: Mapping[str, str], left: set[Path]) -> dict[str, str]:
@@ -64,7 +64,7 @@ def artefact(folder: Path, left: set[Path]) -> list[str]:
         files = read_manifest(folder)["files"]
     except ValueError as error:
         return [str(error)]
-    more = [f"{folder / name} is not part of the artefact" for name in foreign(folder, files)]
+    more = [f"{folder / name} is not part of the artefact" for name in unlisted(folder, files)]
     return as_written(folder, there(folder, files, left)) + more
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from resurgence.files import sha256_of
+from resurgence.files import sha256
 from resurgence.pretrained.loading import check_file, fill
 from resurgence.scorers.celebrity import CONFIG, LABELS, WEIGHTS, make_classifier
 
@@ -135,8 +135,8 @@ def convert(archive: Path, folder: Path, sha256: str | None = None) -> list[str]
     told = {
         "architecture": "resnet50-256",
         "classes": len(labels),
-        "sha256": sha256_of(temporary / WEIGHTS),
-        "source": {"file": archive.name, "member": member, "sha256": sha256_of(archive)},
+        "sha256": sha256(temporary / WEIGHTS),
+        "source": {"file": archive.name, "member": member, "sha256": sha256(archive)},
     }
     (temporary / CONFIG).write_text(json.dumps(told, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
@@ -156,7 +156,7 @@ def main() -> None:
         labels = convert(args.archive, args.folder, args.sha256)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    log.info("%s: %d people; archive %s", args.folder, len(labels), sha256_of(args.archive))
+    log.info("%s: %d people; archive %s", args.folder, len(labels), sha256(args.archive))
 
 
 if __name__ == "__main__":

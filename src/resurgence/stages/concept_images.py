@@ -15,7 +15,7 @@ from resurgence.stages.job import Job, main
 
 def make(job: Job, folder: Path) -> dict:
     """Write images.parquet."""
-    block = job.block
+    block = job.settings
     pairs = [(concept, concept) for concept in block["concepts"]]
     rows = pd.DataFrame(expand(pairs, [block["template"]], block["per_concept"], "concept", "concept image"))
     cfg = build(SamplingConfig, block["sampling"], "sampling")

@@ -11,7 +11,6 @@ from resurgence.figures import comparison
 from resurgence.figures.study import cost
 from resurgence.figures.style import save
 from resurgence.files import write_json
-from resurgence.provenance.manifest import MANIFEST
 from resurgence.provenance.runs import record
 from resurgence.stages.job import Job, start
 
@@ -19,16 +18,16 @@ from resurgence.stages.job import Job, start
 def make(job: Job) -> None:
     """Write results/cost."""
     out = job.out.parent
-    folders = [path.parent for path in job.inputs if path.name == MANIFEST]
+    folders = job.folders("artefacts")
     runs = read_runs(folders)
     runs.to_csv(out / "cost.csv", index=False)
     save(cost(runs), out / "cost")
     names = ["cost.csv", "cost.png", "cost.svg", "runs.json"]
-    for metric in job.block["metrics"]:
+    for metric in job.settings["metrics"]:
         comparison.write(out.parent, metric)
         names += [*(f"compare_{metric}.{kind}" for kind in ("csv", "md", "svg", "png"))]
     write_json(out / "runs.json", record(folders))
-    job.made("cost", (out / name for name in names))
+    job.write_made("cost", (out / name for name in names))
 
 
 if __name__ == "__main__":

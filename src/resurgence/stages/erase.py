@@ -15,10 +15,10 @@ from resurgence.stages.job import Job, main
 
 def make(job: Job, folder: Path) -> None:
     """Write delta.safetensors, and what the eraser tells about it."""
-    block, task, data, pipe = job.block, job.task(), eraser_data(job), job.pipe()
+    block, task, data, pipe = job.settings, job.task, eraser_data(job), job.pipe()
     module = importlib.import_module(block["method"])
     cfg = build(module.ERASER.config, block["settings"], "settings")
-    trained = job.find("concept LoRAs")
+    trained = job.optional("loras")
     if trained is None:
         delta = module.ERASER.erase(pipe, task, cfg, data, block["seed"], folder)
     else:

@@ -10,13 +10,13 @@ from resurgence.erasers import EraserData
 from resurgence.stages.job import Job
 
 
-def concept_images(job: Job, kind: str = "concept") -> dict[str, torch.Tensor]:
+def concept_images(job: Job, name: str = "images") -> dict[str, torch.Tensor]:
     """Concept -> images (N, 3, H, W) in [-1, 1]; empty without such an input.
 
     Args:
-        kind: `concept` for those of the erased concepts, `anchor` of the mapping concepts, or `retained`.
+        name: `images` for those of the erased concepts, `anchors` of the mapping concepts, or `retained`.
     """
-    folder = job.find(f"{kind} images")
+    folder = job.optional(name)
     if folder is None:
         return {}
     rows, images = read_image_set(folder / "images.parquet")
@@ -27,16 +27,15 @@ def concept_images(job: Job, kind: str = "concept") -> dict[str, torch.Tensor]:
 
 def eraser_data(job: Job) -> EraserData:
     """Everything that is among the inputs; the eraser says itself what it misses."""
-    moments = {corpus: job.find(f"{corpus} moments") for corpus in ("prior", "domain")}
+    moments = {corpus: job.optional(corpus) for corpus in ("prior", "domain")}
     loaded = {name: load_moments(path / "moments.safetensors")[0] for name, path in moments.items() if path}
-    images = {kind: concept_images(job, kind) for kind in ("concept", "anchor", "retained")}
-    corpora = loaded.get("prior"), loaded.get("domain")
-    return EraserData(*corpora, images["concept"], masks(job), images["anchor"], images["retained"], job.state)
+    images = {name: concept_images(job, name) for name in ("images", "anchors", "retained")}
+    return EraserData(loaded.get("prior"), loaded.get("domain"), masks=masks(job), state=job.state, **images)
 
 
 def masks(job: Job) -> dict[str, torch.Tensor]:
     """Concept -> masks (N, 1, H, W) bool; empty without such an input."""
     from safetensors.torch import load_file
 
-    folder = job.find("masks")
+    folder = job.optional("masks")
     return {} if folder is None else load_file(folder / "masks.safetensors")

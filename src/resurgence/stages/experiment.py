@@ -17,12 +17,13 @@ from PIL import Image
 from resurgence.analysis import bootstrap
 from resurgence.analysis import claims as findings
 from resurgence.analysis.estimates import ImageSet, estimates, read_states
-from resurgence.analysis.headline import TITLES, label, markdown_table
+from resurgence.analysis.headline import TITLES, markdown_table
 from resurgence.analysis.score_folders import by_step, entry
 from resurgence.analysis.tables import paired, write
 from resurgence.analysis.weight_movement import MEASURES, correlations, within_tasks
 from resurgence.config.experiment import Claim
 from resurgence.config.fields import build
+from resurgence.config.model_path import ModelPath, method_name
 from resurgence.figures import experiments as draw
 from resurgence.figures.image_grids import sample_grid
 from resurgence.figures.image_grids import save as save_grid
@@ -55,7 +56,7 @@ def by_concept(sets: list[ImageSet], metric: str) -> pd.DataFrame:
         steps = {str(int(step)): part for step, part in tuned.groupby("step")}
         for title, part in {"base": own[own["state"] == "base"], "erased": before, **steps}.items():
             middle = part.groupby("concept", sort=False).agg(value=("value", "mean"), n=("n", "sum")).reset_index()
-            shown = {"eraser": label(eraser, variant), "finetune": label(finetune, finetune_variant)}
+            shown = {"eraser": method_name(eraser, variant), "finetune": method_name(finetune, finetune_variant)}
             made.append(middle.assign(task=task, column=title, **shown))
     return pd.concat(made, ignore_index=True)[["task", "eraser", "finetune", "concept", "column", "value", "n"]]
 
@@ -73,7 +74,7 @@ def never_back(concepts: pd.DataFrame) -> str:
 
 def measured(job: Job) -> tuple[pd.DataFrame, Figure, list[str], pd.DataFrame]:
     """Table, figure, further paragraphs and claims of an experiment that is read from scores."""
-    block = job.block
+    block = job.settings
     stats, metric, level = block["statistics"], block["metric"], block["statistics"]["level"]
     sets = read_states(by_step(entry(block, model) for model in block["models"]))
     every, _ = estimates(sets, stats["resamples"], stats["seed"], only=metric)
@@ -132,10 +133,9 @@ def explained(job: Job, rows: list[dict]) -> pd.DataFrame:
     """One row a fine-tuned model at its last step: resurgence, and the measures of its weights by group."""
     made = []
     for row in rows:
-        names = label(row["eraser"], row["variant"]), label(row["finetune"], row["finetune_variant"])
-        model = f"{row['task']}/{names[0]}/s{row['erase_seed']}/{names[1]}/f{row['finetune_seed']}"
-        file = Path(f"results/scores/{job.block['base']}/{model}/geometry/geometry.json")
-        if row["eraser"] in job.block["controls"]:
+        names = method_name(row["eraser"], row["variant"]), method_name(row["finetune"], row["finetune_variant"])
+        file = Path(f"results/scores/{job.settings['base']}/{ModelPath.of_columns(row)}/geometry/geometry.json")
+        if row["eraser"] in job.settings["controls"]:
             continue
         steps = json.loads(file.read_text())
         if row["step"] != max(map(int, steps)):
@@ -169,22 +169,22 @@ def pictured(job: Job) -> tuple[Image.Image, pd.DataFrame]:
     """Grids of images one below the other: for each cell base, erased and fine-tuned model on the same seeds."""
     parts, listed = [], []
     # a block sorts its keys, so that 10 people come before 5; shown in the order of the experiment
-    order = {task: place for place, task in enumerate(job.block["tasks"])}
-    cells = sorted(job.block["columns"].items(), key=lambda cell: order[cell[0].split(", ")[0]])
+    order = {task: place for place, task in enumerate(job.settings["tasks"])}
+    cells = sorted(job.settings["columns"].items(), key=lambda cell: order[cell[0].split(", ")[0]])
     for title, columns in cells:
         sets = {name: last_images(folder) for name, folder in columns.items()}
-        if job.block["choose"] == "largest":
-            scores = map(Path, job.block["scores"][title])
-            places = {concept: place for place, concept in enumerate(largest(job.block["metric"], *scores))}
+        if job.settings["choose"] == "largest":
+            scores = map(Path, job.settings["scores"][title])
+            places = {concept: place for place, concept in enumerate(largest(job.settings["metric"], *scores))}
             ranked = {}
             for name, (prompts, images) in sets.items():
                 found = prompts["concept"].map(places).fillna(len(places)).argsort(kind="stable").to_numpy()
                 ranked[name] = (prompts.iloc[found].reset_index(drop=True), images[found])
             sets = ranked
-        for role in job.block["roles"]:
-            parts.append(sample_grid(sets, role, job.block["samples"], f"{title}: {role}"))
+        for role in job.settings["roles"]:
+            parts.append(sample_grid(sets, role, job.settings["samples"], f"{title}: {role}"))
             prompts = next(iter(sets.values()))[0]
-            chosen = prompts[prompts["role"] == role].drop_duplicates("concept").head(job.block["samples"])
+            chosen = prompts[prompts["role"] == role].drop_duplicates("concept").head(job.settings["samples"])
             listed.append(chosen[["concept", "prompt", "seed"]].assign(shown=title, role=role))
     canvas = Image.new("RGB", (max(p.width for p in parts), sum(p.height for p in parts)), "white")
     top = 0
@@ -196,7 +196,7 @@ def pictured(job: Job) -> tuple[Image.Image, pd.DataFrame]:
 
 def make(job: Job) -> None:
     """Write results/experiments/NAME."""
-    block, out = job.block, job.out.parent
+    block, out = job.settings, job.out.parent
     name, kinds = block["name"], ["csv", "md", "png"]
     text = [f"## {name}: {block['title']}"]
     if block["kind"] == "grid":
@@ -206,7 +206,7 @@ def make(job: Job) -> None:
         text.append(f"Shown by rule: {rule}, the first image of the first template of each, the same seed in a row.")
         claims, more = pd.DataFrame(), []
     elif block["kind"] == "members":
-        frame = pd.concat([members(path) for path in job.inputs if path.name == "manifest.json"], ignore_index=True)
+        frame = pd.concat([members(path) for path in job.inputs["artefacts"]], ignore_index=True)
         save(draw.similarities(frame, block["title"]), out / name)
         claims, more = pd.DataFrame(), [markdown_table(listed_members(frame))]
         kinds.append("svg")
@@ -226,7 +226,7 @@ def make(job: Job) -> None:
     write(out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
     write(out / f"{name}.md", "\n\n".join([*text, *more]) + "\n")
     files = [out / f"{name}.{kind}" for kind in kinds] + ([out / f"{name}_claims.csv"] if len(claims) else [])
-    job.made("experiment", files)
+    job.write_made("experiment", files)
 
 
 def members(manifest: Path) -> pd.DataFrame:

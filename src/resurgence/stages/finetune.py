@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from resurgence.config.fields import build
-from resurgence.diffusion.deltas import apply_folder, store
+from resurgence.diffusion.deltas import DELTA_FILE, apply_folder, store
 from resurgence.diffusion.image_sets import read_image_set
 from resurgence.stages.job import Job, main
 from resurgence.training.finetune import FinetuneConfig, finetune
@@ -16,14 +16,13 @@ from resurgence.training.finetune import FinetuneConfig, finetune
 def make(job: Job, folder: Path) -> dict:
     """Write step-NNNNNN/ for each checkpoint, and curve.json."""
     pipe = job.pipe()
-    erased = job.find("erased delta")
-    if erased is not None:
-        apply_folder(pipe, erased)
-    rows, images = read_image_set(job.folder("fine-tuning set") / "images.parquet")
-    cfg = build(FinetuneConfig, job.block["settings"], "settings")
+    for change in job.folders("changes"):
+        apply_folder(pipe, change if (change / DELTA_FILE).is_file() else max(change.glob("step-*")))
+    rows, images = read_image_set(job.folder("set") / "images.parquet")
+    cfg = build(FinetuneConfig, job.settings["settings"], "settings")
     signed = images.float() / 127.5 - 1
-    curve = finetune(pipe, signed, rows["prompt"].tolist(), cfg, job.block["seed"], folder, job.state)
-    store(folder, job.block["delta_precision"])
+    curve = finetune(pipe, signed, rows["prompt"].tolist(), cfg, job.settings["seed"], folder, job.state)
+    store(folder, job.settings["delta_precision"])
     (folder / "curve.json").write_text(json.dumps(curve, indent=1))
     shutil.rmtree(job.state, ignore_errors=True)
     return {"images": len(rows), "steps": cfg.steps}

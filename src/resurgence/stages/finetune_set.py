@@ -30,10 +30,10 @@ def rows_of(block: dict[str, Any], concepts: Sequence[str]) -> pd.DataFrame:
 
 def make(job: Job, folder: Path) -> dict:
     """Write images.parquet."""
-    concepts = job.block["concepts"]
-    if job.block["tercile"]:
+    concepts = job.settings["concepts"]
+    if job.settings["tercile"]:
         concepts = json.loads((job.folder("terciles") / "terciles.json").read_text())["concepts"]
-    rows, settings = rows_of(job.block, concepts), dict(job.block["sampling"])
+    rows, settings = rows_of(job.settings, concepts), dict(job.settings["sampling"])
     pipe = job.pipe(settings.pop("precision"))
     cfg = build(SamplingConfig, settings, "sampling")
     write_image_set(folder / "images.parquet", rows, sample(pipe, rows, cfg))

@@ -20,13 +20,13 @@ def weights_of(pipe: object) -> dict[str, torch.Tensor]:
 
 def make(job: Job, folder: Path) -> dict:
     """Write geometry.json: step -> group -> measures. The work is on the CPU: it is three reads of each weight."""
-    job_on_cpu = Job(job.block, job.out, job.inputs, "cpu")
-    pipe = job_on_cpu.pipe()
+    pipe = job.pipe(device="cpu")
     base = weights_of(pipe)
-    if erased := job.find("erased delta"):
-        apply_folder(pipe, erased)
+    *before_tuning, tuned = job.folders("changes")
+    for change in before_tuning:
+        apply_folder(pipe, change)
     before, found = weights_of(pipe), {}
-    for place in sorted(job.folder("fine-tuned weights").glob("step-*")):
+    for place in sorted(tuned.glob("step-*")):
         apply_folder(pipe, place)
         after = weights_of(pipe)
         found[str(int(place.name.removeprefix("step-")))] = {

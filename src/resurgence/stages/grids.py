@@ -40,7 +40,7 @@ def save_masks(task: str, pictured: Path, masked: Path, out: Path) -> None:
 
 def make(job: Job) -> None:
     """Write a grid of erased and one of retained concepts for each erased model, and the masks of each task."""
-    block, out, made = job.block, job.out.parent, []
+    block, out, made = job.settings, job.out.parent, []
     for name, columns in block["columns"].items():
         sets = {title: last_images(folder) for title, folder in columns.items()}
         for role, told in ROLES.items():
@@ -50,7 +50,7 @@ def make(job: Job) -> None:
     for task, places in block["masks"].items():
         made.append(out / task / "masks.png")
         save_masks(task, *map(Path, places), made[-1])
-    job.made("grids", made)
+    job.write_made("grids", made)
 
 
 if __name__ == "__main__":

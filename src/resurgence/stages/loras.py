@@ -17,12 +17,12 @@ from resurgence.stages.job import Job, main
 
 def make(job: Job, folder: Path) -> dict:
     """Write refined.safetensors, loras/<concept>/, curves.json and closed_form.json."""
-    pipe, task = job.pipe(), job.task()
-    cfg = build(MaceConfig, job.block["settings"], "settings")
+    pipe, task = job.pipe(), job.task
+    cfg = build(MaceConfig, job.settings["settings"], "settings")
     data = eraser_data(job)
     refined, report = refine(pipe, task, cfg, data)
     with swapped(pipe.unet, from_delta(refined, pipe.unet)):
-        loras, curves = train_loras(pipe, task, cfg, data, job.block["seed"])
+        loras, curves = train_loras(pipe, task, cfg, data, job.settings["seed"])
     save_delta(refined, folder / "refined.safetensors")
     save_loras(loras, folder / "loras")
     (folder / "curves.json").write_text(json.dumps(curves, indent=1))

@@ -15,11 +15,11 @@ from resurgence.stages.job import Job, main
 
 def make(job: Job, folder: Path) -> dict:
     """Write masks.safetensors: concept -> (N, 1, H, W) bool."""
-    cfg = build(MaskConfig, job.block["masks"], "masks")
+    cfg = build(MaskConfig, job.settings["masks"], "masks")
     pipe = job.pipe() if cfg.segmenter == "cross-attention" else None
     device = resolve_device(job.device)
     images = concept_images(job)
-    found = {concept: segment(images[concept], concept, cfg, pipe, device) for concept in job.block["concepts"]}
+    found = {concept: segment(images[concept], concept, cfg, pipe, device) for concept in job.settings["concepts"]}
     save_file({concept: mask.contiguous() for concept, mask in found.items()}, folder / "masks.safetensors")
     return {"coverage": {concept: round(float(mask.float().mean()), 4) for concept, mask in found.items()}}
 

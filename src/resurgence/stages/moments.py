@@ -11,11 +11,11 @@ from resurgence.stages.job import Job, main
 
 def captions_of(job: Job) -> list[str]:
     """The captions of the block's corpus."""
-    text = Path(job.block["captions"]).read_text(encoding="utf-8")
+    text = Path(job.settings["captions"]).read_text(encoding="utf-8")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if job.block["corpus"] == "prior":
+    if job.settings["corpus"] == "prior":
         return lines
-    return [caption for concept in job.block["concepts"] for caption in fill(lines, concept)]
+    return [caption for concept in job.settings["concepts"] for caption in fill(lines, concept)]
 
 
 def make(job: Job, folder: Path) -> dict:

@@ -6,18 +6,20 @@ from pathlib import Path
 
 import pandas as pd
 
+from resurgence.config.task import TaskPart
 from resurgence.data.prompts import prompt_set
 from resurgence.stages.job import Job, main
 
 
 def make(job: Job, folder: Path) -> dict:
     """Write prompts.csv."""
-    general = pd.read_csv(job.block["general"], keep_default_na=False) if "general" in job.block else None
+    general = pd.read_csv(job.settings["general"], keep_default_na=False) if "general" in job.settings else None
     if general is not None and not {"prompt", "seed"} <= set(general):
         raise ValueError(
-            f"tasks.general = {job.block['general']!r}: has the columns {list(general)}; it needs prompt, seed"
+            f"tasks.general = {job.settings['general']!r}: has the columns {list(general)}; it needs prompt, seed"
         )
-    rows = prompt_set(job.task()) if general is None else prompt_set(job.task(), general["prompt"], general["seed"])
+    task = TaskPart({"first_seed": None, **job.settings["task"]}, f"the settings of {job.out}")
+    rows = prompt_set(task) if general is None else prompt_set(task, general["prompt"], general["seed"])
     rows.to_csv(folder / "prompts.csv", index=False)
     return {"images": len(rows)}
 

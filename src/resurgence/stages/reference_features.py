@@ -22,8 +22,8 @@ def make(job: Job, folder: Path) -> dict:
     Raises:
         ValueError: fewer than two pictures.
     """
-    name, pictures = job.block["scorer"], Path(job.block["pictures"])
-    scorer = load_scorers({name: job.block["settings"]}, resolve_device(job.device))[name]
+    name, pictures = job.settings["scorer"], Path(job.settings["pictures"])
+    scorer = load_scorers({name: job.settings["settings"]}, resolve_device(job.device))[name]
     files = sorted(path for path in pictures.iterdir() if path.suffix.lower() in SUFFIXES)
     if len(files) < 2:
         raise ValueError(

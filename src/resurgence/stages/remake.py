@@ -83,7 +83,7 @@ def experiments_again(root: Path) -> Iterator[str]:
         if block["kind"] in ("grid", "members") or (unmade(root) and block["metric"].startswith(unmade(root))):
             continue
         with tempfile.TemporaryDirectory() as place, contextlib.chdir(root.parent):
-            make(Job(block, Path(place) / made.name, (), "cpu"))
+            make(Job(block, Path(place) / made.name, {}, "cpu"))
             yield from otherwise(made.parent, Path(place), manifest["files"])
 
 

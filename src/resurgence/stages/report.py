@@ -8,24 +8,24 @@ import sys
 import tempfile
 from pathlib import Path
 
+from resurgence.files import atomic_file
 from resurgence.stages.job import Job, start
 
 TARGETS = ("tables", "figures", "grids", "cost")
 
 
 def make(job: Job) -> None:
-    """Run `snakemake --report` on the configuration of the block; the running Snakemake holds the lock."""
+    """Run `snakemake --report` on the configuration of the settings; the running Snakemake holds the lock."""
     with tempfile.TemporaryDirectory() as folder:
         config, made = Path(folder) / "config.json", Path(folder) / "report.html"
-        config.write_text(json.dumps(job.block), encoding="utf-8")
-        targets = [*TARGETS, *(["results"] if job.block.get("experiments") else [])]
+        config.write_text(json.dumps(job.settings), encoding="utf-8")
+        targets = [*TARGETS, *(["results"] if job.settings.get("experiments") else [])]
         command = [sys.executable, "-m", "snakemake", *targets, "--nolock", "--configfile", str(config)]
         subprocess.run([*command, "--report", str(made)], check=True)
         report = job.out.parents[1] / "report.html"
-        temporary = report.with_name(f".{report.name}.tmp")
-        temporary.write_bytes(made.read_bytes())
-    temporary.rename(report)
-    job.made("report", [report])
+        with atomic_file(report) as temporary:
+            temporary.write_bytes(made.read_bytes())
+    job.write_made("report", [report])
 
 
 if __name__ == "__main__":

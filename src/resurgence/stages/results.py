@@ -13,10 +13,10 @@ from resurgence.stages.job import Job, start
 
 def make(job: Job) -> None:
     """Write results/experiments/results.md; pictures are named from that folder."""
-    out, names = job.out.parent, job.block["experiments"]
+    out, names = job.out.parent, job.settings["experiments"]
     files = {name: out / name / f"{name}_claims.csv" for name in names}
     claims = [pd.read_csv(file).assign(experiment=name) for name, file in files.items() if file.is_file()]
-    parts = [f"# Experiments of the study {job.block['study']} on {job.block['base']}"]
+    parts = [f"# Experiments of the study {job.settings['study']} on {job.settings['base']}"]
     if claims:
         every = pd.concat(claims, ignore_index=True)
         counts = every["verdict"].value_counts()
@@ -27,7 +27,7 @@ def make(job: Job) -> None:
         parts.append(text.replace(f"]({name}.png)", f"]({name}/{name}.png)").rstrip())
     page = Path(out / "results.md")
     write(page, "\n\n".join(parts) + "\n")
-    job.made("results", [page])
+    job.write_made("results", [page])
 
 
 if __name__ == "__main__":

@@ -14,31 +14,38 @@ from pathlib import Path
 import pandas as pd
 
 from resurgence.config.fields import build
-from resurgence.diffusion.deltas import apply_folder
+from resurgence.diffusion.deltas import DELTA_FILE, apply_folder
 from resurgence.diffusion.image_sets import shard_file, shard_rows, write_image_set
 from resurgence.diffusion.sampling import SamplingConfig, sample
-from resurgence.provenance.manifest import MANIFEST, digest_of
+from resurgence.files import sha256
+from resurgence.provenance.manifest import MANIFEST
 from resurgence.stages.job import Job, main
 
 log = logging.getLogger(__name__)
 
 
 def models(job: Job) -> dict[str, list[Path]]:
-    """Name of the image set -> folders of weights that are applied to the base, in this order."""
-    erased = [folder for folder in [job.find("erased delta")] if folder]
-    finetuned = job.find("fine-tuned weights")
-    if finetuned is None:
-        return {"step-000000": erased}
-    return {folder.name: [*erased, folder] for folder in sorted(finetuned.glob("step-*"))}
+    """Name of the image set -> folders of weights that are applied to the base, in this order.
+
+    An erased delta makes one model, a fine-tune one of each checkpoint. A step that follows a fine-tune starts at its last
+    checkpoint.
+    """
+    found: dict[str, list[Path]] = {"step-000000": []}
+    for change in job.folders("changes"):
+        before = list(found.values())[-1]
+        if (change / DELTA_FILE).is_file():
+            found = {"step-000000": [*before, change]}
+        else:
+            found = {folder.name: [*before, folder] for folder in sorted(change.glob("step-*"))}
+    return found
 
 
 def unfinished(job: Job) -> Path:
     """The scratch folder of finished shards; emptied when they are of other inputs."""
-    facts = {}
-    for path in job.inputs:
-        small = path.suffix == ".py" or path.name == MANIFEST
-        told = path.stat()
-        facts[path.as_posix()] = digest_of(path) if small else [told.st_size, told.st_mtime_ns]
+    facts: dict[str, object] = {"code": job.code}
+    for path in job.files:
+        status = path.stat()
+        facts[path.as_posix()] = sha256(path) if path.name == MANIFEST else [status.st_size, status.st_mtime_ns]
     mark, text = job.state / "inputs.json", json.dumps(facts, sort_keys=True)
     if not mark.is_file() or mark.read_text() != text:
         shutil.rmtree(job.state, ignore_errors=True)
@@ -49,8 +56,8 @@ def unfinished(job: Job) -> Path:
 
 def make(job: Job, folder: Path) -> dict:
     """Write the image sets; the base is loaded again for each, so nothing of one model stays in the next."""
-    rows = pd.read_csv(job.folder("prompt set") / "prompts.csv", keep_default_na=False)
-    settings = dict(job.block["sampling"])
+    rows = pd.read_csv(job.folder("prompts") / "prompts.csv", keep_default_na=False)
+    settings = dict(job.settings["sampling"])
     precision = settings.pop("precision")
     cfg, found, state = build(SamplingConfig, settings, "sampling"), models(job), unfinished(job)
     parts, before = shard_rows(len(rows), cfg.shard, cfg.batch), 0

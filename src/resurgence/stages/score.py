@@ -13,9 +13,9 @@ from resurgence.stages.job import Job, main
 
 def make(job: Job, folder: Path) -> dict:
     """Write step-NNNNNN/scores.parquet, and features.safetensors where a distance needs them."""
-    settings, task, count = job.block["scorers"], job.task(), 0
+    settings, task, count = job.settings["scorers"], job.task, 0
     scorers = load_scorers(settings, resolve_device(job.device))
-    for name, files in image_files(job.folder("image set")).items():
+    for name, files in image_files(job.folder("images")).items():
         scores, features = score_files(files, task, scorers, feature_names(settings))
         write_scores(folder / name, scores, features)
         count += len(scores)

@@ -16,16 +16,16 @@ log = logging.getLogger(__name__)
 
 def reference(job: Job) -> np.ndarray | None:
     """Features of the real images of the study, if it has any."""
-    folder = job.find("reference features")
+    folder = job.optional("reference")
     return None if folder is None else next(iter(load_file(folder / "features.safetensors").values()))
 
 
 def main() -> None:
     """Write results/tables."""
     job = start()
-    entries = [entry(job.block, model) for model in job.block["models"]]
-    told = run(by_step(entries), job.out.parent, **job.block["statistics"], reference=reference(job))
-    job.made("tables", (job.out.parent / name for name in FILES))
+    entries = [entry(job.settings, model) for model in job.settings["models"]]
+    told = run(by_step(entries), job.out.parent, **job.settings["statistics"], reference=reference(job))
+    job.write_made("tables", (job.out.parent / name for name in FILES))
     log.info("tables in %s\n%s", job.out.parent, told)
 
 

@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 def make(job: Job, folder: Path) -> dict:
     """Write terciles.json: task, number, concepts (drawn), candidates of this third."""
-    chosen, task = build(TercileConfig, job.block["tercile"], "tercile"), job.block["task"]
+    chosen, task = build(TercileConfig, job.settings["tercile"], "tercile"), job.settings["task"]
     left_out = set(task["erase"]) | {word for words in task["synonyms"].values() for word in words}
     lines = Path(chosen.candidates).read_text(encoding="utf-8").splitlines()
     names = [n for n in dict.fromkeys(line.strip() for line in lines if line.strip()) if n not in left_out]
-    scorer = load(**job.block["clip"], device="cpu")
+    scorer = load(**job.settings["clip"], device="cpu")
     texts = [scorer.text_features([chosen.template.format(n) for n in group]) for group in (task["erase"], names)]
     values = similarities(*texts, chosen.similarity)
     thirds = terciles(values, chosen.bins)

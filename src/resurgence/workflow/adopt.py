@@ -1,7 +1,8 @@
 """Take over results that another run made, after `dvc pull`: Snakemake then knows what is up to date and what is not.
 
 Snakemake decides by times of change and by what it noted when a job ran; neither comes with a pull. So each manifest is
-compared with what the job would be given now: its settings, source modules and inputs; and its files are hashed again.
+compared with what the job would be given now: its settings, the version of its code, and inputs; and its files are
+hashed again.
 What matches is marked as made just now. What does not, and all that is made from it, is named with the first
 difference and marked as older than everything. A result with a changed or missing file loses its manifest: nothing is
 built on it, and its job, or `dvc checkout`, makes it whole.
@@ -17,10 +18,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from resurgence.config.load import load_study
 from resurgence.files import plain
-from resurgence.provenance.manifest import MANIFEST, as_written, digest_of, read_manifest, source_name, verify
-from resurgence.provenance.runs import restore
-from resurgence.workflow.dry_run import RESULTS, Planned, check_package, configured, planned, snakemake
+from resurgence.provenance.manifest import MANIFEST, as_written, digest_of, read_manifest, verify
+from resurgence.provenance.runs import restore, run_of
+from resurgence.workflow.graph import Job, jobs
+from resurgence.workflow.snakemake import configured, snakemake
 
 OLD = 1  # seconds since 1970; Snakemake takes a time of 0 for none
 
@@ -41,18 +44,29 @@ def changes(old: Any, new: Any, place: str = "") -> Iterator[str]:
         yield f"{place}: {old!r} -> {new!r}"
 
 
-def difference(job: Planned, manifest: Mapping[str, Any], digest: Callable[[Path], str]) -> str:
-    """The first difference between a manifest and the job that would write it now; empty when there is none."""
-    told = next(changes(manifest["parameters"], plain(job.block)), "")
-    if told:
-        return told
-    for what, now in (("source", {source_name(p): p for p in job.sources}), ("input", job.digested)):
-        before = manifest[f"{what}s"]
-        for name in sorted({*before, *now}):
-            if name not in now or name not in before:
-                return f"{what} {name} {'is no longer read' if name not in now else 'is new'}"
-            if before[name] != digest(now[name]):
-                return f"{what} {name} has changed"
+def of_format_1(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a manifest of format 1 as they are written now: a method by its name, not its module."""
+    method = parameters.get("method", "")
+    prefix, _, name = method.rpartition(".")
+    return dict(parameters) | ({"method": name.replace("_", "-")} if prefix == "resurgence.erasers" else {})
+
+
+def difference(job: Job, manifest: Mapping[str, Any], run: Mapping[str, Any], digest: Callable[[Path], str]) -> str:
+    """The first difference between a manifest with its run and the job that would write it now; empty without one.
+
+    The code is compared where the run tells its version: not for format 1, nor where run.json was lost.
+    """
+    before = manifest["parameters"] if manifest["format"] > 1 else of_format_1(manifest["parameters"])
+    if first := next(changes(before, plain(job.settings)), ""):
+        return first
+    if run.get("code", job.code) != job.code:
+        return f"its code has changed: version {run['code']} -> {job.code}"
+    read, now = manifest["inputs"], job.digested
+    for name in sorted({*read, *now}):
+        if name not in now or name not in read:
+            return f"input {name} {'is no longer read' if name not in now else 'is new'}"
+        if read[name] != digest(now[name]):
+            return f"input {name} has changed"
     return ""
 
 
@@ -67,22 +81,21 @@ def owners(outs: Iterable[Path], root: Path) -> dict[Path, Path]:
     return found
 
 
-def judge(jobs: Sequence[Planned], root: Path = Path()) -> dict[Path, Verdict]:
+def judge(jobs: Sequence[Job], root: Path = Path()) -> dict[Path, Verdict]:
     """Output -> verdict, for jobs of which each comes after those whose results it reads."""
     digest = functools.cache(lambda path: digest_of(root / path))
     found: dict[Path, Verdict] = {}
     owner = owners((job.out for job in jobs), root)
     for job in jobs:
         found[job.out] = judge_one(job, root, digest)
-        read = [path for path in job.inputs if path.parts[0] == RESULTS]
-        above = [path if path in found else owner.get(path, Path(*path.parts[:2], "made.json")) for path in read]
+        above = [path if path in found else owner.get(path, path.with_name("made.json")) for path in job.above]
         stale = next((path for path in above if path in found and found[path].state != "fresh"), None)
         if stale and found[job.out].state == "fresh":
             found[job.out] = Verdict("stale", f"made from {stale.parent}")
     return found
 
 
-def judge_one(job: Planned, root: Path, digest: Callable[[Path], str]) -> Verdict:
+def judge_one(job: Job, root: Path, digest: Callable[[Path], str]) -> Verdict:
     """The verdict on one output, its inputs being as they are."""
     file = root / job.out
     if not file.is_file():
@@ -95,7 +108,7 @@ def judge_one(job: Planned, root: Path, digest: Callable[[Path], str]) -> Verdic
     if problems:
         return Verdict("damaged", problems[0])
     try:
-        told = difference(job, manifest, digest)
+        told = difference(job, manifest, run_of(job.out, root), digest)
     except FileNotFoundError as error:
         return Verdict("stale", str(error))
     return Verdict("stale", told) if told else Verdict("fresh")
@@ -126,15 +139,17 @@ def adopt_arguments(parser: ArgumentParser) -> None:
 
 def adopt(args: Namespace) -> None:
     """Compare all results of the study with its configuration and sources, and tell Snakemake and the user."""
-    check_package()
-    jobs = planned(args.overlay)
     restored = restore()
-    found = judge(jobs)
+    study_jobs = jobs(load_study([Path("params.yaml"), *args.overlay]))
+    found = judge(study_jobs)
     mark(found, args.overlay)
     for out, verdict in found.items():
         if verdict.state != "fresh":
             print(f"{verdict.state:<8} {out.parent if out.name == MANIFEST else out}: {verdict.why}")
     number = sum(verdict.state == "fresh" for verdict in found.values())
     print(f"{number} of {len(found)} results are up to date; {restored} run.json restored")
+    unknown = [job.out for job in study_jobs if found[job.out].state == "fresh" and "code" not in run_of(job.out)]
+    if unknown:
+        print(f"{len(unknown)} of these do not say which version of the code made them; it was not compared")
     if number < len(found):
         print("`make study` runs the rest; `dvc checkout` puts back files that were changed by accident")

@@ -23,8 +23,8 @@ from pathlib import Path
 from resurgence.config.load import load_study
 from resurgence.files import json_text
 from resurgence.provenance.manifest import MANIFEST, RUN, read_manifest
-from resurgence.workflow.dry_run import RESULTS
 
+RESULTS = "results"
 TOP = (
     "README.md", "LICENSE", "CITATION.cff", "CHANGELOG.md", "Makefile", "Snakefile", "pyproject.toml", "params.yaml",
     "dvc.yaml", "dvc.lock",

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resurgence.config.fields import ConfigError, build, nearest, read_yaml
+from resurgence.config.model_path import ModelPath
 from resurgence.config.task import Task
-from resurgence.provenance.manifest import MANIFEST
-from resurgence.workflow.dry_run import Planned
-from resurgence.workflow.job_settings import is_solved
+from resurgence.workflow.graph import Job
 from resurgence.workflow.unet_passes import once, passes
 
 if TYPE_CHECKING:
@@ -72,20 +71,6 @@ class Cost:
 def read_rates(root: Path = Path()) -> Rates:
     """The rates of the project; ConfigError for a wrong key or value."""
     return build(Rates, read_yaml(root / RATES), str(RATES))
-
-
-def rule_of(job: Planned) -> str:
-    """The rule of a job: from the folder of its output, or the stage that makes it."""
-    parts, last = job.out.parts, job.out.parent.name
-    if parts[1] == "data":
-        if last == "moments":
-            return "prior_moments" if len(parts) == 5 else "domain_moments"
-        return {"finetune_sets": "finetune_set", "terciles": "terciles"}.get(parts[-3], last)
-    if job.out.name != MANIFEST:
-        return job.module.rpartition(".")[2]
-    if last == "delta":
-        return "closed_form" if is_solved(job.block["method"]) else "erase"
-    return {"weights": "finetune", "images": "sample", "scores": "score"}.get(last, last)
 
 
 def general_images(study: Study, task: str) -> int:
@@ -174,18 +159,18 @@ class Coster:
         written = max(1, len(s["checkpoints"])) * (0.004 if lora else 1.0) * 4 * self.work.parameters
         return Cost(self.time(tflop, s["precision"]), bytes=written)
 
-    def images_of(self, job: Planned) -> int:
+    def images_of(self, job: Job) -> int:
         """Images of the model that a path names: of all its checkpoints."""
-        model = job.out.parts[3:-2]
-        count = prompts_of(self.study.task(model[0])) + general_images(self.study, model[0])
-        if len(model) < 4:
+        model = ModelPath.parse(job.wildcards["model"])
+        count = prompts_of(self.study.task(model.task)) + general_images(self.study, model.task)
+        if model.state != "finetuned":
             return count
-        finetune, _, variant = model[3].partition(".")
-        return count * max(1, len(self.study.finetune_settings(finetune, variant or "default")["checkpoints"]))
+        step = model.steps[-1]
+        return count * max(1, len(self.study.finetune_settings(step.method, step.variant)["checkpoints"]))
 
-    def __call__(self, job: Planned) -> Cost:
+    def __call__(self, job: Job) -> Cost:
         """Cost of one job, its start included."""
-        rule, block = rule_of(job), job.block
+        rule, block = job.rule.name, job.settings
         start = Cost(self.rates.seconds["job"])
         if rule == "sample":
             s = block["sampling"]
@@ -203,14 +188,14 @@ class Coster:
         return start + maker(block) if rule in known else Cost()
 
 
-def by_rule(jobs: Iterable[Planned], cost: Coster) -> dict[str, Cost]:
+def by_rule(jobs: Iterable[Job], cost: Coster) -> dict[str, Cost]:
     """Cost of all jobs of each rule."""
     found: dict[str, Cost] = {}
     for job in jobs:
-        found[rule_of(job)] = found.get(rule_of(job), Cost()) + cost(job)
+        found[job.rule.name] = found.get(job.rule.name, Cost()) + cost(job)
     return found
 
 
-def counted(jobs: Iterable[Planned]) -> Counter[str]:
+def counted(jobs: Iterable[Job]) -> Counter[str]:
     """Jobs of each rule."""
-    return Counter(rule_of(job) for job in jobs)
+    return Counter(job.rule.name for job in jobs)

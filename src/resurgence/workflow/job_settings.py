@@ -101,8 +101,9 @@ def has_loras(study: Study, eraser: str) -> bool:
     return bool(module) and "train_loras" in functions(module)
 
 
-def is_solved(module: str) -> bool:
+def is_solved(study: Study, eraser: str) -> bool:
     """Whether the last step of an eraser is solved, in seconds: it has no `steps`, or trains its LoRAs before it."""
+    module = study.erasers[eraser].module
     settings = {field.name for field in dataclasses.fields(config_class(module))}
     return "steps" not in settings or "train_loras" in functions(module)
 

@@ -1,6 +1,6 @@
 """What a study would compute, in a dozen lines, before anything runs: jobs, images, time, disk, device.
 
-Without a GPU, and for the miniature, times are those measured or the defaults of workflow/seconds.yaml; for a base that
+Without a GPU, and for the miniature, times are those measured or the seconds of rule_table.py; for a base that
 workflow/rates.yaml knows, GPU-hours are computed (costs.py) until something has run. Weights need not be there.
 """
 
@@ -8,49 +8,31 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import statistics
-import subprocess
-import sys
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import yaml
-
-from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
 from resurgence.config.study import Study
 from resurgence.progress import duration
-from resurgence.workflow.dry_run import Planned, printed_jobs
 from resurgence.workflow.gpu_hours import PNG, Cost, Coster, by_rule, general_images, prompts_of, read_rates
+from resurgence.workflow.graph import jobs
+from resurgence.workflow.rule_table import DATA, RULES
+from resurgence.workflow.snakemake import configured, job_counts, outputs, snakemake
 from resurgence.workflow.weights_needed import examine
 
-STAGES = {
-    "data": [
-        "coco_annotations", "coco_captions", "coco_sample", "prompts", "prior_moments",
-        "domain_moments", "concept_images", "anchor_images", "retained_images", "masks", "terciles", "finetune_set",
-    ],
-    "erase": ["loras", "closed_form", "erase"],
-    "fine-tune": ["finetune"],
-    "sample": ["sample"],
-    "score": ["reference_features", "score", "geometry"],
-    "tables, figures, report": ["tables", "figures", "grids", "experiment", "results", "cost", "report"],
-}  # fmt: skip
+COCO = {"coco_annotations": 60.0, "coco_captions": 10.0, "coco_sample": 5.0}  # seconds of jobs that are no artefacts
+PHASES = {DATA: [*COCO]}
+for _rule in RULES.values():
+    PHASES.setdefault(_rule.phase, []).append(_rule.name)
 
 
-def job_counts(text: str) -> Counter[str]:
-    """Jobs of each rule from the table that `snakemake -n -q rules` prints (it prints the same table twice)."""
-    tables = re.split(r"^Job stats:$", text, flags=re.MULTILINE)
-    rows = re.findall(r"^([a-z]\w*) +(\d+)$", tables[1], flags=re.MULTILINE) if len(tables) > 1 else []
-    return Counter({rule: int(count) for rule, count in rows if rule not in ("total", "all")})
-
-
-def dry_runs(overlays: Sequence[Path], extra: Sequence[str] = ()) -> tuple[Counter[str], Counter[str], list[Planned]]:
-    """Jobs to do and jobs in all, from two dry runs side by side, and the jobs to do one by one.
+def dry_runs(overlays: Sequence[Path], extra: Sequence[str] = ()) -> tuple[Counter[str], Counter[str], set[Path]]:
+    """Jobs to do and jobs in all, from two dry runs side by side, and the outputs of the jobs to do.
 
     Args:
         extra: further words of the command line: --until RULE, or targets.
@@ -58,22 +40,15 @@ def dry_runs(overlays: Sequence[Path], extra: Sequence[str] = ()) -> tuple[Count
     Raises:
         ConfigError: when Snakemake refuses the configuration, with what it said.
     """
-    configured = ["--configfile", *map(str, overlays)] if overlays else []
-    command = [sys.executable, "-m", "snakemake", "-n"]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    kinds = (["-p"], ["-q", "rules", "--forceall"])
-    runs = [subprocess.Popen([*command, *kind, *configured, *extra], **options) for kind in kinds]
-    with ThreadPoolExecutor(len(runs)) as pool:  # both are read at once, else one would wait for the other
-        told = list(pool.map(lambda run: run.communicate()[0], runs))
-    for run, text in zip(runs, told, strict=True):
-        if run.returncode:
-            raise ConfigError("snakemake -n", run.returncode, f"fails; it says\n{text[-8000:]}")
-    return job_counts(told[0]), job_counts(told[1]), printed_jobs(told[0])
+    kinds = ([], ["-q", "rules", "--forceall"])
+    with ThreadPoolExecutor(len(kinds)) as pool:
+        texts = list(pool.map(lambda kind: snakemake("-n", *kind, *configured(overlays), *extra), kinds))
+    return job_counts(texts[0]), job_counts(texts[1]), outputs(texts[0])
 
 
-def seconds_of(defaults: Mapping[str, float], benchmarks: Path) -> dict[str, float]:
-    """Seconds of a job of each rule: the mean of what has been measured, else the default."""
-    found = dict(defaults)
+def measured_seconds(benchmarks: Path) -> dict[str, float]:
+    """Seconds of a job of each rule that has run here: the mean."""
+    found = {}
     for folder in sorted(benchmarks.glob("*")):
         lines = [line for file in folder.rglob("*.jsonl") for line in file.read_text().splitlines() if line.strip()]
         if lines:
@@ -115,7 +90,7 @@ def lines(study: Study, todo: Counter[str], total: Counter[str], seconds: Mappin
     told = [f"Study {study.study} on {study.base.name}: {', '.join(study.tasks.names)}; {models}"]
     told.append(f"{'stage':<26}{'to do':>7}{'there':>7}   time")
     whole = 0.0
-    for stage, rules in STAGES.items():
+    for stage, rules in PHASES.items():
         wanted = sum(todo[rule] for rule in rules)
         time = sum(todo[rule] * seconds.get(rule, 0.0) for rule in rules) / lanes
         whole += time
@@ -145,7 +120,7 @@ def computed(
     told = [f"Study {study.study} on {study.base.name}: {', '.join(study.tasks.names)}; {models}"]
     told.append(f"{'stage':<26}{'to do':>7}{'there':>7}{'images':>11}{'GPU-hours':>11}{'GiB':>9}")
     whole = Cost()
-    for stage, rules in STAGES.items():
+    for stage, rules in PHASES.items():
         wanted, cost = sum(todo[rule] for rule in rules), Cost()
         for rule in rules:
             own = costs.get(rule, Cost())
@@ -183,11 +158,11 @@ def plan(args: Namespace) -> None:
     """Print the plan of the study in this folder."""
     study = load_study([Path("params.yaml"), *args.overlay])
     extra = [*(["--until", *args.until] if args.until else []), *(["--", *args.target] if args.target else [])]
-    todo, total, jobs = dry_runs(args.overlay, extra)
-    benchmarks, rates = Path("results/benchmarks"), read_rates()
+    todo, total, outs = dry_runs(args.overlay, extra)
+    measured, rates = measured_seconds(Path("results/benchmarks")), read_rates()
     if study.base.name in rates.work and device_of(study) == "GPU":
-        costs = by_rule(jobs, Coster(study, rates, args.gpu))
-        print("\n".join(computed(study, todo, total, costs, seconds_of({}, benchmarks), args.gpu)))
+        costs = by_rule([job for job in jobs(study) if job.out in outs], Coster(study, rates, args.gpu))
+        print("\n".join(computed(study, todo, total, costs, measured, args.gpu)))
         return
-    defaults = yaml.safe_load(Path("workflow/seconds.yaml").read_text(encoding="utf-8"))
-    print("\n".join(lines(study, todo, total, seconds_of(defaults, benchmarks), args.cores)))
+    seconds = COCO | {rule.name: rule.seconds for rule in RULES.values()} | measured
+    print("\n".join(lines(study, todo, total, seconds, args.cores)))

@@ -9,14 +9,15 @@ import dataclasses
 from typing import Any
 
 from resurgence.config.experiment_cells import cells_of, models_of, row_of, setting_of, shown_cells
-from resurgence.config.study import Cell, Erasure, Study, printed
+from resurgence.config.model_path import method_name
+from resurgence.config.study import Cell, Erasure, Study
 from resurgence.workflow.job_settings import has_loras, is_trained, loras_of, reads
 
 
 def models(study: Study) -> list[str]:
     """Every model by its name in paths."""
     items = [*study.tasks.names, *study.erasures(), *study.cells()]
-    return [study.model(item) for item in items]
+    return [str(study.model(item)) for item in items]
 
 
 def seen_as(study: Study, erasure: Erasure) -> str | Erasure:
@@ -37,12 +38,12 @@ def weights(study: Study) -> dict[str, str]:
     for erasure in study.erasures():
         if erasure.seed == study.seeds.erase[0] and has_loras(study, erasure.eraser):
             owner = loras_of(study, erasure)
-            found[f"{owner.task}: LoRAs of {printed(owner.eraser, owner.variant)}"] = study.folder(owner, "loras")
+            found[f"{owner.task}: LoRAs of {method_name(owner.eraser, owner.variant)}"] = study.folder(owner, "loras")
         if erasure.seed == study.seeds.erase[0] and is_trained(study, erasure.eraser):
-            title = f"{erasure.task}: {printed(erasure.eraser, erasure.variant)}"
+            title = f"{erasure.task}: {method_name(erasure.eraser, erasure.variant)}"
             found[title] = study.folder(erasure, "delta")
     for cell in first_cells(study):
-        names = printed(cell.erasure.eraser, cell.erasure.variant), printed(cell.finetune, cell.variant)
+        names = method_name(cell.erasure.eraser, cell.erasure.variant), method_name(cell.finetune, cell.variant)
         found[f"{cell.erasure.task}: {' + '.join(names)}"] = study.folder(cell, "weights")
     return found
 
@@ -57,7 +58,7 @@ def searched(study: Study) -> dict[str, str]:
     """Name of a picture -> folder of the erased model, of the first seed, whose sensitive words EAP has searched."""
     found = [e for e in study.erasures() if study.erasers[e.eraser].module == "resurgence.erasers.gradient.eap"]
     first = [e for e in found if e.seed == study.seeds.erase[0]]
-    return {f"{e.task}_{printed(e.eraser, e.variant)}": study.folder(e, "delta") for e in first}
+    return {f"{e.task}_{method_name(e.eraser, e.variant)}": study.folder(e, "delta") for e in first}
 
 
 def figures(study: Study) -> dict[str, Any]:
@@ -121,13 +122,55 @@ def grids(study: Study) -> dict[str, Any]:
     columns: dict[str, dict[str, str]] = {}
     for erasure in study.erasures():
         if erasure.seed == study.seeds.erase[0]:
-            name = printed(erasure.eraser, erasure.variant)
+            name = method_name(erasure.eraser, erasure.variant)
             shown: dict[str, str | Erasure | Cell] = {"base": erasure.task, f"erased: {name}": seen_as(study, erasure)}
             for cell in first_cells(study):
                 if cell.erasure == erasure:
-                    shown[f"fine-tuned: {printed(cell.finetune, cell.variant)}"] = cell
+                    shown[f"fine-tuned: {method_name(cell.finetune, cell.variant)}"] = cell
             columns[f"{erasure.task}/{name}"] = {title: study.folder(item, "images") for title, item in shown.items()}
     masked = {erasure.task for erasure in study.erasures() if "masks" in reads(study, erasure)}
     parts = ("concept_images", "masks")
     masks = {task: [study.folder(task, p) for p in parts] for task in study.tasks.names if task in masked}
     return {"columns": columns, "masks": masks, "samples": study.figures.samples}
+
+
+def report(study: Study) -> dict[str, Any]:
+    """The whole configuration, for the Snakemake that makes the report; the device makes no difference to it."""
+    base = {key: value for key, value in study.given["base"].items() if key != "device"}
+    return {**study.given, "base": base}
+
+
+Picture = tuple[str, str, str, dict[str, str]]
+"""Path, category and caption of a picture of the report, and its labels."""
+
+
+def pictures(study: Study) -> dict[str, list[Picture]]:
+    """The pictures that the report shows, by the rule that draws them."""
+    metrics, shown, titles = study.figures.metrics, grids(study), weights(study)
+    figures: list[Picture] = [
+        (f"results/figures/{stem}_{metric}.png", category, caption, {"content": f"{title}, {metric.replace('_', ' ')}"})
+        for stem, category, caption, title in (
+            ("before_after", "Overview", "before_after", "before and after"),
+            ("compare", "Overview", "compare", "all erasers"),
+            ("resurgence", "Curves", "resurgence_steps", "resurgence over steps"),
+            ("steps", "Curves", "steps", "metric over steps"),
+        )
+        for metric in metrics
+    ]
+    trained = [name for name in study.tasks.names if any(title.startswith(f"{name}: ") for title in titles)]
+    figures += [(f"results/figures/training_{name}.png", "Training", "training", {"task": name}) for name in trained]
+    figures += [
+        (f"results/figures/sensitive_{name}.png", "Sensitive concepts", "sensitive", {"model": name})
+        for name in searched(study)
+    ]
+    cost: list[Picture] = [("results/cost/cost.png", "Cost", "cost", {"content": "seconds by stage"})]
+    for metric in metrics:
+        content = f"all erasers: resurgence, seconds, size, {metric.replace('_', ' ')}"
+        cost.append((f"results/cost/compare_{metric}.png", "Cost", "price", {"content": content}))
+    images: list[Picture] = [
+        (f"results/grids/{name}/{role}.png", "Samples", "samples", {"model": name, "concepts": concepts})
+        for name in shown["columns"]
+        for role, concepts in (("erase", "erased"), ("retain", "retained"))
+    ]
+    images += [(f"results/grids/{name}/masks.png", "Masks", "masks", {"task": name}) for name in shown["masks"]]
+    return {"figures": figures, "cost": cost, "grids": images}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -51,15 +50,3 @@ def memory(weights: int | None, gpu: int, attempt: int) -> int:
     """Main memory in MB of a job that loads a base of so many bytes (None: from the hub); doubled by each attempt."""
     once = PYTHON + CUDA * gpu + round(COPIES * (weights or HUB) / 1e6)
     return once * 2 ** (attempt - 1)
-
-
-def stage(command: str) -> str:
-    """The part of a rule's command that says which stage runs: `-m resurgence.stages.erase`, `-m ...build clip`.
-
-    Raises:
-        ValueError: the command runs no module.
-    """
-    found = re.match(r"python (-m [\w.]+(?: [a-z_]+)?)", command)
-    if found is None:
-        raise ValueError(f"the command {command[:60]!r} runs no module of the package; write python -m MODULE")
-    return found.group(1)

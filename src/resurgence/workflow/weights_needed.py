@@ -17,15 +17,11 @@ import yaml
 
 from resurgence.config.fields import read_yaml
 from resurgence.pretrained.checksums import LOCK, OFFLINE, TABLE, Entry, digest, file_of, locate, remedy, table, verify
+from resurgence.workflow.job_settings import reads
+from resurgence.workflow.rule_table import RULES
 
 if TYPE_CHECKING:
     from resurgence.config.study import Study
-
-# rules whose jobs load the base
-BASE_RULES = (
-    "prior_moments", "domain_moments", "concept_images", "anchor_images", "retained_images", "finetune_set", "loras",
-    "closed_form", "erase", "finetune", "sample",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,10 +36,9 @@ class Wanted:
 
 def wanted(study: Study, entries: Mapping[str, Entry]) -> list[Wanted]:
     """What the study reads: base, segmenter, scorers."""
-    from resurgence.workflow.job_settings import reads
-
-    attention = ("masks",) if study.masks.segmenter == "cross-attention" else ()
-    found = [Wanted("base.path", study.base.path, study.base.revision, (*BASE_RULES, *attention))]
+    loading = [rule.name for rule in RULES.values() if rule.loads_base]
+    attention = ["masks"] if study.masks.segmenter == "cross-attention" else []
+    found = [Wanted("base.path", study.base.path, study.base.revision, [*loading, *attention])]
     masked = any("masks" in reads(study, erasure) for erasure in study.erasures())
     if masked and study.masks.segmenter == "grounded-sam":
         for key in ("detector", "sam"):

@@ -1,0 +1,117 @@
+"""Models by their path: a task, and the sequence of steps that made the model from the base.
+
+`ship` is the base itself on the task ship, `ship/mace/s0` the model that MACE erased with seed 0, and
+`ship/mace/s0/lora/f0` that one fine-tuned. Steps follow one another in any order and number:
+`ship/mace/s0/lora/f0/uce/s0`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+DEFAULT = "default"  # the variant that is not written in names
+LETTERS = {"erase": "s", "finetune": "f"}
+PATTERN = r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_.-]*/[sf]\d+)*"
+"""Of a model's path, as a regular expression."""
+STEP = re.compile(r"([sf])(\d+)")
+
+
+def method_name(method: str, variant: str = DEFAULT) -> str:
+    """Name of a method's variant: `mace`, or `mace.to-object`."""
+    return method if variant in (DEFAULT, "") else f"{method}.{variant}"
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Method and variant of a name; the inverse of `method_name`."""
+    method, _, variant = name.partition(".")
+    return method, variant or DEFAULT
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a model: a variant of an eraser or of a fine-tune, and its seed."""
+
+    kind: Literal["erase", "finetune"]
+    method: str
+    variant: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """`mace`, or `mace.to-object`."""
+        return method_name(self.method, self.variant)
+
+    def __str__(self) -> str:
+        return f"{self.name}/{LETTERS[self.kind]}{self.seed}"
+
+
+@dataclass(frozen=True)
+class ModelPath:
+    """A model: the base after a sequence of steps, for the prompts of a task."""
+
+    task: str
+    steps: tuple[Step, ...] = ()
+
+    def __str__(self) -> str:
+        return "/".join([self.task, *map(str, self.steps)])
+
+    @classmethod
+    def parse(cls, text: str) -> ModelPath:
+        """Read a path.
+
+        Raises:
+            ValueError: a text that is no path of a model.
+        """
+        if not re.fullmatch(PATTERN, text):
+            raise ValueError(f"{text!r} is not the path of a model; write TASK, or TASK/ERASER/sSEED/FINETUNE/fSEED")
+        task, *parts = text.split("/")
+        kinds = {letter: kind for kind, letter in LETTERS.items()}
+        steps = []
+        for name, seed in zip(parts[::2], parts[1::2], strict=True):
+            letter, number = STEP.fullmatch(seed).groups()
+            steps.append(Step(kinds[letter], *split_name(name), int(number)))
+        return cls(task, tuple(steps))
+
+    def then(self, kind: Literal["erase", "finetune"], method: str, variant: str, seed: int) -> ModelPath:
+        """The model after one more step."""
+        return ModelPath(self.task, (*self.steps, Step(kind, method, variant, seed)))
+
+    def prefixes(self) -> list[ModelPath]:
+        """The models along the sequence: after the first step, after the second, ..., this one."""
+        return [ModelPath(self.task, self.steps[: number + 1]) for number in range(len(self.steps))]
+
+    @property
+    def base(self) -> ModelPath:
+        """The base on the same task."""
+        return ModelPath(self.task)
+
+    @property
+    def state(self) -> Literal["base", "erased", "finetuned"]:
+        """What the last step made of the base."""
+        return {"erase": "erased", "finetune": "finetuned"}[self.steps[-1].kind] if self.steps else "base"
+
+    def last(self, kind: str) -> Step | None:
+        """The last step of a kind; None without one."""
+        return next((step for step in reversed(self.steps) if step.kind == kind), None)
+
+    def columns(self) -> dict[str, Any]:
+        """Task, eraser, fine-tune, their variants and seeds, and state, as the columns of the tables."""
+        found: dict[str, Any] = {"task": self.task, "state": self.state}
+        if step := self.last("erase"):
+            found |= {"eraser": step.method, "variant": step.variant, "erase_seed": step.seed}
+        if step := self.last("finetune"):
+            found |= {"finetune": step.method, "finetune_variant": step.variant, "finetune_seed": step.seed}
+        return found
+
+    @classmethod
+    def of_columns(cls, row: dict[str, Any]) -> ModelPath:
+        """The model of a row of a table, from its task, eraser, fine-tune, variants and seeds; empty ones are none."""
+        model = cls(row["task"])
+        if row.get("eraser"):
+            model = model.then("erase", row["eraser"], row["variant"] or DEFAULT, int(row["erase_seed"]))
+        if row.get("finetune"):
+            seed = int(row["finetune_seed"])
+            model = model.then("finetune", row["finetune"], row["finetune_variant"] or DEFAULT, seed)
+        return model

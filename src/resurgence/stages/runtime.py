@@ -1,0 +1,120 @@
+"""What a job does before its work: be the only writer of its output, take a GPU, find its inputs whole.
+
+Writer and GPU are locks of files. The kernel holds them as long as the process lives and releases them however it ends.
+Nothing here bears on a result. It runs before CUDA is initialised, so the process never sees the other devices.
+
+    RESURGENCE_DEVICE      cuda or cpu: where jobs that can use a GPU run; set by the Snakefile
+    RESURGENCE_LOCKS       folder of the locks of GPUs on this machine (default: below the folder of temporary files)
+    RESURGENCE_WAIT        seconds that a second writer of an output waits for the first (default: 60)
+    CUDA_VISIBLE_DEVICES   where it is set, one of these devices is taken; inside a SLURM job it stays as it is
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+from resurgence.provenance.manifest import MANIFEST, damages
+
+log = logging.getLogger(__name__)
+WRITERS = Path(".snakemake/writers")
+POLL = 0.5  # seconds between two looks at locks that are taken
+_held: list[IO[str]] = []  # locks of this process: an open file each
+
+
+def lock(file: Path) -> IO[str] | None:
+    """Take the lock of a file; None while another process holds it.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = open(file, "a+")  # noqa: SIM115 the open file is the lock
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        return None
+    except OSError:
+        handle.close()
+        raise
+    return handle
+
+
+def become_only_writer(out: Path) -> None:
+    """Hold the lock of an output; a job that a killed Snakemake left behind may still write it.
+
+    Raises:
+        TimeoutError: another process still writes it after RESURGENCE_WAIT seconds.
+    """
+    file = WRITERS / out.as_posix().replace("/", "%")
+    until = time.monotonic() + float(os.environ.get("RESURGENCE_WAIT", "60"))
+    try:
+        while (handle := lock(file)) is None:
+            if time.monotonic() > until:
+                writer = file.read_text().strip()
+                raise TimeoutError(
+                    f"{out} is still being written by another process ({writer}); run: resurgence resume"
+                )
+            time.sleep(POLL)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        log.warning(
+            "the file system of %s has no locks (%s): nothing keeps a second job from %s", Path.cwd(), error, out
+        )
+        return
+    handle.truncate(0)
+    slurm = os.environ.get("SLURM_JOB_ID", "none")
+    handle.write(f"host {platform.node()}, process {os.getpid()}, SLURM job {slurm}\n")
+    handle.flush()
+    _held.append(handle)
+
+
+def visible_devices() -> list[str]:
+    """The GPUs that this process may choose from: those of CUDA_VISIBLE_DEVICES, else those that nvidia-smi lists."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [device for device in chosen.split(",") if device]
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the numbers of nvidia-smi
+    return listed.split()
+
+
+def take_gpu() -> None:
+    """Hold the lock of one GPU and hide the others; wait until one is free. Inside a SLURM job SLURM chooses."""
+    if os.environ.get("RESURGENCE_DEVICE") != "cuda" or "SLURM_JOB_ID" in os.environ:
+        return
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        raise RuntimeError("CUDA is initialised before the job has taken a GPU; import nothing that looks for devices")
+    devices = visible_devices()
+    default = Path(tempfile.gettempdir()) / f"resurgence-{os.getuid()}"
+    folder = Path(os.environ.get("RESURGENCE_LOCKS", default))
+    waiting = False
+    while devices:
+        for device in devices:
+            if (handle := lock(folder / f"gpu-{re.sub('[^A-Za-z0-9-]', '_', device)}")) is not None:
+                _held.append(handle)
+                os.environ["CUDA_VISIBLE_DEVICES"] = device
+                return
+        if not waiting:
+            log.warning("waiting for a GPU: %s in use, locks in %s", " ".join(devices), folder)
+            waiting = True
+        time.sleep(POLL)
+
+
+def check_inputs(paths: Iterable[Path]) -> None:
+    """Raise ValueError, one line for each damaged or missing file, unless the artefacts among the inputs are whole."""
+    if found := damages(path for path in paths if path.name == MANIFEST):
+        raise ValueError("\n".join(found))

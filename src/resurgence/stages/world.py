@@ -1,0 +1,32 @@
+"""Make one part of the miniature world: python -m resurgence.stages.world PART --config config/world.yaml --out DIR."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+from resurgence.config.fields import read_yaml
+from resurgence.miniature.build import PARTS, build_part
+from resurgence.stages.runtime import become_only_writer, take_gpu
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the world, e.g. results/world")
+    parser.add_argument("--gpu", action="store_true", help="use a GPU where the study has one")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    become_only_writer(args.out / args.part)
+    if args.gpu:
+        take_gpu()
+    device = os.environ.get("RESURGENCE_DEVICE", "cpu") if args.gpu else "cpu"
+    build_part(args.part, read_yaml(args.config), args.out, device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+"""The graph of a study: the inputs of every job, by name, and the list of all jobs.
+
+A job is a rule with values for the wildcards of its output. The rules of Snakemake (workflow/rules) and the commands
+that ask what a study computes (plan, adopt, stage_digests) both take settings and inputs from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from resurgence.config.fields import read_yaml
+from resurgence.config.model_path import ModelPath, method_name, split_name
+from resurgence.config.study import Cell, Erasure, Study
+from resurgence.provenance.code_version import code_version
+from resurgence.provenance.manifest import MANIFEST
+from resurgence.workflow import job_settings, report_settings
+
+if TYPE_CHECKING:
+    from resurgence.workflow.rule_table import Rule
+
+Inputs = dict[str, list[str]]
+"""Name of an input -> its files."""
+TABLES = tuple(
+    f"results/tables/{name}"
+    for name in ("cells.csv", "resurgence.csv", "seeds.csv", "intervals.csv", "metrics.json", "resurgence.md")
+)
+# what an eraser may read of a task, and the folder that holds it
+DATA = {
+    "domain": "moments",
+    "images": "concept_images",
+    "masks": "masks",
+    "anchors": "anchor_images",
+    "retained": "retained_images",
+}
+WEIGHTS = {".json", ".safetensors", ".txt"}  # endings of the files of a model in a folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a study, before it has run."""
+
+    rule: Rule
+    wildcards: Mapping[str, str]
+    out: Path  # manifest.json of an artefact, or made.json of files in a shared folder
+    settings: Mapping[str, Any]
+    inputs: Inputs
+    code: str  # version of the code that bears on its result
+
+    @property
+    def digested(self) -> dict[str, Path]:
+        """What the manifest names as inputs: path -> artefact or file."""
+        paths = [Path(path) for files in self.inputs.values() for path in files]
+        return {path.as_posix(): path.parent if path.name == MANIFEST else path for path in paths}
+
+    @property
+    def above(self) -> list[Path]:
+        """The results among its inputs."""
+        return [path for path in map(Path, self.digested) if path.parts[0] == "results"]
+
+
+def erasure(wildcards: Any) -> Erasure:
+    """The erased model of a job's wildcards."""
+    return Erasure(wildcards.task, *split_name(wildcards.eraser), int(wildcards.erase_seed))
+
+
+def cell(wildcards: Any) -> Cell:
+    """The fine-tuned model of a job's wildcards."""
+    return Cell(erasure(wildcards), *split_name(wildcards.finetune), int(wildcards.finetune_seed))
+
+
+def files_of(place: str | Path) -> list[str]:
+    """The weights and settings in a local folder, or one file of weights; none for a hub id: its revision fixes it."""
+    if Path(place).is_file():
+        return [Path(place).as_posix()]
+    return sorted(path.as_posix() for path in Path(place).rglob("*") if path.suffix in WEIGHTS)
+
+
+def manifest(study: Study, item: str | Erasure | Cell | ModelPath | None, part: str) -> str:
+    """The manifest of a part of a model or task."""
+    return f"{study.folder(item, part)}/{MANIFEST}"
+
+
+def base(study: Study) -> Inputs:
+    """The base's weights."""
+    return {"base": files_of(study.base.path)}
+
+
+def data_of(study: Study, item: Erasure, wanted: frozenset[str]) -> Inputs:
+    """What an eraser reads of its task, of the wanted kinds, by the names of EraserData."""
+    places = {"prior": (None, "moments"), **{kind: (item.task, part) for kind, part in DATA.items()}}
+    kinds = sorted(job_settings.reads(study, item) & wanted)
+    return {kind: [manifest(study, *places[kind])] for kind in kinds}
+
+
+def named_files(study: Study, item: Erasure) -> Inputs:
+    """The files that an eraser's settings name: caption templates, words."""
+    settings = study.eraser_settings(item.task, item.eraser, item.variant)
+    keys = [key for key in ("captions", "words") if settings.get(key) and isinstance(settings[key], str)]
+    return {key: [settings[key]] for key in keys}
+
+
+def loras(study: Study, item: Erasure) -> Inputs:
+    """What the LoRAs of an eraser are trained on."""
+    return base(study) | data_of(study, item, frozenset({"prior", *DATA})) | named_files(study, item)
+
+
+def erase(study: Study, item: Erasure) -> Inputs:
+    """What an eraser works on: its data, or its trained LoRAs and the corpora."""
+    if not job_settings.has_loras(study, item.eraser):
+        return loras(study, item)
+    trained = {"loras": [manifest(study, job_settings.loras_of(study, item), "loras")]}
+    return base(study) | trained | data_of(study, item, frozenset({"prior", "domain"})) | named_files(study, item)
+
+
+def changes(study: Study, model: ModelPath) -> list[str]:
+    """The deltas and weights that make a model of the base, in the order in which they are applied.
+
+    An eraser that changes nothing has none.
+    """
+    found = []
+    for path in model.prefixes():
+        step = path.steps[-1]
+        if step.kind == "finetune":
+            found.append(manifest(study, path, "weights"))
+        elif study.erasers[step.method].module:
+            found.append(manifest(study, path, "delta"))
+    return found
+
+
+def masks(study: Study, task: str) -> Inputs:
+    """The concept images, and the base for the segmenter that reads its attention."""
+    attention = base(study) if study.masks.segmenter == "cross-attention" else {}
+    return attention | {"images": [manifest(study, task, "concept_images")]}
+
+
+def finetune_set(study: Study, task: str, name: str) -> Inputs:
+    """The base, and the concepts of a set that is a tercile."""
+    drawn = study.finetune_sets[name].tercile is not None
+    return base(study) | ({"terciles": [manifest(study, task, f"terciles/{name}")]} if drawn else {})
+
+
+def terciles(study: Study, name: str) -> Inputs:
+    """CLIP, and the file of concepts that a fine-tuning set is drawn from."""
+    return {"clip": clip_files(study), "candidates": [study.finetune_sets[name].tercile["candidates"]]}
+
+
+def clip_files(study: Study) -> list[str]:
+    """CLIP's weights where they are local."""
+    clip = study.scorers.get("clip", {})
+    return files_of(clip["path"]) if "path" in clip else []
+
+
+def scorer_files(study: Study) -> list[str]:
+    """The weights of all scorers that are local."""
+    return [file for settings in study.scorers.values() if "path" in settings for file in files_of(settings["path"])]
+
+
+def finetune(study: Study, item: Cell) -> Inputs:
+    """The base, the steps before, and the fine-tuning set."""
+    chosen = f"finetune_sets/{study.set_of(item.finetune, item.variant)}"
+    before = changes(study, item.erasure.model)
+    return base(study) | {"set": [manifest(study, item.erasure.task, chosen)], "changes": before}
+
+
+def sample(study: Study, model: ModelPath) -> Inputs:
+    """The base, the prompts of the task, and the steps that make the model."""
+    prompts = {"prompts": [manifest(study, model.task, "prompts")]}
+    return base(study) | prompts | {"changes": changes(study, model)}
+
+
+def score(study: Study, model: ModelPath) -> Inputs:
+    """The images, and the scorers."""
+    return {"scorers": scorer_files(study), "images": [manifest(study, model, "images")]}
+
+
+def reference_features(study: Study) -> Inputs:
+    """The real images, and the scorer whose features are compared."""
+    return {"scorers": scorer_files(study), "pictures": [study.scorers["frechet"]["reference"]]}
+
+
+def weight_movement(study: Study, item: Cell) -> Inputs:
+    """The base, and the steps of a fine-tuned model."""
+    return base(study) | {"changes": changes(study, item.model)}
+
+
+def tables(study: Study) -> Inputs:
+    """The scores of every model; a control that changes nothing has those of the base."""
+    items = [*study.tasks.names, *study.cells(), *(report_settings.seen_as(study, item) for item in study.erasures())]
+    found = {"scores": list(dict.fromkeys(manifest(study, item, "scores") for item in items))}
+    return found | ({"reference": [manifest(study, None, "reference")]} if job_settings.has_reference(study) else {})
+
+
+def figures(study: Study) -> Inputs:
+    """The tables, and the artefacts with the training curves."""
+    curves = dict.fromkeys(f"{folder}/{MANIFEST}" for folder in report_settings.weights(study).values())
+    return {"tables": list(TABLES), "curves": list(curves)}
+
+
+def grids(study: Study) -> Inputs:
+    """The image sets and masks that the grids show."""
+    shown = report_settings.grids(study)
+    groups = [*(columns.values() for columns in shown["columns"].values()), *shown["masks"].values()]
+    return {"images": list(dict.fromkeys(f"{folder}/{MANIFEST}" for folders in groups for folder in folders))}
+
+
+def experiment(study: Study, name: str) -> Inputs:
+    """The artefacts that an experiment reads."""
+    return {"artefacts": [f"{folder}/{MANIFEST}" for folder in report_settings.experiment_reads(study, name)]}
+
+
+def results(study: Study) -> Inputs:
+    """The pages of all experiments."""
+    folders = [f"results/experiments/{name}" for name in study.experiments]
+    names = [f"{folder}/{file}" for name, folder in zip(study.experiments, folders, strict=True)
+             for file in ("made.json", f"{name}.md")]  # fmt: skip
+    return {"experiments": names}
+
+
+def cost(study: Study) -> Inputs:
+    """The tables, and every artefact with its run."""
+    return {"tables": list(TABLES), "artefacts": every_manifest(study)}
+
+
+def report(study: Study) -> Inputs:
+    """All that the report shows."""
+    shown = [f"results/{folder}/made.json" for folder in ("tables", "figures", "grids", "cost")]
+    return {"shown": [*shown, *(["results/experiments/made.json"] if study.experiments else [])]}
+
+
+def world_files(study: Study, part: str) -> list[str]:
+    """The word lists that a part of the miniature is made from; the base is trained more on the tasks' concepts."""
+    world = read_yaml(study.world)
+    tasks = sorted(path.as_posix() for path in Path(world["tasks"]).glob("*.yaml"))
+    templates = [world["templates"]] if part in ("base", "clip") else []
+    return [world["concepts"], *templates, *(tasks if part in ("base", "quality") else [])]
+
+
+def world_settings(study: Study, part: str) -> str:
+    """The settings of a part of the miniature, as text."""
+    world = read_yaml(study.world)
+    return job_settings.text({"settings": world["packages"] if part == "drawings" else world[part]})
+
+
+def world_code(module: str) -> str:
+    """Version of the code that makes a part of the miniature."""
+    return code_version(f"resurgence.miniature.{module}")
+
+
+def eraser_pattern(study: Study, solved: bool) -> str:
+    """Regular expression of the erasers whose last step is solved in closed form, or is not."""
+    chosen = [name for name, method in study.erasers.items() if method.module]
+    names = "|".join(name for name in chosen if job_settings.is_solved(study, name) == solved)
+    return rf"({names})(\.[a-z0-9][a-z0-9_-]*)?" if names else r"\.^"  # one that matches nothing
+
+
+def tasks(study: Study) -> Iterator[dict[str, str]]:
+    """Wildcards of a job for each task."""
+    yield from ({"task": name} for name in study.tasks.names)
+
+
+def tasks_that_read(kind: str) -> Any:
+    """Wildcards of a job for each task that some eraser of the study reads this kind of data of."""
+
+    def items(study: Study) -> Iterator[dict[str, str]]:
+        wanted = dict.fromkeys(e.task for e in study.erasures() if kind in job_settings.reads(study, e))
+        yield from ({"task": name} for name in study.tasks.names if name in wanted)
+
+    return items
+
+
+def reads_prior(study: Study) -> Iterator[dict[str, str]]:
+    """Wildcards of the one job of the general captions, where some eraser reads their moment."""
+    if any("prior" in job_settings.reads(study, item) for item in study.erasures()):
+        yield {}
+
+
+def sets(study: Study, drawn: bool = False) -> Iterator[dict[str, str]]:
+    """Wildcards of each fine-tuning set of each task that some model is trained on; `drawn`: only those of terciles."""
+    used = {(c.erasure.task, study.set_of(c.finetune, c.variant)) for c in study.cells()}
+    for task, name in sorted(used, key=lambda pair: (study.tasks.names.index(pair[0]), pair[1])):
+        if not drawn or study.finetune_sets[name].tercile is not None:
+            yield {"task": task, "set": name}
+
+
+def wildcards_of(item: Erasure | Cell) -> dict[str, str]:
+    """The wildcards of an erased or fine-tuned model."""
+    if isinstance(item, Erasure):
+        name = method_name(item.eraser, item.variant)
+        return {"task": item.task, "eraser": name, "erase_seed": str(item.seed)}
+    tuned = {"finetune": method_name(item.finetune, item.variant), "finetune_seed": str(item.seed)}
+    return wildcards_of(item.erasure) | tuned
+
+
+def erasures(study: Study, solved: bool) -> Iterator[dict[str, str]]:
+    """Wildcards of each erased model whose last step is solved in closed form, or is not."""
+    for item in study.erasures():
+        if study.erasers[item.eraser].module and job_settings.is_solved(study, item.eraser) == solved:
+            yield wildcards_of(item)
+
+
+def trained_loras(study: Study) -> Iterator[dict[str, str]]:
+    """Wildcards of each training of LoRAs; erased models that differ in their fusion alone share one."""
+    owners = [job_settings.loras_of(study, e) for e in study.erasures() if job_settings.has_loras(study, e.eraser)]
+    yield from map(wildcards_of, dict.fromkeys(owners))
+
+
+def cells(study: Study) -> Iterator[dict[str, str]]:
+    """Wildcards of each fine-tuned model."""
+    yield from map(wildcards_of, study.cells())
+
+
+def models(study: Study) -> Iterator[dict[str, str]]:
+    """Wildcards of each model that is sampled: bases, erased models, fine-tuned models."""
+    changed = (item for item in study.erasures() if study.erasers[item.eraser].module)
+    for item in (*study.tasks.names, *changed, *study.cells()):
+        yield {"model": str(study.model(item))}
+
+
+def moved(study: Study) -> Iterator[dict[str, str]]:
+    """Wildcards of each fine-tuned model whose movement of weights an experiment shows."""
+    folders = [f for name in study.experiments for f in report_settings.experiment_reads(study, name)]
+    for item in study.cells():
+        if study.folder(item, "geometry") in folders:
+            yield wildcards_of(item)
+
+
+def jobs(study: Study) -> list[Job]:
+    """Every job of the study but those of other data (COCO, the miniature), each after those whose results it reads."""
+    from resurgence.workflow.rule_table import RULES
+
+    found = []
+    for rule in RULES.values():
+        for wildcards in rule.items(study):
+            values = SimpleNamespace(**wildcards)
+            out = Path(rule.output.format(base=study.base.name, **wildcards))
+            found.append(Job(rule, wildcards, out, rule.settings(study, values), rule.inputs(study, values),
+                             rule.version(study, values)))  # fmt: skip
+    return found
+
+
+def every_manifest(study: Study) -> list[str]:
+    """The manifests of all artefacts of the study."""
+    from resurgence.workflow.rule_table import RULES
+
+    outputs = [(rule.output, items) for rule in RULES.values() if rule.output.endswith(MANIFEST)
+               for items in rule.items(study)]  # fmt: skip
+    return [output.format(base=study.base.name, **wildcards) for output, wildcards in outputs]

@@ -1,0 +1,250 @@
+"""The rules of the study, one record each: stage, output, settings, inputs, resources, time, and where it is listed.
+
+A rule is a record here, a rule of the same name in workflow/rules/*.smk, and a file in resurgence/stages. The order is
+that of the graph: each comes after the rules whose results it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from resurgence.config.model_path import ModelPath, split_name
+from resurgence.config.study import Study
+from resurgence.provenance.code_version import code_version
+from resurgence.workflow import graph, job_settings, report_settings
+from resurgence.workflow.graph import Inputs, cell, erasure
+
+Wildcards = Any  # with an attribute for each wildcard
+BASE, TASK = "{base}", "{base}/{task}"
+ERASED = "{base}/{task}/{eraser}/s{erase_seed}"
+TUNED = ERASED + "/{finetune}/f{finetune_seed}"
+MODEL = "{base}/{model}"
+ALTERNATIVES = ("resurgence.data.segmenters", "resurgence.scorers", "resurgence.erasers")
+"""Packages of which a setting chooses members: code_version follows only those that are chosen."""
+
+
+def one(_: Study) -> Iterable[Mapping[str, str]]:
+    """The wildcards of the one job of a rule without wildcards but the base."""
+    return [{}]
+
+
+def no_inputs(study: Study, wildcards: Wildcards) -> Inputs:
+    """Of a job that reads nothing."""
+    return {}
+
+
+def no_choice(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
+    """Of a stage of which no setting chooses a part."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the workflow knows of a rule."""
+
+    name: str
+    stage: str  # module of resurgence.stages
+    output: str  # manifest.json of an artefact, or made.json in a shared folder; with wildcards
+    items: Callable[[Study], Iterable[Mapping[str, str]]]  # wildcards of every job of a study
+    settings: Callable[[Study, Wildcards], dict[str, Any]]
+    phase: str  # line of `resurgence plan`
+    seconds: float  # of a job of the default study on two cores, until some have run here
+    inputs: Callable[[Study, Wildcards], Inputs] = no_inputs
+    chosen: Callable[[Study, Wildcards], tuple[str, ...]] = no_choice  # further code: modules that settings choose
+    minutes: int = (
+        30  # time limit on one GPU at the size of SD 1.4; a second and third attempt get two and three times as much
+    )
+    gpu: bool = False  # uses a GPU where there is one
+    loads_base: bool = False
+    verified: bool = True  # hash the files of its inputs first; not for those that read curves of many models
+
+    @property
+    def folder(self) -> str:
+        """The folder of results/ that its output is in."""
+        return self.output.split("/")[1]
+
+    @property
+    def dvc_stage(self) -> str:
+        """The stage of dvc.yaml that tracks its output."""
+        return "tables" if self.folder in ("figures", "grids", "cost") else self.folder
+
+    @property
+    def place(self) -> str:
+        """Where its output is below that folder, with wildcards; empty for a rule of one job."""
+        return "/".join(self.output.split("/")[2:-1])
+
+    @property
+    def log(self) -> str:
+        """The log of a job."""
+        return f"logs/{self.place or self.name}.log"
+
+    @property
+    def benchmark(self) -> str:
+        """What Snakemake measures of a job: seconds, memory."""
+        return f"results/benchmarks/{self.name}/{self.place or 'study'}.jsonl"
+
+    @property
+    def command(self) -> str:
+        """The shell command of a job."""
+        flags = " --gpu" * self.gpu + " --unverified" * (not self.verified)
+        output = "manifest" if self.output.endswith("manifest.json") else "made"
+        return (
+            f"python -m resurgence.stages.{self.stage}{flags} --settings {{params.settings:q}} --code {{params.code}}"
+            f" --out {{output.{output}}} --inputs {{params.inputs:q}} > {{log}} 2>&1"
+        )
+
+    def version(self, study: Study, wildcards: Wildcards) -> str:
+        """Version of the code that bears on a job's result."""
+        chosen = self.chosen(study, wildcards)
+        return code_version(f"resurgence.stages.{self.stage}", *chosen, without=ALTERNATIVES)
+
+
+def eraser_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
+    """The module of a job's eraser."""
+    return (study.erasers[split_name(wildcards.eraser)[0]].module,)
+
+
+def scorer_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
+    """The modules of the study's scorers."""
+    names = [name for name, settings in study.scorers.items() if "features" not in settings]
+    return ("resurgence.scorers", *(f"resurgence.scorers.{name}" for name in names))
+
+
+def reference_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
+    """The module of the scorer whose features are compared."""
+    return ("resurgence.scorers", f"resurgence.scorers.{study.scorers['frechet']['features']}")
+
+
+def segmenter_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
+    """The module of the study's segmenter."""
+    return (f"resurgence.data.segmenters.{study.masks.segmenter.replace('-', '_')}",)
+
+
+def clip_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
+    """CLIP, which compares names."""
+    return ("resurgence.scorers.clip",)
+
+
+ON_GPU = {"gpu": True, "loads_base": True}
+DATA, ERASE, TUNE = "data", "erase", "fine-tune"
+SAMPLE, SCORE, SHOW = "sample", "score", "tables, figures, report"
+
+_RULES = (
+    Rule(
+        "prompts", "prompts", f"results/data/{TASK}/prompts/manifest.json", graph.tasks,
+        lambda study, w: job_settings.prompts(study, w.task), DATA, 2,
+        inputs=lambda study, w: {"general": [path]} if (path := study.general_of(w.task)) else {},
+    ),
+    Rule(
+        "prior_moments", "moments", f"results/data/{BASE}/moments/manifest.json", graph.reads_prior,
+        lambda study, w: job_settings.prior_moments(study), DATA, 8,
+        inputs=lambda study, w: graph.base(study) | {"captions": [study.moments.prior]}, minutes=60, **ON_GPU,
+    ),
+    Rule(
+        "domain_moments", "moments", f"results/data/{TASK}/moments/manifest.json", graph.tasks_that_read("domain"),
+        lambda study, w: job_settings.domain_moments(study, w.task), DATA, 8,
+        inputs=lambda study, w: graph.base(study) | {"captions": [study.templates_of(study.task(w.task).kind)]},
+        minutes=10, **ON_GPU,
+    ),
+    *(
+        Rule(
+            name, "concept_images", f"results/data/{TASK}/{name}/manifest.json", graph.tasks_that_read(kind),
+            lambda study, w, make=make: make(study, w.task), DATA, seconds,
+            inputs=lambda study, w: graph.base(study), minutes=120, **ON_GPU,
+        )
+        for name, make, kind, seconds in (
+            ("concept_images", job_settings.concept_images, "images", 12),
+            ("anchor_images", job_settings.anchor_images, "anchors", 12),
+            ("retained_images", job_settings.retained_images, "retained", 20),
+        )
+    ),
+    Rule(
+        "masks", "masks", f"results/data/{TASK}/masks/manifest.json", graph.tasks_that_read("masks"),
+        lambda study, w: job_settings.masks(study, w.task), DATA, 6,
+        inputs=lambda study, w: graph.masks(study, w.task), chosen=segmenter_code, minutes=120, gpu=True,
+    ),
+    Rule(
+        "terciles", "terciles", f"results/data/{TASK}/terciles/{{set}}/manifest.json",
+        lambda study: graph.sets(study, drawn=True), lambda study, w: job_settings.terciles(study, w.task, w.set),
+        DATA, 8, inputs=lambda study, w: graph.terciles(study, w.set), chosen=clip_code,
+    ),
+    Rule(
+        "finetune_set", "finetune_set", f"results/data/{TASK}/finetune_sets/{{set}}/manifest.json", graph.sets,
+        lambda study, w: job_settings.finetune_set(study, w.task, w.set), DATA, 20,
+        inputs=lambda study, w: graph.finetune_set(study, w.task, w.set), minutes=120, **ON_GPU,
+    ),
+    Rule(
+        "loras", "loras", f"results/erased/{ERASED}/loras/manifest.json", graph.trained_loras,
+        lambda study, w: job_settings.loras(study, erasure(w)), ERASE, 25,
+        inputs=lambda study, w: graph.loras(study, erasure(w)), chosen=eraser_code, minutes=60, **ON_GPU,
+    ),
+    *(
+        Rule(
+            name, "erase", f"results/erased/{ERASED}/delta/manifest.json",
+            lambda study, solved=solved: graph.erasures(study, solved),
+            lambda study, w: job_settings.erase(study, erasure(w)), ERASE, seconds,
+            inputs=lambda study, w: graph.erase(study, erasure(w)), chosen=eraser_code, minutes=minutes, **ON_GPU,
+        )
+        for name, solved, seconds, minutes in (("closed_form", True, 8, 20), ("erase", False, 60, 480))
+    ),
+    Rule(
+        "finetune", "finetune", f"results/finetuned/{TUNED}/weights/manifest.json", graph.cells,
+        lambda study, w: job_settings.finetune(study, cell(w)), TUNE, 60,
+        inputs=lambda study, w: graph.finetune(study, cell(w)), minutes=480, **ON_GPU,
+    ),
+    Rule(
+        "sample", "sample", f"results/images/{MODEL}/images/manifest.json", graph.models,
+        lambda study, w: job_settings.sample(study), SAMPLE, 40,
+        inputs=lambda study, w: graph.sample(study, ModelPath.parse(w.model)), minutes=240, **ON_GPU,
+    ),
+    Rule(
+        "reference_features", "reference_features", f"results/data/{BASE}/reference/manifest.json",
+        lambda study: [{}] if job_settings.has_reference(study) else [],
+        lambda study, w: job_settings.reference(study), SCORE, 60,
+        inputs=lambda study, w: graph.reference_features(study), chosen=reference_code, minutes=240, gpu=True,
+    ),
+    Rule(
+        "score", "score", f"results/scores/{MODEL}/scores/manifest.json", graph.models,
+        lambda study, w: job_settings.score(study, ModelPath.parse(w.model).task), SCORE, 12,
+        inputs=lambda study, w: graph.score(study, ModelPath.parse(w.model)), chosen=scorer_code, minutes=120, gpu=True,
+    ),
+    Rule(
+        "geometry", "geometry", f"results/scores/{TUNED}/geometry/manifest.json", graph.moved,
+        lambda study, w: job_settings.geometry(study), SCORE, 8,
+        inputs=lambda study, w: graph.weight_movement(study, cell(w)), minutes=10,
+    ),
+    Rule(
+        "tables", "tables", "results/tables/made.json", one, lambda study, w: report_settings.tables(study), SHOW, 5,
+        inputs=lambda study, w: graph.tables(study), chosen=lambda study, w: ("resurgence.scorers",),
+    ),
+    Rule(
+        "figures", "figures", "results/figures/made.json", one, lambda study, w: report_settings.figures(study),
+        SHOW, 6, inputs=lambda study, w: graph.figures(study), verified=False,
+    ),
+    Rule(
+        "grids", "grids", "results/grids/made.json", one, lambda study, w: report_settings.grids(study), SHOW, 8,
+        inputs=lambda study, w: graph.grids(study),
+    ),
+    Rule(
+        "experiment", "experiment", "results/experiments/{experiment}/made.json",
+        lambda study: ({"experiment": name} for name in study.experiments),
+        lambda study, w: report_settings.experiment(study, w.experiment), SHOW, 12,
+        inputs=lambda study, w: graph.experiment(study, w.experiment),
+        chosen=lambda study, w: ("resurgence.scorers",),
+    ),
+    Rule(
+        "results", "results", "results/experiments/made.json", lambda study: [{}] if study.experiments else [],
+        lambda study, w: report_settings.results(study), SHOW, 1, inputs=lambda study, w: graph.results(study),
+    ),
+    Rule(
+        "cost", "cost", "results/cost/made.json", one, lambda study, w: report_settings.cost(study), SHOW, 4,
+        inputs=lambda study, w: graph.cost(study), verified=False,
+    ),
+    Rule(
+        "report", "report", "results/cost/report.json", one, lambda study, w: report_settings.report(study), SHOW, 10,
+        inputs=lambda study, w: graph.report(study), verified=False,
+    ),
+)  # fmt: skip
+RULES = {rule.name: rule for rule in _RULES}
