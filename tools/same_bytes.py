@@ -26,7 +26,7 @@ def digests(root: Path) -> dict[str, str]:
         found |= {(folder / name).as_posix(): digest for name, digest in files.items()}
     for folder in FOLDERS:
         for path in (root / folder).rglob("*"):
-            if path.is_file() and path.name not in VARYING:
+            if path.is_file() and not path.name.endswith(VARYING):
                 found[path.relative_to(root).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def models(job: Job) -> dict[str, list[Path]]:
     """Name of the image set -> folders of weights that are applied to the base, in this order.
 
-    An erased delta makes one model, a fine-tune one of each checkpoint. A step that follows a fine-tune starts at its last
+    An erased delta makes one model, a fine-tune one of each checkpoint; a step after a fine-tune starts at its last
     checkpoint.
     """
     found: dict[str, list[Path]] = {"step-000000": []}
