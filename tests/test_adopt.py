@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -11,24 +12,30 @@ import pytest
 
 from resurgence.config.fields import ConfigError
 from resurgence.files import sha256
-from resurgence.provenance.manifest import MANIFEST, RUN, described, write_artefact, write_made
+from resurgence.provenance.manifest import MANIFEST, RUN, described, read_manifest, write_artefact, write_made
 from resurgence.provenance.runs import RECORD, record, restore, run_of
 from resurgence.workflow.adopt import changes, judge
-from resurgence.workflow.dry_run import Planned, check_package, parse
+from resurgence.workflow.graph import Job
+from resurgence.workflow.rule_table import RULES
+from resurgence.workflow.snakemake import check_package
 from resurgence.workflow.stage_digests import digests
 
-RAW, SOURCE = Path("raw.txt"), Path("step.py")
+RAW = Path("raw.txt")
 ONE, TWO = (Path(f"results/data/{name}/manifest.json") for name in ("one", "two"))
 TABLE, FIGURE = Path("results/tables/made.json"), Path("results/figures/made.json")
 
 
-def plan(one: dict | None = None, table: dict | None = None) -> list[Planned]:
-    """one -> two -> a table of two -> a figure of the table."""
+def job(out: Path, settings: dict, code: str, *inputs: Path) -> Job:
+    return Job(RULES["prompts"], {}, out, settings, {"read": [path.as_posix() for path in inputs]}, code)
+
+
+def plan(one: dict | None = None, table: dict | None = None, code: str = "1") -> list[Job]:
+    """one -> two -> a table of two -> a figure of the table; `code` is the version of the first."""
     return [
-        Planned("m", one or {"lr": 1.0, "task": {"erase": ["ship"]}}, ONE, (SOURCE, RAW)),
-        Planned("m", {"n": 1}, TWO, (SOURCE, ONE)),
-        Planned("m", table or {"level": 0.95}, TABLE, (SOURCE, TWO)),
-        Planned("m", {}, FIGURE, (SOURCE, Path("results/tables/cells.csv"))),
+        job(ONE, one or {"lr": 1.0, "task": {"erase": ["ship"]}}, code, RAW),
+        job(TWO, {"n": 1}, "1", ONE),
+        job(TABLE, table or {"level": 0.95}, "1", TWO),
+        job(FIGURE, {}, "1", Path("results/tables/cells.csv")),
     ]
 
 
@@ -37,20 +44,20 @@ def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The plan, carried out."""
     monkeypatch.chdir(tmp_path)
     RAW.write_text("raw")
-    SOURCE.write_text("x = 1\n")
-    for job in plan():
-        if job.out.name == MANIFEST:
-            with write_artefact(job.out.parent, "part", job.block, job.digested, job.sources, {}, {}) as folder:
-                (folder / "part.txt").write_text(job.out.as_posix())
+    for one in plan():
+        run = {"code": one.code}
+        if one.out.name == MANIFEST:
+            with write_artefact(one.out.parent, "part", one.settings, one.digested, {}, run) as folder:
+                (folder / "part.txt").write_text(one.out.as_posix())
             continue
-        file = job.out.parent / ("cells.csv" if job.out == TABLE else "a.png")
+        file = one.out.parent / ("cells.csv" if one.out == TABLE else "a.png")
         file.parent.mkdir(parents=True)
         file.write_text("1")
-        write_made(job.out, described("tables", job.block, job.digested, job.sources, {}), [file])
+        write_made(one.out, described("tables", one.settings, one.digested, {}), [file], 0.0, run)
     return tmp_path
 
 
-def states(jobs: list[Planned] | None = None) -> list[str]:
+def states(jobs: list[Job] | None = None) -> list[str]:
     return [verdict.state for verdict in judge(jobs or plan()).values()]
 
 
@@ -76,7 +83,6 @@ def change_table() -> None:
 
 
 CASES: dict[str, tuple[Callable[[], object], list[str], Path, str]] = {
-    "source": (lambda: SOURCE.write_text("x = 2\n"), ["stale"] * 4, ONE, "source step.py has changed"),
     "input": (lambda: RAW.write_text("new"), ["stale"] * 4, ONE, "input raw.txt has changed"),
     "no input": (RAW.unlink, ["stale"] * 4, ONE, "raw.txt is missing"),
     "file": (flip_part, ["fresh", "damaged", "stale", "stale"], TWO, "part.txt has changed"),
@@ -97,9 +103,34 @@ def test_what_is_not_as_it_was(done: Path, name: str) -> None:
 def test_inputs_that_come_and_go_are_named(done: Path) -> None:
     Path("more.txt").write_text("1")
     jobs = plan()
-    more = [jobs[0]._replace(inputs=(SOURCE, RAW, Path("more.txt"))), *jobs[1:]]
-    assert judge(more)[ONE].why == "input more.txt is new"
-    assert judge([jobs[0]._replace(inputs=(SOURCE,)), *jobs[1:]])[ONE].why == "input raw.txt is no longer read"
+    first = jobs[0]
+    more = dataclasses.replace(first, inputs={"read": ["raw.txt", "more.txt"]})
+    assert judge([more, *jobs[1:]])[ONE].why == "input more.txt is new"
+    assert judge([dataclasses.replace(first, inputs={}), *jobs[1:]])[ONE].why == "input raw.txt is no longer read"
+
+
+def test_changed_code_is_named_and_unknown_code_is_not_compared(done: Path) -> None:
+    found = judge(plan(code="2"))
+    assert found[ONE] == ("stale", "its code has changed: version 1 -> 2") and found[FIGURE].state == "stale"
+    (ONE.parent / RUN).unlink()
+    assert states(plan(code="2")) == ["fresh"] * 4
+
+
+def test_a_study_finished_before_format_2_is_taken_over(done: Path) -> None:
+    """Methods are named by module there, sources are listed, and no run says a version of the code."""
+    settings = {"method": "mace-refinement", "settings": {"lamb": 1.0}}
+    jobs = [dataclasses.replace(plan()[0], settings=settings), *plan()[1:]]
+    old = read_manifest(ONE) | {"sources": {"resurgence/erasers/mace_refinement.py": "0"}}
+    old["parameters"] = settings | {"method": "resurgence.erasers.mace_refinement"}
+    del old["format"]
+    ONE.write_text(json.dumps(old))
+    two = read_manifest(TWO)
+    TWO.write_text(json.dumps(two | {"inputs": {ONE.as_posix(): sha256(ONE)}}))
+    table = read_manifest(TABLE)
+    TABLE.write_text(json.dumps(table | {"inputs": {TWO.as_posix(): sha256(TWO)}}))
+    assert states(jobs) == ["fresh"] * 4
+    jobs[0] = dataclasses.replace(jobs[0], settings=settings | {"method": "mace"})
+    assert judge(jobs)[ONE].why == "method: 'mace-refinement' -> 'mace'"
 
 
 def test_expected_digests_change_exactly_where_something_does(done: Path) -> None:
@@ -107,7 +138,7 @@ def test_expected_digests_change_exactly_where_something_does(done: Path) -> Non
     shutil.rmtree("results")  # nothing is read from the results
     assert list(digests(plan()).values()) == before
 
-    def same(jobs: list[Planned]) -> list[bool]:
+    def same(jobs: list[Job]) -> list[bool]:
         return [now == then for now, then in zip(digests(jobs).values(), before, strict=True)]
 
     assert same(plan(one={"lr": 2.0})) == [False] * 4
@@ -115,22 +146,13 @@ def test_expected_digests_change_exactly_where_something_does(done: Path) -> Non
     RAW.write_text("new")
     assert same(plan()) == [False] * 4
     RAW.write_text("raw")
-    SOURCE.write_text("x = 2\n")
-    assert same(plan()) == [False] * 4
+    assert same(plan(code="2")) == [False] * 4
 
 
 def test_changes_of_nested_settings() -> None:
     old, new = {"a": {"b": [1, 2], "c": None}, "d": 1}, {"a": {"b": [1, 3], "c": None, "e": 5}, "d": 1}
     assert list(changes(old, new)) == ["a.b: [1, 2] -> [1, 3]", "a.e: None -> 5"]
     assert list(changes(old, old)) == []
-
-
-def test_commands_are_read_as_the_shell_would() -> None:
-    block = {"text": 'it\'s "a" > b', "n": 1.5}
-    quoted = json.dumps(block).replace("'", "'\"'\"'")
-    job = parse(f"python -m resurgence.stages.erase --block '{quoted}' --out r/m.json --inputs a.py b > x.log 2>&1")
-    assert job == Planned("resurgence.stages.erase", block, Path("r/m.json"), (Path("a.py"), Path("b")))
-    assert parse("None") is None and parse("python -m resurgence.miniature.build base") is None
 
 
 def test_the_package_must_be_that_of_the_folder(tmp_path: Path) -> None:

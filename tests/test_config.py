@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import importlib
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import yaml
 from resurgence.config.fields import ConfigError, read_yaml
 from resurgence.config.load import load_study, make_study, merge
 from resurgence.config.method_configs import PACKAGE, config_class, methods, needs
+from resurgence.config.model_path import ModelPath, method_name, split_name
 from resurgence.config.settings import make_method
-from resurgence.config.study import Erasure, printed, split
+from resurgence.config.study import Erasure
 from resurgence.config.task import load_task, make_task
 from resurgence.erasers import EraserData
 from resurgence.workflow import job_settings
@@ -395,8 +397,30 @@ def test_merge_is_that_of_snakemake() -> None:
 
 
 def test_names_in_paths() -> None:
-    assert printed("mace", "default") == "mace" and printed("mace", "to-object") == "mace.to-object"
-    assert split("mace") == ("mace", "default") and split("mace.to-object") == ("mace", "to-object")
+    assert method_name("mace", "default") == "mace" and method_name("mace", "to-object") == "mace.to-object"
+    assert split_name("mace") == ("mace", "default") and split_name("mace.to-object") == ("mace", "to-object")
+
+
+def test_paths_of_models() -> None:
+    base, erased = ModelPath("ship"), ModelPath("ship").then("erase", "mace", "to-sky", 1)
+    tuned = erased.then("finetune", "lora", "default", 2)
+    again = tuned.then("erase", "uce", "default", 0)
+    texts = ["ship", "ship/mace.to-sky/s1", "ship/mace.to-sky/s1/lora/f2", "ship/mace.to-sky/s1/lora/f2/uce/s0"]
+    assert [str(model) for model in (base, erased, tuned, again)] == texts
+    assert [ModelPath.parse(text) for text in texts] == [base, erased, tuned, again]
+    assert [model.state for model in (base, erased, tuned, again)] == ["base", "erased", "finetuned", "erased"]
+    assert again.prefixes() == [erased, tuned, again] and again.base == base
+    for model in (base, erased, tuned):
+        assert ModelPath.of_columns(model.columns()) == model
+    assert ModelPath.of_columns({"task": "ship", "eraser": "", "finetune": ""}) == base
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Ship", "ship/", "ship/mace", "ship/mace/0", "ship/mace/x0", "ship/s0", "a/b/s1/"]
+)
+def test_what_is_no_path_of_a_model(text: str) -> None:
+    with pytest.raises(ValueError, match=f"{re.escape(repr(text))} is not the path of a model"):
+        ModelPath.parse(text)
 
 
 def test_method_without_variants_has_the_default() -> None:
@@ -442,7 +466,7 @@ def test_bad_experiment(case: str, config: dict[str, Any], tmp_path: Path) -> No
         assert part in str(error.value), error.value
 
 
-@pytest.mark.parametrize("name", ["Fig5", "fig-5", "sample", "all"])
+@pytest.mark.parametrize("name", ["Fig5", "fig-5"])
 def test_bad_name_of_an_experiment(name: str, config: dict[str, Any], tmp_path: Path) -> None:
     write_world(tmp_path)
     config["experiments"] = {name: EXPERIMENT}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
 from resurgence.config.study import Cell, Erasure, Study
 from resurgence.data.prompts import prompt_set
-from resurgence.workflow import job_settings, plan
-from resurgence.workflow.dry_run import Planned
-from resurgence.workflow.gpu_hours import Cost, Coster, Rates, by_rule, prompts_of, read_rates, rule_of
+from resurgence.workflow import graph, plan
+from resurgence.workflow.gpu_hours import Cost, Coster, Rates, by_rule, prompts_of, read_rates
+from resurgence.workflow.graph import Job
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,71 +35,60 @@ def rates() -> Rates:
     return dataclasses.replace(rates, gpus={"one": ones}, utilisation=halves, seconds=none)
 
 
-def job(study: Study, item, part: str, block: dict) -> Planned:
-    return Planned("resurgence.stages.x", block, Path(study.folder(item, part)) / "manifest.json", ())
+@pytest.fixture(scope="module")
+def jobs(study: Study) -> dict[str, Job]:
+    """Every job of the study, by its output."""
+    return {job.out.as_posix(): job for job in graph.jobs(study)}
+
+
+@pytest.fixture
+def cost(study: Study, rates: Rates, jobs: dict[str, Job]) -> Callable[..., Cost]:
+    """The cost of the job that makes a part of a model."""
+    return lambda item, part: Coster(study, rates, "one")(jobs[graph.manifest(study, item, part)])
 
 
 SHIP = Erasure("ship", "mace", "default", 0)
 
 
-def test_sampling_by_hand(study: Study, rates: Rates) -> None:
+def test_sampling_by_hand(study: Study, rates: Rates, cost: Callable[..., Cost]) -> None:
     work = rates.work["sd14"]
     images = 200 + 9 * 200 + 3 * 200  # erased, retained, synonyms
     assert len(prompt_set(study.task("ship"))) == prompts_of(study.task("ship")) == images
-    found = Coster(study, rates, "one")(job(study, SHIP, "images", job_settings.sample(study)))
+    found = cost(SHIP, "images")
     assert found.images == images
     assert found.seconds == pytest.approx(images * (2 * 50 * work.unet + work.decode) / 0.5)
     assert found.bytes == images * 2 * 512 * 512
 
 
-def test_training_by_hand(study: Study, rates: Rates) -> None:
-    work, cost = rates.work["sd14"], Coster(study, rates, "one")
+def test_training_by_hand(rates: Rates, cost: Callable[..., Cost]) -> None:
+    work = rates.work["sd14"]
     lora = Cell(SHIP, "lora", "default", 0)
-    found = cost(job(study, lora, "weights", job_settings.finetune(study, lora)))
+    found = cost(lora, "weights")
     assert found.seconds == pytest.approx((4000 * work.lora + 250 * work.encode) / 0.5)
     full = Cell(SHIP, "full", "default", 0)
-    found = cost(job(study, full, "weights", job_settings.finetune(study, full)))
+    found = cost(full, "weights")
     assert found.seconds == pytest.approx((32000 * (work.full + work.unet) + 250 * work.encode) / 0.5)
     assert found.bytes == 4 * work.parameters
     ten = Erasure("celebrities-10", "mace", "default", 0)
-    found = cost(job(study, ten, "loras", job_settings.loras(study, ten)))
+    found = cost(ten, "loras")
     assert found.seconds == pytest.approx(10 * 50 * work.lora / 0.5)
     esd = Erasure("ship", "esd", "default", 0)
-    found = cost(job(study, esd, "delta", job_settings.erase(study, esd)))
+    found = cost(esd, "delta")
     assert found.seconds == pytest.approx(1000 * (work.full + 52 * work.unet) / 0.5)
 
 
-def test_corpora_and_sets_by_hand(study: Study, rates: Rates) -> None:
-    work, cost = rates.work["sd14"], Coster(study, rates, "one")
-    prior = cost(job(study, None, "moments", job_settings.prior_moments(study)))
-    assert prior.seconds == pytest.approx(616767 * work.text / 0.5)
-    domain = cost(job(study, "celebrities-10", "moments", job_settings.domain_moments(study, "celebrities-10")))
-    assert domain.seconds == pytest.approx(100 * 30 * work.text / 0.5)
-    chosen = cost(
-        job(
-            study,
-            "celebrities-10",
-            "finetune_sets/random",
-            job_settings.finetune_set(study, "celebrities-10", "random"),
-        )
-    )
-    assert chosen.images == 250
+def test_corpora_and_sets_by_hand(rates: Rates, cost: Callable[..., Cost]) -> None:
+    work = rates.work["sd14"]
+    assert cost(None, "moments").seconds == pytest.approx(616767 * work.text / 0.5)
+    assert cost("celebrities-10", "moments").seconds == pytest.approx(100 * 30 * work.text / 0.5)
+    assert cost("celebrities-10", "finetune_sets/random").images == 250
 
 
-def test_rules_of_paths(study: Study) -> None:
-    paths = {
-        "prior_moments": (None, "moments"), "domain_moments": ("ship", "moments"), "prompts": ("ship", "prompts"),
-        "masks": ("ship", "masks"), "finetune_set": ("ship", "finetune_sets/random"), "loras": (SHIP, "loras"),
-        "sample": (SHIP, "images"), "score": ("ship", "scores"),
-        "finetune": (Cell(SHIP, "lora", "default", 0), "weights"), "retained_images": ("ship", "retained_images"),
-    }  # fmt: skip
-    for rule, (item, part) in paths.items():
-        assert rule_of(job(study, item, part, {})) == rule
-    solved = {"closed_form": ("mace", "uce", "rece", "time", "mace_refinement"), "erase": ("esd", "sdd", "fmn", "spm")}
-    for rule, modules in solved.items():
-        for name in modules:
-            assert rule_of(job(study, SHIP, "delta", {"method": f"resurgence.erasers.{name}"})) == rule, name
-    assert rule_of(Planned("resurgence.stages.report", {}, Path("results/cost/report.json"), ())) == "report"
+def test_what_is_solved_is_a_rule_of_its_own(study: Study, jobs: dict[str, Job]) -> None:
+    """On a cluster closed forms share a job; a training of hours must not be among them."""
+    rules = {job.settings["method"]: job.rule.name for job in jobs.values() if job.rule.stage == "erase"}
+    assert {name for name, rule in rules.items() if rule == "closed_form"} >= {"mace", "uce"}
+    assert {name for name, rule in rules.items() if rule == "erase"} >= {"esd"}
 
 
 def test_counted_work_is_that_of_the_counter() -> None:
@@ -117,14 +107,11 @@ def test_counted_work_is_that_of_the_counter() -> None:
 
 
 def test_the_plan_adds_up_and_measured_rules_take_over(
-    study: Study, rates: Rates, monkeypatch: pytest.MonkeyPatch
+    study: Study, rates: Rates, jobs: dict[str, Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "examine", lambda study, rules: [])
-    jobs = [
-        job(study, SHIP, "images", job_settings.sample(study)),
-        job(study, "ship", "images", job_settings.sample(study)),
-    ]
-    costs = by_rule(jobs, Coster(study, rates, "one"))
+    chosen = [jobs[graph.manifest(study, item, "images")] for item in (SHIP, "ship")]
+    costs = by_rule(chosen, Coster(study, rates, "one"))
     assert costs["sample"].images == 5200
     todo = plan.Counter(sample=2)
     rows = plan.computed(study, todo, todo, costs, {}, "one")

@@ -27,7 +27,7 @@ class Config:
 def make(folder: Path, text: str = "hello", parameters: object = None, inputs: dict | None = None) -> Path:
     run: dict = {}
     cfg = {"b": Config(), "a": 1} if parameters is None else parameters
-    with m.write_artefact(folder, "thing", cfg, inputs or {}, [SOURCE], {"erase": 3}, run) as out:
+    with m.write_artefact(folder, "thing", cfg, inputs or {}, {"erase": 3}, run) as out:
         (out / "sub").mkdir()
         (out / "sub" / "x.txt").write_text(text)
         (out / "y.bin").write_bytes(b"\x00\x01")
@@ -35,7 +35,7 @@ def make(folder: Path, text: str = "hello", parameters: object = None, inputs: d
     return folder
 
 
-def test_manifest_lists_files_parameters_seeds_inputs_and_sources(tmp_path: Path) -> None:
+def test_manifest_lists_files_parameters_seeds_and_inputs(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("input")
     first = make(tmp_path / "first", inputs={"text": tmp_path / "in.txt"})
     second = make(tmp_path / "second", inputs={"first": first, "manifest": first / "manifest.json"})
@@ -47,7 +47,7 @@ def test_manifest_lists_files_parameters_seeds_inputs_and_sources(tmp_path: Path
     assert read["kind"] == "thing" and read["seeds"] == {"erase": 3}
     assert read["parameters"] == {"a": 1, "b": {"lr": 0.1, "names": ["b", "a"]}}
     assert read["inputs"] == {"text": hashlib.sha256(b"input").hexdigest()}
-    assert read["sources"] == {"resurgence/provenance/manifest.py": hashlib.sha256(SOURCE.read_bytes()).hexdigest()}
+    assert set(read) == {"format", "kind", "parameters", "seeds", "inputs", "files"} and read["format"] == 2
     digest = hashlib.sha256((first / "manifest.json").read_bytes()).hexdigest()
     assert m.read_manifest(second / "manifest.json")["inputs"] == {"first": digest, "manifest": digest}
     run = json.loads((first / "run.json").read_text())
@@ -106,6 +106,18 @@ def test_damaged_manifest_names_file_and_remedy(tmp_path: Path, text: str) -> No
     assert "damaged" in m.verify(folder)[0]
 
 
+def test_formats(tmp_path: Path) -> None:
+    """A manifest of the first format is read as such, one of a later format is refused."""
+    file = make(tmp_path / "a") / "manifest.json"
+    manifest = json.loads(file.read_text())
+    assert manifest.pop("format") == 2
+    file.write_text(json.dumps({**manifest, "sources": {"resurgence/bases.py": "0"}}))
+    assert m.read_manifest(file)["format"] == 1 and m.verify(tmp_path / "a") == []
+    file.write_text(json.dumps({**manifest, "format": 3}))
+    with pytest.raises(ValueError, match=r"manifest\.json has format 3, this version reads 1 and 2; install a newer"):
+        m.read_manifest(file)
+
+
 def test_missing_manifest_and_missing_input_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no finished artefact"):
         m.read_manifest(tmp_path / "nothing")
@@ -113,7 +125,7 @@ def test_missing_manifest_and_missing_input_are_named(tmp_path: Path) -> None:
     entered = False
     with (
         pytest.raises(FileNotFoundError, match="absent"),
-        m.write_artefact(tmp_path / "a", "x", {}, {"in": tmp_path / "absent"}, [], {}, {}),
+        m.write_artefact(tmp_path / "a", "x", {}, {"in": tmp_path / "absent"}, {}, {}),
     ):
         entered = True
     assert not entered
@@ -121,14 +133,14 @@ def test_missing_manifest_and_missing_input_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [object(), float("nan"), float("inf"), b"bytes"])
 def test_unusable_parameters_are_refused_before_the_work(tmp_path: Path, value: object) -> None:
-    with pytest.raises(ValueError), m.write_artefact(tmp_path / "a", "x", {"p": value}, {}, [], {}, {}):
+    with pytest.raises(ValueError), m.write_artefact(tmp_path / "a", "x", {"p": value}, {}, {}, {}):
         pytest.fail("the block was entered")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("stop"), SystemExit(143), KeyboardInterrupt()])
 def test_an_exception_leaves_the_older_artefact_and_no_debris(tmp_path: Path, error: BaseException) -> None:
     make(tmp_path / "a", text="old")
-    with pytest.raises(type(error)), m.write_artefact(tmp_path / "a", "x", {}, {}, [], {}, {}) as out:
+    with pytest.raises(type(error)), m.write_artefact(tmp_path / "a", "x", {}, {}, {}, {}) as out:
         (out / "x").write_text("half")
         raise error
     assert m.verify(tmp_path / "a") == [] and (tmp_path / "a" / "sub" / "x.txt").read_text() == "old"
@@ -136,7 +148,7 @@ def test_an_exception_leaves_the_older_artefact_and_no_debris(tmp_path: Path, er
 
 
 def test_a_step_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="wrote no file"), m.write_artefact(tmp_path / "a", "x", {}, {}, [], {}, {}):
+    with pytest.raises(ValueError, match="wrote no file"), m.write_artefact(tmp_path / "a", "x", {}, {}, {}, {}):
         pass
     assert not (tmp_path / "a").exists()
 
@@ -148,18 +160,22 @@ def test_a_folder_with_artefacts_below_it_is_not_overwritten(tmp_path: Path) -> 
     assert m.verify(tmp_path / "cell" / "lora") == []
 
 
-def test_a_second_sigterm_does_not_cut_the_unwinding_short(tmp_path: Path) -> None:
+def test_a_second_sigterm_does_not_interrupt_the_unwinding(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     code = (
         "import sys, time; from pathlib import Path; from resurgence.provenance.manifest import write_artefact\n"
-        "from resurgence.stages.job import start; job = start(['--block', '{}', '--out', sys.argv[1]])\n"
+        "from resurgence.stages.job import start; job = start(['--settings', '{}', '--out', sys.argv[1]])\n"
         "import shutil; remove = shutil.rmtree\n"
         "def slowly(*args, **options): print('leaving', flush=True); time.sleep(0.5); remove(*args, **options)\n"
-        "with write_artefact(job.out.parent / 'a', 'x', {}, {}, [], {}, {}) as out:\n"
+        "with write_artefact(job.out.parent / 'a', 'x', {}, {}, {}, {}) as out:\n"
         "    (out / 'half').write_text('half'); shutil.rmtree = slowly; print('writing', flush=True); time.sleep(60)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE.parents[2])}
     command = [sys.executable, "-c", code, str(tmp_path / "made.json")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as child:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, env=environment, cwd=tmp_path_factory.mktemp("cwd")
+    ) as child:
         for word in (b"writing\n", b"leaving\n"):
             assert child.stdout is not None and child.stdout.readline() == word
             child.terminate()
@@ -170,10 +186,10 @@ def test_a_second_sigterm_does_not_cut_the_unwinding_short(tmp_path: Path) -> No
 def test_kill_9_in_the_middle_leaves_nothing_accepted_and_a_rerun_succeeds(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from resurgence.provenance.manifest import write_artefact\n"
-        "with write_artefact(Path(sys.argv[1]), 'x', {}, {}, [], {}, {}) as out:\n"
+        "with write_artefact(Path(sys.argv[1]), 'x', {}, {}, {}, {}) as out:\n"
         "    (out / 'half').write_text('half'); print('writing', flush=True); time.sleep(60)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE.parents[2])}
     command = [sys.executable, "-c", code, str(tmp_path / "a")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as child:
         assert child.stdout is not None and child.stdout.readline() == b"writing\n"

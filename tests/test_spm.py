@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from resurgence.config.fields import build
-from resurgence.diffusion.deltas import DELTA_FILE, apply_delta, load_delta
-from resurgence.diffusion.deltas import lora_delta
+from resurgence.diffusion.deltas import DELTA_FILE, apply_delta, load_delta, lora_delta
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.spm import Adapted, Membranes, Spm, SpmConfig, anchor, erase
 from resurgence.erasers.gradient.trainer import samples

@@ -17,15 +17,6 @@ if TYPE_CHECKING:
     from resurgence.config.study import Study
 
 EXPERIMENT = re.compile(r"[a-z][a-z0-9_]*")  # becomes the name of a rule
-# the rules of the workflow, whose names no experiment may take
-RULES = {
-    "all", "anchor_images", "closed_form", "coco_annotations", "coco_captions", "coco_sample", "concept_images", "cost",
-    "data", "domain_moments", "erase", "erased", "experiment", "figures", "finetune", "finetune_set", "finetuned",
-    "geometry", "grids", "images", "loras", "masks", "presented", "prior_moments", "prompts", "reference_features",
-    "report", "results", "retained_images", "sample", "score", "scores",
-    "tables", "terciles", "world", "world_autoencoder", "world_base", "world_clip", "world_drawings",
-    "world_quality", "world_recogniser",
-}  # fmt: skip
 
 
 def check_experiments(study: Study) -> None:
@@ -36,8 +27,6 @@ def check_experiments(study: Study) -> None:
         place = f"experiments.{name}"
         if not EXPERIMENT.fullmatch(name):
             raise ConfigError("experiments", name, "use small letters, digits and _: it becomes the name of a rule")
-        if name in RULES:
-            raise ConfigError("experiments", name, "is the name of a rule of the workflow; choose another")
         for key, names in (("tasks", study.tasks.names), ("erasers", erasers), ("finetunes", finetunes)):
             for value in getattr(one, key):
                 known(f"{place}.{key}", value, names)

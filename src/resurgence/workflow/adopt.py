@@ -23,7 +23,7 @@ from resurgence.files import plain
 from resurgence.provenance.manifest import MANIFEST, as_written, digest_of, read_manifest, verify
 from resurgence.provenance.runs import restore, run_of
 from resurgence.workflow.graph import Job, jobs
-from resurgence.workflow.snakemake import configured, snakemake
+from resurgence.workflow.snakemake import check_package, configured, snakemake
 
 OLD = 1  # seconds since 1970; Snakemake takes a time of 0 for none
 
@@ -139,6 +139,7 @@ def adopt_arguments(parser: ArgumentParser) -> None:
 
 def adopt(args: Namespace) -> None:
     """Compare all results of the study with its configuration and sources, and tell Snakemake and the user."""
+    check_package()
     restored = restore()
     study_jobs = jobs(load_study([Path("params.yaml"), *args.overlay]))
     found = judge(study_jobs)

@@ -10,6 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resurgence.config.fields import ConfigError
+from resurgence.provenance.code_version import PACKAGE
+
+
+def check_package(root: Path = Path()) -> None:
+    """Raise ConfigError when the package that runs is not that of the folder, whose code would have another version."""
+    inside = (root / "src" / PACKAGE.name).resolve()
+    if inside.is_dir() and inside != PACKAGE:
+        raise ConfigError("resurgence", str(PACKAGE), f"is another package than {inside}; run `make setup` here")
 
 
 def configured(overlays: Sequence[Path]) -> list[str]:

@@ -16,6 +16,7 @@ from resurgence.config.load import load_study
 from resurgence.files import digest_of_text, plain, write_json
 from resurgence.provenance.manifest import MANIFEST, digest_of
 from resurgence.workflow.graph import Job, jobs
+from resurgence.workflow.snakemake import check_package
 
 EXPECTED = Path("results/expected.json")
 
@@ -43,6 +44,7 @@ def expected_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Write the file: stage -> its digest, and that of each of its outputs."""
+    check_package()
     study_jobs = jobs(load_study([Path("params.yaml")]))
     found = digests(study_jobs)
     stages: dict[str, dict[str, str]] = {}
