@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tree import Tree, messages
+from tree import Tree, clone, messages
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SHOWN = [
@@ -15,100 +18,193 @@ SHOWN = [
     "Report of the study",
     "Tables of the study",
 ]
+TABLES = [job for job in SHOWN if not job.startswith("Grids")]
 SCORES = ["", "/mace/s0", "/mace/s0/lora/f0", "/uce/s0", "/uce/s0/lora/f0"]
+LORAS = "LoRAs of pets for mace, seed 0"
+SCORED = [f"Score the images of pets{model}" for model in SCORES]
+SAMPLED = [f"Sample pets{model}" for model in SCORES]
+MADE_BY_THE_BASE = [
+    "Fine-tuning set random of pets, made by small",
+    "Images of the concepts that pets erases, made by small",
+]
+MASKS = "Masks of the concepts that pets erases"
 
 
 def model_jobs(eraser: str) -> list[str]:
     """All jobs of an eraser from the erased model on."""
-    erased = f"pets/{eraser}/s0"
-    models = (erased, f"{erased}/lora/f0")
-    return [
-        f"Erase pets with {eraser}, seed 0",
-        f"Fine-tune pets / {eraser} with lora, seed 0",
-        *(f"Sample {model}" for model in models),
-        *(f"Score the images of {model}" for model in models),
-    ]
+    return [f"Erase pets with {eraser}, seed 0", *tuned_jobs(eraser), *scored(eraser, "")]
 
 
-def expected(*jobs: str) -> list[str]:
-    return sorted(jobs)
+def tuned_jobs(eraser: str) -> list[str]:
+    """The jobs of a fine-tuned model."""
+    return [f"Fine-tune pets / {eraser} with lora, seed 0", *scored(eraser, "/lora/f0")]
 
 
-def test_mapping_concept(copy: Tree) -> None:
-    copy.edit("data/small/tasks/pets.yaml", "mapping: ground", "mapping: sky")
-    loras = "LoRAs of pets for mace, seed 0"
-    assert copy.jobs() == expected(loras, *model_jobs("mace"), *model_jobs("uce"), *SHOWN)
+def scored(eraser: str, tuned: str) -> list[str]:
+    model = f"pets/{eraser}/s0{tuned}"
+    return [f"Sample {model}", f"Score the images of {model}"]
 
 
-def test_mapping_concept_of_a_new_variant_only_adds_jobs(copy: Tree) -> None:
-    copy.edit("tests/small.yaml", "uce: {", "uce: {variants: {default: {}, to-sky: {mapping: sky}}, ")
-    assert copy.jobs() == expected(*model_jobs("uce.to-sky"), *SHOWN)
+BOTH = [*model_jobs("mace"), *model_jobs("uce")]
+TUNED = [*tuned_jobs("mace"), *tuned_jobs("uce")]
 
 
-def test_one_line_in_uce(copy: Tree) -> None:
-    """Really run: the jobs that the dry run names are those that run, and then nothing is left."""
-    line = "edit = shared_edit("
-    copy.edit("src/resurgence/erasers/closed_form/uce.py", line, f"gram = gram * 1.0\n    {line}")
-    jobs = expected(*model_jobs("uce"), *SHOWN)
-    assert copy.jobs() == jobs
-    assert messages(copy.snakemake("--cores", "2")) == jobs
-    assert copy.jobs() == []
+@pytest.fixture(scope="module")
+def tree(finished: tuple[Tree, str], tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """One copy of the finished tree for all changes that nothing is run with; each is taken back."""
+    return Tree(clone(finished[0].root, tmp_path_factory.mktemp("changes") / "tree"))
 
 
-def test_one_metric(copy: Tree) -> None:
-    source = copy.root / "src/resurgence/scorers/clip.py"
-    source.write_text(source.read_text() + "\nADDED = 0\n")
-    shown = [job for job in SHOWN if not job.startswith("Grids")]
-    assert copy.jobs() == expected(*(f"Score the images of pets{model}" for model in SCORES), *shown)
+@contextmanager
+def changed(tree: Tree, *changes: tuple[str, str, str]) -> Iterator[None]:
+    """Replace text in files of the tree within the block."""
+    files = {path: (tree.root / path).read_text() for path, _, _ in changes}
+    try:
+        for change in changes:
+            tree.edit(*change)
+        yield
+    finally:
+        for path, text in files.items():
+            (tree.root / path).write_text(text)
 
 
-def test_setting_of_a_metric(copy: Tree) -> None:
-    """Really run."""
-    copy.edit("tests/small.yaml", "resamples: 100", "resamples: 120")
-    jobs = [job for job in SHOWN if not job.startswith("Grids")]
-    assert copy.jobs() == jobs
-    assert messages(copy.snakemake("--cores", "2")) == jobs
-    assert "120" in (copy.root / "results/tables/intervals.csv").read_text()
+SMALL, PETS = "tests/small.yaml", "data/small/tasks/pets.yaml"
+SOURCE = "src/resurgence"
+SETTINGS: dict[str, tuple[str, str, str, list[str]]] = {
+    "mapping concept": (PETS, "mapping: ground", "mapping: sky", [LORAS, *BOTH, *SHOWN]),
+    "new variant": (
+        SMALL, "uce: {", "uce: {variants: {default: {}, to-sky: {mapping: sky}}, ", [*model_jobs("uce.to-sky"), *SHOWN]
+    ),
+    "two parameters swapped": (
+        SMALL, "train_preserve_scale: 1.0e-3\n    fuse_preserve_scale: 1.0e-4",
+        "train_preserve_scale: 1.0e-4\n    fuse_preserve_scale: 1.0e-3", [LORAS, *model_jobs("mace"), *SHOWN],
+    ),
+    "fusion keeps the LoRAs": (
+        SMALL, "fuse_preserve_scale: 1.0e-4", "fuse_preserve_scale: 1.0e-2", [*model_jobs("mace"), *SHOWN]
+    ),
+    "longer fine-tune": (SMALL, "steps: 4, checkpoints: [2, 4]", "steps: 6, checkpoints: [2, 6]", [*TUNED, *SHOWN]),
+    "seeds of the prompts leave erasing alone": (
+        PETS, "seeds: {erase: 2", "seeds: {erase: 3", ["Prompts of pets", *SAMPLED, *SCORED, *SHOWN]
+    ),
+    "device and comments": (SMALL, "device: cpu}", "device: auto}  # whatever there is", []),
+}  # fmt: skip
 
 
-def test_two_parameters_swapped(copy: Tree) -> None:
-    copy.edit(
-        "tests/small.yaml",
-        "train_preserve_scale: 1.0e-3\n    fuse_preserve_scale: 1.0e-4",
-        "train_preserve_scale: 1.0e-4\n    fuse_preserve_scale: 1.0e-3",
-    )
-    assert copy.jobs() == expected("LoRAs of pets for mace, seed 0", *model_jobs("mace"), *SHOWN)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_setting(tree: Tree, name: str) -> None:
+    *change, jobs = SETTINGS[name]
+    with changed(tree, tuple(change)):
+        assert tree.jobs() == sorted(jobs)
 
 
-def test_setting_of_the_fusion_keeps_the_loras(copy: Tree) -> None:
-    copy.edit("tests/small.yaml", "fuse_preserve_scale: 1.0e-4", "fuse_preserve_scale: 1.0e-2")
-    assert copy.jobs() == expected(*model_jobs("mace"), *SHOWN)
+FORMULAS: dict[str, tuple[str, str, str, list[str]]] = {
+    "sampler": (
+        "diffusion/sampling.py", "unconditional + cfg.guidance * (", "unconditional + 1.5 * cfg.guidance * (",
+        [*MADE_BY_THE_BASE, MASKS, LORAS, "Erase pets with mace, seed 0", *TUNED, *SAMPLED, *SCORED, *SHOWN],
+    ),
+    "loss": ("training/finetune.py", "return F.mse_loss(prediction", "return 2 * F.mse_loss(prediction", [*TUNED, *SHOWN]),
+    "closed form": ("erasers/closed_form/uce.py", "gram = cross = torch.zeros(", "gram = cross = 0 * torch.zeros(",
+                    [*model_jobs("uce"), *SHOWN]),
+    "metric": ("scorers/clip.py", "def load(", "def load_(", [*SCORED, *TABLES]),
+    "statistic": ("analysis/bootstrap.py", "np.add.at(", "1 * np.add.at(", TABLES),
+}  # fmt: skip
 
 
-def test_longer_fine_tune(copy: Tree) -> None:
-    copy.edit("tests/small.yaml", "steps: 4, checkpoints: [2, 4]", "steps: 6, checkpoints: [2, 6]")
-    names = [job for e in ("mace", "uce") for job in model_jobs(e) if "lora" in job]
-    assert copy.jobs() == expected(*names, *SHOWN)
+@pytest.mark.parametrize("name", FORMULAS)
+def test_formula(tree: Tree, name: str) -> None:
+    """What depends on it, and nothing else."""
+    path, old, new, jobs = FORMULAS[name]
+    with changed(tree, (f"{SOURCE}/{path}", old, new)):
+        assert tree.jobs() == sorted(set(jobs))
 
 
-def test_seeds_of_the_prompts_leave_erasing_alone(copy: Tree) -> None:
-    copy.edit("data/small/tasks/pets.yaml", "seeds: {erase: 2", "seeds: {erase: 3")
-    sampled = [f"{what} pets{model}" for what in ("Sample", "Score the images of") for model in SCORES]
-    assert copy.jobs() == expected("Prompts of pets", *sampled, *SHOWN)
+def comment(tree: Tree) -> None:
+    tree.edit(f"{SOURCE}/stages/job.py", "class Job:", "class Job:  # one")
 
 
-def test_unrelated_file_reformatted(copy: Tree) -> None:
-    """A module that no job imports, and new times of change on everything else."""
-    source = copy.root / "src/resurgence/cli/models.py"
-    source.write_text(source.read_text().replace('"""\n\nfrom', '"""\n\n\n# reformatted\nfrom', 1))
-    for file in Path(copy.root).rglob("*.py"):
-        file.touch()
-    for file in Path(copy.root / "data").rglob("*.safetensors"):
-        file.touch()
+def docstring(tree: Tree) -> None:
+    tree.edit(f"{SOURCE}/diffusion/sampling.py", '"""Draw the starting noise', '"""Draw  the starting noise')
+
+
+def message(tree: Tree) -> None:
+    tree.edit(f"{SOURCE}/diffusion/deltas.py", "apply it to the base it was made for", "apply it to its own base", 2)
+
+
+def log_line(tree: Tree) -> None:
+    tree.edit(f"{SOURCE}/stages/sample.py", "    if before:\n", '    log.info("sampled")\n    if before:\n')
+
+
+def progress(tree: Tree) -> None:
+    tree.edit(f"{SOURCE}/progress.py", "EVERY = 15.0", "EVERY = 25.0")
+    tree.edit(f"{SOURCE}/diffusion/sampling.py", "        progress.add(len(rows))\n", "        progress.add(1)\n")
+
+
+def locking(tree: Tree) -> None:
+    tree.edit(f"{SOURCE}/stages/runtime.py", "POLL = 0.5", "POLL = 0.7")
+
+
+def signals(tree: Tree) -> None:
+    tree.edit(f"{SOURCE}/stages/job.py", "sys.exit(143)", "sys.exit(144)")
+    tree.edit(f"{SOURCE}/training/checkpoint.py", "EVERY = 60.0", "EVERY = 90.0")
+
+
+def moved_module(tree: Tree) -> None:
+    """bootstrap becomes analysis/resampling, and estimates a module beside the package's folders."""
+    source = tree.root / SOURCE
+    (source / "analysis/bootstrap.py").rename(source / "analysis/resampling.py")
+    (source / "analysis/estimates.py").rename(source / "statistics.py")
+    for file in source.rglob("*.py"):
+        text = file.read_text()
+        new = text.replace("resurgence.analysis.bootstrap", "resurgence.analysis.resampling")
+        new = re.sub(r"from resurgence\.analysis import bootstrap\b", "from resurgence.analysis import resampling", new)
+        new = re.sub(r"\bbootstrap\.(?=\w+\()", "resampling.", new)
+        new = new.replace("resurgence.analysis.estimates", "resurgence.statistics")
+        if new != text:
+            file.write_text(new)
+
+
+def touched(tree: Tree) -> None:
+    """New times of change on all sources and weights."""
+    for pattern in ("src/**/*.py", "data/**/*.safetensors"):
+        for file in tree.root.glob(pattern):
+            file.touch()
+
+
+NEUTRAL: list[Callable[[Tree], None]] = [
+    comment, docstring, message, log_line, progress, locking, signals, moved_module, touched,
+]  # fmt: skip
+
+
+def test_what_bears_on_no_result_runs_nothing(copy: Tree) -> None:
+    """Each alone would tell which one it was; all together cost one dry run, so they are told apart only on failure."""
+    for change in NEUTRAL:
+        change(copy)
     assert copy.jobs() == []
     assert "Nothing to be done" in copy.snakemake("--cores", "2")
 
 
-def test_device_and_comments_run_nothing(copy: Tree) -> None:
-    copy.edit("tests/small.yaml", "device: cpu}", "device: auto}  # whatever there is")
+def test_equal_bytes_stop_the_wave(copy: Tree) -> None:
+    """Really run: another formula of the same result is computed once, and what reads the result is not."""
+    line = "edit = shared_edit("
+    copy.edit(f"{SOURCE}/erasers/closed_form/uce.py", line, f"gram = gram * 1.0\n    {line}")
+    manifest = copy.root / "results/erased/small/pets/uce/s0/delta/manifest.json"
+    before = manifest.read_bytes()
+    assert copy.jobs() == sorted([*model_jobs("uce"), *SHOWN])
+    assert messages(copy.snakemake("--cores", "2", "--until", "closed_form")) == ["Erase pets with uce, seed 0"]
+    assert manifest.read_bytes() == before
     assert copy.jobs() == []
+
+
+def test_setting_of_a_metric(copy: Tree) -> None:
+    """Really run."""
+    copy.edit(SMALL, "resamples: 100", "resamples: 120")
+    assert copy.jobs() == TABLES
+    assert messages(copy.snakemake("--cores", "2")) == TABLES
+    assert "120" in (copy.root / "results/tables/intervals.csv").read_text()
+    assert copy.jobs() == []
+
+
+def test_a_file_that_a_job_reads(copy: Tree) -> None:
+    file = Path(copy.root / "data/small/general.txt")
+    file.write_text(file.read_text() + "a boat\n")
+    assert copy.jobs()[0].startswith("Cost") and "Second moment of the general captions under small" in copy.jobs()

@@ -43,11 +43,11 @@ class Tree:
         """The messages of the jobs that a dry run would start, sorted."""
         return messages(self.snakemake("-n", *arguments))
 
-    def edit(self, path: str, old: str, new: str) -> None:
-        """Replace text in a file of the tree; it must occur once."""
+    def edit(self, path: str, old: str, new: str, times: int = 1) -> None:
+        """Replace text in a file of the tree; it must occur so many times."""
         file = self.root / path
         text = file.read_text()
-        assert text.count(old) == 1, f"{path}: {old!r} occurs {text.count(old)} times"
+        assert text.count(old) == times, f"{path}: {old!r} occurs {text.count(old)} times"
         file.write_text(text.replace(old, new))
 
 
