@@ -11,7 +11,8 @@ import pytest
 from tree import ROOT, Tree
 
 from resurgence.config.method_configs import methods
-from resurgence.provenance.code_version import file_of, find_file, imported, sources
+from resurgence.provenance.code_version import file_of, find_file, sources
+from resurgence.provenance.source_files import imported
 
 SOURCE = ROOT / "src/resurgence"
 LOADED = re.compile(r"^import time:.*\| +(resurgence[\w.]*)$", flags=re.MULTILINE)
