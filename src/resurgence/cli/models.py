@@ -20,7 +20,7 @@ import yaml
 from resurgence.config.fields import ConfigError, at_least, build, one_place
 from resurgence.config.method_configs import methods
 from resurgence.config.task import Task, load_task
-from resurgence.provenance.code_version import sources
+from resurgence.provenance.code_version import code_version
 from resurgence.provenance.manifest import MANIFEST, read_manifest, write_artefact
 
 if TYPE_CHECKING:
@@ -52,11 +52,6 @@ def settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
         except ValueError:
             found[key] = yaml.safe_load(text)
     return found
-
-
-def run_by(*modules: str) -> list[Path]:
-    """Return this file and those of the modules with all that they import."""
-    return sorted({*sources(*modules), Path(__file__).resolve()})
 
 
 def check_out(out: Path, mark: str) -> None:
@@ -104,8 +99,8 @@ def erase(args: Namespace) -> None:
     making = {"sampling": settings(args.sampling, "--sampling"), "masks": settings(args.mask, "--mask")}
     parameters = described(args, task=asdict(task), eraser=args.eraser, settings=cfg, **making)
     given = inputs(args, task=args.task, prior=args.prior, images=args.concept_images, concept_masks=args.masks)
-    used = run_by(*(f"resurgence.{name}" for name in ("bases", "masks", "moments", "prompts", "sample")), module)
-    with write_artefact(args.out, "erased delta", parameters, given, used, {"seed": args.seed}, {}) as folder:
+    run = {"code": code_version("resurgence.cli.models:erase", module)}
+    with write_artefact(args.out, "erased delta", parameters, given, {"seed": args.seed}, run) as folder:
         pipe = load(args)
         data = eraser_data(args, pipe, task, eraser, cfg)
         save_delta(eraser.erase(pipe, task, cfg, data, args.seed, folder), folder / "delta.safetensors")
@@ -202,13 +197,9 @@ def finetune(args: Namespace) -> None:
     check_out(args.out, MANIFEST)
     cfg = build(FinetuneConfig, settings(args.set, "--set"), "--set")
     scratch = args.scratch or args.out.with_name(f".{args.out.name}.state")
-    parameters, measured = described(args, settings=cfg, size=args.size), {}
-    given, used = (
-        inputs(args, images=args.images),
-        run_by("resurgence.training.finetune", "resurgence.data.image_folder"),
-    )
-    seeds = {"seed": args.seed}
-    with write_artefact(args.out, "fine-tuned weights", parameters, given, used, seeds, measured) as folder:
+    parameters, given = described(args, settings=cfg, size=args.size), inputs(args, images=args.images)
+    measured: dict[str, Any] = {"code": code_version("resurgence.cli.models:finetune")}
+    with write_artefact(args.out, "fine-tuned weights", parameters, given, {"seed": args.seed}, measured) as folder:
         pipe = load(args)
         factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
         images, captions = read_training_images(args.images, args.size or pipe.unet.config.sample_size * factor)
@@ -231,10 +222,7 @@ def sample(args: Namespace) -> None:
     if args.roles:
         rows = rows[rows["role"].isin(args.roles)].reset_index(drop=True)
     parameters = described(args, settings=cfg, precision=args.precision, roles=args.roles or "all")
-    given, modules = (
-        inputs(args, task=args.task, general=args.general),
-        ["resurgence.data.prompts", "resurgence.diffusion.sampling"],
-    )
+    given = inputs(args, task=args.task, general=args.general)
     adapters = {}
     if args.adapters is not None:
         from resurgence.erasers.gradient.spm_transport import sample_opened
@@ -242,10 +230,8 @@ def sample(args: Namespace) -> None:
 
         adapters = load_loras(args.adapters, task.erase)
         parameters, given = {**parameters, "transport": args.transport}, {**given, "adapters": args.adapters}
-        modules.append("resurgence.erasers.gradient.spm_transport")
-    with write_artefact(
-        args.out, "image set", parameters, given, run_by(*modules), {}, {"images": len(rows)}
-    ) as folder:
+    run_facts = {"images": len(rows), "code": code_version("resurgence.cli.models:sample")}
+    with write_artefact(args.out, "image set", parameters, given, {}, run_facts) as folder:
         pipe = load(args, args.precision)
         made = sample_opened(pipe, rows, cfg, adapters, args.transport) if adapters else run(pipe, rows, cfg)
         write_image_set(folder / "images.parquet", rows, made)
@@ -270,8 +256,8 @@ def score(args: Namespace) -> None:
     read_manifest(args.images)
     given = {"images": args.images, "task": args.task, **paths}
     given = {name: path for name, path in given.items() if path is not None}
-    used = run_by("resurgence.scorers", *(f"resurgence.scorers.{name}" for name in chosen))
-    with write_artefact(args.out, "scores", {"scorers": chosen}, given, used, {}, {}) as folder:
+    run = {"code": code_version("resurgence.cli.models:score", *(f"resurgence.scorers.{name}" for name in chosen))}
+    with write_artefact(args.out, "scores", {"scorers": chosen}, given, {}, run) as folder:
         scorers = load_scorers(chosen, resolve_device(args.device))
         for name, files in sets.items():
             scores, features = score_files(files, task, scorers, [n for n in chosen if hasattr(scorers[n], "features")])

@@ -1,106 +1,92 @@
-"""The source files that a step runs, read from the imports in them, without importing anything.
+"""The code version of a step: a digest of the definitions that bear on its result, read without importing anything.
 
-They are inputs of the step's rule and entries of its manifest, so a change of a method recomputes that method and what
-depends on it, and nothing else. Imports for annotations (under TYPE_CHECKING) do not count, those inside functions do.
+From the entries, such as the stage of a rule and the chosen method, every name is followed to the top-level definition
+that it refers to, in this package or in the entry's. The digest is over the sorted set of their normal forms, so that
+moving, splitting or renaming modules changes nothing. A name that is bound at run time, such as that of a method in the
+configuration, is not seen: the caller gives it as a further entry.
 """
 
 from __future__ import annotations
 
-import ast
 import functools
-from importlib.util import find_spec
-from pathlib import Path
+import hashlib
 
-PACKAGE = Path(__file__).resolve().parents[1]
+from resurgence.provenance.normal_form import normal_form
+from resurgence.provenance.references import INFRASTRUCTURE
+from resurgence.provenance.source_modules import (
+    OTHERS,
+    PACKAGE,
+    Target,
+    file_of,
+    find_file,
+    look_up,
+    read_module,
+    tree_of,
+    within,
+)
 
-
-@functools.cache
-def tree_of(path: Path) -> ast.Module:
-    """The syntax tree of a source file."""
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-
-
-@functools.cache
-def root_of(package: str) -> Path | None:
-    """Folder or single file of a top-level package, found without importing it; None if it is not installed."""
-    if package == PACKAGE.name:
-        return PACKAGE
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        return None
-    return Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
+__all__ = ["PACKAGE", "code_version", "definitions", "file_of", "find_file", "tree_of"]
 
 
-@functools.cache
-def find_file(module: str) -> Path | None:
-    """The file of a dotted name; None if there is none."""
-    package, *inner = module.split(".")
-    root = root_of(package)
-    if root is None or root.is_file():
-        return root if root and not inner else None
-    place = root.joinpath(*inner)
-    files = (place.with_suffix(".py"), place / "__init__.py") if inner else (place / "__init__.py",)
-    return next((file for file in files if file.is_file()), None)
-
-
-def file_of(module: str) -> Path:
-    """The file of a dotted name.
+def entry_targets(entry: str) -> list[Target]:
+    """The definitions that an entry names: all of a module, or the one after a colon or the last dot.
 
     Raises:
-        LookupError: when it is not there.
+        LookupError: when there is no such module or definition.
     """
-    found = find_file(module)
-    if found is None:
-        raise LookupError(f"module {module} is not installed; install the package that it belongs to")
+    module, _, name = entry.partition(":")
+    if not name and find_file(module) is None:
+        module, _, name = entry.rpartition(".")
+    file = file_of(module or entry)
+    if not name:
+        return [Target(module, name) for name in read_module(module).statements]
+    found = [target for target in look_up(module, name.partition(".")[0]) if target.name]
+    if not found:
+        raise LookupError(f"{file} defines no {name}; correct the entry {entry!r} of the code version")
     return found
 
 
-def imported(node: ast.AST, packages: frozenset[str]) -> set[str]:
-    """Dotted names below a node that are imported from these packages."""
-    if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
-        return set()
-    names = []
-    if isinstance(node, ast.Import):
-        names = [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-        names = [f"{node.module}.{alias.name}" for alias in node.names]
-        names = [name if find_file(name) else node.module for name in names if name.split(".")[0] in packages]
-    found = {name for name in names if name.split(".")[0] in packages and find_file(name)}
-    return found.union(*(imported(child, packages) for child in ast.iter_child_nodes(node)))
+@functools.cache
+def definitions(*entries: str, without: tuple[str, ...] = ()) -> frozenset[Target]:
+    """The top-level definitions that entries reach and that bear on a result.
 
+    A definition brings the statements that run when its module and the packages around it are imported.
 
-def has_code(file: Path) -> bool:
-    """Whether a package's __init__ does more than hold a docstring and constants."""
-    body = tree_of(file).body
-    return any(not isinstance(n, ast.Expr) and not isinstance(getattr(n, "value", None), ast.Constant) for n in body)
+    Args:
+        entries: dotted names of modules or definitions; `package.module:name` is a definition too.
+        without: dotted names of packages, modules or definitions of which only the entries are followed and what these
+            refer to: registries of alternatives.
 
-
-def parents(module: str) -> set[str]:
-    """The packages around a module whose __init__ holds code."""
-    parts = module.split(".")
-    around = {".".join(parts[:i]) for i in range(1, len(parts))}
-    return {name for name in around if (file := find_file(name)) is not None and has_code(file)}
+    Raises:
+        LookupError: when an entry is not there.
+    """
+    ahead = [target for entry in entries for target in entry_targets(entry)]
+    found: set[Target] = set()
+    while ahead:
+        target = ahead.pop()
+        if target in found:
+            continue
+        found.add(target)
+        parts = target.path.split(".")
+        around = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        ahead += [Target(module, OTHERS) for module in around if find_file(module)]
+        left_out = [prefix for prefix in (*INFRASTRUCTURE, *without) if not within(target.path, (prefix,))]
+        ahead += [
+            other for other in normal_form(target).references if not within(f"{other.path}.{other.name}", left_out)
+        ]
+    return frozenset(target for target in found if normal_form(target).text)
 
 
 @functools.cache
-def sources(*modules: str, without: tuple[str, ...] = ()) -> tuple[Path, ...]:
-    """Files of the modules and of all that they import from this package or their own, each once, sorted.
-
-    Args:
-        modules: dotted names. without: beginnings of dotted names that are left out, and what only they import.
-
-    Raises:
-        LookupError: when a module is not there.
-    """
-    packages = frozenset({PACKAGE.name, *(module.split(".")[0] for module in modules)})
-    found: set[str] = set()
-    ahead = set(modules)
-    while ahead:
-        found |= ahead
-        new = set().union(*(imported(tree_of(file_of(name)), packages) | parents(name) for name in ahead))
-        ahead = {name for name in new if not name.startswith(without or ("-",))} - found
-    return tuple(sorted({file_of(name) for name in found}))
-
-
 def code_version(*entries: str, without: tuple[str, ...] = ()) -> str:
-    return "0"
+    """16 hexadecimal digits that change when a definition that bears on the result changes; see `definitions`.
+
+    A line of the digest holds the digest of a definition and those of what it refers to, since two modules may define
+    the same name.
+    """
+    found = definitions(*entries, without=without)
+    lines = set()
+    for target in found:
+        form = normal_form(target)
+        lines.add(" ".join([form.digest, *(normal_form(other).digest for other in form.references if other in found)]))
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]

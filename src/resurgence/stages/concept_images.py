@@ -10,6 +10,7 @@ from resurgence.config.fields import build
 from resurgence.data.prompts import expand
 from resurgence.diffusion.image_sets import write_image_set
 from resurgence.diffusion.sampling import SamplingConfig, sample
+from resurgence.stages.base import load_pipe
 from resurgence.stages.job import Job, main
 
 
@@ -19,7 +20,7 @@ def make(job: Job, folder: Path) -> dict:
     pairs = [(concept, concept) for concept in block["concepts"]]
     rows = pd.DataFrame(expand(pairs, [block["template"]], block["per_concept"], "concept", "concept image"))
     cfg = build(SamplingConfig, block["sampling"], "sampling")
-    write_image_set(folder / "images.parquet", rows, sample(job.pipe(), rows, cfg))
+    write_image_set(folder / "images.parquet", rows, sample(load_pipe(job), rows, cfg))
     return {"images": len(rows)}
 
 

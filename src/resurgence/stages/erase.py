@@ -9,13 +9,14 @@ from pathlib import Path
 
 from resurgence.config.fields import build
 from resurgence.diffusion.deltas import load_delta, save_delta, store
+from resurgence.stages.base import load_pipe
 from resurgence.stages.eraser_data import eraser_data
 from resurgence.stages.job import Job, main
 
 
 def make(job: Job, folder: Path) -> None:
     """Write delta.safetensors, and what the eraser tells about it."""
-    block, task, data, pipe = job.settings, job.task, eraser_data(job), job.pipe()
+    block, task, data, pipe = job.settings, job.task, eraser_data(job), load_pipe(job)
     module = importlib.import_module(block["method"])
     cfg = build(module.ERASER.config, block["settings"], "settings")
     trained = job.optional("loras")

@@ -9,13 +9,14 @@ from pathlib import Path
 from resurgence.config.fields import build
 from resurgence.diffusion.deltas import DELTA_FILE, apply_folder, store
 from resurgence.diffusion.image_sets import read_image_set
+from resurgence.stages.base import load_pipe
 from resurgence.stages.job import Job, main
 from resurgence.training.finetune import FinetuneConfig, finetune
 
 
 def make(job: Job, folder: Path) -> dict:
     """Write step-NNNNNN/ for each checkpoint, and curve.json."""
-    pipe = job.pipe()
+    pipe = load_pipe(job)
     for change in job.folders("changes"):
         apply_folder(pipe, change if (change / DELTA_FILE).is_file() else max(change.glob("step-*")))
     rows, images = read_image_set(job.folder("set") / "images.parquet")

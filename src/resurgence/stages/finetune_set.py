@@ -13,6 +13,7 @@ from resurgence.config.fields import build
 from resurgence.data.prompts import expand
 from resurgence.diffusion.image_sets import write_image_set
 from resurgence.diffusion.sampling import SamplingConfig, sample
+from resurgence.stages.base import load_pipe
 from resurgence.stages.job import Job, main
 
 
@@ -34,7 +35,7 @@ def make(job: Job, folder: Path) -> dict:
     if job.settings["tercile"]:
         concepts = json.loads((job.folder("terciles") / "terciles.json").read_text())["concepts"]
     rows, settings = rows_of(job.settings, concepts), dict(job.settings["sampling"])
-    pipe = job.pipe(settings.pop("precision"))
+    pipe = load_pipe(job, settings.pop("precision"))
     cfg = build(SamplingConfig, settings, "sampling")
     write_image_set(folder / "images.parquet", rows, sample(pipe, rows, cfg))
     return {"images": len(rows)}

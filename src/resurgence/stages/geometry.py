@@ -10,6 +10,7 @@ import torch
 from resurgence.analysis.weight_movement import geometry
 from resurgence.diffusion.deltas import PARTS, apply_folder
 from resurgence.files import write_json
+from resurgence.stages.base import load_pipe
 from resurgence.stages.job import Job, main
 
 
@@ -20,7 +21,7 @@ def weights_of(pipe: object) -> dict[str, torch.Tensor]:
 
 def make(job: Job, folder: Path) -> dict:
     """Write geometry.json: step -> group -> measures. The work is on the CPU: it is three reads of each weight."""
-    pipe = job.pipe(device="cpu")
+    pipe = load_pipe(job, device="cpu")
     base = weights_of(pipe)
     *before_tuning, tuned = job.folders("changes")
     for change in before_tuning:

@@ -21,14 +21,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from resurgence.config.task import TaskPart
 from resurgence.provenance.manifest import MANIFEST, described, write_artefact, write_made
 from resurgence.stages.runtime import become_only_writer, check_inputs, take_gpu
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
 
 log = logging.getLogger(__name__)
 SCRATCH = Path("scratch")
@@ -97,17 +94,6 @@ class Job:
     def task(self) -> TaskPart:
         """The fields of the task that the job may read."""
         return TaskPart(self.settings["task"], f"the settings of {self.out}")
-
-    def pipe(self, precision: str = "fp32", device: str | None = None) -> StableDiffusionPipeline:
-        """The base of the settings, on the job's device or another."""
-        import torch
-
-        from resurgence.diffusion.pipeline import load_base, resolve_device
-
-        torch.set_flush_denormal(True)
-        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-        base = self.settings["base"]
-        return load_base(base["path"], resolve_device(device or self.device), dtype, base["revision"])
 
 
 def leave(*_: object) -> NoReturn:

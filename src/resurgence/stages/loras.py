@@ -11,13 +11,14 @@ from resurgence.diffusion.attention import from_delta, swapped
 from resurgence.diffusion.deltas import save_delta
 from resurgence.erasers.lora import save_loras
 from resurgence.erasers.mace.method import MaceConfig, refine, train_loras
+from resurgence.stages.base import load_pipe
 from resurgence.stages.eraser_data import eraser_data
 from resurgence.stages.job import Job, main
 
 
 def make(job: Job, folder: Path) -> dict:
     """Write refined.safetensors, loras/<concept>/, curves.json and closed_form.json."""
-    pipe, task = job.pipe(), job.task
+    pipe, task = load_pipe(job), job.task
     cfg = build(MaceConfig, job.settings["settings"], "settings")
     data = eraser_data(job)
     refined, report = refine(pipe, task, cfg, data)

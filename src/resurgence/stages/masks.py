@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from resurgence.config.fields import build
 from resurgence.data.masks import MaskConfig, segment
 from resurgence.diffusion.pipeline import resolve_device
+from resurgence.stages.base import load_pipe
 from resurgence.stages.eraser_data import concept_images
 from resurgence.stages.job import Job, main
 
@@ -16,7 +17,7 @@ from resurgence.stages.job import Job, main
 def make(job: Job, folder: Path) -> dict:
     """Write masks.safetensors: concept -> (N, 1, H, W) bool."""
     cfg = build(MaskConfig, job.settings["masks"], "masks")
-    pipe = job.pipe() if cfg.segmenter == "cross-attention" else None
+    pipe = load_pipe(job) if cfg.segmenter == "cross-attention" else None
     device = resolve_device(job.device)
     images = concept_images(job)
     found = {concept: segment(images[concept], concept, cfg, pipe, device) for concept in job.settings["concepts"]}

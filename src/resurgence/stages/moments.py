@@ -6,6 +6,7 @@ from pathlib import Path
 
 from resurgence.data.moments import moment_and_count, save_moments
 from resurgence.diffusion.text import fill
+from resurgence.stages.base import load_pipe
 from resurgence.stages.job import Job, main
 
 
@@ -20,7 +21,7 @@ def captions_of(job: Job) -> list[str]:
 
 def make(job: Job, folder: Path) -> dict:
     """Write moments.safetensors."""
-    moment, count = moment_and_count(job.pipe(), captions_of(job))
+    moment, count = moment_and_count(load_pipe(job), captions_of(job))
     save_moments(folder / "moments.safetensors", moment, count)
     return {"captions": count}
 

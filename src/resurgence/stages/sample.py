@@ -19,6 +19,7 @@ from resurgence.diffusion.image_sets import shard_file, shard_rows, write_image_
 from resurgence.diffusion.sampling import SamplingConfig, sample
 from resurgence.files import sha256
 from resurgence.provenance.manifest import MANIFEST
+from resurgence.stages.base import load_pipe
 from resurgence.stages.job import Job, main
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def make(job: Job, folder: Path) -> dict:
         ahead = [(part, file) for part, file in zip(parts, files, strict=True) if not file.exists()]
         before += len(files) - len(ahead)
         if ahead:
-            pipe = job.pipe(precision)
+            pipe = load_pipe(job, precision)
             for place in weights:
                 apply_folder(pipe, place)
         for part, file in ahead:

@@ -21,8 +21,8 @@ BASE, TASK = "{base}", "{base}/{task}"
 ERASED = "{base}/{task}/{eraser}/s{erase_seed}"
 TUNED = ERASED + "/{finetune}/f{finetune_seed}"
 MODEL = "{base}/{model}"
-ALTERNATIVES = ("resurgence.data.segmenters", "resurgence.scorers", "resurgence.erasers")
-"""Packages of which a setting chooses members: code_version follows only those that are chosen."""
+ALTERNATIVES = ("resurgence.data.segmenters",)
+"""Packages of which a setting chooses members among imports: code_version follows only those that are chosen."""
 
 
 def one(_: Study) -> Iterable[Mapping[str, str]]:
@@ -109,12 +109,12 @@ def eraser_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
 def scorer_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
     """The modules of the study's scorers."""
     names = [name for name, settings in study.scorers.items() if "features" not in settings]
-    return ("resurgence.scorers", *(f"resurgence.scorers.{name}" for name in names))
+    return tuple(f"resurgence.scorers.{name}" for name in names)
 
 
 def reference_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
     """The module of the scorer whose features are compared."""
-    return ("resurgence.scorers", f"resurgence.scorers.{study.scorers['frechet']['features']}")
+    return (f"resurgence.scorers.{study.scorers['frechet']['features']}",)
 
 
 def segmenter_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
