@@ -94,10 +94,10 @@ def test_rules_of_paths(study: Study) -> None:
     }  # fmt: skip
     for rule, (item, part) in paths.items():
         assert rule_of(job(study, item, part, {})) == rule
-    solved = {"closed_form": ("mace", "uce", "rece", "time", "mace_refinement"), "erase": ("esd", "sdd", "fmn", "spm")}
-    for rule, modules in solved.items():
-        for name in modules:
-            assert rule_of(job(study, SHIP, "delta", {"method": f"resurgence.erasers.{name}"})) == rule, name
+    solved = {"closed_form": ("mace", "uce", "rece", "time", "mace-refinement"), "erase": ("esd", "sdd", "fmn", "spm")}
+    for rule, names in solved.items():
+        for name in names:
+            assert rule_of(job(study, SHIP, "delta", {"method": name})) == rule, name
     assert rule_of(Planned("resurgence.stages.report", {}, Path("results/cost/report.json"), ())) == "report"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tree import ROOT, Tree
 
-from resurgence.config.method_configs import methods
+from resurgence.config.erasers import ERASERS, method_module
 from resurgence.provenance.code_version import file_of, find_file, imported, sources
 
 SOURCE = ROOT / "src/resurgence"
@@ -58,10 +58,11 @@ def test_imports_for_annotations_do_not_count_and_those_in_functions_do() -> Non
 
 
 def test_a_method_brings_its_own_modules_and_no_other_method() -> None:
-    for name, module in methods().items():
+    modules = {name: method_module(name) for name in ERASERS}
+    for name, module in modules.items():
         files = {path.relative_to(SOURCE).as_posix() for path in sources(module)}
         own = file_of(module).relative_to(SOURCE).as_posix()
-        others = {file_of(m).relative_to(SOURCE).as_posix() for n, m in methods().items() if n != name}
+        others = {file_of(m).relative_to(SOURCE).as_posix() for n, m in modules.items() if n != name}
         assert own in files and "erasers/__init__.py" in files
         # the refinement alone is a part of MACE, and RECE begins with UCE
         assert len(files & others) <= 1, (name, files & others)
