@@ -28,6 +28,7 @@ from resurgence.erasers.mace.method import (
     refine,
     retained_means,
     tokens_of,
+    train_loras,
 )
 from tiny import make_pipeline
 
@@ -391,6 +392,21 @@ def test_lora_folders(erased, tmp_path):
         save_loras({"old cat": erased[2]["ship"], "old-cat": erased[2]["ship"]}, tmp_path)
     with pytest.raises(FileNotFoundError, match="'bird'"):
         load_loras(tmp_path, ["bird"])
+
+
+def test_settings_of_the_fusion_do_not_reach_the_loras(pipe, data):
+    """Variants that differ in them alone share their LoRAs."""
+    read = set()
+
+    class Seen(MaceConfig):
+        def __getattribute__(self, name: str):
+            read.add(name)
+            return super().__getattribute__(name)
+
+    cfg = Seen(**dataclasses.asdict(CFG))
+    read.clear()
+    train_loras(pipe, TASK, cfg, data, 0)
+    assert "steps" in read and not read & MaceConfig.fusion_settings
 
 
 def test_erase_is_the_three_steps_and_leaves_the_pipeline_alone(pipe, data, tmp_path):

@@ -12,12 +12,12 @@ from resurgence.erasers.gradient.forget_retain import ForgetRetain
 from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import Objective, Sample, gradients, samples, train
 from resurgence.erasers.gradient.trajectories import Trajectories
-from resurgence.erasers.lora import Lora, TrainedLoras, adapted, in_two_steps
+from resurgence.erasers.lora import Lora, TrainedLoras, adapted, in_two_steps, load_loras
 from resurgence.seeds import generator
 
 __all__ = [
     "Encoder", "ForgetRetain", "Lora", "Objective", "Sample", "Student", "TrainedLoras", "Trajectories", "adapted",
     "add_noise", "apply_edit", "as_delta", "concept_positions", "fill", "from_delta", "generator", "gradients",
-    "in_two_steps", "latents_of", "load_captions", "paired_rows", "projection_weights", "relative_change", "report",
-    "samples", "shared_edit", "swapped", "system", "token_ids", "train", "trained",
+    "in_two_steps", "latents_of", "load_captions", "load_loras", "paired_rows", "projection_weights",
+    "relative_change", "report", "samples", "shared_edit", "swapped", "system", "token_ids", "train", "trained",
 ]  # fmt: skip
