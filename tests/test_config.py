@@ -17,8 +17,9 @@ import yaml
 from resurgence.config import erasers
 from resurgence.config.fields import ConfigError, read_yaml
 from resurgence.config.load import load_study, make_study, merge
+from resurgence.config.model_path import method_name, split_name
 from resurgence.config.settings import make_method
-from resurgence.config.study import Erasure, printed, split
+from resurgence.config.study import Erasure
 from resurgence.config.task import load_task, make_task
 from resurgence.erasers import EraserConfig, EraserData, Optimisation, method
 from resurgence.workflow import job_settings
@@ -452,8 +453,8 @@ def test_merge_is_that_of_snakemake() -> None:
 
 
 def test_names_in_paths() -> None:
-    assert printed("mace", "default") == "mace" and printed("mace", "to-object") == "mace.to-object"
-    assert split("mace") == ("mace", "default") and split("mace.to-object") == ("mace", "to-object")
+    assert method_name("mace", "default") == "mace" and method_name("mace", "to-object") == "mace.to-object"
+    assert split_name("mace") == ("mace", "default") and split_name("mace.to-object") == ("mace", "to-object")
 
 
 def test_method_without_variants_has_the_default() -> None:

@@ -10,11 +10,13 @@ import pytest
 
 from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
+from resurgence.config.settings import make_eraser
 from resurgence.config.study import Cell, Erasure, Study
 from resurgence.data.prompts import prompt_set
 from resurgence.workflow import job_settings, plan
-from resurgence.workflow.dry_run import Planned
-from resurgence.workflow.gpu_hours import Cost, Coster, Rates, by_rule, prompts_of, read_rates, rule_of
+from resurgence.workflow.gpu_hours import Cost, Coster, Rates, by_rule, prompts_of, read_rates
+from resurgence.workflow.graph import Job, wildcards_of
+from resurgence.workflow.rule_table import RULES
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,8 +36,10 @@ def rates() -> Rates:
     return dataclasses.replace(rates, gpus={"one": ones}, utilisation=halves, seconds=none)
 
 
-def job(study: Study, item, part: str, block: dict) -> Planned:
-    return Planned("resurgence.stages.x", block, Path(study.folder(item, part)) / "manifest.json", ())
+def job(study: Study, rule: str, item: str | Erasure | Cell | None, settings: dict) -> Job:
+    wildcards = {"model": str(study.model(item))} if rule == "sample" else {}
+    wildcards |= {} if item is None or isinstance(item, str) else wildcards_of(item)
+    return Job(RULES[rule], wildcards, Path("made.json"), settings, {}, "")
 
 
 SHIP = Erasure("ship", "mace", "default", 0)
@@ -45,7 +49,7 @@ def test_sampling_by_hand(study: Study, rates: Rates) -> None:
     work = rates.work["sd14"]
     images = 200 + 9 * 200 + 3 * 200  # erased, retained, synonyms
     assert len(prompt_set(study.task("ship"))) == prompts_of(study.task("ship")) == images
-    found = Coster(study, rates, "one")(job(study, SHIP, "images", job_settings.sample(study)))
+    found = Coster(study, rates, "one")(job(study, "sample", SHIP, job_settings.sample(study)))
     assert found.images == images
     assert found.seconds == pytest.approx(images * (2 * 50 * work.unet + work.decode) / 0.5)
     assert found.bytes == images * 2 * 512 * 512
@@ -54,51 +58,45 @@ def test_sampling_by_hand(study: Study, rates: Rates) -> None:
 def test_training_by_hand(study: Study, rates: Rates) -> None:
     work, cost = rates.work["sd14"], Coster(study, rates, "one")
     lora = Cell(SHIP, "lora", "default", 0)
-    found = cost(job(study, lora, "weights", job_settings.finetune(study, lora)))
+    found = cost(job(study, "finetune", lora, job_settings.finetune(study, lora)))
     assert found.seconds == pytest.approx((4000 * work.lora + 250 * work.encode) / 0.5)
     full = Cell(SHIP, "full", "default", 0)
-    found = cost(job(study, full, "weights", job_settings.finetune(study, full)))
+    found = cost(job(study, "finetune", full, job_settings.finetune(study, full)))
     assert found.seconds == pytest.approx((32000 * (work.full + work.unet) + 250 * work.encode) / 0.5)
     assert found.bytes == 4 * work.parameters
     ten = Erasure("celebrities-10", "mace", "default", 0)
-    found = cost(job(study, ten, "loras", job_settings.loras(study, ten)))
+    found = cost(job(study, "loras", ten, job_settings.loras(study, ten)))
     assert found.seconds == pytest.approx(10 * 50 * work.lora / 0.5)
     esd = Erasure("ship", "esd", "default", 0)
-    found = cost(job(study, esd, "delta", job_settings.erase(study, esd)))
+    found = cost(job(study, "erase", esd, job_settings.erase(study, esd)))
     assert found.seconds == pytest.approx(1000 * (work.full + 52 * work.unet) / 0.5)
 
 
 def test_corpora_and_sets_by_hand(study: Study, rates: Rates) -> None:
     work, cost = rates.work["sd14"], Coster(study, rates, "one")
-    prior = cost(job(study, None, "moments", job_settings.prior_moments(study)))
+    prior = cost(job(study, "prior_moments", None, job_settings.prior_moments(study)))
     assert prior.seconds == pytest.approx(616767 * work.text / 0.5)
-    domain = cost(job(study, "celebrities-10", "moments", job_settings.domain_moments(study, "celebrities-10")))
+    domain = cost(job(study, "domain_moments", "celebrities-10", job_settings.domain_moments(study, "celebrities-10")))
     assert domain.seconds == pytest.approx(100 * 30 * work.text / 0.5)
     chosen = cost(
         job(
             study,
+            "finetune_set",
             "celebrities-10",
-            "finetune_sets/random",
             job_settings.finetune_set(study, "celebrities-10", "random"),
         )
     )
     assert chosen.images == 250
 
 
-def test_rules_of_paths(study: Study) -> None:
-    paths = {
-        "prior_moments": (None, "moments"), "domain_moments": ("ship", "moments"), "prompts": ("ship", "prompts"),
-        "masks": ("ship", "masks"), "finetune_set": ("ship", "finetune_sets/random"), "loras": (SHIP, "loras"),
-        "sample": (SHIP, "images"), "score": ("ship", "scores"),
-        "finetune": (Cell(SHIP, "lora", "default", 0), "weights"), "retained_images": ("ship", "retained_images"),
-    }  # fmt: skip
-    for rule, (item, part) in paths.items():
-        assert rule_of(job(study, item, part, {})) == rule
+def test_a_closed_form_has_a_rule_of_its_own(study: Study) -> None:
     solved = {"closed_form": ("mace", "uce", "rece", "time", "mace-refinement"), "erase": ("esd", "sdd", "fmn", "spm")}
     for rule, names in solved.items():
-        for name in names:
-            assert rule_of(job(study, SHIP, "delta", {"method": name})) == rule, name
-    assert rule_of(Planned("resurgence.stages.report", {}, Path("results/cost/report.json"), ())) == "report"
+        erasers = {name: make_eraser(name, {}) for name in names}
+        chosen = dataclasses.replace(study, erasers=erasers)
+        found = {wildcards["eraser"] for wildcards in RULES[rule].items(chosen)}
+        assert found == set(names)
+        assert not list(RULES["erase" if rule == "closed_form" else "closed_form"].items(chosen))
 
 
 def test_counted_work_is_that_of_the_counter() -> None:
@@ -121,8 +119,8 @@ def test_the_plan_adds_up_and_measured_rules_take_over(
 ) -> None:
     monkeypatch.setattr(plan, "examine", lambda study, rules: [])
     jobs = [
-        job(study, SHIP, "images", job_settings.sample(study)),
-        job(study, "ship", "images", job_settings.sample(study)),
+        job(study, "sample", SHIP, job_settings.sample(study)),
+        job(study, "sample", "ship", job_settings.sample(study)),
     ]
     costs = by_rule(jobs, Coster(study, rates, "one"))
     assert costs["sample"].images == 5200

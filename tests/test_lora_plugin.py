@@ -103,7 +103,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def artefact(job: Job, kind: str, make) -> Path:
     """Run a stage as its `main` does, and return the manifest."""
-    with write_artefact(job.out.parent, kind, job.block, job.digested(), job.sources, {}, {}) as folder:
+    with write_artefact(job.out.parent, kind, job.settings, job.digested(), {}, {}) as folder:
         make(job, folder)
     return job.out
 
@@ -112,12 +112,12 @@ def test_the_stages_run_its_functions(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     pipe = make_pipeline(cross_attention_dim=32, heads=2, max_length=24)
     pipe.save_pretrained("base")
-    with write_artefact(Path("moments"), "prior moments", {}, {}, [], {}, {}) as folder:
+    with write_artefact(Path("moments"), "prior moments", {}, {}, {}, {}) as folder:
         save_moments(folder / "moments.safetensors", torch.eye(32, dtype=torch.float64), 1)
-    moments = Path("moments/manifest.json")
+    inputs = {"prior": (Path("moments/manifest.json"),)}
     block: dict[str, Any] = {"base": {"path": "base", "revision": None}, "method": NAME, "task": TASK, "seed": 3}
     first = block | {"settings": {"steps": 4, "lr": 0.1}}
-    loras = artefact(Job(first, Path("loras/manifest.json"), (moments,), "cpu"), "concept LoRAs", loras_stage.make)
+    loras = artefact(Job(first, Path("loras/manifest.json"), inputs, "cpu"), "concept LoRAs", loras_stage.make)
     assert calls == ["train"]
     curves = json.loads(Path("loras/curves.json").read_text())
     assert all(len(curve) == 4 and curve[-1] < curve[0] for curve in curves.values()) and list(curves) == TASK["erase"]
@@ -127,7 +127,7 @@ def test_the_stages_run_its_functions(tmp_path: Path, monkeypatch: pytest.Monkey
     deltas = {}
     for weight in (1.0, 0.5):  # two variants on the same LoRAs
         second = block | {"settings": {"steps": 4, "lr": 0.1, "weight": weight}, "delta_precision": "fp32"}
-        job = Job(second, Path(f"delta-{weight}/manifest.json"), (loras, moments), "cpu")
+        job = Job(second, Path(f"delta-{weight}/manifest.json"), {**inputs, "loras": (loras,)}, "cpu")
         made = artefact(job, "erased delta", erase_stage.make)
         assert set(read_manifest(made)["files"]) == {"delta.safetensors", "closed_form.json"}
         assert json.loads((made.parent / "closed_form.json").read_text()) == {"fusion": {"weight": weight}}
@@ -140,8 +140,7 @@ def test_the_stages_run_its_functions(tmp_path: Path, monkeypatch: pytest.Monkey
             torch.testing.assert_close(delta[f"unet.{name}.weight"], w.detach() + weight * change)
 
     # by hand, both steps at once
-    task = job.task()
-    whole = erase(pipe, task, LoweringConfig(), EraserData(prior=torch.eye(32, dtype=torch.float64)), 3, tmp_path)
+    whole = erase(pipe, job.task, LoweringConfig(), EraserData(prior=torch.eye(32, dtype=torch.float64)), 3, tmp_path)
     assert whole.keys() == deltas[1.0].keys() and all(torch.equal(w, deltas[1.0][n]) for n, w in whole.items())
     assert {"loras", "curves.json", "closed_form.json"} <= {path.name for path in tmp_path.iterdir()}
 

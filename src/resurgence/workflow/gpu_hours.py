@@ -150,10 +150,8 @@ class Coster:
     def erase(self, block: Mapping[str, Any]) -> Cost:
         """Gradient steps."""
         config, passes = eraser_passes(block)
-        trained = isinstance(
-            config, Optimisation
-        )  # a method with a trainer of its own: fp32, written like a closed form
-        precision, share = (config.precision, SHARES[config.parameters]) if trained else ("fp32", KV)
+        known = isinstance(config, Optimisation)  # else a trainer that is not ours: taken to train keys and values
+        precision, share = (config.precision, SHARES[config.parameters]) if known else ("fp32", KV)
         tflop = passes.graded * self.work.full + passes.plain * self.work.unet
         return Cost(self.time(tflop, precision), bytes=share * 4 * self.work.parameters)
 
