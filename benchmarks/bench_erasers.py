@@ -9,21 +9,19 @@ study are forks of a process that has done it. What trains is timed by its own j
 from __future__ import annotations
 
 import argparse
-import importlib
 import statistics
 import time
 from pathlib import Path
 
 import torch
 
-from resurgence.config.fields import build
 from resurgence.config.load import load_study
 from resurgence.config.study import Study
 from resurgence.config.task import Task
 from resurgence.data.moments import second_moment
 from resurgence.diffusion.pipeline import load_base
 from resurgence.diffusion.text import fill, load_captions
-from resurgence.erasers import EraserData
+from resurgence.erasers import EraserData, method
 
 CLOSED = ("uce", "rece", "time", "mace-refinement")
 LIMIT = 2.0
@@ -40,10 +38,9 @@ def moments(study: Study, task: Task) -> EraserData:
 
 def seconds(study: Study, task: Task, eraser: str, data: EraserData) -> float:
     """Load the base, erase."""
-    module = importlib.import_module(study.erasers[eraser].module)
-    cfg = build(module.ERASER.config, study.eraser_settings(task.name, eraser, "default"), eraser)
+    run, cfg = method(study.erasers[eraser].name).erase, study.eraser_config(task.name, eraser, "default")
     start = time.perf_counter()
-    module.ERASER.erase(load_base(study.base.path), task, cfg, data, 0)
+    run(load_base(study.base.path), task, cfg, data, 0)
     return time.perf_counter() - start
 
 

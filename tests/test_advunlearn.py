@@ -36,7 +36,7 @@ def pipe(request):
 def made(pipe, cfg, seed: int = 4) -> Advunlearn:
     """An objective whose model has moved away from the base."""
     student = Student(pipe, cfg.parameters)
-    objective = Advunlearn(student, TASK, cfg, seed)
+    objective = Advunlearn(student, TASK, cfg, EraserData(), seed)
     shake(student)
     return objective
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 import itertools
 import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
+from resurgence.config import erasers
 from resurgence.config.fields import ConfigError, read_yaml
 from resurgence.config.load import load_study, make_study, merge
-from resurgence.config.method_configs import PACKAGE, config_class, methods, needs
 from resurgence.config.model_path import ModelPath, method_name, split_name
 from resurgence.config.settings import make_method
 from resurgence.config.study import Erasure
 from resurgence.config.task import load_task, make_task
-from resurgence.erasers import EraserData
+from resurgence.erasers import EraserConfig, EraserData, Optimisation, method
 from resurgence.workflow import job_settings
 
 ROOT = Path(__file__).parents[1]
@@ -297,36 +299,91 @@ def test_variants_that_differ_in_the_fusion_share_their_loras(config: dict[str, 
     assert found == {"default": "default", "fused": "default", "longer": "longer"}
 
 
-def test_settings_of_the_fusion_are_read_by_the_fusion_only() -> None:
-    import ast
-
-    from resurgence.config.method_configs import tree_of
-
-    assert set(job_settings.FUSION) <= {
-        f.name for f in dataclasses.fields(config_class("resurgence.erasers.mace.method"))
-    }
-    for node in tree_of(PACKAGE / "erasers/mace.py").body:
-        if isinstance(node, ast.FunctionDef) and node.name not in ("fuse", "erase", "retained_means"):
-            read = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
-            assert not read & set(job_settings.FUSION), node.name
-
-
-@pytest.mark.parametrize("name", [*methods().values(), *(f"resurgence.{n}" for n in ("masks", "sample", "finetune"))])
-def test_declared_class_is_the_real_one(name: str) -> None:
-    declared = config_class(name)
-    real = getattr(importlib.import_module(name), declared.__name__)
-    assert [(f.name, f.type, f.default) for f in dataclasses.fields(declared)] == [
-        (f.name, f.type, f.default) for f in dataclasses.fields(real)
-    ]
-    assert dataclasses.asdict(declared()) == dataclasses.asdict(real())
+def test_configurations_of_erasers_are_read_without_torch() -> None:
+    code = (
+        "import sys; from resurgence.config.erasers import erasers, eraser_config, method_module\n"
+        "import resurgence.erasers\n"
+        "names = [name for name in erasers() if method_module(name) and eraser_config(name)]\n"
+        "print(len(names), [m for m in ('torch', 'diffusers', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == f"{len(erasers.ERASERS)} []", done.stderr
 
 
-def test_methods_and_needs_are_the_real_ones() -> None:
-    assert {"mace", "uce", "esd"} <= set(methods())
-    for module in methods().values():
-        eraser = importlib.import_module(module).ERASER
-        assert needs(module) == eraser.needs <= {f.name for f in dataclasses.fields(EraserData)} - {"state"}
-        assert eraser.config.__name__ == config_class(module).__name__
+def test_every_method_has_what_its_configuration_says() -> None:
+    files = {f.name for f in dataclasses.fields(EraserData)} - {"state"}
+    assert set(erasers.DATA) == files
+    for name in erasers.ERASERS:
+        config, module = erasers.eraser_config(name), method(name)
+        assert config.__module__ != module.__name__ and callable(module.erase), name
+        assert hasattr(module, "train_loras") == hasattr(module, "fuse") == config.trains_loras, name
+        assert config.fusion_settings <= {f.name for f in dataclasses.fields(config)}, name
+        assert config.closed_form != issubclass(config, Optimisation) == config.has_curve, name
+
+
+def test_mace_reads_no_masks_for_styles() -> None:
+    mace = erasers.eraser_config("mace")
+    assert mace().reads("object") - mace().reads("style") == {"masks"} <= mace().needs
+    assert "masks" not in mace(use_masks=False).reads("person")
+
+
+class Entry(NamedTuple):
+    """An entry point."""
+
+    name: str
+    value: str
+
+
+class Elsewhere(EraserConfig):
+    """A configuration class of another package."""
+
+
+class Odd(EraserConfig):
+    """One that asks for what is not there."""
+
+    needs = frozenset({"sounds"})
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Entry points of other packages."""
+
+    def entries(*found: Entry) -> None:
+        monkeypatch.setattr(erasers, "entry_points", lambda group: found if group == "resurgence.erasers" else ())
+        erasers.erasers.cache_clear()
+        erasers.eraser_config.cache_clear()
+
+    yield entries
+    monkeypatch.undo()
+    erasers.erasers.cache_clear()
+    erasers.eraser_config.cache_clear()
+
+
+def test_an_entry_point_registers_an_eraser(register: Callable[..., None]) -> None:
+    register(Entry("elsewhere", f"{__name__}:Elsewhere"))
+    assert erasers.eraser_config("elsewhere") is Elsewhere and erasers.method_module("elsewhere") == __name__
+    with pytest.raises(ConfigError, match=r"method = 'elsewere': .*did you mean 'elsewhere'"):
+        erasers.eraser_config("elsewere")
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (Entry("uce", "other:UceConfig"), ["entry point resurgence.erasers = 'uce'", "choose another name"]),
+        (Entry("new", __name__), ["entry point resurgence.erasers: new", "module:Class"]),
+        (Entry("new", f"{__name__}:Entry"), ["entry point resurgence.erasers: new", "subclass of"]),
+        (Entry("new", f"{__name__}:Missing"), ["entry point resurgence.erasers: new", "'test_config:Missing'"]),
+        (Entry("new", f"{__name__}:Odd"), ["test_config:Odd: needs = 'sounds'", "known: prior, domain"]),
+    ],
+    ids=lambda value: value.value if isinstance(value, Entry) else "",
+)
+def test_an_entry_point_that_names_no_eraser(register: Callable[..., None], entry: Entry, words: list[str]) -> None:
+    register(entry)
+    with pytest.raises(ConfigError) as error:
+        erasers.eraser_config(entry.name)
+    assert all(word in str(error.value) for word in words), error.value
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config/tasks/miniature").glob("*.yaml")), ids=lambda path: path.stem)
@@ -424,7 +481,7 @@ def test_what_is_no_path_of_a_model(text: str) -> None:
 
 
 def test_method_without_variants_has_the_default() -> None:
-    assert list(make_method({}, "erasers.x", "erasers/uce.py", ()).variants) == ["default"]
+    assert list(make_method({}, "erasers.x", None, ()).variants) == ["default"]
 
 
 EXPERIMENT = {"title": "T", "kind": "bars", "tasks": ["pets"], "erasers": ["mace"], "finetunes": ["lora"]}

@@ -11,11 +11,13 @@ import pytest
 
 from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
+from resurgence.config.settings import make_eraser
 from resurgence.config.study import Cell, Erasure, Study
 from resurgence.data.prompts import prompt_set
 from resurgence.workflow import graph, plan
 from resurgence.workflow.gpu_hours import Cost, Coster, Rates, by_rule, prompts_of, read_rates
 from resurgence.workflow.graph import Job
+from resurgence.workflow.rule_table import RULES
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,11 +86,14 @@ def test_corpora_and_sets_by_hand(rates: Rates, cost: Callable[..., Cost]) -> No
     assert cost("celebrities-10", "finetune_sets/random").images == 250
 
 
-def test_what_is_solved_is_a_rule_of_its_own(study: Study, jobs: dict[str, Job]) -> None:
-    """On a cluster closed forms share a job; a training of hours must not be among them."""
-    rules = {job.settings["method"]: job.rule.name for job in jobs.values() if job.rule.stage == "erase"}
-    assert {name for name, rule in rules.items() if rule == "closed_form"} >= {"mace", "uce"}
-    assert {name for name, rule in rules.items() if rule == "erase"} >= {"esd"}
+def test_a_closed_form_has_a_rule_of_its_own(study: Study) -> None:
+    solved = {"closed_form": ("mace", "uce", "rece", "time", "mace-refinement"), "erase": ("esd", "sdd", "fmn", "spm")}
+    for rule, names in solved.items():
+        erasers = {name: make_eraser(name, {}) for name in names}
+        chosen = dataclasses.replace(study, erasers=erasers)
+        found = {wildcards["eraser"] for wildcards in RULES[rule].items(chosen)}
+        assert found == set(names)
+        assert not list(RULES["erase" if rule == "closed_form" else "closed_form"].items(chosen))
 
 
 def test_counted_work_is_that_of_the_counter() -> None:

@@ -65,7 +65,7 @@ def plain():
 def trained(pipe, cfg, seed: int = 0) -> tuple[Student, Eap]:
     """An objective in the middle of a training: student and base differ."""
     student = Student(pipe, cfg.parameters)
-    objective = Eap(student, TASK, cfg, seed)
+    objective = Eap(student, TASK, cfg, EraserData(), seed)
     shake(student)
     return student, objective
 
@@ -204,7 +204,7 @@ def test_search_raises_the_preservation_loss(plain, ascent):
 
 
 def test_a_base_that_has_not_changed_moves_no_pi(pipe):
-    objective = Eap(Student(pipe, "xattn"), TASK, CFG, 0)
+    objective = Eap(Student(pipe, "xattn"), TASK, CFG, EraserData(), 0)
     _, shown = objective.gradient(0)
     assert float(shown["preservation"]) < 1e-10
     assert all(float(pi.detach().abs().max()) < 1e-6 for pi in objective.pi.values())
@@ -236,7 +236,7 @@ def test_gumbel_softmax_limits_and_gradient():
 @pytest.mark.parametrize("distance", ["cosine", "l2"])
 def test_the_closest_words_are_searched(pipe, distance):
     cfg = dataclasses.replace(CFG, distance=distance)
-    objective = Eap(Student(pipe, "xattn"), TASK, cfg, 0)
+    objective = Eap(Student(pipe, "xattn"), TASK, cfg, EraserData(), 0)
     words = vocabulary(cfg, pipe.tokenizer, TASK.erase)
     flat = {w: embed(pipe, cfg.template.replace("{}", w)).flatten() for w in (*words, *TASK.erase)}
     for concept in TASK.erase:
@@ -291,7 +291,6 @@ def test_delta_holds_the_selected_parameters_and_the_pipeline_is_unchanged(pipe,
     assert same(delta, erase(pipe, TASK, cfg, EraserData(), 0))
     assert not same(delta, erase(pipe, TASK, cfg, EraserData(), 1))
     found = json.loads((tmp_path / "sensitive.json").read_text())
-    assert (tmp_path / "sensitive.png").stat().st_size > 5000
     assert list(found) == list(TASK.erase)
     for pairs in found.values():
         chances = [chance for _, chance in pairs]

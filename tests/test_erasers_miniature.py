@@ -6,7 +6,6 @@ Few images and at most 100 steps, so that all methods together take minutes; the
 from __future__ import annotations
 
 import copy
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from resurgence.diffusion.deltas import apply_delta
 from resurgence.diffusion.pipeline import load_base
 from resurgence.diffusion.sampling import SamplingConfig, sample
 from resurgence.diffusion.text import fill, load_captions
-from resurgence.erasers import EraserData
+from resurgence.erasers import EraserData, eraser_config, method
 from resurgence.scorers import METRICS, load_scorers, score_images
 
 ROOT = Path(__file__).parents[1]
@@ -94,12 +93,12 @@ def test_the_base_shows_what_is_asked_for(before: dict[str, float]) -> None:
 def test_an_eraser_lowers_the_erased_concept(world, before, eraser: str, monkeypatch, record_property) -> None:
     pipe, task, data, scorers = world
     monkeypatch.chdir(ROOT)  # caption files are named from here
-    module = importlib.import_module(STUDY.erasers[eraser].module)
     settings = STUDY.eraser_settings("ship", eraser, "default")
     if "steps" in settings:
         settings |= {"steps": min(settings["steps"], STEPS), "checkpoints": ()} if "checkpoints" in settings else {}
-    cfg = build(module.ERASER.config, settings, eraser)
-    delta = module.ERASER.erase(pipe, task, cfg, EraserData(**data), 0)
+    name = STUDY.erasers[eraser].name
+    cfg = build(eraser_config(name), settings, eraser)
+    delta = method(name).erase(pipe, task, cfg, EraserData(**data), 0)
     erased = copy.deepcopy(pipe)
     apply_delta(erased, delta)
     after = accuracy(erased, task, scorers)

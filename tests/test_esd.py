@@ -70,7 +70,7 @@ def slow_points(pipe, unet, cfg, drawn) -> list[tuple[torch.Tensor, int]]:
 def test_loss_and_gradient_of_a_step_equal_the_formula(pipe, x_t, eta_from):
     cfg = EsdConfig(batch=3, eta=1.7, eta_from=eta_from, x_t=x_t, guidance=2.5, **SMALL)
     student = Student(pipe, cfg.parameters)
-    objective = Esd(student, TASK, cfg, seed=4)
+    objective = Esd(student, TASK, cfg, EraserData(), seed=4)
     shake(student)  # the student is no longer the base: who samples, and who is the target, shows
     unet, drawn = unet_with(pipe, student.weights), samples(TASK.erase, 3, 4, 6)
     if x_t == "student":
@@ -87,7 +87,7 @@ def test_loss_and_gradient_of_a_step_equal_the_formula(pipe, x_t, eta_from):
 def test_points_of_the_student_equal_ddim_written_out(pipe):
     cfg = EsdConfig(batch=6, guidance=2.5, **SMALL)
     student = Student(pipe, cfg.parameters)
-    objective = Esd(student, TASK, cfg, seed=0)
+    objective = Esd(student, TASK, cfg, EraserData(), seed=0)
     shake(student)
     drawn = samples(TASK.erase, 6, 0, 2)
     x, t = objective.noisy(drawn, torch.stack([objective.texts[sample.concept] for sample in drawn]))
@@ -99,7 +99,7 @@ def test_points_of_the_student_equal_ddim_written_out(pipe):
 def test_points_of_the_base_lie_on_its_trajectories(pipe):
     cfg = EsdConfig(batch=8, x_t="base", guidance=2.5, **SMALL)
     student = Student(pipe, cfg.parameters)
-    objective = Esd(student, TASK, cfg, seed=0)
+    objective = Esd(student, TASK, cfg, EraserData(), seed=0)
     shake(student)
     frozen = unet_with(pipe, {})
     drawn = samples(TASK.erase, 8, 0, 0)
@@ -117,7 +117,7 @@ def test_t_lies_in_the_interval_of_its_ddim_step(steps):
     cfg = EsdConfig(batch=16, ddim_steps=steps, guidance=1.0)
     student = Student(pipeline("epsilon"), cfg.parameters)
     student.raw = lambda weights, x, t, text: torch.zeros_like(x)  # only t counts here
-    objective = Esd(student, TASK, cfg, seed=0)
+    objective = Esd(student, TASK, cfg, EraserData(), seed=0)
     seen = []
     for step in range(40):
         drawn = samples(TASK.erase, 16, 0, step)
@@ -139,7 +139,7 @@ def test_t_never_exceeds_the_last_timestep():
         torch.randn(4, 8, 8, generator=g)
         if int(torch.randint(50, (), generator=g)) == 0 and int(torch.randint(20, (), generator=g)) == 19:
             break
-    objective = Esd(Student(pipeline("epsilon"), "xattn"), TASK, EsdConfig(), seed=0)
+    objective = Esd(Student(pipeline("epsilon"), "xattn"), TASK, EsdConfig(), EraserData(), seed=0)
     drawn = samples(TASK.erase, 1, 0, step)
     assert objective.noisy(drawn, objective.texts[drawn[0].concept][None])[1].tolist() == [999]
 
@@ -154,13 +154,13 @@ def test_eta_two_from_the_concept_is_eta_one_from_empty(pipe):
     losses = []
     for eta, start in ((1.0, "empty"), (2.0, "concept"), (2.0, "empty")):
         cfg = EsdConfig(batch=2, eta=eta, eta_from=start, x_t="base", **SMALL)
-        losses.append(float(Esd(Student(pipe, "xattn"), TASK, cfg, 0).loss(0).detach()))
+        losses.append(float(Esd(Student(pipe, "xattn"), TASK, cfg, EraserData(), 0).loss(0).detach()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[2] > 2 * losses[0]
 
 
 def test_eta_zero_from_the_concept_asks_for_nothing(pipe):
     cfg = EsdConfig(batch=4, eta=0.0, eta_from="concept", x_t="base", **SMALL)
-    assert float(Esd(Student(pipe, "xattn"), TASK, cfg, 0).loss(0).detach()) < 1e-10
+    assert float(Esd(Student(pipe, "xattn"), TASK, cfg, EraserData(), 0).loss(0).detach()) < 1e-10
 
 
 @pytest.mark.parametrize("selection", ["xattn", "noxattn"])

@@ -10,7 +10,7 @@ import torch
 
 from resurgence.erasers import EraserData
 from resurgence.erasers.mace import concept_loras
-from resurgence.erasers.mace.method import train_loras
+from resurgence.erasers.mace.method import attention_loras
 from resurgence.training import checkpoint
 from test_mace import CFG, TASK
 from tiny import make_pipeline
@@ -78,29 +78,29 @@ def equal(a, b) -> bool:
 def test_a_killed_training_goes_on_bit_identically(pipe, images, often, losses, monkeypatch, tmp_path, chunk, at):
     """Four steps a chunk, so step 5 lies in the second of two chunks; no step is trained twice."""
     cfg, data = dataclasses.replace(CFG, chunk=chunk), EraserData(**images, state=tmp_path / "state")
-    expected = train_loras(pipe, TASK, cfg, EraserData(**images), 0)
+    expected = attention_loras(pipe, TASK, cfg, EraserData(**images), 0)
     whole = len(losses)
     losses.clear()
     with monkeypatch.context() as patch:
         interrupted(patch, losses, at, dies)
         with pytest.raises(Killed):
-            train_loras(pipe, TASK, cfg, data, 0)
+            attention_loras(pipe, TASK, cfg, data, 0)
     losses.clear()
-    assert equal(train_loras(pipe, TASK, cfg, data, 0), expected) and len(losses) == whole - at
+    assert equal(attention_loras(pipe, TASK, cfg, data, 0), expected) and len(losses) == whole - at
 
 
 def test_sigterm_saves_the_state_and_leaves(pipe, images, losses, monkeypatch, tmp_path):
     data, handler = EraserData(**images, state=tmp_path), signal.getsignal(signal.SIGTERM)
-    expected = train_loras(pipe, TASK, CFG, EraserData(**images), 0)
+    expected = attention_loras(pipe, TASK, CFG, EraserData(**images), 0)
     losses.clear()
     with monkeypatch.context() as patch:
         interrupted(patch, losses, 1, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(SystemExit) as stopped:
-            train_loras(pipe, TASK, CFG, data, 0)
+            attention_loras(pipe, TASK, CFG, data, 0)
     assert stopped.value.code == 143 and signal.getsignal(signal.SIGTERM) == handler
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
     losses.clear()
-    assert equal(train_loras(pipe, TASK, CFG, data, 0), expected) and len(losses) == CFG.steps - 2
+    assert equal(attention_loras(pipe, TASK, CFG, data, 0), expected) and len(losses) == CFG.steps - 2
 
 
 @pytest.mark.parametrize("change", ["lr", "seed", "masks", "order", "base"])
@@ -108,22 +108,22 @@ def test_the_state_of_another_training_is_not_continued(pipe, images, often, los
     with monkeypatch.context() as patch:
         interrupted(patch, losses, 3, dies)
         with pytest.raises(Killed):
-            train_loras(pipe, TASK, CFG, EraserData(**images, state=tmp_path), 0)
+            attention_loras(pipe, TASK, CFG, EraserData(**images, state=tmp_path), 0)
     cfg = dataclasses.replace(CFG, lr=2e-2) if change == "lr" else CFG
     task = dataclasses.replace(TASK, erase=TASK.erase[::-1], labels=()) if change == "order" else TASK
     masks = {name: ~mask for name, mask in images["masks"].items()} if change == "masks" else images["masks"]
     base = make_pipeline(cross_attention_dim=32, heads=2, max_length=24, seed=5) if change == "base" else pipe
     data, seed = EraserData(images=images["images"], masks=masks, state=tmp_path), int(change == "seed")
     losses.clear()
-    found = train_loras(base, task, cfg, data, seed)
+    found = attention_loras(base, task, cfg, data, seed)
     assert len(losses) == CFG.steps
-    assert equal(found, train_loras(base, task, cfg, dataclasses.replace(data, state=None), seed))
+    assert equal(found, attention_loras(base, task, cfg, dataclasses.replace(data, state=None), seed))
 
 
 def test_a_smaller_batch_after_the_memory_did_not_suffice_is_kept(pipe, images, often, losses, monkeypatch, tmp_path):
     """The state says how many concepts a batch holds, since another number rounds differently."""
     data, cfg = EraserData(**images, state=tmp_path), dataclasses.replace(CFG, chunk=2)
-    expected = train_loras(pipe, TASK, dataclasses.replace(CFG, chunk=1), EraserData(**images), 0)
+    expected = attention_loras(pipe, TASK, dataclasses.replace(CFG, chunk=1), EraserData(**images), 0)
     losses.clear()
 
     def full() -> None:
@@ -133,6 +133,6 @@ def test_a_smaller_batch_after_the_memory_did_not_suffice_is_kept(pipe, images, 
         interrupted(patch, losses, 2, full)  # then step 5 is the third of the first concept alone
         interrupted(patch, losses, 5, dies)
         with pytest.raises(Killed):
-            train_loras(pipe, TASK, cfg, data, 0)
+            attention_loras(pipe, TASK, cfg, data, 0)
     losses.clear()
-    assert equal(train_loras(pipe, TASK, cfg, data, 0), expected) and len(losses) == 2 * CFG.steps - 2
+    assert equal(attention_loras(pipe, TASK, cfg, data, 0), expected) and len(losses) == 2 * CFG.steps - 2

@@ -21,6 +21,7 @@ from resurgence.erasers.mace.concept_loras import clip_per_concept, timestep_wei
 from resurgence.erasers.mace.fusion import fuse_constrained, independent_rows
 from resurgence.erasers.mace.method import (
     MaceConfig,
+    attention_loras,
     concept_data,
     erase,
     fuse,
@@ -78,7 +79,7 @@ def erased(pipe, data):
     double = copy.deepcopy(pipe).to(torch.float64)
     refined, _ = refine(double, TASK, CFG, data)
     with swapped(double.unet, from_delta(refined, double.unet)):
-        return double, refined, *train_loras(double, TASK, CFG, data, seed=5)
+        return double, refined, *attention_loras(double, TASK, CFG, data, seed=5)
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -238,9 +239,9 @@ def test_training_in_a_batch_equals_training_alone(erased, data):
     """Same factors and losses whatever is trained beside: chunks of 2 and of 1, and another order."""
     double, refined, loras, curves = erased
     with swapped(double.unet, from_delta(refined, double.unet)):
-        alone, alone_curves = train_loras(double, TASK, dataclasses.replace(CFG, chunk=1), data, seed=5)
+        alone, alone_curves = attention_loras(double, TASK, dataclasses.replace(CFG, chunk=1), data, seed=5)
         turned = dataclasses.replace(TASK, erase=TASK.erase[::-1], labels=())
-        other, _ = train_loras(double, turned, CFG, data, seed=5)
+        other, _ = attention_loras(double, turned, CFG, data, seed=5)
     for concept in TASK.erase:
         assert curves[concept] == pytest.approx(alone_curves[concept], rel=1e-9)
         for name, pair in loras[concept].items():
@@ -252,8 +253,8 @@ def test_training_in_a_batch_equals_training_alone(erased, data):
 def test_training_in_single_precision_equals_training_alone(pipe, data):
     """To 1e-4: Adam divides each gradient by its own size, so the roundings of small ones show; above is double."""
     cfg = dataclasses.replace(CFG, lr=1e-4)
-    batch, _ = train_loras(pipe, TASK, cfg, data, seed=5)
-    alone, _ = train_loras(pipe, TASK, dataclasses.replace(cfg, chunk=1), data, seed=5)
+    batch, _ = attention_loras(pipe, TASK, cfg, data, seed=5)
+    alone, _ = attention_loras(pipe, TASK, dataclasses.replace(cfg, chunk=1), data, seed=5)
     for concept in TASK.erase:
         for name, pair in batch[concept].items():
             for factor, single in zip(pair, alone[concept][name], strict=True):
@@ -307,13 +308,13 @@ def test_training_equals_a_plain_loop_over_one_concept(erased, data):
 
 def test_training_lowers_the_attention(pipe, data):
     cfg = dataclasses.replace(CFG, steps=40, lr=3e-2)
-    _, curves = train_loras(pipe, TASK, cfg, data, seed=0)
+    _, curves = attention_loras(pipe, TASK, cfg, data, seed=0)
     for curve in curves.values():
         assert sum(curve[-8:]) < 0.9 * sum(curve[:8])
 
 
 def test_seeds_differ_and_repeat(pipe, data):
-    first, again, other = (train_loras(pipe, TASK, CFG, data, seed)[1] for seed in (0, 0, 1))
+    first, again, other = (attention_loras(pipe, TASK, CFG, data, seed)[1] for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
@@ -391,6 +392,21 @@ def test_lora_folders(erased, tmp_path):
         save_loras({"old cat": erased[2]["ship"], "old-cat": erased[2]["ship"]}, tmp_path)
     with pytest.raises(FileNotFoundError, match="'bird'"):
         load_loras(tmp_path, ["bird"])
+
+
+def test_settings_of_the_fusion_do_not_reach_the_loras(pipe, data):
+    """Variants that differ in them alone share their LoRAs."""
+    read = set()
+
+    class Seen(MaceConfig):
+        def __getattribute__(self, name: str):
+            read.add(name)
+            return super().__getattribute__(name)
+
+    cfg = Seen(**dataclasses.asdict(CFG))
+    read.clear()
+    train_loras(pipe, TASK, cfg, data, 0)
+    assert "steps" in read and not read & MaceConfig.fusion_settings
 
 
 def test_erase_is_the_three_steps_and_leaves_the_pipeline_alone(pipe, data, tmp_path):

@@ -16,7 +16,7 @@ from resurgence.diffusion.attention import projection_weights
 from resurgence.diffusion.text import fill
 from resurgence.erasers import EraserData
 from resurgence.erasers.mace.method import MaceConfig, refine
-from resurgence.erasers.mace.refinement_only import ERASER, MaceRefinementConfig, erase
+from resurgence.erasers.mace.refinement_only import MaceRefinementConfig, erase
 from tiny import make_pipeline
 
 KINDS = {
@@ -122,7 +122,7 @@ def test_the_settings_are_those_that_the_refinement_reads(pipe, data):
     whole = {f.name: f.default for f in dataclasses.fields(MaceConfig)}
     assert read & whole.keys() == own.keys()
     assert own == {name: whole[name] for name in own}  # and MACE's defaults
-    assert ERASER.needs == {"prior", "domain"}
+    assert MaceRefinementConfig.needs == {"prior", "domain"}
 
 
 def test_missing_corpora(pipe):

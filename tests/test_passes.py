@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import typing
-from dataclasses import asdict
 
 import pytest
 import torch
 
-from resurgence.config.method_configs import config_class, methods
+from resurgence.config.erasers import ERASERS, EraserConfig, Passes, eraser_config
 from resurgence.config.optimisation import Optimisation, Selection
-from resurgence.erasers import EraserData
+from resurgence.erasers import EraserData, method
 from resurgence.workflow.gpu_hours import SHARES
-from resurgence.workflow.unet_passes import once, passes
 from slow import TASK, pipeline
 
 WALKED = {"ddim_steps": 4, "trajectories": 2}
@@ -48,7 +45,12 @@ def pictures() -> EraserData:
     return EraserData(**made)
 
 
-def counted(method: str, settings: dict, steps: int) -> dict[bool, int]:
+def config(name: str, settings: dict, steps: int) -> EraserConfig:
+    """Settings of a short run of two samples a step."""
+    return eraser_config(name)(**{"batch": 2, "lr": 1e-4, "steps": steps, **settings})
+
+
+def counted(name: str, settings: dict, steps: int) -> dict[bool, int]:
     """Samples that went through the UNet, by whether gradients were recorded."""
     pipe, rows = pipeline("epsilon"), {True: 0, False: 0}
 
@@ -56,21 +58,17 @@ def counted(method: str, settings: dict, steps: int) -> dict[bool, int]:
         rows[torch.is_grad_enabled()] += len(args[0] if args else kwargs["sample"])
 
     pipe.unet.register_forward_pre_hook(count, with_kwargs=True)
-    module = importlib.import_module(methods()[method])
-    cfg = module.ERASER.config(**{"batch": 2, "lr": 1e-4, "steps": steps, **settings})
-    module.ERASER.erase(pipe, TASK, cfg, pictures(), 0)
+    method(name).erase(pipe, TASK, config(name, settings, steps), pictures(), 0)
     return rows
 
 
-@pytest.mark.parametrize(("method", "settings"), CASES, ids=[f"{name}-{k}" for k, (name, _) in enumerate(CASES)])
-def test_passes_are_those_of_a_run(method: str, settings: dict) -> None:
-    two, four = counted(method, settings, 2), counted(method, settings, 4)
-    step = {graded: (four[graded] - two[graded]) / 4 for graded in (True, False)}  # of two steps with two samples
-    told = asdict(config_class(methods()[method])(**{"batch": 2, "steps": 4, **settings}))
-    graded, plain = passes(methods()[method], told, len(TASK.erase))
-    assert (step[True], step[False]) == (graded, plain - (WAYS_BACK if method == "doco" else 0))
-    before = once(told, len(TASK.erase), len(TASK.retain))
-    assert before == (two[True] - 4 * step[True], two[False] - 4 * step[False])
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=[f"{name}-{k}" for k, (name, _) in enumerate(CASES)])
+def test_passes_are_those_of_a_run(name: str, settings: dict) -> None:
+    for steps in (2, 4):
+        rows = counted(name, settings, steps)
+        passes = config(name, settings, steps).unet_passes(len(TASK.erase), len(TASK.retain))
+        ways_back = 2 * steps * WAYS_BACK if name == "doco" else 0
+        assert (rows[True], rows[False] + ways_back) == passes
 
 
 def test_every_selection_has_a_size() -> None:
@@ -78,9 +76,9 @@ def test_every_selection_has_a_size() -> None:
 
 
 def test_every_trained_eraser_is_counted() -> None:
-    trained = {name for name, module in methods().items() if issubclass(config_class(module), Optimisation)}
-    assert {name for name in trained if methods()[name].startswith("resurgence.")} == {name for name, _ in CASES}
-    assert passes("elsewhere.method", {}, 3) == (1, 2)
+    assert {name for name in ERASERS if issubclass(eraser_config(name), Optimisation)} == {name for name, _ in CASES}
+    assert Optimisation(steps=5, batch=3).unet_passes(1, 1) == Passes(15, 30)  # a method that does not count
+    assert eraser_config("mace")(steps=7).unet_passes(3, 2) == Passes(21, 0)
 
 
 HALF = [
@@ -91,20 +89,20 @@ HALF = [
 ]
 
 
-@pytest.mark.parametrize(("method", "settings"), HALF, ids=[name for name, _ in HALF])
-def test_half_precision_trains_the_same_weights(method: str, settings: dict, tmp_path) -> None:
+@pytest.mark.parametrize(("name", "settings"), HALF, ids=[name for name, _ in HALF])
+def test_half_precision_trains_the_same_weights(name: str, settings: dict, tmp_path) -> None:
     """A weight that autocast has cast in a pass without gradients, or before it changed, would be used again."""
-    module, moved, curves = importlib.import_module(methods()[method]), [], []
+    moved, curves = [], []
     before = {f"unet.{n}": w.clone() for n, w in pipeline("epsilon").unet.named_parameters()}
     for precision in ("fp32", "bf16"):
         fixed = {"batch": 2, "lr": 1e-3, "steps": 2, "optimiser": "adam", "weight_decay": 0.0, "max_norm": None}
-        cfg = module.ERASER.config(**{**fixed, "precision": precision, **settings})
+        cfg = eraser_config(name)(**{**fixed, "precision": precision, **settings})
         folder = tmp_path / precision
         folder.mkdir()
-        delta = module.ERASER.erase(pipeline("epsilon"), TASK, cfg, pictures(), 0, folder)
-        moved.append(torch.cat([(delta[name] - before[name]).flatten() for name in sorted(delta)]))
+        delta = method(name).erase(pipeline("epsilon"), TASK, cfg, pictures(), 0, folder)
+        moved.append(torch.cat([(delta[key] - before[key]).flatten() for key in sorted(delta)]))
         curves.append(json.loads((folder / "curves.json").read_text()))
     assert torch.cosine_similarity(*moved, dim=0) > 0.9
     assert (moved[1] != 0).float().mean() > 0.95
-    if method == "erasediff":  # how much of L_f the inner steps take away: nothing from a cast weight used again
+    if name == "erasediff":  # how much of L_f the inner steps take away: nothing from a cast weight used again
         assert min(curve["constraint"][0] / curve["forget"][0] for curve in curves) > 0.5

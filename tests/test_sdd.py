@@ -42,7 +42,7 @@ def pipe(request):
 def trained(pipe, cfg, seed: int = 0) -> tuple[Student, Sdd]:
     """An objective in the middle of a training: student, teacher and base differ."""
     student = Student(pipe, cfg.parameters)
-    objective = Sdd(student, TASK, cfg, seed)
+    objective = Sdd(student, TASK, cfg, EraserData(), seed)
     shake(student, seed=3)
     student.average = shaken(student.weights, seed=8)
     return student, objective
@@ -116,7 +116,7 @@ def test_all_concepts_in_one_caption_must_fit(pipe):
     names = tuple(f"the old painting number {i}" for i in range(9))
     long = dataclasses.replace(TASK, erase=names, mapping=dict.fromkeys(names, "street"), labels=())
     with pytest.raises(ValueError, match="use a shorter template"):
-        Sdd(Student(pipe, "xattn"), long, dataclasses.replace(CFG, sampled_for="all"), 0)
+        Sdd(Student(pipe, "xattn"), long, dataclasses.replace(CFG, sampled_for="all"), EraserData(), 0)
 
 
 def test_stops_are_uniform_and_within_the_interval():

@@ -114,7 +114,7 @@ def test_loss_and_gradient_of_a_step_equal_the_formula(pipe, x_t, surrogate, eta
     """Linear layers and convolutions, also those with stride, of the whole UNet."""
     cfg = dataclasses.replace(CFG, x_t=x_t, surrogate=surrogate, eta=eta, scale=scale, rank=2)
     student = Adapted(pipe, cfg, ["all"], 4)
-    objective = Spm(student, TASK, cfg, 4)
+    objective = Spm(student, TASK, cfg, EraserData(), 4)
     shake(student)
     factors = parts_of(student, "all")
     unet = hooked(pipe, [factors], scale)
@@ -263,7 +263,7 @@ def test_anchors_are_drawn_with_probability_one_minus_cosine():
 def test_no_anchors(plain):
     cfg = dataclasses.replace(CFG, anchors=0)
     student = Adapted(plain, cfg, ["all"], 0)
-    found, shown = Spm(student, TASK, cfg, 0).gradient(0)
+    found, shown = Spm(student, TASK, cfg, EraserData(), 0).gradient(0)
     assert float(shown["anchoring"]) == 0 and float(shown["loss"]) == float(shown["erasing"]) > 0
     assert any(float(g.abs().max()) > 0 for g in found)
 
@@ -281,7 +281,7 @@ def test_anchoring_holds_the_anchors(plain):
     for weight in (0.0, 1000.0):
         cfg = dataclasses.replace(LIGHT, lr=1e-2, anchor_weight=weight)
         student = Adapted(plain, cfg, ["ship"], 0)
-        objective = Membranes(student, [Spm(student.only("ship"), SHIP, cfg, 0)])
+        objective = Membranes(student, SHIP, cfg, EraserData(), 0)
         optimiser = torch.optim.Adam(student.weights.values(), lr=1e-2)
         for step in range(8):
             found, shown = objective.gradient(step)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from resurgence.config.fields import ConfigError
-from resurgence.data.terciles import TercileConfig, drawn, similarities, terciles
+from resurgence.config.stages import TercileConfig
+from resurgence.data.terciles import drawn, similarities, terciles
 
 
 @pytest.mark.parametrize(("which", "choose"), [("max", max), ("min", min)])

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from resurgence.config.erasers import eraser_config
 from resurgence.config.fields import ConfigError
-from resurgence.config.method_configs import config_class
 from resurgence.config.optimisation import Optimisation
 from resurgence.diffusion.deltas import DELTA_FILE, load_delta
 from resurgence.erasers import EraserData
@@ -358,7 +358,7 @@ def test_parameters_that_a_method_does_not_use_are_told(pipe):
 @pytest.mark.parametrize("method", ["esd", "sdd", "spm", "eap"])
 def test_methods_that_train_the_unet_refuse_the_text_encoder(method: str) -> None:
     with pytest.raises(ConfigError, match=f"{method} (trains|adapts) the UNet"):
-        config_class(f"resurgence.erasers.{method}")(parameters="text-encoder")
+        eraser_config(method)(parameters="text-encoder")
 
 
 def test_an_edited_file_of_captions_begins_anew(pipe, tmp_path):

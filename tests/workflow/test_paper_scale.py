@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from resurgence.workflow.dry_run import printed_jobs
 from tree import ROOT, Tree
 
 from resurgence.config.load import load_study
-from resurgence.workflow.dry_run import printed_jobs
 from resurgence.workflow.gpu_hours import Coster, by_rule, counted, prompts_of, read_rates
 from resurgence.workflow.plan import job_counts
 
@@ -29,7 +29,7 @@ def test_the_whole_study_is_planned_in_half_a_minute(name: str, fresh: Tree) -> 
     assert counts["coco_captions"] == counts["coco_annotations"] == 1
     # Linux takes 128 KiB in one argument of a command, and a job's command line is one; 4 KiB for the shell's prefix
     assert max(len(line.encode()) for line in told.splitlines()) < 2**17 - 2**12
-    models = len(study.tasks.names) + sum(study.erasers[e.eraser].module != "" for e in study.erasures())
+    models = len(study.tasks.names) + sum(study.erasers[e.eraser].config is not None for e in study.erasures())
     assert counts["sample"] == counts["score"] == models + len(list(study.cells()))
     costs = by_rule(jobs, Coster(study, read_rates(fresh.root), "a100"))
     sampled = [study.task(job.out.parts[3]) for job in jobs if job.out.parent.name == "images"]

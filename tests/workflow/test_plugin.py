@@ -30,11 +30,11 @@ def plugged(copy: Tree, tmp_path: Path) -> tuple[Tree, dict[str, str], Path]:
         wheel.extractall(site)
     overlay = copy.root / copy.overlay
     overlay.write_text(overlay.read_text().replace("erasers:\n", STUDY, 1))
-    return copy, {"PYTHONPATH": str(site)}, site / "neggrad.py"
+    return copy, {"PYTHONPATH": str(site)}, site / "neggrad"
 
 
 def test_one_file_and_one_entry_are_enough(plugged: tuple[Tree, dict[str, str], Path]) -> None:
-    tree, environment, module = plugged
+    tree, environment, package = plugged
     target = "results/images/small/pets/neggrad/s0/images/manifest.json"
     told = tree.snakemake("--cores", "2", target, environment=environment)
     assert messages(told) == [
@@ -43,12 +43,13 @@ def test_one_file_and_one_entry_are_enough(plugged: tuple[Tree, dict[str, str], 
         "Sample pets/neggrad/s0",
     ]
     manifest = json.loads((tree.root / "results/erased/small/pets/neggrad/s0/delta/manifest.json").read_text())
-    assert "neggrad.py" in manifest["sources"] and manifest["parameters"]["method"] == "neggrad"
+    assert manifest["parameters"]["method"] == "neggrad"
     assert manifest["parameters"]["settings"]["alpha"] == 0.9
 
     # a changed line of the plug-in runs its erasure and what follows, and nothing else
     assert messages(tree.snakemake("-n", target, environment=environment)) == []
-    module.write_text(module.read_text().replace('"a photo of the {}"', '"a picture of the {}"'))
+    loss = package / "objective.py"
+    loss.write_text(loss.read_text().replace("self.cfg.alpha * retain", "2 * self.cfg.alpha * retain"))
     jobs = messages(tree.snakemake("-n", target, environment=environment))
     assert jobs == ["Erase pets with neggrad, seed 0", "Sample pets/neggrad/s0"]
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resurgence import __version__
-from resurgence.config.method_configs import config_class, methods
+from resurgence.config.erasers import eraser_config, erasers
+from resurgence.config.stages import FinetuneConfig, SamplingConfig
 from resurgence.provenance.trace import provenance_arguments
 from resurgence.stages.remake import verify_arguments
 from resurgence.workflow.adopt import adopt_arguments
@@ -34,11 +35,11 @@ class Command(NamedTuple):
     run: str  # module:function, which gets the parsed arguments
 
 
-def settings_help(title: str, module: str) -> str:
+def settings_help(title: str, config: type) -> str:
     """Return the settings of a configuration class with their defaults, for the end of a help text."""
     pairs = [
         f"{f.name}={'(needed)' if f.default is dataclasses.MISSING else f.default!r}"
-        for f in dataclasses.fields(config_class(module))
+        for f in dataclasses.fields(config)
     ]
     return f"{title}:\n  " + "\n  ".join(pairs)
 
@@ -70,7 +71,7 @@ def erase_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `erase`."""
     base_arguments(parser)
     task_argument(parser)
-    parser.add_argument("--eraser", required=True, choices=sorted(methods()), help="erasure method")
+    parser.add_argument("--eraser", required=True, choices=sorted(erasers()), help="erasure method")
     parser.add_argument("--seed", type=int, default=0, help="seed of the erasure (default: 0)")
     set_argument(parser, "--set", "settings of the eraser, over those of the task file; listed below")
     data = parser.add_argument_group("data that an eraser may need; made on the fly where not given")
@@ -83,7 +84,7 @@ def erase_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--template", default="a photo of the {}", help="their prompt (default: 'a photo of the {}')")
     set_argument(data, "--sampling", "their sampling, e.g. steps=30 guidance=7.5 batch=8")
     set_argument(data, "--mask", "their masks, e.g. segmenter=foreground, cross-attention or grounded-sam")
-    parser.epilog = "\n\n".join(settings_help(f"settings of {n}", m) for n, m in sorted(methods().items()))
+    parser.epilog = "\n\n".join(settings_help(f"settings of {name}", eraser_config(name)) for name in sorted(erasers()))
 
 
 def finetune_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +98,7 @@ def finetune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the fine-tuning (default: 0)")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="state to resume from (default: beside --out)")
     set_argument(parser, "--set", "settings of the fine-tuning; listed below")
-    parser.epilog = settings_help("settings", "resurgence.training.finetune")
+    parser.epilog = settings_help("settings", FinetuneConfig)
 
 
 def sample_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +118,7 @@ def sample_arguments(parser: argparse.ArgumentParser) -> None:
         help="how near a prompt is to a concept: cosine of the embeddings, share of tokens, the larger (default: both)",
     )  # fmt: skip
     set_argument(parser, "--set", "settings of the sampler; listed below")
-    parser.epilog = settings_help("settings", "resurgence.diffusion.sampling")
+    parser.epilog = settings_help("settings", SamplingConfig)
 
 
 def score_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,6 @@ The same functions as the study's stages, each command writing one artefact. Wha
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import shutil
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from resurgence.config.erasers import EraserConfig, eraser_config, method_module
 from resurgence.config.fields import ConfigError, at_least, build, one_place
-from resurgence.config.method_configs import methods
 from resurgence.config.task import Task, load_task
 from resurgence.provenance.code_version import code_version
 from resurgence.provenance.manifest import MANIFEST, read_manifest, write_artefact
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from resurgence.erasers import Eraser, EraserData
+    from resurgence.erasers import EraserData
 
 log = logging.getLogger(__name__)
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -90,36 +89,41 @@ def described(args: Namespace, **more: Any) -> dict[str, Any]:
 def erase(args: Namespace) -> None:
     """Erase a task's concepts: delta.safetensors, and what the eraser tells about it."""
     from resurgence.diffusion.deltas import save_delta
+    from resurgence.erasers import method
 
     check_out(args.out, MANIFEST)
-    task, module = load_task(args.task), methods()[args.eraser]
-    eraser = importlib.import_module(module).ERASER
+    task, config = load_task(args.task), eraser_config(args.eraser)
     values = {**task.erasers.get(args.eraser, {}), **settings(args.set, "--set")}
-    cfg = build(eraser.config, values, f"erasers.{args.eraser}")
+    cfg = build(config, values, f"erasers.{args.eraser}")
     making = {"sampling": settings(args.sampling, "--sampling"), "masks": settings(args.mask, "--mask")}
     parameters = described(args, task=asdict(task), eraser=args.eraser, settings=cfg, **making)
     given = inputs(args, task=args.task, prior=args.prior, images=args.concept_images, concept_masks=args.masks)
-    run = {"code": code_version("resurgence.cli.models:erase", module)}
+    run = {"code": code_version("resurgence.cli.models:erase", method_module(args.eraser))}
     with write_artefact(args.out, "erased delta", parameters, given, {"seed": args.seed}, run) as folder:
         pipe = load(args)
-        data = eraser_data(args, pipe, task, eraser, cfg)
-        save_delta(eraser.erase(pipe, task, cfg, data, args.seed, folder), folder / "delta.safetensors")
+        data = eraser_data(args, pipe, task, cfg)
+        delta = method(args.eraser).erase(pipe, task, cfg, data, args.seed, folder)
+        save_delta(delta, folder / "delta.safetensors")
+        if config.has_words:
+            from resurgence.figures.sensitive_words import save_picture
+
+            save_picture(json.loads((folder / "sensitive.json").read_text()), folder)
     shutil.rmtree(data.state, ignore_errors=True)
 
 
-def eraser_data(args: Namespace, pipe: StableDiffusionPipeline, task: Task, eraser: Eraser, cfg: Any) -> EraserData:
+def eraser_data(args: Namespace, pipe: StableDiffusionPipeline, task: Task, cfg: EraserConfig) -> EraserData:
     """Read or make what an eraser needs."""
     from resurgence.data.moments import second_moment
     from resurgence.diffusion.text import fill, load_captions
     from resurgence.erasers import EraserData
 
-    prior, domain, masks = None, None, {}
-    if "domain" in eraser.needs:
+    reads, prior, domain, masks = cfg.reads(task.kind), None, None, {}
+    if "domain" in reads:
         captions = load_captions(getattr(cfg, "captions", ""), task.kind)
         domain = second_moment(pipe, [caption for concept in task.retain for caption in fill(captions, concept)])
-    if "prior" in eraser.needs and args.prior is not None:
+    if "prior" in reads and args.prior is not None:
         prior = second_moment(pipe, lines(args.prior))
-    elif "prior" in eraser.needs:
+    elif "prior" in reads:
         log.warning("no --prior: the captions of the retained concepts also stand for general captions")
         prior = domain
     groups = {
@@ -127,8 +131,8 @@ def eraser_data(args: Namespace, pipe: StableDiffusionPipeline, task: Task, eras
         "anchors": (sorted(set(task.mapping.values())), None, args.per_anchor),
         "retained": (task.retain, None, args.per_retained),
     }
-    made = {kind: concept_images(args, pipe, *groups[kind]) if kind in eraser.needs else {} for kind in groups}
-    if "masks" in eraser.needs and getattr(cfg, "use_masks", True) and task.kind != "style":
+    made = {kind: concept_images(args, pipe, *groups[kind]) if kind in reads else {} for kind in groups}
+    if "masks" in reads:
         masks = concept_masks(args, pipe, made["images"])
     return EraserData(prior, domain, masks=masks, state=args.out.with_name(f".{args.out.name}.state"), **made)
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.experiment_cells import cells_of, row_of, setting_of
 from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
-from resurgence.config.method_configs import config_class, literal, methods, metrics, parameters
+from resurgence.config.method_configs import literal, metrics, parameters
 from resurgence.config.model_path import method_name
 from resurgence.data.coco import CAPTIONS, SAMPLE
 from resurgence.pretrained.checksums import table
@@ -199,22 +200,25 @@ def check_named(place: str, settings: Mapping[str, Any], root: Path) -> None:
             one_place(f"{place}.{key}", line)
 
 
+def check_settings(config: type | None, settings: Mapping[str, Any], place: str) -> None:
+    """Raise for settings that an eraser does not take."""
+    if config is not None:
+        build(config, settings, place)
+    elif settings:
+        key = next(iter(settings))
+        raise ConfigError(f"{place}.{key}", settings[key], "the eraser none has no settings; remove it")
+
+
 def check_erasers(study: Study, root: Path) -> None:
     """Settings and mapping of every variant, for every task that it is run on."""
     for name, task in study.loaded.items():
         for eraser, settings in task.erasers.items():
             place = f"{study.tasks.folder}/{name}.yaml: erasers"
-            known(place, eraser, {*study.erasers, *methods()})
-            file = study.erasers[eraser].module if eraser in study.erasers else methods()[eraser]
-            build(config_class(file), settings, f"{place}.{eraser}")
+            known(place, eraser, {*study.erasers, *erasers()})
+            config = study.erasers[eraser].config if eraser in study.erasers else eraser_config(eraser)
+            check_settings(config, settings, f"{place}.{eraser}")
     for eraser, method in study.erasers.items():
-        if not method.module and method.settings:
-            key = next(iter(method.settings))
-            raise ConfigError(
-                f"erasers.{eraser}.{key}", method.settings[key], "the eraser none has no settings; remove it"
-            )
-        if method.module:
-            build(config_class(method.module), method.settings, f"erasers.{eraser}")
+        check_settings(method.config, method.settings, f"erasers.{eraser}")
         for variant in method.variants:
             for task in study.loaded:
                 chosen = method.variants[variant]
@@ -226,7 +230,7 @@ def check_erasers(study: Study, root: Path) -> None:
 def check_finetunes(study: Study) -> None:
     """Settings and sets of every variant; no set shows an erased concept."""
     for finetune, method in study.finetunes.items():
-        build(config_class(method.module), method.settings, f"finetunes.{finetune}")
+        build(method.config, method.settings, f"finetunes.{finetune}")
         for variant in method.variants:
             study.finetune_settings(finetune, variant)
             chosen = study.set_of(finetune, variant)
@@ -250,8 +254,8 @@ def check_terciles(study: Study, root: Path) -> None:
             continue
         place = f"finetune_sets.{name}.tercile"
         if "clip" not in study.scorers:
-            raise ConfigError(place, chosen.tercile["number"], "needs scorers.clip, which compares the names; add it")
-        file = chosen.tercile["candidates"]
+            raise ConfigError(place, chosen.tercile.number, "needs scorers.clip, which compares the names; add it")
+        file = chosen.tercile.candidates
         if not (root / file).is_file():
             raise ConfigError(f"{place}.candidates", file, "no such file; write names, one a line")
         if len((root / file).read_text(encoding="utf-8").split("\n")) < 4:

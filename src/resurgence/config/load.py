@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from resurgence.config.fields import ConfigError, build, convert, read_yaml, unique
-from resurgence.config.method_configs import config_class
-from resurgence.config.settings import (
-    make_eraser,
-    make_method,
-)
+from resurgence.config.settings import make_eraser, make_method
+from resurgence.config.stages import FinetuneConfig
 from resurgence.config.study import Study
 from resurgence.config.task import load_task
 
@@ -26,24 +23,14 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
     from resurgence.config.consistency import check_study
 
     given, config = dict(config), without_nulls(config)
-    for key in ("erasers", "finetunes", "sampling", "masks", "tasks"):
+    for key in ("erasers", "finetunes"):
         if key not in config:
             raise ConfigError(key, None, "is missing; add this key")
     config["erasers"] = {name: make_eraser(name, block) for name, block in mapping_of("erasers", config).items()}
     config["finetunes"] = {
-        name: make_method(
-            block, f"finetunes.{name}", "resurgence.training.finetune", ("set", "tasks", "erasers", "seeds")
-        )
+        name: make_method(block, f"finetunes.{name}", FinetuneConfig, ("set", "tasks", "erasers", "seeds"))
         for name, block in mapping_of("finetunes", config).items()
     }
-    for name, block in convert("finetune_sets", config.get("finetune_sets", {}), dict[str, Any]).items():
-        if isinstance(block, Mapping) and block.get("tercile") is not None:
-            place = f"finetune_sets.{name}.tercile"
-            whole = build(config_class("resurgence.data.terciles"), block["tercile"], place)
-            tercile = {"tercile": dataclasses.asdict(whole)}
-            config["finetune_sets"] = {**config["finetune_sets"], name: {**block, **tercile}}
-    config["sampling"] = build(config_class("resurgence.diffusion.sampling"), config["sampling"], "sampling")
-    config["masks"] = build(config_class("resurgence.data.masks"), config["masks"], "masks")
     for key in {"loaded", "given"} & set(config):
         raise ConfigError(key, config[key], "unknown key; remove it")
     study = build(Study, config, "")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+from resurgence.config.erasers import EraserConfig, Passes
 from resurgence.config.fields import ConfigError, at_least
 
 Selection = Literal[
@@ -20,11 +21,13 @@ Selection = Literal[
 
 
 @dataclass(frozen=True)
-class Optimisation:
+class Optimisation(EraserConfig):
     """Settings of the shared trainer; a method's own config inherits them and sets its own defaults.
 
     The values here are those of ESD's first script; where a method's come from: Settings on its page, docs/methods.
     """
+
+    has_curve: ClassVar[bool] = True
 
     parameters: Selection = "xattn"  # which modules train, ESD-x; the delta holds exactly these
     steps: int = 1000  # optimiser steps
@@ -52,3 +55,17 @@ class Optimisation:
         marks = list(self.checkpoints)
         if marks != sorted(set(marks)) or (marks and not 1 <= marks[0] <= marks[-1] <= self.steps):
             raise ConfigError("checkpoints", marks, f"must rise, between 1 and steps ({self.steps})")
+
+    def step_passes(self, erased: int) -> Passes:
+        """Passes of one sample of a step; the default stands for a method that does not count them."""
+        return Passes(1, 2)
+
+    def first_passes(self, erased: int, retained: int) -> Passes:
+        """Passes before the first step: trajectories of the base, masks."""
+        return Passes(0, 0)
+
+    def unet_passes(self, erased: int, retained: int) -> Passes:
+        """Samples that pass the UNet in a whole run."""
+        step, first = self.step_passes(erased), self.first_passes(erased, retained)
+        samples = self.steps * self.batch
+        return Passes(samples * step.graded + first.graded, samples * step.plain + first.plain)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.fields import NAME, ConfigError, at_least, build, convert, known, one_place, unique
-from resurgence.config.method_configs import config_class, methods
 from resurgence.config.model_path import DEFAULT
+from resurgence.config.stages import TercileConfig
 
 NONE = "none"  # the eraser that changes nothing: a control
 
@@ -71,7 +71,7 @@ class FinetuneSet:
     # the task's random ones, its retain set, a list, or kind of task -> list
     concepts: Literal["task", "retain"] | dict[str, tuple[str, ...]] | tuple[str, ...] = "task"
     templates: Literal["task"] | tuple[str, ...] = "task"
-    tercile: dict[str, Any] | None = None  # instead of concepts: the fields of terciles.TercileConfig
+    tercile: TercileConfig | None = None  # instead of concepts: drawn by their similarity to the erased ones
     images_per_prompt: int | None = None
     size: int | None = None  # images in all, spread evenly over the prompts: for sets matched in size
     first_seed: int | None = None  # image i of every prompt has seed first_seed + i; null: seeds of our own
@@ -167,43 +167,50 @@ class Variant:
 
 @dataclass(frozen=True)
 class Method:
-    """An eraser or a fine-tune: a module of the package, its settings, and the variants of them."""
+    """An eraser or a fine-tune: its configuration class, its settings, and the variants of them."""
 
-    module: str  # holds the configuration dataclass; empty for the eraser `none`
+    name: str  # in the registry of erasers; empty for a fine-tune, and for the eraser `none`
+    config: type | None  # None for the eraser `none`
     settings: dict[str, Any]
     variants: dict[str, Variant]
     set: str | None = None
 
-    def resolved(self, variant: str, where: str, *layers: Mapping[str, Any]) -> dict[str, Any]:
-        """All settings, defaults included: those of the method, of the layers (a task's), of the variant."""
-        if not self.module:
-            return {}
+    def resolved(self, variant: str, where: str, *layers: Mapping[str, Any]) -> Any:
+        """The configuration of a variant: the settings of the method, of the layers (a task's), of the variant.
+
+        None for the eraser `none`.
+        """
+        if self.config is None:
+            return None
         values = {k: v for layer in (self.settings, *layers, self.variants[variant].settings) for k, v in layer.items()}
-        return dataclasses.asdict(build(config_class(self.module), values, where))
+        return build(self.config, values, where)
 
 
-def make_method(values: Mapping[str, Any], where: str, module: str, extra: tuple[str, ...]) -> Method:
+def make_method(
+    values: Mapping[str, Any], where: str, config: type | None, extra: tuple[str, ...], name: str = ""
+) -> Method:
     """Split the block of an eraser or fine-tune into settings and variants; `extra` keys are not settings."""
     values = dict(convert(where, values, dict[str, Any]))
     common = {key: values.pop(key) for key in extra if key in values}
     variants = {}
-    for name, changes in convert(f"{where}.variants", values.pop("variants", {DEFAULT: {}}), dict[str, Any]).items():
-        place = f"{where}.variants.{name}"
-        if not NAME.fullmatch(name):
-            raise ConfigError(place, name, "use small letters, digits and hyphens: it becomes a folder")
+    for variant, changes in convert(f"{where}.variants", values.pop("variants", {DEFAULT: {}}), dict[str, Any]).items():
+        place = f"{where}.variants.{variant}"
+        if not NAME.fullmatch(variant):
+            raise ConfigError(place, variant, "use small letters, digits and hyphens: it becomes a folder")
         changes = convert(place, changes, dict[str, Any])
         own = {key: changes[key] for key in (*extra, "mapping") if key in changes and key in Variant.__annotations__}
         settings = {key: value for key, value in changes.items() if key not in own}
         limits = {key: common[key] for key in ("tasks", "erasers", "seeds") if key in common}
-        variants[name] = build(Variant, limits | own | {"settings": settings}, place)
+        variants[variant] = build(Variant, limits | own | {"settings": settings}, place)
     if not variants:
         raise ConfigError(f"{where}.variants", {}, "must not be empty; write variants: {default: {}}")
-    return Method(module, values, variants, convert(f"{where}.set", common.get("set"), str | None))
+    return Method(name, config, values, variants, convert(f"{where}.set", common.get("set"), str | None))
 
 
 def make_eraser(name: str, block: Mapping[str, Any]) -> Method:
-    """An eraser of the study; its method is a module of resurgence.erasers, or `none`."""
+    """An eraser of the study; its method is a name of the registry, or `none`."""
     block = dict(convert(f"erasers.{name}", block, dict[str, Any]))
     method = block.pop("method", name)
-    known(f"erasers.{name}.method", method, [*methods(), NONE])
-    return make_method(block, f"erasers.{name}", "" if method == NONE else methods()[method], ("tasks", "seeds"))
+    known(f"erasers.{name}.method", method, [*erasers(), NONE])
+    config, registered = (None, "") if method == NONE else (eraser_config(method), method)
+    return make_method(block, f"erasers.{name}", config, ("tasks", "seeds"), registered)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from resurgence.config.erasers import EraserConfig
 from resurgence.config.experiment import Experiment
 from resurgence.config.model_path import DEFAULT, ModelPath
 from resurgence.config.settings import (
@@ -26,6 +27,7 @@ from resurgence.config.settings import (
     Statistics,
     Tasks,
 )
+from resurgence.config.stages import MaskConfig, SamplingConfig
 from resurgence.config.task import Task, make_task
 
 # the folder of results/ in which a part of a model or task lies: what DVC tracks as one
@@ -74,10 +76,10 @@ class Study:
     study: str
     base: Base
     tasks: Tasks
-    sampling: Any  # sample.SamplingConfig
+    sampling: SamplingConfig
     moments: Moments
     concept_images: ConceptImages
-    masks: Any  # masks.MaskConfig
+    masks: MaskConfig
     erasers: dict[str, Method]
     finetune_sets: dict[str, FinetuneSet]
     finetunes: dict[str, Method]
@@ -128,14 +130,21 @@ class Study:
         values = dataclasses.asdict(self.loaded[task]) | {"mapping": mapping}
         return make_task(values, f"erasers.{eraser}.variants.{variant}")
 
-    def eraser_settings(self, task: str, eraser: str, variant: str) -> dict[str, Any]:
-        """All settings of an eraser for one task."""
+    def eraser_config(self, task: str, eraser: str, variant: str) -> EraserConfig | None:
+        """The configuration of an eraser for one task; None for the eraser `none`."""
         layer = self.loaded[task].erasers.get(eraser, {})
         return self.erasers[eraser].resolved(variant, f"erasers.{eraser}.variants.{variant}", layer)
 
+    def eraser_settings(self, task: str, eraser: str, variant: str) -> dict[str, Any]:
+        """All settings of an eraser for one task; none for the eraser `none`."""
+        config = self.eraser_config(task, eraser, variant)
+        return {} if config is None else dataclasses.asdict(config)
+
     def finetune_settings(self, finetune: str, variant: str) -> dict[str, Any]:
         """All settings of a fine-tune."""
-        return self.finetunes[finetune].resolved(variant, f"finetunes.{finetune}.variants.{variant}")
+        return dataclasses.asdict(
+            self.finetunes[finetune].resolved(variant, f"finetunes.{finetune}.variants.{variant}")
+        )
 
     def set_of(self, finetune: str, variant: str) -> str:
         """Name of the fine-tuning set of a fine-tune."""

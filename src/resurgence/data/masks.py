@@ -7,57 +7,17 @@ own attention, `grounded-sam` with Grounding DINO and SAM as the paper does.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
-from resurgence.config.fields import ConfigError, at_least, one_place
+from resurgence.config.fields import ConfigError
+from resurgence.config.stages import MaskConfig
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class MaskConfig:
-    """Settings of all segmenters; each reads its own."""
-
-    segmenter: Literal["foreground", "cross-attention", "grounded-sam"] = "foreground"
-    empty: Literal["error", "whole"] = "error"  # when nothing is found: stop, or take the whole image
-    batch: int = 8  # images a forward pass; does not change any result
-    # foreground
-    border: float = 0.06  # width of the frame that shows only background, as a fraction of the image
-    contrast: float = 6.0  # least distance from the background, in Lab units; 2.3 is just noticeable
-    smallest: float = 0.1  # parts smaller than this fraction of the largest part are dropped
-    # cross-attention
-    template: str = "a photo of {}"  # caption under which the attention is read
-    timesteps: tuple[int, ...] = (100, 200, 300, 400)  # of noise, averaged
-    # grounded-sam
-    detector: str = "IDEA-Research/grounding-dino-base"  # folder or hub id
-    detector_revision: str | None = None
-    sam: str = "facebook/sam-vit-huge"  # folder or hub id
-    sam_revision: str | None = None
-    phrase: str = "{}"  # what the detector is asked for
-    threshold: float = 0.3  # of a detection
-    text_threshold: float = 0.25  # of its words
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of both models; fp16 needs a GPU
-
-    def __post_init__(self) -> None:
-        at_least("batch", self.batch, 1)
-        at_least("contrast", self.contrast, 0)
-        limits = {"border": 0.5, "smallest": 1.0, "threshold": 1.0, "text_threshold": 1.0}
-        for key, high in limits.items():
-            if not 0 < getattr(self, key) < high:
-                raise ConfigError(key, getattr(self, key), f"must lie between 0 and {high:g}")
-        for key in ("template", "phrase"):
-            one_place(key, getattr(self, key))
-        if not self.timesteps or min(self.timesteps) < 0:
-            raise ConfigError("timesteps", list(self.timesteps), "must name at least one timestep, none negative")
-        for key in ("detector", "sam"):
-            if not getattr(self, key).strip():
-                raise ConfigError(key, getattr(self, key), "is empty; write a folder or a hub id")
 
 
 def segment(

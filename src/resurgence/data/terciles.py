@@ -9,32 +9,12 @@ text). The first third is the least similar.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from resurgence.config.fields import at_least, one_place
 from resurgence.seeds import generator
-
-
-@dataclass(frozen=True)
-class TercileConfig:
-    """The concepts of a fine-tuning set: some of one third of the candidates."""
-
-    candidates: str  # file of names, one a line; erased concepts and their synonyms among them are left out
-    number: Literal[1, 2, 3]
-    size: int = 10  # concepts drawn; all where the third has fewer
-    similarity: Literal["max", "min"] = "max"
-    bins: Literal["width", "count"] = "width"
-    template: str = "{}"  # text that the name stands in
-    seed: int = 42  # of the draw
-
-    def __post_init__(self) -> None:
-        at_least("size", self.size, 1)
-        one_place("template", self.template)
 
 
 def similarities(erased: torch.Tensor, candidates: torch.Tensor, which: str) -> NDArray[np.float64]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +16,8 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from resurgence.config.fields import ConfigError, at_least
+from resurgence.config.fields import ConfigError
+from resurgence.config.stages import SamplingConfig
 from resurgence.diffusion.pipeline import ddim_of, exact
 from resurgence.progress import Progress
 
@@ -27,27 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 WINDOW = 256  # unique prompts whose embeddings are held at a time
 DECODE_PIXELS = 8 * 512 * 512  # pixels that the VAE decodes at once
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """Settings of the sampler; the defaults are the paper's."""
-
-    steps: int = 50  # DDIM steps
-    guidance: float = 7.5  # 1 or less: no guidance
-    batch: int = 16  # images at a time; changes an image by rounding only
-    size: int | None = None  # pixels a side; null: the base's own
-    shard: int | None = None  # most images in a file, from which an interrupted job goes on; null: all in one
-    channels_last: bool = False  # memory format of UNet and autoencoder; faster convolutions in half precision
-    compile: bool = False  # the UNet by torch.compile: minutes at the start, then faster steps
-
-    def __post_init__(self) -> None:
-        at_least("steps", self.steps, 1)
-        at_least("batch", self.batch, 1)
-        at_least("guidance", self.guidance, 0)
-        for key, low in (("size", 8), ("shard", 1)):
-            if getattr(self, key) is not None:
-                at_least(key, getattr(self, key), low)
 
 
 def latent_shape(pipe: StableDiffusionPipeline, size: int | None) -> tuple[int, int, int]:

@@ -1,23 +1,58 @@
-"""Erasers: one file a method. A method turns a base and a task into the tensors it changes.
+"""Erasers: a method turns a base and a task into a delta, the tensors of the base that it changes.
 
-To add one: write a file here with a frozen config dataclass and `erase`, and end it with `ERASER = Eraser(...)`. In a
-package of your own the same file is found through the entry point group `resurgence.erasers`. `declared.methods` lists
-them all.
+A method is two things, registered under one name (`config.erasers.ERASERS`, or an entry point of the group
+`resurgence.erasers` in another package, `name = "module:ConfigClass"`):
+
+- its **configuration class**, a frozen dataclass derived from `EraserConfig`, or from `Optimisation` for what trains
+  by gradient steps. Its fields are the settings; its class variables and methods say what the workflow must know before
+  a job runs: `module`, `needs` and `reads`, `closed_form`, `has_curve`, `has_words`, `trains_loras`, `fusion_settings`,
+  `unet_passes`. The module that defines it should not import PyTorch.
+- the **functions** of `module`. In all of them `pipe` is the base, left as it was; `cfg` an instance of the class;
+  `data` an `EraserData` with what `cfg.reads(task.kind)` names; and every random draw follows from `seed`.
+
+`erase(pipe, task, cfg, data, seed, folder=None) -> delta`
+    Needed. `folder` is where further results go: curves.json ({quantity: [a value a step]}, drawn if `has_curve`),
+    sensitive.json ({concept: [[word, probability], ...]}, drawn if `has_words`), and anything else; None: nowhere.
+    `gradient.erasure.trained(Objective)` makes this function of a loss.
+
+With `trains_loras` the training is a stage of its own, shared by all variants of an eraser that differ in
+`fusion_settings` alone, and `erase` is only called outside a study (`lora.in_two_steps(train_loras, fuse)` makes it):
+
+`train_loras(pipe, task, cfg, data, seed) -> lora.TrainedLoras`
+    LoRAs by concept, their curves, the delta that they belong on (empty: the base) and a report for closed_form.json.
+    `cfg` has the defaults of `fusion_settings`; of `task`, `erase` and `mapping` count, and `retain` if `retained` is
+    read. `data.state` is a folder for the state of an interrupted training.
+`fuse(pipe, task, cfg, data, refined, loras) -> (delta, report)`
+    Joins them. `refined` and `loras` are what `train_loras` returned, read from its artefact; of `data`, only the
+    second moments are there.
+
+The base classes and what checks settings are importable from here without PyTorch; what a method is written with
+(`Objective`, `Student`, closed forms, LoRAs, embeddings, latents) from `resurgence.erasers.toolkit`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import torch
+from resurgence.config.erasers import EraserConfig, Passes, eraser_config, method_module
+from resurgence.config.fields import ConfigError, at_least, one_place, templates
+from resurgence.config.optimisation import Optimisation, Selection
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "ConfigError", "EraserConfig", "EraserData", "Optimisation", "Passes", "Selection", "at_least", "eraser_config",
+    "method", "one_place", "templates",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class EraserData:
-    """What an eraser may need besides base and task; `Eraser.needs` names the parts that a method reads."""
+    """What an eraser may need besides base and task; `EraserConfig.reads` names the parts that a method reads."""
 
     prior: torch.Tensor | None = None  # (d, d) float64, sum of e e^T over the prior corpus
     domain: torch.Tensor | None = None  # (d, d) float64, the same over captions of the retained concepts
@@ -25,12 +60,13 @@ class EraserData:
     masks: dict[str, torch.Tensor] = field(default_factory=dict)  # concept -> (N, 1, H, W) bool
     anchors: dict[str, torch.Tensor] = field(default_factory=dict)  # mapping concept -> (N, 3, H, W) in [-1, 1]
     retained: dict[str, torch.Tensor] = field(default_factory=dict)  # retained concept -> (N, 3, H, W) in [-1, 1]
-    state: Path | None = None  # scratch folder from which an interrupted training goes on, exactly
+    state: Path | None = None  # scratch folder for the state of an interrupted training, which resumes exactly
 
 
-class Eraser(NamedTuple):
-    """A method: its config class, its function and the fields of EraserData it reads."""
+def method(name: str) -> Any:
+    """The module with the functions of an eraser, imported now.
 
-    config: type
-    erase: Callable[..., dict[str, torch.Tensor]]  # (pipe, task, cfg, data, seed, folder=None) -> delta
-    needs: frozenset[str]
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    return importlib.import_module(method_module(name))

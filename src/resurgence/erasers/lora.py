@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
 from resurgence.diffusion.attention import projections
+from resurgence.diffusion.deltas import Delta
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    from resurgence.config.task import Task
+    from resurgence.erasers import EraserData
 
 Lora = dict[str, tuple[torch.Tensor, torch.Tensor]]  # projection -> (down (r, d), up (out, r)): dW = up @ down
 WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+class TrainedLoras(NamedTuple):
+    """What `train_loras` of a method returns and its `fuse` joins."""
+
+    loras: dict[str, Lora]  # erased concept -> LoRA
+    curves: dict[str, list[float]]  # concept -> loss of each step
+    refined: Delta  # the tensors of the base that the LoRAs belong on; empty: the base itself
+    refinement: dict[str, Any]  # how `refined` was solved, for closed_form.json
+
+
+def in_two_steps(
+    train_loras: Callable[..., TrainedLoras], fuse: Callable[..., tuple[Delta, dict[str, Any]]]
+) -> Callable[..., Delta]:
+    """Make `erase(pipe, task, cfg, data, seed, folder=None)` of the two functions of a method that trains LoRAs.
+
+    It writes loras/<concept>/, curves.json and closed_form.json to the folder; None: nothing.
+    """
+
+    def erase(
+        pipe: StableDiffusionPipeline, task: Task, cfg: Any, data: EraserData, seed: int, folder: Path | None = None
+    ) -> Delta:
+        loras, curves, refined, refinement = train_loras(pipe, task, cfg, data, seed)
+        delta, fusion = fuse(pipe, task, cfg, data, refined, loras)
+        if folder is not None:
+            save_loras(loras, folder / "loras")
+            (folder / "curves.json").write_text(json.dumps(curves, indent=1))
+            (folder / "closed_form.json").write_text(json.dumps({"refinement": refinement, "fusion": fusion}, indent=1))
+        return delta
+
+    return erase
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One LoRA per erased concept, and the refinement that they belong on: the slow part of an eraser such as MACE."""
+"""LoRAs of the erased concepts, and the delta that they belong on: the training of an eraser such as MACE."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import shutil
 from pathlib import Path
 
 from resurgence.config.fields import build
-from resurgence.diffusion.attention import from_delta, swapped
 from resurgence.diffusion.deltas import save_delta
+from resurgence.erasers import eraser_config, method
 from resurgence.erasers.lora import save_loras
-from resurgence.erasers.mace.method import MaceConfig, refine, train_loras
 from resurgence.stages.base import load_pipe
 from resurgence.stages.eraser_data import eraser_data
 from resurgence.stages.job import Job, main
@@ -18,18 +17,15 @@ from resurgence.stages.job import Job, main
 
 def make(job: Job, folder: Path) -> dict:
     """Write refined.safetensors, loras/<concept>/, curves.json and closed_form.json."""
-    pipe, task = load_pipe(job), job.task
-    cfg = build(MaceConfig, job.settings["settings"], "settings")
-    data = eraser_data(job)
-    refined, report = refine(pipe, task, cfg, data)
-    with swapped(pipe.unet, from_delta(refined, pipe.unet)):
-        loras, curves = train_loras(pipe, task, cfg, data, job.settings["seed"])
-    save_delta(refined, folder / "refined.safetensors")
-    save_loras(loras, folder / "loras")
-    (folder / "curves.json").write_text(json.dumps(curves, indent=1))
-    (folder / "closed_form.json").write_text(json.dumps({"refinement": report}, indent=1))
+    block, pipe, task, data = job.settings, load_pipe(job), job.task, eraser_data(job)
+    cfg = build(eraser_config(block["method"]), block["settings"], "settings")
+    trained = method(block["method"]).train_loras(pipe, task, cfg, data, block["seed"])
+    save_delta(trained.refined, folder / "refined.safetensors")
+    save_loras(trained.loras, folder / "loras")
+    (folder / "curves.json").write_text(json.dumps(trained.curves, indent=1))
+    (folder / "closed_form.json").write_text(json.dumps({"refinement": trained.refinement}, indent=1))
     shutil.rmtree(job.state, ignore_errors=True)
-    return {"concepts": len(loras), "steps": cfg.steps}
+    return {"concepts": len(trained.loras), "steps": max(map(len, trained.curves.values()), default=0)}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 
 from resurgence.config.fields import build
-from resurgence.data.terciles import TercileConfig, drawn, similarities, terciles
+from resurgence.config.stages import TercileConfig
+from resurgence.data.terciles import drawn, similarities, terciles
 from resurgence.files import write_json
 from resurgence.scorers.clip import load
 from resurgence.stages.job import Job, main

@@ -12,14 +12,15 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from resurgence.config.fields import ConfigError, at_least
+from resurgence.config.fields import ConfigError
+from resurgence.config.stages import FinetuneConfig
 from resurgence.diffusion.pipeline import exact
 from resurgence.progress import Progress
 from resurgence.seeds import generator
@@ -32,45 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]
 CHECK_EVERY = 10  # steps between two looks at the losses: each look waits for the GPU
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """Settings; the defaults are the LoRA run of the resurgence authors' repository (the papers state none)."""
-
-    algorithm: Literal["lora", "full"] = "lora"  # lora: rank-r updates of all attentions; full: the whole UNet
-    steps: int = 1000  # optimiser steps
-    checkpoints: tuple[int, ...] = ()  # steps at which weights are written, the last one too; (): only the last
-    lr: float = 1e-4  # AdamW, betas (0.9, 0.999), eps 1e-8; the authors' full run: 1e-5
-    lr_scheduler: Literal["cosine", "constant"] = "cosine"  # the authors' full run: constant
-    warmup: int = 0  # steps of linear warm-up
-    batch: int = 1  # images a forward pass; the authors' full run: 8
-    accumulation: int = 4  # forward passes a step
-    rank: int = 4  # of the LoRA; alpha is the rank, so the scale is 1; A is Gaussian with deviation 1/rank, B zero
-    weight_decay: float = 0.01
-    max_norm: float = 1.0  # of the gradient of a step
-    ema: bool = False  # full: write the moving average of the weights; the authors' full run: true
-    horizontal_flip: bool = True  # mirror each image with probability 1/2
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the forward pass; weights stay fp32; full run: fp16
-    gradient_checkpointing: bool = False  # less memory, more time, same result; the authors' full run: true
-    shuffle_captions: bool = False  # control: permute the captions over the images
-
-    def __post_init__(self) -> None:
-        for key in ("steps", "batch", "accumulation", "rank"):
-            at_least(key, getattr(self, key), 1)
-        for key in ("warmup", "weight_decay"):
-            at_least(key, getattr(self, key), 0)
-        for key in ("lr", "max_norm"):
-            if not getattr(self, key) > 0:
-                raise ConfigError(key, getattr(self, key), "must be positive")
-        if self.ema and self.algorithm == "lora":
-            raise ConfigError("ema", True, "belongs to full fine-tuning; write false, or algorithm: full")
-        if self.warmup >= self.steps:
-            raise ConfigError("warmup", self.warmup, f"must be less than steps ({self.steps})")
-        marks = self.checkpoints or (self.steps,)
-        if list(marks) != sorted(set(marks)) or marks[0] < 1 or marks[-1] != self.steps:
-            raise ConfigError("checkpoints", list(marks), f"must rise from 1 or more to the last step, {self.steps}")
-        object.__setattr__(self, "checkpoints", tuple(marks))
 
 
 class Data(NamedTuple):

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resurgence.config.erasers import EraserConfig, Passes, eraser_config
 from resurgence.config.fields import ConfigError, build, nearest, read_yaml
 from resurgence.config.model_path import ModelPath
+from resurgence.config.optimisation import Optimisation
 from resurgence.config.task import Task
 from resurgence.workflow.graph import Job
-from resurgence.workflow.unet_passes import once, passes
 
 if TYPE_CHECKING:
     from resurgence.config.study import Study
@@ -91,6 +92,13 @@ def prompts_of(task: Task) -> int:
     return sum(number * len(task.templates) * task.seeds.get(role, 0) for role, number in counts.items())
 
 
+def eraser_passes(block: Mapping[str, Any]) -> tuple[EraserConfig, Passes]:
+    """The configuration of an eraser's job, and what passes the UNet in it."""
+    config = build(eraser_config(block["method"]), block["settings"], "settings")
+    erased, retained = (len(block["task"].get(role, ())) for role in ("erase", "retain"))
+    return config, config.unet_passes(erased, retained)
+
+
 class Coster:
     """Costs of jobs of one study on one GPU."""
 
@@ -131,9 +139,9 @@ class Coster:
         return Cost(self.time(captions * self.work.text, "fp64"))
 
     def loras(self, block: Mapping[str, Any]) -> Cost:
-        """MACE's LoRAs: one sample a step and concept, fp32."""
-        steps = len(block["task"]["erase"]) * block["settings"]["steps"]
-        return Cost(self.time(steps * self.work.lora, "fp32"))
+        """LoRAs of an eraser, fp32: only their gradients are computed."""
+        _, passes = eraser_passes(block)
+        return Cost(self.time(passes.graded * self.work.lora + passes.plain * self.work.unet, "fp32"))
 
     def closed_form(self, block: Mapping[str, Any]) -> Cost:
         """No work that counts beside the start of the job."""
@@ -141,15 +149,11 @@ class Coster:
 
     def erase(self, block: Mapping[str, Any]) -> Cost:
         """Gradient steps."""
-        settings, unet = block["settings"], 4 * self.work.parameters
-        if "batch" not in settings:  # of a trainer that is not ours: unknown
-            return Cost(bytes=KV * unet)
-        erased, retained = (len(block["task"].get(role, ())) for role in ("erase", "retain"))
-        samples = settings["steps"] * settings["batch"]
-        counts = zip(passes(block["method"], settings, erased), once(settings, erased, retained), strict=True)
-        graded, plain = (samples * step + before for step, before in counts)
-        tflop, share = graded * self.work.full + plain * self.work.unet, SHARES[settings["parameters"]]
-        return Cost(self.time(tflop, settings["precision"]), bytes=share * unet)
+        config, passes = eraser_passes(block)
+        known = isinstance(config, Optimisation)  # else a trainer that is not ours: taken to train keys and values
+        precision, share = (config.precision, SHARES[config.parameters]) if known else ("fp32", KV)
+        tflop = passes.graded * self.work.full + passes.plain * self.work.unet
+        return Cost(self.time(tflop, precision), bytes=share * 4 * self.work.parameters)
 
     def finetune(self, block: Mapping[str, Any]) -> Cost:
         """LoRA or full fine-tuning."""

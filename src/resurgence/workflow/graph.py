@@ -126,7 +126,7 @@ def changes(study: Study, model: ModelPath) -> list[str]:
         step = path.steps[-1]
         if step.kind == "finetune":
             found.append(manifest(study, path, "weights"))
-        elif study.erasers[step.method].module:
+        elif study.erasers[step.method].config:
             found.append(manifest(study, path, "delta"))
     return found
 
@@ -145,7 +145,7 @@ def finetune_set(study: Study, task: str, name: str) -> Inputs:
 
 def terciles(study: Study, name: str) -> Inputs:
     """CLIP, and the file of concepts that a fine-tuning set is drawn from."""
-    return {"clip": clip_files(study), "candidates": [study.finetune_sets[name].tercile["candidates"]]}
+    return {"clip": clip_files(study), "candidates": [study.finetune_sets[name].tercile.candidates]}
 
 
 def clip_files(study: Study) -> list[str]:
@@ -252,8 +252,8 @@ def world_code(module: str) -> str:
 
 def eraser_pattern(study: Study, solved: bool) -> str:
     """Regular expression of the erasers whose last step is solved in closed form, or is not."""
-    chosen = [name for name, method in study.erasers.items() if method.module]
-    names = "|".join(name for name in chosen if job_settings.is_solved(study, name) == solved)
+    configs = {name: method.config for name, method in study.erasers.items() if method.config}
+    names = "|".join(name for name, config in configs.items() if config.closed_form == solved)
     return rf"({names})(\.[a-z0-9][a-z0-9_-]*)?" if names else r"\.^"  # one that matches nothing
 
 
@@ -298,7 +298,8 @@ def wildcards_of(item: Erasure | Cell) -> dict[str, str]:
 def erasures(study: Study, solved: bool) -> Iterator[dict[str, str]]:
     """Wildcards of each erased model whose last step is solved in closed form, or is not."""
     for item in study.erasures():
-        if study.erasers[item.eraser].module and job_settings.is_solved(study, item.eraser) == solved:
+        config = study.erasers[item.eraser].config
+        if config is not None and config.closed_form == solved:
             yield wildcards_of(item)
 
 
@@ -315,7 +316,7 @@ def cells(study: Study) -> Iterator[dict[str, str]]:
 
 def models(study: Study) -> Iterator[dict[str, str]]:
     """Wildcards of each model that is sampled: bases, erased models, fine-tuned models."""
-    changed = (item for item in study.erasures() if study.erasers[item.eraser].module)
+    changed = (item for item in study.erasures() if study.erasers[item.eraser].config)
     for item in (*study.tasks.names, *changed, *study.cells()):
         yield {"model": str(study.model(item))}
 

@@ -11,13 +11,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from resurgence.config.method_configs import config_class, functions, needs
-from resurgence.config.optimisation import Optimisation
 from resurgence.config.study import Cell, Erasure, Study
 from resurgence.config.task import Task
 
-# settings of MACE that its LoRAs do not depend on: variants that differ in these alone share their LoRAs
-FUSION = ("fuse_preserve_scale", "fusion", "preserve_retained", "max_relative_change")
 LAST: list[Any] = []  # a study and its owners of LoRAs
 
 
@@ -71,16 +67,14 @@ def concept_images(study: Study, task: str) -> dict[str, Any]:
 
 
 def reads(study: Study, erasure: Erasure) -> frozenset[str]:
-    """What an eraser needs of its task: for styles, and with `use_masks: false`, no masks."""
-    found = needs(study.erasers[erasure.eraser].module)
-    settings = study.eraser_settings(*erasure[:3]) if "masks" in found else {}
-    whole = settings.get("use_masks") is False or study.task(erasure.task).kind == "style"
-    return found - {"masks"} if whole else found
+    """What an eraser reads besides base and task; nothing for the eraser `none`."""
+    config = study.eraser_config(erasure.task, erasure.eraser, erasure.variant)
+    return frozenset() if config is None else config.reads(study.task(erasure.task).kind)
 
 
 def anchor_images(study: Study, task: str) -> dict[str, Any]:
     """Images of the concepts that the erased ones are mapped to, by any eraser that reads them."""
-    readers = [e for e in study.erasures() if e.task == task and "anchors" in needs(study.erasers[e.eraser].module)]
+    readers = [e for e in study.erasures() if e.task == task and "anchors" in reads(study, e)]
     aims = {aim for e in readers for aim in study.task(task, e.eraser, e.variant).mapping.values()}
     return images_of(study, "anchor", sorted(aims), study.concept_images.per_anchor)
 
@@ -97,29 +91,18 @@ def masks(study: Study, task: str) -> dict[str, Any]:
 
 def has_loras(study: Study, eraser: str) -> bool:
     """Whether an eraser trains LoRAs in a step of its own."""
-    module = study.erasers[eraser].module
-    return bool(module) and "train_loras" in functions(module)
-
-
-def is_solved(study: Study, eraser: str) -> bool:
-    """Whether the last step of an eraser is solved, in seconds: it has no `steps`, or trains its LoRAs before it."""
-    module = study.erasers[eraser].module
-    settings = {field.name for field in dataclasses.fields(config_class(module))}
-    return "steps" not in settings or "train_loras" in functions(module)
-
-
-def is_trained(study: Study, eraser: str) -> bool:
-    """Whether an eraser is trained by the shared trainer, and so leaves a curve in its delta's folder."""
-    module = study.erasers[eraser].module
-    return bool(module) and issubclass(config_class(module), Optimisation)
+    config = study.erasers[eraser].config
+    return config is not None and config.trains_loras
 
 
 def loras(study: Study, erasure: Erasure) -> dict[str, Any]:
     """LoRAs of the erased concepts: the settings without those of the fusion."""
+    method = study.erasers[erasure.eraser]
     settings = study.eraser_settings(erasure.task, erasure.eraser, erasure.variant)
-    kept = {key: value for key, value in settings.items() if key not in FUSION}
-    task = study.task(erasure.task, erasure.eraser, erasure.variant)
-    return {"base": base(study), "settings": kept, "task": part(task, "erase", "mapping"), "seed": erasure.seed}
+    kept = {key: value for key, value in settings.items() if key not in method.config.fusion_settings}
+    keys = ("erase", "mapping", *(("retain",) if "retained" in reads(study, erasure) else ()))
+    task = part(study.task(erasure.task, erasure.eraser, erasure.variant), *keys)
+    return {"base": base(study), "method": method.name, "settings": kept, "task": task, "seed": erasure.seed}
 
 
 def owners(study: Study) -> dict[Erasure, Erasure]:
@@ -149,7 +132,7 @@ def erase(study: Study, erasure: Erasure) -> dict[str, Any]:
     """The tensors of the base that an eraser changes."""
     return {
         "base": base(study),
-        "method": study.erasers[erasure.eraser].module,
+        "method": study.erasers[erasure.eraser].name,
         "settings": study.eraser_settings(erasure.task, erasure.eraser, erasure.variant),
         "task": part(study.task(erasure.task, erasure.eraser, erasure.variant), "erase", "retain", "mapping"),
         "seed": erasure.seed,
@@ -176,7 +159,11 @@ def finetune_set(study: Study, task: str, name: str) -> dict[str, Any]:
 def terciles(study: Study, task: str, name: str) -> dict[str, Any]:
     """The concepts of a fine-tuning set that are drawn by their similarity to the erased ones."""
     given = part(study.task(task), "erase", "synonyms")
-    return {"tercile": study.finetune_sets[name].tercile, "task": given, "clip": study.scorers["clip"]}
+    return {
+        "tercile": dataclasses.asdict(study.finetune_sets[name].tercile),
+        "task": given,
+        "clip": study.scorers["clip"],
+    }
 
 
 def sampling(study: Study) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def measured_seconds(benchmarks: Path) -> dict[str, float]:
 def images_of(study: Study) -> int:
     """Images that all models of the study make for its prompts."""
     models = Counter(study.tasks.names)
-    models.update(e.task for e in study.erasures() if study.erasers[e.eraser].module)
+    models.update(e.task for e in study.erasures() if study.erasers[e.eraser].config)
     for cell in study.cells():
         models[cell.erasure.task] += len(study.finetune_settings(cell.finetune, cell.variant)["checkpoints"])
     return sum(number * (prompts_of(study.task(task)) + general_images(study, task)) for task, number in models.items())

@@ -11,7 +11,7 @@ from typing import Any
 from resurgence.config.experiment_cells import cells_of, models_of, row_of, setting_of, shown_cells
 from resurgence.config.model_path import method_name
 from resurgence.config.study import Cell, Erasure, Study
-from resurgence.workflow.job_settings import has_loras, is_trained, loras_of, reads
+from resurgence.workflow.job_settings import has_loras, loras_of, reads
 
 
 def models(study: Study) -> list[str]:
@@ -22,12 +22,12 @@ def models(study: Study) -> list[str]:
 
 def seen_as(study: Study, erasure: Erasure) -> str | Erasure:
     """Whose images show an erased model: its own, or the base's for the eraser that changes nothing."""
-    return erasure if study.erasers[erasure.eraser].module else erasure.task
+    return erasure if study.erasers[erasure.eraser].config else erasure.task
 
 
 def tables(study: Study) -> dict[str, Any]:
     """All tables. Models are given by name only: the command line of a large study would be too long."""
-    controls = [name for name, method in study.erasers.items() if not method.module]
+    controls = [name for name, method in study.erasers.items() if method.config is None]
     block = {"base": study.base.name, "models": models(study), "controls": controls}
     return block | {"statistics": dataclasses.asdict(study.statistics)}
 
@@ -39,7 +39,8 @@ def weights(study: Study) -> dict[str, str]:
         if erasure.seed == study.seeds.erase[0] and has_loras(study, erasure.eraser):
             owner = loras_of(study, erasure)
             found[f"{owner.task}: LoRAs of {method_name(owner.eraser, owner.variant)}"] = study.folder(owner, "loras")
-        if erasure.seed == study.seeds.erase[0] and is_trained(study, erasure.eraser):
+        config = study.erasers[erasure.eraser].config
+        if erasure.seed == study.seeds.erase[0] and config is not None and config.has_curve:
             title = f"{erasure.task}: {method_name(erasure.eraser, erasure.variant)}"
             found[title] = study.folder(erasure, "delta")
     for cell in first_cells(study):
@@ -55,10 +56,10 @@ def first_cells(study: Study) -> list[Cell]:
 
 
 def searched(study: Study) -> dict[str, str]:
-    """Name of a picture -> folder of the erased model, of the first seed, whose sensitive words EAP has searched."""
-    found = [e for e in study.erasures() if study.erasers[e.eraser].module == "resurgence.erasers.gradient.eap"]
-    first = [e for e in found if e.seed == study.seeds.erase[0]]
-    return {f"{e.task}_{method_name(e.eraser, e.variant)}": study.folder(e, "delta") for e in first}
+    """Name of a picture -> folder of the erased model, of the first seed, with the words of sensitive.json."""
+    first = [e for e in study.erasures() if e.seed == study.seeds.erase[0]]
+    chosen = [e for e in first if (config := study.erasers[e.eraser].config) is not None and config.has_words]
+    return {f"{e.task}_{method_name(e.eraser, e.variant)}": study.folder(e, "delta") for e in chosen}
 
 
 def figures(study: Study) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def experiment(study: Study, name: str) -> dict[str, Any]:
     block = {"name": name, "base": study.base.name, "statistics": dataclasses.asdict(study.statistics)}
     block |= {key: getattr(one, key) for key in ("title", "kind", "along", "metric", "roles", "choose", "note")}
     block |= {key: getattr(one, key) for key in ("tasks", "erasers", "finetunes")}
-    block |= {"controls": [key for key, method in study.erasers.items() if not method.module]}
+    block |= {"controls": [key for key, method in study.erasers.items() if method.config is None]}
     block |= {"claims": [dataclasses.asdict(claim) for claim in one.claims], "samples": study.figures.samples}
     if one.kind == "grid":
         block["columns"], block["scores"] = {}, {}
@@ -103,7 +104,7 @@ def experiment_reads(study: Study, name: str) -> list[str]:
     items = [*one.tasks, *(seen_as(study, cell.erasure) for cell in cells), *cells]
     found = [study.folder(item, "scores") for item in items]
     if one.kind == "weights":
-        found += [study.folder(cell, "geometry") for cell in cells if study.erasers[cell.erasure.eraser].module]
+        found += [study.folder(cell, "geometry") for cell in cells if study.erasers[cell.erasure.eraser].config]
     return list(dict.fromkeys(found))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from resurgence.config.erasers import method_module
 from resurgence.config.model_path import ModelPath, split_name
 from resurgence.config.study import Study
 from resurgence.provenance.code_version import code_version
@@ -103,7 +104,7 @@ class Rule:
 
 def eraser_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
     """The module of a job's eraser."""
-    return (study.erasers[split_name(wildcards.eraser)[0]].module,)
+    return (method_module(study.erasers[split_name(wildcards.eraser)[0]].name),)
 
 
 def scorer_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:

@@ -17,16 +17,15 @@ Eq. 8 are R^T G R and R^T G, and e' is linear in e. No projection is touched bef
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from resurgence.config.fields import ConfigError, at_least, templates
 from resurgence.diffusion.attention import as_delta, projection_weights
 from resurgence.diffusion.text import Encoder, fill, load_captions
-from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers import EraserData
+from resurgence.erasers.closed_form.configs import ReceConfig
 from resurgence.erasers.closed_form.solver import (
     Edit,
     apply_edit,
@@ -43,35 +42,6 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
     from resurgence.config.task import Task
-
-
-@dataclass(frozen=True)
-class ReceConfig:
-    """Settings; UCE's for the first edit, the authors' for nudity in the epochs, unless a comment says ours."""
-
-    # the first edit: as in UCE
-    tokens: Literal["last-to-end", "last"] = "last-to-end"  # rows, UCE's first script
-    lamb: float = 0.5  # weight of ||W' - W||^2, UCE's scripts
-    erase_scale: float = 1.0  # s_e of the first edit and of the epochs: UCE's scripts and the authors' runs
-    preserve_scale: float | None = None  # null: max(0.1, 1 / retained captions), UCE's first script
-    destination: str | None = None  # null: the task's mapping concept, ours; " " is the scripts' default
-    captions: str | tuple[str, ...] = ("{}",)  # scripts; templates with one {}: a list, a file, or "" for MACE's
-    # the epochs
-    epochs: int = 3  # authors' runs: 3 nudity, 2 other unsafe content, 1 styles and objects; 0: UCE
-    mu: float = 0.1  # Eq. 8; authors' runs: 0.1 nudity and easy objects, 1e-3 styles and hard objects
-    epoch_tokens: Literal["all", "last-to-end", "last"] = "all"  # all: each position to the same one, as the code
-    epoch_lamb: float = 0.1  # lambda_2, authors' runs
-    epoch_preserve_scale: float = 0.1  # lambda_1, authors' runs; rows of the retained captions and the empty one (code)
-    targets: Literal["current", "original"] = "current"  # values of the model being edited (code), or the base (Eq. 3)
-    accumulate: bool = False  # ours: an edit also sends what the earlier ones sent; false: the newest e' alone
-
-    def __post_init__(self) -> None:
-        templates("captions", self.captions)
-        for key in ("lamb", "preserve_scale", "epochs", "epoch_lamb", "epoch_preserve_scale"):
-            at_least(key, getattr(self, key) or 0.0, 0)
-        for key in ("erase_scale", "mu"):
-            if not getattr(self, key) > 0:
-                raise ConfigError(key, getattr(self, key), "must be positive")
 
 
 class Sums(NamedTuple):
@@ -177,6 +147,3 @@ def erase(
     if folder is not None:
         (folder / "closed_form.json").write_text(json.dumps({"edit": told, "conditions": conditions}, indent=1))
     return as_delta(edited)
-
-
-ERASER = Eraser(ReceConfig, erase, frozenset())

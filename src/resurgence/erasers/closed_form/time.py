@@ -10,36 +10,21 @@ what lies near W. As an eraser it sends a concept to its mapping concept; `corre
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from resurgence.config.fields import at_least, templates
 from resurgence.diffusion.attention import as_delta, projection_weights
 from resurgence.diffusion.text import Encoder, concept_positions, fill, load_captions, token_ids
-from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers import EraserData
+from resurgence.erasers.closed_form.configs import TimeConfig
 from resurgence.erasers.closed_form.solver import apply_edit, relative_change, report, shared_edit, system
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
     from resurgence.config.task import Task
-
-
-@dataclass(frozen=True)
-class TimeConfig:
-    """Settings; the defaults are those of the paper's main experiment."""
-
-    lamb: float = 0.1  # weight of ||W' - W||^2: paper and code
-    keys: bool = True  # also edit to_k, the paper's main experiment; false: to_v alone, its ablation
-    # templates with one {}: a list, a file, or "" for MACE's built-in 30; the default is the text and its augmentations
-    captions: str | tuple[str, ...] = ("{}", "A photo of {}", "An image of {}", "A picture of {}")  # paper, code
-
-    def __post_init__(self) -> None:
-        templates("captions", self.captions)
-        at_least("lamb", self.lamb, 0)
 
 
 def subsequence(source: list[int], target: list[int]) -> list[int] | None:
@@ -102,6 +87,3 @@ def erase(
     if folder is not None:
         (folder / "closed_form.json").write_text(json.dumps({"edit": told}, indent=1))
     return as_delta(edited)
-
-
-ERASER = Eraser(TimeConfig, erase, frozenset())

@@ -8,16 +8,15 @@ for to_k and to_v of every cross-attention. The two published scripts differ in 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
-from resurgence.config.fields import ConfigError, at_least, templates
 from resurgence.diffusion.attention import as_delta, projection_weights
 from resurgence.diffusion.text import Encoder, concept_positions, fill, load_captions, token_ids
-from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers import EraserData
+from resurgence.erasers.closed_form.configs import UceConfig
 from resurgence.erasers.closed_form.solver import apply_edit, relative_change, report, shared_edit, system
 
 if TYPE_CHECKING:
@@ -25,25 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from resurgence.config.task import Task
-
-
-@dataclass(frozen=True)
-class UceConfig:
-    """Settings; the first script's, which the resurgence authors used, unless a comment says ours."""
-
-    tokens: Literal["last-to-end", "last"] = "last-to-end"  # first script; last: the last subject token only, 2025's
-    lamb: float = 0.5  # weight of ||W' - W||^2: both scripts; Eq. 7 has none: 0.0
-    erase_scale: float = 1.0  # s_e, weight of the erased concepts: both scripts, and Eq. 7
-    preserve_scale: float | None = None  # s_p; null: max(0.1, 1 / retained captions), first script; Eq. 7, 2025: 1
-    destination: str | None = None  # null: the task's mapping concept, ours; " " is the first script's default
-    captions: str | tuple[str, ...] = ("{}",)  # both scripts; templates with one {}: a list, a file, or "" for MACE's
-
-    def __post_init__(self) -> None:
-        templates("captions", self.captions)
-        for key in ("lamb", "preserve_scale"):
-            at_least(key, getattr(self, key) or 0.0, 0)
-        if not self.erase_scale > 0:
-            raise ConfigError("erase_scale", self.erase_scale, "must be positive")
 
 
 def last_token(tokenizer: PreTrainedTokenizerBase, template: str, concept: str) -> int:
@@ -105,6 +85,3 @@ def erase(
     if folder is not None:
         (folder / "closed_form.json").write_text(json.dumps({"edit": told}, indent=1))
     return as_delta(edited)
-
-
-ERASER = Eraser(UceConfig, erase, frozenset())

@@ -13,68 +13,24 @@ concepts: each step trains `batch` of them, in turn, each with a prefix of its o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.func import functional_call
 
-from resurgence.config.fields import ConfigError, at_least, one_place
-from resurgence.config.optimisation import Optimisation, Selection
 from resurgence.diffusion.text import token_ids
-from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers import EraserData
+from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.student import Student, Weights
-from resurgence.erasers.gradient.trainer import Objective, samples, train
+from resurgence.erasers.gradient.trainer import Objective, samples
 from resurgence.erasers.gradient.trajectories import Trajectories
+from resurgence.erasers.gradient.trajectory_configs import AdvunlearnConfig
 from resurgence.seeds import generator, seed_of
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
     from resurgence.config.task import Task
-
-
-@dataclass(frozen=True)
-class AdvunlearnConfig(Optimisation):
-    """Settings; the defaults are the authors' for nudity, unless a comment says ours."""
-
-    parameters: Selection = "text-encoder"  # the paper's choice; its UNet variants: xattn, noxattn, full
-    embeddings: Literal["frozen", "trained"] = "frozen"  # of text-encoder: the token and position tables; frozen: code
-    eta: float = 1.0  # strength of the negative guidance: code
-    gamma: float = 0.3  # weight of the retained captions: README; script's default 1
-    retain_batch: int = 5  # retained captions a step: code
-    warmup: int = 200  # first steps, on c itself without an attack: code
-    attack_steps: int = 30  # K, of each attack: code
-    attack_lr: float = 1e-3  # step size of the attack: code
-    attack_update: Literal["sign", "adam"] = "sign"  # along the gradient's sign, paper; adam: code
-    attack_start: Literal["random", "latest"] = "random"  # a random word, README; or the concept's last prefix, script
-    attack_every: int = 1  # steps after which a concept's prefix is made anew; 1: code
-    prefix_tokens: int = 1  # length of the attack's prefix: code
-    ddim_steps: int = 50  # of a whole trajectory: code
-    guidance: float = 3.0  # of sampling x_t: code
-    trajectories: int = 4  # ours: sampled for each erased concept, once
-    retain_trajectories: int = 1  # ours: sampled for each retained concept, once
-    template: str = "{}"  # the caption of an erased concept: code
-    retain_template: str = "a photo of {}"  # ours: the caption of a retained concept
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        counts = ("retain_batch", "attack_steps", "attack_every", "prefix_tokens", "ddim_steps")
-        for key in (*counts, "trajectories", "retain_trajectories"):
-            at_least(key, getattr(self, key), 1)
-        for key in ("eta", "gamma", "warmup", "guidance"):
-            at_least(key, getattr(self, key), 0)
-        if self.warmup >= self.steps:
-            raise ConfigError("warmup", self.warmup, f"must be less than steps ({self.steps}), or nothing is attacked")
-        if self.embeddings == "trained" and self.parameters != "text-encoder":
-            raise ConfigError(
-                "embeddings", "trained", f"has no effect with parameters: {self.parameters}; leave it out"
-            )
-        if not self.attack_lr > 0:
-            raise ConfigError("attack_lr", self.attack_lr, "must be positive")
-        for key in ("template", "retain_template"):
-            one_place(key, getattr(self, key))
 
 
 def esd_target(empty: torch.Tensor, concept: torch.Tensor, eta: float) -> torch.Tensor:
@@ -113,7 +69,7 @@ def encode(student: Student, weights: Weights, captions: Sequence[str], prefixes
 class Advunlearn(Objective):
     """The loss of one step: `batch` erased concepts behind adversarial prefixes, and `retain_batch` retained ones."""
 
-    def __init__(self, student: Student, task: Task, cfg: AdvunlearnConfig, seed: int) -> None:
+    def __init__(self, student: Student, task: Task, cfg: AdvunlearnConfig, data: EraserData, seed: int) -> None:
         super().__init__(student)
         self.task, self.cfg, self.seed = task, cfg, seed
         self.captions = {c: cfg.template.replace("{}", c) for c in task.erase}
@@ -211,23 +167,12 @@ class Advunlearn(Objective):
         self.prefixes, self.made = dict(state["prefixes"]), dict(state["made"])
 
 
-def erase(
-    pipe: StableDiffusionPipeline,
-    task: Task,
-    cfg: AdvunlearnConfig,
-    data: EraserData,
-    seed: int,
-    folder: Path | None = None,
-) -> dict[str, torch.Tensor]:
-    """Train; the pipeline is left as it was.
-
-    Args:
-        folder: where curves.json and the checkpoints go; None: nowhere.
-    """
+def student_of(pipe: StableDiffusionPipeline, task: Task, cfg: AdvunlearnConfig, seed: int) -> Student:
+    """The selected parameters, without the tables of embeddings if those are frozen."""
     student = Student(pipe, cfg.parameters)
     if cfg.embeddings == "frozen":
         student.weights = {n: w for n, w in student.weights.items() if ".embeddings." not in n}
-    return train(student, Advunlearn(student, task, cfg, seed), task, cfg, data, seed, folder)
+    return student
 
 
-ERASER = Eraser(AdvunlearnConfig, erase, frozenset())
+erase = trained(Advunlearn, student_of)

@@ -11,49 +11,21 @@ first objective with the frozen eps_0; to hold one model only, its training and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
-from resurgence.config.fields import ConfigError, at_least, templates
-from resurgence.config.optimisation import Optimisation, Selection
 from resurgence.diffusion.latents import add_noise
-from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.anchor_images import AnchorImages
+from resurgence.erasers.gradient.erasure import trained
+from resurgence.erasers.gradient.image_configs import CaConfig
 from resurgence.erasers.gradient.student import Student
-from resurgence.erasers.gradient.trainer import Objective, samples, train
+from resurgence.erasers.gradient.trainer import Objective, samples
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-
     from resurgence.config.task import Task
-
-
-@dataclass(frozen=True)
-class CaConfig(Optimisation):
-    """Settings; the authors' for objects and styles, written for one device, unless a comment says ours."""
-
-    parameters: Selection = "xattn-kv"  # the paper's choice; memorised images: full
-    steps: int = 100  # optimiser steps: script
-    lr: float = 1.6e-5  # learning rate: script, 2e-6 scaled by 4 images on 2 GPUs
-    optimiser: Literal["adam", "adamw"] = "adamw"  # script
-    weight_decay: float = 0.01  # of AdamW: script
-    batch: int = 8  # samples a step: script, 4 images on 2 GPUs
-    max_norm: float | None = 1.0  # of the gradient: script
-    loss: Literal["model-based", "noise-based"] = "model-based"  # the paper finds the first better
-    target_from: Literal["frozen", "current"] = "frozen"  # who predicts for c: eps_0 (as derived), eps_theta (script)
-    anchor_weight: float = 0.0  # of the paper's optional term; script: 1 when the erased words contain the anchor's
-    captions: str | tuple[str, ...] = ""  # ours: "" for 30 built-in templates; or a list, or a file
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        templates("captions", self.captions)
-        at_least("anchor_weight", self.anchor_weight, 0)
-        if self.parameters == "text-encoder":
-            raise ConfigError("parameters", self.parameters, "ca trains the UNet here; choose another, e.g. xattn-kv")
 
 
 def target_of(loss: str, noise: torch.Tensor, anchor: torch.Tensor | None) -> torch.Tensor:
@@ -88,17 +60,4 @@ class Ca(Objective):
         return F.mse_loss(concept, target_of(cfg.loss, noise, anchor)) + kept
 
 
-def erase(
-    pipe: StableDiffusionPipeline, task: Task, cfg: CaConfig, data: EraserData, seed: int, folder: Path | None = None
-) -> dict[str, torch.Tensor]:
-    """Train; the pipeline is left as it was.
-
-    Args:
-        data: `anchors`, images of each mapping concept, made by the base.
-        folder: where curves.json and the checkpoints go; None: nowhere.
-    """
-    student = Student(pipe, cfg.parameters)
-    return train(student, Ca(student, task, cfg, data, seed), task, cfg, data, seed, folder)
-
-
-ERASER = Eraser(CaConfig, erase, frozenset({"anchors"}))
+erase = trained(Ca)

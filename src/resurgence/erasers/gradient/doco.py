@@ -12,62 +12,25 @@ Several concepts: each step trains `batch` of them, in turn, against one D.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resurgence.config.fields import ConfigError, at_least, templates
-from resurgence.config.optimisation import Optimisation, Selection
 from resurgence.diffusion.latents import add_noise
-from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.anchor_images import AnchorImages
+from resurgence.erasers.gradient.erasure import trained
+from resurgence.erasers.gradient.image_configs import DocoConfig
 from resurgence.erasers.gradient.student import Student, clean_of
-from resurgence.erasers.gradient.trainer import Objective, samples, train
+from resurgence.erasers.gradient.trainer import Objective, samples
 from resurgence.seeds import generator
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-
     from resurgence.config.task import Task
 
 WIDTHS = (64, 128, 256, 512)  # channels of the discriminator's halving layers, the authors' for latents of 64 x 64
-
-
-@dataclass(frozen=True)
-class DocoConfig(Optimisation):
-    """Settings; the paper's formulas and numbers, where it is silent the code's, or ours where a comment says so."""
-
-    parameters: Selection = "xattn-kv"  # code: to_k and to_v of the cross-attentions; the paper does not say
-    steps: int = 1000  # optimiser steps, the warm-up included: paper
-    lr: float = 4e-6  # learning rate: paper
-    batch: int = 8  # samples a step: paper
-    max_norm: float | None = 1.0  # of the gradient: code
-    unlearning: Literal["adversarial", "l2"] = "adversarial"  # G_u of Eq. 8, or of || eps(c*) - sg eps(c) ||^2
-    discriminate: Literal["noise", "x0"] = "noise"  # what D sees: predicted noise (paper), or predicted x_0 (code)
-    generator: Literal["minimax", "non-saturating"] = "minimax"  # theta's side: Eq. 8, or (code) -log D of the concept
-    anchor_from: Literal["current", "frozen"] = "current"  # who predicts for c: eps_theta (Eq. 8), or eps_0 (code)
-    surgery: Literal["paper", "code", "none", "sum"] = "paper"  # Eq. 9; code: tensor by tensor; sum: G_u + lamb G_r
-    lamb: float = 1.0  # lambda of Eq. 9: paper and README
-    warmup: int = 200  # first steps, which update D alone: paper; adversarial only
-    discriminator_lr: float = 1e-4  # README, objects and nudity; styles 5e-4
-    last_stride: Literal[2, 1] = 2  # of D's last layer: paper; code: 1
-    captions: str | tuple[str, ...] = ""  # ours: "" for 30 built-in templates; or a list, or a file
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        templates("captions", self.captions)
-        at_least("lamb", self.lamb, 0)
-        at_least("warmup", self.warmup, 0)
-        if not self.discriminator_lr > 0:
-            raise ConfigError("discriminator_lr", self.discriminator_lr, "must be positive")
-        if self.unlearning == "adversarial" and self.warmup >= self.steps:
-            raise ConfigError("warmup", self.warmup, f"must be less than steps ({self.steps})")
-        if self.parameters == "text-encoder":
-            raise ConfigError("parameters", self.parameters, "doco trains the UNet; choose another, e.g. xattn-kv")
 
 
 def discriminator(channels: int, side: int, last_stride: int, seed: int) -> nn.Sequential:
@@ -212,17 +175,4 @@ class Doco(Objective):
         self.optimiser.load_state_dict(state["optimiser"])
 
 
-def erase(
-    pipe: StableDiffusionPipeline, task: Task, cfg: DocoConfig, data: EraserData, seed: int, folder: Path | None = None
-) -> dict[str, torch.Tensor]:
-    """Train; the pipeline is left as it was.
-
-    Args:
-        data: `anchors`, images of each mapping concept, made by the base.
-        folder: where curves.json and the checkpoints go; None: nowhere.
-    """
-    student = Student(pipe, cfg.parameters)
-    return train(student, Doco(student, task, cfg, data, seed), task, cfg, data, seed, folder)
-
-
-ERASER = Eraser(DocoConfig, erase, frozenset({"anchors"}))
+erase = trained(Doco)

@@ -13,69 +13,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
-from resurgence.config.fields import ConfigError, at_least, one_place
-from resurgence.config.optimisation import Optimisation
-from resurgence.erasers import Eraser, EraserData
+from resurgence.config.fields import ConfigError
+from resurgence.erasers import EraserData
+from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.esd import Esd, esd_target
 from resurgence.erasers.gradient.student import Student, clean_of
-from resurgence.erasers.gradient.trainer import Sample, gradients, samples, train
-from resurgence.figures.sensitive_words import save_picture
+from resurgence.erasers.gradient.trainer import Sample, gradients, samples
+from resurgence.erasers.gradient.trajectory_configs import EapConfig
 from resurgence.seeds import generator
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
     from transformers import PreTrainedTokenizerBase
 
     from resurgence.config.task import Task
 
 CHUNK = 256  # words embedded at a time
-
-
-@dataclass(frozen=True)
-class EapConfig(Optimisation):
-    """Settings; the paper's for objects and styles, where it is silent the script's, or ours if a comment says so."""
-
-    lamb: float = 1.0  # lambda, weight of the preservation loss: paper
-    target: Literal["neutral", "guided"] = "neutral"  # Eq. 5; guided: c_n with negative guidance, as ESD (script)
-    neutral: str = ""  # c_n: script; the paper names " " and "a photo"
-    negative_guidance: float = 1.0  # target guided: its strength, script
-    compare: Literal["noise", "clean"] = "noise"  # what is compared: predicted noise (Eq. 5), or x_0 (script)
-    words: str = ""  # file, a word a line (paper: Oxford 3000); "": the tokenizer's whole words (paper tries them)
-    exclude: Literal["concepts", "words", "none"] = "concepts"  # left out: concepts, paper; + their words; none: script
-    closest: int = 100  # K: paper; nudity 50
-    distance: Literal["cosine", "l2"] = "cosine"  # paper; l2: script, which takes K of the 1000 closest by k-means
-    search_steps: int = 2  # N_iter: paper
-    eta: float = 1e-3  # step size for pi: paper; 1e-2 in the authors' runs
-    ascent: Literal["gradient", "adam"] = "gradient"  # how pi is moved: Algorithm 1, or Adam (script)
-    through: Literal["both", "student"] = "both"  # pi's gradient through both models, Algorithm 1; student: script
-    pi: Literal["kept", "reset"] = "kept"  # from step to step: script, the paper does not say
-    temperature: float = 2.0  # of the Gumbel-Softmax; script
-    hard: bool = True  # c_a is one word, with the gradient of the soft mixture; the authors' runs
-    x_t: Literal["base", "student"] = "base"  # who samples x_t: the base once (ours), or the model in training (script)
-    ddim_steps: int = 50  # of a whole trajectory: script
-    guidance: float = 3.0  # of sampling x_t: script
-    trajectories: int = 4  # ours; x_t base: sampled for each concept
-    template: str = "{}"  # ours: the caption of a concept or word
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("closest", "search_steps", "ddim_steps", "trajectories"):
-            at_least(key, getattr(self, key), int(key != "search_steps"))
-        for key in ("lamb", "negative_guidance", "guidance"):
-            at_least(key, getattr(self, key), 0)
-        for key in ("eta", "temperature"):
-            if not getattr(self, key) > 0:
-                raise ConfigError(key, getattr(self, key), "must be positive")
-        if self.parameters == "text-encoder":
-            raise ConfigError("parameters", self.parameters, "eap trains the UNet; choose another, e.g. xattn")
-        one_place("template", self.template)
 
 
 def whole_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -130,9 +88,9 @@ def gumbel_softmax(pi: torch.Tensor, noise: torch.Tensor, temperature: float, ha
 class Eap(Esd):
     """The two losses of one step, for `batch` concepts (x_t and captions as for ESD), and the search before it."""
 
-    def __init__(self, student: Student, task: Task, cfg: EapConfig, seed: int) -> None:
+    def __init__(self, student: Student, task: Task, cfg: EapConfig, data: EraserData, seed: int) -> None:
         words = vocabulary(cfg, student.pipe.tokenizer, task.erase)  # first: the rest takes minutes
-        super().__init__(student, task, cfg, seed)
+        super().__init__(student, task, cfg, data, seed)
         self.neutral = student.texts([cfg.neutral])  # (1, L, d)
         captions = [cfg.template.replace("{}", word) for word in words]
         erased = torch.stack(list(self.texts.values()))
@@ -228,23 +186,11 @@ class Eap(Esd):
         self.ascent.load_state_dict(state["ascent"])
 
 
-def erase(
-    pipe: StableDiffusionPipeline, task: Task, cfg: EapConfig, data: EraserData, seed: int, folder: Path | None = None
-) -> dict[str, torch.Tensor]:
-    """Train; the pipeline is left as it was.
-
-    Args:
-        folder: where sensitive.json (concept -> [word, probability] of pi) and its picture, curves.json and the
-            checkpoints go.
-    """
-    student = Student(pipe, cfg.parameters)
-    objective = Eap(student, task, cfg, seed)
-    delta = train(student, objective, task, cfg, data, seed, folder)
+def write_words(objective: Eap, delta: dict[str, torch.Tensor], folder: Path | None) -> dict[str, torch.Tensor]:
+    """Write sensitive.json: concept -> [word, probability] of pi, the most sensitive first."""
     if folder is not None:
-        found = objective.sensitive()
-        (folder / "sensitive.json").write_text(json.dumps(found, indent=1))
-        save_picture(found, folder)
+        (folder / "sensitive.json").write_text(json.dumps(objective.sensitive(), indent=1))
     return delta
 
 
-ERASER = Eraser(EapConfig, erase, frozenset())
+erase = trained(Eap, finish=write_words)

@@ -14,59 +14,21 @@ the outer step, so grad g = grad L_f: the inner steps reach the weights only wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
-from resurgence.config.fields import ConfigError, at_least, templates
-from resurgence.config.optimisation import Optimisation, Selection
-from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers import EraserData
+from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.forget_retain import ForgetRetain, Noised, denoising_loss, pseudo_loss
+from resurgence.erasers.gradient.image_configs import EraseDiffConfig
 from resurgence.erasers.gradient.student import Student
-from resurgence.erasers.gradient.trainer import Objective, gradients, train
+from resurgence.erasers.gradient.trainer import Objective, gradients
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from diffusers import StableDiffusionPipeline
-
     from resurgence.config.task import Task
-
-
-@dataclass(frozen=True)
-class EraseDiffConfig(Optimisation):
-    """Settings; the defaults are those of the authors' scripts for classes, with the paper's lambda."""
-
-    parameters: Selection = "full"  # script for classes; nudity: noxattn-official
-    steps: int = 60  # optimiser steps: script for classes; nudity: 160
-    batch: int = 16  # script for classes; forget images of a step, and as many retained ones
-    multiplier: Literal[
-        "gradient",  # lambda with a = eta ||grad g||^2: the paper
-        "value",  # lambda with a = eta g: the dynamic barrier's other choice, in which the inner steps count
-        "cosine",  # max(0, eta - cos(grad L_remain, grad g)): the authors' code for pixel models
-        "fixed",  # weight: the authors' code for Stable Diffusion
-    ] = "gradient"  # how lambda is set
-    eta: float = 0.1  # of lambda: the authors' code for pixel models
-    weight: float = 1.0  # lambda of `fixed`: scripts; the command line's default is 0.1
-    inner_steps: int = 2  # K: command line
-    inner_lr: float | None = None  # of Adam, begun anew in each step; null: lr, as the scripts
-    inner_value: Literal["last", "mean"] = "last"  # min L_f: after the K steps (paper), or (code) their mean loss
-    target_from: Literal["current", "frozen"] = "current"  # sg eps_theta (paper and code), or eps_0
-    captions: str | tuple[str, ...] = ("an image of {}",)  # templates; the scripts: "an image of a <class>"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        templates("captions", self.captions)
-        for key in ("eta", "weight", "inner_steps"):
-            at_least(key, getattr(self, key), 0)
-        if self.inner_lr is not None and not self.inner_lr > 0:
-            raise ConfigError("inner_lr", self.inner_lr, "must be positive, or null for lr")
-        if self.multiplier == "value" and not self.inner_steps:
-            raise ConfigError("inner_steps", self.inner_steps, "multiplier: value needs at least 1, to know g")
-        if self.parameters == "text-encoder":
-            raise ConfigError("parameters", self.parameters, "erasediff trains the UNet; choose another, e.g. full")
 
 
 def inner(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -141,22 +103,4 @@ class EraseDiff(Objective):
         return found, shown | {"constraint": constraint}
 
 
-def erase(
-    pipe: StableDiffusionPipeline,
-    task: Task,
-    cfg: EraseDiffConfig,
-    data: EraserData,
-    seed: int,
-    folder: Path | None = None,
-) -> dict[str, torch.Tensor]:
-    """Train; the pipeline is left as it was.
-
-    Args:
-        data: `images` of the erased concepts and `retained` ones.
-        folder: where curves.json and the checkpoints go; None: nowhere.
-    """
-    student = Student(pipe, cfg.parameters)
-    return train(student, EraseDiff(student, task, cfg, data, seed), task, cfg, data, seed, folder)
-
-
-ERASER = Eraser(EraseDiffConfig, erase, frozenset({"images", "retained"}))
+erase = trained(EraseDiff)

@@ -8,51 +8,21 @@ ESD-x, `noxattn` is ESD-u. Several concepts: each step trains `batch` of them, i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
-from resurgence.config.fields import ConfigError, at_least, one_place
-from resurgence.config.optimisation import Optimisation
-from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers import EraserData
+from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.student import Student
-from resurgence.erasers.gradient.trainer import Objective, Sample, samples, train
+from resurgence.erasers.gradient.trainer import Objective, Sample, samples
 from resurgence.erasers.gradient.trajectories import Trajectories, walked
+from resurgence.erasers.gradient.trajectory_configs import EsdConfig
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-
     from resurgence.config.task import Task
-
-
-@dataclass(frozen=True)
-class EsdConfig(Optimisation):
-    """Settings; the defaults are ESD-x of the first script, unless a comment says ours.
-
-    The script of 2025: 200 steps, lr 5e-5, x_t base, eta_from concept, eta 2.
-    """
-
-    eta: float = 1.0  # strength of the negative guidance: first script
-    eta_from: Literal["empty", "concept"] = "empty"  # the target starts at eps_0(""), Eq. 7, or (2025) at eps_0(c*)
-    x_t: Literal["student", "base"] = "student"  # who samples x_t: the model in training (first script), the base once
-    ddim_steps: int = 50  # of a whole trajectory: first script
-    guidance: float = 3.0  # of sampling x_t: both scripts
-    trajectories: int = 4  # ours; x_t base: sampled for each concept
-    template: str = "{}"  # ours: the caption of a concept
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("ddim_steps", "trajectories"):
-            at_least(key, getattr(self, key), 1)
-        for key in ("eta", "guidance"):
-            at_least(key, getattr(self, key), 0)
-        if self.parameters == "text-encoder":
-            raise ConfigError("parameters", self.parameters, "esd trains the UNet; choose another, e.g. xattn")
-        one_place("template", self.template)
 
 
 def esd_target(empty: torch.Tensor, concept: torch.Tensor, eta: float, eta_from: str) -> torch.Tensor:
@@ -66,7 +36,7 @@ def esd_target(empty: torch.Tensor, concept: torch.Tensor, eta: float, eta_from:
 class Esd(Objective):
     """The loss of one step, for `batch` concepts."""
 
-    def __init__(self, student: Student, task: Task, cfg: EsdConfig, seed: int) -> None:
+    def __init__(self, student: Student, task: Task, cfg: EsdConfig, data: EraserData, seed: int) -> None:
         super().__init__(student)
         self.task, self.cfg, self.seed = task, cfg, seed
         prompts = [cfg.template.replace("{}", concept) for concept in task.erase]
@@ -93,16 +63,4 @@ class Esd(Objective):
         return F.mse_loss(self.student(x, t, text), esd_target(empty, concept, self.cfg.eta, self.cfg.eta_from))
 
 
-def erase(
-    pipe: StableDiffusionPipeline, task: Task, cfg: EsdConfig, data: EraserData, seed: int, folder: Path | None = None
-) -> dict[str, torch.Tensor]:
-    """Train; the pipeline is left as it was.
-
-    Args:
-        folder: where curves.json and the checkpoints go; None: nowhere.
-    """
-    student = Student(pipe, cfg.parameters)
-    return train(student, Esd(student, task, cfg, seed), task, cfg, data, seed, folder)
-
-
-ERASER = Eraser(EsdConfig, erase, frozenset())
+erase = trained(Esd)

@@ -9,49 +9,26 @@ words; nothing says where to look instead, so few steps are enough and more of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
-from resurgence.config.fields import ConfigError, templates
-from resurgence.config.optimisation import Optimisation, Selection
 from resurgence.diffusion.attention import attention_maps
 from resurgence.diffusion.latents import add_noise, latents_of
 from resurgence.diffusion.text import fill, load_captions
-from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers import EraserData
+from resurgence.erasers.gradient.erasure import trained
+from resurgence.erasers.gradient.image_configs import FmnConfig
 from resurgence.erasers.gradient.student import Student
-from resurgence.erasers.gradient.trainer import Objective, Sample, samples, train
-from resurgence.erasers.mace.method import tokens_of
+from resurgence.erasers.gradient.trainer import Objective, Sample, samples
+from resurgence.erasers.token_sets import tokens_of
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
 
     from resurgence.config.task import Task
-
-
-@dataclass(frozen=True)
-class FmnConfig(Optimisation):
-    """Settings; the defaults are the authors' configuration without learnt tokens, unless a comment says ours."""
-
-    parameters: Selection = "full"  # official; the authors also name the cross-attentions: xattn
-    steps: int = 35  # optimiser steps: official
-    lr: float = 2e-6  # learning rate: official
-    optimiser: Literal["adam", "adamw"] = "adamw"  # official
-    weight_decay: float = 0.01  # of AdamW: official
-    max_norm: float | None = 1.0  # of the gradient: official
-    captions: str | tuple[str, ...] = ("a photo of {}",)  # official; for styles it is "a photo in the style of {}"
-    use_pooler: bool = True  # also lower the attention to the end of the caption: official
-    pooler_tokens: Literal["end-and-padding", "end", "same-id"] = "end-and-padding"  # ours; same-id: official
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        templates("captions", self.captions)
-        if self.parameters == "text-encoder":
-            raise ConfigError("parameters", self.parameters, "fmn trains the UNet; choose another, e.g. full or xattn")
 
 
 class Maps(nn.Module):
@@ -122,17 +99,4 @@ class Fmn(Objective):
         return attention_norm(self.student, noisy, t, texts, tokens)
 
 
-def erase(
-    pipe: StableDiffusionPipeline, task: Task, cfg: FmnConfig, data: EraserData, seed: int, folder: Path | None = None
-) -> dict[str, torch.Tensor]:
-    """Train; the pipeline is left as it was.
-
-    Args:
-        data: `images` of each erased concept, made by the base or real.
-        folder: where curves.json and the checkpoints go; None: nowhere.
-    """
-    student = Student(pipe, cfg.parameters)
-    return train(student, Fmn(student, task, cfg, data, seed), task, cfg, data, seed, folder)
-
-
-ERASER = Eraser(FmnConfig, erase, frozenset({"images"}))
+erase = trained(Fmn)

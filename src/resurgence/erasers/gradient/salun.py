@@ -10,53 +10,21 @@ are, bit by bit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
-from resurgence.config.fields import ConfigError, at_least, templates
-from resurgence.config.optimisation import Optimisation, Selection
 from resurgence.diffusion.pipeline import exact
-from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers import EraserData
+from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.forget_retain import ForgetRetain, forget_gradients, largest, pseudo_target
+from resurgence.erasers.gradient.image_configs import SalunConfig
 from resurgence.erasers.gradient.student import Student
-from resurgence.erasers.gradient.trainer import Objective, train
+from resurgence.erasers.gradient.trainer import Objective
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-
     from resurgence.config.task import Task
-
-
-@dataclass(frozen=True)
-class SalunConfig(Optimisation):
-    """Settings; the defaults are those of the authors' scripts for Stable Diffusion."""
-
-    parameters: Selection = "full"  # scripts; the mask is taken among these, with one threshold for all
-    steps: int = 500  # optimiser steps, scripts: 5 epochs over 800 images
-    batch: int = 8  # scripts; forget images of a step, and as many retained ones
-    alpha: float = 0.5  # of L_remain: README; the command line's default is 0.1
-    fraction: float = 0.5  # of the weights that train: paper
-    mask_steps: int = 100  # batches of the mask's gradient: the 800 images of the scripts
-    mask_guidance: float = 7.5  # w in (1 + w) eps(c_f) - w eps("") of the mask's loss: scripts; 0: eps(c_f)
-    target_from: Literal["current", "frozen"] = "current"  # sg eps_theta (paper and scripts), or eps_0
-    captions: str | tuple[str, ...] = ("an image of {}",)  # templates; the scripts: "an image of a <class>"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        templates("captions", self.captions)
-        for key in ("alpha", "mask_guidance"):
-            at_least(key, getattr(self, key), 0)
-        at_least("mask_steps", self.mask_steps, 1)
-        if not 0 < self.fraction <= 1:
-            raise ConfigError("fraction", self.fraction, "must lie above 0, and be 1 at most (no mask)")
-        if self.weight_decay:
-            raise ConfigError("weight_decay", self.weight_decay, "would change weights outside the mask; write 0.0")
-        if self.parameters == "text-encoder":
-            raise ConfigError("parameters", self.parameters, "salun trains the UNet; choose another, e.g. full")
 
 
 def saliency_mask(gradients: list[torch.Tensor], fraction: float) -> list[torch.Tensor]:
@@ -96,17 +64,4 @@ class Salun(Objective):
         return [torch.where(m, g, 0.0) for m, g in zip(self.mask, found, strict=True)], shown
 
 
-def erase(
-    pipe: StableDiffusionPipeline, task: Task, cfg: SalunConfig, data: EraserData, seed: int, folder: Path | None = None
-) -> dict[str, torch.Tensor]:
-    """Find the mask, train inside it; the pipeline is left as it was.
-
-    Args:
-        data: `images` of the erased concepts and `retained` ones.
-        folder: where curves.json and the checkpoints go; None: nowhere.
-    """
-    student = Student(pipe, cfg.parameters)
-    return train(student, Salun(student, task, cfg, data, seed), task, cfg, data, seed, folder)
-
-
-ERASER = Eraser(SalunConfig, erase, frozenset({"images", "retained"}))
+erase = trained(Salun)

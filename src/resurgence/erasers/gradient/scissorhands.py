@@ -13,17 +13,14 @@ one constraint needs no quadratic program. m is the gradient of forgetting (-L_f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from resurgence.config.fields import ConfigError, at_least, templates
-from resurgence.config.optimisation import Optimisation, Selection
 from resurgence.diffusion.pipeline import exact
-from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers import EraserData
+from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.forget_retain import (
     ForgetRetain,
     denoising_loss,
@@ -31,52 +28,17 @@ from resurgence.erasers.gradient.forget_retain import (
     largest,
     pseudo_loss,
 )
+from resurgence.erasers.gradient.image_configs import ScissorHandsConfig
 from resurgence.erasers.gradient.student import Student
-from resurgence.erasers.gradient.trainer import Objective, gradients, train
+from resurgence.erasers.gradient.trainer import Objective, gradients
 from resurgence.seeds import generator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from diffusers import StableDiffusionPipeline
-
     from resurgence.config.task import Task
 
 SCRIPTS = ("up_blocks.1.attentions.1.", "up_blocks.2.attentions.1.")  # output_blocks 4 and 7 of SD 1.x, of them attn1
-
-
-@dataclass(frozen=True)
-class ScissorHandsConfig(Optimisation):
-    """Settings; the defaults are those of the authors' script for classes, with the paper's trimming and projection."""
-
-    parameters: Selection = "full"  # script for classes; trimmed and trained, the saliency has one threshold for all
-    steps: int = 350  # optimiser steps, script for classes: 3 epochs
-    lr: float = 2e-5  # script for classes; nudity: 1e-5
-    batch: int = 8  # script for classes; forget images of a step, and as many retained ones; nudity: 16
-    sparsity: float = 0.999  # the part of the weights that is not trimmed: script for classes; nudity: 0.995
-    saliency_steps: int = 10  # batches of the saliency's gradient: scripts
-    saliency: Literal["gradient", "absolute"] = "gradient"  # of the mean loss (paper); sum of |batch gradient|: scripts
-    saliency_guidance: float = 0.0  # paper; w in (1 + w) eps(c) - w eps("") of its loss; script for classes: 7.5
-    trim: Literal["all", "official"] = "all"  # paper; official: only self-attention in two decoder blocks
-    initial: Literal["normal", "kaiming"] = "normal"  # new values, sd 0.02: script for classes; Kaiming uniform: nudity
-    forget: Literal["ascent", "pseudo"] = "ascent"  # paper; pseudo (nudity): + weight times SalUn's forget loss
-    weight: float = 0.1  # of the forget loss: scripts
-    projection: Literal["forget", "remain", "none"] = "forget"  # the gradient m: paper; none: the scripts for SD
-    margin: float = 0.0  # least multiple of m that a projection adds: paper; the authors' classifiers: 0.5
-    captions: str | tuple[str, ...] = ("an image of {}",)  # templates; the scripts: "an image of a <class>"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        templates("captions", self.captions)
-        for key in ("saliency_guidance", "weight", "margin"):
-            at_least(key, getattr(self, key), 0)
-        at_least("saliency_steps", self.saliency_steps, 1)
-        if not 0 <= self.sparsity <= 1:
-            raise ConfigError("sparsity", self.sparsity, "must lie between 0 (all trimmed) and 1 (none)")
-        if self.parameters == "text-encoder":
-            raise ConfigError("parameters", self.parameters, "scissorhands trains the UNet; choose another, e.g. full")
-        if self.trim == "official" and self.parameters in ("xattn", "xattn-kv"):
-            raise ConfigError("trim", "official", f"trims self-attention, and parameters: {self.parameters} has none")
 
 
 def snip(weights: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], sparsity: float) -> list[torch.Tensor]:
@@ -152,22 +114,4 @@ class ScissorHands(Objective):
         return found, shown | {"projection": factor}
 
 
-def erase(
-    pipe: StableDiffusionPipeline,
-    task: Task,
-    cfg: ScissorHandsConfig,
-    data: EraserData,
-    seed: int,
-    folder: Path | None = None,
-) -> dict[str, torch.Tensor]:
-    """Trim, then train; the pipeline is left as it was.
-
-    Args:
-        data: `images` of the erased concepts and `retained` ones.
-        folder: where curves.json and the checkpoints go; None: nowhere.
-    """
-    student = Student(pipe, cfg.parameters)
-    return train(student, ScissorHands(student, task, cfg, data, seed), task, cfg, data, seed, folder)
-
-
-ERASER = Eraser(ScissorHandsConfig, erase, frozenset({"images", "retained"}))
+erase = trained(ScissorHands)

@@ -6,29 +6,28 @@
 A membrane is a rank-1 adapter B A on the weight W of every linear and convolution layer. s is the surrogate of the
 erased concept c*, "" by default; a are random embeddings, accepted with probability 1 - cos(c*, a). Several concepts:
 each has an adapter of its own, trained as if it were alone; they are merged by summing, W' = W + scale sum B A.
-Adapters kept apart can be scaled by how near a prompt is to their concept (transport.py).
+Adapters kept apart can be scaled by how near a prompt is to their concept (spm_transport.py).
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resurgence.config.fields import ConfigError, at_least, one_place
-from resurgence.config.optimisation import Optimisation, Selection
+from resurgence.config.task import TaskPart
 from resurgence.diffusion.deltas import DELTA_FILE, load_delta, save_delta
-from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers import EraserData
+from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.esd import Esd, esd_target
 from resurgence.erasers.gradient.student import Student, Weights
-from resurgence.erasers.gradient.trainer import Objective, gradients, in_precision_of_base, samples, train
+from resurgence.erasers.gradient.trainer import Objective, gradients, in_precision_of_base, samples
+from resurgence.erasers.gradient.trajectory_configs import SpmConfig
 from resurgence.erasers.lora import Lora, save_loras, slugs
 from resurgence.seeds import generator
 from resurgence.training.lora import checkpoint_name
@@ -37,42 +36,6 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
     from resurgence.config.task import Task
-
-
-@dataclass(frozen=True)
-class SpmConfig(Optimisation):
-    """Settings; the paper's, where it is silent the authors' configurations', or ours where a comment says so."""
-
-    parameters: Selection = "full"  # paper: an adapter for each linear and convolution layer of these; xattn: attn2
-    layers: Literal["all", "transformers"] = "all"  # paper; transformers: only those in transformer blocks, the code
-    steps: int = 3000  # code; each is one step of every adapter
-    lr: float = 1e-4  # code; constant here, there a warm-up of 500 steps, then three cosine cycles
-    optimiser: Literal["adam", "adamw"] = "adamw"  # code, there with 8-bit states
-    weight_decay: float = 0.01  # of AdamW: the default of the code's optimiser
-    adapters: Literal["concept", "shared"] = "concept"  # paper; shared: one for all, as the code for a list of concepts
-    rank: int = 1  # of an adapter: paper and code
-    scale: float = 1.0  # of B A; alpha / rank in the code, 1 / 1
-    eta: float = 1.0  # strength of the negative guidance: code
-    surrogate: Literal["empty", "mapping"] = "empty"  # s: "" (code), or the task's mapping concept
-    anchors: int = 4  # random embeddings for each sample: code; 0: no anchoring
-    anchor_weight: float = 1000.0  # lambda: code
-    x_t: Literal["base", "student"] = "base"  # who samples x_t: the base once (ours), or the adapted model (code)
-    ddim_steps: int = 30  # of a whole trajectory: code
-    guidance: float = 3.0  # of sampling x_t: code
-    trajectories: int = 4  # ours; x_t base: sampled for each concept
-    template: str = "{}"  # ours: the caption of a concept
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("rank", "ddim_steps", "trajectories"):
-            at_least(key, getattr(self, key), 1)
-        for key in ("eta", "guidance", "anchors", "anchor_weight"):
-            at_least(key, getattr(self, key), 0)
-        if not self.scale > 0:
-            raise ConfigError("scale", self.scale, "must be positive")
-        if self.parameters == "text-encoder":
-            raise ConfigError("parameters", self.parameters, "spm adapts the UNet; choose another, e.g. full or xattn")
-        one_place("template", self.template)
 
 
 def product(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -90,6 +53,11 @@ def anchor(text: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
             break
     length = 0.8 + 0.4 * torch.rand((), generator=draws)
     return noise * (length * text.norm() / noise.norm())
+
+
+def groups_of(task: Task, cfg: SpmConfig) -> dict[str, tuple[str, ...]]:
+    """Adapter -> the concepts that it erases."""
+    return {concept: (concept,) for concept in task.erase} if cfg.adapters == "concept" else {"shared": task.erase}
 
 
 class Adapted(Student):
@@ -145,8 +113,8 @@ class Adapted(Student):
 class Spm(Esd):
     """The loss of one adapter, for `batch` samples of its concepts (x_t and captions as for ESD)."""
 
-    def __init__(self, student: Adapted, task: Task, cfg: SpmConfig, seed: int) -> None:
-        super().__init__(student, task, cfg, seed)
+    def __init__(self, student: Adapted, task: Task, cfg: SpmConfig, data: EraserData, seed: int) -> None:
+        super().__init__(student, task, cfg, data, seed)
         words = [cfg.template.replace("{}", task.mapping[c]) if cfg.surrogate == "mapping" else "" for c in task.erase]
         self.surrogates = dict(zip(task.erase, student.texts(words), strict=True))
 
@@ -184,9 +152,13 @@ class Spm(Esd):
 class Membranes(Objective):
     """All adapters, each by its own loss: only one of them is in memory with its gradients at a time."""
 
-    def __init__(self, student: Adapted, parts: Sequence[Spm]) -> None:
+    def __init__(self, student: Adapted, task: Task, cfg: SpmConfig, data: EraserData, seed: int) -> None:
         super().__init__(student)
-        self.parts = parts
+        self.adapted, self.cfg, self.parts, self.groups = student, cfg, [], groups_of(task, cfg)
+        for adapter, concepts in self.groups.items():
+            mapping = {concept: task.mapping[concept] for concept in concepts}
+            part = TaskPart({"kind": task.kind, "erase": concepts, "mapping": mapping}, f"the adapter {adapter}")
+            self.parts.append(Spm(student.only(adapter), part, cfg, data, seed))
 
     def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         """The gradients of all adapters, and the mean of their curves."""
@@ -196,33 +168,32 @@ class Membranes(Objective):
         }
 
 
-def erase(
-    pipe: StableDiffusionPipeline, task: Task, cfg: SpmConfig, data: EraserData, seed: int, folder: Path | None = None
-) -> dict[str, torch.Tensor]:
-    """Train the adapters and merge them; the pipeline is left as it was.
+def adapted(pipe: StableDiffusionPipeline, task: Task, cfg: SpmConfig, seed: int) -> Adapted:
+    """The student of all adapters; their names are checked before the training, not after it."""
+    groups = groups_of(task, cfg)
+    slugs(groups)
+    return Adapted(pipe, cfg, list(groups), seed)
+
+
+def merge(objective: Membranes, factors: Mapping[str, torch.Tensor], folder: Path | None) -> dict[str, torch.Tensor]:
+    """The delta of the merged adapters.
 
     Args:
-        folder: where adapters/<concept>/ (LoRA files as diffusers reads them), curves.json and checkpoints go.
+        folder: where adapters/<concept>/ go (LoRA files as diffusers reads them); the trainer has written the
+            factors of its checkpoints there, which are merged too.
     """
-    groups = {concept: (concept,) for concept in task.erase} if cfg.adapters == "concept" else {"shared": task.erase}
-    slugs(groups)  # an error before the training, not after it
-    student, parts = Adapted(pipe, cfg, list(groups), seed), []
-    for adapter, concepts in groups.items():
-        mapping = {concept: task.mapping[concept] for concept in concepts}
-        own = dataclasses.replace(task, erase=concepts, mapping=mapping, synonyms={})
-        parts.append(Spm(student.only(adapter), own, cfg, seed))
+    student = objective.adapted
 
-    def delta(factors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return in_precision_of_base(student, student.merged({n: w.to(student.device) for n, w in factors.items()}))
+    def delta(weights: Weights) -> dict[str, torch.Tensor]:
+        return in_precision_of_base(student, student.merged({n: w.to(student.device) for n, w in weights.items()}))
 
-    train(student, Membranes(student, parts), task, cfg, data, seed, folder)
     final = student.weights if student.average is None else student.average
     if folder is not None:
-        own = {adapter: {n: w for n, w in final.items() if n.startswith(f"{adapter}|")} for adapter in groups}
-        save_loras({adapter: student.lora(factors) for adapter, factors in own.items()}, folder / "adapters")
-        for place in [folder / checkpoint_name(step) / DELTA_FILE for step in cfg.checkpoints]:
-            save_delta(delta(load_delta(place)), place)  # the trainer wrote the factors
+        parts = {name: {n: w for n, w in final.items() if n.startswith(f"{name}|")} for name in objective.groups}
+        save_loras({name: student.lora(weights) for name, weights in parts.items()}, folder / "adapters")
+        for place in [folder / checkpoint_name(step) / DELTA_FILE for step in objective.cfg.checkpoints]:
+            save_delta(delta(load_delta(place)), place)
     return delta(final)
 
 
-ERASER = Eraser(SpmConfig, erase, frozenset())
+erase = trained(Membranes, adapted, merge)

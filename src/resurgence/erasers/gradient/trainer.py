@@ -115,7 +115,7 @@ def train(
         SystemExit: 143 after SIGTERM, with the state saved.
     """
     base = student.pipe.unet.state_dict() | student.pipe.text_encoder.state_dict()
-    facts = (type(objective).__qualname__, asdict(cfg), asdict(task), seed, student.captions)
+    facts = (type(objective).__qualname__, asdict(cfg), vars(task), seed, student.captions)
     pictures = [group[name] for group in (data.images, data.anchors, data.retained) for name in sorted(group)]
     saver = Saver(data.state, fingerprint(facts, [*pictures, *base.values()]) if data.state else "")
     place = data.state or folder

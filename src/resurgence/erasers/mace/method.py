@@ -1,82 +1,33 @@
 """MACE: Mass Concept Erasure (Lu et al., CVPR 2024, arXiv 2403.06135).
 
 Three steps, each also callable by itself: `refine` maps what surrounds a concept in a caption to the mapping concept,
-in closed form; `train_loras` lowers the attention that the concept's pixels pay to its tokens, one LoRA a concept;
+in closed form; `attention_loras` lowers the attention that the concept's pixels pay to its tokens, one LoRA a concept;
 `fuse` joins them in one change of to_k and to_v. Written from the formulas; deviations are in docs/deviations.md.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import torch
 
-from resurgence.config.fields import ConfigError, at_least, templates
 from resurgence.diffusion.attention import as_delta, from_delta, projection_weights, swapped
 from resurgence.diffusion.latents import latents_of
 from resurgence.diffusion.text import Encoder, concept_positions, fill, load_captions, token_ids
-from resurgence.erasers import Eraser, EraserData
+from resurgence.erasers import EraserData
 from resurgence.erasers.closed_form.solver import apply_edit, paired_rows, relative_change, report, shared_edit, system
-from resurgence.erasers.lora import Lora, save_loras, slugs
+from resurgence.erasers.lora import Lora, TrainedLoras, in_two_steps, slugs
 from resurgence.erasers.mace.concept_loras import ConceptData, Training, train_concepts
+from resurgence.erasers.mace.config import MaceConfig
 from resurgence.erasers.mace.fusion import accumulate, fuse_closed, fuse_constrained
+from resurgence.erasers.token_sets import tokens_of
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-    from transformers import PreTrainedTokenizerBase
 
     from resurgence.config.task import Task
-
-
-@dataclass(frozen=True)
-class MaceConfig:
-    """Settings; the defaults are those of the authors' erase_10_celebrity, unless a comment says otherwise."""
-
-    captions: str | tuple[str, ...] = ""  # templates with one {}: a list, a file, or "" for 30, ours; official 30 of 31
-    # closed forms
-    train_preserve_scale: float = 1e-4  # lambda_1, weight of the corpora in the refinement: authors' configuration
-    fuse_preserve_scale: float = 1e-4  # lambda_2, weight of the corpora in the fusion: authors' configuration
-    preserve_weight: float = 8e4  # omega, domain against prior corpus: authors' for ten celebrities; 0: none is needed
-    lamb: float = 0.0  # weight of ||W' - W||^2 in both: authors' for celebrities and artists; objects 10 to 1,000
-    scale_application: Literal["paper", "official"] = "paper"  # once, the text; official: squared, as the code
-    # LoRAs
-    steps: int = 50  # of each LoRA: authors' for celebrities and styles; explicit content 120
-    lr: float = 1e-4  # authors' for celebrities and styles; 1e-5 for objects and explicit content
-    rank: int = 1  # of each LoRA: official
-    weight_decay: float = 0.01  # official; AdamW, betas (0.9, 0.999), eps 1e-8
-    max_norm: float = 1.0  # of each concept's gradient: official
-    timesteps: Literal["window", "uniform"] = "window"  # window: about 200 to 400 of 1,000, paper and code
-    use_pooler: bool = True  # also lower the attention to the end of the caption: official
-    pooler_tokens: Literal["end-and-padding", "end", "same-id"] = "end-and-padding"  # ours; same-id: official
-    use_masks: bool = True  # paper and code; false: the whole map, as always for styles
-    chunk: int = 10  # ours: concepts in one batch; does not change any result
-    # fusion
-    fusion: Literal["closed-form", "constrained"] = "closed-form"  # least squares, as the code; constrained: ours
-    preserve_retained: bool = True  # ours, constrained: W_f e = W e for the mean embedding of each retained concept
-    max_relative_change: float | None = None  # ours, constrained: limit of ||w_f - w|| / ||w|| of each row
-
-    def __post_init__(self) -> None:
-        templates("captions", self.captions)
-        for key in ("train_preserve_scale", "fuse_preserve_scale", "preserve_weight", "lamb", "weight_decay"):
-            at_least(key, getattr(self, key), 0)
-        for key in ("steps", "rank", "chunk"):
-            at_least(key, getattr(self, key), 1)
-        for key in ("lr", "max_norm"):
-            if not getattr(self, key) > 0:
-                raise ConfigError(key, getattr(self, key), "must be positive")
-        for key in ("train_preserve_scale", "fuse_preserve_scale"):
-            if self.lamb == 0 and getattr(self, key) == 0:
-                raise ConfigError(key, 0, "is 0, and so is lamb: no unique solution; raise one of them")
-        if self.max_relative_change is not None and not self.max_relative_change > 0:
-            raise ConfigError("max_relative_change", self.max_relative_change, "must be positive, or null for no limit")
-        if self.max_relative_change is not None and self.fusion != "constrained":
-            raise ConfigError("max_relative_change", self.max_relative_change, "needs fusion: constrained; write that")
-        if self.fusion == "constrained" and not self.preserve_retained and self.max_relative_change is None:
-            raise ConfigError("fusion", self.fusion, "has no constraint; set preserve_retained or max_relative_change")
 
 
 def corpus_moment(data: EraserData, scale: float, omega: float) -> torch.Tensor | None:
@@ -120,25 +71,6 @@ def refine(
     return as_delta(refined), report("refinement", edit.condition, relative_change(weights, refined))
 
 
-def tokens_of(
-    tokenizer: PreTrainedTokenizerBase, caption: str, concept: str, length: int, cfg: MaceConfig
-) -> torch.Tensor:
-    """The set S of the attention loss: the concept's tokens and, with use_pooler, the end of the caption: (L,) bool.
-
-    The end is `end-and-padding` (the first end token and all behind it), `end` (that one token), or `same-id` (every
-    token with the end token's id, as the official code: on SD 1.x, which pads with it, end and padding; on SD 2.x,
-    which pads with id 0, the end token alone).
-    """
-    selected = torch.zeros(length, dtype=torch.bool)
-    selected[concept_positions(tokenizer, caption, concept)] = True
-    if cfg.use_pooler:
-        end = len(token_ids(tokenizer, caption)) - 1
-        same = tokenizer.pad_token_id == tokenizer.eos_token_id
-        padding = {"end-and-padding": True, "end": False, "same-id": same}[cfg.pooler_tokens]
-        selected[end : length if padding else end + 1] = True
-    return selected
-
-
 def concept_data(
     pipe: StableDiffusionPipeline, task: Task, concept: str, cfg: MaceConfig, data: EraserData, encoder: Encoder
 ) -> ConceptData:
@@ -164,7 +96,7 @@ def concept_data(
     return ConceptData(concept, latents_of(pipe, images), masks, texts, tokens.to(texts.device))
 
 
-def train_loras(
+def attention_loras(
     pipe: StableDiffusionPipeline, task: Task, cfg: MaceConfig, data: EraserData, seed: int
 ) -> tuple[dict[str, Lora], dict[str, list[float]]]:
     """One LoRA per concept by the attention loss (MACE, Eq. 5), on a pipeline that has the refinement applied.
@@ -177,6 +109,16 @@ def train_loras(
     concepts = [concept_data(pipe, task, concept, cfg, data, encoder) for concept in task.erase]
     settings = Training(**{f.name: getattr(cfg, f.name) for f in fields(Training)})
     return train_concepts(pipe.unet, pipe.scheduler.alphas_cumprod, concepts, settings, seed, data.state)
+
+
+def train_loras(
+    pipe: StableDiffusionPipeline, task: Task, cfg: MaceConfig, data: EraserData, seed: int
+) -> TrainedLoras:
+    """Refine, and train the LoRAs on the refined weights; the pipeline is left as it was."""
+    refined, refinement = refine(pipe, task, cfg, data)
+    with swapped(pipe.unet, from_delta(refined, pipe.unet)):
+        loras, curves = attention_loras(pipe, task, cfg, data, seed)
+    return TrainedLoras(loras, curves, refined, refinement)
 
 
 def retained_means(pipe: StableDiffusionPipeline, task: Task, cfg: MaceConfig, encoder: Encoder) -> torch.Tensor:
@@ -214,23 +156,4 @@ def fuse(
     return as_delta({name: weight.to(base[name].dtype) for name, weight in fused.items()}), told
 
 
-def erase(
-    pipe: StableDiffusionPipeline, task: Task, cfg: MaceConfig, data: EraserData, seed: int, folder: Path | None = None
-) -> dict[str, torch.Tensor]:
-    """Refine, train, fuse; the pipeline is left as it was.
-
-    Args:
-        folder: where the LoRAs (loras/<concept>/), curves.json and closed_form.json go; None: nowhere.
-    """
-    refined, refinement = refine(pipe, task, cfg, data)
-    with swapped(pipe.unet, from_delta(refined, pipe.unet)):
-        loras, curves = train_loras(pipe, task, cfg, data, seed)
-    delta, fusion = fuse(pipe, task, cfg, data, refined, loras)
-    if folder is not None:
-        save_loras(loras, folder / "loras")
-        (folder / "curves.json").write_text(json.dumps(curves, indent=1))
-        (folder / "closed_form.json").write_text(json.dumps({"refinement": refinement, "fusion": fusion}, indent=1))
-    return delta
-
-
-ERASER = Eraser(MaceConfig, erase, frozenset({"prior", "domain", "images", "masks"}))
+erase = in_two_steps(train_loras, fuse)

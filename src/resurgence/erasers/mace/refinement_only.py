@@ -11,37 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from resurgence.config.fields import ConfigError, at_least, templates
-from resurgence.erasers import Eraser, EraserData
-from resurgence.erasers.mace.method import MaceConfig, refine
+from resurgence.erasers import EraserData
+from resurgence.erasers.mace.config import MaceConfig, MaceRefinementConfig
+from resurgence.erasers.mace.method import refine
 
 if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
 
     from resurgence.config.task import Task
-
-
-@dataclass(frozen=True)
-class MaceRefinementConfig:
-    """Settings: those of MACE that its refinement reads, with MACE's names and defaults (see there)."""
-
-    captions: str | tuple[str, ...] = ""  # templates with one {}: a list, a file, or "" for 30, ours; official 30 of 31
-    train_preserve_scale: float = 1e-4  # lambda_1, weight of the corpora: authors' configuration
-    preserve_weight: float = 8e4  # omega, domain against prior corpus: authors' for ten celebrities; 0: none is needed
-    lamb: float = 0.0  # weight of ||W' - W||^2: authors' for celebrities and artists; objects 10 to 1,000
-    scale_application: Literal["paper", "official"] = "paper"  # once, the text; official: squared, as the code
-
-    def __post_init__(self) -> None:
-        templates("captions", self.captions)
-        for key in ("train_preserve_scale", "preserve_weight", "lamb"):
-            at_least(key, getattr(self, key), 0)
-        if self.lamb == 0 and self.train_preserve_scale == 0:
-            raise ConfigError("train_preserve_scale", 0, "is 0, and so is lamb: no unique solution; raise one of them")
 
 
 def erase(
@@ -61,6 +42,3 @@ def erase(
     if folder is not None:
         (folder / "closed_form.json").write_text(json.dumps({"refinement": told}, indent=1))
     return refined
-
-
-ERASER = Eraser(MaceRefinementConfig, erase, frozenset({"prior", "domain"}))

@@ -1,42 +1,17 @@
-"""NegGrad+ (Kurmanji et al., NeurIPS 2023, arXiv 2302.09880, Eq. 1) for diffusion models.
-
-    min  alpha E ||eps_theta(x_t, c_retain) - noise||^2 - (1 - alpha) E ||eps_theta(x_t, c*) - noise||^2
-
-Gradient ascent on images of the erased concepts, descent on images of the retained ones.
-"""
+"""NegGrad+: its loss."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from resurgence.config.fields import ConfigError
-from resurgence.config.optimisation import Optimisation
-from resurgence.diffusion.latents import add_noise, latents_of
-from resurgence.erasers import Eraser, EraserData
-from resurgence.erasers.gradient.student import Student
-from resurgence.erasers.gradient.trainer import Objective, samples, train
+from neggrad import NeggradConfig
+from resurgence.erasers import EraserData
+from resurgence.erasers.toolkit import Objective, Student, add_noise, latents_of, samples, trained
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-
     from resurgence.config.task import Task
-
-
-@dataclass(frozen=True)
-class NeggradConfig(Optimisation):
-    """Settings; the paper's alpha is tuned for each data set."""
-
-    alpha: float = 0.9  # weight of the retained concepts
-    template: str = "a photo of the {}"  # the caption of an image
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.alpha <= 1:
-            raise ConfigError("alpha", self.alpha, "must lie between 0 and 1")
 
 
 class Neggrad(Objective):
@@ -73,17 +48,4 @@ class Neggrad(Objective):
         return self.cfg.alpha * retain - (1 - self.cfg.alpha) * forget
 
 
-def erase(
-    pipe: StableDiffusionPipeline,
-    task: Task,
-    cfg: NeggradConfig,
-    data: EraserData,
-    seed: int,
-    folder: Path | None = None,
-) -> dict[str, torch.Tensor]:
-    """Train; the pipeline is left as it was."""
-    student = Student(pipe, cfg.parameters)
-    return train(student, Neggrad(student, task, cfg, data, seed), task, cfg, data, seed, folder)
-
-
-ERASER = Eraser(NeggradConfig, erase, frozenset({"images", "retained"}))
+erase = trained(Neggrad)

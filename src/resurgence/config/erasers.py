@@ -1,0 +1,109 @@
+"""Erasers by name, and what the configuration class of an eraser declares about its method.
+
+The Snakefile and `resurgence plan` ask these classes, so the modules that define them do not import PyTorch. The
+functions of a method are in another module, which the class names and which only a job imports.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from importlib.metadata import entry_points
+from typing import ClassVar, NamedTuple
+
+from resurgence.config.fields import ConfigError, known
+
+ERASERS = {  # name -> module:configuration class
+    "uce": "resurgence.erasers.closed_form.configs:UceConfig",
+    "time": "resurgence.erasers.closed_form.configs:TimeConfig",
+    "rece": "resurgence.erasers.closed_form.configs:ReceConfig",
+    "mace": "resurgence.erasers.mace.config:MaceConfig",
+    "mace-refinement": "resurgence.erasers.mace.config:MaceRefinementConfig",
+    "esd": "resurgence.erasers.gradient.trajectory_configs:EsdConfig",
+    "sdd": "resurgence.erasers.gradient.trajectory_configs:SddConfig",
+    "spm": "resurgence.erasers.gradient.trajectory_configs:SpmConfig",
+    "eap": "resurgence.erasers.gradient.trajectory_configs:EapConfig",
+    "advunlearn": "resurgence.erasers.gradient.trajectory_configs:AdvunlearnConfig",
+    "ca": "resurgence.erasers.gradient.image_configs:CaConfig",
+    "fmn": "resurgence.erasers.gradient.image_configs:FmnConfig",
+    "doco": "resurgence.erasers.gradient.image_configs:DocoConfig",
+    "salun": "resurgence.erasers.gradient.image_configs:SalunConfig",
+    "erasediff": "resurgence.erasers.gradient.image_configs:EraseDiffConfig",
+    "scissorhands": "resurgence.erasers.gradient.image_configs:ScissorHandsConfig",
+}
+GROUP = "resurgence.erasers"  # entry points of erasers in other packages
+DATA = ("prior", "domain", "images", "masks", "anchors", "retained")  # fields of EraserData that the graph can provide
+
+
+class Passes(NamedTuple):
+    """Samples that pass the UNet, for the GPU-hours of a plan."""
+
+    graded: float  # forward and backward
+    plain: float  # forward only
+
+
+class EraserConfig:
+    """Base of the configuration classes of erasers, which are frozen dataclasses: fields are settings.
+
+    The class variables say what the workflow must know of a method before a job runs; see resurgence.erasers.
+    """
+
+    module: ClassVar[str] = ""  # dotted name of the module with the method's functions; "": the module of the class
+    needs: ClassVar[frozenset[str]] = frozenset()  # names of DATA that the method reads
+    closed_form: ClassVar[bool] = False  # the stage `erase` solves an equation, in seconds: a shorter time limit
+    has_curve: ClassVar[bool] = False  # the stage `erase` writes curves.json, which the report draws
+    has_words: ClassVar[bool] = False  # it writes sensitive.json (concept -> [word, probability]), drawn too
+    trains_loras: ClassVar[bool] = False  # LoRAs are trained in a stage of their own, and `erase` fuses them
+    fusion_settings: ClassVar[frozenset[str]] = frozenset()  # settings that these LoRAs do not depend on
+
+    def reads(self, kind: str) -> frozenset[str]:
+        """The names of DATA that the method reads with these settings, for a task of this kind."""
+        return self.needs
+
+    def unet_passes(self, erased: int, retained: int) -> Passes:
+        """Samples that pass the UNet in a whole run; 0 where it does not matter or is not known.
+
+        Args:
+            erased, retained: numbers of concepts of the task.
+        """
+        return Passes(0, 0)
+
+
+@functools.cache
+def erasers() -> dict[str, str]:
+    """The erasers, those of other packages included: name -> module:configuration class.
+
+    Raises:
+        ConfigError: for an entry point that takes the name of another eraser.
+    """
+    registered = dict(ERASERS)
+    for entry in entry_points(group=GROUP):
+        if registered.setdefault(entry.name, entry.value) != entry.value:
+            raise ConfigError(
+                f"entry point {GROUP}", entry.name, f"is {registered[entry.name]} already; choose another name"
+            )
+    return registered
+
+
+@functools.cache
+def eraser_config(name: str) -> type[EraserConfig]:
+    """The configuration class of an eraser.
+
+    Raises:
+        ConfigError: for an unknown name, or one registered as something else than a subclass of EraserConfig.
+    """
+    known("method", name, erasers())
+    place = erasers()[name]
+    module, _, attribute = place.partition(":")
+    found = getattr(importlib.import_module(module), attribute, None) if attribute else None
+    if not (isinstance(found, type) and issubclass(found, EraserConfig)):
+        remedy = "must name a subclass of resurgence.erasers.EraserConfig; write module:Class in the entry point"
+        raise ConfigError(f"entry point {GROUP}: {name}", place, remedy)
+    if unknown := sorted(found.needs - set(DATA)):
+        raise ConfigError(f"{place}: needs", unknown[0], f"is nothing that a method can read; known: {', '.join(DATA)}")
+    return found
+
+
+def method_module(name: str) -> str:
+    """Dotted name of the module with the functions of an eraser."""
+    return eraser_config(name).module or eraser_config(name).__module__
