@@ -357,8 +357,9 @@ def test_fingerprint_sees_settings_values_types_and_shapes() -> None:
     marks = [
         fingerprint(["a"], [one]), fingerprint(["b"], [one]), fingerprint(["a"], [one + 1]),
         fingerprint(["a"], [one.view(2, 1)]), fingerprint(["a"], [one.bfloat16()]), fingerprint(["a"], [one, one]),
+        fingerprint(["a"], [one[0]]), fingerprint(["a"], [one[1]]),  # a single number
     ]  # fmt: skip
-    assert len(set(marks)) == 6 and fingerprint(["a"], [one.clone()]) == marks[0]
+    assert len(set(marks)) == 8 and fingerprint(["a"], [one.clone()]) == marks[0]
 
 
 def test_state_is_saved_when_it_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ def test_warmup_cosine_rises_linearly_and_ends_at_its_floor() -> None:
 def small_model() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+        return nn.Sequential(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
 
 
 def small_loss(model: nn.Module, step: int) -> torch.Tensor:

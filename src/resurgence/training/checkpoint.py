@@ -36,7 +36,7 @@ def fingerprint(facts: Iterable[object], tensors: Iterable[torch.Tensor]) -> str
     digest = hashlib.sha256(repr([LAYOUT, *facts]).encode())
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
