@@ -10,7 +10,6 @@ import torch
 
 from resurgence.config.fields import build
 from resurgence.erasers import EraserData
-from resurgence.erasers.gradient import trainer
 from resurgence.erasers.gradient.eap import (
     Eap,
     EapConfig,
@@ -305,7 +304,6 @@ class Killed(Exception):
 def test_a_killed_run_resumes_bit_identically(plain, tmp_path, monkeypatch, ascent):
     monkeypatch.setattr(checkpoint, "EVERY", 0.0)
     monkeypatch.setattr(checkpoint, "SHARE", 0)
-    monkeypatch.setattr(trainer, "CHECK_EVERY", 1)
     cfg = dataclasses.replace(CFG, steps=4, lr=5e-3, ascent=ascent, eta=0.05 if ascent == "adam" else 50.0, batch=1)
     for name in ("whole", "again"):
         (tmp_path / name).mkdir()

@@ -1,4 +1,4 @@
-"""Fine-tuning: draws, schedule, checkpoints, and a resumed run that is the run which was never stopped."""
+"""Fine-tuning: draws, schedule, checkpoints, and a resumed run that is bit-identical to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -357,8 +357,9 @@ def test_fingerprint_sees_settings_values_types_and_shapes() -> None:
     marks = [
         fingerprint(["a"], [one]), fingerprint(["b"], [one]), fingerprint(["a"], [one + 1]),
         fingerprint(["a"], [one.view(2, 1)]), fingerprint(["a"], [one.bfloat16()]), fingerprint(["a"], [one, one]),
+        fingerprint(["a"], [one[0]]), fingerprint(["a"], [one[1]]),  # a single number
     ]  # fmt: skip
-    assert len(set(marks)) == 6 and fingerprint(["a"], [one.clone()]) == marks[0]
+    assert len(set(marks)) == 8 and fingerprint(["a"], [one.clone()]) == marks[0]
 
 
 def test_state_is_saved_when_it_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,8 +381,8 @@ def test_state_is_saved_when_it_is_due(tmp_path: Path, monkeypatch: pytest.Monke
 CHILD = """
 import logging, sys; from pathlib import Path
 sys.path.insert(0, {tests!r}); import torch; torch.set_num_threads(1)
-import test_finetune as t; from resurgence import resume
-resume.EVERY = 0.0
+import test_finetune as t; from resurgence.training import checkpoint
+checkpoint.EVERY = 0.0
 print("ready", flush=True)
 t.run(t.LONG, Path(sys.argv[1]), state=Path(sys.argv[2]))
 """
@@ -391,7 +392,7 @@ LONG = dataclasses.replace(CFG, steps=30, checkpoints=(15, 30), batch=1, accumul
 def test_kill_9_of_a_process_loses_nothing_that_was_saved(tmp_path: Path) -> None:
     out, scratch = tmp_path / "out", tmp_path / "scratch"
     code = CHILD.format(tests=str(Path(__file__).parent))
-    environment = {**os.environ, "PYTHONPATH": str(Path(f.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(f.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([sys.executable, "-c", code, str(out), str(scratch)], env=environment) as child:
         killer = threading.Timer(300, child.kill)
         killer.start()
@@ -399,7 +400,7 @@ def test_kill_9_of_a_process_loses_nothing_that_was_saved(tmp_path: Path) -> Non
             time.sleep(0.01)
         child.kill()
         killer.cancel()
-    assert not out.exists()
+    assert (scratch / "state.pt").exists() and not out.exists()
     curve = run(LONG, out, state=scratch)
     assert curve == run(LONG, tmp_path / "whole") and same(weights(out), weights(tmp_path / "whole"))
 
@@ -407,7 +408,7 @@ def test_kill_9_of_a_process_loses_nothing_that_was_saved(tmp_path: Path) -> Non
 # --- mistakes
 
 
-def test_loss_that_is_no_number_names_step_and_lr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_that_is_not_finite_names_step_and_lr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, count = f.diffusion_loss, [0]
 
     def broken(*args: object) -> torch.Tensor:

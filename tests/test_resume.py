@@ -1,4 +1,4 @@
-"""A training that goes on in another process is known there: its fingerprint does not depend on the order of sets."""
+"""A training can resume in another process: its fingerprint does not depend on the order of sets."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import test_finetune
 import test_trainer
-from resurgence import finetune
-from resurgence.erasers import trainer
+from resurgence.erasers.gradient import trainer
+from resurgence.training import finetune
 from tiny import make_pipeline
 
 class Told(Exception):

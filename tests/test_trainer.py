@@ -18,11 +18,10 @@ from resurgence.config.fields import ConfigError
 from resurgence.config.optimisation import Optimisation
 from resurgence.diffusion.deltas import DELTA_FILE, load_delta
 from resurgence.erasers import EraserData
-from resurgence.erasers.gradient import trainer
 from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import Objective, gradients, samples, train
 from resurgence.seeds import generator
-from resurgence.training import checkpoint
+from resurgence.training import checkpoint, loop
 from slow import TASK, same, snapshot
 from tiny import make_pipeline
 
@@ -231,17 +230,18 @@ def test_an_objective_may_give_gradients_and_curves_of_its_own(pipe, tmp_path):
 
 
 @SETTINGS
-@pytest.mark.parametrize("at", [1, 10, 13, 20, 23])
-def test_a_killed_run_resumes_bit_identically(pipe, tmp_path, monkeypatch, cfg, at):
-    """The state is written every CHECK_EVERY steps and at checkpoints; what came after it is trained again."""
-    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+@pytest.mark.parametrize("every", [0.0, 1e9])
+@pytest.mark.parametrize("at", [1, 13, 23])
+def test_a_killed_run_resumes_bit_identically(pipe, tmp_path, monkeypatch, cfg, at, every):
+    """The state is saved at checkpoints and when it is due: here after every step, or never."""
+    monkeypatch.setattr(checkpoint, "EVERY", every)
     monkeypatch.setattr(checkpoint, "SHARE", 0)
     expected, _ = run(pipe, cfg, folder=tmp_path / "whole")
     with pytest.raises(Killed):
         run(pipe, cfg, tmp_path / "state", tmp_path / "dead", at=at, doing=raising(Killed()))
     found, objective = run(pipe, cfg, tmp_path / "state", tmp_path / "again")
-    saved = [0, *(s for s in {10, 20, *cfg.checkpoints} if s <= at)]
-    assert objective.steps == list(range(max(saved), cfg.steps))
+    saved = max([0, *(s for s in cfg.checkpoints if s <= at)]) if every else at
+    assert objective.steps == list(range(saved, cfg.steps))
     assert same(found, expected) and curve(tmp_path / "again") == curve(tmp_path / "whole")
     for step in cfg.checkpoints:
         place = f"step-{step:06d}/{DELTA_FILE}"
@@ -251,7 +251,6 @@ def test_a_killed_run_resumes_bit_identically(pipe, tmp_path, monkeypatch, cfg, 
 def test_a_run_may_be_killed_again_and_again(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "EVERY", 0.0)
     monkeypatch.setattr(checkpoint, "SHARE", 0)
-    monkeypatch.setattr(trainer, "CHECK_EVERY", 1)
     for at in (2, 3, 11, 23):
         with pytest.raises(Killed):
             run(pipe, AVERAGED, tmp_path, at=at, doing=raising(Killed()))
@@ -296,7 +295,7 @@ def test_a_finished_state_is_not_trained_again(pipe, tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_loss_that_is_no_number_names_step_and_lr(pipe, tmp_path, value):
+def test_loss_that_is_not_finite_names_step_and_lr(pipe, tmp_path, value):
     class Broken(Pull):
         def loss(self, step):
             return super().loss(step) * (value if step == 6 else 1)
@@ -306,7 +305,7 @@ def test_loss_that_is_no_number_names_step_and_lr(pipe, tmp_path, value):
     with pytest.raises(ValueError, match=rf"loss is {value} at step 7 with lr = 0\.01; lower lr"):
         train(student, broken, TASK, CFG, EraserData(state=tmp_path / "state"), 0, tmp_path)
     assert not list(tmp_path.iterdir())  # no curve, no state to continue from
-    assert len(broken.steps) == trainer.CHECK_EVERY  # found at the next look, not at the end
+    assert len(broken.steps) == loop.CHECK_EVERY  # found at the next look, not at the end
 
 
 def test_objective_without_a_loss_is_an_error(pipe):

@@ -1,24 +1,27 @@
-"""The miniature world: composition, captions, tokenizer, the training loop's exact resume, the networks' losses."""
+"""The miniature world: composition, captions, tokenizer, the training and its exact resume, the networks' losses."""
 
 from __future__ import annotations
 
 import json
+import signal
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from resurgence.config.task import load_task
 from resurgence.miniature.autoencoder import edge_l1
 from resurgence.miniature.captions import build_tokenizer, caption, corpus, read_templates
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import icon_svg, load_world, read_icon_set, render
-from resurgence.miniature.loop import train, warmup_cosine
 from resurgence.miniature.quality import held_out
 from resurgence.miniature.text_to_image import build_scheduler, min_snr_weight
+from resurgence.miniature.training import step_generator, train_module, warmup_cosine
 from resurgence.scorers.recogniser_model import Recogniser, load_recogniser, save_recogniser
+from resurgence.training.checkpoint import Saver
 
 ROOT = Path(__file__).parent.parent
 WORLD = load_world(ROOT / "config/concepts/miniature.yaml")
@@ -100,21 +103,54 @@ def test_warmup_cosine_rises_linearly_and_ends_at_its_floor() -> None:
     assert warmup_cosine(100, 100, 10) == pytest.approx(0.02)
 
 
-def test_an_interrupted_training_ends_bit_identical(tmp_path: Path) -> None:
-    def loss_of(model: nn.Module, draws: torch.Generator) -> torch.Tensor:
-        x = torch.randn(8, 3, generator=draws)
-        return ((model(x) - x.sum(1, keepdim=True)) ** 2).mean()
-
-    def fresh() -> nn.Module:
+def small_model() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+        return nn.Sequential(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
 
-    settings = {"steps": 60, "lr": 1e-2, "seed": 3, "warmup": 5}
-    whole, curve = train(fresh(), loss_of, state=tmp_path / "a.pt", **settings)
-    train(fresh(), loss_of, state=tmp_path / "b.pt", stop_at=23, **settings)
-    resumed, _ = train(fresh(), loss_of, state=tmp_path / "b.pt", **settings)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
-    assert curve[-1]["loss"] < curve[0]["loss"]
+
+def small_loss(model: nn.Module, step: int) -> torch.Tensor:
+    x = torch.randn(8, 3, generator=step_generator(3, step))
+    return ((model(x) - x.sum(1, keepdim=True)) ** 2).mean()
+
+
+def test_training_equals_torchs_averaged_model() -> None:
+    """torch's plain AdamW and AveragedModel, buffers included."""
+    model, reference = small_model(), small_model().train()
+    curve = train_module(model, small_loss, Saver(None, ""), steps=70, lr=1e-2, warmup=5, ema_decay=0.9)
+    optimiser = torch.optim.AdamW(reference.parameters(), weight_decay=0.01, fused=False, foreach=False)
+    average, losses = AveragedModel(reference, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True), []
+    for step in range(70):
+        optimiser.param_groups[0]["lr"] = 1e-2 * warmup_cosine(step, 70, 5)
+        optimiser.zero_grad()
+        loss = small_loss(reference, step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        optimiser.step()
+        average.update_parameters(reference)
+        losses.append(loss.item())
+    assert not model.training and [row["step"] for row in curve] == [50, 70]
+    for row, part in zip(curve, (losses[:50], losses[50:]), strict=True):
+        assert row["loss"] == pytest.approx(sum(part) / len(part), rel=1e-4)
+    assert curve[1]["loss"] < curve[0]["loss"]
+    for name, value in average.module.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("at", [1, 23, 69])
+def test_an_interrupted_training_ends_bit_identical(tmp_path: Path, at: int) -> None:
+    def stopping(model: nn.Module, step: int) -> torch.Tensor:
+        if step == at:
+            signal.raise_signal(signal.SIGTERM)
+        return small_loss(model, step)
+
+    settings = {"steps": 70, "lr": 1e-2, "warmup": 5}
+    whole, resumed = small_model(), small_model()
+    curve = train_module(whole, small_loss, Saver(None, ""), **settings)
+    with pytest.raises(SystemExit):
+        train_module(small_model(), stopping, Saver(tmp_path, "mark"), **settings)
+    assert train_module(resumed, small_loss, Saver(tmp_path, "mark"), **settings) == curve
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
 def test_min_snr_weight_is_the_papers_formula() -> None:

@@ -20,13 +20,18 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts what is done and logs it at most every 15 s; loops shorter than that stay silent."""
+    """Counts what is done and logs it at most every 15 s; loops shorter than that log nothing."""
 
-    def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
-        """Start counting; `done` of `total` were done by an earlier run and do not enter the rate."""
+    def __init__(self, what: str, total: int | None, unit: str, done: int = 0) -> None:
+        """Start counting.
+
+        Args:
+            total: None when it is not known in advance; then no time left is logged.
+            done: how many of them an earlier run did; they do not enter the rate.
+        """
         self.what, self.total, self.unit = what, total, unit
         self.first = self.done = done
-        self.started = self.told = time.monotonic()
+        self.started = self.logged = time.monotonic()
 
     @property
     def rate(self) -> float:
@@ -36,9 +41,12 @@ class Progress:
     def add(self, count: int = 1) -> None:
         """Count, and log when it is time."""
         self.done += count
-        if time.monotonic() - self.told < EVERY or not self.rate:
+        if time.monotonic() - self.logged < EVERY or not self.rate:
             return
-        self.told = time.monotonic()
-        left = duration((self.total - self.done) / self.rate)
+        self.logged = time.monotonic()
         rate = f"{self.rate:.2f} {self.unit}/s"
+        if self.total is None:
+            log.info("%s: %d %s, %s", self.what, self.done, self.unit, rate)
+            return
+        left = duration((self.total - self.done) / self.rate)
         log.info("%s: %d of %d %s, %s, %s left", self.what, self.done, self.total, self.unit, rate, left)

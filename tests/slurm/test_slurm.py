@@ -97,11 +97,11 @@ def test_job_without_enough_memory_is_submitted_again_with_more(cluster: Cluster
 
 def test_training_beyond_its_time_limit_goes_on_in_the_next_job(cluster: Cluster, fresh: Tree, tmp_path: Path) -> None:
     """SLURM ends it, it saves its state, is submitted with twice the time, and ends as a training in one go."""
-    tree, loop = small_tree(fresh, tmp_path / "tree"), "        for step in range(first, cfg.steps):\n"
+    tree, loop = small_tree(fresh, tmp_path / "tree"), "        for done in range(first + 1, run.steps + 1):\n"
     tree.edit("workflow/limits.yaml", "finetune: 480", "finetune: 1")
     tree.edit("tests/small.yaml", "lora: {steps: 4, checkpoints: [2, 4]", "lora: {steps: 700, checkpoints: [100, 700]")
     calm = Tree(clone(tree.root, tmp_path / "calm"))
-    tree.edit("src/resurgence/training/finetune.py", loop, f"{loop}            __import__('time').sleep(0.15)\n")
+    tree.edit("src/resurgence/training/loop.py", loop, f"{loop}            __import__('time').sleep(0.15)\n")
     process = start(tree, options(target=f"{TUNED}/manifest.json"), cluster.environment)
     local = ["--cores", "1", "--configfile", OVERLAY, "--", f"{TUNED}/manifest.json"]
     finish(calm, start(calm, local, cluster.environment))

@@ -7,8 +7,6 @@ The preservation terms of the closed forms need a corpus only through this one d
 from __future__ import annotations
 
 import itertools
-import logging
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,11 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from resurgence.diffusion.text import Encoder
+from resurgence.progress import Progress
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-
-log = logging.getLogger(__name__)
 
 
 def second_moment(
@@ -33,7 +30,7 @@ def second_moment(
     """Sum of e e^T over all captions and all token positions, padding included: (d, d) float64, on the CPU.
 
     Args:
-        captions: any iterable; read once and never held as a whole. A repeated caption counts each time.
+        captions: any iterable; read once and never held in memory as a whole. A repeated caption counts each time.
         batch: captions a forward pass. The result does not depend on it beyond 1e-10 in float64.
         precision: of the text encoder. float32 is much faster on consumer GPUs, and then the batch size shows at 1e-7;
             the sum is float64 either way.
@@ -47,21 +44,18 @@ def second_moment(
 def moment_and_count(
     pipe: StableDiffusionPipeline, captions: Iterable[str], batch: int = 64, precision: str = "float64"
 ) -> tuple[torch.Tensor, int]:
-    """`second_moment` and the number of captions it has seen."""
+    """Return `second_moment` and the number of captions."""
     if precision not in ("float32", "float64"):
         raise ValueError(f"precision = {precision!r}: write float64 or float32")
     encoder = Encoder(pipe, getattr(torch, precision), batch)
-    moment, count, stream, start, told = None, 0, iter(captions), time.monotonic(), time.monotonic()
+    moment, stream, progress = None, iter(captions), Progress("second moment", None, "captions")
     while part := list(itertools.islice(stream, batch)):
         rows = encoder(part).flatten(0, 1).double()  # (B * L, d)
         moment = rows.T @ rows if moment is None else moment.addmm_(rows.T, rows)
-        count += len(part)
-        if time.monotonic() - told > 10:
-            told = time.monotonic()
-            log.info("second moment: %d captions, %.0f a second", count, count / (told - start))
+        progress.add(len(part))
     if moment is None:
         raise ValueError("second moment of an empty corpus; give at least one caption")
-    return moment.cpu(), count
+    return moment.cpu(), progress.done
 
 
 def save_moments(path: Path, moment: torch.Tensor, count: int) -> None:

@@ -14,7 +14,8 @@ from diffusers import AutoencoderKL
 
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import load_drawings, load_world
-from resurgence.miniature.loop import train
+from resurgence.miniature.training import step_generator, train_module
+from resurgence.training.checkpoint import Saver, fingerprint
 
 KL_WEIGHT = 1e-5
 EDGE_WEIGHT = 0.5
@@ -59,26 +60,25 @@ def mixed_batch(drawings: torch.Tensor, world: dict, batch: int, generator: torc
 
 
 def main(concepts: Path, drawings: Path, out: Path, scratch: Path, cfg: dict, device: str = "cpu") -> None:
-    """Train, set the scaling factor to one over the latents' standard deviation, and save."""
+    """Train, set the scaling factor to the reciprocal of the latents' standard deviation, and save.
+
+    Args:
+        scratch: folder from which an interrupted training resumes.
+        cfg: seed, steps, batch, lr and precision.
+    """
     torch.set_flush_denormal(True)
     world, (_, rgba) = load_world(concepts), load_drawings(drawings)
     torch.manual_seed(cfg["seed"])
     model = build_autoencoder().to(device)
 
-    def loss_of(module: AutoencoderKL, generator: torch.Generator) -> torch.Tensor:
+    def loss_of(module: AutoencoderKL, step: int) -> torch.Tensor:
+        generator = step_generator(cfg["seed"], step)
         images = mixed_batch(rgba, world, cfg["batch"], generator).to(device)
         return autoencoder_loss(module, images, generator)
 
-    model, curve = train(
-        model,
-        loss_of,
-        steps=cfg["steps"],
-        lr=cfg["lr"],
-        seed=cfg["seed"],
-        state=scratch / "autoencoder.pt",
-        precision=cfg["precision"],
-        ema_decay=0.995,
-    )
+    saver = Saver(scratch, fingerprint((cfg, world), [rgba, *model.state_dict().values()]))
+    settings = {"steps": cfg["steps"], "lr": cfg["lr"], "precision": cfg["precision"]}
+    curve = train_module(model, loss_of, saver, ema_decay=0.995, **settings)
     with torch.no_grad():
         images = mixed_batch(rgba, world, 256, torch.Generator().manual_seed(cfg["seed"])).to(device)
         model.register_to_config(scaling_factor=float(1 / model.encode(images).latent_dist.mean.std()))

@@ -1,10 +1,12 @@
 """The parts of the miniature world, in order: drawings, autoencoder, base, recogniser, clip, quality.
 
-An interrupted training continues from its state in `scratch` below the folder of the world.
+An interrupted training resumes from its state in `scratch/PART` below the folder of the world, which is removed once the
+part is complete.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from resurgence.config.fields import read_yaml
@@ -20,13 +22,13 @@ def emphasised(folder: Path) -> set[str]:
 
 
 def build_part(part: str, cfg: dict, out: Path, device: str) -> None:
-    """Make one part below `out`; the parts that it needs must be there."""
-    concepts, templates, scratch = Path(cfg["concepts"]), Path(cfg["templates"]), out / "scratch"
+    """Make one part below `out`; the parts that it needs must exist."""
+    concepts, templates, scratch = Path(cfg["concepts"]), Path(cfg["templates"]), out / "scratch" / part
     drawings = out / "drawings" / "drawings.parquet"
     if part == "drawings":
         from resurgence.miniature.drawings import main
 
-        main(concepts, drawings, scratch / "packages", cfg["packages"])
+        main(concepts, drawings, out / "scratch" / "packages", cfg["packages"])
     elif part == "autoencoder":
         from resurgence.miniature.autoencoder import main
 
@@ -50,3 +52,4 @@ def build_part(part: str, cfg: dict, out: Path, device: str) -> None:
         names = emphasised(cfg["tasks"])
         kinds = {c["name"]: c["kind"] for c in read_yaml(concepts)["concepts"] if c["name"] in names}
         main(out, kinds, cfg[part], device)
+    shutil.rmtree(scratch, ignore_errors=True)

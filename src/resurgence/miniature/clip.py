@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from resurgence.miniature.captions import MAX_LENGTH, build_tokenizer, caption, corpus, draw, read_templates
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import load_drawings, load_world
-from resurgence.miniature.loop import train
 from resurgence.miniature.recogniser import degrade
+from resurgence.miniature.training import step_generator, train_module
+from resurgence.training.checkpoint import Saver, fingerprint
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -54,7 +55,12 @@ def paired_batch(
 def main(
     concepts: Path, templates: Path, drawings: Path, out: Path, scratch: Path, cfg: dict, device: str = "cpu"
 ) -> None:
-    """Train and write the open_clip folder (open_clip_config.json, open_clip_model.safetensors, tokenizer files)."""
+    """Train and write the open_clip folder (open_clip_config.json, open_clip_model.safetensors, tokenizer files).
+
+    Args:
+        scratch: folder from which an interrupted training resumes.
+        cfg: seed, steps, lr and precision.
+    """
     torch.set_flush_denormal(True)
     world, (table, rgba) = load_world(concepts), load_drawings(drawings)
     sentences = read_templates(templates)
@@ -67,16 +73,17 @@ def main(
     artists = list(table["artist"])
     loss = ClipLoss()
 
-    def loss_of(module: CLIP, generator: torch.Generator) -> torch.Tensor:
+    def loss_of(module: CLIP, step: int) -> torch.Tensor:
+        generator = step_generator(cfg["seed"], step)
         images, texts = paired_batch(rgba, members, artists, world, sentences, generator)
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         image_features, text_features, scale = module(images.to(device), ids.to(device))
         return loss(image_features.float(), text_features.float(), scale.clamp(max=100))
 
-    model, curve = train(
-        model, loss_of, steps=cfg["steps"], lr=cfg["lr"], seed=cfg["seed"], state=scratch / "clip.pt",
-        precision=cfg["precision"], ema_decay=0.99, weight_decay=0.1,
-    )  # fmt: skip
+    facts = (cfg, world, sentences, table.to_numpy().tolist())
+    saver = Saver(scratch, fingerprint(facts, [rgba, *model.state_dict().values()]))
+    settings = {"steps": cfg["steps"], "lr": cfg["lr"], "precision": cfg["precision"]}
+    curve = train_module(model, loss_of, saver, ema_decay=0.99, weight_decay=0.1, **settings)
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

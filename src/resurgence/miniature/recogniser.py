@@ -14,8 +14,9 @@ import torch.nn.functional as F
 
 from resurgence.miniature.compositions import compose, scene, uniform
 from resurgence.miniature.drawings import load_drawings, load_world
-from resurgence.miniature.loop import train
+from resurgence.miniature.training import step_generator, train_module
 from resurgence.scorers.recogniser_model import Recogniser, save_recogniser
+from resurgence.training.checkpoint import Saver, fingerprint
 
 
 def degrade(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -44,7 +45,12 @@ def labelled_batch(
 
 
 def main(concepts: Path, drawings: Path, out: Path, scratch: Path, cfg: dict, device: str = "cpu") -> None:
-    """Train and write the recogniser."""
+    """Train and write the recogniser.
+
+    Args:
+        scratch: folder from which an interrupted training resumes.
+        cfg: seed, steps, batch, lr and precision.
+    """
     torch.set_flush_denormal(True)
     world, (table, rgba) = load_world(concepts), load_drawings(drawings)
     classes = [c["name"] for c in world["concepts"]] + [s["name"] for s in world["scenes"]]
@@ -53,13 +59,14 @@ def main(concepts: Path, drawings: Path, out: Path, scratch: Path, cfg: dict, de
     torch.manual_seed(cfg["seed"])
     model = Recogniser(len(classes)).to(device)
 
-    def loss_of(module: Recogniser, generator: torch.Generator) -> torch.Tensor:
+    def loss_of(module: Recogniser, step: int) -> torch.Tensor:
+        generator = step_generator(cfg["seed"], step)
         images, targets = labelled_batch(rgba, weight, labels, world, cfg["batch"], generator)
         return F.cross_entropy(module(images.to(device)).float(), targets.to(device), label_smoothing=0.05)
 
-    model, curve = train(
-        model, loss_of, steps=cfg["steps"], lr=cfg["lr"], seed=cfg["seed"], state=scratch / "recogniser.pt",
-        precision=cfg["precision"], ema_decay=0.99, weight_decay=0.05,
-    )  # fmt: skip
+    facts = (cfg, world, table.to_numpy().tolist())
+    saver = Saver(scratch, fingerprint(facts, [rgba, *model.state_dict().values()]))
+    settings = {"steps": cfg["steps"], "lr": cfg["lr"], "precision": cfg["precision"]}
+    curve = train_module(model, loss_of, saver, ema_decay=0.99, weight_decay=0.05, **settings)
     save_recogniser(model, classes, out)
     (out / "curve.json").write_text(json.dumps(curve))

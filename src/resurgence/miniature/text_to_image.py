@@ -7,10 +7,9 @@ once. The folder is loaded by `StableDiffusionPipeline.from_pretrained`.
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -21,9 +20,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from resurgence.miniature.captions import MAX_LENGTH, build_tokenizer, caption, corpus, draw, read_templates
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import load_drawings, load_world
-from resurgence.miniature.loop import save_state, train
+from resurgence.miniature.training import step_generator, train_module
+from resurgence.progress import Progress
+from resurgence.training.checkpoint import Saver, fingerprint
 
-log = logging.getLogger(__name__)
 MIN_SNR_GAMMA = 5.0
 WIDTH = 128  # of the text embeddings
 
@@ -72,20 +72,19 @@ def cache_latents(
     """Encode `copies` compositions of each drawing and of each scene.
 
     Args:
-        jitter: degrees, scale and shift of `scenes.compose`.
+        jitter: degrees, scale and shift of `compositions.compose`.
 
     Returns:
         Latents float16 (M, C, h, w), scaled, and the row of each: a drawing's index, then N + scene index.
     """
     device, latents, rows = next(vae.parameters()).device, [], []
-    generator = torch.Generator().manual_seed(seed)
-    for copy in range(copies):
+    generator, progress = torch.Generator().manual_seed(seed), Progress("latents", copies, "compositions")
+    for _ in range(copies):
         for start in range(0, len(rgba), 128):
             images = compose(rgba[start : start + 128], generator, **jitter).to(device)
             latents.append((vae.encode(images).latent_dist.mean * vae.config.scaling_factor).half().cpu())
         rows.append(torch.arange(len(rgba)))
-        if copy % 8 == 0:
-            log.info("latents: %d of %d compositions", copy, copies)
+        progress.add()
     for index, s in enumerate(world["scenes"]):
         images = scene(s["low"], s["high"], 4 * copies, rgba.shape[-1], generator).to(device)
         latents.append((vae.encode(images).latent_dist.mean * vae.config.scaling_factor).half().cpu())
@@ -131,7 +130,7 @@ def batch_loss(
     drawn: Callable, latents: torch.Tensor, tokenizer: CLIPTokenizer, alphas_bar: torch.Tensor, module: TextToImage,
     generator: torch.Generator,
 ) -> torch.Tensor:  # fmt: skip
-    """The loss of the batch that `drawn(generator)` chooses."""
+    """Return the loss of the batch that `drawn(generator)` selects."""
     chosen, texts = drawn(generator)
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     return diffusion_loss(module, latents[chosen].float(), ids, alphas_bar, generator)
@@ -143,8 +142,10 @@ def main(
 ) -> None:  # fmt: skip
     """Train and write the Stable Diffusion folder.
 
-    `cfg`: seed, batch, steps, lr, warmup, precision, ema_decay and phases, each with until (its last step), copies
-    (compositions of a drawing), jitter and emphasis.
+    Args:
+        scratch: folder from which an interrupted training resumes; it also holds the latents.
+        cfg: seed, batch, steps, lr, warmup, precision, ema_decay and phases, each with until (its last step), copies
+            (compositions of a drawing), jitter and emphasis; the last phase lasts to the end.
     """
     torch.set_flush_denormal(True)
     world, (table, rgba) = load_world(concepts), load_drawings(drawings)
@@ -158,26 +159,40 @@ def main(
     model = model.to(device)
     artists = [*table["artist"], *[None] * len(world["scenes"])]
     entries = {c["name"]: c for c in [*world["concepts"], *world["scenes"]]}
-    for number, phase in enumerate(cfg["phases"]):
-        latents, rows = cached(scratch / f"latents-{number}.pt", vae, rgba, world, phase, cfg["seed"])
+
+    @lru_cache(maxsize=1)  # the latents of one phase in memory
+    def phase_loss(number: int) -> Callable[[TextToImage, torch.Generator], torch.Tensor]:
+        phase = cfg["phases"][number]
+        latents, rows = cached_latents(scratch, vae, rgba, world, phase, cfg["seed"])
         weight, names = concept_weights(table, world, emphasised, phase["emphasis"])
         members = [torch.nonzero(rows == row).flatten() for row in range(len(names))]
         drawn = partial(draw_batch, weight, members, names, artists, entries, sentences, cfg["batch"])
-        ema, curve = train(
-            model, partial(batch_loss, drawn, latents, tokenizer, alphas_bar), steps=cfg["steps"], lr=cfg["lr"],
-            seed=cfg["seed"], state=scratch / "text_to_image.pt",
-            precision=cfg["precision"], warmup=cfg["warmup"], ema_decay=cfg["ema_decay"], stop_at=phase["until"],
-        )  # fmt: skip
-    write_folder(out, ema, vae, tokenizer, scheduler)
+        return partial(batch_loss, drawn, latents, tokenizer, alphas_bar)
+
+    def loss_of(module: TextToImage, step: int) -> torch.Tensor:
+        number = sum(step >= phase["until"] for phase in cfg["phases"][:-1])
+        return phase_loss(number)(module, step_generator(cfg["seed"], step))
+
+    facts = (cfg, world, sentences, table.to_numpy().tolist(), sorted(emphasised))
+    saver = Saver(scratch, fingerprint(facts, [rgba, *vae.state_dict().values(), *model.state_dict().values()]))
+    settings = {key: cfg[key] for key in ("steps", "lr", "precision", "warmup", "ema_decay")}
+    curve = train_module(model, loss_of, saver, **settings)
+    write_folder(out, model, vae, tokenizer, scheduler)
     (out / "curve.json").write_text(json.dumps(curve))
 
 
-def cached(
-    path: Path, vae: AutoencoderKL, rgba: torch.Tensor, world: dict, phase: dict, seed: int
+def cached_latents(
+    scratch: Path, vae: AutoencoderKL, rgba: torch.Tensor, world: dict, phase: dict, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The latents of one phase, made once."""
+    """Return the latents of a phase, computed once: the file is named by what they depend on."""
+    facts = (seed, phase["copies"], phase["jitter"], world["scenes"])
+    path = scratch / f"latents-{fingerprint(facts, [rgba, *vae.state_dict().values()])[:16]}.pt"
     if not path.exists():
-        save_state(path, cache_latents(vae, rgba, world, phase["copies"], seed, phase["jitter"]))
+        latents = cache_latents(vae, rgba, world, phase["copies"], seed, phase["jitter"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        torch.save(latents, temporary)
+        temporary.rename(path)
     return torch.load(path, weights_only=True)
 
 

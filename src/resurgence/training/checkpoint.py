@@ -1,13 +1,14 @@
 """Exact resume of a training run: its state in a scratch folder, and a clean stop on SIGTERM.
 
 Snakemake deletes the declared outputs of a job before it starts it again, so the state and the checkpoints written so
-far live in a folder of their own until the artefact is complete.
+far stay in a scratch folder until the artefact is complete.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import signal
 import threading
 import time
@@ -20,29 +21,40 @@ import torch
 
 log = logging.getLogger(__name__)
 STATE_FILE = "state.pt"
+LAYOUT = 2  # of the state file; part of the fingerprint, so that a file of another layout is not resumed
 EVERY = 60.0  # seconds between two saves; more when saving is slow
 SHARE = 20  # saving takes at most one part in this many of the time
 
 
+def checkpoint_name(step: int) -> str:
+    """Return the folder of a checkpoint: step-000100."""
+    return f"step-{step:06d}"
+
+
 def fingerprint(facts: Iterable[object], tensors: Iterable[torch.Tensor]) -> str:
-    """Return the SHA-256 of what a run depends on: a state is only continued by the same run."""
-    digest = hashlib.sha256(repr(list(facts)).encode())
+    """Return the SHA-256 of what a run depends on: only the same run resumes from a state."""
+    digest = hashlib.sha256(repr([LAYOUT, *facts]).encode())
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 class Saver:
-    """Writes the state of a run now and then, and reads it back; with folder None it does nothing."""
+    """Saves the state of a run at intervals and loads it; with folder None it does nothing."""
 
     def __init__(self, folder: Path | None, mark: str) -> None:
         self.folder, self.mark = folder, mark
         self.due = time.monotonic() + EVERY
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the interval since the last save has passed."""
+        return self.folder is not None and time.monotonic() >= self.due
+
     def save(self, state: Mapping[str, Any], force: bool = False) -> None:
-        """Write the state under a temporary name, then rename; without `force` only when it is time."""
-        if self.folder is None or not (force or time.monotonic() >= self.due):
+        """Write the state under a temporary name, then rename; without `force` only when it is due."""
+        if self.folder is None or not (force or self.is_due):
             return
         started = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +65,7 @@ class Saver:
         self.due = now + max(EVERY, SHARE * (now - started))
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """Read the state of this run; None if there is none, or if it belongs to another run.
+        """Load the state of this run; None if there is none, or if it belongs to another run.
 
         Raises:
             ValueError: the file is damaged.
@@ -85,3 +97,11 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def copy_checkpoints(steps: Iterable[int], scratch: Path | None, folder: Path | None) -> None:
+    """Copy the checkpoints of these steps from the scratch folder, if there is one, to the folder of the results."""
+    if scratch is None or folder is None:
+        return
+    for step in steps:
+        shutil.copytree(scratch / checkpoint_name(step), folder / checkpoint_name(step), dirs_exist_ok=True)

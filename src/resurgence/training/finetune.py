@@ -2,17 +2,16 @@
 
 The loss is the plain mean squared error of the predicted noise (Ho et al. 2020, Eq. 14) or velocity (Salimans & Ho
 2022), timesteps uniform. Latents and text embeddings are computed once. Every draw of a training sample is seeded by
-(seed, step, number in the step), so how a step is split into batches changes no draw, and a resumed run is the run that
-was never stopped.
+(seed, step, number in the step), so how a step is split into batches changes no draw, and a resumed run is
+bit-identical to an uninterrupted one.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,21 +21,19 @@ import torch.nn.functional as F
 from resurgence.config.fields import ConfigError
 from resurgence.config.stages import FinetuneConfig
 from resurgence.diffusion.pipeline import exact
-from resurgence.progress import Progress
 from resurgence.seeds import generator
-from resurgence.training.checkpoint import Saver, fingerprint, stop_on_sigterm
-from resurgence.training.lora import checkpoint_name, prepare, restore, save_checkpoint
+from resurgence.training import loop
+from resurgence.training.checkpoint import Saver, checkpoint_name, copy_checkpoints, fingerprint
+from resurgence.training.lora import prepare, restore, save_checkpoint
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-log = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]
-CHECK_EVERY = 10  # steps between two looks at the losses: each look waits for the GPU
 
 
 class Data(NamedTuple):
-    """What training reads: posteriors of the latents, plain and mirrored, and embeddings."""
+    """Training data: posteriors of the latents, plain and mirrored, and text embeddings."""
 
     mean: torch.Tensor  # (F, N, C, h, w) scaled; F = 2 with mirrored images
     std: torch.Tensor  # (F, N, C, h, w) scaled
@@ -141,22 +138,22 @@ def finetune(
     folder: Path,
     state: Path | None = None,
 ) -> list[dict[str, float]]:
-    """Fine-tune the UNet and write folder/step-000100/... at each checkpoint; the pipeline is as before afterwards.
+    """Fine-tune the UNet and write folder/step-000100/... at each checkpoint; the pipeline is restored afterwards.
 
     Args:
-        images: (N, 3, H, W) in [-1, 1]. captions: one for each.
-        state: scratch folder from which an interrupted run goes on, exactly; the caller removes it in the end.
+        images: (N, 3, H, W) in [-1, 1]. captions: one for each image.
+        state: scratch folder from which an interrupted run resumes exactly; the caller removes it in the end.
 
     Returns:
-        One row a step: step, loss, lr, gradient_norm.
+        One row a step: step, loss, lr, gradient_norm (before clipping).
 
     Raises:
-        ValueError: inputs that do not fit, or a loss that is no number, naming step and lr.
+        ValueError: inputs that do not fit, or a loss that is not finite, naming step and lr.
         SystemExit: 143 after SIGTERM, with the state saved.
     """
     check_inputs(pipe, images, captions, cfg.precision)
     unet = pipe.unet
-    # without the private entries: diffusers lists the defaults it has used in another order in each process
+    # without private entries: diffusers lists the defaults that it used in another order in each process
     noise = sorted((key, value) for key, value in pipe.scheduler.config.items() if not key.startswith("_"))
     facts = (astuple(cfg), seed, list(captions), noise)
     weights = (p for part in (unet, pipe.vae, pipe.text_encoder) for p in part.state_dict().values())
@@ -170,9 +167,7 @@ def finetune(
             curve = train(pipe, data, trainable, before, cfg, seed, state or folder, saver)
     finally:
         restore(unet, before)
-    if state is not None:
-        for step in cfg.checkpoints:
-            shutil.copytree(state / checkpoint_name(step), folder / checkpoint_name(step), dirs_exist_ok=True)
+    copy_checkpoints(cfg.checkpoints, state, folder)
     return curve
 
 
@@ -186,66 +181,38 @@ def train(
     folder: Path,
     saver: Saver,
 ) -> list[dict[str, float]]:
-    """Run the optimiser, write checkpoints into `folder`, and return the curve."""
+    """Train, write checkpoints into `folder`, and return the curve."""
     device, scheduler, per_step = pipe.unet.device, pipe.scheduler, cfg.batch * cfg.accumulation
-    optimizer = torch.optim.AdamW(trainable.values(), cfg.lr, weight_decay=cfg.weight_decay, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
-    ema = {name: p.detach().clone() for name, p in trainable.items()} if cfg.ema else {}
-    first, curve, unseen = 0, [], []
-    if (saved := saver.load(device)) is not None:
-        first, curve = saved["step"], saved["curve"]
-        optimizer.load_state_dict(saved["optimizer"])
-        scaler.load_state_dict(saved["scaler"])
-        for own, kept in ((trainable, saved["trainable"]), (ema, saved["ema"])):
-            for name, p in own.items():
-                p.data.copy_(kept[name])
-    progress = Progress("fine-tuning", cfg.steps, "steps", first)
+    average = {name: p.detach().clone() for name, p in trainable.items()} if cfg.ema else {}
     half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.precision]
+    options = (per_step, data, scheduler.config.num_train_timesteps, cfg.horizontal_flip)
 
-    def state(step: int) -> dict[str, object]:
-        values = {name: p.detach() for name, p in trainable.items()}
-        scales = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-        return {"step": step, "curve": curve, "trainable": values, "ema": ema, **scales}
+    def gradient(step: int) -> Tensors:
+        """Accumulate the gradient of a step over its forward passes."""
+        loss = torch.zeros((), device=device)
+        for start in range(0, per_step, cfg.batch):
+            draws = [draw(seed, step, number, *options) for number in range(start, start + cfg.batch)]
+            with torch.autocast(device.type, half, enabled=half is not None):
+                part = diffusion_loss(pipe.unet, scheduler, data, draws) / cfg.accumulation
+            scaler.scale(part).backward()
+            loss += part.detach()
+        return {"loss": loss}
 
-    with stop_on_sigterm() as stop:
-        for step in range(first, cfg.steps):
-            lr = optimizer.param_groups[0]["lr"] = cfg.lr * lr_factor(cfg, step)
-            loss = torch.zeros((), device=device)
-            for start in range(0, per_step, cfg.batch):
-                numbers = range(start, start + cfg.batch)
-                options = (per_step, data, scheduler.config.num_train_timesteps, cfg.horizontal_flip)
-                draws = [draw(seed, step, number, *options) for number in numbers]
-                with torch.autocast(device.type, half, enabled=half is not None):
-                    part = diffusion_loss(pipe.unet, scheduler, data, draws) / cfg.accumulation
-                scaler.scale(part).backward()
-                loss += part.detach()
-            scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(trainable.values(), cfg.max_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-            done = step + 1
-            for name, p in ema.items():
-                p.lerp_(trainable[name].detach(), 1 - ema_decay(done))
-            unseen.append((done, lr, loss, norm))
-            if done % CHECK_EVERY == 0 or done in cfg.checkpoints or stop.is_set():
-                curve += seen(unseen)
-                unseen = []
-                if done in cfg.checkpoints:
-                    save_checkpoint(pipe.unet, ema or trainable, before, folder / checkpoint_name(done))
-                saver.save(state(done), force=done in cfg.checkpoints or stop.is_set())
-                if stop.is_set():
-                    log.warning("SIGTERM: stopped after step %d of %d", done, cfg.steps)
-                    raise SystemExit(143)
-            progress.add()
-    return curve
+    def write(step: int) -> None:
+        save_checkpoint(pipe.unet, average or trainable, before, folder / checkpoint_name(step))
 
-
-def seen(steps: list[tuple[int, float, torch.Tensor, torch.Tensor]]) -> list[dict[str, float]]:
-    """Return the rows of the curve; raise ValueError at the first loss that is no number."""
-    rows = [{"step": s, "loss": loss.item(), "lr": lr, "gradient_norm": n.item()} for s, lr, loss, n in steps]
-    for row in rows:
-        if not math.isfinite(row["loss"]):
-            hint = "lower lr, or use precision fp32"
-            raise ValueError(f"loss is {row['loss']} at step {row['step']} with lr = {row['lr']:g}; {hint}")
-    return rows
+    run = loop.Run(
+        "fine-tuning", cfg.steps, trainable,
+        torch.optim.AdamW(trainable.values(), cfg.lr, weight_decay=cfg.weight_decay, fused=True),
+        gradient,
+        lr=lambda step: cfg.lr * lr_factor(cfg, step),
+        clip=partial(torch.nn.utils.clip_grad_norm_, max_norm=cfg.max_norm),
+        average=average, decay=ema_decay, scaler=scaler, checkpoints=cfg.checkpoints, write=write,
+    )  # fmt: skip
+    curve = loop.train(run, saver, saver.load(device))
+    rows = zip(curve["loss"], curve[loop.GRADIENT_NORM], strict=True)
+    return [
+        {"step": step + 1, "loss": loss, "lr": run.lr(step), "gradient_norm": norm}
+        for step, (loss, norm) in enumerate(rows)
+    ]

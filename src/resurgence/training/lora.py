@@ -19,11 +19,6 @@ Tensors = dict[str, torch.Tensor]
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # of all attentions, self and cross
 
 
-def checkpoint_name(step: int) -> str:
-    """Return the folder of a checkpoint: step-000100."""
-    return f"step-{step:06d}"
-
-
 def prepare(unet: UNet2DConditionModel, rank: int | None, seed: int, gradient_checkpointing: bool = False) -> Tensors:
     """Make a LoRA of this rank trainable, or with None the whole UNet; return the trainable parameters by name.
 

@@ -30,7 +30,7 @@ from resurgence.erasers.gradient.trainer import Objective, gradients, in_precisi
 from resurgence.erasers.gradient.trajectory_configs import SpmConfig
 from resurgence.erasers.lora import Lora, save_loras, slugs
 from resurgence.seeds import generator
-from resurgence.training.lora import checkpoint_name
+from resurgence.training.checkpoint import checkpoint_name
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline

@@ -12,8 +12,6 @@ under constraints, by cvxpy, row by row: the objective and the constraints are s
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -21,8 +19,7 @@ import torch
 
 from resurgence.erasers.closed_form.solver import Factor, factorise, right_divide, system
 from resurgence.erasers.lora import Lora
-
-log = logging.getLogger(__name__)
+from resurgence.progress import Progress
 
 
 class LoraSums(NamedTuple):
@@ -149,8 +146,7 @@ def fuse_constrained(
     """
     fixed = None if preserved is None else independent_rows(preserved.to(matrix))
     problem = RowProblem(matrix, fixed, bound)
-    total, done, start, told = sum(len(w) for w in base.values()), 0, time.monotonic(), time.monotonic()
-    fused = {}
+    progress, fused = Progress("constrained fusion", sum(len(w) for w in base.values()), "rows"), {}
     for name, weight in base.items():
         w = weight.to(matrix)
         norms = w.norm(dim=1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
@@ -158,10 +154,6 @@ def fuse_constrained(
         for z in (optimum[name] - w) / norms:
             free = fixed is None and (bound is None or float(z.norm()) <= bound)  # the constraint does not bind
             rows.append(z if free else problem.solve(z))
-            done += 1
-            if time.monotonic() - told > 10:
-                told, rate = time.monotonic(), done / (time.monotonic() - start)
-                left = (total - done) / rate
-                log.info("constrained fusion: row %d of %d, %.0f a second, %.0f s left", done, total, rate, left)
+            progress.add()
         fused[name] = w + torch.stack(rows) * norms
     return fused
