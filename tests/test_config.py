@@ -15,12 +15,13 @@ import yaml
 
 from resurgence.config.fields import ConfigError, read_yaml
 from resurgence.config.load import load_study, make_study, merge
-from resurgence.config.method_configs import PACKAGE, config_class, methods, needs
+from resurgence.config.method_configs import config_class, methods, needs
 from resurgence.config.model_path import ModelPath, method_name, split_name
 from resurgence.config.settings import make_method
 from resurgence.config.study import Erasure
 from resurgence.config.task import load_task, make_task
 from resurgence.erasers import EraserData
+from resurgence.provenance.code_version import PACKAGE
 from resurgence.workflow import job_settings
 
 ROOT = Path(__file__).parents[1]
@@ -155,7 +156,7 @@ BAD_STUDIES = {
     "settings of none": ("erasers.control", {"method": "none", "lamb": 1}, ["erasers.control.lamb", "1", "remove it"]),
     "unknown segmenter": ("masks.segmenter", "forground", ["masks.segmenter", "'forground'", "'foreground'"]),
     "unknown scorer": ("scorers.clop", {"path": "x"}, ["scorers", "'clop'", "did you mean 'clip'"]),
-    "scorer setting unknown": ("scorers.clip.pth", "x", ["scorers.clip", "'pth'", "did you mean 'path'"]),
+    "scorer setting unknown": ("scorers.clip.pth", "x", ["scorers.clip.pth", "'x'", "did you mean 'path'"]),
     "metric of no scorer": ("figures", {"metrics": ["fid"]}, ["figures.metrics", "'fid'", "known: clip_accuracy"]),
     "captions missing": ("erasers.uce.captions", "nowhere.txt", ["erasers.uce.captions", "nowhere", "no such file"]),
     "no captions": ("erasers.uce.captions", [], ["erasers.uce.captions", "[]", "is empty", "built-in"]),

@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from resurgence.config.fields import ConfigError
-from resurgence.provenance.code_version import PACKAGE, file_of, tree_of
+from resurgence.provenance.code_version import file_of, tree_of
 
 LIGHT = (
     "resurgence.config.fields",
@@ -106,21 +106,6 @@ def assigned(path: Path, name: str) -> ast.expr:
     raise LookupError(f"{path} assigns nothing to {name}; add it, as the other files of the folder do")
 
 
-def assigns(path: Path, name: str) -> bool:
-    """Whether a file assigns something to a name at its top level."""
-    try:
-        assigned(path, name)
-    except LookupError:
-        return False
-    return True
-
-
-def literal(module: str, name: str) -> object:
-    """The literal that a module assigns to a name at its top level; None without one."""
-    path = file_of(module)
-    return ast.literal_eval(assigned(path, name)) if assigns(path, name) else None
-
-
 @functools.cache
 def methods() -> dict[str, str]:
     """The erasers: name -> module. Those of this package are the files that assign ERASER; others are entry points.
@@ -147,18 +132,3 @@ def needs(module: str) -> frozenset[str]:
     call = assigned(file_of(module), "ERASER")
     last = [*call.args, *(keyword.value for keyword in call.keywords)][-1]
     return frozenset(node.value for node in ast.walk(last) if isinstance(node, ast.Constant))
-
-
-def parameters(module: str, function: str) -> frozenset[str]:
-    """Names of the arguments of a function of a module; none when it has no such function."""
-    found = [n for n in tree_of(file_of(module)).body if isinstance(n, ast.FunctionDef) and n.name == function]
-    return frozenset(argument.arg for node in found for argument in (*node.args.args, *node.args.kwonlyargs))
-
-
-def metrics() -> dict[str, list[str]]:
-    """Scorer -> the metrics made of its columns, from SCORERS of resurgence.scorers."""
-    table = assigned(PACKAGE / "scorers/__init__.py", "SCORERS")
-    names = {}
-    for key, entry in zip(table.keys, table.values, strict=True):
-        names[ast.literal_eval(key)] = [ast.literal_eval(name) for name in entry.args[1].keys]
-    return names
