@@ -20,11 +20,11 @@ from torchvision.models import resnet50
 from resurgence import scorers
 from resurgence.analysis import tables
 from resurgence.analysis.estimates import ImageSet
-from resurgence.config.consistency import check_people
 from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
 from resurgence.config.task import Task
-from resurgence.scorers import celebrity, celebrity_convert
+from resurgence.files import sha256
+from resurgence.scorers import CelebrityConfig, LoadedScorer, celebrity, celebrity_convert
 from scored import study_sets, write_scores_folder
 
 ROOT = Path(__file__).parents[1]
@@ -126,7 +126,7 @@ def test_columns_with_and_without_a_face() -> None:
     np.testing.assert_array_equal(table["celebrity_probability"], [0.6, math.nan, 0.2, 1.0, math.nan])
     assert table["celebrity_top1"].tolist() == ["Adam Driver", "", "50 Cent", "Ciara", "50 Cent"]
     empty = celebrity.columns(np.zeros((0, 4)), np.zeros(2, bool), LABELS, ["Ciara", "Ciara"])
-    assert empty["celebrity_correct"].isna().all() and empty["celebrity_correct_all"].tolist() == [0, 0]
+    assert np.isnan(empty["celebrity_correct"]).all() and empty["celebrity_correct_all"].tolist() == [0, 0]
     with pytest.raises(ValueError, match=r"'Jane Doe' is not among the 4 people"):
         celebrity.columns(probabilities, faces, LABELS, ["Ciara", "Jane Doe", "", "", ""])
 
@@ -152,7 +152,7 @@ def test_the_crop_has_the_margin_and_stays_in_the_image() -> None:
 
 
 def test_only_people_are_scored() -> None:
-    scorer = celebrity.CelebrityScorer(None, None, LABELS)
+    scorer = LoadedScorer(CelebrityConfig(""), celebrity.CelebrityScorer(None, None, LABELS))
     task = Task(**{**vars(TASK), "kind": "object"})
     rows = pd.DataFrame({"prompt": ["x"], "concept": ["ship"]})
     table, _ = scorers.score_images(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), rows, task, {"celebrity": scorer})
@@ -163,11 +163,11 @@ def test_a_person_that_the_detector_does_not_know_is_told_before_the_study(tmp_p
     study = load_study([ROOT / "params.yaml", ROOT / "studies/sd14.yaml"], ROOT)
     people = sorted({c for task in study.loaded.values() if task.kind == "person" for c in task.erase + task.retain})
     (tmp_path / "labels.txt").write_text("\n".join(name.upper() for name in people))
-    check_people(study, tmp_path / "labels.txt")
+    CelebrityConfig(str(tmp_path)).check(study, ROOT)
     assert len(people) == 200
     (tmp_path / "labels.txt").write_text("\n".join([*people[:150], *people[151:]]))
     with pytest.raises(ConfigError, match=rf"celebrities-\S+ = '{people[150]}': is none of the 199 people"):
-        check_people(study, tmp_path / "labels.txt")
+        CelebrityConfig(str(tmp_path)).check(study, ROOT)
 
 
 class Code:
@@ -225,27 +225,27 @@ def test_missing_cut_and_exchanged_archives(archive: Path, tmp_path: Path) -> No
 
 
 def test_bad_folders_of_the_detector_are_told(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"config\.json.*no such file; .*celebrity_archive"):
-        celebrity.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"config\.json.*no such file; .*celebrity_convert"):
+        celebrity.load(CelebrityConfig(str(tmp_path)))
     with pytest.raises(ValueError, match=r"expected 12345678 \("):
-        celebrity.load(folder, sha256="12345678")
+        celebrity.load(CelebrityConfig(str(folder), sha256="12345678"))
     with pytest.raises(ValueError, match="'123' is no checksum"):
-        celebrity.load(folder, sha256="123")
+        celebrity.load(CelebrityConfig(str(folder), sha256="123"))
     for name in ("config.json", "labels.txt"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     weights = load_file(folder / "model.safetensors")
     (tmp_path / "model.safetensors").write_bytes(cut((folder / "model.safetensors").read_bytes()))
     with pytest.raises(ValueError, match="the file is cut or another one"):
-        celebrity.load(tmp_path)
-    own = celebrity_convert.sha256_of(tmp_path / "model.safetensors")
+        celebrity.load(CelebrityConfig(str(tmp_path)))
+    own = sha256(tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"cannot be read \(SafetensorError: .*cut or damaged"):
-        celebrity.load(tmp_path, sha256=own)
+        celebrity.load(CelebrityConfig(str(tmp_path), sha256=own))
     save_file({"fc.0.bias": weights["fc.0.bias"]}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"lacks 'conv1\.weight' \(321 of 322 tensors\)"):
-        celebrity.load(tmp_path, sha256=celebrity_convert.sha256_of(tmp_path / "model.safetensors"))
+        celebrity.load(CelebrityConfig(str(tmp_path), sha256=sha256(tmp_path / "model.safetensors")))
     (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
     with pytest.raises(ValueError, match="architecture = 'resnet18', not 'resnet50-256'"):
-        celebrity.load(tmp_path)
+        celebrity.load(CelebrityConfig(str(tmp_path)))
 
 
 @pytest.mark.weights
@@ -256,7 +256,7 @@ def test_mtcnn_finds_the_face_and_no_face_and_the_batch_does_not_matter(folder: 
 
     face = data.astronaut()
     coffee = np.asarray(Image.fromarray(data.coffee()).resize((512, 512)))
-    scorer = celebrity.load(folder)
+    scorer = celebrity.load(CelebrityConfig(str(folder)))
     one, none, again = scorer.boxes(np.stack([face, coffee, face]))
     assert none is None
     x, y = (one[0] + one[2]) / 2, (one[1] + one[3]) / 2

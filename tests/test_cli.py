@@ -18,7 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from resurgence.cli import main
-from resurgence.cli.models import means, run_by, settings
+from resurgence.cli.models import run_by, settings
+from resurgence.cli.score import means
 from resurgence.config.fields import ConfigError
 from resurgence.data.image_folder import read_training_images
 from resurgence.diffusion.deltas import apply_folder

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from resurgence.config.method_configs import methods
+from resurgence.config.erasers import erasers, method_module
 from resurgence.provenance.code_version import code_version, definitions, find_file
 from resurgence.provenance.references import EFFECTS, INFRASTRUCTURE
 from resurgence.provenance.source_modules import look_up, within
@@ -348,7 +348,7 @@ def test_what_an_entry_shares_with_its_alternatives_is_followed() -> None:
 # --- this package: the versions of all its rules in a copy of the tree
 
 ENTRIES = {f"stages.{rule.stage}": f"resurgence.stages.{rule.stage}" for rule in RULES.values()}
-ENTRIES |= {name.removeprefix("resurgence."): name for name in methods().values() if name.startswith("resurgence.")}
+ENTRIES |= {name.removeprefix("resurgence."): name for name in map(method_module, erasers()) if name.startswith("resurgence.")}
 PARTS = ("autoencoder", "clip", "drawings", "quality", "recogniser", "text_to_image")
 ENTRIES |= {f"miniature.{name}": f"resurgence.miniature.{name}" for name in PARTS}
 SCORERS = (path.stem for path in (ROOT / "src/resurgence/scorers").glob("[!_]*.py"))

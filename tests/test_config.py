@@ -157,7 +157,7 @@ BAD_STUDIES = {
     "settings of none": ("erasers.control", {"method": "none", "lamb": 1}, ["erasers.control.lamb", "1", "remove it"]),
     "unknown segmenter": ("masks.segmenter", "forground", ["masks.segmenter", "'forground'", "'foreground'"]),
     "unknown scorer": ("scorers.clop", {"path": "x"}, ["scorers", "'clop'", "did you mean 'clip'"]),
-    "scorer setting unknown": ("scorers.clip.pth", "x", ["scorers.clip", "'pth'", "did you mean 'path'"]),
+    "scorer setting unknown": ("scorers.clip.pth", "x", ["scorers.clip.pth", "'x'", "did you mean 'path'"]),
     "metric of no scorer": ("figures", {"metrics": ["fid"]}, ["figures.metrics", "'fid'", "known: clip_accuracy"]),
     "captions missing": ("erasers.uce.captions", "nowhere.txt", ["erasers.uce.captions", "nowhere", "no such file"]),
     "no captions": ("erasers.uce.captions", [], ["erasers.uce.captions", "[]", "is empty", "built-in"]),

@@ -23,7 +23,7 @@ from resurgence.diffusion.pipeline import load_base
 from resurgence.diffusion.sampling import SamplingConfig, sample
 from resurgence.diffusion.text import fill, load_captions
 from resurgence.erasers import EraserData, eraser_config, method
-from resurgence.scorers import METRICS, load_scorers, score_images
+from resurgence.scorers import load_scorers, metrics, score_images
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "data/miniature/base"
@@ -75,7 +75,7 @@ def accuracy(pipe, task, scorers) -> dict[str, float]:
     """Percent of 16 ships and of 2 images of each retained concept that are recognised."""
     rows = pd.DataFrame(prompts(list(task.erase), 16, "erase") + prompts(list(task.retain), 2, "retain"))
     scores, _ = score_images(drawn(pipe, rows), rows, task, scorers, ["recogniser"])
-    column = METRICS["recogniser_accuracy"].column
+    column = metrics()["recogniser_accuracy"].column
     return {role: 100 * float(scores[scores["role"] == role][column].mean()) for role in ("erase", "retain")}
 
 

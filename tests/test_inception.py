@@ -12,8 +12,9 @@ from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from resurgence.files import sha256_of
-from resurgence.scorers import frechet, inception
+from resurgence.config.scorers import scorer_config
+from resurgence.files import sha256
+from resurgence.scorers import InceptionConfig, frechet, inception
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def pictures(count: int, size: int = 80, seed: int = 0) -> torch.Tensor:
 
 
 def scorer(weights: Path, resize: str = "torchmetrics") -> inception.InceptionScorer:
-    return inception.load(weights, resize=resize, sha256=sha256_of(weights))
+    return inception.load(InceptionConfig(str(weights), resize, sha256(weights)))
 
 
 def test_features_are_torch_fidelitys(weights: Path) -> None:
@@ -91,13 +92,13 @@ class Code:
 
 def test_bad_files_are_told(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(FileNotFoundError, match=r"scorers\.inception\.path.*no such file; fetch weights-inception"):
-        inception.load(tmp_path / "none.pth")
+        inception.load(InceptionConfig(str(tmp_path / "none.pth")))
     with pytest.raises(ValueError, match="expected 6726825d"):
-        inception.load(weights)
+        inception.load(InceptionConfig(str(weights)))
     bad = tmp_path / "bad.pth"
 
     def load() -> None:
-        inception.load(bad, sha256=sha256_of(bad))
+        inception.load(InceptionConfig(str(bad), sha256=sha256(bad)))
 
     bad.write_bytes(weights.read_bytes()[:5000000])
     with pytest.raises(ValueError, match="cut or damaged"):
@@ -113,8 +114,8 @@ def test_bad_files_are_told(weights: Path, tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(ValueError, match=r"another architecture.*1000"):
         load()
     assert "must not run" not in capsys.readouterr().out
-    with pytest.raises(ValueError, match="resize = 'nearest'; known: torchmetrics, clean, tensorflow"):
-        inception.load(weights, resize="nearest")
+    with pytest.raises(ValueError, match=r"scorers\.inception\.resize = 'nearest': .*known: clean, tensorflow, torch"):
+        scorer_config("inception", {"path": str(weights), "resize": "nearest"})
 
 
 @pytest.mark.parametrize("shape", [(900, 600), (600, 900), (30, 20)])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from resurgence.config.fields import ConfigError
 from resurgence.data.segmenters.grounded_sam import GroundedSam
 from resurgence.diffusion.pipeline import load_base
-from resurgence.scorers import clip
+from resurgence.scorers import ClipConfig, clip
 from test_masks import folders  # noqa: F401 (a fixture)
 from test_scorers import write_clip
 from tiny import make_pipeline
@@ -100,7 +100,7 @@ def test_a_clip_that_is_not_whole(how: str, tmp_path: Path) -> None:
     damage(tmp_path / "open_clip_model.safetensors", how)
     kind, message = CLIP_FILES[how]
     with pytest.raises(kind, match=message):
-        clip.load(tmp_path)
+        clip.load(ClipConfig(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -112,14 +112,14 @@ def test_a_clip_that_is_not_whole(how: str, tmp_path: Path) -> None:
 )
 def test_an_unknown_clip_is_told(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        clip.load(**settings)
+        clip.load(ClipConfig(**settings))
 
 
 def test_a_clip_that_is_not_in_the_cache_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     refuse: Callable = lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("not in the cache"))  # noqa: E731
     monkeypatch.setattr("open_clip.factory.download_pretrained", refuse)
     with pytest.raises(FileNotFoundError, match=r"'ViT-B-32-quickgelu' with the tag 'openai' cannot be had.*online"):
-        clip.load(name="ViT-B-32-quickgelu", pretrained="openai")
+        clip.load(ClipConfig(name="ViT-B-32-quickgelu", pretrained="openai"))
 
 
 @pytest.mark.parametrize("what", ["base", "detector", "sam", "clip"])
@@ -139,7 +139,7 @@ def test_another_checksum_than_the_table_has(
     name = file.get(what, "model.safetensors")
     load = {
         "base": lambda: load_base(place),
-        "clip": lambda: clip.load(place),
+        "clip": lambda: clip.load(ClipConfig(str(place))),
     }.get(what, lambda: GroundedSam.load(folders[0], None, folders[1], None, "cpu"))
     GroundedSam.load.cache_clear()
     load()

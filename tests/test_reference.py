@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from resurgence.analysis import tables
 from resurgence.analysis.estimates import ImageSet, estimates
 from resurgence.data.prompts import prompt_set
-from resurgence.scorers import frechet, recogniser
+from resurgence.scorers import RecogniserConfig, frechet, recogniser
 from resurgence.scorers.recogniser_model import Recogniser, save_recogniser
 from resurgence.stages import prompts, reference_features
 from resurgence.stages.job import Job
@@ -86,7 +86,7 @@ def test_features_of_a_folder_of_pictures_of_any_size(tmp_path: Path) -> None:
     job = Job(block, tmp_path / "out/manifest.json", (), "cpu")
     assert reference_features.make(job, tmp_path) == {"images": 3}
     stored = load_file(tmp_path / "features.safetensors")["recogniser"]
-    scorer = recogniser.load(tmp_path / "recogniser")
+    scorer = recogniser.load(RecogniserConfig(str(tmp_path / "recogniser")))
     for row, name in enumerate(("a.jpg", "b.png", "c.png")):
         with Image.open(tmp_path / "pictures" / name) as image:
             pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]

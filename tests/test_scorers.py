@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import open_clip
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import scipy.linalg
 import torch
@@ -19,8 +25,24 @@ from safetensors.torch import save_file
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from resurgence import scorers
+from resurgence.analysis import headline
+from resurgence.config import scorers as config_scorers
+from resurgence.config.fields import ConfigError, build
+from resurgence.config.scorers import entries, loader, metrics, ranked, scorer_class
 from resurgence.config.task import Task
-from resurgence.scorers import clip, frechet, recogniser
+from resurgence.diffusion.image_sets import write_image_set
+from resurgence.scorers import (
+    ClipConfig,
+    LabelValues,
+    LoadedScorer,
+    Metric,
+    RecogniserConfig,
+    ScorerConfig,
+    clip,
+    frechet,
+    recogniser,
+    score_files,
+)
 from resurgence.scorers.recogniser_model import Recogniser, save_recogniser
 from tiny import make_tokenizer
 
@@ -93,12 +115,12 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_recogniser_columns_are_the_models_softmax(recogniser_folder: Path) -> None:
-    scorer = recogniser.load(recogniser_folder)
+    scorer = recogniser.load(RecogniserConfig(str(recogniser_folder)))
     scorer.batch = 4  # the last part is smaller
     table = scorer.score(pictures(), PROMPTS, TASK)
     with torch.no_grad():
         p = scorer.model(pictures().float() / 127.5 - 1).softmax(1).numpy()
-    assert table["recogniser_top1"].tolist() == [CLASSES[i] for i in p.argmax(1)]
+    assert table["recogniser_top1"] == [CLASSES[i] for i in p.argmax(1)]
     for row, concept in enumerate(PROMPTS["concept"]):
         if concept:
             assert table["recogniser_probability"][row] == pytest.approx(p[row, CLASSES.index(concept)], abs=1e-6)
@@ -126,7 +148,7 @@ def test_an_unknown_concept_is_an_error() -> None:
 
 
 def test_other_sizes_are_resized_for_the_recogniser(recogniser_folder: Path) -> None:
-    scorer = recogniser.load(recogniser_folder)
+    scorer = recogniser.load(RecogniserConfig(str(recogniser_folder)))
     flat = torch.full((2, 3, 128, 128), 200, dtype=torch.uint8)
     small = torch.full((2, 3, 64, 64), 200, dtype=torch.uint8)
     torch.testing.assert_close(scorer.features(flat), scorer.features(small), atol=1e-5, rtol=1e-5)
@@ -135,14 +157,14 @@ def test_other_sizes_are_resized_for_the_recogniser(recogniser_folder: Path) -> 
 
 
 def test_recogniser_features_are_the_models(recogniser_folder: Path) -> None:
-    scorer = recogniser.load(recogniser_folder)
+    scorer = recogniser.load(RecogniserConfig(str(recogniser_folder)))
     with torch.no_grad():
         expected = scorer.model.features(pictures().float() / 127.5 - 1)
     torch.testing.assert_close(scorer.features(pictures()), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_clip_columns_are_open_clips_cosines(clip_folder: Path) -> None:
-    scorer = clip.load(clip_folder)
+    scorer = clip.load(ClipConfig(str(clip_folder)))
     scorer.batch = 4
     images = pictures(size=48)  # not the model's size: its own preprocessing resizes
     table = scorer.score(images, PROMPTS, TASK)
@@ -165,21 +187,24 @@ def test_clip_columns_are_open_clips_cosines(clip_folder: Path) -> None:
             assert table["clip_correct"][row] == float(p[row].argmax() == number)
         else:
             assert math.isnan(table["clip_correct"][row])
-    assert table["clip_score"].notna().all()
+    assert np.isfinite(table["clip_score"]).all()
 
 
 def test_clip_weights_come_from_the_folder(clip_folder: Path, tmp_path: Path) -> None:
     model = write_clip(tmp_path)
     with torch.no_grad():
-        expected = F.normalize(model.encode_text(clip.load(tmp_path).tokenizer(["a cat"])), dim=-1)
-    torch.testing.assert_close(clip.load(clip_folder).text_features(["a cat"]), expected)
+        expected = F.normalize(model.encode_text(clip.load(ClipConfig(str(tmp_path))).tokenizer(["a cat"])), dim=-1)
+    torch.testing.assert_close(clip.load(ClipConfig(str(clip_folder))).text_features(["a cat"]), expected)
 
 
 def test_tokenizer_may_lie_in_a_subfolder(clip_folder: Path, tmp_path: Path) -> None:
     write_clip(tmp_path, "tokenizer")
     assert not (tmp_path / "vocab.json").exists() and not (tmp_path / "tokenizer.json").exists()
     texts = ["a photo of the ship", "an oil painting of the cat"]
-    below, beside = clip.load(tmp_path).tokenizer(texts), clip.load(clip_folder).tokenizer(texts)
+    below, beside = (
+        clip.load(ClipConfig(str(tmp_path))).tokenizer(texts),
+        clip.load(ClipConfig(str(clip_folder))).tokenizer(texts),
+    )
     assert below.shape == (2, 16) and torch.equal(below, beside)
 
 
@@ -189,7 +214,7 @@ def test_an_incomplete_clip_folder_is_an_error(missing: str, tmp_path: Path) -> 
     (tmp_path / missing).unlink()
     (tmp_path / "open_clip_model.pth").write_bytes(b"pickled weights are never read")
     with pytest.raises(FileNotFoundError, match=missing):
-        clip.load(tmp_path)
+        clip.load(ClipConfig(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -197,19 +222,19 @@ def test_an_incomplete_clip_folder_is_an_error(missing: str, tmp_path: Path) -> 
     [
         ({}, "give either a folder or a name"),
         ({"path": "x", "name": "ViT-B-32"}, "give either a folder or a name"),
-        ({"name": "ViT-B-32"}, "random weights score nothing"),
+        ({"name": "ViT-B-32"}, "clip.pretrained = None: .*random weights score nothing; name a tag"),
     ],
 )
 def test_clip_needs_one_source(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        clip.load(**arguments)
+        build(ClipConfig, arguments, "scorers.clip")
 
 
 def test_weights_of_the_other_activation_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     # openai's weights were trained with QuickGELU; open_clip warns and goes on, which would give other scores
     monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *a, **k: "nowhere")
     with pytest.raises(ValueError, match="ViT-B-32-quickgelu"):
-        clip.load(name="ViT-B-32", pretrained="openai")
+        clip.load(ClipConfig(name="ViT-B-32", pretrained="openai"))
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(200, 150, 8), (30, 30, 64), (5, 40, 16)])
@@ -275,8 +300,10 @@ def test_a_set_is_scored_by_all_scorers_and_read_back(
     rows = PROMPTS.assign(seed=np.arange(6) + 2**62)
     table, features = scorers.score_images(pictures(), rows, TASK, loaded, scorers.feature_names(settings))
     assert table.columns[:4].tolist() == ["prompt", "concept", "role", "seed"]
-    made = {metric.column for name in settings for metric in scorers.SCORERS[name].metrics.values()}
-    assert made and made <= set(table)
+    declared = [*RecogniserConfig.columns, *ClipConfig.columns]
+    assert table.columns[4:].tolist() == declared
+    means = {metric.column for cls in (RecogniserConfig, ClipConfig) for metric in cls.metrics.values()}
+    assert len(means) == 4 and means <= set(table)
     scorers.write_scores(tmp_path, table, features)
     again, stored = scorers.read_scores(tmp_path)
     pd.testing.assert_frame_equal(again, table)
@@ -286,24 +313,26 @@ def test_a_set_is_scored_by_all_scorers_and_read_back(
 
 
 def test_scores_do_not_depend_on_the_order_of_the_rows(recogniser_folder: Path) -> None:
-    scorer, order = recogniser.load(recogniser_folder), [3, 5, 0, 1, 4, 2]
-    straight = scorer.score(pictures(), PROMPTS, TASK)
-    turned = scorer.score(pictures()[order], PROMPTS.iloc[order].reset_index(drop=True), TASK)
+    scorer, order = recogniser.load(RecogniserConfig(str(recogniser_folder))), [3, 5, 0, 1, 4, 2]
+    straight = pd.DataFrame(scorer.score(pictures(), PROMPTS, TASK))
+    turned = pd.DataFrame(scorer.score(pictures()[order], PROMPTS.iloc[order].reset_index(drop=True), TASK))
     pd.testing.assert_frame_equal(straight.iloc[order].reset_index(drop=True), turned, atol=1e-6)
 
 
-def test_every_registered_scorer_is_a_module_with_load_or_distance() -> None:
-    import importlib
-
-    for name, entry in scorers.SCORERS.items():
-        module = importlib.import_module(entry.module)
-        assert hasattr(module, "load") != hasattr(module, "distance"), name
+def test_every_declared_loader_is_a_function_and_metrics_are_of_declared_columns() -> None:
+    assert list(entries()) == ["recogniser", "clip", "celebrity", "inception", "frechet"]
+    for name in entries():
+        declared = scorer_class(name)
+        assert all(metric.column in (None, *declared.columns) for metric in declared.metrics.values()), name
+        assert not declared.loader or callable(loader(declared)), name
+    assert [name for name in entries() if not scorer_class(name).loader] == ["frechet"]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lpips": {}}, "scorers.lpips: no such scorer; known: celebrity, clip, frechet, inception, recogniser"),
+        ({"lpips": {}}, "scorers = 'lpips': not known here; .*known: celebrity, clip, frechet, inception, recogniser"),
+        ({"clip": {"pth": "x"}}, "scorers.clip.pth = 'x': unknown key; did you mean 'path'"),
         ({"frechet": {"features": "recogniser"}}, "'recogniser': not a loaded scorer; known: none"),
     ],
 )
@@ -330,4 +359,188 @@ def test_a_missing_device_is_an_error(recogniser_folder: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has the device")
     with pytest.raises((AssertionError, RuntimeError), match=r"(?i)cuda|nvidia"):
-        recogniser.load(recogniser_folder, "cuda")
+        recogniser.load(RecogniserConfig(str(recogniser_folder)), "cuda")
+
+
+@dataclass(frozen=True)
+class CornerConfig(ScorerConfig):
+    """Classifies an image by its upper left pixel: the two most probable labels, and all probabilities."""
+
+    columns: ClassVar = ("corner_top1", "corner_top2", "corner_probabilities")
+
+
+class Corner:
+    """The three channels of the pixel, divided by their sum, are the probabilities of three labels."""
+
+    labels = ("ship", "cat", "dog")
+
+    def score(
+        self, images: torch.Tensor, prompts: pd.DataFrame, task: Task, base: torch.Tensor | None = None
+    ) -> dict[str, Any]:
+        p = images[:, :, 0, 0].double().numpy()
+        p /= p.sum(1, keepdims=True)
+        order = np.argsort(-p, axis=1)
+        top = {f"corner_top{k + 1}": [self.labels[i] for i in order[:, k]] for k in range(2)}
+        return {"corner_probabilities": LabelValues(self.labels, p), **top}
+
+
+def test_top_k_and_values_of_labels_are_stored_with_their_labels(tmp_path: Path) -> None:
+    images = pictures()
+    images[:, :, 0, 0] = torch.tensor([[60, 30, 10], [1, 1, 2], [20, 70, 10], [8, 1, 1], [10, 20, 70], [0, 3, 1]])
+    table, _ = scorers.score_images(images, PROMPTS, TASK, {"corner": LoadedScorer(CornerConfig(), Corner())})
+    assert table.columns.tolist() == [*PROMPTS, *CornerConfig.columns]  # the declared order
+    scorers.write_scores(tmp_path, table, {})
+    again, _ = scorers.read_scores(tmp_path)
+    assert again["corner_top1"].tolist() == ["ship", "dog", "cat", "ship", "dog", "cat"]
+    assert again["corner_top2"].tolist()[:1] + again["corner_top2"].tolist()[4:] == ["cat", "cat", "dog"]
+    np.testing.assert_allclose(again["corner_probabilities"][0], [0.6, 0.3, 0.1])
+    np.testing.assert_allclose(np.stack(again["corner_probabilities"]).sum(1), 1)
+    assert again.attrs["labels"] == {"corner_probabilities": ["ship", "cat", "dog"]}
+    field = pq.read_schema(tmp_path / scorers.SCORES).field("corner_probabilities")
+    assert json.loads(field.metadata[b"labels"]) == ["ship", "cat", "dog"]
+
+
+def test_labels_are_the_same_in_all_blocks_of_a_set(tmp_path: Path) -> None:
+    rows = PROMPTS.assign(seed=range(6))
+    images = [(i, Image.fromarray(image.permute(1, 2, 0).numpy())) for i, image in enumerate(pictures())]
+    write_image_set(tmp_path / "set.parquet", rows, images)
+    loaded = {"corner": LoadedScorer(CornerConfig(), Corner())}
+    table, _ = score_files.score_files([tmp_path / "set.parquet"], TASK, loaded, [], size=4)
+    assert len(table) == 6 and table.attrs["labels"] == {"corner_probabilities": list(Corner.labels)}
+    sizes = iter([("ship", "cat", "dog"), ("ship", "cat", "bird")])
+
+    class Other(Corner):
+        def score(self, *given: Any) -> dict[str, Any]:
+            self.labels = next(sizes)
+            return super().score(*given)
+
+    with pytest.raises(ValueError, match=r"set\.parquet: the labels of a column of lists change"):
+        score_files.score_files(
+            [tmp_path / "set.parquet"], TASK, {"o": LoadedScorer(CornerConfig(), Other())}, [], size=4
+        )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"a": [1.0] * 6}, r"scorer x returned the columns \['a'\] and declares \['a', 'b'\]"),
+        ({"a": [1.0] * 6, "b": [1.0] * 5}, r"scorer x: the column 'b' has the shape \(5,\); expected \(6,\)"),
+        ({"a": [1.0] * 6, "b": np.ones((6, 2))}, r"'b' has the shape \(6, 2\); expected \(6,\)"),
+        ({"a": [1.0] * 6, "b": LabelValues(("u", "v"), np.ones((6, 3)))}, r"shape \(6, 3\); expected \(6, 2\)"),
+    ],
+)
+def test_columns_that_are_not_the_declared_ones_are_refused(values: dict, message: str) -> None:
+    class Given:
+        def score(self, *_: Any) -> dict[str, Any]:
+            return values
+
+    @dataclass(frozen=True)
+    class Config(ScorerConfig):
+        columns: ClassVar = ("a", "b")
+
+    with pytest.raises(ValueError, match=message):
+        scorers.score_images(pictures(), PROMPTS, TASK, {"x": LoadedScorer(Config(), Given())})
+
+
+def test_two_scorers_do_not_write_one_column_and_a_missing_base_is_told() -> None:
+    one = LoadedScorer(CornerConfig(), Corner())
+    with pytest.raises(ValueError, match="scorer second: the column 'corner_top1' is there already; rename it"):
+        scorers.score_images(pictures(), PROMPTS, TASK, {"first": one, "second": one})
+
+    @dataclass(frozen=True)
+    class Paired(CornerConfig):
+        reads_base: ClassVar = True
+
+    with pytest.raises(ValueError, match="scorer paired reads the base's images of the same rows"):
+        scorers.score_images(pictures(), PROMPTS, TASK, {"paired": LoadedScorer(Paired(), Corner())})
+
+
+def test_metrics_have_the_order_of_the_tables_and_of_the_reports() -> None:
+    """The order of the rows of published CSV files and of the sections of published reports; neither may move."""
+    people = ["celebrity_accuracy", "celebrity_accuracy_all", "celebrity_no_face"]
+    clips, far = ["clip_accuracy", "clip_probability", "clip_score"], ["frechet", "frechet_reference"]
+    assert list(metrics()) == ["recogniser_accuracy", *clips, *people, *far]
+    assert list(headline.titles()) == [*people, "recogniser_accuracy", *clips, *far, "H_c", "H_o"]
+    accuracies = {r: [m for m, d in ranked(reverse=r).items() if d.accuracy] for r in (False, True)}
+    assert accuracies[False] == ["celebrity_accuracy", "recogniser_accuracy", "clip_accuracy"]
+    assert accuracies[True] == accuracies[False][::-1]
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Installs entry points, name -> value, until the end of the test."""
+    caches = (config_scorers.entries, config_scorers.scorer_class, config_scorers.metrics)
+
+    def install(**values: str) -> None:
+        found = [EntryPoint(name, value, config_scorers.GROUP) for name, value in values.items()]
+        monkeypatch.setattr(config_scorers, "entry_points", lambda group: found)
+        for cached in caches:
+            cached.cache_clear()
+
+    yield install
+    monkeypatch.undo()
+    for cached in caches:
+        cached.cache_clear()
+
+
+@dataclass(frozen=True)
+class HueConfig(CornerConfig):
+    """Declares metrics of a plug-in."""
+
+    metrics: ClassVar = {
+        "hue": Metric("corner_hue", "Hue"),
+        "hue_accuracy": Metric("corner_hue", "Hue accuracy (%)", 100.0, shows_concept=True, accuracy=True),
+    }
+
+
+def test_a_plug_ins_metrics_follow_those_of_the_package(registered: Callable[..., None]) -> None:
+    registered(hue="test_scorers:HueConfig")
+    assert list(metrics())[-3:] == ["frechet_reference", "hue", "hue_accuracy"]
+    assert list(headline.titles())[-4:] == ["hue", "hue_accuracy", "H_c", "H_o"]
+    assert headline.title_of("hue") == "Hue" and headline.title_of("unknown") == "unknown"
+    order = [m for m, d in ranked(reverse=True).items() if d.accuracy]
+    assert order[:2] == ["clip_accuracy", "hue_accuracy"]  # H_o takes the CLIP accuracy where there is one
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"clip": "test_scorers:HueConfig"},
+            "'clip': is resurgence.scorers.configs:ClipConfig already",
+        ),
+        ({"hue": "no_such_module:HueConfig"}, "'no_such_module:HueConfig': cannot be imported .*uninstall its package"),
+        ({"hue": "test_scorers:NoConfig"}, "'test_scorers:NoConfig': cannot be imported"),
+        ({"hue": "test_scorers:Corner"}, "'test_scorers:Corner': is no subclass of resurgence.scorers.ScorerConfig"),
+        ({"a": "test_scorers:HueConfig", "b": "test_scorers:HueConfig"}, "metrics of the scorer b = 'hue': another"),
+    ],
+)
+def test_a_wrong_entry_point_is_told(registered: Callable[..., None], values: dict, message: str) -> None:
+    registered(**values)
+    with pytest.raises(ConfigError, match=message):
+        metrics()
+
+
+def test_scoring_does_not_reach_the_code_that_makes_the_miniature() -> None:
+    """Nor by an import inside a function: else a change of the drawings would score every image again."""
+    source = Path(scorers.__file__).parents[1]
+
+    def file_of(name: str) -> Path | None:
+        place = source.parent.joinpath(*name.split("."))
+        return next((f for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()), None)
+
+    def imports(file: Path) -> set[Path]:
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        return {found for name in names if name.startswith("resurgence") and (found := file_of(name))}
+
+    reached, ahead = set(), {source / "stages/score.py", *(source / "scorers").glob("*.py")}
+    while ahead:
+        reached |= ahead
+        ahead = set().union(*map(imports, ahead)) - reached
+    names = {file.relative_to(source).parts[0] for file in reached}
+    assert {"scorers", "diffusion", "pretrained"} <= names and "miniature" not in names

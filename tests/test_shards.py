@@ -94,6 +94,38 @@ def test_the_blocks_that_are_scored_do_not_depend_on_the_files(
     assert np.array_equal(torch.cat([images for _, images in read]).permute(0, 2, 3, 1).numpy(), pixels)
 
 
+@pytest.mark.parametrize("most", [None, 1, 3, 5])
+def test_the_bases_images_are_read_in_step_with_the_models(most: int | None, tmp_path: Path) -> None:
+    prompts, pixels = write_shards(tmp_path / "model", 4)
+    write_shards(tmp_path / "base", most)
+    sets = [image_sets.image_files(tmp_path / name)["step-000007"] for name in ("model", "base")]
+    read = list(score_files.paired_blocks(*sets, 4))
+    assert [len(rows) for rows, _, _ in read] == [4, 4, 3]
+    for _, images, theirs in read:
+        assert torch.equal(images, theirs)  # the same pictures were written
+    assert [seed for rows, _, _ in read for seed in rows["seed"]] == prompts["seed"].tolist()
+    assert all(theirs is None for _, _, theirs in score_files.paired_blocks(sets[0], None, 4))
+    assert sum(len(images) for _, images, _ in score_files.paired_blocks(sets[0], None, 4)) == len(pixels)
+
+
+@pytest.mark.parametrize(("rows", "place"), [(12, 11), (8, 8), (6, 6)])
+def test_a_base_of_other_rows_is_refused(rows: int, place: int, tmp_path: Path) -> None:
+    write_shards(tmp_path / "model", None, 11)
+    write_shards(tmp_path / "base", None, rows)
+    sets = [image_sets.image_files(tmp_path / name)["step-000007"] for name in ("model", "base")]
+    with pytest.raises(ValueError, match=f"model/.* and .*base/.* from row {place} on; sample both") as told:
+        list(score_files.paired_blocks(*sets, 4))
+    assert all(str(files[0]) in str(told.value) for files in sets)
+
+
+def test_the_base_has_one_image_set(tmp_path: Path) -> None:
+    write_shards(tmp_path, 3)
+    assert score_files.base_files(tmp_path) == image_sets.image_files(tmp_path)["step-000007"]
+    (tmp_path / "step-000009.parquet").write_bytes((tmp_path / "step-000007.0001-of-0004.parquet").read_bytes())
+    with pytest.raises(ValueError, match="image sets step-000007, step-000009; give the folder of the base"):
+        score_files.base_files(tmp_path)
+
+
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_a_missing_shard_is_named(number: int, tmp_path: Path) -> None:
     write_shards(tmp_path, 3)

@@ -20,7 +20,8 @@ import pandas as pd
 from resurgence import seeds
 from resurgence.analysis import bootstrap
 from resurgence.analysis.bootstrap import Clusters, Estimate
-from resurgence.scorers import METRICS, read_scores
+from resurgence.config.scorers import metrics, ranked
+from resurgence.scorers import read_scores
 from resurgence.scorers.frechet import Moments, between, moments
 
 log = logging.getLogger(__name__)
@@ -197,11 +198,10 @@ def harmonic(found: Mapping[tuple[str, str], Estimate]) -> tuple[str, Estimate] 
     """H_o where the set has synonyms of erased concepts, else H_c, in percent; None without erase or retain rows.
 
     H_o takes the CLIP accuracy and H_c the celebrity detector's or the recogniser's, as the published objects and
-    celebrities do; where that scorer is not used, another.
+    celebrities do; where that scorer is not used, another: H_o the accuracy of the highest rank, H_c of the lowest.
     """
     name = "H_o" if any(role == "synonym" for role, _ in found) else "H_c"
-    order = ["clip_accuracy", "recogniser_accuracy", "celebrity_accuracy"]
-    for metric in order if name == "H_o" else order[::-1]:
+    for metric in [m for m, declared in ranked(reverse=name == "H_o").items() if declared.accuracy]:
         parts = [found.get((role, metric)) for role in ("erase", "retain", "synonym")[: 3 if name == "H_o" else 2]]
         if all(part is not None for part in parts):
             function = bootstrap.harmonic_o if name == "H_o" else bootstrap.harmonic_c
@@ -219,19 +219,20 @@ def task_estimates(
     far = frechet_estimates(sets, roles) if only in (None, "frechet") else {}
     real = {"general": roles["general"]} if reference is not None and "general" in roles else {}
     unreal = {name: reference_estimates(sets, role, reference) for name, role in real.items()}
+    means = {name: metric for name, metric in metrics().items() if metric.column is not None}
     # a metric that some set has and another has no image for (no face in any) is NaN there, and not left out
     scored = {
         (role, metric)
-        for (role, draws), (metric, (column, _)) in itertools.product(roles.items(), METRICS.items())
-        if any(column in one.rows and one.rows.loc[draws.mask, column].notna().any() for one in sets)
+        for (role, draws), (metric, m) in itertools.product(roles.items(), means.items())
+        if any(m.column in one.rows and one.rows.loc[draws.mask, m.column].notna().any() for one in sets)
     }
     made = []
     for number, one in enumerate(sets):
         found: dict[tuple[str, str], Estimate] = {}
         for role, draws in roles.items():
-            for metric, (column, scale) in METRICS.items():
-                if (role, metric) in scored and column in one.rows:
-                    values = scale * one.rows.loc[draws.mask, column].to_numpy(dtype=np.float64)
+            for metric, m in means.items():
+                if (role, metric) in scored and m.column in one.rows:
+                    values = m.scale * one.rows.loc[draws.mask, m.column].to_numpy(dtype=np.float64)
                     found[role, metric] = bootstrap.bootstrap_mean(values, draws.clusters, draws.counts)
             if (number, role) in far:
                 found[role, "frechet"] = far[number, role]

@@ -8,26 +8,24 @@ from typing import Any
 import pandas as pd
 
 from resurgence.config.model_path import method_name
+from resurgence.config.scorers import ranked
 
-ACCURACIES = ["celebrity_accuracy", "recogniser_accuracy", "clip_accuracy"]
-TITLES = {
-    "celebrity_accuracy": "Celebrity detector's accuracy over images with a face (%)",
-    "celebrity_accuracy_all": "Celebrity detector's accuracy over all images (%)",
-    "celebrity_no_face": "Images without a face (%)",
-    "recogniser_accuracy": "Recogniser accuracy (%)",
-    "clip_accuracy": "CLIP accuracy (%)",
-    "clip_probability": "CLIP mean probability (%)",
-    "clip_score": "CLIP score (100 cos)",
-    "frechet": "Fréchet distance to the base's images",
-    "frechet_reference": "Fréchet distance to real images",
-    "H_c": "Harmonic mean H_c (%)",
-    "H_o": "Harmonic mean H_o (%)",
-}
+HARMONIC = {"H_c": "Harmonic mean H_c (%)", "H_o": "Harmonic mean H_o (%)"}  # made of several metrics
 ROLES = {
     "erase": "erased concepts", "all": "all", "synonym": "their synonyms", "retain": "retained concepts",
     "synonym-retain": "synonyms of retained", "general": "general prompts",
 }  # fmt: skip
 CELL = ["base", "task", "eraser", "variant", "finetune", "finetune_variant"]
+
+
+def titles() -> dict[str, str]:
+    """Metric -> its title, in the order of the reports."""
+    return {name: metric.title for name, metric in ranked().items()} | HARMONIC
+
+
+def title_of(metric: str) -> str:
+    """The title of a metric; its name where none is declared."""
+    return titles().get(metric, metric)
 
 
 def number(value: float) -> str:
@@ -90,7 +88,7 @@ def headline(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str) -> pd.D
     Whether a concept came back is told of accuracies and similarities only; of the others a smaller value may be more
     of the concept.
     """
-    rows = []
+    rows, declared = [], ranked().get(metric)
     for key, group in last_steps(resurgence[resurgence["metric"] == metric]).groupby(CELL, sort=False):
         _, task, eraser, variant, finetune, finetune_variant = key
         row = {
@@ -102,7 +100,7 @@ def headline(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str) -> pd.D
         parts = {role: group[group["role"] == role] for role in ROLES if (group["role"] == role).any()}
         for role in [role for role in ("erase", "all") if role in parts]:
             row[ROLES[role]], row["resurgence"] = way(parts[role]), gain(parts[role], seeds)
-            if metric.startswith(("recogniser", "clip", "celebrity_acc")):
+            if declared is not None and declared.shows_concept:
                 row["came back"] = verdict(parts[role], seeds)
             row["recovered"] = number(parts[role]["recovered_fraction"].median())
         row |= {ROLES[role]: way(part) for role, part in parts.items() if role not in ("erase", "all")}
@@ -113,7 +111,8 @@ def headline(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str) -> pd.D
 def accuracies(resurgence: pd.DataFrame) -> dict[str, str]:
     """Task -> the first accuracy that it has: objects are not scored by a detector of people."""
     made = resurgence.groupby("task", sort=False)["metric"].agg(set)
-    return {task: next(m for m in ACCURACIES if m in seen) for task, seen in made.items() if seen & set(ACCURACIES)}
+    order = [metric for metric, declared in ranked().items() if declared.accuracy]
+    return {task: next(m for m in order if m in seen) for task, seen in made.items() if seen & set(order)}
 
 
 def metrics(resurgence: pd.DataFrame) -> dict[str, Any]:
@@ -160,10 +159,12 @@ def aligned(table: pd.DataFrame) -> str:
 def terminal(resurgence: pd.DataFrame, seeds: pd.DataFrame, level: float) -> str:
     """The tables at the end of a study: each task by the first accuracy that it has, one table an accuracy."""
     chosen, parts = accuracies(resurgence), []
-    for metric in [metric for metric in ACCURACIES if metric in chosen.values()]:
+    for metric, heading in titles().items():
+        if metric not in chosen.values():
+            continue
         own = resurgence[resurgence["task"].map(chosen) == metric]
         table = headline(own, seeds, metric).drop(columns=["their synonyms", "synonyms of retained"], errors="ignore")
-        title = f"Resurgence: {TITLES[metric]}, base -> erased -> fine-tuned, at the last step"
+        title = f"Resurgence: {heading}, base -> erased -> fine-tuned, at the last step"
         parts.append(f"{title}\n\n{aligned(drop_repeats(table, ['task', 'eraser']))}\n\n")
     if not parts:
         return "No fine-tuned model has an accuracy: no resurgence table.\n"
@@ -185,7 +186,7 @@ def markdown(resurgence: pd.DataFrame, seeds: pd.DataFrame, draws: pd.DataFrame,
         f"prompts and seeds, with its {100 * level:g} % interval; `came back` says whether that lies above 0; "
         "`recovered` is (fine-tuned - erased) / (base - erased)."
     )
-    for metric, title in TITLES.items():
+    for metric, title in titles().items():
         if (resurgence["metric"] == metric).any():
             parts += [f"## {title}", markdown_table(headline(resurgence, seeds, metric))]
     runs = int(seeds["runs"].max()) if len(seeds) else 0

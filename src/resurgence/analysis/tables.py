@@ -18,12 +18,11 @@ import pandas as pd
 
 from resurgence.analysis import bootstrap, headline
 from resurgence.analysis.estimates import KEYS, KEYS_OF, ROLES, STATES, estimates, name_of, read_states
+from resurgence.config.scorers import metrics
 from resurgence.files import write_json
-from resurgence.scorers import METRICS
 
 NUMBERS = ["erase_seed", "finetune_seed", "step", "n", "runs"]
 FILES = ("cells.csv", "intervals.csv", "metrics.json", "resurgence.csv", "resurgence.md", "seeds.csv")
-METRIC_ORDER = [*METRICS, "frechet", "frechet_reference", "H_c", "H_o"]
 CELLS = [*KEYS, "state", "step", "role", "metric", "n", "value", "low", "high"]
 RESURGENCE = [
     *KEYS, "step", "role", "metric", "n", "base_value", "erased_value", "finetuned_value",
@@ -46,7 +45,7 @@ def tidy(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> pd.DataFrame:
             frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
         else:
             frame[name] = [float(f"{value:.6g}") + 0.0 for value in frame[name].astype(float)]
-    ranks = {"role": ROLES, "metric": METRIC_ORDER, "state": STATES}
+    ranks = {"role": ROLES, "metric": [*metrics(), *headline.HARMONIC], "state": STATES}
     order = [c for c in [*KEYS, "state", "step", "role", "metric"] if c in frame]
 
     def ranked(column: pd.Series) -> pd.Series:

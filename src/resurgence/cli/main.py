@@ -129,6 +129,13 @@ def score_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip", metavar="DIR|NAME:TAG", help="open_clip folder, or e.g. ViT-B-32-quickgelu:openai")
     parser.add_argument("--celebrity", type=Path, metavar="DIR", help="folder of the converted celebrity detector")
     parser.add_argument("--inception", type=Path, metavar="FILE", help="weights of the FID's network: features only")
+    parser.add_argument(
+        "--scorer", nargs="+", action="append", default=[], metavar=("NAME", "KEY=VALUE"),
+        help="any scorer by name, also that of a plug-in, with its settings; may be given again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--base-images", type=Path, metavar="DIR", help="the base's images of the same prompts, if a scorer reads them"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, replaced as a whole")
 
@@ -143,7 +150,7 @@ COMMANDS = {
     "erase": Command("erase concepts from a base", erase_arguments, "resurgence.cli.models:erase"),
     "finetune": Command("fine-tune a base or erased model", finetune_arguments, "resurgence.cli.models:finetune"),
     "sample": Command("sample a task's prompts", sample_arguments, "resurgence.cli.models:sample"),
-    "score": Command("score sampled images", score_arguments, "resurgence.cli.models:score"),
+    "score": Command("score sampled images", score_arguments, "resurgence.cli.score:score"),
     "export": Command("write a full diffusers folder", base_arguments, "resurgence.cli.models:export"),
     "compare": Command(
         "print and plot all erasers of a finished study", compare_arguments, "resurgence.cli.compare:run"

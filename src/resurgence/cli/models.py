@@ -1,4 +1,4 @@
-"""The commands erase, finetune, sample, score and export on any Stable Diffusion folder.
+"""The commands erase, finetune, sample and export on any Stable Diffusion folder.
 
 The same functions as the study's stages, each command writing one artefact. What an eraser needs beyond base and task
 (second moments, concept images, masks) is given by an option or made on the fly.
@@ -20,12 +20,11 @@ from resurgence.config.erasers import EraserConfig, eraser_config, method_module
 from resurgence.config.fields import ConfigError, at_least, build, one_place
 from resurgence.config.task import Task, load_task
 from resurgence.provenance.code_version import code_version
-from resurgence.provenance.manifest import MANIFEST, read_manifest, write_artefact
+from resurgence.provenance.manifest import MANIFEST, write_artefact
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    import pandas as pd
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -239,44 +238,6 @@ def sample(args: Namespace) -> None:
         pipe = load(args, args.precision)
         made = sample_opened(pipe, rows, cfg, adapters, args.transport) if adapters else run(pipe, rows, cfg)
         write_image_set(folder / "images.parquet", rows, made)
-
-
-def score(args: Namespace) -> None:
-    """Score image sets: scores.parquet with a row for each image; prints the means by role."""
-    from resurgence.diffusion.image_sets import image_files
-    from resurgence.diffusion.pipeline import resolve_device
-    from resurgence.scorers import load_scorers, write_scores
-    from resurgence.scorers.score_files import score_files
-
-    check_out(args.out, MANIFEST)
-    paths = {name: getattr(args, name) for name in ("recogniser", "celebrity", "inception")}
-    chosen: dict[str, dict[str, str]] = {name: {"path": str(path)} for name, path in paths.items() if path}
-    if args.clip:
-        name, colon, tag = args.clip.partition(":")
-        chosen["clip"] = {"name": name, "pretrained": tag} if colon else {"path": args.clip}
-    if not chosen:
-        raise ConfigError("--recogniser, --clip, --celebrity", None, "give at least one scorer")
-    task, sets = load_task(args.task), image_files(args.images)
-    read_manifest(args.images)
-    given = {"images": args.images, "task": args.task, **paths}
-    given = {name: path for name, path in given.items() if path is not None}
-    run = {"code": code_version("resurgence.cli.models:score", *(f"resurgence.scorers.{name}" for name in chosen))}
-    with write_artefact(args.out, "scores", {"scorers": chosen}, given, {}, run) as folder:
-        scorers = load_scorers(chosen, resolve_device(args.device))
-        for name, files in sets.items():
-            scores, features = score_files(files, task, scorers, [n for n in chosen if hasattr(scorers[n], "features")])
-            write_scores(folder if len(sets) == 1 else folder / name, scores, features)
-            print(f"{name}\n{means(scores).to_string(float_format='%.1f')}")
-
-
-def means(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean of each metric for each role, and the number of images."""
-    from resurgence.scorers import METRICS
-
-    known = {name: metric for name, metric in METRICS.items() if metric.column in scores}
-    groups = scores.groupby("role", sort=False)
-    table = groups.size().to_frame("images")
-    return table.assign(**{name: groups[m.column].mean() * m.scale for name, m in known.items()})
 
 
 def export(args: Namespace) -> None:

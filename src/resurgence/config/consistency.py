@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.experiment_cells import cells_of, row_of, setting_of
 from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
-from resurgence.config.method_configs import literal, metrics, parameters
 from resurgence.config.model_path import method_name
+from resurgence.config.scorers import scorer_config
 from resurgence.data.coco import CAPTIONS, SAMPLE
 from resurgence.pretrained.checksums import table
 
@@ -267,39 +267,13 @@ def check_scorers(study: Study, root: Path) -> None:
 
     What config/weights.yaml knows how to get may be missing until a run needs it (weights.check_present).
     """
+    offered: list[str] = []
     for name, settings in study.scorers.items():
-        known("scorers", name, metrics())
-        file = f"resurgence.scorers.{name}"
-        # without load: a distance on features of another
-        keys = parameters(file, "load") - {"device"} or {"features", "reference"}
-        for key, value in settings.items():
-            known(f"scorers.{name}", key, keys)
-            if key == "path" and not (root / str(value)).exists() and str(value) not in table(root):
-                remedy = literal(file, "FETCH") or "run `dvc pull data/miniature/dvc.yaml` or correct the path"
-                raise ConfigError(f"scorers.{name}.path", value, f"no such file or folder; {remedy}")
-        if name == "celebrity" and (labels := root / str(settings.get("path")) / "labels.txt").is_file():
-            check_people(study, labels)
-        if "features" in keys:
-            pictures = settings.get("reference")
-            if pictures is not None and not (root / str(pictures)).is_dir():
-                raise ConfigError(f"scorers.{name}.reference", pictures, "no such folder; name one of real pictures")
-            known(f"scorers.{name}.features", settings.get("features"), [o for o in study.scorers if o != name])
-    made = [metric for name in study.scorers for metric in metrics()[name] or [name]]
-    made += ["frechet_reference"] if study.scorers.get("frechet", {}).get("reference") else []
+        config = scorer_config(name, settings)
+        path = getattr(config, "path", None)
+        if path is not None and not (root / path).exists() and path not in table(root):
+            raise ConfigError(f"scorers.{name}.path", path, f"no such file or folder; {config.fetch}")
+        config.check(study, root)
+        offered += config.offered()
     for metric in study.figures.metrics:
-        known("figures.metrics", metric, made)
-
-
-def check_people(study: Study, labels: Path) -> None:
-    """Everyone whose images the celebrity detector scores is one of its labels."""
-    names = labels.read_text(encoding="utf-8").splitlines()
-    lower = {name.lower() for name in names}
-    for name, task in study.loaded.items():
-        for concept in (*task.erase, *task.retain) if task.kind == "person" else ():
-            if concept.lower() not in lower:
-                raise ConfigError(
-                    f"{study.tasks.folder}/{name}.yaml",
-                    concept,
-                    f"is none of the {len(names)} people of {labels}; "
-                    f"{nearest(concept, names).split('known:')[0]}write another, or leave celebrity out of scorers",
-                )
+        known("figures.metrics", metric, offered)

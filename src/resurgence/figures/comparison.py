@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 
 from resurgence.analysis.comparison import KEYS, compare, costs, read_tables, returns
 from resurgence.analysis.headline import (
-    TITLES,
     aligned,
     drop_repeats,
     markdown_table,
+    title_of,
 )  # fmt: skip
 from resurgence.analysis.read import over_seeds
 from resurgence.config.model_path import method_name
@@ -39,13 +39,13 @@ def picture(cells: pd.DataFrame, metric: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12, 1.2 + 0.34 * len(names) * len(tasks)), layout="constrained")
         axes = figure.subplots(len(tasks), 2, squeeze=False, sharey=True, sharex=True)
-        figure.suptitle(f"{TITLES.get(metric, metric)}: erased, and after fine-tuning")
+        figure.suptitle(f"{title_of(metric)}: erased, and after fine-tuning")
         for line, task in zip(axes, tasks, strict=True):
             for axis, (role, told) in zip(line, {"erase": "erased", "retain": "retained"}.items(), strict=True):
                 panel(axis, cells[(cells["task"] == task) & (cells["role"] == role)], names, tuned)
                 axis.set_title(f"{task}: {told} concepts", fontsize=10)
         for axis in axes[-1]:
-            axis.set_xlabel(TITLES.get(metric, metric))
+            axis.set_xlabel(title_of(metric))
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure
@@ -78,7 +78,7 @@ def price(found: pd.DataFrame, metric: str, cost: pd.DataFrame) -> Figure:
     """
     tasks, tuned = sorted(set(found["task"])), list(dict.fromkeys(found["finetune"]))
     names = list(dict.fromkeys(zip(found["eraser"], found["variant"], strict=True)))
-    titles = f"resurgence: {TITLES.get(metric, metric)}", "seconds of work, one model", "MiB of the delta"
+    titles = f"resurgence: {title_of(metric)}", "seconds of work, one model", "MiB of the delta"
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12, 1.2 + 0.34 * len(names) * len(tasks)), layout="constrained")
         axes = figure.subplots(len(tasks), 3, squeeze=False, sharey=True, sharex="col", width_ratios=(2, 1, 1))
@@ -113,7 +113,7 @@ def write(results: Path, metric: str) -> str:
     table = compare(resurgence, seeds, metric, cost)
     out = results / "cost"
     out.mkdir(exist_ok=True)
-    text = f"# {TITLES.get(metric, metric)} of all erasers\n\n{markdown_table(table)}\n"
+    text = f"# {title_of(metric)} of all erasers\n\n{markdown_table(table)}\n"
     files: Mapping[str, str] = {f"compare_{metric}.csv": table.to_csv(index=False), f"compare_{metric}.md": text}
     for name, content in files.items():
         temporary = out / f".{name}.tmp"

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from resurgence.analysis.headline import TITLES
+from resurgence.analysis.headline import title_of
 from resurgence.figures.style import BLUE, GREY, LINES, MARKS, ORANGE, ROLES, STATES, STYLE, WIDTH
 
 WAY = (("base", "base_value", GREY), ("erased", "erased_value", BLUE), ("finetuned", "finetuned_value", ORANGE))
@@ -68,7 +68,7 @@ def bars(rows: pd.DataFrame, along: str, title: str) -> Figure:
                 names = [*(key if isinstance(key, tuple) else (key,)), ROLES.get(role, role)]
                 axis.set_title(": ".join(filter(None, [", ".join(names[:-1]), names[-1]])), fontsize=9)
                 if number % columns == 0:
-                    axis.set_ylabel(TITLES.get(rows["metric"].iloc[0], rows["metric"].iloc[0]), fontsize=9)
+                    axis.set_ylabel(title_of(rows["metric"].iloc[0]), fontsize=9)
         for axis in axes.ravel()[: lines * len(roles) * columns]:
             axis.set_visible(axis.has_data())
         handles: list[Artist] = [Patch(color=colour, label=STATES[state][0]) for state, _, colour in WAY]
@@ -124,7 +124,7 @@ def line(rows: pd.DataFrame, setting: str, title: str) -> Figure:
                 axis.minorticks_off()
                 axis.set_title(f"{task}: {ROLES.get(role, role)}", fontsize=9)
                 axis.set_xlabel(setting)
-            axes[i][0].set_ylabel(TITLES.get(rows["metric"].iloc[0], rows["metric"].iloc[0]), fontsize=9)
+            axes[i][0].set_ylabel(title_of(rows["metric"].iloc[0]), fontsize=9)
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
@@ -152,7 +152,7 @@ def curves(rows: pd.DataFrame, title: str) -> Figure:
                 axis.set_title(f"{task}: {ROLES.get(role, role)}", fontsize=9)
                 axis.set_xlabel("fine-tuning steps")
                 if number % columns == 0:
-                    axis.set_ylabel(TITLES.get(rows["metric"].iloc[0], rows["metric"].iloc[0]), fontsize=9)
+                    axis.set_ylabel(title_of(rows["metric"].iloc[0]), fontsize=9)
         handles: dict[str, object] = {}
         for axis in axes.ravel():
             handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}

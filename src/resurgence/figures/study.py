@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from resurgence.analysis.headline import TITLES
+from resurgence.analysis.headline import title_of
 from resurgence.analysis.read import over_seeds, read_curves, read_runs, read_table
 from resurgence.config.model_path import method_name
 from resurgence.figures.style import BLUE, GREY, LINES, MARKS, ROLES, STATES, STYLE, WIDTH, errors, panels, save
@@ -62,12 +62,12 @@ def before_after(cells: pd.DataFrame, metric: str) -> Figure:
     groups, roles = models_of(cells, 8), [role for role in ROLES if (cells["role"] == role).any()]
     with matplotlib.rc_context(STYLE):
         widest = max((len(models) for _, models in groups), default=1)
-        figure, axes = panels(len(groups), len(roles), 2.9, TITLES.get(metric, metric), max(3.4, 0.95 * widest))
+        figure, axes = panels(len(groups), len(roles), 2.9, title_of(metric), max(3.4, 0.95 * widest))
         for line, (task, models) in zip(axes, groups, strict=True):
             for axis, role in zip(line, roles, strict=True):
                 bars(axis, cells[(cells["task"] == task) & (cells["role"] == role)], models)
                 axis.set_title(f"{task}: {ROLES[role]}", fontsize=10)
-            line[0].set_ylabel(TITLES.get(metric, metric), fontsize=9)
+            line[0].set_ylabel(title_of(metric), fontsize=9)
         handles = [Patch(color=colour, label=name) for name, colour in STATES.values()]
         figure.legend(handles=handles, loc="outside right upper")
     return figure
@@ -93,7 +93,7 @@ def bars(axis: Axes, rows: pd.DataFrame, models: list[dict[str, str]]) -> None:
 
 def curves(cells: pd.DataFrame, metric: str) -> Figure:
     """The metric over fine-tuning steps, from the erased model at step 0; the base as a dashed line."""
-    told = TITLES.get(metric, metric)
+    told = title_of(metric)
     return curve_panels(cells[cells["metric"] == metric], f"{told} over fine-tuning steps", told)
 
 
@@ -102,7 +102,7 @@ def gains(resurgence: pd.DataFrame, metric: str) -> Figure:
     names = {"resurgence": "value", "resurgence_low": "low", "resurgence_high": "high"}
     tuned = resurgence[resurgence["metric"] == metric].rename(columns=names).assign(state="finetuned")
     start = tuned.drop_duplicates(["task", *MODEL[:2], "role"]).assign(state="erased", value=0.0, low=0.0, high=0.0)
-    title = f"Resurgence over fine-tuning steps, {TITLES.get(metric, metric)}"
+    title = f"Resurgence over fine-tuning steps, {title_of(metric)}"
     return curve_panels(pd.concat([start, tuned]), title, "fine-tuned minus erased")
 
 

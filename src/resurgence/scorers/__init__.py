@@ -1,118 +1,123 @@
-"""Scorers: one file a metric. A scorer turns the images of one image set into columns, one value an image.
+"""Scorers: each turns the images of one image set into columns, one value an image. Plug-ins are welcome.
 
-To add one: write a file with `load(..., device) -> Scorer`, and add an entry to SCORERS that names its metrics. A
-scorer of whole sets (Fréchet) has `distance(features, features)` instead and works on the stored features of another.
-Aggregates are computed from the written rows by tables.py, which never sees an image.
+A scorer is a declaration and a loader. The declaration is a `ScorerConfig`: its fields are the settings below
+`scorers.NAME`, its class attributes the columns, the metrics, what it needs, and the name of the loader. It is read
+without importing torch. The loader, called as (config, device), reads the weights and returns a `Scorer`. Scorers of
+other packages are entry points of the group `resurgence.scorers`, name = "module:ConfigClass" (docs/adding.md).
+Aggregates are computed from the written rows by resurgence.analysis, which sees no image.
 """
 
 from __future__ import annotations
 
-import importlib
+import json
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from resurgence.config.scorers import Metric, ScorerConfig, loader, metrics, ranked, scorer_config
+from resurgence.files import atomic_file
+from resurgence.scorers.configs import CelebrityConfig, ClipConfig, FrechetConfig, InceptionConfig, RecogniserConfig
+
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import torch
 
     from resurgence.config.task import Task
 
+__all__ = [
+    "CelebrityConfig", "ClipConfig", "FrechetConfig", "InceptionConfig", "LabelValues", "LoadedScorer", "Metric",
+    "RecogniserConfig", "Scorer", "ScorerConfig", "feature_names", "load_scorers", "metrics", "ranked", "read_scores",
+    "score_images", "write_scores",
+]  # fmt: skip
 log = logging.getLogger(__name__)
 SCORES, FEATURES = "scores.parquet", "features.safetensors"
+LABELS = "labels"  # of a column, as JSON in the metadata of its Parquet field
 
 
-class Metric(NamedTuple):
-    """A metric that is the mean of a column times a factor."""
+class LabelValues(NamedTuple):
+    """Values of one column, one a label: probabilities of concepts, for example. Stored as a column of lists."""
 
-    column: str
-    scale: float = 1.0
-
-
-class Entry(NamedTuple):
-    """A scorer's module and the metrics made of its columns."""
-
-    module: str
-    metrics: dict[str, Metric]
-
-
-SCORERS = {
-    "recogniser": Entry(
-        "resurgence.scorers.recogniser",
-        {"recogniser_accuracy": Metric("recogniser_correct", 100.0)},
-    ),
-    "clip": Entry(
-        "resurgence.scorers.clip",
-        {
-            "clip_accuracy": Metric("clip_correct", 100.0),
-            "clip_probability": Metric("clip_probability", 100.0),
-            "clip_score": Metric("clip_score"),
-        },
-    ),
-    "celebrity": Entry(
-        "resurgence.scorers.celebrity",
-        {
-            "celebrity_accuracy": Metric("celebrity_correct", 100.0),
-            "celebrity_accuracy_all": Metric("celebrity_correct_all", 100.0),
-            "celebrity_no_face": Metric("celebrity_no_face", 100.0),
-        },
-    ),
-    "inception": Entry("resurgence.scorers.inception", {}),
-    "frechet": Entry("resurgence.scorers.frechet", {}),
-}
-METRICS = {name: metric for entry in SCORERS.values() for name, metric in entry.metrics.items()}
+    labels: Sequence[str]  # (L,), the same for all images of a set
+    values: np.ndarray  # (N, L)
 
 
 class Scorer(Protocol):
-    """What a scorer's `load` returns."""
+    """What a loader returns; `features` only where the declaration says gives_features."""
 
-    def score(self, images: torch.Tensor, prompts: pd.DataFrame, task: Task) -> pd.DataFrame:
-        """Columns of this scorer, one row an image in the order of prompts; images uint8 (N, 3, H, W)."""
+    def score(
+        self, images: torch.Tensor, prompts: pd.DataFrame, task: Task, base: torch.Tensor | None = None
+    ) -> Mapping[str, Sequence[Any] | LabelValues]:
+        """Score some images of a set.
+
+        Args:
+            images: uint8 (N, 3, H, W), on the CPU.
+            prompts: N rows; columns prompt, concept ("" without one), role (erase, retain, synonym, general), template
+                and seed.
+            task: name, kind, erased and retained concepts, and labels of the task.
+            base: the base's images of the same rows, of the type and shape of images; None unless some scorer of the
+                study declares reads_base.
+
+        Returns:
+            Every declared column -> N values: numbers (NaN where an image can have none; it then does not count in a
+            mean) or texts, or `LabelValues`. An empty mapping for a task that the scorer has nothing to say of.
+        """
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Features (N, F) float32 on the CPU; images uint8 (N, 3, H, W)."""
 
 
-def load_scorers(settings: Mapping[str, Mapping[str, Any]], device: torch.device | str = "cpu") -> dict[str, Scorer]:
-    """Load the scorers of the block `scorers` of the configuration.
+class LoadedScorer(NamedTuple):
+    """A declaration and the scorer that it loaded."""
+
+    config: ScorerConfig
+    scorer: Scorer
+
+
+def load_scorers(
+    settings: Mapping[str, Mapping[str, Any]], device: torch.device | str = "cpu"
+) -> dict[str, LoadedScorer]:
+    """Load the scorers of the block `scorers` of the configuration; those that need stored features only are left out.
 
     Raises:
-        ValueError: a name that SCORERS does not have, or `features` of a scorer that is not loaded.
+        ConfigError: an unknown scorer or setting. ValueError: `features` of a scorer that is not loaded or has none.
     """
-    for name in settings:
-        if name not in SCORERS:
-            raise ValueError(f"scorers.{name}: no such scorer; known: {', '.join(sorted(SCORERS))}")
-    modules = {name: importlib.import_module(SCORERS[name].module) for name in settings}
-    loaded = {name: m.load(device=device, **settings[name]) for name, m in modules.items() if hasattr(m, "load")}
+    configs = {name: scorer_config(name, block) for name, block in settings.items()}
     for name in feature_names(settings):
-        if name not in loaded:
-            raise ValueError(f"features = {name!r}: not a loaded scorer; known: {', '.join(sorted(loaded)) or 'none'}")
-        if not hasattr(loaded[name], "features"):
+        names = ", ".join(sorted(n for n, config in configs.items() if config.loader)) or "none"
+        if name not in configs or not configs[name].loader:
+            raise ValueError(f"features = {name!r}: not a loaded scorer; known: {names}")
+        if not configs[name].gives_features:
             raise ValueError(f"features = {name!r}: this scorer has no features of images; use inception or recogniser")
-    return loaded
+    return {n: LoadedScorer(c, loader(c)(c, device)) for n, c in configs.items() if c.loader}
 
 
 def feature_names(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The scorers whose features are to be stored, because another asks for them."""
-    return sorted({block["features"] for block in settings.values() if "features" in block})
+    """The scorers whose features are to be stored, because another needs them."""
+    return sorted({o for name, block in settings.items() for o in scorer_config(name, block).features_of})
 
 
 def score_images(
     images: torch.Tensor,
     prompts: pd.DataFrame,
     task: Task,
-    scorers: Mapping[str, Scorer],
+    scorers: Mapping[str, LoadedScorer],
     keep_features: Collection[str] = (),
+    base: torch.Tensor | None = None,
 ) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
-    """Score one image set: the prompt-set columns with every scorer's columns, and the features to be stored.
+    """Score some images: the prompt-set columns with every scorer's columns, and the features to be stored.
 
     Args:
-        images: uint8 (N, 3, H, W), in the order of prompts.
+        images: uint8 (N, 3, H, W), in the order of prompts. base: those of the base, of the same rows.
+
+    Returns:
+        The table, in whose attrs["labels"] are the labels of each column of lists; name of a scorer -> features (N, F).
 
     Raises:
-        ValueError: images of another type or number than the prompts.
+        ValueError: images of another type or number than the prompts, no images of the base for a scorer that reads
+            them, or columns other than the declared ones.
     """
     import pandas as pd
 
@@ -120,47 +125,101 @@ def score_images(
         raise ValueError(
             f"images {images.dtype} {tuple(images.shape)} for {len(prompts)} prompts; expected uint8 (N, 3, H, W)"
         )
-    table, features = [prompts.reset_index(drop=True)], {}
-    for name, scorer in scorers.items():
+    table, features, labels = [prompts.reset_index(drop=True)], {}, {}
+    for name, (config, scorer) in scorers.items():
         start = time.monotonic()
-        columns = scorer.score(images, table[0], task)
-        if len(columns) != len(prompts):
-            raise ValueError(f"scorer {name} returned {len(columns)} rows for {len(prompts)} images")
-        table.append(columns.reset_index(drop=True))
+        if config.reads_base and base is None:
+            raise ValueError(f"scorer {name} reads the base's images of the same rows; give them (--base-images)")
+        if config.columns:
+            values = scorer.score(images, table[0], task, base)
+            taken = [column for part in table for column in part]
+            table.append(checked_columns(name, config, values, len(prompts), taken))
+            labels |= {c: list(value.labels) for c, value in values.items() if isinstance(value, LabelValues)}
         if name in keep_features:
             features[name] = scorer.features(images)
         log.info("%s: %d images, %.1f s", name, len(images), time.monotonic() - start)
-    return pd.concat(table, axis=1), features
+    scores = pd.concat(table, axis=1)
+    scores.attrs = {LABELS: labels} if labels else {}
+    return scores, features
+
+
+def checked_columns(
+    name: str, config: ScorerConfig, values: Mapping[str, Any], rows: int, taken: Collection[str]
+) -> pd.DataFrame:
+    """The columns that a scorer returned, in the declared order.
+
+    Args:
+        rows: that each must have. taken: columns that the table has already.
+
+    Raises:
+        ValueError: other columns than the declared ones, one that another scorer wrote, or one of another length.
+    """
+    import numpy as np
+    import pandas as pd
+
+    if len(values) and set(values) != set(config.columns):
+        told = f"returned the columns {sorted(values)} and declares {sorted(config.columns)}"
+        raise ValueError(f"scorer {name} {told}; let `columns` name what `score` returns")
+    columns = {}
+    for column in config.columns if len(values) else ():
+        value = values[column]
+        if column in taken:
+            raise ValueError(f"scorer {name}: the column {column!r} is there already; rename it")
+        labelled = isinstance(value, LabelValues)
+        wanted = (rows, len(value.labels)) if labelled else (rows,)
+        seen = np.shape(value.values if labelled else value)
+        if seen != wanted:
+            raise ValueError(f"scorer {name}: the column {column!r} has the shape {seen}; expected {wanted}")
+        columns[column] = list(np.asarray(value.values)) if labelled else value
+    return pd.DataFrame(columns, index=range(rows))
 
 
 def write_scores(folder: Path, scores: pd.DataFrame, features: Mapping[str, torch.Tensor]) -> None:
-    """Write scores.parquet and, when there are any, features.safetensors, each under a temporary name first."""
+    """Write scores.parquet and, when there are any, features.safetensors, each under a temporary name first.
+
+    Labels of the columns of lists go to the metadata of their Parquet fields, as the JSON text `labels`.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{SCORES}.tmp"
-    scores.to_parquet(temporary, index=False)
-    temporary.rename(folder / SCORES)
+    plain = scores.copy(deep=False)
+    plain.attrs = {}
+    table = pa.Table.from_pandas(plain, preserve_index=False)
+    for column, labels in scores.attrs.get(LABELS, {}).items():
+        place = table.schema.get_field_index(column)
+        field = table.schema.field(place).with_metadata({LABELS: json.dumps(labels, ensure_ascii=False)})
+        table = table.set_column(place, field, table.column(place))
+    with atomic_file(folder / SCORES) as temporary:
+        pq.write_table(table, temporary, compression="snappy")
     if features:
-        temporary = folder / f".{FEATURES}.tmp"
-        save_file({name: value.cpu().contiguous() for name, value in features.items()}, temporary)
-        temporary.rename(folder / FEATURES)
+        with atomic_file(folder / FEATURES) as temporary:
+            save_file({name: value.cpu().contiguous() for name, value in features.items()}, temporary)
 
 
 def read_scores(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Read a scores folder: the rows, and the features as numpy arrays (empty without a file).
+    """Read a scores folder.
+
+    Returns:
+        The rows, with the labels of columns of lists in attrs["labels"] where there are any, and the features as numpy
+        arrays (empty without a file).
 
     Raises:
         FileNotFoundError: there are no scores; says which command writes them.
+        ValueError: scores and features of different length.
     """
-    import pandas as pd
+    import pyarrow.parquet as pq
     from safetensors.numpy import load_file
 
     folder = Path(folder)
     if not (folder / SCORES).is_file():
         raise FileNotFoundError(f"no {SCORES} in {folder}; run the score stage (`resurgence score`) first")
-    scores = pd.read_parquet(folder / SCORES)
+    table = pq.read_table(folder / SCORES)
+    scores = table.to_pandas()
+    key = LABELS.encode()
+    labels = {f.name: json.loads(f.metadata[key]) for f in table.schema if key in (f.metadata or {})}
+    scores.attrs = {LABELS: labels} if labels else {}
     features = load_file(folder / FEATURES) if (folder / FEATURES).is_file() else {}
     for name, value in features.items():
         if len(value) != len(scores):

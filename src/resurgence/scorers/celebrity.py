@@ -24,10 +24,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from torch import nn
@@ -35,13 +34,12 @@ from torch import nn
 from resurgence.pretrained.loading import check_file, fill, read_tensors
 
 if TYPE_CHECKING:
+    import pandas as pd
     from facenet_pytorch import MTCNN
 
     from resurgence.config.task import Task
+    from resurgence.scorers.configs import CelebrityConfig
 
-FETCH = (
-    "write the folder with `python -m resurgence.scorers.celebrity_convert ARCHIVE FOLDER` from the published archive"
-)
 CONFIG, WEIGHTS, LABELS = "config.json", "model.safetensors", "labels.txt"
 EMBEDDING, SIZE, MARGIN = 256, 224, 0.2
 
@@ -65,7 +63,9 @@ def crop_face(image: np.ndarray, box: np.ndarray, margin: float = MARGIN) -> np.
     return np.asarray(cut.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
 
-def columns(probabilities: np.ndarray, faces: np.ndarray, labels: list[str], concepts: list[str]) -> pd.DataFrame:
+def columns(
+    probabilities: np.ndarray, faces: np.ndarray, labels: list[str], concepts: list[str]
+) -> dict[str, np.ndarray]:
     """The columns from class probabilities (F, C) of the images with a face, and which images those are (N,) bool.
 
     Labels of the same name count as one person.
@@ -93,7 +93,7 @@ def columns(probabilities: np.ndarray, faces: np.ndarray, labels: list[str], con
             made["correct"][i] = made["correct_all"][i] = float(top[i].lower() == concept.lower())
             made["probability"][i] = probabilities[where[i], places[concept.lower()]].sum()
     table = {"celebrity_face": faces.astype(np.float64), "celebrity_top1": top.astype(str)}
-    return pd.DataFrame(table | {f"celebrity_{name}": values for name, values in made.items()})
+    return table | {f"celebrity_{name}": values for name, values in made.items()}
 
 
 @dataclass
@@ -118,10 +118,12 @@ class CelebrityScorer:
         parts = [self.classifier(part.to(self.device)).float().softmax(1).cpu() for part in x.split(self.batch)]
         return torch.cat(parts).numpy()
 
-    def score(self, images: torch.Tensor, prompts: pd.DataFrame, task: Task) -> pd.DataFrame:
+    def score(
+        self, images: torch.Tensor, prompts: pd.DataFrame, task: Task, base: torch.Tensor | None = None
+    ) -> dict[str, Any]:
         """Columns celebrity_*, one row an image; images uint8 (N, 3, H, W). No column for a task of another kind."""
         if task.kind != "person":
-            return pd.DataFrame(index=range(len(prompts)))
+            return {}
         faces, found = np.zeros(len(images), dtype=bool), []
         for start in range(0, len(images), self.batch):
             part = images[start : start + self.batch].permute(0, 2, 3, 1).contiguous().cpu().numpy()
@@ -149,24 +151,21 @@ def make_detector(device: torch.device | str) -> MTCNN:
     return MTCNN(select_largest=False, keep_all=True, device=torch.device(device)).eval()
 
 
-def load(path: str | Path, device: torch.device | str = "cpu", sha256: str | None = None) -> CelebrityScorer:
+def load(config: CelebrityConfig, device: torch.device | str = "cpu") -> CelebrityScorer:
     """Read a folder that `resurgence.scorers.celebrity_convert` wrote.
-
-    Args:
-        sha256: of model.safetensors; None: the one in config.json, which was written with it.
 
     Raises:
         FileNotFoundError, ValueError: naming the file and what does not fit.
     """
-    folder, key = Path(path), "scorers.celebrity.path"
+    folder, key, fetch = Path(config.path), "scorers.celebrity.path", config.fetch
     for name in (CONFIG, LABELS):
-        check_file(folder / name, None, key, FETCH)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        check_file(folder / name, None, key, fetch)
+    written = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     labels = (folder / LABELS).read_text(encoding="utf-8").splitlines()
-    if config.get("architecture") != "resnet50-256":
-        raise ValueError(f"{key}: {folder / CONFIG} says architecture = {config.get('architecture')!r}, not "
-                         f"'resnet50-256'; {FETCH}")  # fmt: skip
-    file = check_file(folder / WEIGHTS, sha256 or config["sha256"], key, FETCH)
+    if written.get("architecture") != "resnet50-256":
+        raise ValueError(f"{key}: {folder / CONFIG} says architecture = {written.get('architecture')!r}, not "
+                         f"'resnet50-256'; {fetch}")  # fmt: skip
+    file = check_file(folder / WEIGHTS, config.sha256 or written["sha256"], key, fetch)
     classifier = make_classifier(len(labels))
-    fill(classifier, read_tensors(file, key, FETCH), key, FETCH)
+    fill(classifier, read_tensors(file, key, fetch), key, fetch)
     return CelebrityScorer(make_detector(device), classifier.to(device), labels, device)

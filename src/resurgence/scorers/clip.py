@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resurgence.config.task import Task
+    from resurgence.scorers.configs import ClipConfig
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 LABEL, LOGIT_SCALE = "a photo of the {}", 100.0
 
 
-def label_columns(cosines: np.ndarray, labels: list[str], concepts: list[str]) -> pd.DataFrame:
+def label_columns(cosines: np.ndarray, labels: list[str], concepts: list[str]) -> dict[str, np.ndarray]:
     """clip_correct and clip_probability from the cosines of images and label texts (N, L); no concept gives NaN.
 
     Raises:
@@ -49,12 +50,10 @@ def label_columns(cosines: np.ndarray, labels: list[str], concepts: list[str]) -
     probabilities /= probabilities.sum(1, keepdims=True)
     named = np.array([bool(concept) for concept in concepts])
     wanted = np.array([index.get(concept, 0) for concept in concepts], dtype=np.int64)
-    return pd.DataFrame(
-        {
-            "clip_correct": np.where(named, logits.argmax(1) == wanted, np.nan),
-            "clip_probability": np.where(named, probabilities[np.arange(len(wanted)), wanted], np.nan),
-        }
-    )
+    return {
+        "clip_correct": np.where(named, logits.argmax(1) == wanted, np.nan),
+        "clip_probability": np.where(named, probabilities[np.arange(len(wanted)), wanted], np.nan),
+    }
 
 
 @dataclass
@@ -86,7 +85,9 @@ class ClipScorer:
         parts = [F.normalize(self.model.encode_text(part.to(self.device)).float(), dim=-1).cpu() for part in ids]
         return torch.cat(parts)
 
-    def score(self, images: torch.Tensor, prompts: pd.DataFrame, task: Task) -> pd.DataFrame:
+    def score(
+        self, images: torch.Tensor, prompts: pd.DataFrame, task: Task, base: torch.Tensor | None = None
+    ) -> dict[str, Any]:
         """Columns clip_*, one row an image; images uint8 (N, 3, H, W)."""
         e = self.features(images)  # (N, d)
         codes, unique = pd.factorize(prompts["prompt"])
@@ -94,33 +95,23 @@ class ClipScorer:
         labels = list(task.labels or task.erase + task.retain)
         cosines = e @ self.text_features([LABEL.format(label) for label in labels]).T  # (N, L)
         columns = label_columns(cosines.numpy(), labels, prompts["concept"].fillna("").tolist())
-        columns.insert(0, "clip_score", LOGIT_SCALE * (e * t).sum(1).double().numpy())
-        return columns
+        return {"clip_score": LOGIT_SCALE * (e * t).sum(1).double().numpy(), **columns}
 
 
-def load(
-    path: str | Path | None = None,
-    device: torch.device | str = "cpu",
-    name: str | None = None,
-    pretrained: str | None = None,
-) -> ClipScorer:
+def load(config: ClipConfig, device: torch.device | str = "cpu") -> ClipScorer:
     """Load open_clip from a folder, or by architecture name and pretrained tag.
 
     Args:
-        path: folder with open_clip_config.json, open_clip_model.safetensors and, when the configuration names a
-            Hugging Face tokenizer, its files there or in the subfolder that `hf_tokenizer_name` names.
-        name, pretrained: for example ViT-B-32-quickgelu and openai; the weights come from open_clip's cache or its hub.
+        config: its path is a folder with open_clip_config.json, open_clip_model.safetensors and, when the configuration
+            names a Hugging Face tokenizer, its files there or in the subfolder that `hf_tokenizer_name` names. The
+            weights of name and pretrained come from open_clip's cache or its hub.
 
     Raises:
         FileNotFoundError, ValueError: naming what is missing or does not fit together.
     """
     import open_clip
 
-    if (path is None) == (name is None):
-        raise ValueError(f"scorers.clip: path = {path!r}, name = {name!r}; give either a folder or a name")
-    if name is not None and not pretrained:
-        raise ValueError(f"scorers.clip.pretrained is missing for {name!r}: random weights score nothing; name a tag, "
-                         f"one of {open_clip.list_pretrained_tags_by_model(name) or 'none known'}")  # fmt: skip
+    path, name, pretrained = config.path, config.name, config.pretrained
     if name is not None:
         known("scorers.clip.name", name, open_clip.list_models())
         known("scorers.clip.pretrained", pretrained, open_clip.list_pretrained_tags_by_model(name))

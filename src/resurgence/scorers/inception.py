@@ -14,10 +14,9 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 
@@ -26,13 +25,9 @@ from resurgence.pretrained.loading import check_file, read_tensors
 if TYPE_CHECKING:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
-    from resurgence.config.task import Task
+    from resurgence.scorers.configs import InceptionConfig
 
-FETCH = (
-    "fetch weights-inception-2015-12-05-6726825d.pth from release v0.2.0 of toshas/torch-fidelity, and name the file"
-)
 SIDE = 299
-Resize = Literal["torchmetrics", "clean", "tensorflow"]
 
 
 def clean_resize(images: torch.Tensor) -> torch.Tensor:
@@ -46,10 +41,10 @@ def clean_resize(images: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class InceptionScorer:
-    """The network and its resizing; it has no metric of its own."""
+    """The network and its resizing; it has no column and no metric."""
 
     model: NoTrainInceptionV3
-    resize: Resize
+    resize: str  # of InceptionConfig
     device: torch.device | str = "cpu"
     batch: int = 64
 
@@ -65,10 +60,6 @@ class InceptionScorer:
                 parts.append(self.model(part.to(self.device)).float().cpu())
         return torch.cat(parts)
 
-    def score(self, images: torch.Tensor, prompts: pd.DataFrame, task: Task) -> pd.DataFrame:
-        """No columns: the features are what is stored."""
-        return pd.DataFrame(index=range(len(prompts)))
-
 
 def pooled(model: NoTrainInceptionV3, x: torch.Tensor) -> torch.Tensor:
     """The 2,048 features of images that are resized and scaled already, (B, 3, 299, 299) in [-1, 1]."""
@@ -80,30 +71,23 @@ def pooled(model: NoTrainInceptionV3, x: torch.Tensor) -> torch.Tensor:
     return x.flatten(1)
 
 
-def load(
-    path: str | Path, device: torch.device | str = "cpu", resize: Resize = "torchmetrics", sha256: str = "6726825d"
-) -> InceptionScorer:
+def load(config: InceptionConfig, device: torch.device | str = "cpu") -> InceptionScorer:
     """Read the published weights.
-
-    Args:
-        path: the .pth file. sha256: its checksum, or the beginning of it.
 
     Raises:
         FileNotFoundError, ValueError: naming the file and what does not fit.
     """
     from torchmetrics.image.fid import NoTrainInceptionV3
 
-    key = "scorers.inception.path"
-    if resize not in get_args(Resize):
-        raise ValueError(f"scorers.inception.resize = {resize!r}; known: {', '.join(get_args(Resize))}")
-    tensors = read_tensors(check_file(Path(path), sha256, key, FETCH), key, FETCH)
+    key, path, fetch = "scorers.inception.path", config.path, config.fetch
+    tensors = read_tensors(check_file(Path(path), config.sha256, key, fetch), key, fetch)
     # torch-fidelity reads any pickle, so it is given a copy of what was read as tensors only
     buffer = io.BytesIO()
     torch.save(tensors, buffer)
     buffer.seek(0)
     try:
-        model = NoTrainInceptionV3("inception-v3-compat", ["2048"], buffer, antialias=resize == "torchmetrics")
+        model = NoTrainInceptionV3("inception-v3-compat", ["2048"], buffer, antialias=config.resize == "torchmetrics")
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{key} = {str(path)!r}: the weights of another architecture ({reason}); {FETCH}") from error
-    return InceptionScorer(model.to(device), resize, device)
+        raise ValueError(f"{key} = {str(path)!r}: the weights of another architecture ({reason}); {fetch}") from error
+    return InceptionScorer(model.to(device), config.resize, device)

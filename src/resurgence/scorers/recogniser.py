@@ -10,15 +10,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from resurgence.scorers.recogniser_model import load_recogniser
+
 if TYPE_CHECKING:
+    import pandas as pd
+
     from resurgence.config.task import Task
+    from resurgence.scorers.configs import RecogniserConfig
 
 
 def to_input(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -29,7 +33,7 @@ def to_input(images: torch.Tensor, size: int) -> torch.Tensor:
     return x
 
 
-def class_columns(probabilities: np.ndarray, classes: list[str], concepts: list[str]) -> pd.DataFrame:
+def class_columns(probabilities: np.ndarray, classes: list[str], concepts: list[str]) -> dict[str, Any]:
     """The columns from class probabilities (N, C); an empty concept gives NaN.
 
     Raises:
@@ -43,13 +47,11 @@ def class_columns(probabilities: np.ndarray, classes: list[str], concepts: list[
     top = probabilities.argmax(1)
     named = np.array([bool(concept) for concept in concepts])
     wanted = np.array([index.get(concept, 0) for concept in concepts], dtype=np.int64)
-    return pd.DataFrame(
-        {
-            "recogniser_top1": [classes[i] for i in top],
-            "recogniser_correct": np.where(named, top == wanted, np.nan),
-            "recogniser_probability": np.where(named, probabilities[np.arange(len(top)), wanted], np.nan),
-        }
-    )
+    return {
+        "recogniser_top1": [classes[i] for i in top],
+        "recogniser_correct": np.where(named, top == wanted, np.nan),
+        "recogniser_probability": np.where(named, probabilities[np.arange(len(top)), wanted], np.nan),
+    }
 
 
 @dataclass
@@ -63,7 +65,9 @@ class RecogniserScorer:
     batch: int = 256
 
     @torch.inference_mode()
-    def score(self, images: torch.Tensor, prompts: pd.DataFrame, task: Task) -> pd.DataFrame:
+    def score(
+        self, images: torch.Tensor, prompts: pd.DataFrame, task: Task, base: torch.Tensor | None = None
+    ) -> dict[str, Any]:
         """Columns recogniser_*, one row an image; images uint8 (N, 3, H, W)."""
         parts = [self.model(to_input(part.to(self.device), self.size)).float() for part in images.split(self.batch)]
         probabilities = torch.cat(parts).softmax(1).cpu().numpy()
@@ -76,14 +80,12 @@ class RecogniserScorer:
         return torch.cat(parts).float().cpu()
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> RecogniserScorer:
+def load(config: RecogniserConfig, device: torch.device | str = "cpu") -> RecogniserScorer:
     """Read a recogniser folder (config.json, model.safetensors).
 
     Raises:
         FileNotFoundError: a file is missing.
     """
-    from resurgence.scorers.recogniser_model import load_recogniser
-
-    model, classes = load_recogniser(Path(path), device)
-    size = json.loads((Path(path) / "config.json").read_text())["size"]
+    model, classes = load_recogniser(Path(config.path), device)
+    size = json.loads((Path(config.path) / "config.json").read_text())["size"]
     return RecogniserScorer(model, classes, size, device)

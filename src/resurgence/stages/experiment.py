@@ -17,18 +17,19 @@ from PIL import Image
 from resurgence.analysis import bootstrap
 from resurgence.analysis import claims as findings
 from resurgence.analysis.estimates import ImageSet, estimates, read_states
-from resurgence.analysis.headline import TITLES, markdown_table
+from resurgence.analysis.headline import markdown_table, title_of
 from resurgence.analysis.score_folders import by_step, entry
 from resurgence.analysis.tables import paired, write
 from resurgence.analysis.weight_movement import MEASURES, correlations, within_tasks
 from resurgence.config.experiment import Claim
 from resurgence.config.fields import build
 from resurgence.config.model_path import ModelPath, method_name
+from resurgence.config.scorers import metrics
 from resurgence.figures import experiments as draw
 from resurgence.figures.image_grids import sample_grid
 from resurgence.figures.image_grids import save as save_grid
 from resurgence.figures.style import save
-from resurgence.scorers import METRICS, read_scores
+from resurgence.scorers import read_scores
 from resurgence.stages.grids import last_images
 from resurgence.stages.job import Job, start
 
@@ -40,7 +41,7 @@ def by_concept(sets: list[ImageSet], metric: str) -> pd.DataFrame:
 
     The mean over seeds; columns task, eraser, finetune, concept, column, value, n.
     """
-    column, scale = METRICS[metric]
+    column, scale = metrics()[metric].column, metrics()[metric].scale
     parts = []
     for one in sets:
         rows = one.rows[one.rows["role"] == "erase"]
@@ -157,7 +158,7 @@ def largest(metric: str, erased: Path, finetuned: Path) -> list[str]:
     Args:
         erased, finetuned: folders of scores.
     """
-    column, _ = METRICS[metric]
+    column = metrics()[metric].column
     means = []
     for folder in (erased, finetuned):
         rows, _ = read_scores(sorted(folder.glob("step-*"))[-1])
@@ -213,7 +214,7 @@ def make(job: Job) -> None:
     else:
         frame, figure, more, claims = measured(job)
         save(figure, out / name)
-        text.append(f"Metric: {TITLES.get(block['metric'], block['metric'])}.")
+        text.append(f"Metric: {title_of(block['metric'])}.")
         if "resurgence_low" in frame:
             more = [markdown_table(findings.shown(frame)), *more]
         kinds.append("svg")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from resurgence.analysis.headline import TITLES, headline
+from resurgence.analysis.headline import headline, titles
 from resurgence.analysis.read import read_curves, read_table
 from resurgence.figures import comparison
 from resurgence.figures.study import run, training
@@ -29,7 +29,7 @@ td, th {{ border-bottom: 1px solid #ddd; padding: 0.3em 0.7em; text-align: right
 def page(resurgence: pd.DataFrame, seeds: pd.DataFrame) -> str:
     """One table a metric as HTML."""
     parts = []
-    for metric, title in TITLES.items():
+    for metric, title in titles().items():
         if (resurgence["metric"] == metric).any():
             table = headline(resurgence, seeds, metric).to_html(index=False, border=0)
             parts.append(f"<h2>{html.escape(title)}</h2>\n{table}")

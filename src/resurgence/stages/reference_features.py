@@ -23,7 +23,7 @@ def make(job: Job, folder: Path) -> dict:
         ValueError: fewer than two pictures.
     """
     name, pictures = job.settings["scorer"], Path(job.settings["pictures"])
-    scorer = load_scorers({name: job.settings["settings"]}, resolve_device(job.device))[name]
+    scorer = load_scorers({name: job.settings["settings"]}, resolve_device(job.device))[name].scorer
     files = sorted(path for path in pictures.iterdir() if path.suffix.lower() in SUFFIXES)
     if len(files) < 2:
         raise ValueError(

@@ -10,6 +10,7 @@ from resurgence.config.stages import TercileConfig
 from resurgence.data.terciles import drawn, similarities, terciles
 from resurgence.files import write_json
 from resurgence.scorers.clip import load
+from resurgence.scorers.configs import ClipConfig
 from resurgence.stages.job import Job, main
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ def make(job: Job, folder: Path) -> dict:
     left_out = set(task["erase"]) | {word for words in task["synonyms"].values() for word in words}
     lines = Path(chosen.candidates).read_text(encoding="utf-8").splitlines()
     names = [n for n in dict.fromkeys(line.strip() for line in lines if line.strip()) if n not in left_out]
-    scorer = load(**job.settings["clip"], device="cpu")
+    scorer = load(build(ClipConfig, job.settings["clip"], "scorers.clip"), "cpu")
     texts = [scorer.text_features([chosen.template.format(n) for n in group]) for group in (task["erase"], names)]
     values = similarities(*texts, chosen.similarity)
     thirds = terciles(values, chosen.bins)

@@ -173,8 +173,9 @@ def sample(study: Study, model: ModelPath) -> Inputs:
 
 
 def score(study: Study, model: ModelPath) -> Inputs:
-    """The images, and the scorers."""
-    return {"scorers": scorer_files(study), "images": [manifest(study, model, "images")]}
+    """The images, the scorers, and where one reads them the base's images of the same rows; the base has its own."""
+    found = {"scorers": scorer_files(study), "images": [manifest(study, model, "images")]}
+    return found | ({"base_images": [manifest(study, model.task, "images")]} if job_settings.reads_base(study) else {})
 
 
 def reference_features(study: Study) -> Inputs:
@@ -247,7 +248,7 @@ def world_settings(study: Study, part: str) -> str:
 
 def world_code(module: str) -> str:
     """Version of the code that makes a part of the miniature."""
-    return code_version(f"resurgence.miniature.{module}")
+    return code_version(f"resurgence.miniature.{module}", "resurgence.miniature.build:emphasised")
 
 
 def eraser_pattern(study: Study, solved: bool) -> str:

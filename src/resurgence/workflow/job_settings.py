@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from resurgence.config.scorers import scorer_class
 from resurgence.config.study import Cell, Erasure, Study
 from resurgence.config.task import Task
 
@@ -185,8 +186,15 @@ def sample(study: Study) -> dict[str, Any]:
 
 def score(study: Study, task: str) -> dict[str, Any]:
     """Scores of images: the same block for every model of a task."""
-    scorers = {name: {k: v for k, v in one.items() if k != "reference"} for name, one in study.scorers.items()}
+    scorers = dict(study.scorers)
+    if "frechet" in scorers:  # other real images score nothing again
+        scorers["frechet"] = {key: value for key, value in scorers["frechet"].items() if key != "reference"}
     return {"scorers": scorers, "task": part(study.task(task), "erase", "retain", "labels")}
+
+
+def reads_base(study: Study) -> bool:
+    """Whether some scorer compares an image with the base's of the same row."""
+    return any(scorer_class(name).reads_base for name in study.scorers)
 
 
 def reference(study: Study) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from resurgence.config.erasers import method_module
 from resurgence.config.model_path import ModelPath, split_name
+from resurgence.config.scorers import code_of, declarations
 from resurgence.config.study import Study
 from resurgence.provenance.code_version import code_version
 from resurgence.workflow import graph, job_settings, report_settings
@@ -22,8 +23,13 @@ BASE, TASK = "{base}", "{base}/{task}"
 ERASED = "{base}/{task}/{eraser}/s{erase_seed}"
 TUNED = ERASED + "/{finetune}/f{finetune_seed}"
 MODEL = "{base}/{model}"
-ALTERNATIVES = ("resurgence.data.segmenters",)
-"""Packages of which a setting chooses members among imports: code_version follows only those that are chosen."""
+ALTERNATIVES = (
+    "resurgence.data.segmenters",
+    "resurgence.scorers",
+    "resurgence.config.scorers.SCORERS",
+    "resurgence.config.erasers.ERASERS",
+)
+"""Packages and registries of which a setting chooses members: code_version follows only those that are chosen."""
 
 
 def one(_: Study) -> Iterable[Mapping[str, str]]:
@@ -108,14 +114,13 @@ def eraser_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
 
 
 def scorer_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
-    """The modules of the study's scorers."""
-    names = [name for name, settings in study.scorers.items() if "features" not in settings]
-    return tuple(f"resurgence.scorers.{name}" for name in names)
+    """The study's scorers, and what applies them to image sets."""
+    return ("resurgence.scorers", "resurgence.scorers.score_files", *code_of(study.scorers))
 
 
 def reference_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
-    """The module of the scorer whose features are compared."""
-    return (f"resurgence.scorers.{study.scorers['frechet']['features']}",)
+    """The scorer whose features are compared."""
+    return ("resurgence.scorers", *code_of([study.scorers["frechet"]["features"]]))
 
 
 def segmenter_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
@@ -125,7 +130,17 @@ def segmenter_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
 
 def clip_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
     """CLIP, which compares names."""
-    return ("resurgence.scorers.clip",)
+    return code_of(["clip"])
+
+
+def metric_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
+    """The metrics that the study's scorers declare."""
+    return declarations(study.scorers)
+
+
+def table_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
+    """What the tables are made by: the metrics, the reader of scores, the distance between sets."""
+    return ("resurgence.scorers:read_scores", "resurgence.scorers.frechet", *declarations(study.scorers))
 
 
 ON_GPU = {"gpu": True, "loads_base": True}
@@ -218,11 +233,11 @@ _RULES = (
     ),
     Rule(
         "tables", "tables", "results/tables/made.json", one, lambda study, w: report_settings.tables(study), SHOW, 5,
-        inputs=lambda study, w: graph.tables(study), chosen=lambda study, w: ("resurgence.scorers",),
+        inputs=lambda study, w: graph.tables(study), chosen=table_code,
     ),
     Rule(
         "figures", "figures", "results/figures/made.json", one, lambda study, w: report_settings.figures(study),
-        SHOW, 6, inputs=lambda study, w: graph.figures(study), verified=False,
+        SHOW, 6, inputs=lambda study, w: graph.figures(study), chosen=metric_code, verified=False,
     ),
     Rule(
         "grids", "grids", "results/grids/made.json", one, lambda study, w: report_settings.grids(study), SHOW, 8,
@@ -233,7 +248,7 @@ _RULES = (
         lambda study: ({"experiment": name} for name in study.experiments),
         lambda study, w: report_settings.experiment(study, w.experiment), SHOW, 12,
         inputs=lambda study, w: graph.experiment(study, w.experiment),
-        chosen=lambda study, w: ("resurgence.scorers",),
+        chosen=table_code,
     ),
     Rule(
         "results", "results", "results/experiments/made.json", lambda study: [{}] if study.experiments else [],
@@ -241,7 +256,7 @@ _RULES = (
     ),
     Rule(
         "cost", "cost", "results/cost/made.json", one, lambda study, w: report_settings.cost(study), SHOW, 4,
-        inputs=lambda study, w: graph.cost(study), verified=False,
+        inputs=lambda study, w: graph.cost(study), chosen=metric_code, verified=False,
     ),
     Rule(
         "report", "report", "results/cost/report.json", one, lambda study, w: report_settings.report(study), SHOW, 10,

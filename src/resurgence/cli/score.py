@@ -1,0 +1,72 @@
+"""The command score: the images that `resurgence sample` wrote, by any scorer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resurgence.cli.models import check_out, settings
+from resurgence.config.fields import ConfigError
+from resurgence.config.scorers import code_of, metrics
+from resurgence.config.task import load_task
+from resurgence.provenance.code_version import code_version
+from resurgence.provenance.manifest import MANIFEST, read_manifest, write_artefact
+from resurgence.scorers import load_scorers, write_scores
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    import pandas as pd
+
+
+def chosen_scorers(args: Namespace) -> dict[str, dict[str, Any]]:
+    """Name of each scorer that the options name -> its settings.
+
+    Raises:
+        ConfigError: no scorer, or one that two options name.
+    """
+    paths = {name: getattr(args, name) for name in ("recogniser", "celebrity", "inception")}
+    chosen: dict[str, dict[str, Any]] = {name: {"path": str(path)} for name, path in paths.items() if path}
+    if args.clip:
+        name, colon, tag = args.clip.partition(":")
+        chosen["clip"] = {"name": name, "pretrained": tag} if colon else {"path": args.clip}
+    for name, *pairs in args.scorer:
+        if name in chosen:
+            raise ConfigError("--scorer", name, "is given twice; give each scorer once")
+        chosen[name] = settings(pairs, "--scorer")
+    if not chosen:
+        raise ConfigError("--recogniser, --clip, --celebrity, --inception, --scorer", None, "give at least one scorer")
+    return chosen
+
+
+def score(args: Namespace) -> None:
+    """Score image sets: scores.parquet with a row for each image; prints the means by role."""
+    from resurgence.diffusion.image_sets import image_files
+    from resurgence.diffusion.pipeline import resolve_device
+    from resurgence.scorers.score_files import base_files, score_files
+
+    check_out(args.out, MANIFEST)
+    chosen = chosen_scorers(args)
+    task, sets = load_task(args.task), image_files(args.images)
+    read_manifest(args.images)
+    base = None if args.base_images is None else base_files(args.base_images)
+    paths = {name: Path(block["path"]) for name, block in chosen.items() if "path" in block}
+    given = {"images": args.images, "task": args.task, "base images": args.base_images, **paths}
+    given = {name: path for name, path in given.items() if path is not None and path.exists()}
+    run = {"argv": sys.argv, "code": code_version("resurgence.cli.score:score", *code_of(chosen))}
+    with write_artefact(args.out, "scores", {"scorers": chosen}, given, {}, run) as folder:
+        scorers = load_scorers(chosen, resolve_device(args.device))
+        featured = [name for name, (config, _) in scorers.items() if config.gives_features]
+        for name, files in sets.items():
+            scores, features = score_files(files, task, scorers, featured, base)
+            write_scores(folder if len(sets) == 1 else folder / name, scores, features)
+            print(f"{name}\n{means(scores).to_string(float_format='%.1f')}")
+
+
+def means(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean of each metric for each role, and the number of images."""
+    known = {name: metric for name, metric in metrics().items() if metric.column in scores}
+    groups = scores.groupby("role", sort=False)
+    table = groups.size().to_frame("images")
+    return table.assign(**{name: groups[m.column].mean() * m.scale for name, m in known.items()})

@@ -1,0 +1,155 @@
+"""The scorers by name: what each declares, read without importing torch.
+
+A scorer is declared by a frozen dataclass that inherits `ScorerConfig`: its fields are the settings below
+`scorers.NAME`, its class attributes the columns, the metrics and the function that loads it. Those of this package are
+listed in SCORERS, those of other packages are entry points of the group `resurgence.scorers`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from resurgence.config.fields import ConfigError, build, known
+
+if TYPE_CHECKING:
+    from resurgence.config.study import Study
+
+GROUP = "resurgence.scorers"
+SCORERS = {
+    "recogniser": "resurgence.scorers.configs:RecogniserConfig",
+    "clip": "resurgence.scorers.configs:ClipConfig",
+    "celebrity": "resurgence.scorers.configs:CelebrityConfig",
+    "inception": "resurgence.scorers.configs:InceptionConfig",
+    "frechet": "resurgence.scorers.configs:FrechetConfig",
+}  # in the order of the rows of the tables
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of an image set: the mean of a column times a factor, or a distance between sets."""
+
+    column: str | None  # None: a distance, which resurgence.analysis.estimates computes from features
+    title: str  # in tables and figures, with the unit
+    scale: float = 1.0
+    shows_concept: bool = False  # the larger, the more of the concept: reports say whether it came back
+    accuracy: bool = False  # share of images with their concept, in percent: leads the report, enters H_c and H_o
+
+
+@dataclass(frozen=True)
+class ScorerConfig:
+    """Settings of a scorer, and what it declares. A setting named `path` is a file or folder of weights."""
+
+    loader: ClassVar[str] = ""  # module:function, (config, device) -> Scorer; empty: needs stored features only
+    columns: ClassVar[tuple[str, ...]] = ()  # that it writes, in this order
+    metrics: ClassVar[Mapping[str, Metric]] = {}
+    gives_features: ClassVar[bool] = False  # of images, for a Fréchet distance
+    reads_base: ClassVar[bool] = False  # compares with the image that the base made of the same row
+    rank: ClassVar[int] = 2  # reports begin with the lowest: a detector of the very concepts before a general one
+    fetch: ClassVar[str] = "correct the path"  # how to get what `path` names
+
+    @property
+    def features_of(self) -> tuple[str, ...]:
+        """The scorers whose features must be stored for this one."""
+        return ()
+
+    def offered(self) -> tuple[str, ...]:
+        """The metrics that there are with these settings."""
+        return tuple(self.metrics)
+
+    def check(self, study: Study, root: Path) -> None:
+        """Check the settings against the rest of the study, before any job.
+
+        Raises:
+            ConfigError: naming key, value and remedy.
+        """
+
+
+@functools.cache
+def entries() -> dict[str, EntryPoint]:
+    """Name of each scorer -> where it is declared: those of this package, then those of others by name.
+
+    Raises:
+        ConfigError: an entry point that takes the name of another scorer.
+    """
+    found = {name: EntryPoint(name, value, GROUP) for name, value in SCORERS.items()}
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        if (other := found.setdefault(entry.name, entry)).value != entry.value:
+            raise ConfigError(f"entry point {GROUP}", entry.name, f"is {other.value} already; choose another name")
+    return found
+
+
+@functools.cache
+def scorer_class(name: str) -> type[ScorerConfig]:
+    """The declaration of a scorer.
+
+    Raises:
+        ConfigError: an unknown name, or an entry point that names no ScorerConfig.
+    """
+    known("scorers", name, entries())
+    entry = entries()[name]
+    try:
+        declared = entry.load()
+    except (ImportError, AttributeError) as error:
+        remedy = f"cannot be imported ({error}); correct the entry point of {name}, or uninstall its package"
+        raise ConfigError(f"entry point {GROUP}", entry.value, remedy) from error
+    if not (isinstance(declared, type) and issubclass(declared, ScorerConfig)):
+        remedy = "is no subclass of resurgence.scorers.ScorerConfig; name the class that declares the scorer"
+        raise ConfigError(f"entry point {GROUP}", entry.value, remedy)
+    return declared
+
+
+def scorer_config(name: str, settings: Mapping[str, Any]) -> ScorerConfig:
+    """The settings of a scorer, checked.
+
+    Raises:
+        ConfigError: an unknown name or setting, or a value that is refused.
+    """
+    return build(scorer_class(name), settings, f"scorers.{name}")
+
+
+def loader(config: ScorerConfig) -> Callable[..., Any]:
+    """The function that loads a scorer; imports torch."""
+    module, _, function = config.loader.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def declarations(names: Iterable[str]) -> tuple[str, ...]:
+    """The classes that declare these scorers, as module:name: code that the tables depend on."""
+    return tuple(entries()[name].value for name in names)
+
+
+def code_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Classes and loaders of these scorers, as module:name: code that their scores depend on.
+
+    None of those that need stored features only.
+    """
+    loaded = [name for name in names if scorer_class(name).loader]
+    return (*declarations(loaded), *(scorer_class(name).loader for name in loaded))
+
+
+@functools.cache
+def metrics() -> dict[str, Metric]:
+    """All metrics by name, in the order of the rows of the tables.
+
+    Raises:
+        ConfigError: two scorers declare a metric of the same name.
+    """
+    found: dict[str, Metric] = {}
+    for name in entries():
+        for metric, declared in scorer_class(name).metrics.items():
+            if metric in found:
+                raise ConfigError(f"metrics of the scorer {name}", metric, "another scorer has it; rename it")
+            found[metric] = declared
+    return found
+
+
+def ranked(reverse: bool = False) -> dict[str, Metric]:
+    """All metrics by name, those of scorers of lower rank first; `reverse`: those of higher rank."""
+    names = sorted(entries(), key=lambda name: scorer_class(name).rank, reverse=reverse)
+    return {metric: metrics()[metric] for name in names for metric in scorer_class(name).metrics}

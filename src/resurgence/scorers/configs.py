@@ -1,0 +1,146 @@
+"""The declarations of the scorers of this package: settings, columns, metrics. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from resurgence.config.fields import ConfigError, known, nearest
+from resurgence.config.scorers import Metric, ScorerConfig, scorer_class
+
+if TYPE_CHECKING:
+    from resurgence.config.study import Study
+
+SHIPPED = "run `dvc pull data/miniature/dvc.yaml` or correct the path"
+
+
+@dataclass(frozen=True)
+class RecogniserConfig(ScorerConfig):
+    """The recogniser of the miniature, the stand-in for the celebrity detector."""
+
+    path: str  # folder of config.json and model.safetensors
+
+    loader: ClassVar = "resurgence.scorers.recogniser:load"
+    columns: ClassVar = ("recogniser_top1", "recogniser_correct", "recogniser_probability")
+    metrics: ClassVar = {
+        "recogniser_accuracy": Metric(
+            "recogniser_correct", "Recogniser accuracy (%)", 100.0, shows_concept=True, accuracy=True
+        )
+    }
+    gives_features: ClassVar = True
+    rank: ClassVar = 1
+    fetch: ClassVar = SHIPPED
+
+
+@dataclass(frozen=True)
+class ClipConfig(ScorerConfig):
+    """Any open_clip model: a folder, or an architecture with the tag of its weights."""
+
+    path: str | None = None  # folder of open_clip_config.json, open_clip_model.safetensors and a tokenizer
+    name: str | None = None  # of an architecture of open_clip, such as ViT-B-32-quickgelu
+    pretrained: str | None = None  # tag of its weights, such as openai
+
+    loader: ClassVar = "resurgence.scorers.clip:load"
+    columns: ClassVar = ("clip_score", "clip_correct", "clip_probability")
+    metrics: ClassVar = {
+        "clip_accuracy": Metric("clip_correct", "CLIP accuracy (%)", 100.0, shows_concept=True, accuracy=True),
+        "clip_probability": Metric("clip_probability", "CLIP mean probability (%)", 100.0, shows_concept=True),
+        "clip_score": Metric("clip_score", "CLIP score (100 cos)", shows_concept=True),
+    }
+    gives_features: ClassVar = True
+    fetch: ClassVar = SHIPPED
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.name is None):
+            raise ConfigError("path", self.path, f"with name = {self.name!r}; give either a folder or a name")
+        if self.name is not None and not self.pretrained:
+            remedy = f"is missing for {self.name!r}: random weights score nothing; name a tag, such as openai"
+            raise ConfigError("pretrained", self.pretrained, remedy)
+
+
+@dataclass(frozen=True)
+class CelebrityConfig(ScorerConfig):
+    """GIPHY's Celebrity Detector."""
+
+    path: str  # folder that resurgence.scorers.celebrity_convert wrote
+    sha256: str | None = None  # of model.safetensors; None: the checksum in its config.json
+
+    loader: ClassVar = "resurgence.scorers.celebrity:load"
+    columns: ClassVar = tuple(
+        f"celebrity_{name}" for name in ("face", "top1", "correct", "correct_all", "no_face", "probability")
+    )
+    metrics: ClassVar = {
+        "celebrity_accuracy": Metric(
+            "celebrity_correct", "Celebrity detector's accuracy over images with a face (%)", 100.0,
+            shows_concept=True, accuracy=True,
+        ),
+        "celebrity_accuracy_all": Metric(
+            "celebrity_correct_all", "Celebrity detector's accuracy over all images (%)", 100.0, shows_concept=True
+        ),
+        "celebrity_no_face": Metric("celebrity_no_face", "Images without a face (%)", 100.0),
+    }  # fmt: skip
+    rank: ClassVar = 0
+    fetch: ClassVar = (
+        "write the folder with `python -m resurgence.scorers.celebrity_convert ARCHIVE FOLDER` from the published "
+        "archive"
+    )
+
+    def check(self, study: Study, root: Path) -> None:
+        """Everyone whose images are scored is one of the detector's labels, where they are there already."""
+        labels = root / self.path / "labels.txt"
+        names = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else []
+        lower = {name.lower() for name in names}
+        for name, task in study.loaded.items() if names else ():
+            for concept in (*task.erase, *task.retain) if task.kind == "person" else ():
+                if concept.lower() not in lower:
+                    raise ConfigError(
+                        f"{study.tasks.folder}/{name}.yaml",
+                        concept,
+                        f"is none of the {len(names)} people of {labels}; "
+                        f"{nearest(concept, names).split('known:')[0]}write another, or leave celebrity out of scorers",
+                    )
+
+
+@dataclass(frozen=True)
+class InceptionConfig(ScorerConfig):
+    """Features of the Inception network of the FID; no column and no metric."""
+
+    path: str  # the published .pth file
+    resize: Literal["torchmetrics", "clean", "tensorflow"] = "torchmetrics"  # how an image becomes 299 x 299
+    sha256: str = "6726825d"  # checksum of the file, or the beginning of it
+
+    loader: ClassVar = "resurgence.scorers.inception:load"
+    gives_features: ClassVar = True
+    fetch: ClassVar = (
+        "fetch weights-inception-2015-12-05-6726825d.pth from release v0.2.0 of toshas/torch-fidelity, and name the "
+        "file"
+    )
+
+
+@dataclass(frozen=True)
+class FrechetConfig(ScorerConfig):
+    """Fréchet distance of image sets, in the features of another scorer."""
+
+    features: str  # name of that scorer
+    reference: str | None = None  # folder of real pictures that generated images are compared with, too
+
+    metrics: ClassVar = {
+        "frechet": Metric(None, "Fréchet distance to the base's images"),
+        "frechet_reference": Metric(None, "Fréchet distance to real images"),
+    }
+
+    @property
+    def features_of(self) -> tuple[str, ...]:
+        """The scorer whose features are compared."""
+        return (self.features,)
+
+    def offered(self) -> tuple[str, ...]:
+        """The distance to real images only where there are any."""
+        return tuple(self.metrics)[: 2 if self.reference else 1]
+
+    def check(self, study: Study, root: Path) -> None:
+        """The features are those of a scorer of the study; the folder of real pictures is there."""
+        if self.reference is not None and not (root / self.reference).is_dir():
+            raise ConfigError("scorers.frechet.reference", self.reference, "no such folder; name one of real pictures")
+        known("scorers.frechet.features", self.features, [n for n in study.scorers if scorer_class(n).gives_features])
