@@ -7,7 +7,6 @@ In a process of its own, because a device must be registered before the first ba
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import tempfile
@@ -28,45 +27,17 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT / part) for part in ("src", "tests", "tests/gpu")]
 
 from pretended import COUNTS, pretended, register  # noqa: E402
+from short_erasures import CAPTIONS, ERASURES, TASK, erase, eraser_data, pictures  # noqa: E402
 
-from resurgence.config.fields import build  # noqa: E402
-from resurgence.config.method_configs import methods  # noqa: E402
-from resurgence.config.task import make_task  # noqa: E402
 from resurgence.data.masks import MaskConfig, segment  # noqa: E402
 from resurgence.data.moments import second_moment  # noqa: E402
 from resurgence.diffusion.deltas import apply_folder  # noqa: E402
 from resurgence.diffusion.sampling import SamplingConfig, sample  # noqa: E402
-from resurgence.erasers import EraserData  # noqa: E402
 from resurgence.training.finetune import FinetuneConfig, finetune  # noqa: E402
 from tiny import make_pipeline  # noqa: E402
 
 Tensors = dict[str, torch.Tensor]
-TASK = make_task(
-    {
-        "name": "t", "kind": "object", "erase": ["ship", "cat"], "mapping": {"ship": "ground", "cat": "dog"},
-        "retain": ["bird", "person", "queen"], "templates": ["a photo of the {}"],
-        "seeds": {"erase": 2, "retain": 2, "synonym": 1},
-    },
-    "t",
-)  # fmt: skip
-CAPTIONS = ["a photo of the bird", "a picture of the sky", "a sketch of the queen"]
 ROWS = pd.DataFrame({"prompt": [f"a photo of the {c}" for c in ("ship", "cat", "ship")], "seed": [1, 2, 3]})
-SHORT = {"steps": 3, "batch": 2, "captions": ["a photo of the {}"], "ddim_steps": 4, "trajectories": 2}
-ERASURES: dict[str, tuple[str, dict[str, Any]]] = {  # case -> eraser, its settings beside SHORT
-    **{name: (name, {}) for name in ("uce", "time", "esd", "sdd", "ca", "fmn", "erasediff")},
-    "rece": ("rece", {"epochs": 2}),
-    "mace": ("mace", {"lamb": 1.0}),
-    "mace-refinement": ("mace-refinement", {"lamb": 1.0}),
-    "esd-base": ("esd", {"x_t": "base"}),
-    "sdd-base": ("sdd", {"z_t": "base"}),
-    "spm": ("spm", {"anchors": 1}),
-    "eap": ("eap", {"closest": 5, "x_t": "base"}),
-    "advunlearn": ("advunlearn", {"warmup": 1, "attack_steps": 2, "retain_batch": 2}),
-    "doco": ("doco", {"warmup": 1}),
-    "salun": ("salun", {"mask_steps": 2}),
-    "erasediff-noxattn": ("erasediff", {"parameters": "noxattn"}),
-    "scissorhands": ("scissorhands", {"saliency_steps": 2}),
-}
 
 
 def make_pipe() -> StableDiffusionPipeline:
@@ -74,31 +45,9 @@ def make_pipe() -> StableDiffusionPipeline:
     return make_pipeline(sample_size=8, max_length=24)
 
 
-def pictures() -> Tensors:
-    """Three random images of each concept, (3, 3, 16, 16) in [-1, 1]."""
-    draw = torch.Generator().manual_seed(0)
-    concepts = (*TASK.erase, "ground", "dog", *TASK.retain)
-    return {concept: torch.rand(3, 3, 16, 16, generator=draw) * 2 - 1 for concept in concepts}
-
-
-def eraser_data() -> EraserData:
-    """Images, masks and moments of the task, on the CPU."""
-    images, draw, moment = pictures(), torch.Generator().manual_seed(1), second_moment(make_pipe(), CAPTIONS)
-    return EraserData(
-        prior=moment,
-        domain=moment,
-        images={c: images[c] for c in TASK.erase},
-        masks={c: torch.rand(3, 1, 16, 16, generator=draw) > 0.5 for c in TASK.erase},
-        anchors={c: images[c] for c in ("ground", "dog")},
-        retained={c: images[c] for c in TASK.retain},
-    )
-
-
-def erase(name: str, more: dict[str, Any], pipe: StableDiffusionPipeline) -> Tensors:
+def erasure(name: str, pipe: StableDiffusionPipeline) -> Tensors:
     """The delta of an eraser after a few steps."""
-    eraser = importlib.import_module(methods()[name]).ERASER
-    settings = {k: v for k, v in {**SHORT, **more}.items() if k in eraser.config.__dataclass_fields__}
-    return eraser.erase(pipe, TASK, build(eraser.config, settings, name), eraser_data(), 0)
+    return erase(name, pipe, eraser_data(make_pipe()))
 
 
 def draw_images(options: dict[str, Any], pipe: StableDiffusionPipeline) -> Tensors:
@@ -169,7 +118,7 @@ CASES: dict[str, Callable[[StableDiffusionPipeline], Tensors]] = {
     "masks-grounded-sam": grounded_masks,
     "moments": moment,
     "scorer-clip": clip_scores,
-    **{f"erase-{case}": partial(erase, name, more) for case, (name, more) in ERASURES.items()},
+    **{f"erase-{name}": partial(erasure, name) for name in ERASURES},
 }
 
 
