@@ -16,14 +16,10 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 
 @pytest.fixture(scope="session")
 def finished(fresh: Tree, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tree, str]:
-    """The tree after a whole run on two cores, and what the run printed. Not to be changed: see `copy`.
-
-    Every Python tells what it imports: test_sources.py reads it in the logs.
-    """
+    """The tree after a whole run on two cores, and what the run printed. Not to be changed: see `copy`."""
 
     def run(root: Path) -> str:
-        tree = Tree(clone(fresh.root, root))
-        return tree.snakemake("--cores", "2", environment={"PYTHONPROFILEIMPORTTIME": "1"})
+        return Tree(clone(fresh.root, root)).snakemake("--cores", "2")
 
     root, told = once(tmp_path_factory, "finished", run)
     return Tree(root), told

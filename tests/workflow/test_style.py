@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 from snakemake.cli import parse_args
 from tree import ROOT, Tree, messages, workflow_of
 
-from resurgence.config import consistency, settings
+from resurgence.config import settings
 from resurgence.config.study import Study
 from resurgence.workflow.rule_table import RULES
 
@@ -34,18 +33,6 @@ def test_format() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_reading_the_workflow_imports_no_torch(fresh: Tree) -> None:
-    """Each job of a cluster reads it twice, and torch alone takes longer than all the rest."""
-    code = (
-        "import sys; from tree import Path, Tree, workflow_of\n"
-        "rules = list(workflow_of(Tree(Path())).rules)\n"
-        "print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules], len(rules) > 9)"
-    )
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}:{ROOT / 'tests/workflow'}"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=fresh.root, env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == "[] True", done.stdout + done.stderr
 
 
 def blocks_of_schema() -> dict:
@@ -94,10 +81,6 @@ def test_every_job_says_what_it_does_and_writes_a_log_and_a_benchmark(rules: dic
     for rule in jobs:
         assert rule.message and rule.log and rule.benchmark, rule.name
         assert rule.shellcmd.endswith("> {log} 2>&1"), rule.name  # else a message is lost
-
-
-def test_no_experiment_takes_the_name_of_a_rule(rules: dict[str, Any]) -> None:
-    assert set(rules) == consistency.RULES
 
 
 def test_every_rule_of_the_study_has_a_record(rules: dict[str, Any]) -> None:

@@ -38,10 +38,9 @@ class Tree:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        told = re.sub(r"^ *import time:.*\n", "", done.stdout, flags=re.MULTILINE)  # PYTHONPROFILEIMPORTTIME
         if check and done.returncode:
-            raise AssertionError(f"snakemake {' '.join(arguments)} failed:\n{told[-8000:]}")
-        return told
+            raise AssertionError(f"snakemake {' '.join(arguments)} failed:\n{done.stdout[-8000:]}")
+        return done.stdout
 
     def jobs(self, *arguments: str) -> list[str]:
         """The messages of the jobs that a dry run would start, sorted."""
