@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
 
 from resurgence.config.fields import build
-from resurgence.config.method_configs import methods
 from resurgence.config.task import make_task
 from resurgence.data.moments import second_moment
-from resurgence.erasers import EraserData
+from resurgence.erasers import EraserData, eraser_config, method
 
 TASK = make_task(
     {
@@ -65,6 +63,6 @@ def eraser_data(pipe: StableDiffusionPipeline) -> EraserData:
 def erase(name: str, pipe: StableDiffusionPipeline, data: EraserData) -> dict[str, torch.Tensor]:
     """The delta of one of ERASURES."""
     eraser, more = ERASURES[name]
-    method = importlib.import_module(methods()[eraser]).ERASER
-    settings = {k: v for k, v in {**SHORT, **more}.items() if k in method.config.__dataclass_fields__}
-    return method.erase(pipe, TASK, build(method.config, settings, eraser), data, 0)
+    cls = eraser_config(eraser)
+    settings = {key: value for key, value in {**SHORT, **more}.items() if key in cls.__dataclass_fields__}
+    return method(eraser).erase(pipe, TASK, build(cls, settings, eraser), data, 0)
