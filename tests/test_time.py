@@ -5,17 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import time
 
 import pytest
 import torch
 
-import resurgence.data.moments
 from resurgence.config.fields import build
 from resurgence.config.task import Task
 from resurgence.diffusion.attention import projection_weights
 from resurgence.erasers import EraserData
-from resurgence.erasers.closed_form import time as eraser
 from resurgence.erasers.closed_form.time import TimeConfig, aligned, corresponding, erase, subsequence
 from tiny import make_pipeline
 
@@ -168,11 +165,6 @@ def test_no_unique_solution_names_lamb(pipe):
     one = dataclasses.replace(TASK, erase=("ship",), mapping={"ship": "street"}, labels=())
     with pytest.raises(ValueError, match=r"lamb = 0: .*condition number.*raise lamb"):
         erase(pipe, one, TimeConfig(lamb=0.0, captions=("{}",)), EraserData(), 0)
-
-
-def test_the_standard_library_is_not_shadowed():
-    assert time.monotonic() > 0 and not hasattr(time, "ERASER")
-    assert resurgence.data.moments.time is time and eraser is not time
 
 
 @pytest.mark.parametrize("bad", [{"lamb": -0.1}, {"keys": "yes"}, {"scale": 1}, {"captions": 3}])

@@ -64,11 +64,12 @@ def write_table(entries: dict) -> None:
     checksums.TABLE.write_text(yaml.safe_dump(entries))
 
 
-def run(code: str, folder: Path, hub: Path) -> subprocess.CompletedProcess:
+def run(code: str, folder: Path, hub: Path, *arguments: str) -> subprocess.CompletedProcess:
     """Python offline, with this hub cache."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     env = {**kept, "HF_HOME": str(hub), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src")}
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -174,20 +175,33 @@ def test_lock_of_a_folder_of_ones_own(project: Path, base: Path) -> None:
     assert checksums.verify("mine", Path("mine"), checksums.table()) == []
 
 
+LOADS = """
+import sys
+from pathlib import Path
+from resurgence.diffusion.pipeline import load_base
+
+for table, revision in zip(sys.argv[1::2], sys.argv[2::2]):
+    Path("config/weights.yaml").write_text(table)
+    try:
+        print("loaded", load_base("some-one/tiny", revision=revision).unet.dtype)
+    except Exception as error:
+        print(type(error).__name__, *str(error).splitlines())
+"""
+
+
 def test_a_hub_base_loads_offline_and_is_verified(base: Path, hub: Path, project: Path) -> None:
+    """Three times in one process: as published, a file that is not, and a revision that was not fetched."""
     name = "unet/diffusion_pytorch_model.safetensors"
     entry = {"licence": "x", "revision": COMMIT, "files": {name: sha256(base / name)}}
-    write_table({"some-one/tiny": entry})
-    code = "from resurgence.diffusion.pipeline import load_base; p = load_base('some-one/tiny', revision={!r}); print(p.unet.dtype)"
-    done = run(code.format(COMMIT), project, hub)
-    assert done.stdout.strip() == "torch.float32", done.stderr
-    write_table({"some-one/tiny": {**entry, "files": {name: "0" * 64}}})
-    done = run(code.format(COMMIT), project, hub)
-    assert f"has the SHA-256 {sha256(base / name)}, expected {'0' * 64}" in done.stderr
-    assert f"hf download some-one/tiny {name} --revision {COMMIT}" in done.stderr
-    done = run(code.format(COMMIT[::-1]), project, hub)
-    assert f"hf download some-one/tiny {name} --revision {COMMIT[::-1]}" in done.stderr
-    assert str(hub / "hub") in done.stderr and "hf auth login" in done.stderr
+    right = yaml.safe_dump({"some-one/tiny": entry})
+    wrong = yaml.safe_dump({"some-one/tiny": {**entry, "files": {name: "0" * 64}}})
+    done = run(LOADS, project, hub, right, COMMIT, wrong, COMMIT, wrong, COMMIT[::-1])
+    loaded, damaged, missing = done.stdout.splitlines()
+    assert loaded == "loaded torch.float32", done.stderr
+    assert f"has the SHA-256 {sha256(base / name)}, expected {'0' * 64}" in damaged
+    assert f"hf download some-one/tiny {name} --revision {COMMIT}" in damaged
+    assert f"hf download some-one/tiny {name} --revision {COMMIT[::-1]}" in missing
+    assert str(hub / "hub") in missing and "hf auth login" in missing
 
 
 def test_check_of_a_study(project: Path, hub: Path, base: Path) -> None:

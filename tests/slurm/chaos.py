@@ -3,8 +3,7 @@
     python tests/slurm/chaos.py --kills 200 --seed 1 [--slurm] FOLDER        prints what was killed, and the digests
 
 A kill is drawn from the seed: the moment, what is hit (the Snakemake that the user started, a job, a shell between the
-two; on this machine also the server of warm starts or a fork of it, on SLURM a node's daemon) and how (SIGKILL, or
-SIGTERM for one in four). Then `resurgence resume`.
+two, on SLURM also a node's daemon) and how (SIGKILL, or SIGTERM for one in four). Then `resurgence resume`.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ class Chaos:
 
     def processes(self) -> dict[str, list[int]]:
         """Processes of the tree by what they are."""
-        found: dict[str, list[int]] = {"job": [], "shell": [], "warm": []}
+        found: dict[str, list[int]] = {"job": [], "shell": []}
         for place in Path("/proc").glob("[0-9]*"):
             try:
                 inside = (place / "cwd").resolve() == self.tree.root.resolve()
@@ -67,8 +66,6 @@ class Chaos:
                 continue
             if inside and "resurgence.stages." in " ".join(words):
                 found["shell" if "bash" in words[0] else "job"].append(int(place.name))
-            if inside and "resurgence.warm" in words:
-                found["warm"].append(int(place.name))
         return {kind: pids for kind, pids in found.items() if pids}
 
     def kill(self, draw: random.Random, snakemake: subprocess.Popen) -> str | None:

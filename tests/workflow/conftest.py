@@ -1,11 +1,11 @@
-"""A small study (tests/small.yaml), really run once a session in a copy of the tree; tests change copies of that."""
+"""A small study (tests/small.yaml), really run once for all workers in a copy of the tree; tests change copies."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from tree import Tree, clone, fresh_tree
+from tree import Tree, clone, fresh_tree, once
 
 
 @pytest.fixture(scope="session")
@@ -16,12 +16,13 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 
 @pytest.fixture(scope="session")
 def finished(fresh: Tree, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tree, str]:
-    """The tree after a whole run on two cores, and what the run printed. Not to be changed: see `copy`.
+    """The tree after a whole run on two cores, and what the run printed. Not to be changed: see `copy`."""
 
-    Every Python tells what it imports: test_sources.py reads it in the logs.
-    """
-    tree = Tree(clone(fresh.root, tmp_path_factory.mktemp("finished") / "tree"))
-    return tree, tree.snakemake("--cores", "2", environment={"PYTHONPROFILEIMPORTTIME": "1"})
+    def run(root: Path) -> str:
+        return Tree(clone(fresh.root, root)).snakemake("--cores", "2")
+
+    root, told = once(tmp_path_factory, "finished", run)
+    return Tree(root), told
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ LAST = "results/scores/small/pets/uce/s0/lora/f0/scores/manifest.json"
 BATCH = "guidance: 4.0, batch: 16, size: 16"
 
 
+@pytest.mark.nightly
 def test_shards_order_and_cores_leave_the_tables_alone(finished: tuple[Tree, str], fresh: Tree, tmp_path: Path) -> None:
     tree = Tree(clone(fresh.root, tmp_path / "tree"))
     tree.edit("tests/small.yaml", BATCH, BATCH + ", shard: 17")

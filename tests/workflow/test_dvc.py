@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from resurgence.workflow.dry_run import planned, printed_jobs
 from tree import ROOT, Tree, clone, messages
 from versioned import STAGES, Repository, make_repository
-
-from resurgence.workflow.dry_run import planned, printed_jobs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NOTHING = "Nothing to be done"

@@ -7,9 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("Snakefile", "params.yaml", "workflow", "src", "config", "profiles", "envs")
@@ -34,10 +38,9 @@ class Tree:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        told = re.sub(r"^ *import time:.*\n", "", done.stdout, flags=re.MULTILINE)  # PYTHONPROFILEIMPORTTIME
         if check and done.returncode:
-            raise AssertionError(f"snakemake {' '.join(arguments)} failed:\n{told[-8000:]}")
-        return told
+            raise AssertionError(f"snakemake {' '.join(arguments)} failed:\n{done.stdout[-8000:]}")
+        return done.stdout
 
     def jobs(self, *arguments: str) -> list[str]:
         """The messages of the jobs that a dry run would start, sorted."""
@@ -49,6 +52,50 @@ class Tree:
         text = file.read_text()
         assert text.count(old) == times, f"{path}: {old!r} occurs {text.count(old)} times"
         file.write_text(text.replace(old, new))
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], str]) -> tuple[Path, str]:
+    """Make something once for all workers of a run of the tests; the others wait until it is there.
+
+    Args:
+        name: of the folder that it is made in.
+        make: takes that folder, which does not exist yet, and returns what is to be remembered.
+
+    Returns:
+        The folder, which no test may change, and what `make` returned.
+    """
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, told = shared / name, shared / f"{name}.txt"
+    with FileLock(f"{folder}.lock"):
+        if not told.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            text = make(folder)
+            told.write_text(text)
+    return folder, told.read_text()
+
+
+def workflow_of(tree: Tree, **config: Any) -> Any:
+    """The workflow as Snakemake has read it: `.rules` with their messages, resources, commands.
+
+    Snakemake's API prints the rules, and hands its object out under a private name only.
+    """
+    from snakemake.api import SnakemakeApi
+    from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
+
+    here = Path.cwd()
+    try:
+        os.chdir(tree.root)
+        with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+            read = api.workflow(
+                resource_settings=ResourceSettings(cores=1),
+                config_settings=ConfigSettings(configfiles=[Path(tree.overlay)], config=config),
+                snakefile=Path("Snakefile"),
+            )
+            return read._workflow
+    finally:
+        os.chdir(here)
 
 
 def fresh_tree(root: Path) -> Tree:

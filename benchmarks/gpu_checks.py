@@ -1,0 +1,163 @@
+"""Is a GPU right and repeatable? The parts images, erasers, finetunes and determinism of benchmarks/on_gpu.py."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import StableDiffusionPipeline
+from gpu_machine import Machine, big_pipeline, timed, unet_inputs
+from short_erasures import ERASURES, erase, eraser_data
+
+from resurgence.diffusion.pipeline import load_base
+from resurgence.diffusion.sampling import SamplingConfig, sample
+from resurgence.training.finetune import FinetuneConfig, finetune
+from tiny import make_pipeline
+
+BASE = Path("data/miniature/base")
+WORDS = ("ship", "cat", "dog", "bird", "horse", "truck", "deer", "airplane")
+
+
+def miniature(device: str, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """The shipped base where it is there, else a random one."""
+    return load_base(str(BASE), device, dtype) if BASE.is_dir() else make_pipeline(max_length=24).to(device, dtype)
+
+
+def pixels_of(pipe: StableDiffusionPipeline, rows: pd.DataFrame, **options: Any) -> np.ndarray:
+    """The sampled images, (N, H, W, 3), as integers."""
+    cfg = SamplingConfig(**{"steps": 12, "guidance": 4.0, "batch": 16, **options})
+    return np.stack([np.asarray(image) for _, image in sorted(sample(pipe, rows, cfg), key=lambda p: p[0])]).astype(int)
+
+
+def images(machine: Machine) -> dict[str, Any]:
+    """Grey levels between the images of the device and of the CPU, of two runs, of other batches and precisions."""
+    prompts = [f"a photo of the {word}" for word in WORDS for _ in range(2)]
+    rows = pd.DataFrame({"prompt": prompts, "seed": range(len(prompts))})
+    on_cpu, pipe = pixels_of(miniature("cpu"), rows), miniature(machine.device)
+    first, second = pixels_of(pipe, rows), pixels_of(pipe, rows)
+    found: dict[str, Any] = {
+        "device - CPU, largest grey level": int(abs(first - on_cpu).max()),
+        "share of pixels that differ": float((first != on_cpu).mean()),
+        "the same twice": bool((first == second).all()),
+    }
+    for batch in (1, 7):
+        found[f"batch {batch} - batch 16"] = int(abs(pixels_of(pipe, rows, batch=batch) - first).max())
+    fresh = miniature(machine.device)
+    found["channels_last"] = int(abs(pixels_of(fresh, rows, channels_last=True) - first).max())
+    for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
+        half = abs(pixels_of(miniature(machine.device, dtype), rows) - on_cpu)
+        found[f"{name} - fp32: mean, largest"] = [round(float(half.mean()), 2), int(half.max())]
+    return found
+
+
+def erasers(machine: Machine) -> dict[str, Any]:
+    """Every eraser for a few steps: does it run, is its delta that of the CPU, and the same twice?"""
+    on_cpu, pipe = miniature("cpu"), miniature(machine.device)
+    data, found = eraser_data(on_cpu), {}
+    start = {f"unet.{name}": p for name, p in on_cpu.unet.named_parameters()}
+    start |= {f"text_encoder.{name}": p for name, p in on_cpu.text_encoder.named_parameters()}
+    for name in ERASURES:
+        began = time.perf_counter()
+        try:
+            cpu, first, second = (erase(name, p, data) for p in (on_cpu, pipe, pipe))
+            moved = max(float((cpu[key] - start[key]).norm()) for key in cpu)
+            apart = max(float((cpu[key] - first[key]).norm()) for key in cpu)
+            found[name] = {
+                "difference / movement": round(apart / max(moved, 1e-30), 6),
+                "repeats": all(torch.equal(first[key], second[key]) for key in first),
+            }
+        except Exception as error:
+            lines = traceback.format_exc().splitlines()[-4:]
+            found[name] = {"error": f"{type(error).__name__}: {str(error)[:300]}", "at": lines}
+        found[name]["seconds"] = round(time.perf_counter() - began, 1)
+    return found
+
+
+def finetunes(machine: Machine) -> dict[str, Any]:
+    """The last loss of 20 steps on the CPU and twice on the device, in each precision."""
+    on_cpu, pipe, draw, found = miniature("cpu"), miniature(machine.device), torch.Generator().manual_seed(0), {}
+    side = on_cpu.unet.config.sample_size * 2 ** (len(on_cpu.vae.config.block_out_channels) - 1)
+    pictures = torch.rand(12, 3, side, side, generator=draw) * 2 - 1
+    captions = ["a photo of the bird"] * 6 + ["a photo of the horse"] * 6
+    kinds: dict[str, dict[str, Any]] = {
+        "lora": {},
+        "full": {"algorithm": "full", "ema": True, "lr": 1e-5},
+        "lora fp16": {"precision": "fp16"},
+        "lora bf16": {"precision": "bf16"},
+    }
+    for name, options in kinds.items():
+        cfg, curves = FinetuneConfig(**{"steps": 20, "batch": 4, "accumulation": 1, **options}), []
+        for target in (pipe, pipe) if "precision" in options else (on_cpu, pipe, pipe):
+            with tempfile.TemporaryDirectory() as folder:
+                rows = finetune(target, pictures, captions, cfg, 0, Path(folder))
+            curves.append([row["loss"] for row in rows])
+        found[name] = {"last loss": [round(c[-1], 6) for c in curves], "repeats": curves[-1] == curves[-2]}
+    return found
+
+
+@contextlib.contextmanager
+def exact(machine: Machine, strict: bool = False, fill: bool = True, tf32: bool = False) -> Iterator[None]:
+    """The deterministic kernels of diffusion.pipeline.exact, with the parts that cost time to choose.
+
+    Args:
+        strict: an operation without a deterministic kernel is an error, not a warning.
+        fill: fill uninitialised memory, as torch does by default in this mode.
+        tf32: convolutions and matrix products in TF32.
+    """
+    if not machine.cuda:
+        yield
+        return
+    before, kept = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cuda.matmul.allow_tf32
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = before
+        torch.backends.cuda.matmul.allow_tf32 = kept
+
+
+def determinism(machine: Machine) -> dict[str, Any]:
+    """Is the gradient of a pass at the size of SD 1.4 the same twice, by torch's modes, and what does it cost?"""
+    pipe, found = big_pipeline(machine), {}
+    pipe.unet.requires_grad_(True)
+    ends = ("attn1.to_q.weight", "conv_in.weight", "attn2.to_k.weight")
+    probe = [p for name, p in pipe.unet.named_parameters() if name.endswith(ends)]
+    modes = {
+        "as it is": lambda: exact(machine),
+        "strict": lambda: exact(machine, strict=True),
+        "strict, no fill": lambda: exact(machine, strict=True, fill=False),
+        "not exact": contextlib.nullcontext,
+    }
+    for batch in (1, 4):
+        inputs = unet_inputs(machine, pipe, batch, torch.float32)
+        for mode, context in modes.items():
+            for kind, half in (("fp32", None), ("bf16", torch.bfloat16)):
+
+                def gradient(half: torch.dtype | None = half, inputs: tuple = inputs) -> tuple[torch.Tensor, ...]:
+                    with torch.autocast(machine.kind, half, enabled=half is not None):
+                        loss = pipe.unet(*inputs, return_dict=False)[0].float().square().mean()
+                    return torch.autograd.grad(loss, probe)
+
+                try:
+                    with context():
+                        first, second = gradient(), gradient()
+                        seconds, _ = timed(machine, gradient, 2, 0)
+                    pairs = zip(first, second, strict=True)
+                    worst = max(float((a - b).norm() / a.norm().clamp_min(1e-30)) for a, b in pairs)
+                    outcome: Any = {"relative difference": worst, "ms": round(1e3 * seconds, 1)}
+                except Exception as error:
+                    outcome = f"{type(error).__name__}: {str(error)[:200]}"
+                found[f"batch {batch}, {mode}, {kind}"] = outcome
+    return found

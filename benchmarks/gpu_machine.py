@@ -1,0 +1,110 @@
+"""The device that benchmarks/on_gpu.py checks: time left, timing, and the models of full size."""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from published import make_published
+from tiny import make_pipeline
+
+PEAK = {"fp16": 989e12, "bf16": 989e12, "tf32": 494e12, "fp32": 67e12}
+"""Floating-point operations a second, dense; data sheet of the H100 SXM and the H200."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device and the time that is left on it."""
+
+    device: str
+    tiny: bool  # models of a few thousand weights, to try the script itself
+    seconds: float  # of the whole run
+    start: float = field(default_factory=time.monotonic)
+
+    @property
+    def cuda(self) -> bool:
+        """Whether it is a GPU."""
+        return self.device.startswith("cuda")
+
+    @property
+    def kind(self) -> str:
+        """The device's type, for autocast."""
+        return self.device.partition(":")[0]
+
+    @property
+    def left(self) -> float:
+        """Seconds until the run should end."""
+        return self.seconds - (time.monotonic() - self.start)
+
+    def synchronise(self) -> None:
+        """Wait until the device has nothing more to do."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def free(self) -> None:
+        """Give memory back that nothing uses."""
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
+
+
+def timed(machine: Machine, run: Callable[[], Any], repeats: int = 3, warm: int = 1) -> tuple[float, float]:
+    """Median seconds of a call after some that do not count, and the peak of the device's memory in GiB."""
+    for _ in range(warm):
+        run()
+    machine.synchronise()
+    if machine.cuda:
+        torch.cuda.reset_peak_memory_stats()
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        machine.synchronise()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found), torch.cuda.max_memory_allocated() / 2**30 if machine.cuda else 0.0
+
+
+def describe(machine: Machine) -> dict[str, Any]:
+    """Versions, and the speed of the device without any model: matrix products and copies."""
+    found: dict[str, Any] = {"torch": torch.__version__, "device": machine.device, "cpus": os.cpu_count()}
+    if not machine.cuda:
+        return found
+    found |= {"name": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    size = 8192
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
+    for kind, dtype in types.items():
+        a, b = (torch.randn(size, size, device=machine.device, dtype=dtype) for _ in range(2))
+        torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
+        seconds, _ = timed(machine, lambda a=a, b=b: a @ b, 5, 2)
+        found[f"matmul {kind} TFLOP/s"] = round(2 * size**3 / seconds / 1e12, 1)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    values = torch.randn(2**29, device=machine.device)
+    seconds, _ = timed(machine, values.clone, 5, 2)
+    found["copy TB/s"] = round(2 * values.numel() * 4 / seconds / 1e12, 2)
+    return found
+
+
+def big_pipeline(machine: Machine, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """SD 1.4 with random weights, drawn on the device: seconds instead of half a minute."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if machine.tiny:
+            return make_pipeline().to(machine.device, dtype)
+        with torch.device(machine.device):
+            return make_published("sd14").to(machine.device, dtype)
+
+
+def unet_inputs(machine: Machine, pipe: StableDiffusionPipeline, batch: int, dtype: torch.dtype) -> tuple:
+    """Latents, timesteps and text for one pass of the UNet."""
+    cfg, options = pipe.unet.config, {"device": machine.device, "dtype": dtype}
+    latents = torch.randn(batch, cfg.in_channels, cfg.sample_size, cfg.sample_size, **options)
+    text = torch.randn(batch, 77, cfg.cross_attention_dim, **options)
+    return latents, torch.full((batch,), 500, device=machine.device), text

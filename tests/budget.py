@@ -1,0 +1,159 @@
+"""Budgets of the test tiers: a run fails when a tier costs half as much again as its budget, or one of its tests does.
+
+Costs must not depend on what else the machine does. So a test of the fast tier costs the seconds of the processor that
+its process and the processes it started have taken, not seconds of the clock. A test that mostly waits for daemons that
+are no children of it (SLURM, chaos) costs seconds of the clock. Both are divided by how slow the machine is just now: a
+fixed piece of work, timed by the same clock at the beginning and at the end of the run, over the seconds that it takes
+on the machine of the budgets. The larger of the two counts, so a busy or slow machine is forgiven, never blamed.
+
+Budgets are in pyproject.toml, `[tool.resurgence.test-budgets]`. A run of a few tests stays below them by nature.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import tomllib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+TOLERANCE = 1.5
+REPEATS = 10  # of the piece of work
+TIERS = ("smoke", "slurm", "chaos", "full_size", "weights", "nightly")  # markers; the first that a test has
+FAST = "fast"  # tier of a test without any of them
+WAITING = ("smoke", "slurm", "chaos")  # tiers that cost seconds of the clock
+
+
+def processor_seconds() -> float:
+    """Seconds of the processor that this process and its ended children have taken, with the children of those."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+CLOCKS = {"processor": processor_seconds, "clock": time.perf_counter}
+
+
+def clock_of(tier: str) -> str:
+    """The clock by which the tests of a tier cost seconds."""
+    return "clock" if tier in WAITING else "processor"
+
+
+def kernel() -> None:
+    """The piece of work, a sixtieth of a second: what the interpreter does in most tests."""
+    values = {str(n): n * n % 97 for n in range(60_000)}
+    sorted(values, key=values.__getitem__)
+
+
+def slowness(clock: Callable[[], float], reference: float) -> float:
+    """Seconds of the work over those of the machine of the budgets; at least 1."""
+    start = clock()
+    for _ in range(REPEATS):
+        kernel()
+    return max(1.0, (clock() - start) / REPEATS / reference)
+
+
+def tier_of(markers: set[str]) -> str:
+    """The tier of a test with these markers."""
+    return next((tier for tier in TIERS if tier in markers), FAST)
+
+
+def excesses(
+    costs: Mapping[str, Mapping[str, float]], calls: Mapping[str, float], budgets: Mapping[str, float]
+) -> Iterator[str]:
+    """What is over its budget, a line each.
+
+    Args:
+        costs: tier -> test -> seconds, with the set-up of what tests share.
+        calls: test of the fast tier -> seconds without any set-up.
+        budgets: tier -> seconds of all its tests, and `test` -> seconds of one test of the fast tier.
+    """
+    for tier, tests in costs.items():
+        total, limit = sum(tests.values()), TOLERANCE * budgets.get(tier, float("inf"))
+        if total > limit:
+            dearest = sorted(tests, key=tests.__getitem__, reverse=True)[:5]
+            named = ", ".join(f"{name} {tests[name]:.0f} s" for name in dearest)
+            yield f"tier {tier}: {total:.0f} s, more than {TOLERANCE} x {budgets[tier]} s; the dearest tests: {named}"
+    for name, seconds in calls.items():
+        if seconds > TOLERANCE * budgets.get("test", float("inf")):
+            yield f"{name}: {seconds:.0f} s, more than {TOLERANCE} x {budgets['test']} s; make it smaller or nightly"
+
+
+class Budget:
+    """Adds up what the tests cost, over all workers, and fails the run in its end."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        text = (config.rootpath / "pyproject.toml").read_text()
+        self.budgets = tomllib.loads(text)["tool"]["resurgence"]["test-budgets"]
+        self.output = getattr(config, "workeroutput", None)  # of a worker of pytest-xdist
+        self.costs: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self.calls: dict[str, float] = {}
+        self.slow = dict.fromkeys(CLOCKS, 1.0)
+        self.start = dict.fromkeys(CLOCKS, 0.0)
+        self.over: list[str] = []
+
+    def look(self, slow: Mapping[str, float]) -> None:
+        """Remember the slowest that any process was at any time."""
+        self.slow = {clock: max(self.slow[clock], slow[clock]) for clock in CLOCKS}
+
+    def measure(self) -> None:
+        """Time the piece of work in this process."""
+        self.look({name: slowness(clock, self.budgets["kernel"]) for name, clock in CLOCKS.items()})
+
+    def pytest_sessionstart(self) -> None:
+        """A process begins."""
+        self.measure()
+
+    def pytest_runtest_logstart(self) -> None:
+        """A test begins."""
+        self.start = {name: clock() for name, clock in CLOCKS.items()}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Any:
+        """Give the report of each phase of a test what the phase cost."""
+        report = yield
+        tier, before = tier_of({marker.name for marker in item.iter_markers()}), self.start
+        self.start = {name: clock() for name, clock in CLOCKS.items()}
+        report.cost = (tier, self.start[clock_of(tier)] - before[clock_of(tier)])
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add it up, in the process that has workers for those of all."""
+        if not hasattr(report, "cost"):  # of a worker that has crashed
+            return
+        tier, seconds = report.cost
+        self.costs[tier][report.nodeid] += seconds
+        if tier == FAST and report.when == "call":
+            self.calls[report.nodeid] = seconds
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """A worker of pytest-xdist has ended."""
+        self.look(getattr(node, "workeroutput", {}).get("slow", self.slow))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Compare, in the process that has seen all reports."""
+        self.measure()
+        if self.output is not None:
+            self.output["slow"] = self.slow
+            return
+        scaled = {
+            tier: {name: seconds / self.slow[clock_of(tier)] for name, seconds in tests.items()}
+            for tier, tests in self.costs.items()
+        }
+        calls = {name: seconds / self.slow[clock_of(FAST)] for name, seconds in self.calls.items()}
+        self.over = list(excesses(scaled, calls, self.budgets))
+        if self.over and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Say what each tier cost, and what is over."""
+        for tier, tests in sorted(self.costs.items()):
+            clock = clock_of(tier)
+            slow = f" on a machine {self.slow[clock]:.1f} times as slow" if self.slow[clock] > 1.1 else ""
+            terminalreporter.write_line(f"tier {tier}: {sum(tests.values()):.0f} s of the {clock}{slow}")
+        for line in self.over:
+            terminalreporter.write_line(f"OVER BUDGET: {line}", red=True)

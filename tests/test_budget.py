@@ -1,0 +1,72 @@
+"""The budgets of the tiers fail a run that has outgrown them, and blame neither waiting nor a slow machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from budget import excesses, slowness, tier_of
+
+TESTS = """\
+import time, pytest
+
+def test_that_computes():
+    end = time.process_time() + 1.0
+    while time.process_time() < end: pass
+
+def test_that_waits():
+    time.sleep(1.0)
+
+@pytest.mark.nightly
+def test_of_another_tier():
+    test_that_computes()
+"""
+BUDGETS = "[tool.resurgence.test-budgets]\nfast = {fast}\ntest = {test}\nnightly = 9\nkernel = 1000\n"
+
+
+def run(folder: Path, *arguments: str, **budgets: float) -> subprocess.CompletedProcess:
+    """Pytest with these budgets over the three tests."""
+    (folder / "pyproject.toml").write_text(
+        BUDGETS.format(**budgets) + "[tool.pytest.ini_options]\nmarkers = ['nightly']\n"
+    )
+    (folder / "test_three.py").write_text(TESTS)
+    shutil.copy(Path(__file__).with_name("conftest.py"), folder)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments", [(), ("-n", "2")])
+def test_a_run_fails_that_costs_half_as_much_again(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = run(tmp_path, *arguments, fast=0.5, test=9)
+    assert done.returncode == 1 and "3 passed" in done.stdout, done.stdout + done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("OVER BUDGET")]
+    assert line.startswith("OVER BUDGET: tier fast: 1 s, more than 1.5 x 0.5 s") and "test_that_computes 1 s" in line
+
+
+def test_waiting_and_other_tiers_cost_nothing(tmp_path: Path) -> None:
+    done = run(tmp_path, fast=1.2, test=1.2)
+    assert done.returncode == 0 and "OVER" not in done.stdout, done.stdout + done.stderr
+
+
+def test_one_test_may_be_too_dear() -> None:
+    costs = {"fast": {"a": 100.0, "b": 20.0}}
+    (line,) = excesses(costs, {"a": 100.0, "b": 20.0}, {"fast": 200, "test": 60})
+    assert line.startswith("a: 100 s, more than 1.5 x 60 s")
+    assert list(excesses(costs, {"a": 80.0, "b": 20.0}, {"fast": 80, "test": 60})) == []
+
+
+def test_a_slow_machine_is_measured_and_a_fast_one_gets_no_less() -> None:
+    ticks = iter([0.0, 20.0, 0.0, 1.0])
+    assert slowness(lambda: next(ticks), reference=1.0) == 2.0
+    assert slowness(lambda: next(ticks), reference=1.0) == 1.0
+
+
+def test_tier_of_a_test_is_its_rarest_marker() -> None:
+    assert tier_of({"slow", "slurm", "smoke"}) == "smoke" and tier_of({"slow"}) == "fast"
+    assert tier_of({"nightly", "slow"}) == "nightly"
