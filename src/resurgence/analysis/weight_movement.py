@@ -87,7 +87,8 @@ def correlations(
     """
     rows = []
     for column in columns:
-        own = cells[[value, column, "task", "eraser"]].dropna()
+        own = cells[[value, column, "task", "eraser"]].dropna().reset_index(drop=True)
+        x, y = (own[name].to_numpy() for name in (column, value))
         clusters = [part.index.to_numpy() for _, part in own.groupby(["task", "eraser"], sort=True)]
         row = {"measure": column, "n": len(own), "clusters": len(clusters)}
         if len(clusters) < 4 or own[column].nunique() < 2 or own[value].nunique() < 2:
@@ -96,11 +97,11 @@ def correlations(
         generator, drawn = numpy_generator("correlation", seed, column), []
         for _ in range(resamples):
             chosen = np.concatenate([clusters[k] for k in generator.integers(0, len(clusters), len(clusters))])
-            part = own.loc[chosen]
-            if part[column].nunique() > 1 and part[value].nunique() > 1:
-                drawn.append(rank_correlation(part[column], part[value]))
+            a, b = x[chosen], y[chosen]
+            if np.ptp(a) > 0 and np.ptp(b) > 0:
+                drawn.append(rank_correlation(a, b))
         low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-        rows.append(row | {"rho": rank_correlation(own[column], own[value]), "low": float(low), "high": float(high)})
+        rows.append(row | {"rho": rank_correlation(x, y), "low": float(low), "high": float(high)})
     return pd.DataFrame(rows, columns=["measure", "n", "clusters", "rho", "low", "high"])
 
 
@@ -116,6 +117,6 @@ def within_tasks(cells: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
     return kept
 
 
-def rank_correlation(x: pd.Series, y: pd.Series) -> float:
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     """Spearman's rho: Pearson's correlation of mean ranks."""
     return float(np.corrcoef(scipy.stats.rankdata(x), scipy.stats.rankdata(y))[0, 1])
