@@ -7,7 +7,7 @@
 # make smoke    a whole study of tiny random models, from nothing to the report
 # make plan     what would be computed, what exists, how long it takes     (ARGS='--target fig7 --gpu h100')
 # make report   write results/report.html again
-# make setup    only the environment and the shipped data
+# make setup    only the environment and the shipped data: the world, and the scores of the reference run
 # make status   what is out of date, in the words of Snakemake and of DVC
 # make adopt    after `dvc pull`: tell Snakemake what of the results is up to date, name what is not
 # make verify   make tables and experiments again from the stored scores: those of results/, before a study has run those
@@ -24,12 +24,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DATA := data/miniature/base/model_index.json
+REFERENCE_RUN := reference/miniature-full
+SCORES := $(REFERENCE_RUN)/results/scores/scores.parquet
 OVERLAY := $(if $(STUDY),--configfile params.yaml $(STUDY))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: setup study test test-slurm test-nightly lint weights smoke plan report status adopt verify archive world world-drawings clean
 
-setup: $(STAMP) $(DATA)
+setup: $(STAMP) $(DATA) $(SCORES)
 
 # uv from the PATH, else a private copy of it in .uv
 $(STAMP): envs/requirements.txt pyproject.toml
@@ -46,6 +48,10 @@ $(STAMP): envs/requirements.txt pyproject.toml
 $(DATA): | $(STAMP)
 	$(BIN)/dvc pull data/miniature/dvc.yaml
 
+# after the world: DVC runs one command at a time
+$(SCORES): | $(DATA)
+	$(BIN)/dvc pull $(REFERENCE_RUN)/dvc.yaml
+
 study: setup
 	$(BIN)/snakemake --cores $(CORES) $(OVERLAY) $(ARGS)
 
@@ -56,14 +62,14 @@ report: setup
 	$(BIN)/snakemake --cores $(CORES) $(OVERLAY) --forcerun report --until report $(ARGS)
 
 status: setup
-	@$(BIN)/dvc repro --quiet expected
+	@grep -qx /dvc.yaml .dvcignore || $(BIN)/dvc repro --quiet expected
 	@$(BIN)/snakemake -n -q rules $(OVERLAY) 2>&1 | awk '/^Job stats/ { n++ } n == 1 || /^Nothing/ || /Error/'
 	@$(BIN)/dvc status 2>/dev/null
 
 adopt: setup
 	@$(BIN)/resurgence adopt $(if $(STUDY),--overlay $(STUDY))
 
-RESULTS ?= $(if $(wildcard results/tables/made.json),results,reference/miniature-full/results)
+RESULTS ?= $(if $(wildcard results/tables/made.json),results,$(REFERENCE_RUN)/results)
 verify: setup
 	@$(BIN)/resurgence verify $(RESULTS) --tables $(if $(REFERENCE),--against $(REFERENCE))
 

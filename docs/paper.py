@@ -2,7 +2,7 @@
 
     python docs/paper.py
 
-Reads reference/miniature-full/results, which `resurgence archive --reference` has copied from a finished study, and
+Reads reference/miniature-full/results, which `resurgence archive --reference` has written from a finished study, and
 replaces what stands between `<!-- paper -->` and `<!-- end of paper -->`: what was run, then the page that the graph
 has made of all experiments (results/experiments/results.md), its headings one level lower and its pictures from there.
 """
@@ -15,6 +15,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from resurgence.provenance.manifest_table import TABLE, read_manifests
+
 DOCS = Path(__file__).parent
 PAGE = DOCS / "results.md"
 REFERENCE = DOCS.parent / "reference/miniature-full/results"
@@ -22,8 +24,9 @@ MARKS = "<!-- paper -->", "<!-- end of paper -->"
 
 
 def run_of(reference: Path) -> str:
-    """Commits, versions and devices of the run, from the run.json beside the scores."""
-    runs = [json.loads(path.read_text()) for path in sorted(reference.glob("scores/**/scores/run.json"))]
+    """Commits, versions and devices of the run, from the run records of the scores."""
+    rows = read_manifests(reference / "scores" / TABLE)
+    runs = [json.loads(row["run"]) for row in rows if Path(row["folder"]).name == "scores"]
     commits = Counter(run["commit"][:7] for run in runs)
     told = [f"{len(runs)} models (bases included) were scored"]
     told.append("commits " + ", ".join(f"{commit} ({number})" for commit, number in commits.most_common()))

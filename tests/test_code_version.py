@@ -348,7 +348,9 @@ def test_what_an_entry_shares_with_its_alternatives_is_followed() -> None:
 # --- this package: the versions of all its rules in a copy of the tree
 
 ENTRIES = {f"stages.{rule.stage}": f"resurgence.stages.{rule.stage}" for rule in RULES.values()}
-ENTRIES |= {name.removeprefix("resurgence."): name for name in map(method_module, erasers()) if name.startswith("resurgence.")}
+ENTRIES |= {
+    name.removeprefix("resurgence."): name for name in map(method_module, erasers()) if name.startswith("resurgence.")
+}
 PARTS = ("autoencoder", "clip", "drawings", "quality", "recogniser", "text_to_image")
 ENTRIES |= {f"miniature.{name}": f"resurgence.miniature.{name}" for name in PARTS}
 SCORERS = (path.stem for path in (ROOT / "src/resurgence/scorers").glob("[!_]*.py"))

@@ -1,19 +1,21 @@
-"""DVC carries the small study: clone, pull, adopt; what a change affects; push and pull again; flipped bytes."""
+"""DVC carries the small study: clone, pull, adopt; what a change affects; the data that the repository ships."""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import os
 import shutil
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import yaml
-from resurgence.workflow.dry_run import planned, printed_jobs
 from tree import ROOT, Tree, clone, messages
 from versioned import STAGES, Repository, make_repository
+
+from resurgence.config.load import load_study
+from resurgence.provenance.manifest import as_written, read_manifest
+from resurgence.workflow.graph import jobs
+from resurgence.workflow.snakemake import outputs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NOTHING = "Nothing to be done"
@@ -42,15 +44,21 @@ def second(adopted: tuple[Repository, str], tmp_path: Path) -> Repository:
     return Repository(clone(adopted[0].root, tmp_path / "tree"))
 
 
+def stage_of(tree: Repository) -> dict[Path, str]:
+    """Output of each job of the study -> its stage."""
+    with contextlib.chdir(tree.root):
+        return {job.out: job.rule.dvc_stage for job in jobs(load_study([Path("params.yaml")]))}
+
+
+def to_run(tree: Repository, *arguments: str) -> set[Path]:
+    """Declared outputs of the jobs that Snakemake would run."""
+    return outputs(tree.run("snakemake", "-n", *arguments)) & set(stage_of(tree))
+
+
 def stages_to_run(tree: Repository) -> set[str]:
     """Stages of the jobs that Snakemake would run."""
-    return {job.stage for job in printed_jobs(tree.run("snakemake", "-n", "-p"))}
-
-
-def cached(place: Path) -> dict[str, Path]:
-    """Hash by name -> file, of a cache or remote; a killed transfer may leave a .NAME.tmp, which DVC never reads."""
-    files = [p for p in place.rglob("[!.]*") if p.is_file() and p.parent.parent.name == "md5"]
-    return {p.parent.name + p.name: p for p in files}
+    stages = stage_of(tree)
+    return {stages[out] for out in to_run(tree)}
 
 
 def flip(file: Path) -> None:
@@ -60,7 +68,6 @@ def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     file.chmod(mode)
 
@@ -84,19 +91,18 @@ def test_lock_is_short_and_stages_hold_few_files(pushed: Repository) -> None:
 def test_outputs_of_each_stage_are_those_of_its_target(pushed: Repository) -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert list(stages) == ["expected", *STAGES]
-    jobs, made = planned(root=pushed.root), set[Path]()
-    for stage in STAGES:
-        words = stages[stage]["cmd"].split()
-        told = pushed.run("snakemake", "-n", "-F", "-p", "--", words[words.index("--") + 1])
-        run = {job.out for job in printed_jobs(told)}
-        own = {job.out for job in jobs if job.stage == stage}
-        assert own <= run and run - made >= own, stage
+    stage, made = stage_of(pushed), set[Path]()
+    for name in STAGES:
+        words = stages[name]["cmd"].split()
+        run = to_run(pushed, "-F", "--", words[words.index("--") + 1])
+        own = {out for out in stage if stage[out] == name}
+        assert own <= run and run - made >= own, name
         made |= own
-        assert {job.stage for job in jobs if job.out in run} <= set(STAGES[: STAGES.index(stage) + 1])
-        outs = [next(iter(out)) for out in stages[stage]["outs"]]
+        assert {stage[out] for out in run} <= set(STAGES[: STAGES.index(name) + 1])
+        outs = [next(iter(out)) for out in stages[name]["outs"]]
         assert {out for out in outs if out != "results/report.html"} == {str(Path(*p.parts[:2])) for p in own}
-        assert all(out[next(iter(out))]["persist"] for out in stages[stage]["outs"])
-    assert made == {job.out for job in jobs}
+        assert all(out[next(iter(out))]["persist"] for out in stages[name]["outs"])
+    assert made == set(stage)
 
 
 def test_a_change_is_seen_by_both(second: Repository) -> None:
@@ -106,7 +112,7 @@ def test_a_change_is_seen_by_both(second: Repository) -> None:
         ("params.yaml", "resamples: 100", "resamples: 120", {"tables"}),
         ("params.yaml", "    lr: 0.002", "    lr: 0.004", after["finetuned"]),
         ("params.yaml", "lamb: 1.0", "lamb: 2.0", after["erased"]),
-        ("src/resurgence/scorers/clip.py", '"""', '# a comment\n"""', after["scores"]),
+        ("src/resurgence/scorers/clip.py", '"a photo of the {}", 100.0', '"a photo of the {}", 99.0', after["scores"]),
         ("data/small/tasks/pets.yaml", "erase: 2, retain: 2", "erase: 3, retain: 2", {"data", *after["images"]}),
         ("params.yaml", "device: cpu", "device: auto", set()),
     ]
@@ -133,8 +139,7 @@ def test_a_value_changed_before_adopting_is_named(pushed: Repository, tmp_path: 
     assert "stale    results/data/small/moments: input data/small/general.txt has changed" in told
     assert "stale    results/tables/made.json: statistics.resamples: 100 -> 120" in told
     stale = {line.split()[1].rstrip(":") for line in told.splitlines() if line.startswith("stale")}
-    left = {job.out.as_posix() for job in printed_jobs(tree.run("snakemake", "-n", "-p"))}
-    assert {name.removesuffix("/manifest.json") for name in left} == stale
+    assert {out.as_posix().removesuffix("/manifest.json") for out in to_run(tree)} == stale
 
 
 def test_repro_runs_only_what_is_affected_and_travels(second: Repository, pushed: Repository, tmp_path: Path) -> None:
@@ -159,43 +164,6 @@ def test_repro_runs_only_what_is_affected_and_travels(second: Repository, pushed
         assert (second.root / path).read_bytes() == (third.root / path).read_bytes(), path
 
 
-def interrupted(tree: Repository, command: str, place: Path) -> int:
-    """Start a push or pull and kill it once a few files have arrived; how many had."""
-
-    environment = {**os.environ, "DVC_SITE_CACHE_DIR": str(tree.root.parent / "site")}
-    process = subprocess.Popen(["dvc", command, "--jobs", "1"], cwd=tree.root, env=environment, stdout=-3, stderr=-3)
-    while process.poll() is None and len(cached(place)) < 8:
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    return len(cached(place))
-
-
-def test_interrupted_push_and_pull_go_on(second: Repository, tmp_path: Path) -> None:
-    remote = tmp_path / "other"
-    second.dvc("remote", "modify", "storage", "url", str(remote))
-    second.run("git", "commit", "--quiet", "--all", "--message", "remote")
-    whole = set(cached(second.root / ".dvc/cache")) - set(cached(second.root / "shipped"))
-    assert 0 < interrupted(second, "push", remote) < len(whole)
-    second.dvc("push")
-    assert set(cached(remote)) == whole
-
-    third = second.clone(tmp_path / "third")
-    cache = third.root / ".dvc/cache"
-    assert 0 < interrupted(third, "pull", cache) < len(whole)
-    third.dvc("pull")
-    assert CLEAN in third.dvc("status")
-    for place in (remote, cache):
-        for name, file in cached(place).items():
-            assert hashlib.md5(file.read_bytes()).hexdigest() == name.removesuffix(".dir"), file
-
-
-def parquet_of(tree: Repository) -> tuple[Path, str]:
-    """An image set, and its name in a cache."""
-    file = tree.root / "results/images/small/pets/uce/s0/images/step-000000.parquet"
-    return file, hashlib.md5(file.read_bytes()).hexdigest()
-
-
 def named_by_adopt(tree: Repository) -> None:
     """Adopt names the image set and what was made from it; nothing of that counts as up to date."""
     told = tree.resurgence("adopt")
@@ -206,41 +174,12 @@ def named_by_adopt(tree: Repository) -> None:
 
 
 def test_flipped_byte_in_the_workspace(second: Repository) -> None:
-    file, _ = parquet_of(second)
-    flip(file)
+    flip(second.root / "results/images/small/pets/uce/s0/images/step-000000.parquet")
     assert "has changed since it was written" in second.resurgence("verify", "results", check=False)
     named_by_adopt(second)
     assert "results/images" in second.changed()["images"]
     second.dvc("checkout", "--force")  # puts it back
     assert "26 of 26" in second.resurgence("adopt") and stages_to_run(second) == set()
-
-
-def test_flipped_byte_in_the_cache(second: Repository) -> None:
-    file, name = parquet_of(second)
-    flip(cached(second.root / ".dvc/cache")[name])
-    shutil.rmtree(second.root / "results/images")
-    if second.run("dvc", "checkout", check=False) and file.exists():
-        named_by_adopt(second)
-    else:  # DVC noticed it by itself
-        assert not file.exists()
-
-
-@pytest.mark.parametrize("damaged", ["storage", "shipped"])
-def test_flipped_byte_in_the_remote(pushed: Repository, tmp_path: Path, damaged: str) -> None:
-    tree = pushed.clone(tmp_path / "tree")
-    if damaged == "storage":
-        remote = Path(clone(pushed.root.parent / "remote", tmp_path / "remote"))
-        tree.dvc("remote", "modify", "storage", "url", str(remote))
-        tree.dvc("remote", "modify", "storage", "verify", "true")
-        file, name = parquet_of(pushed)
-    else:
-        remote = tree.root / "shipped"
-        file = pushed.root / "data/small/base/unet/diffusion_pytorch_model.safetensors"
-        name = hashlib.md5(file.read_bytes()).hexdigest()
-    flip(cached(remote)[name])
-    told = tree.dvc("pull", check=False)
-    assert "ERROR" in told or "corrupted" in told
-    assert not (tree.root / file.relative_to(pushed.root)).exists()
 
 
 def test_pulling_the_world_needs_no_other_remote(pushed: Repository, tmp_path: Path) -> None:
@@ -249,3 +188,25 @@ def test_pulling_the_world_needs_no_other_remote(pushed: Repository, tmp_path: P
     tree.dvc("pull", "data/small/dvc.yaml")
     assert (tree.root / "data/small/base/model_index.json").is_file()
     assert "no remote" in tree.dvc("push", check=False).lower()
+
+
+def test_pull_on_a_fresh_clone_brings_what_the_repository_ships(tmp_path: Path) -> None:
+    """Plain `dvc pull`, before any study has run and without a remote of the user: the world and the reference."""
+    tree = Repository(tmp_path / "tree")
+    shipped = ("data/miniature", "reference/miniature-full")
+    for name in (
+        ".dvc/config",
+        ".dvcignore",
+        "dvc.yaml",
+        *(f"{d}/dvc.{kind}" for d in shipped for kind in ("yaml", "lock")),
+    ):
+        (tree.root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, tree.root / name)
+    (tree.root / "shipped").symlink_to(ROOT / "shipped")
+    tree.run("git", "init", "--quiet")
+    tree.dvc("pull")
+    assert (tree.root / "data/miniature/base/model_index.json").is_file()
+    reference = ROOT / "reference/miniature-full/results"
+    files = read_manifest(reference / "made.json")["files"]
+    assert len(files) == 3 and as_written(tree.root / reference.relative_to(ROOT), files) == []
+    assert "dvc-ignored" in tree.dvc("repro", check=False)  # until the study is versioned

@@ -151,25 +151,29 @@ def test_experiments_are_made_again_and_a_tampered_score_is_found(changed: Tree)
 
 
 def test_a_reference_verifies_and_a_score_tampered_with_care_is_found(experiments: Tree, tmp_path: Path) -> None:
-    """Tables, experiments and scores without features; then a score is changed, and its manifest, too."""
+    """Tables, experiments and packed scores; then a score is changed, and the checksum of its file, too."""
     out = tmp_path / "reference"
     write_reference(out, experiments.root)
     root = out / "results"
-    assert {path.name for path in root.iterdir()} == {"tables", "figures", "experiments", "scores", "omitted.json"}
-    assert not list(root.rglob("features.safetensors")) and "frechet" in (root / "tables/cells.csv").read_text()
+    assert {path.name for path in root.iterdir()} == {"tables", "figures", "experiments", "scores", "made.json"}
+    assert {path.name for path in (root / "scores").iterdir()} == {"scores.parquet", "manifests.parquet"}
+    assert "frechet" in (root / "tables/cells.csv").read_text()
+    assert not any("argv" in path.read_text() for path in root.rglob("*run.json"))
     arguments = Namespace(folder=root, tables=True, against=experiments.root / "results/tables")
     run(arguments)
     with pytest.raises(FileExistsError, match="remove it"):
         write_reference(out, experiments.root)
 
-    scores = root / "scores/small/pets/uce/s0/lora/f0/scores"
-    file = scores / "step-000004/scores.parquet"
+    file = root / "scores/scores.parquet"
     rows = pd.read_parquet(file)
-    rows.assign(clip_score=rows["clip_score"] + 1).to_parquet(file)
+    changed = (rows["model"] == "pets/uce/s0/lora/f0") & (rows["step"] == 4)
+    assert changed.any()
+    rows.loc[changed, "clip_score"] += 1
+    rows.to_parquet(file, index=False)
     assert any("scores.parquet has changed" in line for line in told(root))
-    manifest = json.loads((scores / "manifest.json").read_text())
-    manifest["files"]["step-000004/scores.parquet"] = sha256(file)
-    (scores / "manifest.json").write_text(json.dumps(manifest))
+    made = json.loads((root / "made.json").read_text())
+    made["files"]["scores/scores.parquet"] = sha256(file)
+    (root / "made.json").write_text(json.dumps(made))
     assert list(told(root)) == []
     with pytest.raises(ValueError, match=r"6 files or rows of .* differ"):
         run(arguments)

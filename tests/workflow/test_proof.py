@@ -95,7 +95,7 @@ def test_verify_names_every_missing_changed_and_foreign_file(copy: Tree) -> None
         "erased/small/pets/uce/s0/delta/more.txt is not part of the artefact",
         "figures/compare_recogniser_accuracy.png is missing",
         "grids/made.json is damaged: it is no manifest",
-        "scores/notes.txt is foreign: no manifest names it",
+        "scores/notes.txt is not listed in any manifest",
         "tables/cells.csv has changed since it was written",
     ]
     assert len(found) - len(kinds) == 5  # grids that no manifest names any longer

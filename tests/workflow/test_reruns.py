@@ -102,7 +102,9 @@ FORMULAS: dict[str, tuple[str, str, str, list[str]]] = {
         "diffusion/sampling.py", "unconditional + cfg.guidance * (", "unconditional + 1.5 * cfg.guidance * (",
         [*MADE_BY_THE_BASE, MASKS, LORAS, "Erase pets with mace, seed 0", *TUNED, *SAMPLED, *SCORED, *SHOWN],
     ),
-    "loss": ("training/finetune.py", "return F.mse_loss(prediction", "return 2 * F.mse_loss(prediction", [*TUNED, *SHOWN]),
+    "loss": (
+        "training/finetune.py", "return F.mse_loss(prediction", "return 2 * F.mse_loss(prediction", [*TUNED, *SHOWN]
+    ),
     "closed form": ("erasers/closed_form/uce.py", "gram = cross = torch.zeros(", "gram = cross = 0 * torch.zeros(",
                     [*model_jobs("uce"), *SHOWN]),
     "metric": ("scorers/clip.py", "def load(", "def load_(", [*SCORED, *TABLES]),

@@ -77,6 +77,8 @@ def make_repository(finished: Tree, root: Path, remote: Path) -> Repository:
     ):
         text = (ROOT / name).read_text().replace("data/miniature", "data/small")
         text = text.replace("      - config\n", "      - config\n      - data/small/tasks\n")
+        if name == ".dvcignore":
+            text = text.replace("\n/dvc.yaml\n", "\n")  # the study is versioned
         (root / name.replace("miniature", "small")).parent.mkdir(exist_ok=True)
         (root / name.replace("miniature", "small")).write_text(text)
     (root / "data/small/drawings").mkdir()

@@ -1,3 +1,8 @@
+"""What must fit together before a job starts: files, concepts, names, and the settings of every combination.
+
+The configuration classes check themselves; here is what only shows when they meet.
+"""
+
 from __future__ import annotations
 
 import dataclasses

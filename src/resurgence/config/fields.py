@@ -155,6 +155,7 @@ class UniqueKeys(yaml.SafeLoader):
     """YAML in which a key written twice is an error instead of the last one winning."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """The mapping of a node; ConfigError for a key written twice."""
         keys = [self.construct_object(k, deep=True) for k, _ in node.value if k.tag != "tag:yaml.org,2002:merge"]
         unique(f"line {node.start_mark.line + 1}, key", [k for k in keys if isinstance(k, str)])
         return super().construct_mapping(node, deep)

@@ -88,6 +88,7 @@ class Capture:
         attention_mask: torch.Tensor | None = None,
         **_: object,
     ) -> torch.Tensor:
+        """Attend from the image to the text; the probabilities (B, heads, Q, L) go to `receive`."""
         mask = attn.prepare_attention_mask(attention_mask, encoder_hidden_states.shape[1], len(hidden_states))
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
         key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))

@@ -1,8 +1,8 @@
-"""Image sets: prompts and lossless images in Parquet, in the convention of Hugging Face datasets, in one file or shards.
+"""Image sets: prompts and lossless images in Parquet, in Hugging Face's convention, in one file or in shards.
 
-Files have bounded size: `step-000300.parquet`, or `step-000300.0002-of-0005.parquet` and its kin. A shard is also what an
-interrupted job continues from: it is written under a temporary name and renamed, so one that is there is whole, and the
-noise of an image does not depend on where it was sampled.
+Files have bounded size: `step-000300.parquet`, or `step-000300.0002-of-0005.parquet` and its kin. A shard is also what
+an interrupted job continues from: it is written under a temporary name and renamed, so one that is there is whole, and
+the noise of an image does not depend on where it was sampled.
 """
 
 from __future__ import annotations

@@ -16,9 +16,12 @@ class EndTokens(Protocol):
     """Settings that say which tokens at the end of a caption belong to the set."""
 
     @property
-    def use_pooler(self) -> bool: ...
+    def use_pooler(self) -> bool:
+        """Whether the end of the caption belongs to the set."""
+
     @property
-    def pooler_tokens(self) -> Literal["end-and-padding", "end", "same-id"]: ...
+    def pooler_tokens(self) -> Literal["end-and-padding", "end", "same-id"]:
+        """Which tokens at the end."""
 
 
 def tokens_of(

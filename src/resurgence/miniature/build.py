@@ -1,7 +1,7 @@
 """The parts of the miniature world, in order: drawings, autoencoder, base, recogniser, clip, quality.
 
-An interrupted training resumes from its state in `scratch/PART` below the folder of the world, which is removed once the
-part is complete.
+An interrupted training resumes from its state in `scratch/PART` below the folder of the world, which is removed once
+the part is complete.
 """
 
 from __future__ import annotations

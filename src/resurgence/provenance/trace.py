@@ -2,12 +2,14 @@
 
 Each artefact is printed once, with its settings, seeds, modules, and the run that made it; the artefacts that it was
 made from follow, indented. At the end stand the files of the base and the scorers, DVC's entries for them, and the
-seeds of the trainings and the packages of the drawings behind them.
+seeds of the trainings and the packages of the drawings behind them. Of a reference only the manifests of scores and
+weight movements are there (manifest_table.py): the chain ends at the inputs that they name.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +19,7 @@ import yaml
 
 from resurgence.config.model_path import ModelPath
 from resurgence.provenance.manifest import MANIFEST, digest_of, read_manifest, verify
+from resurgence.provenance.manifest_table import TABLE, unpack_manifests
 from resurgence.provenance.runs import run_of
 
 SHORT = 12  # digits of a digest that are printed
@@ -65,8 +68,11 @@ def models_of(row: Mapping[str, str], controls: list[str]) -> list[str]:
     return [str(path) for path in ([model.base, *shown][-1:] if "state" in row else [*reversed(shown), model.base])]
 
 
-def folders_behind(file: Path, number: int | None) -> list[Path]:
+def folders_behind(file: Path, number: int | None, results: Path) -> list[Path]:
     """The artefacts that a file is, belongs to, or has a row of.
+
+    Args:
+        results: the results tree with the scores behind a table.
 
     Raises:
         ValueError: no artefact is behind it, or a table is given without a row.
@@ -80,32 +86,38 @@ def folders_behind(file: Path, number: int | None) -> list[Path]:
     if number is None:
         raise ValueError(f"{file} is a table; say which row with --row, the first one being 1")
     block, row = read_manifest(made)["parameters"], row_of(file, number)
-    scores = file.parents[1] / "scores" / block["base"]
+    scores = results / "scores" / block["base"]
     return [scores / model / "scores" for model in models_of(row, block.get("controls", []))]
 
 
 class Chain:
-    """Walks from artefacts to what they were made from, and collects the files at the end of the chain."""
+    """Walks from artefacts to what they were made from, and collects the files at the end of the chain.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: the folder from which files are named. unpacked: the folder with the manifests of a reference, if any.
+    """
+
+    def __init__(self, root: Path, unpacked: Path | None = None) -> None:
         self.root, self.seen, self.files = root, set[Path](), dict[str, str]()
+        self.artefacts, self.is_packed = unpacked or root, unpacked is not None
 
     def walk(self, folder: Path, depth: int = 0) -> Iterator[str]:
         """The lines of an artefact and of what it was made from."""
-        pad, place = "  " * depth, folder.relative_to(self.root)
+        pad, place = "  " * depth, folder.relative_to(self.artefacts)
         if place in self.seen:
             yield f"{pad}{place} (above)"
             return
         self.seen.add(place)
         manifest = read_manifest(folder)
-        state = "as it was written" if not verify(folder) else f"CHANGED: {verify(folder)[0]}"
+        problems = [] if self.is_packed else verify(folder)
+        state = f"CHANGED: {problems[0]}" if problems else "packed" if self.is_packed else "as it was written"
         yield f"{pad}{place}: {manifest['kind']}, manifest {digest_of(folder)[:SHORT]}, {state}"
         yield from (f"{pad}  | {line}" for line in self.facts(place, manifest))
         for name, digest in manifest["inputs"].items():
             if Path(name).name != MANIFEST:
                 self.files[name] = digest
                 continue
-            above = (self.root / name).parent
+            above = (self.artefacts / name).parent
             if not (above / MANIFEST).is_file():
                 yield f"{pad}  {name}: MISSING, was {digest[:SHORT]}"
                 continue
@@ -121,7 +133,7 @@ class Chain:
         if manifest["format"] == 1:
             sources = (f"{n.removeprefix('resurgence/')} {digest[:8]}" for n, digest in manifest["sources"].items())
             yield f"sources: {', '.join(sources)}"
-        run = run_of(place, self.root)
+        run = run_of(place, self.artefacts)
         if not run:
             yield "run: not known; `make adopt` restores it from the record"
             return
@@ -174,9 +186,14 @@ def provenance(file: Path, number: int | None, root: Path = Path()) -> Iterator[
     if number is not None and file.is_file():
         told = ", ".join(f"{key} {value}" for key, value in row_of(file, number).items() if value != "")
         yield f"{file.relative_to(root)}, row {number}: {told}"
-    chain = Chain(root)
-    for folder in folders_behind(file, number):
-        yield from chain.walk(folder)
+    results = file.parents[1]
+    with tempfile.TemporaryDirectory() as place:
+        unpacked = Path(place).resolve() if (results / "scores" / TABLE).is_file() else None
+        if unpacked:
+            unpack_manifests(results / "scores" / TABLE, unpacked / "results")
+        chain = Chain(root, unpacked)
+        for folder in folders_behind(file, number, unpacked / "results" if unpacked else results):
+            yield from chain.walk(folder)
     yield "Files at the end of the chain:"
     yield from chain.ends()
     yield from dvc_entries(root, list(chain.files))

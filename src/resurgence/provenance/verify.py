@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from resurgence.provenance.manifest import MANIFEST, as_written, read_manifest, run_file, unlisted
-from resurgence.workflow.archive import OMITTED
 
+OMITTED = "omitted.json"  # files that manifests list and an archive leaves out, as paths from the results tree
 MADE = ("made.json", "report.json")  # manifests of files that several jobs put into one folder
 # folders of a results tree whose files no manifest names: times of jobs, DVC's view of the graph, the world
 UNNAMED = {"benchmarks", "expected.json", "world"}
@@ -35,9 +35,9 @@ def omitted(root: Path) -> set[Path]:
 
 def told(root: Path) -> Iterator[str]:
     """One sentence for each problem below a folder."""
-    artefacts, left = sorted(path.parent for path in root.rglob(MANIFEST)), omitted(root)
+    artefacts, left = {path.parent for path in root.rglob(MANIFEST)}, omitted(root)
     named: set[Path] = {(root / OMITTED).resolve()}
-    for folder in artefacts:
+    for folder in sorted(artefacts):
         yield from artefact(folder, left)
     for path in made_files(root):
         files = read_manifest(path)["files"]
@@ -45,7 +45,7 @@ def told(root: Path) -> Iterator[str]:
         named |= {path.resolve(), run_file(path).resolve(), *((path.parent / name).resolve() for name in files)}
     for path in sorted(root.rglob("*")):
         place = path.relative_to(root)
-        inside = any(folder in path.parents for folder in artefacts)
+        inside = not artefacts.isdisjoint(path.parents)
         if path.is_file() and not inside and path.resolve() not in named and not set(place.parts) & UNNAMED:
             if path.name in MADE:
                 yield f"{path} is damaged: it is no manifest"

@@ -23,6 +23,7 @@ class Block(nn.Module):
         self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (N, C, h, w) of features of the same size."""
         return F.relu(self.body(x) + self.shortcut(x))
 
 
@@ -40,6 +41,7 @@ class Recogniser(nn.Module):
         return self.blocks(self.stem(images)).mean((2, 3))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (N, concepts) of images (N, 3, H, W)."""
         return self.head(self.features(images))
 
 

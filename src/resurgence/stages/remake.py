@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from resurgence.analysis.packed_scores import PACKED, unpack
 from resurgence.provenance.manifest import MANIFEST, read_manifest
 from resurgence.provenance.verify import count, made_files, omitted, told
 from resurgence.scorers import FEATURES
@@ -52,19 +53,49 @@ def otherwise(own: Path, made: Path, names: Iterable[str], without: str | None =
             yield f"{own / name} is not what the stored scores give"
 
 
+def packed(root: Path) -> Path | None:
+    """The folder of packed scores in a reference's results tree; None in a tree with a folder for each model.
+
+    Raises:
+        FileNotFoundError: a reference whose scores are not there.
+    """
+    made = root / "made.json"
+    if not made.is_file() or read_manifest(made)["kind"] != "reference":
+        return None
+    if not (root / "scores" / PACKED).is_file():
+        raise FileNotFoundError(f"{root / 'scores' / PACKED} is missing; run `dvc pull {root.parent / 'dvc.yaml'}`")
+    return root / "scores"
+
+
+@contextlib.contextmanager
+def stored_scores(root: Path) -> Iterator[None]:
+    """Work in a folder whose results/scores holds the scores of each model of the results tree `root`."""
+    folder = packed(root)
+    with tempfile.TemporaryDirectory() as place:
+        if folder:
+            unpack(folder, Path(place) / "results" / "scores")
+        with contextlib.chdir(place if folder else root.parent):
+            yield
+
+
 def unmade(root: Path) -> str | None:
-    """Which metrics the stored scores cannot give: the Fréchet distances, where an archive leaves out the features."""
-    return "frechet" if any(path.name == FEATURES for path in omitted(root)) else None
+    """Which metrics the stored scores cannot give: the Fréchet distances, where the features are left out."""
+    kept_out = read_manifest(root / "made.json")["parameters"]["left_out"] if packed(root) else omitted(root)
+    return "frechet" if any(Path(name).name == FEATURES for name in kept_out) else None
 
 
 def tables_again(root: Path) -> Iterator[str]:
-    """Make the tables again from the stored scores, elsewhere; one sentence for each that comes out otherwise."""
+    """Make the tables again from the stored scores, elsewhere; one sentence for each that comes out otherwise.
+
+    Args:
+        root: an absolute path.
+    """
     from resurgence.analysis.score_folders import by_step, entry
     from resurgence.analysis.tables import FILES
     from resurgence.analysis.tables import run as make
 
     block = read_manifest(root / "tables" / "made.json")["parameters"]
-    with tempfile.TemporaryDirectory() as place, contextlib.chdir(root.parent):
+    with tempfile.TemporaryDirectory() as place, stored_scores(root):
         make(by_step(entry(block, model) for model in block["models"]), Path(place), **block["statistics"])
         yield from otherwise(root / "tables", Path(place), FILES, unmade(root))
 
@@ -73,18 +104,23 @@ def experiments_again(root: Path) -> Iterator[str]:
     """Make the experiments again from the stored scores, elsewhere; one sentence for each file that is another then.
 
     Grids of images and lists of members are left out: they are not made from scores.
+
+    Args:
+        root: an absolute path.
     """
     from resurgence.stages.experiment import make
     from resurgence.stages.job import Job
 
-    for made in sorted((root / "experiments").glob("*/made.json")):
-        manifest = read_manifest(made)
-        block = manifest["parameters"]
-        if block["kind"] in ("grid", "members") or (unmade(root) and block["metric"].startswith(unmade(root))):
-            continue
-        with tempfile.TemporaryDirectory() as place, contextlib.chdir(root.parent):
-            make(Job(block, Path(place) / made.name, {}, "cpu"))
-            yield from otherwise(made.parent, Path(place), manifest["files"])
+    without = unmade(root)
+    with stored_scores(root):
+        for made in sorted((root / "experiments").glob("*/made.json")):
+            manifest = read_manifest(made)
+            block = manifest["parameters"]
+            if block["kind"] in ("grid", "members") or (without and block["metric"].startswith(without)):
+                continue
+            with tempfile.TemporaryDirectory() as place:
+                make(Job(block, Path(place) / made.name, {}, "cpu"))
+                yield from otherwise(made.parent, Path(place), manifest["files"])
 
 
 def differing(own: Path, reference: Path) -> Iterator[str]:
@@ -140,6 +176,7 @@ def run(args: Namespace) -> None:
     """
     if not any(args.folder.rglob(MANIFEST)) and not made_files(args.folder):
         raise FileNotFoundError(f"{args.folder} holds no {MANIFEST}; give a results tree or an artefact")
+    packed(args.folder)  # scores that were not pulled are an error before anything is hashed
     problems = list(told(args.folder))
     if args.tables and not problems:
         problems = [*tables_again(args.folder.resolve()), *experiments_again(args.folder.resolve())]

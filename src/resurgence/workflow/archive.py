@@ -14,15 +14,16 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import json
 import shutil
 import tarfile
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from resurgence.config.load import load_study
-from resurgence.files import json_text
-from resurgence.provenance.manifest import MANIFEST, RUN, read_manifest
+from resurgence.files import atomic_folder, json_text, write_json
+from resurgence.provenance.manifest import MANIFEST, RUN, described, files_of, read_manifest, run_file
+from resurgence.provenance.manifest_table import TABLE, pack_manifests, without_command
+from resurgence.provenance.verify import OMITTED
 
 RESULTS = "results"
 TOP = (
@@ -33,8 +34,7 @@ TREES = ("config", "studies", "workflow", "profiles", "envs", "src", "docs")
 WHOLE = ("tables", "figures", "experiments", "cost", "report.html", "erased", "finetuned", "scores")  # of results/
 WITH_IMAGES = ("grids", "data", "images")
 EPOCH = 315532800  # 1980-01-01: no time of change depends on the machine
-OMITTED = "omitted.json"
-LARGE = ("features.safetensors",)  # of the scores, eleven times what the scores are: a reference leaves them out
+LARGE = ("features.safetensors",)  # of the scores, eleven times their size: a reference leaves them out
 
 
 def tree(place: Path) -> list[Path]:
@@ -67,50 +67,55 @@ def results(root: Path, images: bool) -> tuple[list[Path], list[str]]:
 
 
 def write_reference(out: Path, root: Path = Path()) -> int:
-    """Copy tables, experiments and scores of a finished study to out/results; returns the bytes of all files.
+    """Write the reference of a finished study to out/results; returns the bytes of all files.
 
-    Scores of other studies in the same tree stay out.
+    Tables, figures and experiments are copied; scores, weight movements and manifests of its models are packed into the
+    few Parquet files of out/results/scores, which DVC carries. Scores of other studies in the same tree stay out.
 
     Raises:
         FileNotFoundError: the study is not finished. FileExistsError: `out` holds a reference already.
     """
-    from resurgence.analysis.score_folders import entry
-
-    place = root / RESULTS
+    place, new = root / RESULTS, out / RESULTS
     if not (place / "tables" / "made.json").is_file():
         raise FileNotFoundError(f"{place}/tables is not finished; run `make study` first")
-    if (out / RESULTS).exists():
-        raise FileExistsError(f"{out / RESULTS} exists; remove it, or name another folder")
-    block = read_manifest(place / "tables" / "made.json")["parameters"]
-    scores = {root / entry(block, model)["path"] for model in block["models"]}  # of this study, if several ran here
-    results = place / "experiments" / "made.json"
-    named = read_manifest(results)["parameters"]["experiments"] if results.is_file() else ()
-    experiments = [results.parent / name for name in named]
-    pages = [results, results.parent / "results.md"] if named else []
-    kept = [
-        place / "tables",
-        place / "figures",
-        *experiments,
-        *pages,
-        *scores,
-        *(p.parent / "geometry" for p in scores),
-    ]
-    found = [path for part in kept if part.exists() for path in tree(part)]
-    omitted = sorted(path.relative_to(place).as_posix() for path in found if path.name in LARGE)
-    temporary = out / f".{RESULTS}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    for path in found:
-        if path.name not in LARGE:
+    if new.exists():
+        raise FileExistsError(f"{new} exists; remove it, or name another folder")
+    with atomic_folder(new) as temporary:
+        for path in [path for part in shown_parts(place) if part.exists() for path in tree(part)]:
             copy = temporary / path.relative_to(place)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            if path.name == RUN:  # without the command line, which holds paths of the machine
-                told = json.loads(path.read_text(encoding="utf-8"))
-                copy.write_text(json_text({k: v for k, v in told.items() if k != "argv"}), encoding="utf-8")
+            if path.name.endswith(RUN):
+                copy.write_text(without_command(path), encoding="utf-8")
             else:
                 shutil.copyfile(path, copy)
-    (temporary / OMITTED).write_text(json_text(omitted), encoding="utf-8")
-    temporary.rename(out / RESULTS)
-    return sum(path.stat().st_size for path in tree(out / RESULTS))
+        pack_models(place, temporary)
+    return sum(path.stat().st_size for path in tree(new))
+
+
+def shown_parts(place: Path) -> list[Path]:
+    """Tables, figures and the experiments of the study in a results tree, with the page of all experiments."""
+    page = place / "experiments" / "made.json"
+    names = read_manifest(page)["parameters"]["experiments"] if page.is_file() else ()
+    pages = [page, run_file(page), page.with_name("results.md")] if names else []
+    return [place / "tables", place / "figures", *(page.parent / name for name in names), *pages]
+
+
+def pack_models(place: Path, out: Path) -> None:
+    """Pack what a results tree holds of the models of its tables into out/scores; out/made.json names the files."""
+    from resurgence.analysis.packed_scores import pack
+    from resurgence.analysis.score_folders import entry
+
+    block = read_manifest(place / "tables" / "made.json")["parameters"]
+    folders = {place.parent / entry(block, model)["path"] for model in block["models"]}
+    artefacts = {*folders, *(f.with_name("geometry") for f in folders if f.with_name("geometry").is_dir())}
+    listed = {Path(name).name for folder in artefacts for name in read_manifest(folder)["files"]}
+    packed = out / "scores"
+    packed.mkdir()
+    pack(place / "scores", folders, packed)
+    pack_manifests(place, artefacts, packed / TABLE)
+    parameters = {"base": block["base"], "models": len(folders), "left_out": sorted(listed & set(LARGE))}
+    files = {f"{packed.name}/{name}": digest for name, digest in files_of(packed).items()}
+    write_json(out / "made.json", {**described("reference", parameters, {}, {}), "files": files})
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -156,7 +161,7 @@ def archive_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: resurgence-STUDY.tar.gz")
     parser.add_argument("--images", action="store_true", help="with image sets, masks and grids")
     parser.add_argument(
-        "--reference", type=Path, metavar="DIR", help="no archive: copy tables, experiments and scores to DIR/results"
+        "--reference", type=Path, metavar="DIR", help="no archive: tables, experiments and packed scores to DIR/results"
     )
 
 

@@ -1,0 +1,57 @@
+"""The manifests and run records of many artefacts in one Parquet file, where their other files are packed or left out.
+
+Columns: folder (from the results tree), manifest (text of manifest.json, to the byte, so that its digest is the one
+that consumers recorded) and run (text of run.json without the command line).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from resurgence.files import atomic_file, json_text
+from resurgence.provenance.manifest import MANIFEST, RUN
+
+TABLE = "manifests.parquet"
+
+
+def pack_manifests(results: Path, folders: Iterable[Path], file: Path) -> None:
+    """Write the manifests and runs of artefacts, given their folders below the results tree."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {
+            "folder": folder.relative_to(results).as_posix(),
+            "manifest": (folder / MANIFEST).read_text(encoding="utf-8"),
+            "run": without_command(folder / RUN),
+        }
+        for folder in sorted(folders)
+    ]
+    table = pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in ("folder", "manifest", "run")]))
+    with atomic_file(file) as temporary:
+        pq.write_table(table, temporary, compression="zstd", compression_level=19, use_dictionary=False)
+
+
+def without_command(run: Path) -> str:
+    """Text of a run record without the command line, which holds paths of the machine; empty record without a file."""
+    record = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
+    return json_text({key: value for key, value in record.items() if key != "argv"})
+
+
+def read_manifests(file: Path) -> list[dict[str, Any]]:
+    """Rows of the table: folder, manifest, run, all of them text."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(file).to_pylist()
+
+
+def unpack_manifests(file: Path, results: Path) -> None:
+    """Write manifest.json and run.json of each artefact below a results tree."""
+    for row in read_manifests(file):
+        folder = results / row["folder"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).write_text(row["manifest"], encoding="utf-8")
+        (folder / RUN).write_text(row["run"], encoding="utf-8")
