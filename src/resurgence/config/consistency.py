@@ -16,8 +16,6 @@ from resurgence.config.experiment_cells import cells_of, row_of, setting_of
 from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
 from resurgence.config.model_path import method_name
 from resurgence.config.scorers import scorer_config
-from resurgence.data.coco import CAPTIONS, SAMPLE
-from resurgence.pretrained.checksums import table
 
 if TYPE_CHECKING:
     from resurgence.config.study import Study
@@ -59,6 +57,8 @@ def check_experiments(study: Study) -> None:
                 setting_of(study, cell, one.along, f"{place}.along")
 
 
+WEIGHTS = Path("config/weights.yaml")  # what is fetched from elsewhere: pretrained/checksums.py reads it whole
+COCO_CAPTIONS, COCO_SAMPLE = "data/coco/captions.txt", "data/coco/sample-5000.csv"  # made by rules, when asked for
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # the folders of results/<stage>/<base>/<task> beside the erasers
 IMAGES = ("concept_images", "anchor_images", "retained_images", "images")
@@ -123,15 +123,15 @@ def check_files(study: Study, root: Path) -> None:
         if kind not in domain:
             raise ConfigError("moments.domain", domain, f"has no templates for tasks of kind {kind!r}; add them")
     templates = {f"moments.domain.{kind}".rstrip("."): name for kind, name in domain.items()}
-    prior = {} if study.moments.prior == CAPTIONS else {"moments.prior": study.moments.prior}
+    prior = {} if study.moments.prior == COCO_CAPTIONS else {"moments.prior": study.moments.prior}
     for key, name in {**prior, **templates}.items():
         if not (root / name).is_file():
             raise ConfigError(key, name, "no such file; write a path from the folder of the Snakefile")
         if not (root / name).read_text(encoding="utf-8").strip():
             raise ConfigError(key, name, "is an empty file; write one caption a line")
-    if study.tasks.general not in (None, SAMPLE) and not (root / study.tasks.general).is_file():
+    if study.tasks.general not in (None, COCO_SAMPLE) and not (root / study.tasks.general).is_file():
         raise ConfigError(
-            "tasks.general", study.tasks.general, f"no such file; write its path, or {SAMPLE}, which is made"
+            "tasks.general", study.tasks.general, f"no such file; write its path, or {COCO_SAMPLE}, which is made"
         )
     for name in study.tasks.general_for or ():
         known("tasks.general_for", name, study.tasks.names)
@@ -267,6 +267,11 @@ def check_terciles(study: Study, root: Path) -> None:
             raise ConfigError(f"{place}.candidates", file, "has no terciles; write at least three names, one a line")
 
 
+def fetched(root: Path) -> set[str]:
+    """The places of weights that are fetched from elsewhere: they may be missing until a job needs them."""
+    return set(read_yaml(root / WEIGHTS)) if (root / WEIGHTS).is_file() else set()
+
+
 def check_scorers(study: Study, root: Path) -> None:
     """Scorers exist and take their settings; their paths exist; figures show metrics that the scorers make.
 
@@ -276,7 +281,7 @@ def check_scorers(study: Study, root: Path) -> None:
     for name, settings in study.scorers.items():
         config = scorer_config(name, settings)
         path = getattr(config, "path", None)
-        if path is not None and not (root / path).exists() and path not in table(root):
+        if path is not None and not (root / path).exists() and path not in fetched(root):
             raise ConfigError(f"scorers.{name}.path", path, f"no such file or folder; {config.fetch}")
         config.check(study, root)
         offered += config.offered()

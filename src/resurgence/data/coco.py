@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from resurgence.config.consistency import COCO_CAPTIONS, COCO_SAMPLE
 from resurgence.files import sha256
 from resurgence.progress import Progress
 from resurgence.seeds import seed_of
@@ -36,8 +37,7 @@ SHA256 = "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009"
 LICENCE = "CC BY 4.0, https://cocodataset.org/#termsofuse"
 PARTS = ("annotations/captions_train2014.json", "annotations/captions_val2014.json")
 ARCHIVE = "data/coco/annotations_trainval2014.zip"
-CAPTIONS = "data/coco/captions.txt"
-SAMPLE = "data/coco/sample-5000.csv"
+CAPTIONS, SAMPLE = COCO_CAPTIONS, COCO_SAMPLE
 COLUMNS = ("prompt", "seed", "image_id")
 OFFLINE = ("1", "TRUE", "YES", "ON")
 
