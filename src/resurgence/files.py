@@ -1,15 +1,18 @@
-"""Files: digests, lines, stable JSON text, and writing so that a file or folder is there whole or not at all."""
+"""Files: digests, lines, stable JSON text, locks, and writing so that a file or folder is there whole or not at all."""
 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
+import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def sha256(path: Path) -> str:
@@ -27,6 +30,33 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a text file in UTF-8, without white space around them and without empty ones."""
     text = Path(path).read_text(encoding="utf-8")
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def lock(file: Path) -> IO[str] | None:
+    """Take the lock of a file, held as long as what is returned is open; None while another process holds it.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = open(file, "a+")  # noqa: SIM115 the open file is the lock
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        return None
+    except OSError:
+        handle.close()
+        raise
+    return handle
+
+
+def sign(handle: IO[str]) -> None:
+    """Write into a lock file which process holds it: the host, the process, the SLURM job."""
+    handle.truncate(0)
+    job = os.environ.get("SLURM_JOB_ID", "none")
+    handle.write(f"host {platform.node()}, process {os.getpid()}, SLURM job {job}\n")
+    handle.flush()
 
 
 @contextmanager

@@ -9,13 +9,14 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cluster import OVERLAY, SITE, Cluster, Submitted, digests, finish, options, small_tree, start
-from tree import Tree, clone
+from tree import ROOT, Tree, clone
 
 from resurgence.workflow import resume
 
@@ -264,9 +265,15 @@ def test_a_process_whose_job_slurm_has_forgotten_is_ended(
     for key, value in cluster.environment.items():
         monkeypatch.setenv(key, value)
     submitted = cluster.ask("sbatch", "--parsable", "--wrap", "sleep 60", f"--chdir={tmp_path}").strip()
-    job = ["bash", "-c", "sleep 60; : -m resurgence.stages.sample"]
+    code = (
+        "import sys, time; from pathlib import Path; from resurgence.stages.runtime import become_only_writer\n"
+        "become_only_writer(Path(sys.argv[1])); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     known, unknown = (
-        subprocess.Popen(job, cwd=tmp_path, env={**os.environ, "SLURM_JOB_ID": number})
+        subprocess.Popen(
+            [sys.executable, "-c", code, number], cwd=tmp_path, env={**environment, "SLURM_JOB_ID": number}
+        )
         for number in (submitted, "999999")
     )
     try:

@@ -11,10 +11,8 @@ Nothing here bears on a result. It runs before CUDA is initialised, so the proce
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -24,31 +22,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
+from resurgence.files import lock, sign
 from resurgence.provenance.manifest import MANIFEST, damages
+from resurgence.workflow.resume import WRITERS
 
 log = logging.getLogger(__name__)
-WRITERS = Path(".snakemake/writers")
 POLL = 0.5  # seconds between two looks at locks that are taken
 _held: list[IO[str]] = []  # locks of this process: an open file each
-
-
-def lock(file: Path) -> IO[str] | None:
-    """Take the lock of a file; None while another process holds it.
-
-    Raises:
-        OSError: the file system has no locks.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle = open(file, "a+")  # noqa: SIM115 the open file is the lock
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.close()
-        return None
-    except OSError:
-        handle.close()
-        raise
-    return handle
 
 
 def become_only_writer(out: Path) -> None:
@@ -74,10 +54,7 @@ def become_only_writer(out: Path) -> None:
             "the file system of %s has no locks (%s): nothing keeps a second job from %s", Path.cwd(), error, out
         )
         return
-    handle.truncate(0)
-    slurm = os.environ.get("SLURM_JOB_ID", "none")
-    handle.write(f"host {platform.node()}, process {os.getpid()}, SLURM job {slurm}\n")
-    handle.flush()
+    sign(handle)
     _held.append(handle)
 
 

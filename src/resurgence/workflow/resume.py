@@ -4,13 +4,12 @@
 
 Jobs outlive a Snakemake that is killed: processes on a workstation, and the jobs that it has submitted on a cluster.
 Snakemake itself knows nothing of them when it starts again. So: refuse while a Snakemake runs in this folder, cancel
-the SLURM jobs of earlier runs, end the processes that were left behind, wait until all are gone, unlock, and run
-`snakemake --rerun-incomplete`. Trainings that are asked to end save their state and go on from it.
+the SLURM jobs of earlier runs, end the processes that hold the lock of an output (stages/runtime.py), wait until all
+are gone, unlock, and run `snakemake --rerun-incomplete`. Trainings that are asked to end save their state.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import re
@@ -24,10 +23,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-RUNNING = Path(".snakemake/running")
+from resurgence.files import lock, sign
+
+RUNNING, WRITERS = Path(".snakemake/running"), Path(".snakemake/writers")
 RUN_ID = re.compile(r"^SLURM run ID: (\S+)", flags=re.MULTILINE)
-JOB = re.compile(r"-m resurgence\.(stages\.|world\.)|-m snakemake .*--mode|/snakemake .*--mode|--target-jobs")
-SLURM_JOB = re.compile(rb"\0SLURM_JOB_ID=(\d+)")
+WRITER = re.compile(r"host (\S+), process (\d+), SLURM job (\S+)")
 PATIENCE = 120.0  # seconds until what was cancelled must be gone
 SAVING = 30.0  # seconds that a process has to save its state before it is killed
 
@@ -40,21 +40,14 @@ def claim(root: Path = Path()) -> None:
     Raises:
         BlockingIOError: another Snakemake runs in the folder.
     """
-    file = root / RUNNING
-    file.parent.mkdir(exist_ok=True)
-    handle = open(file, "a+")  # noqa: SIM115 the open file is the claim
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.close()
-        raise BlockingIOError(
-            f"a Snakemake runs in {root.resolve()}: {file.read_text().strip()}; stop it first"
-        ) from None
+        handle = lock(root / RUNNING)
     except OSError:  # a file system without locks; Snakemake has its own, which only outlives it
-        pass
-    handle.truncate(0)
-    handle.write(f"host {platform.node()}, process {os.getpid()}\n")
-    handle.flush()
+        return
+    if handle is None:
+        holder = (root / RUNNING).read_text().strip()
+        raise BlockingIOError(f"a Snakemake runs in {root.resolve()}: {holder}; stop it first")
+    sign(handle)
     _held.append(handle)
 
 
@@ -70,48 +63,41 @@ def run_ids(root: Path = Path()) -> set[str]:
     return {name for log in logs for name in RUN_ID.findall(log.read_text(errors="replace"))}
 
 
-def cluster_jobs(names: set[str]) -> list[str]:
-    """SLURM ids of the jobs with these names that wait, run or are being ended; none without SLURM.
+def queued() -> list[tuple[str, str]]:
+    """Name and id of each of the user's SLURM jobs that waits, runs or is being ended; none without SLURM.
 
     Raises:
         OSError: SLURM does not answer, so nobody knows what still runs.
     """
-    if not names or shutil.which("squeue") is None:
+    if shutil.which("squeue") is None:
         return []
     command = ["squeue", "--me", "--noheader", "--format=%j %A"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if done.returncode:
         raise OSError(f"squeue fails: {done.stderr.strip()}; jobs of the earlier run may still write, so wait")
-    return [number for name, number in map(str.split, done.stdout.splitlines()) if name in names]
+    return [(name, number) for name, number in map(str.split, done.stdout.splitlines())]
 
 
-def on_cluster(job: str) -> bool:
-    """Whether SLURM still knows a job as waiting, running or being ended; True where it does not answer."""
-    if shutil.which("squeue") is None:
-        return True
-    command = ["squeue", "--me", "--noheader", "--format=%A"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    return bool(done.returncode) or job in done.stdout.split()
+def cluster_jobs(root: Path = Path()) -> list[str]:
+    """SLURM ids of the jobs of the runs in this folder."""
+    names = run_ids(root)
+    return [number for name, number in queued() if name in names] if names else []
 
 
 def leftovers(root: Path = Path()) -> list[int]:
-    """Processes on this machine that run a job of this folder; those of a SLURM job are SLURM's while it knows the job.
+    """Processes on this machine that still write an output; one of a SLURM job is SLURM's while it knows the job.
 
     A node daemon that is killed loses its jobs' processes: SLURM calls the job dead, and they sleep on.
     """
     found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            if place.stat().st_uid != os.getuid() or (place / "cwd").resolve() != root.resolve():
-                continue
-            command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            job = SLURM_JOB.search(b"\0" + (place / "environ").read_bytes())
-        except OSError:  # it has ended
+    for file in sorted((root / WRITERS).glob("*")):
+        writer = WRITER.match(file.read_text(errors="replace"))
+        if writer is None or writer[1] != platform.node():
             continue
-        if not JOB.search(command) or int(place.name) == os.getpid():
-            continue
-        if job is None or not on_cluster(job[1].decode()):
-            found.append(int(place.name))
+        if (handle := lock(file)) is not None:  # it has ended
+            handle.close()
+        elif writer[3] == "none" or writer[3] not in [number for _, number in queued()]:
+            found.append(int(writer[2]))
     return found
 
 
@@ -133,19 +119,18 @@ def end_all(root: Path = Path()) -> tuple[int, int]:
     Raises:
         TimeoutError: something does not end within two minutes.
     """
-    names = run_ids(root)
-    jobs = cluster_jobs(names)
+    jobs = cluster_jobs(root)
     if jobs:
         subprocess.run(["scancel", *jobs], check=True, timeout=60)
     processes = leftovers(root)
     send(processes, signal.SIGTERM)
     started = time.monotonic()
-    while (left := leftovers(root)) or cluster_jobs(names):
+    while (left := leftovers(root)) or cluster_jobs(root):
         waited = time.monotonic() - started
         if waited > SAVING:
             send(left, signal.SIGKILL)
         if waited > PATIENCE:
-            remaining = [*cluster_jobs(names), *left]
+            remaining = [*cluster_jobs(root), *left]
             raise TimeoutError(f"still there after {PATIENCE:.0f} s: {remaining}; end them, then resume again")
         time.sleep(0.5)
     return len(jobs), len(processes)
