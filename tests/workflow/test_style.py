@@ -1,8 +1,7 @@
-"""The workflow is clean: lint, format, rules, and a schema that says what the code accepts."""
+"""The workflow is clean: lint, format, rules."""
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +12,6 @@ import yaml
 from snakemake.cli import parse_args
 from tree import ROOT, Tree, messages, workflow_of
 
-from resurgence.config import settings
-from resurgence.config.study import Study
 from resurgence.workflow.rule_table import RULES
 
 SMALL = yaml.safe_load((ROOT / "tests/small.yaml").read_text())
@@ -33,40 +30,6 @@ def test_format() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def blocks_of_schema() -> dict:
-    return yaml.safe_load((ROOT / "workflow/schemas/params.schema.yaml").read_text())["properties"]
-
-
-def test_schema_has_the_keys_of_the_study() -> None:
-    assert set(blocks_of_schema()) == {f.name for f in dataclasses.fields(Study)} - {"loaded"}
-
-
-@pytest.mark.parametrize(
-    ("key", "cls"),
-    [
-        ("base", settings.Base),
-        ("tasks", settings.Tasks),
-        ("moments", settings.Moments),
-        ("concept_images", settings.ConceptImages),
-        ("seeds", settings.Seeds),
-        ("statistics", settings.Statistics),
-        ("figures", settings.Figures),
-    ],
-)
-def test_schema_has_the_keys_of_each_block(key: str, cls: type) -> None:
-    assert set(blocks_of_schema()[key]["properties"]) == {f.name for f in dataclasses.fields(cls)}
-
-
-def test_schema_refuses_what_is_unknown() -> None:
-    import jsonschema
-
-    schema = yaml.safe_load((ROOT / "workflow/schemas/params.schema.yaml").read_text())
-    study = yaml.safe_load((ROOT / "params.yaml").read_text())
-    jsonschema.validate(study, schema)
-    with pytest.raises(jsonschema.ValidationError, match="unknown_key"):
-        jsonschema.validate({**study, "unknown_key": 1}, schema)
 
 
 @pytest.fixture(scope="module")

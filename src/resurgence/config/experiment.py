@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from resurgence.config.fields import ConfigError, at_least, known, unique
+from resurgence.config.fields import ConfigError, NotNegative, known, unique
 
 CATEGORIES = ("task", "eraser", "finetune")
 
@@ -16,9 +16,13 @@ class Cells:
     """Some of an experiment's rows, all seeds together; null: all of them."""
 
     task: str | None = None
-    eraser: str | None = None  # or eraser.variant
-    finetune: str | None = None  # or finetune.variant
+    """Name of a task."""
+    eraser: str | None = None
+    """Eraser, or eraser.variant."""
+    finetune: str | None = None
+    """Fine-tune, or fine-tune.variant."""
     role: str = "erase"
+    """Role of the prompts: erase, retain, synonym or general."""
 
     def holds(self, row: dict[str, Any]) -> bool:
         """Whether a row belongs to these."""
@@ -31,15 +35,19 @@ class Claim:
     """A sentence of a paper and the number that decides it: a value of some cells, or its difference to others."""
 
     says: str
+    """The sentence."""
     of: Cells
-    expect: Literal["above", "below", "equal"]  # `than`; equal: within the margin of it
-    against: Cells | None = None  # null: the value itself
+    """The rows whose value decides."""
+    expect: Literal["above", "below", "equal"]
+    """Above or below `than`; equal: within the margin of it."""
+    against: Cells | None = None
+    """The rows whose value is subtracted; null: the value itself."""
     value: Literal["base", "erased", "finetuned", "resurgence"] = "resurgence"
+    """The metric of the base, the erased or the fine-tuned model, or what came back."""
     than: float = 0.0
-    margin: float = 5.0  # in units of the metric: what is too small to matter
-
-    def __post_init__(self) -> None:
-        at_least("margin", self.margin, 0)
+    """What the value is compared with, in units of the metric."""
+    margin: NotNegative = 5.0
+    """What is too small to matter, in units of the metric."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +55,29 @@ class Experiment:
     """What one figure or table shows."""
 
     title: str
+    """Title of the figure."""
     kind: Literal["bars", "line", "curves", "heatmap", "grid", "members", "weights"]
+    """What is drawn."""
     tasks: tuple[str, ...]
-    erasers: tuple[str, ...] = ()  # eraser (its default variant), or eraser.variant
-    finetunes: tuple[str, ...] = ()  # likewise
-    along: str = "task"  # the axis of bars: task, eraser or finetune; of a line: a setting of the eraser
+    """Tasks of the study."""
+    erasers: tuple[str, ...] = ()
+    """Erasers (their default variants), or eraser.variant."""
+    finetunes: tuple[str, ...] = ()
+    """Fine-tunes (their default variants), or fine-tune.variant."""
+    along: str = "task"
+    """The axis of bars: task, eraser or finetune; of a line: a setting of the eraser."""
     metric: str = "recogniser_accuracy"
+    """A metric of the scorers."""
     roles: tuple[str, ...] = ("erase",)
-    sets: tuple[str, ...] = ()  # members: the fine-tuning sets whose concepts are listed
-    choose: Literal["first", "largest"] = "first"  # grid: the first concepts, or those that changed most
-    note: str = ""  # what differs from the paper, said below the figure
+    """Roles of the prompts."""
+    sets: tuple[str, ...] = ()
+    """Of members: the fine-tuning sets whose concepts are listed."""
+    choose: Literal["first", "largest"] = "first"
+    """Of a grid: the first concepts, or those that changed most."""
+    note: str = ""
+    """What differs from the paper, printed below the figure."""
     claims: tuple[Claim, ...] = ()
+    """What the paper says, and the number that decides it."""
 
     def __post_init__(self) -> None:
         for key in ("tasks", "erasers", "finetunes", "roles", "sets"):

@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, TypeVar
 
 import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import SchemaValidator
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+EXPONENT = re.compile(r"([-+]?\d+)\.?(\d*)[eE]([-+]?)(\d+)")
+STRICT = ConfigDict(strict=True, extra="forbid")
+UNKNOWN = "unexpected_keyword_argument"  # pydantic's name of the error
+WORDS = {"int_type": "a whole number", "float_type": "a number", "string_type": "text", "bool_type": "true or false"}
+Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is 7 times faster, where PyYAML has it
+T = TypeVar("T")
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class ConfigError(ValueError):
@@ -78,87 +87,125 @@ def templates(key: str, value: str | tuple[str, ...]) -> None:
             one_place(key, template)
 
 
-def convert(key: str, value: Any, hint: Any) -> Any:
-    """Return value as the annotated type (lists become tuples); raise ConfigError when it is another."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        options = [a for a in arguments if a is not type(None)]
-        for option in options[:-1]:
-            try:
-                return convert(key, value, option)
-            except ConfigError:
-                continue
-        return convert(key, value, options[-1])
-    if origin is Literal:
-        known(key, value, arguments)
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(key, value, f"must be a list; write [{value}]")
-        inner = arguments if len(arguments) == len(value) and Ellipsis not in arguments else arguments[:1] * len(value)
-        return tuple(convert(f"{key}[{i}]", v, h) for i, (v, h) in enumerate(zip(value, inner, strict=True)))
-    if hint is dict or origin is dict:
-        if not isinstance(value, Mapping):
-            raise ConfigError(key, value, "must be a mapping of keys to values")
-        kind, inside = arguments or (Any, Any)
-        return {convert(f"{key} (a key)", k, kind): convert(f"{key}.{k}", v, inside) for k, v in value.items()}
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else build(hint, value, key)
-    return scalar(key, value, hint)
+def lenient(schema: Any) -> Any:
+    """A strict core schema in which a mapping stands for a dataclass and a list for a tuple, as YAML has them."""
+    if isinstance(schema, list):
+        return [lenient(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    parts = {key: lenient(part) for key, part in schema.items()}
+    return parts | {"strict": False} if schema.get("type") in ("dataclass", "tuple") else parts
 
 
-def scalar(key: str, value: Any, kind: type) -> Any:
-    """Check one number, text or truth value; whole numbers are numbers, true and false are not."""
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        return value
-    if kind in (int, float) and isinstance(value, str) and EXPONENT.fullmatch(value):
-        mantissa, exponent = value.lower().split("e")
-        mantissa, exponent = mantissa + "." * ("." not in mantissa), exponent.lstrip("+")
-        fixed = f"{mantissa}{'0' * mantissa.endswith('.')}e{'' if exponent.startswith('-') else '+'}{exponent}"
-        raise ConfigError(key, value, f"is text in YAML 1.1, which wants point and sign in the number; write {fixed}")
-    raise ConfigError(key, value, f"must be {WORDS.get(kind, kind.__name__)}, got {type(value).__name__}")
+@functools.cache
+def validator(kind: Any) -> SchemaValidator:
+    """Checks a list of one value of a type; a list, because pydantic lets no one configure a dataclass by itself."""
+    return SchemaValidator(lenient(TypeAdapter(tuple[kind], config=STRICT).core_schema))
 
 
-def build(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    """Make the dataclass from a mapping.
+def parse(kind: Any, value: Any, key: str) -> Any:
+    """Return a value as an instance of a type: mappings become dataclasses, lists tuples, whole numbers numbers.
 
     Raises:
-        ConfigError: for an unknown or missing key, a value of another type, or one that the class itself refuses.
+        ConfigError: for an unknown or missing key, a value of another type, or one that a dataclass itself refuses.
     """
-    if not isinstance(values, Mapping):
-        raise ConfigError(where, values, "must be a mapping of keys to values")
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    for key, value in values.items():
-        if key not in fields:
-            raise ConfigError(dotted(where, key), value, f"unknown key; {nearest(key, fields)}")
-    for name, spec in fields.items():
-        required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise ConfigError(dotted(where, name), None, "is missing; add this key")
-    hints = typing.get_type_hints(cls)
-    made = {key: convert(dotted(where, key), value, hints[key]) for key, value in values.items()}
     try:
-        return cls(**made)
-    except ConfigError as error:
-        raise ConfigError(dotted(where, error.key), error.value, error.remedy) from None
-    except (TypeError, ValueError) as error:
-        raise ConfigError(where, dict(values), str(error)) from error
+        return validator(kind).validate_python([value])[0]
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+    raise config_error(first(found, [value]), kind, [value], key)
 
 
-class UniqueKeys(yaml.SafeLoader):
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Make a dataclass from a mapping; raises ConfigError as `parse` does."""
+    made: T = parse(cls, values, where)
+    return made
+
+
+def mapping(value: Any, where: str) -> dict[str, Any]:
+    """Return a mapping with text as keys; raises ConfigError as `parse` does."""
+    made: dict[str, Any] = parse(dict[str, Any], value, where)
+    return made
+
+
+def keys_in(location: Iterable[str | int], value: Any) -> list[str | int]:
+    """The keys and indices of a location in a value; pydantic's locations also name the branches of unions."""
+    keys = []
+    for step in location:
+        listed = isinstance(value, list | tuple) and isinstance(step, int)
+        if listed or (isinstance(value, dict) and step in value):
+            keys.append(step)
+            value = value[step]
+    return keys
+
+
+def first(errors: list[Any], value: Any) -> Any:
+    """The error to report: an unknown key, else a missing one, else the first; in a union the deepest, or the last."""
+    chosen = min(errors, key=lambda error: (error["type"] != UNKNOWN, error["type"] != "missing"))
+    if chosen["type"] in (UNKNOWN, "missing"):
+        return chosen
+    depth = len(keys_in(chosen["loc"], value))
+    branches = [error for error in errors if error["loc"][:depth] == chosen["loc"][:depth]]
+    return max(reversed(branches), key=lambda error: len(error["loc"]))
+
+
+def config_error(error: Any, kind: Any, value: Any, key: str) -> ConfigError:
+    """Key, value and remedy of an error that pydantic found in a value of a type."""
+    where, given, last, details = key, error["input"], str(error["loc"][-1]), error.get("ctx", {})
+    for step in keys_in(error["loc"], value)[1:]:
+        where = f"{where}[{step}]" if isinstance(step, int) else dotted(where, step)
+    cause = details.get("error")
+    if isinstance(cause, ConfigError):
+        return ConfigError(dotted(where, cause.key), cause.value, cause.remedy)
+    match error["type"]:
+        case "value_error":
+            remedy = str(cause)
+        case "missing":
+            return ConfigError(dotted(where, last), None, "is missing; add this key")
+        case "unexpected_keyword_argument":
+            remedy = f"unknown key; {nearest(last, field_names(kind, error['loc'][:-1]))}"
+        case "literal_error":
+            options = re.split(", | or ", details["expected"].replace("'", ""))
+            remedy = f"not known here; {nearest(given, options)}"
+        case "tuple_type":
+            remedy = f"must be a list; write [{given}]"
+        case "dict_type" | "dataclass_type":
+            remedy = "must be a mapping of keys to values"
+        case "greater_than_equal":
+            remedy = f"must be at least {details['ge']:g}"
+        case "int_type" | "float_type" if isinstance(given, str) and (number := EXPONENT.fullmatch(given)):
+            digits, fraction, sign, power = number.groups("")
+            fixed = f"{digits}.{fraction or 0}e{sign or '+'}{power}"
+            remedy = f"is text in YAML 1.1, which wants point and sign in the number; write {fixed}"
+        case other:
+            remedy = f"must be {WORDS[other]}, got {type(given).__name__}" if other in WORDS else error["msg"]
+    return ConfigError(where, given, remedy)
+
+
+def field_names(kind: Any, location: Iterable[str | int]) -> list[str]:
+    """Names of the fields of the dataclass at a location below a type."""
+    kind = dataclass_in(kind)
+    for step in location:
+        kind = dataclass_in(typing.get_type_hints(kind).get(str(step))) or kind
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def dataclass_in(kind: Any) -> Any:
+    """The dataclass that an annotation is, or is a union or container of; None without one."""
+    if dataclasses.is_dataclass(kind):
+        return kind
+    return next(filter(None, map(dataclass_in, typing.get_args(kind))), None)
+
+
+class UniqueKeys(Loader):  # type: ignore[misc]
     """YAML in which a key written twice is an error instead of the last one winning."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """The mapping of a node; ConfigError for a key written twice."""
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node; raises ConfigError for a key written twice."""
         keys = [self.construct_object(k, deep=True) for k, _ in node.value if k.tag != "tag:yaml.org,2002:merge"]
         unique(f"line {node.start_mark.line + 1}, key", [k for k in keys if isinstance(k, str)])
-        return super().construct_mapping(node, deep)
+        made: dict[Any, Any] = super().construct_mapping(node, deep)
+        return made
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

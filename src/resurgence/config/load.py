@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from resurgence.config.fields import ConfigError, build, convert, read_yaml, unique
+from resurgence.config.fields import ConfigError, build, mapping, read_yaml, unique
 from resurgence.config.settings import make_eraser, make_method
 from resurgence.config.stages import FinetuneConfig
 from resurgence.config.study import Study
@@ -26,10 +26,10 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
     for key in ("erasers", "finetunes"):
         if key not in config:
             raise ConfigError(key, None, "is missing; add this key")
-    config["erasers"] = {name: make_eraser(name, block) for name, block in mapping_of("erasers", config).items()}
+    config["erasers"] = {name: make_eraser(name, b) for name, b in mapping(config["erasers"], "erasers").items()}
     config["finetunes"] = {
         name: make_method(block, f"finetunes.{name}", FinetuneConfig, ("set", "tasks", "erasers", "seeds"))
-        for name, block in mapping_of("finetunes", config).items()
+        for name, block in mapping(config["finetunes"], "finetunes").items()
     }
     for key in {"loaded", "given"} & set(config):
         raise ConfigError(key, config[key], "unknown key; remove it")
@@ -61,11 +61,6 @@ def without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
             elif isinstance(block, Mapping) and "variants" in block:
                 kept[key][name] = {**block, "variants": taken_out(block["variants"])}
     return {key: value for key, value in kept.items() if key in config}
-
-
-def mapping_of(key: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A top-level mapping of the configuration."""
-    return convert(key, config[key], dict[str, Any])
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

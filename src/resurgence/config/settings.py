@@ -1,13 +1,27 @@
-"""The blocks of params.yaml as dataclasses; study.py puts them together, checks.py compares them."""
+"""The blocks of params.yaml as dataclasses; study.py puts them together, consistency.py compares them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from resurgence.config.erasers import eraser_config, erasers
-from resurgence.config.fields import NAME, ConfigError, at_least, build, convert, known, one_place, unique
+from resurgence.config.fields import (
+    NAME,
+    ConfigError,
+    Count,
+    NotNegative,
+    Seed,
+    build,
+    known,
+    mapping,
+    one_place,
+    parse,
+    unique,
+)
 from resurgence.config.model_path import DEFAULT
 from resurgence.config.stages import TercileConfig
 
@@ -19,62 +33,82 @@ class Base:
     """The text-to-image model under study."""
 
     name: str
-    path: str  # local diffusers folder, or a hub id
+    """Folder below the stages of results/."""
+    path: str
+    """A local diffusers folder, or a hub id such as CompVis/stable-diffusion-v1-4."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"  # of sampling
-    delta_precision: Literal["fp32", "fp16", "bf16"] = "fp32"  # in which erased and fine-tuned weights are kept
-    revision: str | None = None  # of a hub id
+    """With auto the GPU, when there is one; changing it runs nothing again."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Of sampling. Erasing and fine-tuning start from fp32."""
+    delta_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """In which erased and fine-tuned weights are kept."""
+    revision: str | None = None
+    """Commit of a hub id."""
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """Where the task files are, and which of them are run."""
+    """What is erased: one file for each task, named as the task."""
 
     folder: str
+    """Folder of the task files."""
     names: tuple[str, ...]
-    concepts: str | None = None  # file of all concepts of the base's world; null: any word may be a concept
-    general: str | None = None  # CSV of prompts and seeds of any content, for CLIP score and FID
-    general_for: tuple[str, ...] | None = None  # tasks whose models are sampled on it too; null: all
+    """Tasks of the study."""
+    concepts: str | None = None
+    """File of all concepts of the base's world; null: any word may be a concept."""
+    general: str | None = None
+    """CSV of prompts and seeds of any content, for CLIP score and FID; data/coco/sample-5000.csv is made."""
+    general_for: tuple[str, ...] | None = None
+    """Tasks whose models are sampled on it too; null: all."""
 
 
 @dataclass(frozen=True)
 class Moments:
     """Corpora whose second moments the closed forms preserve."""
 
-    prior: str  # general captions, one a line
-    domain: str | dict[str, str]  # caption templates, one a line, filled with the retain concepts; or one file a kind
+    prior: str
+    """Text file of general captions, one a line; data/coco/captions.txt is fetched."""
+    domain: str | dict[str, str]
+    """Text file of caption templates, one a line, filled with the retain concepts; or kind of task -> file."""
 
 
 @dataclass(frozen=True)
 class ConceptImages:
     """Images made by the base, for the erasers that learn from images."""
 
-    per_concept: int  # of each erased concept
-    per_anchor: int = 200  # of each mapping concept
-    per_retained: int = 8  # of each retained concept
+    per_concept: Count
+    """Images of each erased concept."""
+    per_anchor: Count = 200
+    """Images of each mapping concept."""
+    per_retained: Count = 8
+    """Images of each retained concept."""
     template: str = "a photo of the {}"
-    steps: int = 30
-    guidance: float = 7.5
+    """Prompt, with {} where the concept goes."""
+    steps: Count = 30
+    """DDIM steps."""
+    guidance: NotNegative = 7.5
+    """Scale of classifier-free guidance; 1 or less: no guidance."""
 
     def __post_init__(self) -> None:
-        for key in ("per_concept", "per_anchor", "per_retained"):
-            at_least(key, getattr(self, key), 1)
-        at_least("steps", self.steps, 1)
-        at_least("guidance", self.guidance, 0)
         one_place("template", self.template)
 
 
 @dataclass(frozen=True)
 class FinetuneSet:
-    """Images that the base makes of concepts which are not erased."""
+    """Images that the base makes of concepts which are not erased; of a size or a number a prompt."""
 
-    # the task's random ones, its retain set, a list, or kind of task -> list
     concepts: Literal["task", "retain"] | dict[str, tuple[str, ...]] | tuple[str, ...] = "task"
+    """What the images show: task (its random concepts), retain, a list, or kind of task -> list."""
     templates: Literal["task"] | tuple[str, ...] = "task"
-    tercile: TercileConfig | None = None  # instead of concepts: drawn by their similarity to the erased ones
-    images_per_prompt: int | None = None
-    size: int | None = None  # images in all, spread evenly over the prompts: for sets matched in size
-    first_seed: int | None = None  # image i of every prompt has seed first_seed + i; null: seeds of our own
+    """Of the prompts: task (its templates), or a list."""
+    tercile: TercileConfig | None = None
+    """Instead of concepts: drawn from a file of candidates by their CLIP similarity to the erased ones."""
+    images_per_prompt: Count | None = None
+    """Images of each prompt."""
+    size: Count | None = None
+    """Images in all, spread evenly over the prompts, instead of images_per_prompt: for sets matched in size."""
+    first_seed: Seed | None = None
+    """Image i of every prompt has seed first_seed + i; null: seeds derived from prompt and number."""
 
     def __post_init__(self) -> None:
         if (self.images_per_prompt is None) == (self.size is None):
@@ -83,9 +117,6 @@ class FinetuneSet:
             )
         if self.tercile is not None and self.concepts != "task":
             raise ConfigError("concepts", list(self.concepts), "give either this or tercile, not both")
-        for key in ("images_per_prompt", "size"):
-            at_least(key, 1 if getattr(self, key) is None else getattr(self, key), 1)
-        at_least("first_seed", self.first_seed or 0, 0)
         concepts = self.concepts if isinstance(self.concepts, dict) else {"": self.concepts}
         lists = {f"concepts.{kind}".rstrip("."): words for kind, words in concepts.items()}
         for key, words in {**lists, "templates": self.templates}.items():
@@ -97,21 +128,23 @@ class FinetuneSet:
 
 @dataclass(frozen=True)
 class Seeds:
-    """Seeds of erasing and of fine-tuning; every pair is a row of the study, or, where `paired`, the first of the one
-    with the first of the other and so on: three runs instead of nine. An eraser limited to one seed, as a closed form,
-    which draws nothing, is fine-tuned with all of them either way."""
+    """Seeds of erasing and of fine-tuning; every pair is a row of the study.
 
-    erase: tuple[int, ...]
-    finetune: tuple[int, ...]
+    An eraser limited to one seed, as a closed form, which is deterministic, is fine-tuned with every seed.
+    """
+
+    erase: tuple[Seed, ...]
+    """Seeds of erasing."""
+    finetune: tuple[Seed, ...]
+    """Seeds of fine-tuning."""
     paired: bool = False
+    """The first seed of erasing with the first of fine-tuning and so on: three runs instead of nine."""
 
     def __post_init__(self) -> None:
         for key in ("erase", "finetune"):
             if not getattr(self, key):
                 raise ConfigError(key, [], "must not be empty; write [0] for one run")
             unique(key, getattr(self, key))
-            for seed in getattr(self, key):
-                at_least(key, seed, 0)
         if self.paired and len(self.erase) != len(self.finetune):
             raise ConfigError(
                 "paired",
@@ -129,14 +162,16 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Bootstrap of the intervals."""
+    """Bootstrap of the intervals, clustered by concept and paired by prompt and seed."""
 
-    resamples: int = 2000
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    """Resamples of the bootstrap."""
     level: float = 0.95
+    """Level of the intervals, between 0 and 1."""
     seed: int = 0
+    """Seed of the resampling."""
 
     def __post_init__(self) -> None:
-        at_least("resamples", self.resamples, 100)
         if not 0 < self.level < 1:
             raise ConfigError("level", self.level, "must lie between 0 and 1; write 0.95 for 95 %")
 
@@ -146,23 +181,29 @@ class Figures:
     """What is drawn."""
 
     metrics: tuple[str, ...] = ("recogniser_accuracy",)
-    samples: int = 10  # rows of a grid: concepts, the first image of each
+    """Metrics of the scorers, each in figures of its own."""
+    samples: Count = 10
+    """Concepts in a grid of images: the first image of each."""
 
     def __post_init__(self) -> None:
         unique("metrics", self.metrics)
-        at_least("samples", self.samples, 1)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Some settings of a method changed, and the part of the study it is run on (None: everywhere)."""
+    """Some settings of a method changed, and the part of the study it is run on."""
 
     settings: dict[str, Any] = field(default_factory=dict)
-    mapping: str | dict[str, str] | None = None  # of an eraser: instead of the task's
-    set: str | None = None  # of a fine-tune: another set
+    mapping: str | dict[str, str] | None = None
+    """Mapping concepts instead of the task's: one word for all, or concept -> mapping concept."""
+    set: str | None = None
+    """Fine-tuning set."""
     tasks: tuple[str, ...] | None = None
-    erasers: tuple[str, ...] | None = None  # of a fine-tune: the erasers, or eraser.variant, that it follows
-    seeds: tuple[int, ...] | None = None  # some of the study's; one is enough for an eraser that draws nothing
+    """Tasks that it is limited to; null: all."""
+    erasers: tuple[str, ...] | None = None
+    """Erasers, or eraser.variant, that it follows; null: all."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds of the study that it is limited to; null: all. A deterministic eraser needs one."""
 
 
 @dataclass(frozen=True)
@@ -190,26 +231,26 @@ def make_method(
     values: Mapping[str, Any], where: str, config: type | None, extra: tuple[str, ...], name: str = ""
 ) -> Method:
     """Split the block of an eraser or fine-tune into settings and variants; `extra` keys are not settings."""
-    values = dict(convert(where, values, dict[str, Any]))
+    values = mapping(values, where)
     common = {key: values.pop(key) for key in extra if key in values}
     variants = {}
-    for variant, changes in convert(f"{where}.variants", values.pop("variants", {DEFAULT: {}}), dict[str, Any]).items():
+    for variant, changes in mapping(values.pop("variants", {DEFAULT: {}}), f"{where}.variants").items():
         place = f"{where}.variants.{variant}"
         if not NAME.fullmatch(variant):
             raise ConfigError(place, variant, "use small letters, digits and hyphens: it becomes a folder")
-        changes = convert(place, changes, dict[str, Any])
+        changes = mapping(changes, place)
         own = {key: changes[key] for key in (*extra, "mapping") if key in changes and key in Variant.__annotations__}
         settings = {key: value for key, value in changes.items() if key not in own}
         limits = {key: common[key] for key in ("tasks", "erasers", "seeds") if key in common}
         variants[variant] = build(Variant, limits | own | {"settings": settings}, place)
     if not variants:
         raise ConfigError(f"{where}.variants", {}, "must not be empty; write variants: {default: {}}")
-    return Method(name, config, values, variants, convert(f"{where}.set", common.get("set"), str | None))
+    return Method(name, config, values, variants, parse(str | None, common.get("set"), f"{where}.set"))
 
 
 def make_eraser(name: str, block: Mapping[str, Any]) -> Method:
     """An eraser of the study; its method is a name of the registry, or `none`."""
-    block = dict(convert(f"erasers.{name}", block, dict[str, Any]))
+    block = mapping(block, f"erasers.{name}")
     method = block.pop("method", name)
     known(f"erasers.{name}.method", method, [*erasers(), NONE])
     config, registered = (None, "") if method == NONE else (eraser_config(method), method)

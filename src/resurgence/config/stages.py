@@ -15,13 +15,20 @@ from resurgence.config.fields import ConfigError, at_least, one_place
 class SamplingConfig:
     """Settings of the sampler; the defaults are the paper's."""
 
-    steps: int = 50  # DDIM steps
-    guidance: float = 7.5  # 1 or less: no guidance
-    batch: int = 16  # images at a time; changes an image by rounding only
-    size: int | None = None  # pixels a side; null: the base's own
-    shard: int | None = None  # most images in a file, from which an interrupted job goes on; null: all in one
-    channels_last: bool = False  # memory format of UNet and autoencoder; faster convolutions in half precision
-    compile: bool = False  # the UNet by torch.compile: minutes at the start, then faster steps
+    steps: int = 50
+    """DDIM steps."""
+    guidance: float = 7.5
+    """Scale of classifier-free guidance; 1 or less: no guidance."""
+    batch: int = 16
+    """Images at a time; changes an image by rounding only."""
+    size: int | None = None
+    """Pixels a side; null: the base's own."""
+    shard: int | None = None
+    """Most images in a file, from which an interrupted job goes on; null: all in one."""
+    channels_last: bool = False
+    """Memory format of UNet and autoencoder; faster convolutions in half precision."""
+    compile: bool = False
+    """The UNet by torch.compile: minutes at the start, then faster steps."""
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 1)
@@ -37,24 +44,40 @@ class MaskConfig:
     """Settings of all segmenters; each reads its own."""
 
     segmenter: Literal["foreground", "cross-attention", "grounded-sam"] = "foreground"
-    empty: Literal["error", "whole"] = "error"  # when nothing is found: stop, or take the whole image
-    batch: int = 8  # images a forward pass; does not change any result
+    """How the concept is found in an image."""
+    empty: Literal["error", "whole"] = "error"
+    """When nothing is found: stop, or take the whole image."""
+    batch: int = 8
+    """Images a forward pass; does not change any result."""
     # foreground
-    border: float = 0.06  # width of the frame that shows only background, as a fraction of the image
-    contrast: float = 6.0  # least distance from the background, in Lab units; 2.3 is just noticeable
-    smallest: float = 0.1  # parts smaller than this fraction of the largest part are dropped
+    border: float = 0.06
+    """Width of the frame that shows only background, as a fraction of the image."""
+    contrast: float = 6.0
+    """Least distance from the background, in Lab units; 2.3 is just noticeable."""
+    smallest: float = 0.1
+    """Parts smaller than this fraction of the largest part are dropped."""
     # cross-attention
-    template: str = "a photo of {}"  # caption under which the attention is read
-    timesteps: tuple[int, ...] = (100, 200, 300, 400)  # of noise, averaged
+    template: str = "a photo of {}"
+    """Caption under which the attention is read."""
+    timesteps: tuple[int, ...] = (100, 200, 300, 400)
+    """Timesteps of the noise, whose attention is averaged."""
     # grounded-sam
-    detector: str = "IDEA-Research/grounding-dino-base"  # folder or hub id
+    detector: str = "IDEA-Research/grounding-dino-base"
+    """Folder or hub id of Grounding DINO."""
     detector_revision: str | None = None
-    sam: str = "facebook/sam-vit-huge"  # folder or hub id
+    """Commit of the detector, where it is a hub id."""
+    sam: str = "facebook/sam-vit-huge"
+    """Folder or hub id of SAM."""
     sam_revision: str | None = None
-    phrase: str = "{}"  # what the detector is asked for
-    threshold: float = 0.3  # of a detection
-    text_threshold: float = 0.25  # of its words
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of both models; fp16 needs a GPU
+    """Commit of SAM, where it is a hub id."""
+    phrase: str = "{}"
+    """What the detector is asked for, with {} where the concept goes."""
+    threshold: float = 0.3
+    """Least score of a detection."""
+    text_threshold: float = 0.25
+    """Least score of the words of a detection."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of both models; fp16 needs a GPU."""
 
     def __post_init__(self) -> None:
         at_least("batch", self.batch, 1)
@@ -76,13 +99,20 @@ class MaskConfig:
 class TercileConfig:
     """The concepts of a fine-tuning set: some of one third of the candidates."""
 
-    candidates: str  # file of names, one a line; erased concepts and their synonyms among them are left out
+    candidates: str
+    """File of names, one a line; erased concepts and their synonyms among them are left out."""
     number: Literal[1, 2, 3]
-    size: int = 10  # concepts drawn; all where the third has fewer
+    """The third: 1 is the least similar."""
+    size: int = 10
+    """Concepts drawn; all where the third has fewer."""
     similarity: Literal["max", "min"] = "max"
+    """To the nearest erased concept (max) or to the farthest (min)."""
     bins: Literal["width", "count"] = "width"
-    template: str = "{}"  # text that the name stands in
-    seed: int = 42  # of the draw
+    """Thirds of equal width of similarity, or of equally many candidates."""
+    template: str = "{}"
+    """Text that the name stands in."""
+    seed: int = 42
+    """Seed of the draw."""
 
     def __post_init__(self) -> None:
         at_least("size", self.size, 1)
@@ -93,22 +123,38 @@ class TercileConfig:
 class FinetuneConfig:
     """Settings; the defaults are the LoRA run of the resurgence authors' repository (the papers state none)."""
 
-    algorithm: Literal["lora", "full"] = "lora"  # lora: rank-r updates of all attentions; full: the whole UNet
-    steps: int = 1000  # optimiser steps
-    checkpoints: tuple[int, ...] = ()  # steps at which weights are written, the last one too; (): only the last
-    lr: float = 1e-4  # AdamW, betas (0.9, 0.999), eps 1e-8; the authors' full run: 1e-5
-    lr_scheduler: Literal["cosine", "constant"] = "cosine"  # the authors' full run: constant
-    warmup: int = 0  # steps of linear warm-up
-    batch: int = 1  # images a forward pass; the authors' full run: 8
-    accumulation: int = 4  # forward passes a step
-    rank: int = 4  # of the LoRA; alpha is the rank, so the scale is 1; A is Gaussian with deviation 1/rank, B zero
+    algorithm: Literal["lora", "full"] = "lora"
+    """With lora rank-r updates of all attentions, with full the whole UNet."""
+    steps: int = 1000
+    """Optimiser steps."""
+    checkpoints: tuple[int, ...] = ()
+    """Steps at which weights are written, the last one too; []: only the last."""
+    lr: float = 1e-4
+    """Learning rate of AdamW, betas (0.9, 0.999), eps 1e-8; the authors' full run: 1e-5."""
+    lr_scheduler: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up; the authors' full run: constant."""
+    warmup: int = 0
+    """Steps of linear warm-up."""
+    batch: int = 1
+    """Images a forward pass; the authors' full run: 8."""
+    accumulation: int = 4
+    """Forward passes a step."""
+    rank: int = 4
+    """Rank of the LoRA; alpha is the rank, so the scale is 1; A is Gaussian with deviation 1/rank, B zero."""
     weight_decay: float = 0.01
-    max_norm: float = 1.0  # of the gradient of a step
-    ema: bool = False  # full: write the moving average of the weights; the authors' full run: true
-    horizontal_flip: bool = True  # mirror each image with probability 1/2
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the forward pass; weights stay fp32; full run: fp16
-    gradient_checkpointing: bool = False  # less memory, more time, same result; the authors' full run: true
-    shuffle_captions: bool = False  # control: permute the captions over the images
+    """Of AdamW."""
+    max_norm: float = 1.0
+    """Largest norm of the gradient of a step; a larger one is scaled down."""
+    ema: bool = False
+    """Of full fine-tuning: write the moving average of the weights; the authors' full run: true."""
+    horizontal_flip: bool = True
+    """Mirror each image with probability 1/2."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the forward pass; weights stay fp32; full run: fp16."""
+    gradient_checkpointing: bool = False
+    """Less memory, more time, same result; the authors' full run: true."""
+    shuffle_captions: bool = False
+    """As a control: permute the captions over the images."""
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch", "accumulation", "rank"):

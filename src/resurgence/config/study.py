@@ -74,6 +74,7 @@ class Study:
     """The whole configuration; the fields are the keys of params.yaml."""
 
     study: str
+    """Name of the study."""
     base: Base
     tasks: Tasks
     sampling: SamplingConfig
@@ -81,14 +82,20 @@ class Study:
     concept_images: ConceptImages
     masks: MaskConfig
     erasers: dict[str, Method]
+    """Name -> method, settings of the method, limits, and variants: name -> changed settings and limits."""
     finetune_sets: dict[str, FinetuneSet]
+    """Sets of images that the base makes of concepts which are not erased, by name."""
     finetunes: dict[str, Method]
+    """Name -> set, settings of the fine-tuning, limits, and variants: name -> changed settings, set and limits."""
     seeds: Seeds
     scorers: dict[str, dict]
+    """Name of a scorer, of this package or of a plug-in -> its settings, such as the path of its weights."""
     statistics: Statistics
     figures: Figures = field(default_factory=Figures)
-    experiments: dict[str, Experiment] = field(default_factory=dict)  # figures and tables by name
-    world: str = "config/world.yaml"  # how the base and the scorers were made
+    experiments: dict[str, Experiment] = field(default_factory=dict)
+    """Figures and tables by name, each a rule (`snakemake fig7`)."""
+    world: str = "config/world.yaml"
+    """How the miniature base and its scorers were made, for the target world."""
     loaded: dict[str, Task] = field(default_factory=dict)  # the tasks' files, by name
     given: dict[str, Any] = field(default_factory=dict)  # the configuration as it was read
 
