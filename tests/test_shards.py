@@ -153,7 +153,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def sample_job(shard: int | None, out: str) -> Job:
     sampling = {"steps": 1, "guidance": 2.0, "batch": 4, "size": 64, "precision": "fp32", "shard": shard}
     block = {"base": {"path": "base", "revision": None}, "sampling": sampling}
-    return Job(block, Path(out) / "manifest.json", (Path("prompts/manifest.json"),), "cpu")
+    return Job(block, Path(out) / "manifest.json", {"prompts": (Path("prompts/manifest.json"),)}, "cpu")
 
 
 def test_an_interrupted_job_goes_on_with_the_next_shard(
@@ -202,7 +202,7 @@ def test_scores_and_grids_of_shards_are_those_of_one_file(study: Path) -> None:
     scorers = {"recogniser": {"path": "recogniser"}, "frechet": {"features": "recogniser"}}
     read = []
     for name in ("whole", "parts"):
-        job = Job({"scorers": scorers, "task": task}, Path("none"), (Path(name) / "manifest.json",), "cpu")
+        job = Job({"scorers": scorers, "task": task}, Path("none"), {"images": (Path(name) / "manifest.json",)}, "cpu")
         assert score.make(job, study / f"scores-{name}") == {"images": 11}
         read.append(score_folder(study / f"scores-{name}/step-000007"))
     pd.testing.assert_frame_equal(read[0][0], read[1][0], atol=1e-6)
@@ -233,7 +233,7 @@ def test_a_full_fine_tune_is_kept_in_the_precision_of_the_study(study: Path, pre
     }  # fmt: skip
     out = study / "weights"
     out.mkdir()
-    finetune.make(Job(block, Path("weights/manifest.json"), (Path("set/manifest.json"),), "cpu"), out)
+    finetune.make(Job(block, Path("weights/manifest.json"), {"set": (Path("set/manifest.json"),)}, "cpu"), out)
     files = sorted(out.glob("step-*/delta.safetensors"))
     assert len(files) == 2
     assert {value.dtype for file in files for value in load_delta(file).values()} == {kind}

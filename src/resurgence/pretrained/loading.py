@@ -15,6 +15,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from resurgence.files import sha256
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -22,11 +24,11 @@ SHORTEST = 8  # hexadecimal digits of a checksum: torch.hub's file names have th
 PICKLED = (".pt", ".pth", ".pkl", ".bin", ".ckpt")
 
 
-def check_file(path: Path, sha256: str | None, key: str, fetch: str) -> Path:
+def check_file(path: Path, expected: str | None, key: str, fetch: str) -> Path:
     """Return the path of a file of weights after comparing its checksum.
 
     Args:
-        sha256: the whole checksum or at least its first 8 digits; None: not compared.
+        expected: the whole SHA-256 or at least its first 8 digits; None: not compared.
         key: the setting that named the file, for messages. fetch: how to get it.
 
     Raises:
@@ -36,11 +38,11 @@ def check_file(path: Path, sha256: str | None, key: str, fetch: str) -> Path:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{key} = {str(path)!r}: no such file; {fetch}")
-    if sha256 is None:
+    if expected is None:
         return path
-    wanted = sha256.lower()
+    wanted = expected.lower()
     if len(wanted) < SHORTEST or set(wanted) - set("0123456789abcdef"):
-        raise ValueError(f"{key}: sha256 = {sha256!r} is no checksum; write {SHORTEST} to 64 hexadecimal digits")
+        raise ValueError(f"{key}: sha256 = {expected!r} is no checksum; write {SHORTEST} to 64 hexadecimal digits")
     if not (seen := sha256(path)).startswith(wanted):
         raise ValueError(
             f"{key} = {str(path)!r} has the SHA-256 {seen}, expected {wanted} ({path.stat().st_size} bytes): "

@@ -117,13 +117,13 @@ def renamed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-def convert(archive: Path, folder: Path, sha256: str | None = None) -> list[str]:
+def convert(archive: Path, folder: Path, expected: str | None = None) -> list[str]:
     """Write folder/{model.safetensors, labels.txt, config.json} from the archive; returns the labels.
 
     Raises:
         FileNotFoundError, ValueError: naming what is missing or does not fit.
     """
-    check_file(archive, sha256, KEY, FETCH)
+    check_file(archive, expected, KEY, FETCH)
     labels_csv, weights, member = read_members(archive)
     labels, state = read_labels(labels_csv), renamed(read_state(weights))
     fill(make_classifier(len(labels)), state, f"{KEY}: {member}", FETCH)
