@@ -13,8 +13,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from resurgence.config.task import load_task
+from resurgence.miniature import captions
 from resurgence.miniature.autoencoder import edge_l1
-from resurgence.miniature.captions import build_tokenizer, caption, corpus, read_templates
+from resurgence.miniature.captions import build_tokenizer, caption, corpus, read_templates, saved_tokenizer
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import icon_svg, load_world, read_icon_set, render
 from resurgence.miniature.quality import held_out
@@ -96,6 +97,15 @@ def test_every_word_of_the_world_is_one_token_and_any_text_can_be_written(tmp_pa
     )
     tokenizer.save_pretrained(tmp_path)
     assert type(tokenizer).from_pretrained(tmp_path)(text).input_ids == tokenizer(text).input_ids
+
+
+def test_a_resumed_training_reads_the_tokenizer_that_it_began_with(tmp_path: Path, monkeypatch) -> None:
+    texts = corpus(WORLD, TEMPLATES)
+    first = saved_tokenizer(texts, tmp_path)
+    assert first.get_vocab().keys() == build_tokenizer(texts).get_vocab().keys()
+    monkeypatch.setattr(captions, "build_tokenizer", None)  # another process would number the tokens differently
+    again = saved_tokenizer(texts, tmp_path)
+    assert again.get_vocab() == first.get_vocab() and again("an old ship").input_ids == first("an old ship").input_ids
 
 
 def test_warmup_cosine_rises_linearly_and_ends_at_its_floor() -> None:

@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+from resurgence.training.checkpoint import fingerprint
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 TASK_TEMPLATES = (
     "an image capturing the {} at a public event",
@@ -64,7 +71,7 @@ def corpus(world: dict, templates: list[str]) -> list[str]:
     return texts + [STYLE_SUFFIX.format(artist) for artist in world["artists"]] * 50
 
 
-def build_tokenizer(texts: list[str], vocab_size: int = 1400):
+def build_tokenizer(texts: list[str], vocab_size: int = 1400) -> CLIPTokenizer:
     """Train a CLIPTokenizer with a compact byte-level BPE vocabulary; pads with EOS as in SD 1.x."""
     from tokenizers import Tokenizer, models, trainers
     from transformers import CLIPTokenizer
@@ -88,6 +95,22 @@ def build_tokenizer(texts: list[str], vocab_size: int = 1400):
         vocab[token] = len(vocab)
     merges = [tuple(pair) for pair in state["merges"]]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
+
+
+def saved_tokenizer(texts: list[str], scratch: Path) -> CLIPTokenizer:
+    """Return `build_tokenizer` of the texts, saved in a scratch folder and loaded from there when training resumes.
+
+    `tokenizers` numbers tokens of equal rank in the order of a hash table, differently in each process.
+    """
+    from transformers import CLIPTokenizer
+
+    folder = scratch / f"tokenizer-{fingerprint(texts, [])[:16]}"
+    if not folder.exists():
+        temporary = folder.with_suffix(".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        build_tokenizer(texts).save_pretrained(temporary)
+        temporary.rename(folder)
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 def byte_alphabet() -> set[str]:

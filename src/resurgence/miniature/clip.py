@@ -14,7 +14,7 @@ import torch
 from open_clip import CLIP, ClipLoss
 from safetensors.torch import save_file
 
-from resurgence.miniature.captions import MAX_LENGTH, build_tokenizer, caption, corpus, draw, read_templates
+from resurgence.miniature.captions import MAX_LENGTH, caption, corpus, draw, read_templates, saved_tokenizer
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import load_drawings, load_world
 from resurgence.miniature.recogniser import degrade
@@ -64,7 +64,7 @@ def main(
     torch.set_flush_denormal(True)
     world, (table, rgba) = load_world(concepts), load_drawings(drawings)
     sentences = read_templates(templates)
-    tokenizer = build_tokenizer(corpus(world, sentences))
+    tokenizer = saved_tokenizer(corpus(world, sentences), scratch)
     architecture = model_config(len(tokenizer))
     torch.manual_seed(cfg["seed"])
     model = CLIP(**architecture).to(device)
@@ -80,7 +80,7 @@ def main(
         image_features, text_features, scale = module(images.to(device), ids.to(device))
         return loss(image_features.float(), text_features.float(), scale.clamp(max=100))
 
-    facts = (cfg, world, sentences, table.to_numpy().tolist())
+    facts = (cfg, world, sentences, table.to_numpy().tolist(), sorted(tokenizer.get_vocab().items()))
     saver = Saver(scratch, fingerprint(facts, [rgba, *model.state_dict().values()]))
     settings = {"steps": cfg["steps"], "lr": cfg["lr"], "precision": cfg["precision"]}
     curve = train_module(model, loss_of, saver, ema_decay=0.99, weight_decay=0.1, **settings)

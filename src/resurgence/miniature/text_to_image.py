@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from resurgence.miniature.captions import MAX_LENGTH, build_tokenizer, caption, corpus, draw, read_templates
+from resurgence.miniature.captions import MAX_LENGTH, caption, corpus, draw, read_templates, saved_tokenizer
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import load_drawings, load_world
 from resurgence.miniature.training import step_generator, train_module
@@ -150,7 +150,7 @@ def main(
     torch.set_flush_denormal(True)
     world, (table, rgba) = load_world(concepts), load_drawings(drawings)
     sentences = read_templates(templates)
-    tokenizer = build_tokenizer(corpus(world, sentences))
+    tokenizer = saved_tokenizer(corpus(world, sentences), scratch)
     vae = AutoencoderKL.from_pretrained(vae_folder).to(device).eval()
     scheduler = build_scheduler()
     alphas_bar = scheduler.alphas_cumprod.to(device)
@@ -173,7 +173,8 @@ def main(
         number = sum(step >= phase["until"] for phase in cfg["phases"][:-1])
         return phase_loss(number)(module, step_generator(cfg["seed"], step))
 
-    facts = (cfg, world, sentences, table.to_numpy().tolist(), sorted(emphasised))
+    vocab = sorted(tokenizer.get_vocab().items())
+    facts = (cfg, world, sentences, table.to_numpy().tolist(), sorted(emphasised), vocab)
     saver = Saver(scratch, fingerprint(facts, [rgba, *vae.state_dict().values(), *model.state_dict().values()]))
     settings = {key: cfg[key] for key in ("steps", "lr", "precision", "warmup", "ema_decay")}
     curve = train_module(model, loss_of, saver, **settings)
@@ -188,7 +189,8 @@ def cached_latents(
     facts = (seed, phase["copies"], phase["jitter"], world["scenes"])
     path = scratch / f"latents-{fingerprint(facts, [rgba, *vae.state_dict().values()])[:16]}.pt"
     if not path.exists():
-        latents = cache_latents(vae, rgba, world, phase["copies"], seed, phase["jitter"])
+        with torch.autocast(vae.device.type, enabled=False):  # also when a bf16 training calls it
+            latents = cache_latents(vae, rgba, world, phase["copies"], seed, phase["jitter"])
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         torch.save(latents, temporary)
