@@ -80,7 +80,7 @@ class Advunlearn(Objective):
                 raise ValueError(f"advunlearn: caption {caption!r} leaves no room for prefix_tokens in {limit} tokens")
         self.texts = dict(zip(self.captions, student.texts(list(self.captions.values())), strict=True))  # (L, d) each
         self.empty = student.texts([""])  # (1, L, d)
-        self.pools = {}
+        self.pools: dict[str, Trajectories] = {}
         for concepts, count in ((task.erase, cfg.trajectories), (task.retain, cfg.retain_trajectories)):
             texts = {c: self.texts[c] for c in concepts}
             pool = Trajectories(student.pipe, texts, self.empty, count, cfg.ddim_steps, cfg.guidance, seed)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from resurgence.config.fields import ConfigError
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained
-from resurgence.erasers.gradient.esd import Esd, esd_target
+from resurgence.erasers.gradient.esd import TrajectoryObjective, esd_target
 from resurgence.erasers.gradient.student import Student, clean_of
 from resurgence.erasers.gradient.trainer import Sample, gradients, samples
 from resurgence.erasers.gradient.trajectory_configs import EapConfig
@@ -85,7 +85,7 @@ def gumbel_softmax(pi: torch.Tensor, noise: torch.Tensor, temperature: float, ha
     return one - soft.detach() + soft
 
 
-class Eap(Esd):
+class Eap(TrajectoryObjective[EapConfig]):
     """The two losses of one step, for `batch` concepts (x_t and captions as for ESD), and the search before it."""
 
     def __init__(self, student: Student, task: Task, cfg: EapConfig, data: EraserData, seed: int) -> None:

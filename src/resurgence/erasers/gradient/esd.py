@@ -9,7 +9,7 @@ ESD-x, `noxattn` is ESD-u. Several concepts: each step trains `batch` of them, i
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,12 @@ from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import Objective, Sample, samples
 from resurgence.erasers.gradient.trajectories import Trajectories, walked
-from resurgence.erasers.gradient.trajectory_configs import EsdConfig
+from resurgence.erasers.gradient.trajectory_configs import EapConfig, EsdConfig, SpmConfig
 
 if TYPE_CHECKING:
-    from resurgence.config.task import Task
+    from resurgence.config.task import Task, TaskPart
+
+Config = TypeVar("Config", EsdConfig, SpmConfig, EapConfig)
 
 
 def esd_target(empty: torch.Tensor, concept: torch.Tensor, eta: float, eta_from: str) -> torch.Tensor:
@@ -33,12 +35,13 @@ def esd_target(empty: torch.Tensor, concept: torch.Tensor, eta: float, eta_from:
     return (empty if eta_from == "empty" else concept) - eta * (concept - empty)
 
 
-class Esd(Objective):
-    """The loss of one step, for `batch` concepts."""
+class TrajectoryObjective(Objective, Generic[Config]):
+    """Captions of the erased concepts and latents x_t on the way to their images, which ESD, SPM and EAP share."""
 
-    def __init__(self, student: Student, task: Task, cfg: EsdConfig, data: EraserData, seed: int) -> None:
+    def __init__(self, student: Student, task: Task | TaskPart, cfg: Config, data: EraserData, seed: int) -> None:
         super().__init__(student)
-        self.task, self.cfg, self.seed = task, cfg, seed
+        self.task, self.seed = task, seed
+        self.cfg: Config = cfg
         prompts = [cfg.template.replace("{}", concept) for concept in task.erase]
         self.texts = dict(zip(task.erase, student.texts(prompts), strict=True))
         self.empty = student.texts([""])  # (1, L, d)
@@ -52,6 +55,10 @@ class Esd(Objective):
             return self.pool.draws([sample.concept for sample in drawn], draws)
         predict = partial(student.raw, student.weights)
         return walked(student.pipe, predict, draws, text, self.empty, cfg.ddim_steps, cfg.guidance)
+
+
+class Esd(TrajectoryObjective[EsdConfig]):
+    """The loss of one step, for `batch` concepts."""
 
     def loss(self, step: int) -> torch.Tensor:
         """Mean squared error to the target; the frozen model sees "" and c* in one pass."""

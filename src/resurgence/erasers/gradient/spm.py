@@ -24,7 +24,7 @@ from resurgence.config.task import TaskPart
 from resurgence.diffusion.deltas import DELTA_FILE, load_delta, save_delta
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained
-from resurgence.erasers.gradient.esd import Esd, esd_target
+from resurgence.erasers.gradient.esd import TrajectoryObjective, esd_target
 from resurgence.erasers.gradient.student import Student, Weights
 from resurgence.erasers.gradient.trainer import Objective, gradients, in_precision_of_base, samples
 from resurgence.erasers.gradient.trajectory_configs import SpmConfig
@@ -110,10 +110,10 @@ class Adapted(Student):
         return super().raw(self.merged(weights), x, t, text)
 
 
-class Spm(Esd):
+class Spm(TrajectoryObjective[SpmConfig]):
     """The loss of one adapter, for `batch` samples of its concepts (x_t and captions as for ESD)."""
 
-    def __init__(self, student: Adapted, task: Task, cfg: SpmConfig, data: EraserData, seed: int) -> None:
+    def __init__(self, student: Adapted, task: Task | TaskPart, cfg: SpmConfig, data: EraserData, seed: int) -> None:
         super().__init__(student, task, cfg, data, seed)
         words = [cfg.template.replace("{}", task.mapping[c]) if cfg.surrogate == "mapping" else "" for c in task.erase]
         self.surrogates = dict(zip(task.erase, student.texts(words), strict=True))
