@@ -19,8 +19,10 @@ import pandas as pd
 import torch
 from diffusers import StableDiffusionPipeline
 
-from resurgence.diffusion.pipeline import ddim_of, load_base, resolve_device
+from resurgence.diffusion.device import resolve_device
+from resurgence.diffusion.pipeline import load_base
 from resurgence.diffusion.sampling import SamplingConfig, sample
+from resurgence.diffusion.unet import ddim_of
 
 
 def random_pipeline() -> StableDiffusionPipeline:

@@ -105,7 +105,7 @@ def finetunes(machine: Machine) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def exact(machine: Machine, strict: bool = False, fill: bool = True, tf32: bool = False) -> Iterator[None]:
-    """The deterministic kernels of diffusion.pipeline.exact, with the parts that cost time to choose.
+    """The deterministic kernels of diffusion.device.exact, with the parts that cost time to choose.
 
     Args:
         strict: an operation without a deterministic kernel is an error, not a warning.

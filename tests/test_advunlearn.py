@@ -12,7 +12,7 @@ import torch
 
 from resurgence.config.fields import ConfigError, build
 from resurgence.diffusion.deltas import apply_delta, apply_folder
-from resurgence.diffusion.pipeline import ddim_of
+from resurgence.diffusion.unet import ddim_of
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.advunlearn import Advunlearn, AdvunlearnConfig, encode, erase
 from resurgence.erasers.gradient.student import Student

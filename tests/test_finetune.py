@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from resurgence.config.fields import ConfigError
 from resurgence.diffusion.deltas import apply_folder, load_delta
-from resurgence.diffusion.pipeline import ddim_of
+from resurgence.diffusion.unet import ddim_of
 from resurgence.training import finetune as f
 from resurgence.training.checkpoint import Saver, fingerprint
 from resurgence.training.lora import TARGETS, prepare, restore

@@ -19,7 +19,7 @@ from PIL import Image
 from resurgence.config.fields import ConfigError
 from resurgence.diffusion import image_sets
 from resurgence.diffusion import sampling as s
-from resurgence.diffusion.pipeline import ddim_of
+from resurgence.diffusion.unet import ddim_of
 from resurgence.progress import Progress, duration
 from tiny import SENTENCES, make_pipeline
 
@@ -121,14 +121,13 @@ def test_a_subset_and_another_order_give_the_same_images(pipe: StableDiffusionPi
 
 def test_each_unique_prompt_is_encoded_once(pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s, "WINDOW", 2)
-    encoded = []
-    original = pipe.encode_prompt
+    encoded, forward = [], pipe.text_encoder.forward
 
-    def counting(texts: list[str], *args: object) -> tuple:
-        encoded.extend(texts)
-        return original(texts, *args)
+    def counting(ids: torch.Tensor, **options: object) -> object:
+        encoded.extend(pipe.tokenizer.batch_decode(ids, skip_special_tokens=True))
+        return forward(ids, **options)
 
-    monkeypatch.setattr(pipe, "encode_prompt", counting)
+    monkeypatch.setattr(pipe.text_encoder, "forward", counting)
     table = prompt_table(20, prompts=5)
     images = run(pipe, table, s.SamplingConfig(steps=1, guidance=5.0, batch=7))
     assert sorted(encoded) == sorted(["", *SENTENCES[:5]]) and len(images) == 20
@@ -239,7 +238,7 @@ def test_half_precision_pipeline_keeps_its_type() -> None:
 
 
 def test_image_set_round_trip_is_lossless_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s, "ROW_GROUP", 4)
+    monkeypatch.setattr(image_sets, "ROW_GROUP", 4)
     table = prompt_table(11).assign(score=np.linspace(0, 1, 11), note="é")
     pixels = np.random.default_rng(0).integers(0, 256, (11, 8, 9, 3), dtype=np.uint8)
     images = ((int(row), Image.fromarray(pixels[row])) for row in np.random.default_rng(1).permutation(11))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig, get_peft_model_state_dict
 from tokenizers import Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -112,3 +114,25 @@ def make_pipeline(
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def predict(pipe: StableDiffusionPipeline, prompt: str = "a photo of the ship") -> torch.Tensor:
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    ids = pipe.tokenizer([prompt], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        return pipe.unet(x, 501, pipe.text_encoder(ids).last_hidden_state).sample
+
+
+def save_lora(pipe: StableDiffusionPipeline, out: Path, metadata: bool, **config) -> None:
+    """Save a random LoRA of the UNet and of the text encoder the way diffusers' own scripts do."""
+    layers, meta = {}, {}
+    for part, targets in (("unet", ["to_k", "to_v", "to_out.0", "conv1"]), ("text_encoder", ["q_proj", "out_proj"])):
+        module = getattr(pipe, part)
+        module.add_adapter(LoraConfig(target_modules=targets, **config))
+        for name, p in sorted(module.named_parameters()):
+            if "lora_" in name:
+                p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))) * 0.2
+        layers[f"{part}_lora_layers"] = get_peft_model_state_dict(module)
+        values = module.peft_config["default"].to_dict()
+        meta[f"{part}_lora_adapter_metadata"] = json.loads(json.dumps(values, default=list))
+    StableDiffusionPipeline.save_lora_weights(out, **layers, **(meta if metadata else {}))

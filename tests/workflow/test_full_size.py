@@ -21,9 +21,8 @@ from small_world import make_clip
 from tree import PARTS, ROOT, Tree, clone
 
 from published import BASES, make_published
-from resurgence.diffusion.deltas import export
 from resurgence.diffusion.image_sets import read_image_set
-from resurgence.diffusion.pipeline import load_base
+from resurgence.diffusion.pipeline import export, load_base
 from resurgence.diffusion.sampling import SamplingConfig, sample
 from resurgence.diffusion.text import concept_positions
 from resurgence.erasers.mace.method import MaceConfig, tokens_of

@@ -63,7 +63,8 @@ def load(args: Namespace, precision: str = "fp32") -> StableDiffusionPipeline:
     import torch
 
     from resurgence.diffusion.deltas import apply_folder
-    from resurgence.diffusion.pipeline import load_base, resolve_device
+    from resurgence.diffusion.device import resolve_device
+    from resurgence.diffusion.pipeline import load_base
 
     torch.set_flush_denormal(True)
     pipe = load_base(args.base, resolve_device(args.device), getattr(torch, PRECISIONS[precision]), args.revision)
@@ -242,7 +243,7 @@ def sample(args: Namespace) -> None:
 
 def export(args: Namespace) -> None:
     """Write a full diffusers folder of the base with the given folders applied."""
-    from resurgence.diffusion.deltas import export as run
+    from resurgence.diffusion.pipeline import export as run
 
     check_out(args.out, "model_index.json")
     run(args.base, args.delta, args.out, args.revision)

@@ -42,8 +42,8 @@ def chosen_scorers(args: Namespace) -> dict[str, dict[str, Any]]:
 
 def score(args: Namespace) -> None:
     """Score image sets: scores.parquet with a row for each image; prints the means by role."""
+    from resurgence.diffusion.device import resolve_device
     from resurgence.diffusion.image_sets import image_files
-    from resurgence.diffusion.pipeline import resolve_device
     from resurgence.scorers.score_files import base_files, score_files
 
     check_out(args.out, MANIFEST)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from resurgence.diffusion.unet import predict
+
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import Attention
@@ -100,14 +102,19 @@ class Capture:
 
 
 def attention_maps(
-    unet: UNet2DConditionModel, receive: Receive, noisy: torch.Tensor, t: torch.Tensor, texts: torch.Tensor
+    unet: UNet2DConditionModel,
+    receive: Receive,
+    noisy: torch.Tensor,
+    t: torch.Tensor,
+    texts: torch.Tensor,
+    parameters: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Run the UNet up to its last cross-attention and hand each one's probabilities to `receive`.
 
     What lies behind the last map (its values, the end of the UNet) is not computed: no map depends on it.
 
     Args:
-        noisy: (B, C, h, w). t: (B,). texts: (B, L, d).
+        noisy: (B, C, h, w). t: (B,). texts: (B, L, d). parameters: used in place of the UNet's own, as in `predict`.
     """
     own, left = unet.attn_processors, set(cross_attentions(unet))
 
@@ -120,7 +127,7 @@ def attention_maps(
     capturing = {f"{name}.processor": Capture(name, receive_until_last) for name in left}
     try:
         unet.set_attn_processor({**own, **capturing})
-        unet(noisy, t, encoder_hidden_states=texts)
+        predict(unet, noisy, t, texts, parameters)
     except EnoughSeen:
         pass
     finally:

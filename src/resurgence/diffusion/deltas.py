@@ -1,4 +1,4 @@
-"""Deltas: the tensors of a base that a step changed; saved, applied, exported, and read from LoRA files.
+"""Deltas: the tensors of a base that a step changed; saved, applied, and read from LoRA files.
 
 A delta holds the new values of the parameters that changed, and only those. A stored delta is what everything after it
 reads, so its precision is a setting of the study: bf16 keeps 8 bits of each value, fp16 11 bits for values between 6e-5
@@ -8,9 +8,7 @@ and 65504.
 from __future__ import annotations
 
 import json
-import logging
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from resurgence.diffusion.pipeline import load_base
-
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-
-log = logging.getLogger(__name__)
 
 Delta = dict[str, torch.Tensor]
 """'unet.<parameter>' or 'text_encoder.<parameter>' -> the parameter's new value."""
@@ -42,6 +36,11 @@ def changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor
         for name in sorted(after)
         if not torch.equal(before[name].to(after[name].device), after[name])
     }
+
+
+def of_part(weights: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    """The weights of one part of the pipeline, by the names that they have in it."""
+    return {name.removeprefix(f"{part}."): w for name, w in weights.items() if name.startswith(f"{part}.")}
 
 
 def save_delta(delta: Delta, path: Path) -> None:
@@ -98,19 +97,6 @@ def apply_folder(pipe: StableDiffusionPipeline, folder: Path) -> None:
         apply_delta(pipe, load_delta(delta))
     if lora.exists():
         apply_delta(pipe, lora_delta(pipe, lora))
-
-
-def export(base: str | Path, folders: Sequence[Path], out: Path, revision: str | None = None) -> None:
-    """Write a full diffusers folder: the base with the folders applied in order, and the study's DDIM scheduler."""
-    pipe = load_base(base, revision=revision)
-    for folder in folders:
-        apply_folder(pipe, folder)
-    temporary = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    pipe.save_pretrained(temporary, safe_serialization=True)
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
-    log.info("wrote %s", out)
 
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -188,6 +174,7 @@ def lora_delta(pipe: StableDiffusionPipeline, path: Path) -> Delta:
         scale = lora_scale(inner, len(down), {n.split(".", 1)[1]: a for n, a in alphas.items()}, strip(header, part))
         weight = weights[f"{name}.weight"].detach().float().cpu()
         up = tensors[f"{module}.lora_B.weight"].float()
+        # `pipe.fuse_lora()` gives the same bytes in fp32, but rounds A and B first in a half-precision base
         product = (up.flatten(1) @ down.float().flatten(1)).reshape(weight.shape)  # convolutions: B is 1 x 1
         delta[f"{name}.weight"] = weight + scale * product
     return delta

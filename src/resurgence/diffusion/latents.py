@@ -6,13 +6,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from resurgence.diffusion.pipeline import exact
+from resurgence.diffusion.device import exact
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 
 @torch.no_grad()
+def posterior(vae: AutoencoderKL, images: torch.Tensor, batch: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the scaled latents of images (N, 3, H, W) in [-1, 1]: (N, C, h, w) each."""
+    parts = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist for part in images.split(batch)]
+    factor = vae.config.scaling_factor
+    return torch.cat([part.mean for part in parts]) * factor, torch.cat([part.std for part in parts]) * factor
+
+
 def latents_of(pipe: StableDiffusionPipeline, images: torch.Tensor, batch: int = 8) -> torch.Tensor:
     """Scaled latents (the mode of the encoder's distribution) of images (N, 3, H, W) in [-1, 1]: (N, C, h, w).
 
@@ -22,9 +29,8 @@ def latents_of(pipe: StableDiffusionPipeline, images: torch.Tensor, batch: int =
     low, high = float(images.min()), float(images.max())
     if images.ndim != 4 or low < -1.001 or high > 1.001:
         raise ValueError(f"images {tuple(images.shape)} in [{low:g}, {high:g}]: expected (N, 3, H, W) in [-1, 1]")
-    parts = images.to(pipe.vae.device, pipe.vae.dtype).split(batch)
     with exact(pipe.vae.device):
-        return torch.cat([pipe.vae.encode(part).latent_dist.mode() for part in parts]) * pipe.vae.config.scaling_factor
+        return posterior(pipe.vae, images, batch)[0]
 
 
 def add_noise(latents: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,10 @@
-"""Load text-to-image bases, and save, apply and export what a step changed in them.
+"""Load text-to-image bases, and export them with what a step changed.
 
-A base is a diffusers folder, a hub id with a revision, or a single-file checkpoint. A delta holds the new values of
-the parameters that changed, and only those: key/value projections of SD 1.4 are tens of megabytes instead of 3.4 GB.
-Weights are read from safetensors only, so loading a base never executes code.
+A base is a diffusers folder, a hub id with a revision, or a single-file checkpoint. Weights are read from safetensors
+only, so loading a base never executes code.
+
+This is the only module on the way to a job that imports diffusers and transformers, which takes 4 CPU-seconds and may
+look for GPUs. Import it where a base is loaded: after the job has taken its GPU.
 """
 
 from __future__ import annotations
@@ -11,70 +13,25 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import diffusers
 import torch
+import transformers
+from diffusers import StableDiffusionPipeline
 from safetensors import SafetensorError
+from transformers import CLIPTextModel
 
+from resurgence.diffusion.deltas import apply_folder
+from resurgence.diffusion.unet import ddim_of
 from resurgence.pretrained.checksums import verify_loaded, where_to_find
 from resurgence.pretrained.loading import check_complete, load_pretrained
 
-if TYPE_CHECKING:
-    from diffusers import DDIMScheduler, SchedulerMixin, StableDiffusionPipeline
-
 log = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device named `auto`, `cpu`, `cuda` or `cuda:N`; auto is the GPU when there is one.
-
-    Raises:
-        ValueError: a device that this machine does not have; there is no silent fallback to the CPU.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device = {name!r} is unknown; use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        seen = torch.cuda.device_count()
-        raise ValueError(f"device = {name!r}, but {seen} CUDA devices are visible; use auto or cpu")
-    return device
-
-
-@contextmanager
-def exact(device: torch.device) -> Iterator[None]:
-    """On a GPU: deterministic kernels, and fp32 convolutions in fp32 instead of TF32, PyTorch's default there.
-
-    Otherwise the batch size would show in the images, and a run would not repeat itself. For speed set the precision.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def ddim_of(scheduler: SchedulerMixin) -> DDIMScheduler:
-    """Return a fresh DDIM scheduler with the given one's noise schedule, spacing, offset and prediction type.
-
-    Samples are not clipped: that belongs to pixel models, and StableDiffusionPipeline switches it off too.
-    """
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler.from_config(scheduler.config, clip_sample=False)
 
 
 def load_base(
@@ -92,9 +49,6 @@ def load_base(
         FileNotFoundError: says where the base was looked for and which command fetches it.
         ValueError: pickled weights, a folder of another pipeline, or other checksums than config/weights.yaml has.
     """
-    from diffusers import StableDiffusionPipeline
-    from transformers import CLIPTextModel
-
     options = {"dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
     quieten()
     place = Path(path)
@@ -134,9 +88,6 @@ def load_base(
 
 def quieten() -> None:
     """Keep diffusers' and transformers' progress bars out of log files."""
-    import diffusers
-    import transformers
-
     if not sys.stderr.isatty():
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
@@ -152,3 +103,16 @@ def check_folder(folder: Path) -> None:
     name = json.loads(index.read_text()).get("_class_name")
     if name != "StableDiffusionPipeline":
         raise ValueError(f"{index}: _class_name = {name!r}; give a StableDiffusionPipeline (SD 1.x or 2.x)")
+
+
+def export(base: str | Path, folders: Sequence[Path], out: Path, revision: str | None = None) -> None:
+    """Write a full diffusers folder: the base with the folders applied in order, and the study's DDIM scheduler."""
+    pipe = load_base(base, revision=revision)
+    for folder in folders:
+        apply_folder(pipe, folder)
+    temporary = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipe.save_pretrained(temporary, safe_serialization=True)
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
+    log.info("wrote %s", out)

@@ -8,7 +8,9 @@ encoding runs in threads while the next batch is sampled.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +20,9 @@ from PIL import Image
 
 from resurgence.config.fields import ConfigError
 from resurgence.config.stages import SamplingConfig
-from resurgence.diffusion.pipeline import ddim_of, exact
+from resurgence.diffusion.device import exact
+from resurgence.diffusion.text import encode_prompts
+from resurgence.diffusion.unet import ddim, predict
 from resurgence.progress import Progress
 
 if TYPE_CHECKING:
@@ -45,12 +49,6 @@ def latent_shape(pipe: StableDiffusionPipeline, size: int | None) -> tuple[int, 
 def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> torch.Tensor:
     """Draw the starting noise (B, C, h, w) of each image from its own CPU generator."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])
-
-
-def encode_prompts(pipe: StableDiffusionPipeline, prompts: Sequence[str], batch: int = 64) -> torch.Tensor:
-    """Encode prompts as the pipeline does: padded, cut at the model's length; (N, L, d) on the pipeline's device."""
-    parts = [list(prompts[start : start + batch]) for start in range(0, len(prompts), batch)]
-    return torch.cat([pipe.encode_prompt(part, pipe.device, 1, False)[0] for part in parts])
 
 
 class PromptWindow:
@@ -83,7 +81,7 @@ def make_faster(pipe: StableDiffusionPipeline, cfg: SamplingConfig) -> None:
 def denoise(
     pipe: StableDiffusionPipeline, noise: torch.Tensor, text: torch.Tensor, empty: torch.Tensor, cfg: SamplingConfig
 ) -> torch.Tensor:
-    """Run DDIM from noise to latents (eta 0); both guidance branches go through the UNet in one forward pass.
+    """Run DDIM from noise to latents.
 
     Args:
         noise: (B, C, h, w). text: (B, L, d). empty: (1, L, d), the embedding of "".
@@ -91,19 +89,9 @@ def denoise(
     Returns:
         (B, C, h, w) float32.
     """
-    scheduler, unet = ddim_of(pipe.scheduler), pipe.unet
-    scheduler.set_timesteps(cfg.steps)
-    guided = cfg.guidance > 1
-    context = torch.cat([empty.expand_as(text), text]) if guided else text
-    latents = noise.to(unet.device, torch.float32) * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        doubled = torch.cat([latents, latents]) if guided else latents
-        prediction = unet(doubled.to(unet.dtype), t, context, return_dict=False)[0].float()
-        if guided:
-            unconditional, conditional = prediction.chunk(2)
-            prediction = unconditional + cfg.guidance * (conditional - unconditional)
-        latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
-    return latents
+    noise = noise.to(pipe.unet.device, torch.float32)
+    path = ddim(pipe.scheduler, partial(predict, pipe.unet), noise, text, empty, cfg.steps, cfg.guidance)
+    return deque(path, maxlen=1)[0][1]  # x_0, the last of them
 
 
 @torch.no_grad()

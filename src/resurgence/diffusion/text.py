@@ -1,4 +1,4 @@
-"""Captions around a concept, their tokens, and their text embeddings.
+"""Captions around a concept, their tokens, and their text embeddings. Nothing else calls a text encoder.
 
 The closed forms, the attention loss and the second moments read a concept through the same captions: a template with
 one {} filled by the concept. Everything here follows the pipeline's own tokenizer, so it holds for any length and for
@@ -8,16 +8,21 @@ both kinds of padding: SD 1.x pads with the end token itself, SD 2.x with id 0.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch.func import functional_call
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-    from transformers import PreTrainedTokenizerBase
+    from transformers import CLIPTextModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+BATCH = 64  # captions in a pass of the text encoder
 
 # Without an article, so that a name ("Ada Lovelace") and a described mapping concept ("a person") both fit.
 CAPTIONS = (
@@ -101,30 +106,64 @@ def concept_positions(tokenizer: PreTrainedTokenizerBase, caption: str, concept:
     return sorted({start + i for start in starts for i in range(len(word))})
 
 
+def tokenize(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask (N, L) of captions, padded to the length that the model reads, and cut there."""
+    length = tokenizer.model_max_length
+    inputs = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return inputs.input_ids, inputs.attention_mask
+
+
+def embed(
+    encoder: CLIPTextModel,
+    ids: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    parameters: Mapping[str, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Embeddings of token ids, the last hidden state at all positions: (N, L, d) in the encoder's dtype, on its device.
+
+    Args:
+        ids: (N, L). mask: (N, L), of the positions that are no padding; only read by an encoder that was trained so.
+        parameters: used in place of the encoder's own of these names, in this pass only; gradients flow to them.
+    """
+    masked = mask is not None and getattr(encoder.config, "use_attention_mask", False)
+    options = {"attention_mask": mask.to(encoder.device) if masked else None}
+    inputs = (ids.to(encoder.device),)
+    if not parameters:
+        return encoder(*inputs, **options)[0]
+    return functional_call(encoder, dict(parameters), inputs, options)[0]
+
+
+def encode_prompts(pipe: StableDiffusionPipeline, prompts: Sequence[str], batch: int = BATCH) -> torch.Tensor:
+    """Embed prompts as the pipeline does: (N, L, d). A prompt longer than the model reads is cut, with a warning."""
+    limit = pipe.tokenizer.model_max_length
+    parts = []
+    for start in range(0, len(prompts), batch):
+        part = list(prompts[start : start + batch])
+        for prompt, ids in zip(part, pipe.tokenizer(part).input_ids, strict=True):
+            if len(ids) > limit:
+                log.warning("prompt %r has %d tokens, the model reads the first %d", prompt, len(ids), limit)
+        parts.append(embed(pipe.text_encoder, *tokenize(pipe.tokenizer, part)))
+    return torch.cat(parts)
+
+
 class Encoder:
-    """Text embeddings as the pipeline makes them: last hidden state, all positions, padded to the full length.
+    """Text embeddings as the pipeline makes them, in a precision that may be higher.
 
     float64 by default, because the closed forms magnify rounding errors by the condition number of their system
     (1e4 and more), and because only then does the batch size not show in the result.
     """
 
-    def __init__(self, pipe: StableDiffusionPipeline, dtype: torch.dtype = torch.float64, batch: int = 64) -> None:
+    def __init__(self, pipe: StableDiffusionPipeline, dtype: torch.dtype = torch.float64, batch: int = BATCH) -> None:
         self.tokenizer, self.batch = pipe.tokenizer, batch
         encoder = pipe.text_encoder
         self.model = (encoder if encoder.dtype == dtype else copy.deepcopy(encoder).to(dtype)).eval()
-        self.masked = bool(getattr(encoder.config, "use_attention_mask", False))
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> torch.Tensor:
         """Embed captions: (N, L, d). Captions longer than the model reads are cut, as the pipeline does."""
-        parts = []
-        for start in range(0, len(captions), self.batch):
-            inputs = self.tokenizer(
-                list(captions[start : start + self.batch]), padding="max_length", truncation=True, return_tensors="pt",
-                max_length=self.tokenizer.model_max_length,
-            ).to(self.model.device)  # fmt: skip
-            parts.append(self.model(inputs.input_ids, attention_mask=inputs.attention_mask if self.masked else None)[0])
-        return torch.cat(parts)
+        starts = range(0, len(captions), self.batch)
+        parts = [tokenize(self.tokenizer, captions[start : start + self.batch]) for start in starts]
+        return torch.cat([embed(self.model, *part) for part in parts])
 
     def each(self, templates: Sequence[str], concepts: Iterable[str]) -> Iterator[torch.Tensor]:
         """Embed the captions of one concept after the other: (T, L, d) each.

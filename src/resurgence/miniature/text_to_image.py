@@ -17,6 +17,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from resurgence.diffusion.latents import posterior
+from resurgence.diffusion.text import embed
+from resurgence.diffusion.unet import predict
 from resurgence.miniature.captions import MAX_LENGTH, caption, corpus, draw, read_templates, saved_tokenizer
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import load_drawings, load_world
@@ -48,7 +51,7 @@ class TextToImage(nn.Module):
 
     def forward(self, noisy: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Predict v; noisy (B, C, h, w), t (B,), ids (B, S)."""
-        return self.unet(noisy, t, self.text_encoder(ids).last_hidden_state).sample
+        return predict(self.unet, noisy, t, embed(self.text_encoder, ids))
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -77,17 +80,17 @@ def cache_latents(
     Returns:
         Latents float16 (M, C, h, w), scaled, and the row of each: a drawing's index, then N + scene index.
     """
-    device, latents, rows = next(vae.parameters()).device, [], []
+    latents, rows = [], []
     generator, progress = torch.Generator().manual_seed(seed), Progress("latents", copies, "compositions")
     for _ in range(copies):
         for start in range(0, len(rgba), 128):
-            images = compose(rgba[start : start + 128], generator, **jitter).to(device)
-            latents.append((vae.encode(images).latent_dist.mean * vae.config.scaling_factor).half().cpu())
+            images = compose(rgba[start : start + 128], generator, **jitter)
+            latents.append(posterior(vae, images, len(images))[0].half().cpu())
         rows.append(torch.arange(len(rgba)))
         progress.add()
     for index, s in enumerate(world["scenes"]):
-        images = scene(s["low"], s["high"], 4 * copies, rgba.shape[-1], generator).to(device)
-        latents.append((vae.encode(images).latent_dist.mean * vae.config.scaling_factor).half().cpu())
+        images = scene(s["low"], s["high"], 4 * copies, rgba.shape[-1], generator)
+        latents.append(posterior(vae, images, len(images))[0].half().cpu())
         rows.append(torch.full((4 * copies,), len(rgba) + index))
     return torch.cat(latents), torch.cat(rows)
 
@@ -110,7 +113,7 @@ def diffusion_loss(
     latents, alpha_bar = latents.to(device), alphas_bar[t].view(-1, 1, 1, 1)
     noisy = alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
     v = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * latents
-    error = (model(noisy, t, ids.to(device)).float() - v) ** 2
+    error = (model(noisy, t, ids) - v) ** 2
     return (min_snr_weight(alpha_bar) * error).mean()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from resurgence.stages.runtime import importing
+
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
@@ -15,9 +17,11 @@ def load_pipe(job: Job, precision: str = "fp32", device: str | None = None) -> S
 
     A function, and not a method of Job, so that the code version of a stage reaches it.
     """
-    import torch
+    with importing():
+        import torch
 
-    from resurgence.diffusion.pipeline import load_base, resolve_device
+        from resurgence.diffusion.device import resolve_device
+        from resurgence.diffusion.pipeline import load_base
 
     torch.set_flush_denormal(True)
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from resurgence.config.task import TaskPart
 from resurgence.provenance.manifest import MANIFEST, described, write_artefact, write_made
-from resurgence.stages.runtime import become_only_writer, check_inputs, take_gpu
+from resurgence.stages.runtime import become_only_writer, check_inputs, end_imports, take_gpu
 
 log = logging.getLogger(__name__)
 SCRATCH = Path("scratch")
@@ -132,6 +132,7 @@ def start(arguments: Sequence[str] | None = None) -> Job:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     slurm = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
     log.info("host %s%s: %s of %d inputs", platform.node(), slurm, args.out, len(args.inputs))
+    end_imports()
     job = Job(args.settings, args.out, named(args.inputs), args.device, args.code)
     signal.signal(signal.SIGTERM, leave)
     become_only_writer(job.out)

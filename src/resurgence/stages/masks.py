@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from resurgence.config.fields import build
 from resurgence.data.masks import MaskConfig, segment
-from resurgence.diffusion.pipeline import resolve_device
+from resurgence.diffusion.device import resolve_device
 from resurgence.stages.base import load_pipe
 from resurgence.stages.eraser_data import concept_images
 from resurgence.stages.job import Job, main

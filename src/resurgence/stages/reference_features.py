@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from resurgence.data.image_folder import SUFFIXES
-from resurgence.diffusion.pipeline import resolve_device
+from resurgence.diffusion.device import resolve_device
 from resurgence.progress import Progress
 from resurgence.scorers import load_scorers
 from resurgence.stages.job import Job, main

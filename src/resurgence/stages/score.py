@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from resurgence.diffusion.device import resolve_device
 from resurgence.diffusion.image_sets import image_files
-from resurgence.diffusion.pipeline import resolve_device
 from resurgence.scorers import feature_names, load_scorers, write_scores
 from resurgence.scorers.score_files import base_files, score_files
 from resurgence.stages.job import Job, main
+from resurgence.stages.runtime import importing
 
 
 def make(job: Job, folder: Path) -> dict:
     """Write step-NNNNNN/scores.parquet, and features.safetensors where a distance needs them."""
     settings, task, count = job.settings["scorers"], job.task, 0
-    scorers = load_scorers(settings, resolve_device(job.device))
+    with importing():
+        scorers = load_scorers(settings, resolve_device(job.device))
     base = job.optional("base_images")  # only where a scorer reads them
     compared = None if base is None else base_files(base)
     for name, files in image_files(job.folder("images")).items():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from resurgence.config.fields import read_yaml
 from resurgence.miniature.build import PARTS, build_part
-from resurgence.stages.runtime import become_only_writer, take_gpu
+from resurgence.stages.runtime import become_only_writer, end_imports, take_gpu
 
 
 def main() -> None:
@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="use a GPU where the study has one")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    end_imports()
     become_only_writer(args.out / args.part)
     if args.gpu:
         take_gpu()

@@ -20,7 +20,10 @@ import torch.nn.functional as F
 
 from resurgence.config.fields import ConfigError
 from resurgence.config.stages import FinetuneConfig
-from resurgence.diffusion.pipeline import exact
+from resurgence.diffusion.device import exact
+from resurgence.diffusion.latents import posterior
+from resurgence.diffusion.text import encode_prompts
+from resurgence.diffusion.unet import predict
 from resurgence.seeds import generator
 from resurgence.training import loop
 from resurgence.training.checkpoint import Saver, checkpoint_name, copy_checkpoints, fingerprint
@@ -83,29 +86,21 @@ def diffusion_loss(
     """Return the mean squared error of the predicted noise or velocity over the draws of one forward pass."""
     device = data.mean.device
     image, flip, t = (torch.tensor([d[i] for d in draws], device=device) for i in range(3))
-    posterior, noise = (torch.stack([d[i] for d in draws]).to(device) for i in (3, 4))  # (B, C, h, w)
-    x0 = data.mean[flip, image] + data.std[flip, image] * posterior
+    deviation, noise = (torch.stack([d[i] for d in draws]).to(device) for i in (3, 4))  # (B, C, h, w)
+    x0 = data.mean[flip, image] + data.std[flip, image] * deviation
     velocity = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(x0, noise, t) if velocity else noise
     text = data.text[torch.tensor([data.caption[d.image] for d in draws], device=device)]  # (B, L, d)
-    prediction = unet(scheduler.add_noise(x0, noise, t), t, text, return_dict=False)[0]
-    return F.mse_loss(prediction.float(), target)
+    return F.mse_loss(predict(unet, scheduler.add_noise(x0, noise, t), t, text), target)
 
 
 @torch.no_grad()
-def encode(
-    pipe: StableDiffusionPipeline, images: torch.Tensor, captions: Sequence[str], flips: bool, batch: int = 8
-) -> Data:
+def encode(pipe: StableDiffusionPipeline, images: torch.Tensor, captions: Sequence[str], flips: bool) -> Data:
     """Encode images (N, 3, H, W) in [-1, 1] and captions once."""
-    means, stds = [], []
-    for side in (images, images.flip(-1))[: 1 + flips]:
-        posteriors = [pipe.vae.encode(part.to(pipe.vae.device)).latent_dist for part in side.split(batch)]
-        means.append(torch.cat([p.mean for p in posteriors]))
-        stds.append(torch.cat([p.std for p in posteriors]))
+    sides = [posterior(pipe.vae, side) for side in (images, images.flip(-1))[: 1 + flips]]
+    mean, std = (torch.stack(part) for part in zip(*sides, strict=True))
     unique = list(dict.fromkeys(captions))
-    text = [pipe.encode_prompt(unique[i : i + 64], pipe.device, 1, False)[0] for i in range(0, len(unique), 64)]
-    factor, numbers = pipe.vae.config.scaling_factor, [unique.index(caption) for caption in captions]
-    return Data(torch.stack(means) * factor, torch.stack(stds) * factor, torch.cat(text), numbers)
+    return Data(mean, std, encode_prompts(pipe, unique), [unique.index(caption) for caption in captions])
 
 
 def shuffled(captions: Sequence[str], seed: int) -> list[str]:

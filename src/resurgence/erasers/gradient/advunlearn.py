@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.func import functional_call
 
-from resurgence.diffusion.text import token_ids
+from resurgence.diffusion.deltas import of_part
+from resurgence.diffusion.text import embed, token_ids, tokenize
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.student import Student, Weights
@@ -48,22 +48,16 @@ def encode(student: Student, weights: Weights, captions: Sequence[str], prefixes
 
     A hook on the table of token embeddings puts the rows after the beginning token; what follows moves up by k.
     """
-    tokenizer, encoder, k = student.pipe.tokenizer, student.pipe.text_encoder, prefixes.shape[1]
-    length = tokenizer.model_max_length
-    inputs = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    encoder, k = student.pipe.text_encoder, prefixes.shape[1]
+    inputs = tokenize(student.pipe.tokenizer, captions)
     # the ids at the places of the prefix have no effect, those cut off at the end are padding
-    ids, mask = (
-        torch.cat([v[:, :1].expand(-1, k), v], 1)[:, :length].to(encoder.device)
-        for v in (inputs.input_ids, inputs.attention_mask)
-    )
-    masked = bool(getattr(encoder.config, "use_attention_mask", False))
-    own = {n.removeprefix("text_encoder."): w for n, w in weights.items() if n.startswith("text_encoder.")}
+    ids, mask = (torch.cat([v[:, :1].expand(-1, k), v], 1)[:, : v.shape[1]] for v in inputs)
 
     def insert(module: torch.nn.Module, args: tuple, rows: torch.Tensor) -> torch.Tensor:
         return torch.cat([rows[:, :1], prefixes.to(rows.dtype), rows[:, 1 + k :]], 1)
 
     with encoder.get_input_embeddings().register_forward_hook(insert):
-        return functional_call(encoder, own, (ids,), {"attention_mask": mask if masked else None})[0]
+        return embed(encoder, ids, mask, of_part(weights, "text_encoder"))
 
 
 class Advunlearn(Objective):

@@ -12,10 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
-from torch.func import functional_call
 
 from resurgence.diffusion.attention import attention_maps
+from resurgence.diffusion.deltas import of_part
 from resurgence.diffusion.latents import add_noise, latents_of
 from resurgence.diffusion.text import fill, load_captions
 from resurgence.erasers import EraserData
@@ -26,41 +25,27 @@ from resurgence.erasers.gradient.trainer import Objective, Sample, samples
 from resurgence.erasers.token_sets import tokens_of
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
     from resurgence.config.task import Task
-
-
-class Maps(nn.Module):
-    """`attention_maps` as a module, so that one forward pass can run with other weights than the UNet's own."""
-
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        super().__init__()
-        self.unet = unet  # so its parameters are named as in a delta: unet.<name>
-
-    def forward(self, noisy: torch.Tensor, t: torch.Tensor, texts: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """|| concat of A[:, :, S] ||_F over all cross-attentions and samples, a scalar; arguments as attention_norm."""
-        norms: list[torch.Tensor] = []
-
-        def receive(_: str, probabilities: torch.Tensor) -> None:
-            a = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))  # (B, heads, Q, L)
-            norms.append(torch.linalg.vector_norm(a * tokens[:, None, None, :]))
-
-        attention_maps(self.unet, receive, noisy, t, texts)
-        return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def attention_norm(
     student: Student, noisy: torch.Tensor, t: torch.Tensor, texts: torch.Tensor, tokens: torch.Tensor
 ) -> torch.Tensor:
-    """The loss with the weights in training: a scalar with gradients to `student.weights`.
+    """|| concat of A[:, :, S] ||_F over all cross-attentions and samples, with the weights in training: a scalar.
+
+    Gradients flow to `student.weights`.
 
     Args:
         noisy: (B, C, h, w). t: (B,). texts: (B, L, d). tokens: (B, L) bool, the set S of each sample.
     """
-    dtype = student.unet.dtype
-    weights = {name: w.to(dtype) for name, w in student.weights.items()}
-    return functional_call(Maps(student.unet), weights, (noisy.to(dtype), t, texts.to(dtype), tokens))
+    norms: list[torch.Tensor] = []
+
+    def receive(_: str, probabilities: torch.Tensor) -> None:
+        a = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))  # (B, heads, Q, L)
+        norms.append(torch.linalg.vector_norm(a * tokens[:, None, None, :]))
+
+    attention_maps(student.unet, receive, noisy, t, texts, of_part(student.weights, "unet"))
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 class Fmn(Objective):

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from resurgence.diffusion.sampling import SamplingConfig, encode_prompts, sample
+from resurgence.diffusion.sampling import SamplingConfig, sample
+from resurgence.diffusion.text import encode_prompts
 from resurgence.erasers.gradient.spm import product
 from resurgence.erasers.lora import Lora
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch.func import functional_call
 
-from resurgence.diffusion.sampling import encode_prompts
+from resurgence.diffusion.deltas import of_part
+from resurgence.diffusion.text import embed, encode_prompts, tokenize
+from resurgence.diffusion.unet import predict
 from resurgence.erasers.gradient.parameters import selected
 
 if TYPE_CHECKING:
@@ -61,12 +62,8 @@ class Student:
 
     def raw(self, weights: Weights, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """What the UNet predicts (noise or velocity) with some of its weights replaced: (B, C, h, w) float32."""
-        dtype = self.unet.dtype  # float32 weights of a half-precision base are rounded for the pass, not in memory
-        own = {name.removeprefix("unet."): w.to(dtype) for name, w in weights.items() if name.startswith("unet.")}
-        inputs = (x.to(dtype), t, text.to(dtype))
-        if not own:
-            return self.unet(*inputs, return_dict=False)[0].float()
-        return functional_call(self.unet, own, inputs, {"return_dict": False})[0].float()
+        # float32 weights of a half-precision base are rounded for the pass, not in memory
+        return predict(self.unet, x, t, text, of_part(weights, "unet"))
 
     def noise(self, weights: Weights, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Predicted noise with some weights replaced, e.g. by the moving average."""
@@ -89,12 +86,5 @@ class Student:
 
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
         """Embeddings of the trained text encoder, with gradients: (N, L, d). For `parameters = text-encoder`."""
-        own = {n.removeprefix("text_encoder."): w for n, w in self.weights.items() if n.startswith("text_encoder.")}
-        tokenizer, encoder = self.pipe.tokenizer, self.pipe.text_encoder
-        inputs = tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length,
-            return_tensors="pt",
-        ).to(encoder.device)  # fmt: skip
-        masked = bool(getattr(encoder.config, "use_attention_mask", False))
-        mask = inputs.attention_mask if masked else None
-        return functional_call(encoder, own, (inputs.input_ids,), {"attention_mask": mask})[0]
+        ids, mask = tokenize(self.pipe.tokenizer, prompts)
+        return embed(self.pipe.text_encoder, ids, mask, of_part(self.weights, "text_encoder"))

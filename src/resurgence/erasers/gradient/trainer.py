@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from resurgence.diffusion.deltas import DELTA_FILE, save_delta
-from resurgence.diffusion.pipeline import exact
+from resurgence.diffusion.device import exact
 from resurgence.seeds import generator
 from resurgence.training import loop
 from resurgence.training.checkpoint import Saver, checkpoint_name, copy_checkpoints, fingerprint

@@ -1,57 +1,26 @@
 """Latents x_t on the way from noise to images of a prompt: what the erasers that need no images train on.
 
 DDIM with guidance, by the frozen base once for all steps of the training (`Trajectories`, cheap), or anew at each step
-by the model in training (`walk`, as the first scripts of ESD and SDD).
+by the model in training (`walked`, as the first scripts of ESD and SDD).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
 
-from resurgence.diffusion.pipeline import ddim_of, exact
+from resurgence.diffusion.device import exact
+from resurgence.diffusion.unet import Predict, ddim, predict
 from resurgence.seeds import generator
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # (x, t, text) -> raw prediction
 CHUNK = 64  # trajectories sampled at a time
-
-
-@torch.no_grad()
-def walk(
-    pipe: StableDiffusionPipeline,
-    predict: Predict,
-    noise: torch.Tensor,
-    text: torch.Tensor,
-    empty: torch.Tensor,
-    steps: int,
-    guidance: float,
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (t, x_t) before each DDIM step, from noise on; the last step itself is not taken.
-
-    Args:
-        predict: the UNet's raw prediction (noise or velocity). noise: (B, C, h, w). text: (B, L, d).
-        empty: (1, L, d), the embedding of "". guidance: 1 or less: none.
-    """
-    scheduler = ddim_of(pipe.scheduler)
-    scheduler.set_timesteps(steps)
-    guided = guidance > 1
-    context = torch.cat([empty.expand_as(text), text]) if guided else text
-    x = noise
-    for t in scheduler.timesteps:
-        yield int(t), x
-        if t == scheduler.timesteps[-1]:
-            return
-        doubled = torch.cat([x, x]) if guided else x
-        prediction = predict(doubled, t.to(x.device).expand(len(doubled)), context)
-        if guided:
-            unconditional, conditional = prediction.chunk(2)
-            prediction = unconditional + guidance * (conditional - unconditional)
-        x = scheduler.step(prediction, t, x, return_dict=False)[0]
 
 
 def stops(draws: Sequence[torch.Generator], steps: int, timesteps: int) -> tuple[list[int], list[int]]:
@@ -76,14 +45,14 @@ def walked(
     """x_t (B, C, h, w) and t (B,) after a random number of DDIM steps, each sample its own number, from its generator.
 
     Args:
-        text: (B, L, d). empty: (1, L, d). The others as in `walk`.
+        text: (B, L, d). empty: (1, L, d). The others as in `ddim`.
     """
     side, timesteps = pipe.unet.config.sample_size, len(pipe.scheduler.alphas_cumprod)
     shape = (pipe.unet.config.in_channels, side, side)
     noise = torch.stack([torch.randn(shape, generator=g) for g in draws]).to(text.device)
     ends, shifts = stops(draws, steps, timesteps)
     x, t = noise.clone(), torch.zeros(len(draws), dtype=torch.long, device=text.device)
-    for step, (now, latents) in enumerate(walk(pipe, predict, noise, text, empty, steps, guidance)):
+    for step, (now, latents) in enumerate(ddim(pipe.scheduler, predict, noise, text, empty, steps, guidance)):
         for b in [b for b, end in enumerate(ends) if end == step]:
             x[b], t[b] = latents[b], now + shifts[b]
         if step == max(ends):
@@ -119,12 +88,9 @@ class Trajectories:
             chunk = rows[start : start + CHUNK]
             noise = torch.stack([torch.randn(shape, generator=generator("trajectory", n, k, seed)) for n, k in chunk])
             text = torch.stack([texts[name] for name, _ in chunk])
-
-            def predict(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-                return unet(x.to(unet.dtype), t, context.to(unet.dtype), return_dict=False)[0].float()
-
             with exact(unet.device):  # a run that goes on makes the same again
-                seen = list(walk(pipe, predict, noise.to(unet.device), text, empty, steps, guidance))
+                run = ddim(pipe.scheduler, partial(predict, unet), noise.to(unet.device), text, empty, steps, guidance)
+                seen = list(islice(run, steps))  # without x_0, whose pass is not run
             parts.append(torch.stack([x for _, x in seen]))  # (steps, B, C, h, w)
             self.timesteps = [t for t, _ in seen]
         every = torch.cat(parts, 1)

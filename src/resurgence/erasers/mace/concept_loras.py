@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from resurgence.diffusion.attention import attention_loss, projections
+from resurgence.diffusion.device import exact
 from resurgence.diffusion.latents import add_noise
-from resurgence.diffusion.pipeline import exact
 from resurgence.erasers.lora import Lora, adapted, unstack
 from resurgence.seeds import generator
 from resurgence.training import loop

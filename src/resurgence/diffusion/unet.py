@@ -1,0 +1,83 @@
+"""The UNet of a base and its DDIM sampler (Song et al. 2021, eta 0). Nothing else calls a UNet.
+
+A base with another network or another signature is added here and in text.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch.func import functional_call
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler, SchedulerMixin, UNet2DConditionModel
+
+Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # (x, t, text) -> prediction
+
+
+def predict(
+    unet: UNet2DConditionModel,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    text: torch.Tensor,
+    parameters: Mapping[str, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """What the UNet predicts for noisy latents, noise or velocity as its base was trained: (B, C, h, w) float32.
+
+    The pass runs in the UNet's own dtype.
+
+    Args:
+        x: (B, C, h, w). t: (B,), timesteps. text: (B, L, d).
+        parameters: used in place of the UNet's own of these names, in this pass only; gradients flow to them.
+    """
+    dtype = unet.dtype
+    inputs = (x.to(dtype), t, text.to(dtype))
+    if not parameters:
+        return unet(*inputs, return_dict=False)[0].float()
+    cast = {name: value.to(dtype) for name, value in parameters.items()}
+    return functional_call(unet, cast, inputs, {"return_dict": False})[0].float()
+
+
+def ddim_of(scheduler: SchedulerMixin) -> DDIMScheduler:
+    """Return a fresh DDIM scheduler with the given one's noise schedule, spacing, offset and prediction type.
+
+    Samples are not clipped: that belongs to pixel models, and StableDiffusionPipeline switches it off too.
+    """
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler.from_config(scheduler.config, clip_sample=False)
+
+
+@torch.no_grad()
+def ddim(
+    scheduler: SchedulerMixin,
+    predict: Predict,
+    x: torch.Tensor,
+    text: torch.Tensor,
+    empty: torch.Tensor,
+    steps: int,
+    guidance: float,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (t, x_t) before each of the DDIM steps with classifier-free guidance, and at last (0, x_0).
+
+    Both branches of the guidance go through the UNet in one pass. A step is taken when its result is asked for.
+
+    Args:
+        scheduler: the base's. predict: of the UNet. x: (B, C, h, w), noise. text: (B, L, d).
+        empty: (1, L, d), the embedding of "". guidance: 1 or less: none.
+    """
+    scheduler = ddim_of(scheduler)
+    scheduler.set_timesteps(steps)
+    guided = guidance > 1
+    context = torch.cat([empty.expand_as(text), text]) if guided else text
+    for t in scheduler.timesteps:
+        yield int(t), x
+        doubled = torch.cat([x, x]) if guided else x
+        prediction = predict(doubled, t.to(x.device).expand(len(doubled)), context)
+        if guided:
+            unconditional, conditional = prediction.chunk(2)
+            prediction = unconditional + guidance * (conditional - unconditional)
+        x = scheduler.step(prediction, t, x, return_dict=False)[0]
+    yield 0, x
