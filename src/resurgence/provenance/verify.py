@@ -39,10 +39,11 @@ def told(root: Path) -> Iterator[str]:
     named: set[Path] = {(root / OMITTED).resolve()}
     for folder in sorted(artefacts):
         yield from artefact(folder, left)
+    named |= {run_file(path).resolve() for name in MADE for path in root.rglob(name)}
     for path in made_files(root):
         files = read_manifest(path)["files"]
         yield from as_written(path.parent, there(path.parent, files, left))
-        named |= {path.resolve(), run_file(path).resolve(), *((path.parent / name).resolve() for name in files)}
+        named |= {path.resolve(), *((path.parent / name).resolve() for name in files)}
     for path in sorted(root.rglob("*")):
         place = path.relative_to(root)
         inside = not artefacts.isdisjoint(path.parents)
