@@ -21,6 +21,7 @@ from resurgence.provenance.source_modules import (
 # Modules that never bear on a result: not followed, and a statement that only calls one of them is left out.
 INFRASTRUCTURE = (
     "resurgence.cli",  # reads the command line
+    "resurgence.config.erasers",  # names and declares methods; the one that runs is an entry of the code version
     "resurgence.config.fields",  # refuses bad settings; those that pass are parameters of the artefact
     "resurgence.files",  # writes under a temporary name, digests files
     "resurgence.pretrained",  # checks files of weights, which are inputs

@@ -27,7 +27,6 @@ ALTERNATIVES = (
     "resurgence.data.segmenters",
     "resurgence.scorers",
     "resurgence.config.scorers.SCORERS",
-    "resurgence.config.erasers.ERASERS",
 )
 """Packages and registries of which a setting chooses members: code_version follows only those that are chosen."""
 

@@ -26,7 +26,7 @@ from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.esd import TrajectoryObjective, esd_target
 from resurgence.erasers.gradient.student import Student, Weights
-from resurgence.erasers.gradient.trainer import Objective, gradients, in_precision_of_base, samples
+from resurgence.erasers.gradient.trainer import Objective, final_weights, gradients, in_precision_of_base, samples
 from resurgence.erasers.gradient.trajectory_configs import SpmConfig
 from resurgence.erasers.lora import Lora, save_loras, slugs
 from resurgence.seeds import generator
@@ -187,7 +187,7 @@ def merge(objective: Membranes, factors: Mapping[str, torch.Tensor], folder: Pat
     def delta(weights: Weights) -> dict[str, torch.Tensor]:
         return in_precision_of_base(student, student.merged({n: w.to(student.device) for n, w in weights.items()}))
 
-    final = student.weights if student.average is None else student.average
+    final = final_weights(student)
     if folder is not None:
         parts = {name: {n: w for n, w in final.items() if n.startswith(f"{name}|")} for name in objective.groups}
         save_loras({name: student.lora(weights) for name, weights in parts.items()}, folder / "adapters")
