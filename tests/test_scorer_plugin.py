@@ -105,21 +105,55 @@ def test_another_order_of_the_base_is_refused_with_both_files(site: Path, tmp_pa
     assert "differ in prompt or seed from row 3 on; sample both" in told
 
 
+READ = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from resurgence.config.fields import read_yaml
+from resurgence.config.load import make_study
+from resurgence.config.scorers import metrics
+from resurgence.workflow.rule_table import RULES
+
+config = read_yaml(Path("params.yaml"))
+config["scorers"] = {"ssim": {"sigma": float(sys.argv[1])}}
+config["figures"] = {"metrics": ["ssim"]}
+config["base"]["path"] = config["tasks"]["folder"]  # any folder
+study, job = make_study(config), SimpleNamespace(base="miniature", model="ship/mace/s0")
+print(list(metrics())[-1], [m for m in ("torch", "pandas", "torchmetrics") if m in sys.modules])
+print(RULES["score"].inputs(study, job)["base_images"])
+print(RULES["score"].version(study, job))
+"""
+
+
 def test_a_study_reads_the_declaration_without_torch(site: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from resurgence.config.load import load_study\n"
-        "from resurgence.config.scorers import code_of, metrics; from resurgence.config.fields import read_yaml\n"
-        "from resurgence.config.load import make_study\n"
-        "config = read_yaml(Path('params.yaml'))\n"
-        "config['scorers'] = {'ssim': {'sigma': float(sys.argv[1])}}; config['figures'] = {'metrics': ['ssim']}\n"
-        "config['base']['path'] = config['tasks']['folder']\n"
-        "study = make_study(config)\n"
-        "from resurgence.workflow import job_settings\n"
-        "print(job_settings.reads_base(study), code_of(study.scorers), list(metrics())[-1],\n"
-        "      [m for m in ('torch', 'pandas', 'torchmetrics') if m in sys.modules])"
-    )
-    done = python(site, "-c", code, "2.0")
-    assert done.stdout.strip() == "True ('ssim_to_base:SsimConfig', 'ssim_to_base:SsimScorer') ssim []", done.stderr
-    assert "scorers.ssim.sigma = -1.0: must be positive" in python(site, "-c", code, "-1").stderr
+    done = python(site, "-c", READ, "2.0")
+    seen, images, _ = done.stdout.splitlines()
+    assert seen == "ssim []", done.stderr
+    assert images == "['results/images/miniature/ship/images/manifest.json']"
+    assert "scorers.ssim.sigma = -1.0: must be positive" in python(site, "-c", READ, "-1").stderr
     # without the package the name is unknown
-    assert "scorers = 'ssim': not known here" in python(ROOT / "src", "-c", code, "2.0").stderr
+    assert "scorers = 'ssim': not known here" in python(ROOT / "src", "-c", READ, "2.0").stderr
+
+
+def test_a_change_of_the_plug_ins_code_scores_again_and_a_comment_does_not(site: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(site, tmp_path / "site")
+    text = (changed / "ssim_to_base.py").read_text()
+    versions = []
+    for old, new in (("", ""), ("        values = []", "        # a comment\n        values = []"), ("255.0", "1.0")):
+        assert old in text
+        (changed / "ssim_to_base.py").write_text(text.replace(old, new) if old else text)
+        versions.append(python(changed, "-c", READ, "2.0").stdout.splitlines()[-1])
+    assert versions[0] == versions[1] != versions[2]
+
+
+def test_the_command_takes_a_plug_in_by_name(site: Path, tmp_path: Path) -> None:
+    write_set(tmp_path / "erased", 0, None)
+    task, out = ROOT / "config/tasks/miniature/ship.yaml", tmp_path / "scores"
+    command = ["-m", "resurgence.cli", "score", "--images", tmp_path / "erased", "--task", task, "--out", out]
+    pair = ["--scorer", "ssim", "batch=4", "--base-images", tmp_path / "erased"]
+    done = python(site, *map(str, command + pair))
+    assert done.returncode == 0, done.stderr
+    header, *rows = done.stdout.splitlines()[1:]
+    assert header.split() == ["images", "ssim"] and rows[-1].split() == ["retain", "3", "100.0"]  # with itself
+    assert json.loads((out / "manifest.json").read_text())["parameters"] == {"scorers": {"ssim": {"batch": 4}}}
