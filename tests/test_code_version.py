@@ -342,7 +342,10 @@ def test_alternatives_that_are_not_chosen_are_not_followed() -> None:
 
 def test_what_an_entry_shares_with_its_alternatives_is_followed() -> None:
     found = definitions("resurgence.erasers.gradient.esd", without=("resurgence.erasers",))
-    assert {target.path for target in found} >= {"resurgence.erasers.gradient.student", "resurgence.erasers.gradient.trainer"}
+    assert {target.path for target in found} >= {
+        "resurgence.erasers.gradient.student",
+        "resurgence.erasers.gradient.trainer",
+    }
 
 
 # --- this package: the versions of all its rules in a copy of the tree

@@ -1,9 +1,9 @@
 """Compare the artefacts of two results trees: python tools/same_bytes.py OLD NEW
 
-The gate of a change that must not move a result. Every artefact (a folder with manifest.json) of the one tree must be in
-the other with the same files of the same SHA-256; of tables, figures and grids the bytes themselves are compared. What
-differs from run to run (run.json, cost, times, the report) is left out, and so are the manifests themselves. Exit code 1
-and a line for each difference; 0 and a count when there is none.
+The gate of a change that must not move a result. Every artefact (a folder with manifest.json) of the one tree must be
+in the other with the same files of the same SHA-256; of tables, figures and grids the bytes themselves are compared.
+What differs from run to run (run.json, cost, times, the report) is left out, and so are the manifests themselves. Exit
+code 1 and a line for each difference; 0 and a count when there is none.
 """
 
 from __future__ import annotations
