@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from tree import ROOT, Tree, messages
 
+from resurgence.files import sha256
 from resurgence.provenance.manifest import verify
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -62,14 +63,16 @@ def test_artefacts_are_as_their_manifests_say(finished: tuple[Tree, str]) -> Non
     assert [problem for manifest in found for problem in verify(manifest.parent)] == []
 
 
-def test_manifests_name_inputs_and_sources(finished: tuple[Tree, str]) -> None:
+def test_manifests_name_inputs_and_runs_the_code(finished: tuple[Tree, str]) -> None:
     place = finished[0].root / "results/erased/small/pets"
     manifest = json.loads((place / "mace/s0/delta/manifest.json").read_text())
     assert manifest["kind"] == "erased delta" and manifest["seeds"] == {"seed": 0}
     assert "results/erased/small/pets/mace/s0/loras/manifest.json" in manifest["inputs"]
     assert "data/small/base/unet/diffusion_pytorch_model.safetensors" in manifest["inputs"]
-    assert "resurgence/erasers/mace/method.py" in manifest["sources"]
-    assert "resurgence/erasers/closed_form/uce.py" not in manifest["sources"]
+    assert manifest["parameters"]["method"] == "mace"  # by the name of the registry, not that of a module
+    runs = [json.loads((place / eraser / "s0/delta/run.json").read_text()) for eraser in ("mace", "uce")]
+    assert runs[0]["manifest"] == sha256(place / "mace/s0/delta/manifest.json")
+    assert runs[0]["code"] != runs[1]["code"]
     assert (place / "mace/s0/loras/loras/ship/pytorch_lora_weights.safetensors").exists()
 
 
