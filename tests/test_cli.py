@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from resurgence.cli import main
-from resurgence.cli.models import run_by, settings
+from resurgence.cli.models import settings
 from resurgence.cli.score import means
 from resurgence.config.fields import ConfigError
 from resurgence.data.image_folder import read_training_images
@@ -247,15 +247,6 @@ def test_settings_take_json_and_yaml_values() -> None:
     for wrong in (["lr"], ["=3"], ["a=1", "a=2"]):
         with pytest.raises(ConfigError, match="--set"):
             settings(wrong, "--set")
-
-
-def test_sources_are_what_a_command_imports() -> None:
-    def names(*modules: str) -> set[str]:
-        return {path.relative_to(PACKAGE).as_posix() for path in run_by(*(f"resurgence.{m}" for m in modules))}
-
-    assert {"commands.py", "erasers/uce.py", "erasers/closed_form.py", "captions.py"} <= names("erasers.uce")
-    assert "erasers/mace.py" not in names("erasers.uce") and "finetune.py" not in names("sample")
-    assert {"trainable.py", "resume.py", "seeds.py"} <= names("finetune")
 
 
 # --- training images

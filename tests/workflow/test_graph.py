@@ -2,51 +2,55 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from tree import ROOT, Tree
 
 LIST = """\
+import json
 from pathlib import Path
 from resurgence.config.load import load_study
+from resurgence.files import plain
 from resurgence.workflow import graph
 for job in graph.jobs(load_study([Path("params.yaml"), Path("tests/small.yaml")])):
-    print(job.rule.name, job.out, job.code, *sorted(job.digested))
+    print(json.dumps([job.out.as_posix(), job.code, plain(job.settings), {k: v for k, v in job.inputs.items() if v}]))
 """
 
 
-def snakemake_jobs(text: str) -> dict[str, tuple[str, set[str]]]:
-    """Manifest of each job -> its rule and inputs, from what `snakemake -n` prints."""
+def snakemake_jobs(text: str) -> dict[str, list]:
+    """Output of each job -> version of its code, settings and inputs by name, from commands of `snakemake -n -p`."""
     found = {}
-    for name, body in re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", text, flags=re.MULTILINE):
-        fields = dict(re.findall(r"^    (input|output): (.+)$", body, flags=re.MULTILINE))
-        outputs = fields.get("output", "").split(", ")
-        made = [path for path in outputs if Path(path).name in ("manifest.json", "made.json", "report.json")]
-        if made:
-            found[made[0]] = name, set(fields["input"].split(", ")) if "input" in fields else set()
+    for line in re.findall(r"^Shell command: (python -m resurgence\.stages.*)$", text, flags=re.MULTILINE):
+        words = shlex.split(line)
+        places = {name: words.index(f"--{name}") for name in ("settings", "code", "out", "inputs")}
+        values = {name: words[place + 1] for name, place in places.items()}
+        inputs: dict[str, list[str]] = {}
+        for word in words[places["inputs"] + 1 : words.index(">")]:
+            name, _, path = word.partition("=")
+            inputs.setdefault(name, []).append(path)
+        found[values["out"]] = [values["code"], json.loads(values["settings"]), inputs]
     return found
 
 
-def test_jobs_and_inputs_are_those_of_snakemake(fresh: Tree) -> None:
-    theirs = snakemake_jobs(fresh.snakemake("-n", "-F"))
+def test_jobs_settings_and_inputs_are_those_of_snakemake(fresh: Tree) -> None:
+    theirs = snakemake_jobs(fresh.snakemake("-n", "-F", "-p"))
     environment = {**os.environ, "PYTHONPATH": str(fresh.root / "src")}
-    command = [sys.executable, "-c", LIST]
-    done = subprocess.run(command, cwd=fresh.root, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", LIST], cwd=fresh.root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    ours, codes, seen = {}, {}, set()
+    ours: dict[str, list] = {}
     for line in done.stdout.splitlines():
-        rule, out, code, *inputs = line.split(" ")
-        ours[out], codes[out] = (rule, set(inputs)), code
-        above = {path for path in inputs if path.startswith("results/") and path.endswith("manifest.json")}
-        assert above <= seen, f"{out} comes before what it reads"
-        seen.add(out)
+        out, code, settings, inputs = json.loads(line)
+        above = {path for paths in inputs.values() for path in paths if path.endswith("/manifest.json")}
+        assert above <= set(ours), f"{out} comes before what it reads"
+        ours[out] = [code, settings, inputs]
     assert ours == theirs and len(ours) > 20
-    assert all(re.fullmatch(r"[0-9a-f]{16}", code) for code in codes.values())
+    assert all(re.fullmatch(r"[0-9a-f]{16}", code) for code, *_ in ours.values())
 
 
 def test_reading_the_graph_needs_no_torch(fresh: Tree) -> None:

@@ -40,7 +40,7 @@ def dry_runs(overlays: Sequence[Path], extra: Sequence[str] = ()) -> tuple[Count
     Raises:
         ConfigError: when Snakemake refuses the configuration, with what it said.
     """
-    kinds = ([], ["-q", "rules", "--forceall"])
+    kinds: tuple[list[str], ...] = (["-p"], ["-q", "rules", "--forceall"])
     with ThreadPoolExecutor(len(kinds)) as pool:
         texts = list(pool.map(lambda kind: snakemake("-n", *kind, *configured(overlays), *extra), kinds))
     return job_counts(texts[0]), job_counts(texts[1]), outputs(texts[0])

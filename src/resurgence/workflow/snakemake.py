@@ -46,6 +46,5 @@ def job_counts(text: str) -> Counter[str]:
 
 
 def outputs(text: str) -> set[Path]:
-    """The outputs of the jobs that `snakemake -n` lists."""
-    lines = re.findall(r"^    output: (.+)$", text, flags=re.MULTILINE)
-    return {Path(name) for line in lines for name in line.split(", ")}
+    """The outputs of the study's jobs in the commands that `snakemake -n -p` prints."""
+    return set(map(Path, re.findall(r"^Shell command: python -m resurgence\.stages.* --out (\S+)", text, re.MULTILINE)))
