@@ -128,8 +128,14 @@ def test_a_study_finished_before_format_2_is_taken_over(done: Path) -> None:
     TWO.write_text(json.dumps(two | {"inputs": {ONE.as_posix(): sha256(ONE)}}))
     table = read_manifest(TABLE)
     TABLE.write_text(json.dumps(table | {"inputs": {TWO.as_posix(): sha256(TWO)}}))
+    figure = read_manifest(FIGURE)
+    del figure["format"]
+    FIGURE.write_text(json.dumps(figure | {"inputs": figure["inputs"] | {TABLE.as_posix(): "0"}}))
     assert states(jobs) == ["fresh"] * 4
+    ONE.write_text(json.dumps(old | {"kind": "concept LoRAs", "parameters": {"settings": settings["settings"]}}))
     jobs[0] = dataclasses.replace(jobs[0], settings=settings | {"method": "mace"})
+    assert judge(jobs)[ONE].state == "fresh"
+    ONE.write_text(json.dumps(old))
     assert judge(jobs)[ONE].why == "method: 'mace-refinement' -> 'mace'"
 
 

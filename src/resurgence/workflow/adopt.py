@@ -44,11 +44,25 @@ def changes(old: Any, new: Any, place: str = "") -> Iterator[str]:
         yield f"{place}: {old!r} -> {new!r}"
 
 
-def of_format_1(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of a manifest of format 1 as they are written now: a method by its name, not its module."""
-    method = parameters.get("method", "")
-    prefix, _, name = method.rpartition(".")
-    return dict(parameters) | ({"method": name.replace("_", "-")} if prefix == "resurgence.erasers" else {})
+def of_format_1(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest of format 1 as it is written now.
+
+    A method has its name, not its module; only MACE trained LoRAs in a step of its own. Files of shared folders, such
+    as tables, were listed one by one: they count through the made.json that lists them.
+    """
+    parameters = dict(manifest["parameters"])
+    prefix, _, name = parameters.get("method", "").rpartition(".")
+    if prefix == "resurgence.erasers":
+        parameters["method"] = name.replace("_", "-")
+    elif manifest["kind"] == "concept LoRAs":
+        parameters["method"] = "mace"
+    inputs = {name: digest for name, digest in manifest["inputs"].items() if not in_shared_folder(name)}
+    return {**manifest, "parameters": parameters, "inputs": inputs}
+
+
+def in_shared_folder(name: str) -> bool:
+    """Whether an input is a result that is no artefact."""
+    return name.startswith("results/") and not name.endswith(MANIFEST)
 
 
 def difference(job: Job, manifest: Mapping[str, Any], run: Mapping[str, Any], digest: Callable[[Path], str]) -> str:
@@ -56,12 +70,15 @@ def difference(job: Job, manifest: Mapping[str, Any], run: Mapping[str, Any], di
 
     The code is compared where the run tells its version: not for format 1, nor where run.json was lost.
     """
-    before = manifest["parameters"] if manifest["format"] > 1 else of_format_1(manifest["parameters"])
-    if first := next(changes(before, plain(job.settings)), ""):
+    now = job.digested
+    if manifest["format"] == 1:
+        manifest = of_format_1(manifest)
+        now = {name: path for name, path in now.items() if not in_shared_folder(name)}
+    if first := next(changes(manifest["parameters"], plain(job.settings)), ""):
         return first
     if run.get("code", job.code) != job.code:
         return f"its code has changed: version {run['code']} -> {job.code}"
-    read, now = manifest["inputs"], job.digested
+    read = manifest["inputs"]
     for name in sorted({*read, *now}):
         if name not in now or name not in read:
             return f"input {name} {'is no longer read' if name not in now else 'is new'}"
