@@ -28,7 +28,7 @@ WORDS = ("ship", "cat", "dog", "bird", "horse", "truck", "deer", "airplane")
 
 def miniature(device: str, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
     """The shipped base where it is there, else a random one."""
-    return load_base(str(BASE), device, dtype) if BASE.is_dir() else make_pipeline(max_length=24).to(device, dtype)
+    return (load_base(str(BASE)) if BASE.is_dir() else make_pipeline(max_length=24)).to(device, dtype)
 
 
 def pixels_of(pipe: StableDiffusionPipeline, rows: pd.DataFrame, **options: Any) -> np.ndarray:

@@ -235,10 +235,10 @@ def test_bad_folders_of_the_detector_are_told(folder: Path, tmp_path: Path) -> N
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     weights = load_file(folder / "model.safetensors")
     (tmp_path / "model.safetensors").write_bytes(cut((folder / "model.safetensors").read_bytes()))
-    with pytest.raises(ValueError, match="the file is cut or another one"):
+    with pytest.raises(ValueError, match="the file is truncated or another one"):
         celebrity.load(CelebrityConfig(str(tmp_path)))
     own = sha256(tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"cannot be read \(SafetensorError: .*cut or damaged"):
+    with pytest.raises(ValueError, match=r"cannot be read \(SafetensorError: .*truncated or damaged"):
         celebrity.load(CelebrityConfig(str(tmp_path), sha256=own))
     save_file({"fc.0.bias": weights["fc.0.bias"]}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"lacks 'conv1\.weight' \(321 of 322 tensors\)"):

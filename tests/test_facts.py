@@ -13,7 +13,7 @@ from resurgence.config.fields import read_yaml
 from resurgence.config.load import load_study
 from resurgence.config.study import Study
 from resurgence.data.prompts import prompt_set
-from resurgence.stages.finetune_set import rows_of
+from resurgence.stages.finetune_set import prompt_rows
 from resurgence.workflow import job_settings
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def names(word: str) -> list[str]:
 def shown(study: Study, task: str, name: str) -> pd.DataFrame:
     """The rows of a fine-tuning set."""
     block = job_settings.finetune_set(study, task, name)
-    return rows_of(block, block["concepts"])
+    return prompt_rows(block, block["concepts"])
 
 
 @pytest.mark.parametrize("number", NUMBERS)

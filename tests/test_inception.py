@@ -101,7 +101,7 @@ def test_bad_files_are_told(weights: Path, tmp_path: Path, capsys: pytest.Captur
         inception.load(InceptionConfig(str(bad), sha256=sha256(bad)))
 
     bad.write_bytes(weights.read_bytes()[:5000000])
-    with pytest.raises(ValueError, match="cut or damaged"):
+    with pytest.raises(ValueError, match="truncated or damaged"):
         load()
     torch.save({"state": Code()}, bad)
     with pytest.raises(ValueError, match="not a file of tensors only"):

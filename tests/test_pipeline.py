@@ -39,7 +39,7 @@ def test_trailing_spacing_is_kept() -> None:
 
 
 def test_dtype(folder: Path) -> None:
-    assert pipeline.load_base(folder, dtype=torch.bfloat16).unet.dtype == torch.bfloat16
+    assert pipeline.load_base(folder, precision="bf16").unet.dtype == torch.bfloat16
 
 
 def test_missing_base_says_where_it_looked_and_how_to_fetch_it(monkeypatch: pytest.MonkeyPatch) -> None:

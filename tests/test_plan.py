@@ -136,13 +136,13 @@ def test_entries_of_models() -> None:
 
 
 def test_sets_matched_in_size() -> None:
-    from resurgence.stages.finetune_set import rows_of
+    from resurgence.stages.finetune_set import prompt_rows
 
     block = {"concepts": ["a", "b", "c"], "templates": ["the {}", "a {}"], "images_per_prompt": None, "size": 8}
-    rows = rows_of(block, block["concepts"])
+    rows = prompt_rows(block, block["concepts"])
     assert len(rows) == 8 and rows["seed"].nunique() == 8
     assert sorted(rows["prompt"].value_counts()) == [1, 1, 1, 1, 2, 2]
-    all_of_them = rows_of({**block, "images_per_prompt": 2, "size": None}, block["concepts"])
+    all_of_them = prompt_rows({**block, "images_per_prompt": 2, "size": None}, block["concepts"])
     assert len(all_of_them) == 12
     # a set of a given size is part of the larger one: the images are the same
     assert set(rows["seed"]) <= set(all_of_them["seed"])

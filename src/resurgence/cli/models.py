@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from resurgence.erasers import EraserData
 
 log = logging.getLogger(__name__)
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
@@ -60,14 +59,10 @@ def check_out(out: Path, mark: str) -> None:
 
 def load(args: Namespace, precision: str = "fp32") -> StableDiffusionPipeline:
     """Load the base on its device and apply the given folders in order."""
-    import torch
-
     from resurgence.diffusion.deltas import apply_folder
-    from resurgence.diffusion.device import resolve_device
     from resurgence.diffusion.pipeline import load_base
 
-    torch.set_flush_denormal(True)
-    pipe = load_base(args.base, resolve_device(args.device), getattr(torch, PRECISIONS[precision]), args.revision)
+    pipe = load_base(args.base, args.device, precision, args.revision)
     for folder in args.delta:
         apply_folder(pipe, folder)
     return pipe

@@ -1,4 +1,4 @@
-"""The device of a computation, and deterministic arithmetic on it."""
+"""The device and the precision of a computation, and deterministic arithmetic."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from contextlib import contextmanager
 
 import torch
 
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device named `auto`, `cpu`, `cuda` or `cuda:N`; auto is the GPU when there is one.
+
+def resolve_device(name: str | torch.device) -> torch.device:
+    """Return the device of the name `auto`, `cpu`, `cuda` or `cuda:N`; auto is the GPU when there is one.
 
     Raises:
         ValueError: a device that this machine does not have; there is no silent fallback to the CPU.
@@ -22,8 +24,8 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         raise ValueError(f"device = {name!r} is unknown; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        seen = torch.cuda.device_count()
-        raise ValueError(f"device = {name!r}, but {seen} CUDA devices are visible; use auto or cpu")
+        count = torch.cuda.device_count()
+        raise ValueError(f"device = {name!r}, but {count} CUDA devices are visible; use auto or cpu")
     return device
 
 

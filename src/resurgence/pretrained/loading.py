@@ -1,7 +1,7 @@
-"""Weights that come from elsewhere: checked by SHA-256, read without executing code, fitted by name and shape.
+"""Published weights: verified by SHA-256, read without executing code, loaded by exact name and shape.
 
-Every loader of published weights goes through here, so that a wrong, cut or foreign file is told at once: what was
-read, what was expected, and what to do.
+Every loader of published weights uses this module, so that a wrong, truncated or unrelated file is rejected
+immediately, with a message that says what was read, what was expected, and what to do.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def check_file(path: Path, expected: str | None, key: str, fetch: str) -> Path:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: another checksum, naming both, or one that is no checksum.
+        ValueError: another checksum, naming both, or an `expected` that is not a checksum.
     """
     path = Path(path)
     if not path.is_file():
@@ -43,10 +43,10 @@ def check_file(path: Path, expected: str | None, key: str, fetch: str) -> Path:
     wanted = expected.lower()
     if len(wanted) < SHORTEST or set(wanted) - set("0123456789abcdef"):
         raise ValueError(f"{key}: sha256 = {expected!r} is no checksum; write {SHORTEST} to 64 hexadecimal digits")
-    if not (seen := sha256(path)).startswith(wanted):
+    if not (checksum := sha256(path)).startswith(wanted):
         raise ValueError(
-            f"{key} = {str(path)!r} has the SHA-256 {seen}, expected {wanted} ({path.stat().st_size} bytes): "
-            f"the file is cut or another one; {fetch}"
+            f"{key} = {str(path)!r} has the SHA-256 {checksum}, expected {wanted} ({path.stat().st_size} bytes): "
+            f"the file is truncated or another one; {fetch}"
         )
     return path
 
@@ -55,7 +55,7 @@ def read_tensors(path: Path, key: str, fetch: str) -> Any:
     """Read safetensors, or a pickle of tensors and plain containers only; nothing in the file is executed.
 
     Raises:
-        ValueError: the file is cut, is of another format, or its pickle asks for anything but tensors.
+        ValueError: the file is truncated, has another format, or its pickle asks for anything but tensors.
     """
     try:
         if Path(path).suffix in PICKLED:
@@ -66,7 +66,7 @@ def read_tensors(path: Path, key: str, fetch: str) -> Any:
         raise ValueError(f"{key} = {str(path)!r}: not a file of tensors only ({reason}); {fetch}") from error
     except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise ValueError(f"{key} = {str(path)!r} cannot be read ({reason}): cut or damaged; {fetch}") from error
+        raise ValueError(f"{key} = {str(path)!r} cannot be read ({reason}): truncated or damaged; {fetch}") from error
 
 
 def fill(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], key: str, fetch: str) -> None:
@@ -75,14 +75,14 @@ def fill(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], key: str, 
     Raises:
         ValueError: a name or shape that does not fit, naming the first and how many there are.
     """
-    own = model.state_dict()
-    missing = [name for name in own if name not in tensors]
-    foreign = [name for name in tensors if name not in own]
-    if missing or foreign:
-        told = [f"lacks {missing[0]!r} ({len(missing)} of {len(own)} tensors)"] if missing else []
-        told += [f"holds {foreign[0]!r}, which the model has not ({len(foreign)} tensors)"] if foreign else []
-        raise ValueError(f"{key}: the file {' and '.join(told)}: the weights of another architecture; {fetch}")
-    for name, value in own.items():
+    state = model.state_dict()
+    missing = [name for name in state if name not in tensors]
+    unknown = [name for name in tensors if name not in state]
+    if missing or unknown:
+        faults = [f"lacks {missing[0]!r} ({len(missing)} of {len(state)} tensors)"] if missing else []
+        faults += [f"holds {unknown[0]!r}, which the model has not ({len(unknown)} tensors)"] if unknown else []
+        raise ValueError(f"{key}: the file {' and '.join(faults)}: the weights of another architecture; {fetch}")
+    for name, value in state.items():
         if value.shape != tensors[name].shape:
             raise ValueError(
                 f"{key}: {name} has the shape {tuple(tensors[name].shape)}, the model {tuple(value.shape)}: "
@@ -94,39 +94,43 @@ def fill(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], key: str, 
 def load_pretrained(
     kind: type[PreTrainedModel], name: str, key: str, revision: str | None = None, subfolder: str = "", **options: Any
 ) -> PreTrainedModel:
-    """Load a model of transformers from a folder or hub id, all of it: transformers itself only logs what is missing in
-    the file and draws it at random.
+    """Load a complete model of transformers from a folder or hub id, in eval mode.
+
+    transformers itself only logs which weights a file lacks, and initialises them at random.
 
     Args:
-        key: the setting that named it, for messages. options: of from_pretrained.
+        key: the setting that names it, for messages. options: of from_pretrained.
 
     Raises:
-        FileNotFoundError: not there, or a file that is cut. ValueError: the weights of another architecture.
+        FileNotFoundError: no such model, or a truncated file. ValueError: the weights of another architecture.
     """
     from transformers import PreTrainedConfig
 
     fetch = f"fetch it again (`hf download {name}{f' --revision {revision}' if revision else ''}`), or name a folder"
-    place = {"revision": revision, "subfolder": subfolder}
+    source = {"revision": revision, "subfolder": subfolder}
     try:
-        seen = PreTrainedConfig.get_config_dict(name, **place)[0].get("model_type")
-        if seen != kind.config_class.model_type:
-            raise ValueError(f"{key} = {name!r}: holds a model of type {seen!r}, not {kind.__name__}; name another")
-        found = kind.from_pretrained(name, output_loading_info=True, use_safetensors=True, **place, **options)
+        model_type = PreTrainedConfig.get_config_dict(name, **source)[0].get("model_type")
+        if model_type != kind.config_class.model_type:
+            raise ValueError(
+                f"{key} = {name!r}: holds a model of type {model_type!r}, not {kind.__name__}; name another"
+            )
+        model, info = kind.from_pretrained(name, output_loading_info=True, use_safetensors=True, **source, **options)
     except (OSError, SafetensorError) as error:
-        told = f"{kind.__name__} cannot be loaded from {name!r} ({' '.join(str(error).split())[:300]})"
-        raise FileNotFoundError(f"{key}: {told}; {fetch}") from error
+        reason = f"{kind.__name__} cannot be loaded from {name!r} ({' '.join(str(error).split())[:300]})"
+        raise FileNotFoundError(f"{key}: {reason}; {fetch}") from error
     except RuntimeError as error:
-        told = " ".join(str(error).split())[:200]
-        raise ValueError(f"{key} = {name!r}: the weights of another architecture ({told}); {fetch}") from error
-    model, info = found
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{key} = {name!r}: the weights of another architecture ({reason}); {fetch}") from error
     if missing := sorted(info["missing_keys"]):
-        told = f"lacks {missing[0]!r} ({len(missing)} of {len(model.state_dict())} tensors)"
-        raise ValueError(f"{key} = {name!r}: the file of weights {told}: another architecture; {fetch}")
+        count = f"{len(missing)} of {len(model.state_dict())} tensors"
+        raise ValueError(
+            f"{key} = {name!r}: the file of weights lacks {missing[0]!r} ({count}): another architecture; {fetch}"
+        )
     return model.eval()
 
 
 def check_complete(model: torch.nn.Module, key: str, part: str) -> None:
-    """Raise ValueError for parameters that diffusers found no weights for: it leaves them without values."""
+    """Raise ValueError for parameters without weights in the file: diffusers leaves these without values."""
     empty = [name for name, value in model.state_dict().items() if value.is_meta]
     if empty:
         count = f"{len(empty)} of {len(model.state_dict())} tensors"

@@ -18,12 +18,7 @@ def load_pipe(job: Job, precision: str = "fp32", device: str | None = None) -> S
     A function, and not a method of Job, so that the code version of a stage reaches it.
     """
     with importing():
-        import torch
-
-        from resurgence.diffusion.device import resolve_device
         from resurgence.diffusion.pipeline import load_base
 
-    torch.set_flush_denormal(True)
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     base = job.settings["base"]
-    return load_base(base["path"], resolve_device(device or job.device), dtype, base["revision"])
+    return load_base(base["path"], device or job.device, precision, base["revision"])

@@ -14,14 +14,21 @@ from resurgence.stages.base import load_pipe
 from resurgence.stages.job import Job, main
 
 
+def write_samples(job: Job, rows: pd.DataFrame, folder: Path) -> dict:
+    """Write images.parquet: the rows of prompts, sampled from the base."""
+    settings = dict(job.settings["sampling"])
+    pipe = load_pipe(job, settings.pop("precision", "fp32"))
+    cfg = build(SamplingConfig, settings, "sampling")
+    write_image_set(folder / "images.parquet", rows, sample(pipe, rows, cfg))
+    return {"images": len(rows)}
+
+
 def make(job: Job, folder: Path) -> dict:
     """Write images.parquet."""
-    block = job.settings
-    pairs = [(concept, concept) for concept in block["concepts"]]
-    rows = pd.DataFrame(expand(pairs, [block["template"]], block["per_concept"], "concept", "concept image"))
-    cfg = build(SamplingConfig, block["sampling"], "sampling")
-    write_image_set(folder / "images.parquet", rows, sample(load_pipe(job), rows, cfg))
-    return {"images": len(rows)}
+    settings = job.settings
+    pairs = [(concept, concept) for concept in settings["concepts"]]
+    rows = expand(pairs, [settings["template"]], settings["per_concept"], "concept", "concept image")
+    return write_samples(job, pd.DataFrame(rows), folder)
 
 
 if __name__ == "__main__":

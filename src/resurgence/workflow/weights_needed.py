@@ -6,7 +6,6 @@ resurgence weights lock --overlay studies/sd14.yaml
 
 from __future__ import annotations
 
-import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from resurgence.config.fields import read_yaml
-from resurgence.pretrained.checksums import LOCK, OFFLINE, TABLE, Entry, digest, file_of, locate, remedy, table, verify
+from resurgence.pretrained.checksums import LOCK, TABLE, Entry, digest, file_of, locate, offline, remedy, table, verify
 from resurgence.workflow.job_settings import reads
 from resurgence.workflow.rule_table import RULES
 
@@ -68,7 +67,7 @@ def missing(one: Wanted, entries: Mapping[str, Entry]) -> str:
     entry = entries.get(one.place)
     at = f" at revision {one.revision}" if one.revision else ""
     places = "" if entry and entry.get else f" and in {constants.HF_HUB_CACHE}{at}"
-    network = " HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE", "").upper() in OFFLINE else ""
+    network = " HF_HUB_OFFLINE is set." if offline() else ""
     gated = "" if entry and entry.get else "; a gated model needs `hf auth login` and its licence accepted first"
     told = remedy(one.place, entry, one.revision)
     return f"{one.key} = {one.place!r}: not in {Path(one.place).absolute()}{places}.{network} To have it, {told}{gated}"
