@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resurgence.diffusion import deltas
-from resurgence.diffusion.deltas import in_precision, store
+from resurgence.diffusion.deltas import in_precision, round_deltas
 from tiny import make_pipeline, predict, save_lora
 
 
@@ -125,11 +125,11 @@ def test_deltas_in_half_precision(tmp_path: Path) -> None:
     for step in ("step-000001", "step-000002"):
         deltas.save_delta(delta, tmp_path / step / deltas.DELTA_FILE)
     whole = (tmp_path / "step-000001" / deltas.DELTA_FILE).stat().st_size
-    store(tmp_path, "fp32")
+    round_deltas(tmp_path, "fp32")
     assert (tmp_path / "step-000002" / deltas.DELTA_FILE).stat().st_size == whole
     for precision, bits in (("fp16", 11), ("bf16", 8)):
         deltas.save_delta(delta, tmp_path / "step-000002" / deltas.DELTA_FILE)
-        store(tmp_path / "step-000002", precision)
+        round_deltas(tmp_path / "step-000002", precision)
         file = tmp_path / "step-000002" / deltas.DELTA_FILE
         assert file.stat().st_size < 0.6 * whole
         stored = deltas.load_delta(file)

@@ -99,11 +99,11 @@ def test_setting(tree: Tree, name: str) -> None:
 
 FORMULAS: dict[str, tuple[str, str, str, list[str]]] = {
     "sampler": (
-        "diffusion/sampling.py", "unconditional + cfg.guidance * (", "unconditional + 1.5 * cfg.guidance * (",
+        "diffusion/unet.py", "unconditional + guidance * (", "unconditional + 1.5 * guidance * (",
         [*MADE_BY_THE_BASE, MASKS, LORAS, "Erase pets with mace, seed 0", *TUNED, *SAMPLED, *SCORED, *SHOWN],
     ),
     "loss": (
-        "training/finetune.py", "return F.mse_loss(prediction", "return 2 * F.mse_loss(prediction", [*TUNED, *SHOWN]
+        "training/finetune.py", "return F.mse_loss(predict(", "return 2 * F.mse_loss(predict(", [*TUNED, *SHOWN]
     ),
     "closed form": ("erasers/closed_form/uce.py", "gram = cross = torch.zeros(", "gram = cross = 0 * torch.zeros(",
                     [*model_jobs("uce"), *SHOWN]),

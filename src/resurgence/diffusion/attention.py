@@ -20,21 +20,21 @@ Receive = Callable[[str, torch.Tensor], None]  # (name of the cross-attention, p
 
 
 def cross_attentions(unet: UNet2DConditionModel) -> dict[str, Attention]:
-    """The attentions over text, by name, in the UNet's own order.
+    """The attentions over text, by name, in the order of the UNet.
 
     Raises:
-        ValueError: if there is none, or one of a kind that Stable Diffusion does not use.
+        ValueError: if there is none, or one with features that Stable Diffusion does not use.
     """
     from diffusers.models.attention_processor import Attention
 
-    found = {n: m for n, m in unet.named_modules() if isinstance(m, Attention) and m.is_cross_attention}
-    if not found:
+    attentions = {n: m for n, m in unet.named_modules() if isinstance(m, Attention) and m.is_cross_attention}
+    if not attentions:
         raise ValueError("the UNet has no cross-attention over text; an eraser has nothing to change in this base")
-    for name, module in found.items():
+    for name, module in attentions.items():
         extras = ("added_kv_proj_dim", "norm_cross", "group_norm", "spatial_norm", "residual_connection")
         if used := [extra for extra in extras if getattr(module, extra, None)]:
             raise ValueError(f"cross-attention {name} has {', '.join(used)}: use a base of the Stable Diffusion family")
-    return found
+    return attentions
 
 
 def projections(unet: UNet2DConditionModel) -> dict[str, nn.Linear]:
@@ -53,31 +53,31 @@ def as_delta(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def from_delta(delta: Mapping[str, torch.Tensor], unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
-    """The projections' weights in a delta; those that it does not hold are the UNet's own."""
+    """The projections' weights in a delta; the UNet's for those that the delta lacks."""
     weights = projection_weights(unet)
     return {name: delta.get(f"unet.{name}.weight", weight).to(weight.device) for name, weight in weights.items()}
 
 
 @contextmanager
 def swapped(unet: UNet2DConditionModel, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Give the projections other weights within the block, and their own back after it."""
+    """Replace the weights of projections within the block, and restore them after it."""
     modules = projections(unet)
-    own = {name: modules[name].weight.data for name in weights}
+    originals = {name: modules[name].weight.data for name in weights}
     try:
         for name, weight in weights.items():
-            modules[name].weight.data = weight.to(own[name])
+            modules[name].weight.data = weight.to(originals[name])
         yield
     finally:
-        for name, weight in own.items():
+        for name, weight in originals.items():
             modules[name].weight.data = weight
 
 
-class EnoughSeen(Exception):
-    """Ends a forward pass once the last map is there."""
+class LastMapReached(Exception):
+    """Ends a forward pass after the last attention map."""
 
 
 class Capture:
-    """Attention processor that hands out the softmax probabilities; otherwise diffusers' plain attention."""
+    """Attention processor that passes the softmax probabilities to `receive`; otherwise diffusers' plain attention."""
 
     def __init__(self, name: str, receive: Receive) -> None:
         self.name, self.receive = name, receive
@@ -109,42 +109,44 @@ def attention_maps(
     texts: torch.Tensor,
     parameters: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Run the UNet up to its last cross-attention and hand each one's probabilities to `receive`.
+    """Run the UNet up to its last cross-attention and pass the probabilities of each to `receive`.
 
-    What lies behind the last map (its values, the end of the UNet) is not computed: no map depends on it.
+    What follows the last map (its values, the rest of the UNet) is not computed: no map depends on it.
 
     Args:
-        noisy: (B, C, h, w). t: (B,). texts: (B, L, d). parameters: used in place of the UNet's own, as in `predict`.
+        noisy: (B, C, h, w). t: (B,). texts: (B, L, d). parameters: replace the UNet's, as in `predict`.
     """
-    own, left = unet.attn_processors, set(cross_attentions(unet))
+    processors, left = unet.attn_processors, set(cross_attentions(unet))
 
     def receive_until_last(name: str, probabilities: torch.Tensor) -> None:
         receive(name, probabilities)
         left.discard(name)
         if not left:
-            raise EnoughSeen
+            raise LastMapReached
 
     capturing = {f"{name}.processor": Capture(name, receive_until_last) for name in left}
     try:
-        unet.set_attn_processor({**own, **capturing})
+        unet.set_attn_processor({**processors, **capturing})
         predict(unet, noisy, t, texts, parameters)
-    except EnoughSeen:
+    except LastMapReached:
         pass
     finally:
-        unet.set_attn_processor(own)
+        unet.set_attn_processor(processors)
 
 
 def grid_of(pixels: int, height: int, width: int) -> tuple[int, int]:
     """Height and width of an attention map with that many pixels, for latents height x width.
 
     Raises:
-        ValueError: if no halving of the latents (rounded up, as the UNet's stride-2 convolutions do) has them.
+        ValueError: if no number of halvings (rounded up, as by the UNet's stride-2 convolutions) gives that many.
     """
     h, w = height, width
     while h * w > pixels:
         h, w = (h + 1) // 2, (w + 1) // 2
     if h * w != pixels:
-        raise ValueError(f"a map of {pixels} pixels is no halving of latents {height} x {width}; check the image size")
+        raise ValueError(
+            f"a map of {pixels} pixels is not a halving of latents {height} x {width}; check the image size"
+        )
     return h, w
 
 
@@ -161,7 +163,7 @@ def attention_loss(
     masks: torch.Tensor | None,
     tokens: torch.Tensor,
 ) -> torch.Tensor:
-    """Attention that the concept's pixels M pay to its tokens S: sum over layers of ||A[:, M, S]||_F (MACE, Eq. 5).
+    """Attention of the concept's pixels M to its tokens S: sum over layers of ||A[:, M, S]||_F (MACE, Eq. 5).
 
     A are the softmax probabilities of all heads. The norm is not squared; it is 0 with gradient 0 where no pixel or
     no token is selected.
@@ -171,7 +173,7 @@ def attention_loss(
         masks: (B, 1, H, W) bool, or None for the whole map.
 
     Returns:
-        (B,), each sample's own loss.
+        (B,), the loss of each sample.
     """
     norms, grids = [], {}
 

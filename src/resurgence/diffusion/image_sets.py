@@ -1,13 +1,13 @@
 """Image sets: prompts and lossless images in Parquet, in Hugging Face's convention, in one file or in shards.
 
-Files have bounded size: `step-000300.parquet`, or `step-000300.0002-of-0005.parquet` and its kin. A shard is also what
-an interrupted job continues from: it is written under a temporary name and renamed, so one that is there is whole, and
-the noise of an image does not depend on where it was sampled.
+Files have bounded size: `step-000300.parquet`, or shards such as `step-000300.0002-of-0005.parquet`. An interrupted job
+continues after its last shard: shards are written atomically, and the noise of an image does not depend on the shard.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -22,7 +22,14 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from resurgence.files import atomic_file
+
 ROW_GROUP = 256  # images in a row group of the Parquet file
+
+
+def threads() -> ThreadPoolExecutor:
+    """Threads that encode or decode images."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
 
 def png(image: Image.Image) -> bytes:
@@ -51,10 +58,8 @@ def write_image_set(path: Path, prompts: pd.DataFrame, images: Iterable[tuple[in
     Raises:
         ValueError: a row without image, or with two.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, schema = path.with_name(path.name + ".tmp"), image_schema(prompts)
-    pending: dict[int, Future[bytes]] = {}
-    written, seen = 0, set()
+    schema, pending = image_schema(prompts), dict[int, Future[bytes]]()
+    written, received = 0, set()
 
     def write_ready(writer: pq.ParquetWriter, last: bool) -> None:
         """Write the row groups that are complete; the last may be short."""
@@ -68,17 +73,16 @@ def write_image_set(path: Path, prompts: pd.DataFrame, images: Iterable[tuple[in
             writer.write_table(pa.table({**part, "image": cells}, schema=schema))
             written = rows.stop
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, pq.ParquetWriter(temporary, schema) as writer:
+    with atomic_file(path) as file, threads() as pool, pq.ParquetWriter(file, schema) as writer:
         for row, image in images:
-            if row in seen or not 0 <= row < len(prompts):
+            if row in received or not 0 <= row < len(prompts):
                 raise ValueError(f"image set {path}: row {row} came twice, or is not one of {len(prompts)} prompts")
-            seen.add(row)
+            received.add(row)
             pending[row] = pool.submit(png, image)
             write_ready(writer, last=False)
-        if missing := sorted(set(range(len(prompts))) - seen):
+        if missing := sorted(set(range(len(prompts))) - received):
             raise ValueError(f"image set {path}: {len(missing)} of {len(prompts)} rows have no image, as {missing[0]}")
         write_ready(writer, last=True)
-    temporary.rename(path)
 
 
 def read_image_set(path: Path) -> tuple[pd.DataFrame, torch.Tensor]:
@@ -99,10 +103,10 @@ def read_image_set(path: Path) -> tuple[pd.DataFrame, torch.Tensor]:
 
 def decode_images(cells: Sequence[bytes], path: Path) -> torch.Tensor:
     """Decode PNGs of one size, uint8 (N, 3, H, W); `path` is for messages."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with threads() as pool:
         images = list(pool.map(lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), cells))
     if len({image.shape for image in images}) > 1:
-        raise ValueError(f"image set {path}: the images have different sizes; make it with one size")
+        raise ValueError(f"image set {path}: the images have different sizes; sample all of them with one size")
     stacked = np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8)
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
 
@@ -113,8 +117,8 @@ NAME = re.compile(r"(.+?)(?:\.(\d{4})-of-(\d{4}))?\.parquet")
 def shard_rows(rows: int, most: int | None, batch: int = 1) -> list[range]:
     """The rows of each file: at most `most`; None: all in one.
 
-    Cut between batches, so that a row is computed in a batch of the same size whatever `most` is: sums of another shape
-    round differently. Only a shard smaller than a batch makes smaller batches.
+    Shards end between batches, so that a row is computed in a batch of the same size whatever `most` is: sums of
+    another shape round differently. Only a shard smaller than a batch makes smaller batches.
     """
     size = max(1, rows if most is None else most - most % batch or most)
     return [range(low, min(low + size, rows)) for low in range(0, max(1, rows), size)]
@@ -131,55 +135,41 @@ def image_files(folder: Path) -> dict[str, list[Path]]:
     Raises:
         FileNotFoundError: no image set, or a shard is missing, which it names.
     """
-    found: dict[str, list[Path]] = {}
+    sets: dict[str, list[Path]] = {}
     for file in sorted(Path(folder).glob("*.parquet")):
         name, _, count = NAME.fullmatch(file.name).groups()
-        files = found.setdefault(name, [])
-        files.append(file)
-        expected = shard_file(Path(folder), name, len(files) - 1, int(count or 1))
-        if file != expected:
-            raise FileNotFoundError(f"{expected} is missing; run the step that writes the images again")
-        if (
-            count
-            and len(files) == 1
-            and not (last := shard_file(Path(folder), name, int(count) - 1, int(count))).exists()
-        ):
-            raise FileNotFoundError(f"{last} is missing; run the step that writes the images again")
-    if not found:
+        shards = int(count or 1)
+        sets[name] = [shard_file(Path(folder), name, number, shards) for number in range(shards)]
+    if not sets:
         raise FileNotFoundError(f"{folder} holds no image set; run the step that samples it")
-    return found
+    for file in itertools.chain(*sets.values()):
+        if not file.exists():
+            raise FileNotFoundError(f"{file} is missing; run the step that writes the images again")
+    return sets
 
 
 def read_rows(
     files: Sequence[Path], choose: Callable[[pd.DataFrame], Sequence[int]]
 ) -> tuple[pd.DataFrame, torch.Tensor]:
-    """Read some rows of an image set and their images, uint8 (n, 3, H, W), without holding the others.
+    """Read some rows of an image set and their images, uint8 (n, 3, H, W), holding one row group of it at a time.
 
     Args:
         choose: positions of the wanted rows in the whole prompt set.
     """
     columns = [name for name in pq.read_schema(files[0]).names if name != "image"]
-    tables = [pq.read_table(file, columns=columns).to_pandas() for file in files]
-    prompts = pd.concat(tables, ignore_index=True)
-    wanted, start, data = sorted(set(choose(prompts))), 0, {}
-    for file, table in zip(files, tables, strict=True):
-        inside = [row - start for row in wanted if start <= row < start + len(table)]
-        if inside:
-            source, first = pq.ParquetFile(file), 0
-            for group in range(source.num_row_groups):
-                size = source.metadata.row_group(group).num_rows
-                own = [row - first for row in inside if first <= row < first + size]
-                if own:
-                    cells = source.read_row_group(group, columns=["image"]).column("image").take(own)
-                    data |= dict(zip((start + first + row for row in own), cells.to_pylist(), strict=True))
-                first += size
-        start += len(table)
-    pixels = decode_images([data[row]["bytes"] for row in wanted], files[0])
-    return prompts.iloc[wanted].reset_index(drop=True), pixels
+    prompts = pd.concat([pq.read_table(file, columns=columns).to_pandas() for file in files], ignore_index=True)
+    wanted, start, cells = sorted(set(choose(prompts))), 0, []
+    for source in map(pq.ParquetFile, files):
+        for group in range(source.num_row_groups):
+            size = source.metadata.row_group(group).num_rows
+            if rows := [row - start for row in wanted if start <= row < start + size]:
+                images = source.read_row_group(group, columns=["image"]).column("image")
+                cells += [cell["bytes"] for cell in images.take(rows).to_pylist()]
+            start += size
+    return prompts.iloc[wanted].reset_index(drop=True), decode_images(cells, files[0])
 
 
 def read_sets(files: Sequence[Path]) -> tuple[pd.DataFrame, torch.Tensor]:
-    """Read a whole image set; see `sample.read_image_set`."""
-    read = [read_image_set(file) for file in files]
-    rows = pd.concat([rows for rows, _ in read], ignore_index=True)
-    return rows, torch.from_numpy(np.concatenate([images.numpy() for _, images in read]))
+    """Read an image set in several files; see `read_image_set`."""
+    rows, images = zip(*map(read_image_set, files), strict=True)
+    return pd.concat(rows, ignore_index=True), torch.cat(images)

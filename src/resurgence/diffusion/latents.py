@@ -1,4 +1,4 @@
-"""Images to latents, and latents to noisy latents, as the base's own VAE and noise schedule define them."""
+"""Images to latents, and latents to noisy latents, by the VAE and the noise schedule of the base."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from resurgence.diffusion.deltas import apply_folder
 from resurgence.diffusion.device import DTYPES, resolve_device
 from resurgence.diffusion.unet import ddim_of
 from resurgence.files import atomic_folder
-from resurgence.pretrained.checksums import offline, missing_base, verify_loaded
+from resurgence.pretrained.checksums import missing_base, offline, verify_loaded
 from resurgence.pretrained.loading import check_complete, load_pretrained
 
 log = logging.getLogger(__name__)

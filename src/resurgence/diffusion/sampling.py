@@ -1,7 +1,7 @@
 """Sample a prompt set: DDIM with classifier-free guidance (Ho & Salimans 2021), one generator for each image.
 
-The noise of an image comes from its row's seed alone, so batch size and order do not change what is drawn: images of
-batches of 1, 7 or 64 agree to float rounding (at most one grey level). Text is encoded once per unique prompt; PNG
+The noise of an image depends on its row's seed only, so images of batches of 1, 7 or 64, in any order, agree to float
+rounding (at most one grey level). Text is encoded once per unique prompt; PNG
 encoding runs in threads while the next batch is sampled.
 """
 
@@ -37,7 +37,7 @@ def latent_shape(pipe: StableDiffusionPipeline, size: int | None) -> tuple[int, 
     """Return (C, h, w) of the latents of square images of `size` pixels.
 
     Raises:
-        ConfigError: a size that the autoencoder cannot make.
+        ConfigError: a size that is not a multiple of the autoencoder's factor.
     """
     factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     if size is not None and size % factor:
@@ -52,14 +52,14 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> torch.Te
 
 
 class PromptWindow:
-    """Embeddings of unique prompts read in order: each is encoded once, and dropped when the reader has passed it."""
+    """Embeddings of unique prompts read in order: each is encoded once, and dropped after its last use."""
 
     def __init__(self, pipe: StableDiffusionPipeline, prompts: Sequence[str]) -> None:
         self.pipe, self.prompts = pipe, list(prompts)
         self.start, self.held = 0, encode_prompts(pipe, self.prompts[:WINDOW])  # (W, L, d)
 
     def __getitem__(self, codes: Sequence[int]) -> torch.Tensor:
-        """Embeddings (B, L, d) of the prompts with these ascending numbers; earlier ones are gone."""
+        """Embeddings (B, L, d) of the prompts with these ascending numbers; earlier ones are dropped."""
         end = self.start + len(self.held)
         if codes[-1] >= end:
             ahead = encode_prompts(self.pipe, self.prompts[end : max(end + WINDOW, codes[-1] + 1)])
@@ -68,8 +68,8 @@ class PromptWindow:
         return self.held[torch.tensor(codes, device=self.held.device) - self.start]
 
 
-def make_faster(pipe: StableDiffusionPipeline, cfg: SamplingConfig) -> None:
-    """Bring the pipeline into the memory format of the settings and compile its UNet, once, if they say so."""
+def configure_speed(pipe: StableDiffusionPipeline, cfg: SamplingConfig) -> None:
+    """Convert the pipeline to the memory format of the settings, and compile its UNet (once) if they ask for it."""
     if cfg.channels_last:
         for part in (pipe.unet, pipe.vae):
             part.to(memory_format=torch.channels_last)
@@ -90,8 +90,8 @@ def denoise(
         (B, C, h, w) float32.
     """
     noise = noise.to(pipe.unet.device, torch.float32)
-    path = ddim(pipe.scheduler, partial(predict, pipe.unet), noise, text, empty, cfg.steps, cfg.guidance)
-    return deque(path, maxlen=1)[0][1]  # x_0, the last of them
+    states = ddim(pipe.scheduler, partial(predict, pipe.unet), noise, text, empty, cfg.steps, cfg.guidance)
+    return deque(states, maxlen=1)[0][1]  # x_0, the last of them
 
 
 @torch.no_grad()
@@ -105,20 +105,17 @@ def decode(pipe: StableDiffusionPipeline, latents: torch.Tensor) -> torch.Tensor
 
 
 def sample(
-    pipe: StableDiffusionPipeline, prompts: pd.DataFrame, cfg: SamplingConfig, device: str | torch.device | None = None
+    pipe: StableDiffusionPipeline, prompts: pd.DataFrame, cfg: SamplingConfig
 ) -> Iterator[tuple[int, Image.Image]]:
     """Yield (position of the row, image) for each row; rows of one prompt come together.
 
     Args:
         prompts: columns prompt and seed.
-        device: moves the pipeline; None: where it is.
 
     Raises:
         MemoryError: not even one image fits on the device. Before that the batch is halved.
     """
-    if device is not None:
-        pipe.to(device)
-    make_faster(pipe, cfg)
+    configure_speed(pipe, cfg)
     codes, unique = pd.factorize(prompts["prompt"])
     order, seeds = np.argsort(codes, kind="stable"), prompts["seed"].to_numpy()
     shape, empty = latent_shape(pipe, cfg.size), encode_prompts(pipe, [""])
@@ -137,7 +134,7 @@ def sample(
                 raise MemoryError(f"one image of {shape} latents does not fit on {pipe.device}: {error}") from error
         if images is None:  # outside of the except block, which keeps the failed batch alive
             batch = max(1, len(rows) // 2)
-            log.warning("out of memory on %s; going on with batches of %d", pipe.device, batch)
+            log.warning("out of memory on %s; continuing with batches of %d", pipe.device, batch)
             torch.cuda.empty_cache()
             continue
         for row, image in zip(rows, images, strict=True):

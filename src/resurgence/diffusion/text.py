@@ -1,8 +1,8 @@
 """Captions around a concept, their tokens, and their text embeddings. Nothing else calls a text encoder.
 
-The closed forms, the attention loss and the second moments read a concept through the same captions: a template with
-one {} filled by the concept. Everything here follows the pipeline's own tokenizer, so it holds for any length and for
-both kinds of padding: SD 1.x pads with the end token itself, SD 2.x with id 0.
+The closed forms, the attention loss and the second moments use the same captions of a concept: a template with one {}
+filled by the concept. All functions follow the pipeline's tokenizer, so they are right for any length and for both
+kinds of padding: SD 1.x pads with the end token, SD 2.x with id 0.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch.func import functional_call
 
+from resurgence.config.fields import templates
+from resurgence.files import read_lines
+
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTextModel, PreTrainedTokenizerBase
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 BATCH = 64  # captions in a pass of the text encoder
 
-# Without an article, so that a name ("Ada Lovelace") and a described mapping concept ("a person") both fit.
+# Without an article, so that a name ("Ada Lovelace") and a described mapping concept ("a person") are both right.
 CAPTIONS = (
     "a photo of {}", "a picture of {}", "an image of {}", "a snapshot of {}", "a photograph showing {}",
     "a portrait of {}", "a close-up of {}", "a shot of {}", "a wide shot of {}", "an old photo of {}",
@@ -54,20 +57,15 @@ def load_captions(source: str | Sequence[str], kind: str) -> tuple[str, ...]:
         kind: of the task; `style` has its own built-in list.
 
     Raises:
-        FileNotFoundError: for a missing file. ValueError: for no template, or one without exactly one {}.
+        FileNotFoundError: for a missing file. ConfigError: for no template, or one without exactly one {}.
     """
-    if isinstance(source, str) and source:
-        path = Path(source)
-        if not path.is_file():
-            raise FileNotFoundError(f"captions = {source!r}: no such file; write its path, or ''")
-        source = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    elif isinstance(source, str):
-        source = STYLE_CAPTIONS if kind == "style" else CAPTIONS
     if not source:
-        raise ValueError("captions: the list is empty; write at least one template with {}")
-    for template in source:
-        if template.count("{}") != 1:
-            raise ValueError(f"captions: {template!r} must hold {{}} exactly once, where the concept goes")
+        return STYLE_CAPTIONS if kind == "style" else CAPTIONS
+    if isinstance(source, str):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"captions = {source!r}: no such file; write its path, or ''")
+        source = read_lines(Path(source))
+    templates("captions", tuple(source))
     return tuple(source)
 
 
@@ -80,7 +78,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, caption: str) -> list[int]:
     """The un-padded token ids of a caption, beginning and end token included.
 
     Raises:
-        ValueError: if the caption does not fit, because its end would be cut off unseen.
+        ValueError: if the caption is too long: its end would be cut off without notice.
     """
     ids = list(tokenizer(caption).input_ids)
     if len(ids) > tokenizer.model_max_length:
@@ -93,7 +91,7 @@ def concept_positions(tokenizer: PreTrainedTokenizerBase, caption: str, concept:
     """Positions of the concept's tokens in the caption, every occurrence.
 
     Raises:
-        ValueError: if the tokenizer does not find the concept, naming concept and caption.
+        ValueError: if the concept's tokens are not in the caption, naming both.
     """
     ids = token_ids(tokenizer, caption)
     word = list(tokenizer(concept, add_special_tokens=False).input_ids)
@@ -122,8 +120,8 @@ def embed(
     """Embeddings of token ids, the last hidden state at all positions: (N, L, d) in the encoder's dtype, on its device.
 
     Args:
-        ids: (N, L). mask: (N, L), of the positions that are no padding; only read by an encoder that was trained so.
-        parameters: used in place of the encoder's own of these names, in this pass only; gradients flow to them.
+        ids: (N, L). mask: (N, L), True where there is no padding; only read by an encoder that was trained with a mask.
+        parameters: replace the encoder's of these names, in this pass only; gradients flow to them.
     """
     masked = mask is not None and getattr(encoder.config, "use_attention_mask", False)
     options = {"attention_mask": mask.to(encoder.device) if masked else None}
@@ -147,10 +145,10 @@ def encode_prompts(pipe: StableDiffusionPipeline, prompts: Sequence[str], batch:
 
 
 class Encoder:
-    """Text embeddings as the pipeline makes them, in a precision that may be higher.
+    """Text embeddings of the pipeline, by default in a higher precision.
 
-    float64 by default, because the closed forms magnify rounding errors by the condition number of their system
-    (1e4 and more), and because only then does the batch size not show in the result.
+    The closed forms magnify rounding errors by the condition number of their system (1e4 and more), and only in float64
+    is the result independent of the batch size.
     """
 
     def __init__(self, pipe: StableDiffusionPipeline, dtype: torch.dtype = torch.float64, batch: int = BATCH) -> None:
@@ -168,7 +166,7 @@ class Encoder:
     def each(self, templates: Sequence[str], concepts: Iterable[str]) -> Iterator[torch.Tensor]:
         """Embed the captions of one concept after the other: (T, L, d) each.
 
-        Batches run on from one concept to the next, so that few templates fill them too.
+        A batch may span several concepts, so that batches are full with few templates too.
         """
         captions = (caption for concept in concepts for caption in fill(templates, concept))
         ahead: torch.Tensor | None = None  # embedded, of concepts to come

@@ -24,13 +24,13 @@ def predict(
     text: torch.Tensor,
     parameters: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """What the UNet predicts for noisy latents, noise or velocity as its base was trained: (B, C, h, w) float32.
+    """The UNet's prediction for noisy latents, noise or velocity as its base was trained: (B, C, h, w) float32.
 
     The pass runs in the UNet's own dtype.
 
     Args:
         x: (B, C, h, w). t: (B,), timesteps. text: (B, L, d).
-        parameters: used in place of the UNet's own of these names, in this pass only; gradients flow to them.
+        parameters: replace the UNet's of these names, in this pass only; gradients flow to them.
     """
     dtype = unet.dtype
     inputs = (x.to(dtype), t, text.to(dtype))
@@ -41,9 +41,9 @@ def predict(
 
 
 def ddim_of(scheduler: SchedulerMixin) -> DDIMScheduler:
-    """Return a fresh DDIM scheduler with the given one's noise schedule, spacing, offset and prediction type.
+    """Return a new DDIM scheduler with the noise schedule, spacing, offset and prediction type of another scheduler.
 
-    Samples are not clipped: that belongs to pixel models, and StableDiffusionPipeline switches it off too.
+    Samples are not clipped: clipping is for pixel models, and StableDiffusionPipeline disables it too.
     """
     from diffusers import DDIMScheduler
 
@@ -60,9 +60,9 @@ def ddim(
     steps: int,
     guidance: float,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (t, x_t) before each of the DDIM steps with classifier-free guidance, and at last (0, x_0).
+    """Yield (t, x_t) before each of the DDIM steps with classifier-free guidance, and finally (0, x_0).
 
-    Both branches of the guidance go through the UNet in one pass. A step is taken when its result is asked for.
+    Both branches of the guidance are computed in one pass of the UNet. Steps are computed lazily.
 
     Args:
         scheduler: the base's. predict: of the UNet. x: (B, C, h, w), noise. text: (B, L, d).
