@@ -144,9 +144,7 @@ def grid_of(pixels: int, height: int, width: int) -> tuple[int, int]:
     while h * w > pixels:
         h, w = (h + 1) // 2, (w + 1) // 2
     if h * w != pixels:
-        raise ValueError(
-            f"a map of {pixels} pixels is not a halving of latents {height} x {width}; check the image size"
-        )
+        raise ValueError(f"a map of {pixels} pixels does not fit latents {height} x {width}; check the image size")
     return h, w
 
 

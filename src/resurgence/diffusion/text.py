@@ -59,7 +59,7 @@ def load_captions(source: str | Sequence[str], kind: str) -> tuple[str, ...]:
     Raises:
         FileNotFoundError: for a missing file. ConfigError: for no template, or one without exactly one {}.
     """
-    if not source:
+    if source == "":
         return STYLE_CAPTIONS if kind == "style" else CAPTIONS
     if isinstance(source, str):
         if not Path(source).is_file():

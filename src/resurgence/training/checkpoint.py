@@ -1,7 +1,7 @@
 """Exact resume of a training run: its state in a scratch folder, and a clean stop on SIGTERM.
 
-Snakemake deletes the declared outputs of a job before it starts it again, so the state and the checkpoints written so
-far stay in a scratch folder until the artefact is complete.
+Snakemake deletes the declared outputs of a job before it starts the job again, so the state and the checkpoints stay in
+a scratch folder until the artefact is complete.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 
+from resurgence.files import atomic_file
+
 log = logging.getLogger(__name__)
 STATE_FILE = "state.pt"
 LAYOUT = 2  # of the state file; part of the fingerprint, so that a file of another layout is not resumed
 EVERY = 60.0  # seconds between two saves; more when saving is slow
-SHARE = 20  # saving takes at most one part in this many of the time
+SHARE = 20  # saving takes at most 1/SHARE of the time
 
 
 def checkpoint_name(step: int) -> str:
@@ -32,7 +34,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def fingerprint(facts: Iterable[object], tensors: Iterable[torch.Tensor]) -> str:
-    """Return the SHA-256 of what a run depends on: only the same run resumes from a state."""
+    """Return the SHA-256 of the inputs of a run; a state is resumed only by a run with the same inputs."""
     digest = hashlib.sha256(repr([LAYOUT, *facts]).encode())
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -41,10 +43,10 @@ def fingerprint(facts: Iterable[object], tensors: Iterable[torch.Tensor]) -> str
 
 
 class Saver:
-    """Saves the state of a run at intervals and loads it; with folder None it does nothing."""
+    """Saves the state of a run at intervals, and loads it; does nothing without a folder."""
 
-    def __init__(self, folder: Path | None, mark: str) -> None:
-        self.folder, self.mark = folder, mark
+    def __init__(self, folder: Path | None, fingerprint: str) -> None:
+        self.folder, self.fingerprint = folder, fingerprint
         self.due = time.monotonic() + EVERY
 
     @property
@@ -53,19 +55,17 @@ class Saver:
         return self.folder is not None and time.monotonic() >= self.due
 
     def save(self, state: Mapping[str, Any], force: bool = False) -> None:
-        """Write the state under a temporary name, then rename; without `force` only when it is due."""
+        """Write the state atomically; without `force` only when it is due."""
         if self.folder is None or not (force or self.is_due):
             return
         started = time.monotonic()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f"{STATE_FILE}.tmp"
-        torch.save({**state, "fingerprint": self.mark}, temporary)
-        temporary.rename(self.folder / STATE_FILE)
+        with atomic_file(self.folder / STATE_FILE) as temporary:
+            torch.save({**state, "fingerprint": self.fingerprint}, temporary)
         now = time.monotonic()
         self.due = now + max(EVERY, SHARE * (now - started))
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """Load the state of this run; None if there is none, or if it belongs to another run.
+        """Load the state of this run; None if there is no state, or that of another run.
 
         Raises:
             ValueError: the file is damaged.
@@ -78,7 +78,7 @@ class Saver:
         except Exception as error:  # torch.load raises whatever its unpickler or zip reader does
             kind = type(error).__name__
             raise ValueError(f"training state {file} is damaged ({kind}); delete it and run again") from error
-        if state.get("fingerprint") != self.mark:
+        if state.get("fingerprint") != self.fingerprint:
             log.warning("%s belongs to other settings, images or weights: starting at step 0", file)
             return None
         log.info("resumed at step %d from %s", state["step"], file)

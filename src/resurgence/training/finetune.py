@@ -1,9 +1,9 @@
-"""Fine-tune an erased model on benign images by LoRA or in full: the step after which concepts may come back.
+"""Fine-tune an erased model on benign images by LoRA or in full: the step after which concepts may return.
 
 The loss is the plain mean squared error of the predicted noise (Ho et al. 2020, Eq. 14) or velocity (Salimans & Ho
 2022), timesteps uniform. Latents and text embeddings are computed once. Every draw of a training sample is seeded by
-(seed, step, number in the step), so how a step is split into batches changes no draw, and a resumed run is
-bit-identical to an uninterrupted one.
+(seed, step, number in the step), so batches of another size draw the same, and a resumed run is bit-identical to an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from resurgence.config.fields import ConfigError
 from resurgence.config.stages import FinetuneConfig
-from resurgence.diffusion.device import exact
+from resurgence.diffusion.device import DTYPES, exact
 from resurgence.diffusion.latents import posterior
 from resurgence.diffusion.text import encode_prompts
 from resurgence.diffusion.unet import predict
@@ -72,12 +72,12 @@ def ema_decay(step: int) -> float:
 def draw(seed: int, step: int, number: int, per_step: int, data: Data, timesteps: int, flips: bool) -> Draw:
     """Draw sample `number` of a step; images come in a new random order each epoch."""
     images, shape = data.mean.shape[1], data.mean.shape[2:]
-    epoch, place = divmod(step * per_step + number, images)
+    epoch, position = divmod(step * per_step + number, images)
     order = torch.randperm(images, generator=generator("finetune order", seed, epoch))
     g = generator("finetune draw", seed, step, number)
     flip = int(torch.randint(2, (), generator=g)) * flips
     t = int(torch.randint(timesteps, (), generator=g))
-    return Draw(int(order[place]), flip, t, torch.randn(shape, generator=g), torch.randn(shape, generator=g))
+    return Draw(int(order[position]), flip, t, torch.randn(shape, generator=g), torch.randn(shape, generator=g))
 
 
 def diffusion_loss(
@@ -121,7 +121,7 @@ def check_inputs(pipe: StableDiffusionPipeline, images: torch.Tensor, captions: 
     if precision == "fp16" and pipe.device.type != "cuda":
         raise ConfigError("precision", precision, f"needs a GPU, the base is on {pipe.device}; write fp32 or bf16")
     if (kind := pipe.scheduler.config.prediction_type) not in ("epsilon", "v_prediction"):
-        raise ValueError(f"the base predicts {kind!r}; this loss knows epsilon and v_prediction")
+        raise ValueError(f"the base predicts {kind!r}; this loss is defined for epsilon and v_prediction")
 
 
 def finetune(
@@ -137,7 +137,7 @@ def finetune(
 
     Args:
         images: (N, 3, H, W) in [-1, 1]. captions: one for each image.
-        state: scratch folder from which an interrupted run resumes exactly; the caller removes it in the end.
+        state: scratch folder from which an interrupted run resumes exactly; the caller removes it at the end.
 
     Returns:
         One row a step: step, loss, lr, gradient_norm (before clipping).
@@ -148,7 +148,7 @@ def finetune(
     """
     check_inputs(pipe, images, captions, cfg.precision)
     unet = pipe.unet
-    # without private entries: diffusers lists the defaults that it used in another order in each process
+    # without private entries: diffusers lists its defaults in another order in each process
     noise = sorted((key, value) for key, value in pipe.scheduler.config.items() if not key.startswith("_"))
     facts = (astuple(cfg), seed, list(captions), noise)
     weights = (p for part in (unet, pipe.vae, pipe.text_encoder) for p in part.state_dict().values())
@@ -180,7 +180,7 @@ def train(
     device, scheduler, per_step = pipe.unet.device, pipe.scheduler, cfg.batch * cfg.accumulation
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
     average = {name: p.detach().clone() for name, p in trainable.items()} if cfg.ema else {}
-    half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.precision]
+    dtype = DTYPES[cfg.precision]
     options = (per_step, data, scheduler.config.num_train_timesteps, cfg.horizontal_flip)
 
     def gradient(step: int) -> Tensors:
@@ -188,7 +188,7 @@ def train(
         loss = torch.zeros((), device=device)
         for start in range(0, per_step, cfg.batch):
             draws = [draw(seed, step, number, *options) for number in range(start, start + cfg.batch)]
-            with torch.autocast(device.type, half, enabled=half is not None):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 part = diffusion_loss(pipe.unet, scheduler, data, draws) / cfg.accumulation
             scaler.scale(part).backward()
             loss += part.detach()

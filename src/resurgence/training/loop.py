@@ -2,8 +2,8 @@
 
 A caller describes its training as a `Run`: the tensors, their optimiser, and a function that computes the gradient of
 a step. The loop sets the learning rate, clips, steps, averages, records the curve, writes checkpoints and saves the
-state. Gradients must depend on the number of the step and on what the state holds, and on nothing else; then a resumed
-run is bit-identical to an uninterrupted one.
+state. Gradients must depend only on the number of the step and on the saved state; then a resumed run is bit-identical
+to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ GRADIENT_NORM = "gradient_norm"  # in the curve of a run that clips: the norms b
 
 @dataclass
 class Run:
-    """One training. Steps are counted from 0 in `gradient` and `lr`, and from 1 where something is done after them."""
+    """One training. `gradient` and `lr` count steps from 0, checkpoints and messages the finished steps."""
 
     name: str  # in log lines
     steps: int
-    weights: Mapping[str, torch.Tensor]  # what training changes, in place; tensors without gradient are only kept
+    weights: Mapping[str, torch.Tensor]  # what training changes, in place; tensors without gradient are only saved
     optimiser: torch.optim.Optimizer
     gradient: Callable[[int], Mapping[str, torch.Tensor]]  # sets .grad of the weights, returns values for the curve
     lr: Callable[[int], float]  # learning rate of a step
@@ -55,17 +55,17 @@ def train(run: Run, saver: Saver, saved: Mapping[str, Any] | None = None) -> dic
         SystemExit: 143 after SIGTERM, with the state saved.
     """
     first = restore(run, saved) if saved else 0
-    progress, unread = Progress(run.name, run.steps, "steps", first), []
+    progress, pending = Progress(run.name, run.steps, "steps", first), []
     with stop_on_sigterm() as stop:
         for done in range(first + 1, run.steps + 1):
-            unread.append((done, *update(run, done - 1)))
-            marked, ending = done in run.checkpoints, stop.is_set()
-            if done % CHECK_EVERY == 0 or done == run.steps or marked or ending or saver.is_due:
-                record(run.curve, unread)
-                unread = []
-                if marked:
+            pending.append((done, *update(run, done - 1)))
+            at_checkpoint, ending = done in run.checkpoints, stop.is_set()
+            if done % CHECK_EVERY == 0 or done == run.steps or at_checkpoint or ending or saver.is_due:
+                record(run.curve, pending)
+                pending = []
+                if at_checkpoint:
                     run.write(done)
-                saver.save(state_of(run, done), force=marked or ending)
+                saver.save(state_of(run, done), force=at_checkpoint or ending)
             if ending:
                 log.warning("SIGTERM: %s stopped after step %d of %d", run.name, done, run.steps)
                 raise SystemExit(143)
@@ -78,7 +78,7 @@ def update(run: Run, step: int) -> tuple[float, Mapping[str, torch.Tensor], torc
     lr = run.lr(step)
     for group in run.optimiser.param_groups:
         group["lr"] = lr
-    shown = run.gradient(step)
+    values = run.gradient(step)
     run.scaler.unscale_(run.optimiser)
     norm = run.clip(run.weights.values()) if run.clip else None
     run.scaler.step(run.optimiser)
@@ -86,7 +86,7 @@ def update(run: Run, step: int) -> tuple[float, Mapping[str, torch.Tensor], torc
     run.optimiser.zero_grad()
     for name, mean in run.average.items():
         move_average(mean, run.weights[name].detach(), run.decay(step + 1))
-    return lr, shown, norm
+    return lr, values, norm
 
 
 def move_average(mean: torch.Tensor, value: torch.Tensor, decay: float) -> None:
@@ -112,8 +112,8 @@ def record(
     curve: dict[str, list], steps: Iterable[tuple[int, float, Mapping[str, torch.Tensor], torch.Tensor | None]]
 ) -> None:
     """Append steps to the curve; raise ValueError at the first value that is not finite."""
-    for step, lr, shown, norm in steps:
-        for name, value in shown.items():
+    for step, lr, values, norm in steps:
+        for name, value in values.items():
             value = value.cpu()
             if not value.isfinite().all():
                 hint = "lower lr, or use precision fp32"
@@ -140,9 +140,9 @@ def state_of(run: Run, step: int) -> dict[str, Any]:
 def restore(run: Run, saved: Mapping[str, Any]) -> int:
     """Put the run into a saved state; return the number of steps done."""
     run.curve.update(saved["curve"])
-    for tensors, kept in ((run.weights, saved["weights"]), (run.average, saved["average"])):
+    for part, tensors in (("weights", run.weights), ("average", run.average)):
         for name, tensor in tensors.items():
-            tensor.copy_(kept[name])
+            tensor.copy_(saved[part][name])
     for state in saved["optimiser"]["state"].values():
         state["step"] = state["step"].cpu()  # load_state_dict moves it to the device where the optimiser keeps it there
     run.optimiser.load_state_dict(saved["optimiser"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from resurgence.diffusion.deltas import DELTA_FILE, LORA_FILE, changed, save_delta
+from resurgence.files import atomic_folder
 from resurgence.seeds import generator
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def prepare(unet: UNet2DConditionModel, rank: int | None, seed: int, gradient_ch
 
 
 def restore(unet: UNet2DConditionModel, before: Mapping[str, torch.Tensor]) -> None:
-    """Take the LoRA out again, or put the weights back."""
+    """Remove the LoRA, or restore the weights of a full fine-tune."""
     unet.disable_gradient_checkpointing()
     if before:
         unet.load_state_dict(before)
@@ -50,17 +50,17 @@ def restore(unet: UNet2DConditionModel, before: Mapping[str, torch.Tensor]) -> N
 def save_checkpoint(
     unet: UNet2DConditionModel, values: Mapping[str, torch.Tensor], before: Tensors, folder: Path
 ) -> None:
-    """Write the LoRA in diffusers format, or the delta of a full fine-tune, under a temporary name, then rename."""
+    """Write the LoRA in diffusers format, or the delta of a full fine-tune, atomically.
+
+    Args:
+        values: of the trainable parameters. before: all parameters before a full fine-tune; {}: a LoRA.
+    """
     from diffusers import StableDiffusionPipeline
     from peft import get_peft_model_state_dict
 
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    if before:
-        save_delta(changed({name: before[name] for name in values}, values, "unet"), temporary / DELTA_FILE)
-    else:
-        layers = get_peft_model_state_dict(unet)
-        StableDiffusionPipeline.save_lora_weights(temporary, unet_lora_layers=layers, weight_name=LORA_FILE)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with atomic_folder(folder) as temporary:
+        if before:
+            save_delta(changed({name: before[name] for name in values}, values, "unet"), temporary / DELTA_FILE)
+        else:
+            layers = get_peft_model_state_dict(unet)
+            StableDiffusionPipeline.save_lora_weights(temporary, unet_lora_layers=layers, weight_name=LORA_FILE)
