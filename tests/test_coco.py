@@ -59,18 +59,18 @@ def test_all_captions_of_both_parts_white_space_made_single(archive: Path) -> No
 
 def test_sample_is_one_caption_an_image_and_independent_of_order(archive: Path) -> None:
     captions = list(coco.read_captions(archive, coco.PARTS[1:]))
-    rows = coco.draw(captions, 6, seed=0)
-    assert coco.draw(reversed(captions), 6, seed=0) == rows != coco.draw(captions, 6, seed=1)
+    rows = coco.draw_sample(captions, 6, seed=0)
+    assert coco.draw_sample(reversed(captions), 6, seed=0) == rows != coco.draw_sample(captions, 6, seed=1)
     assert len({row["image_id"] for row in rows}) == len({row["seed"] for row in rows}) == 6
     of_image = {(c.image_id, c.text) for c in captions}
     assert {(row["image_id"], row["prompt"]) for row in rows} <= of_image
     with pytest.raises(ValueError, match=r"count = 9: the captions are of 8 images; ask for fewer"):
-        coco.draw(captions, 9, seed=0)
+        coco.draw_sample(captions, 9, seed=0)
 
 
 def test_every_image_is_drawn_equally_often(archive: Path) -> None:
     captions = list(coco.read_captions(archive, coco.PARTS[1:]))
-    drawn = [row["image_id"] for seed in range(300) for row in coco.draw(captions, 2, seed)]
+    drawn = [row["image_id"] for seed in range(300) for row in coco.draw_sample(captions, 2, seed)]
     counts = [drawn.count(image) for image in sorted(set(drawn))]
     assert len(counts) == 8 and all(45 <= count <= 105 for count in counts)  # 75, standard deviation 7.5
 
@@ -80,15 +80,15 @@ def test_first_rows_of_a_published_list(tmp_path: Path) -> None:
     header = ["case_number", "source", "prompt", "evaluation_seed", "coco_id"]
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows([header, *([i, "coco", f"a, b {i}", 100 + i, 7 + i] for i in range(5))])
-    assert coco.listed(path, 2) == [
+    assert coco.read_list(path, 2) == [
         {"prompt": "a, b 0", "seed": 100, "image_id": 7},
         {"prompt": "a, b 1", "seed": 101, "image_id": 8},
     ]
     with pytest.raises(ValueError, match=r"has 5 rows, 6 are wanted"):
-        coco.listed(path, 6)
+        coco.read_list(path, 6)
     path.write_text("prompt,seed\na,1\n")
     with pytest.raises(ValueError, match=r"has the columns \['prompt', 'seed'\], needed are prompt, evaluation_seed"):
-        coco.listed(path, 1)
+        coco.read_list(path, 1)
 
 
 def test_fetch_checks_what_came(server: str, archive: Path, tmp_path: Path) -> None:
@@ -133,4 +133,4 @@ def test_files_are_written(archive: Path, tmp_path: Path, monkeypatch: pytest.Mo
     with open(tmp_path / "sample.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8 and tuple(rows[0]) == coco.COLUMNS and int(rows[0]["seed"]) >= 0
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*"))

@@ -39,10 +39,8 @@ def test_batch_size_does_not_matter(pipe):
         assert (second_moment(pipe, CORPUS, batch) - one).norm() / one.norm() < 1e-10
 
 
-def test_single_precision_is_close_and_the_pipeline_is_left_alone(pipe):
-    double = second_moment(pipe, CORPUS)
-    single = second_moment(pipe, CORPUS, precision="float32")
-    assert (single - double).norm() / double.norm() < 1e-6
+def test_the_pipeline_keeps_its_precision(pipe):
+    second_moment(pipe, CORPUS)
     assert pipe.text_encoder.dtype == torch.float32
 
 
@@ -61,8 +59,6 @@ def test_reads_a_stream_once(pipe):
 def test_errors(pipe):
     with pytest.raises(ValueError, match="empty corpus"):
         second_moment(pipe, [])
-    with pytest.raises(ValueError, match="precision = 'float16'"):
-        second_moment(pipe, CORPUS, precision="float16")
 
 
 def test_round_trip(tmp_path):

@@ -8,7 +8,7 @@ import torch
 
 from resurgence.config.fields import ConfigError
 from resurgence.config.stages import TercileConfig
-from resurgence.data.terciles import drawn, similarities, terciles
+from resurgence.data.terciles import draw_concepts, similarities, terciles
 
 
 @pytest.mark.parametrize(("which", "choose"), [("max", max), ("min", min)])
@@ -46,9 +46,9 @@ def test_ties_and_too_few() -> None:
 
 def test_draw_repeats_and_does_not_depend_on_the_order() -> None:
     names = [f"n{i:02d}" for i in range(20)]
-    first = drawn(names, 5, 42, "t")
-    assert first == drawn(names[::-1], 5, 42, "t") == sorted(first) and len(set(first)) == 5
-    assert first != drawn(names, 5, 43, "t") and drawn(names, 50, 42, "t") == names
+    first = draw_concepts(names, 5, 42, "t")
+    assert first == draw_concepts(names[::-1], 5, 42, "t") == sorted(first) and len(set(first)) == 5
+    assert first != draw_concepts(names, 5, 43, "t") and draw_concepts(names, 50, 42, "t") == names
 
 
 def test_bad_settings() -> None:

@@ -1,1 +1,1 @@
-"""What a task is made of: prompts, corpora, masks, fine-tuning pictures."""
+"""Data of a task: prompts, corpora, masks, fine-tuning images."""

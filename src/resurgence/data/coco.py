@@ -5,7 +5,7 @@
     python -m resurgence.data.coco sample --archive ARCHIVE --out data/coco/sample-5000.csv [--list coco_30k.csv]
 
 Annotations: Lin et al., "Microsoft COCO: Common Objects in Context" (2014), licence CC BY 4.0. The archive is fetched,
-never shipped, and its SHA-256 is checked before a caption is read. Imports no torch: the Snakefile reads it.
+not shipped, and its SHA-256 is checked before captions are read. Imports no torch: the Snakefile imports this module.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import csv
 import json
 import logging
-import os
 import random
 import urllib.error
 import urllib.request
@@ -24,7 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resurgence.config.consistency import COCO_CAPTIONS, COCO_SAMPLE
-from resurgence.files import sha256
+from resurgence.files import atomic_file, sha256
+from resurgence.pretrained.checksums import offline
 from resurgence.progress import Progress
 from resurgence.seeds import seed_of
 
@@ -39,7 +39,6 @@ PARTS = ("annotations/captions_train2014.json", "annotations/captions_val2014.js
 ARCHIVE = "data/coco/annotations_trainval2014.zip"
 CAPTIONS, SAMPLE = COCO_CAPTIONS, COCO_SAMPLE
 COLUMNS = ("prompt", "seed", "image_id")
-OFFLINE = ("1", "TRUE", "YES", "ON")
 
 
 class Caption(NamedTuple):
@@ -52,48 +51,39 @@ class Caption(NamedTuple):
 
 def check_archive(path: Path, expected: str = SHA256) -> None:
     """Raise ValueError unless the file is the archive of the expected SHA-256."""
-    found = sha256(path)
-    if found != expected:
-        size = path.stat().st_size
-        raise ValueError(
-            f"{path} ({size} bytes) has SHA-256 {found}, the official archive ({BYTES} bytes) {expected}; "
-            f"delete it and fetch {URL} again"
-        )
+    if (checksum := sha256(path)) != expected:
+        raise ValueError(f"{path} ({path.stat().st_size} bytes) has SHA-256 {checksum}, the official archive "
+                         f"({BYTES} bytes) {expected}; delete it and fetch {URL} again")  # fmt: skip
 
 
 def fetch(out: Path, url: str = URL, expected: str = SHA256) -> None:
-    """Download the archive under a temporary name, check it, rename it.
+    """Download the archive and check it; a failed download leaves no file.
 
     Raises:
-        FileNotFoundError: no network, or HF_HUB_OFFLINE is set; says where to put the file.
-        ValueError: what came has another SHA-256; nothing is left behind.
+        FileNotFoundError: no network, or HF_HUB_OFFLINE is set; the message says where to put the file.
+        ValueError: the download has another SHA-256.
     """
     remedy = f"on a machine with network fetch {url} and copy it to {out}"
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in OFFLINE:
+    if offline():
         raise FileNotFoundError(f"{out} is missing and HF_HUB_OFFLINE is set; {remedy}")
     log.info("fetching %s (%d MB, licence %s)", url, BYTES // 10**6, LICENCE)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".partial")
+    progress = Progress("fetching", BYTES, "bytes")
     try:
-        with urllib.request.urlopen(url, timeout=60) as source, open(temporary, "wb") as file:
-            progress = Progress("fetching", BYTES, "bytes")
-            while part := source.read(1 << 20):
-                file.write(part)
-                progress.add(len(part))
-        check_archive(temporary, expected)
+        with atomic_file(out) as temporary:
+            with urllib.request.urlopen(url, timeout=60) as source, open(temporary, "wb") as file:
+                while part := source.read(1 << 20):
+                    file.write(part)
+                    progress.add(len(part))
+            check_archive(temporary, expected)
     except (urllib.error.URLError, TimeoutError) as error:
         raise FileNotFoundError(f"{out} cannot be fetched ({error}); {remedy}") from error
-    except ValueError:
-        temporary.unlink()
-        raise
-    temporary.rename(out)
 
 
 def read_captions(archive: Path, parts: Iterable[str] = PARTS) -> Iterator[Caption]:
-    """The captions of the archive's parts, in the order of the files, white space made single spaces.
+    """The captions of the archive's parts, in the order of the files, with single spaces.
 
     Raises:
-        ValueError: a part that the archive does not hold.
+        ValueError: the archive lacks a part.
     """
     with zipfile.ZipFile(archive) as zipped:
         for part in parts:
@@ -103,13 +93,13 @@ def read_captions(archive: Path, parts: Iterable[str] = PARTS) -> Iterator[Capti
                 yield Caption(entry["id"], entry["image_id"], " ".join(entry["caption"].split()))
 
 
-def draw(captions: Iterable[Caption], count: int, seed: int) -> list[dict[str, object]]:
-    """One caption of each of `count` images, both drawn with the seed: rows of COLUMNS, in the order drawn.
+def draw_sample(captions: Iterable[Caption], count: int, seed: int) -> list[dict[str, object]]:
+    """One caption of each of `count` images, both drawn with the seed: rows of COLUMNS, in the order of the draw.
 
-    The order of the captions makes no difference. The seed of an image is drawn from the caption's number.
+    The order of the captions does not matter. The seed of an image depends on the number of its caption.
 
     Raises:
-        ValueError: fewer images than asked for.
+        ValueError: fewer than `count` images.
     """
     of_image: dict[int, list[Caption]] = {}
     for caption in captions:
@@ -117,14 +107,12 @@ def draw(captions: Iterable[Caption], count: int, seed: int) -> list[dict[str, o
     if len(of_image) < count:
         raise ValueError(f"count = {count}: the captions are of {len(of_image)} images; ask for fewer")
     generator = random.Random(seed_of("COCO sample", seed))
-    chosen = generator.sample(sorted(of_image), count)
-    taken = [generator.choice(sorted(of_image[image])) for image in chosen]
-    return [
-        {"prompt": one.text, "seed": seed_of("COCO image", one.id), "image_id": one.image_id} for one in taken
-    ]  # fmt: skip
+    images = generator.sample(sorted(of_image), count)
+    sample = [generator.choice(sorted(of_image[image])) for image in images]
+    return [{"prompt": c.text, "seed": seed_of("COCO image", c.id), "image_id": c.image_id} for c in sample]
 
 
-def listed(path: Path, count: int) -> list[dict[str, object]]:
+def read_list(path: Path, count: int) -> list[dict[str, object]]:
     """The first rows of a published list: prompt, evaluation_seed, coco_id (MACE's prompts_csv/coco_30k.csv).
 
     Raises:
@@ -142,22 +130,8 @@ def listed(path: Path, count: int) -> list[dict[str, object]]:
     ]
 
 
-def write(out: Path, rows: Iterable[dict[str, object]] | None = None, lines: Iterable[str] = ()) -> None:
-    """Write rows as CSV, or lines as text, under a temporary name first."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".partial")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        if rows is None:
-            file.writelines(f"{line}\n" for line in lines if line)
-        else:
-            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
-    temporary.rename(out)
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Fetch the archive, or make a file from it."""
+    """Fetch the archive, or write its captions or a sample of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("annotations", "captions", "sample"))
     parser.add_argument("--archive", type=Path, default=Path(ARCHIVE))
@@ -170,12 +144,15 @@ def main(arguments: list[str] | None = None) -> None:
     if args.what == "annotations":
         return fetch(args.out)
     check_archive(args.archive)
-    if args.what == "captions":
-        write(args.out, lines=(caption.text for caption in read_captions(args.archive)))
-    elif args.list is not None:
-        write(args.out, rows=listed(args.list, args.count))
-    else:
-        write(args.out, rows=draw(read_captions(args.archive, PARTS[1:]), args.count, args.seed))
+    with atomic_file(args.out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        if args.what == "captions":
+            file.writelines(f"{caption.text}\n" for caption in read_captions(args.archive) if caption.text)
+        else:
+            validation = read_captions(args.archive, PARTS[1:])
+            rows = read_list(args.list, args.count) if args.list else draw_sample(validation, args.count, args.seed)
+            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
     log.info("wrote %s; captions of MS-COCO 2014, licence %s", args.out, LICENCE)
 
 

@@ -1,4 +1,4 @@
-"""Images and captions of a fine-tuning set: an image set as Parquet, or any folder of pictures."""
+"""Images and captions of a fine-tuning set: an image set in Parquet, or a folder of image files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+
+from resurgence.diffusion.image_sets import read_image_set
+from resurgence.files import read_lines
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTION_KEYS = ("text", "prompt", "caption")
@@ -26,30 +29,30 @@ def square(image: Image.Image, size: int) -> np.ndarray:
 
 
 def captions_of(folder: Path) -> dict[str, str]:
-    """Return file name -> caption, from metadata.jsonl or metadata.csv as in Hugging Face's image folders, else names.
+    """Return file name -> caption, from metadata.jsonl or metadata.csv as in Hugging Face's image folders.
 
-    Without metadata the caption is the file name without suffix and without a trailing _<number>, which is how the
-    authors of the study name their images.
+    Without metadata the caption is the file name without suffix and trailing _<number>, as the authors of the study
+    name their images.
 
     Raises:
-        ValueError: metadata without file_name and one of text, prompt, caption.
+        ValueError: metadata without file_name, or without text, prompt or caption.
     """
     lines, table = folder / "metadata.jsonl", folder / "metadata.csv"
     if lines.exists():
-        rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in read_lines(lines)]
     elif table.exists():
         with open(table, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     else:
         names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
         return {name: re.sub(r"_\d+$", "", Path(name).stem) for name in names}
-    found = {}
+    captions = {}
     for row in rows:
         key = next((k for k in CAPTION_KEYS if row.get(k) is not None), None)
         if key is None or not row.get("file_name"):
             raise ValueError(f"{folder}: metadata row {row} needs file_name and one of {', '.join(CAPTION_KEYS)}")
-        found[row["file_name"]] = row[key]
-    return found
+        captions[row["file_name"]] = row[key]
+    return captions
 
 
 def read_folder(folder: Path, size: int) -> tuple[torch.Tensor, list[str]]:
@@ -76,8 +79,6 @@ def read_training_images(path: Path, size: int) -> tuple[torch.Tensor, list[str]
     Raises:
         FileNotFoundError, ValueError: naming the file.
     """
-    from resurgence.diffusion.image_sets import read_image_set
-
     path = Path(path)
     sets = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if len(sets) > 1:

@@ -1,7 +1,7 @@
 """Masks of a concept in its images: which pixels show it, for MACE's attention loss.
 
-Three segmenters, one file each in segmenters/: `foreground` for plain backgrounds, `cross-attention` from the base's
-own attention, `grounded-sam` with Grounding DINO and SAM as the paper does.
+Three segmenters, one file each in segmenters/: `foreground` for plain backgrounds, `cross-attention` by the attention
+of the base, `grounded-sam` by Grounding DINO and SAM, as in the paper.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 log = logging.getLogger(__name__)
+THRESHOLDS = {"foreground": "contrast", "cross-attention": "timesteps", "grounded-sam": "threshold"}
 
 
 def segment(
@@ -40,35 +41,31 @@ def segment(
     Raises:
         ValueError: if a mask is empty and `cfg.empty` is error, naming concept and index.
     """
-    masks = found(images, concept, cfg, pipe, device)
+    masks = find_masks(images, concept, cfg, pipe, device)
     for index in torch.nonzero(~masks.flatten(1).any(1)).flatten().tolist():
         if cfg.empty == "error":
-            lower = {"foreground": "contrast", "cross-attention": "timesteps", "grounded-sam": "threshold"}[
-                cfg.segmenter
-            ]
             raise ValueError(
-                f"masks: {cfg.segmenter} finds no {concept!r} in image {index}; look at the image, lower {lower}, "
-                "use another segmenter, or set empty: whole"
+                f"masks: {cfg.segmenter} finds no {concept!r} in image {index}; look at the image, lower "
+                f"{THRESHOLDS[cfg.segmenter]}, use another segmenter, or set empty: whole"
             )
         log.warning("masks: %s finds no %r in image %d; the whole image is used", cfg.segmenter, concept, index)
         masks[index] = True
     return masks
 
 
-def found(
+def find_masks(
     images: torch.Tensor,
     concept: str,
     cfg: MaskConfig,
     pipe: StableDiffusionPipeline | None,
     device: str | torch.device,
 ) -> torch.Tensor:
-    """The masks as the segmenter finds them, possibly empty: (N, 1, H, W) bool."""
+    """The masks of the segmenter, possibly empty: (N, 1, H, W) bool."""
     if cfg.segmenter == "foreground":
         from resurgence.data.segmenters.foreground import foreground
 
-        return torch.stack([foreground(image, cfg.border, cfg.contrast, cfg.smallest) for image in images.cpu()])[
-            :, None
-        ]
+        masks = [foreground(image, cfg.border, cfg.contrast, cfg.smallest) for image in images.cpu()]
+        return torch.stack(masks)[:, None]
     if cfg.segmenter == "cross-attention":
         from resurgence.data.segmenters.cross_attention import cross_attention
 
@@ -78,8 +75,8 @@ def found(
     from resurgence.data.segmenters.grounded_sam import GroundedSam
 
     if cfg.precision == "fp16" and torch.device(device).type != "cuda":
-        raise ConfigError("masks.precision", cfg.precision, f"needs a GPU, the masks are made on {device}; write fp32")
-    places = (cfg.detector, cfg.detector_revision, cfg.sam, cfg.sam_revision)
-    model = GroundedSam.load(*places, str(device), cfg.precision)
+        raise ConfigError("masks.precision", cfg.precision, f"needs a GPU, the segmenter runs on {device}; write fp32")
+    sources = cfg.detector, cfg.detector_revision, cfg.sam, cfg.sam_revision
+    model = GroundedSam.load(*sources, str(device), cfg.precision)
     phrase = cfg.phrase.replace("{}", concept)
     return model(images, phrase, cfg.threshold, cfg.text_threshold, cfg.batch)

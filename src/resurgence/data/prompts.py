@@ -1,8 +1,8 @@
 """Prompt sets: which prompts are sampled with which seeds.
 
-The seed of an image depends on its prompt and its number only, so base, erased and fine-tuned models, and every task
-that shares a prompt, are compared on the same starting noise. Published prompt lists number the images of every prompt
-from a first seed on; a task may do so too. A row stands for one image.
+The seed of an image depends only on its prompt and its number, so base, erased and fine-tuned models, and all tasks
+that share a prompt, are compared on the same initial noise. In published prompt lists the images of a prompt have
+consecutive seeds from a first one; a task may have them too. A row is one image.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ COLUMNS = ("prompt", "concept", "role", "template", "seed", "index")
 def row(
     prompt: str, concept: str, role: str, template: str, index: int, purpose: str = "image", first: int | None = None
 ) -> dict[str, object]:
-    """One image: the index-th of its prompt. `purpose` keeps the noise of different uses apart.
+    """One image: the index-th of its prompt. Images of another `purpose` have other noise.
 
     Args:
-        first: seed of the prompt's first image, the others count on; None: by purpose, prompt and index.
+        first: seed of the prompt's first image, followed by consecutive ones; None: by purpose, prompt and index.
     """
     seed = seed_of(purpose, prompt, index) if first is None else first + index
     return dict(zip(COLUMNS, (prompt, concept, role, template, seed, index), strict=True))
@@ -41,7 +41,7 @@ def expand(
     purpose: str = "image",
     first: int | None = None,
 ) -> list[dict[str, object]]:
-    """Return `count` rows for each (concept, word) in each template; the word takes the place of {}."""
+    """Return `count` rows for each (concept, word) in each template; the word replaces {}."""
     return [
         row(template.replace("{}", word), concept, role, template, index, purpose, first)
         for concept, word in words
@@ -51,26 +51,24 @@ def expand(
 
 
 def prompt_set(task: Task, general: Sequence[str] = (), seeds: Sequence[int] | None = None) -> pd.DataFrame:
-    """Return the rows that every model of a task is sampled on: erase, retain, synonym, general, in this order.
+    """Return the rows on which the models of a task are sampled: erase, retain, synonym, general, in this order.
 
     Args:
-        general: captions of any content, one image each; a caption that occurs again gets the next index.
+        general: captions of any content, one image each; a repeated caption has the next index.
         seeds: one for each of these captions; None: by caption and index.
 
     Returns:
         Columns prompt, concept, role, template, seed, index. In the role synonym the concept is the erased or retained
-        one and the prompt holds its synonym; in the role general concept and template are empty.
+        one and the prompt contains its synonym; in the role general concept and template are empty.
 
     Raises:
-        ValueError: two roles or two concepts ask for the same prompt, so their images would be the same.
+        ValueError: two roles or two concepts have the same prompt, so their images would be the same.
     """
     synonyms = [(concept, word) for concept, words in task.synonyms.items() for word in words]
     words = {"erase": [(c, c) for c in task.erase], "retain": [(c, c) for c in task.retain], "synonym": synonyms}
-    rows = [
-        made
-        for role, pairs in words.items()
-        for made in expand(pairs, task.templates, task.seeds.get(role, 0), role, first=task.first_seed)
-    ]
+    rows = []
+    for role, pairs in words.items():
+        rows += expand(pairs, task.templates, task.seeds.get(role, 0), role, first=task.first_seed)
     owners: dict[str, tuple[object, object]] = {}
     for r in rows:
         owner = owners.setdefault(str(r["prompt"]), (r["role"], r["concept"]))
@@ -79,9 +77,10 @@ def prompt_set(task: Task, general: Sequence[str] = (), seeds: Sequence[int] | N
                 f"prompt {r['prompt']!r} belongs to {owner[0]} {owner[1]!r} and to {r['role']} {r['concept']!r}; "
                 f"remove one of the two from task {task.name!r}"
             )
-    seen = Counter(str(r["prompt"]) for r in rows)
+    images = Counter(str(r["prompt"]) for r in rows)
     for number, caption in enumerate(general):
-        made = row(caption, "", "general", "", seen[caption])
-        rows.append(made if seeds is None else made | {"seed": int(seeds[number])})
-        seen[caption] += 1
+        rows.append(row(caption, "", "general", "", images[caption]))
+        if seeds is not None:
+            rows[-1]["seed"] = int(seeds[number])
+        images[caption] += 1
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -1,8 +1,8 @@
-"""Thirds of candidate concepts by how similar CLIP finds them to the erased ones (figure 9, tables 1 and 2).
+"""Thirds of candidate concepts by their CLIP similarity to the erased concepts (figure 9, tables 1 and 2).
 
 The similarity of a candidate is the cosine of its name's CLIP text embedding to the nearest erased concept (`max`, the
 paper's text) or to the farthest (`min`, its appendix). The thirds are intervals of equal width between the smallest and
-the largest similarity (`width`, the authors' code) or hold equally many candidates (`count`, "evenly sized" in the
+the largest similarity (`width`, the authors' code) or have equally many candidates (`count`, "evenly sized" in the
 text). The first third is the least similar.
 """
 
@@ -40,7 +40,7 @@ def terciles(values: NDArray[np.float64], bins: str) -> NDArray[np.int64]:
     return np.clip(np.searchsorted(edges, values, side="right"), 1, 3)
 
 
-def drawn(names: Sequence[str], size: int, seed: int, task: str) -> list[str]:
+def draw_concepts(names: Sequence[str], size: int, seed: int, task: str) -> list[str]:
     """`size` of the names in alphabetical order, drawn without replacement; all where there are fewer."""
     order = torch.randperm(len(names), generator=generator("tercile", seed, task)).tolist()
-    return sorted(sorted(names)[place] for place in order[:size])
+    return sorted(sorted(names)[position] for position in order[:size])

@@ -1,1 +1,1 @@
-"""Segmenters: one file a way to find a concept in its images."""
+"""Segmenters: one file for each way to find a concept in its images."""

@@ -1,4 +1,4 @@
-"""Where the base itself looks for a concept: its averaged cross-attention to the concept's tokens, thresholded."""
+"""Masks from the base's cross-attention to the concept's tokens: averaged, then Otsu's threshold."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def heat(
 ) -> torch.Tensor:
     """Attention to some tokens, averaged over heads, tokens and layers: (B, h, w) in the latents' size.
 
-    Every layer's map is scaled to [0, 1] first, so that no layer outweighs the others by its number of pixels.
+    Each layer's map is scaled to [0, 1] first, so that the number of pixels does not weight the layers.
     """
     size, maps = noisy.shape[-2:], []
 
     def receive(name: str, probabilities: torch.Tensor) -> None:
-        seen = probabilities[..., positions].float().mean((1, 3))  # (B, Q)
-        seen = seen.unflatten(1, grid_of(seen.shape[1], *size))[:, None]
-        maps.append(scaled(F.interpolate(seen, size=size, mode="bilinear", align_corners=False)[:, 0]))
+        mean = probabilities[..., positions].float().mean((1, 3))  # (B, Q)
+        mean = mean.unflatten(1, grid_of(mean.shape[1], *size))[:, None]
+        maps.append(scaled(F.interpolate(mean, size=size, mode="bilinear", align_corners=False)[:, 0]))
 
     attention_maps(pipe.unet, receive, noisy, t, text.expand(len(noisy), -1, -1))
     return torch.stack(maps).mean(0)
@@ -60,7 +60,7 @@ def cross_attention(
 ) -> torch.Tensor:
     """Masks of a concept in images (N, 3, H, W) in [-1, 1]: (N, 1, H, W) bool.
 
-    Each image is noised to each timestep by noise of its own, and the maps are averaged.
+    Each image is noised to each timestep by separate noise, and the maps are averaged.
 
     Raises:
         ValueError: if a timestep lies outside the base's schedule.

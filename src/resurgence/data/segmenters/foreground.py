@@ -1,4 +1,4 @@
-"""What stands before a plain background: distance from the background in Lab, Otsu's threshold, holes filled."""
+"""The subject before a plain background: distance from the background in Lab, Otsu's threshold, holes filled."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from skimage.measure import label
 
 
 def background(lab: np.ndarray, border: float) -> np.ndarray:
-    """The background under the whole image, from its frame: each Lab channel linear in x and y, (H, W, 3).
+    """The background of the whole image, fitted to its frame: each Lab channel linear in x and y, (H, W, 3).
 
-    Fitted twice: after the first fit, the half of the frame that lies farther from it (where the subject may touch
-    the edge) is left out.
+    Fitted twice: the second fit leaves out the half of the frame with the larger residuals, where the subject may touch
+    the edge.
     """
     height, width = lab.shape[:2]
     edge = max(1, round(border * min(height, width)))
@@ -22,20 +22,20 @@ def background(lab: np.ndarray, border: float) -> np.ndarray:
     terms = np.stack([np.ones_like(x), x, y], -1)  # (H, W, 3)
     frame = np.ones((height, width), bool)
     frame[edge:-edge, edge:-edge] = False
-    design, seen = terms[frame], lab[frame]
-    centre = np.median(seen, 0)
-    far = np.linalg.norm(seen - centre, axis=1)
+    design, colours = terms[frame], lab[frame]
+    centre = np.median(colours, 0)
+    far = np.linalg.norm(colours - centre, axis=1)
     for _ in range(2):
         keep = far <= np.median(far)
-        plane = np.linalg.lstsq(design[keep], seen[keep], rcond=None)[0]
-        far = np.linalg.norm(seen - design @ plane, axis=1)
+        plane = np.linalg.lstsq(design[keep], colours[keep], rcond=None)[0]
+        far = np.linalg.norm(colours - design @ plane, axis=1)
     return terms @ plane
 
 
 def foreground(image: torch.Tensor, border: float, contrast: float, smallest: float) -> torch.Tensor:
     """Mask the subject of one image on a plain or softly graded background.
 
-    Otsu's threshold is taken on log(1 + distance), in which a pale part of a subject is not lost beside a dark one.
+    Otsu's threshold is computed on log(1 + distance), so that pale parts of a subject are not lost beside dark ones.
 
     Args:
         image: (3, H, W) in [-1, 1]. border, contrast, smallest: see MaskConfig.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torchvision.transforms.functional import to_pil_image
 
+from resurgence.diffusion.device import DTYPES
 from resurgence.pretrained.checksums import verify_loaded
 from resurgence.pretrained.loading import load_pretrained
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class GroundedSam:
-    """The two models and their processors; boxes and outlines are found in the precision of their weights."""
+    """The two models and their processors, in the precision of their weights."""
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class GroundedSam:
         """
         from transformers import AutoProcessor, GroundingDinoForObjectDetection, SamModel
 
-        dtype, parts = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision], []
+        dtype, parts = DTYPES[precision], []
         for key, name, revision, kind in (
             ("masks.detector", detector, detector_revision, GroundingDinoForObjectDetection),
             ("masks.sam", sam, sam_revision, SamModel),
@@ -57,8 +58,9 @@ class GroundedSam:
             try:
                 parts.append(AutoProcessor.from_pretrained(name, revision=revision))
             except (OSError, ValueError) as error:
-                told = f"no processor can be loaded from {name!r} ({error}); write a folder or a hub id"
-                raise FileNotFoundError(f"{key}: {told}") from error
+                raise FileNotFoundError(
+                    f"{key}: no processor can be loaded from {name!r} ({error}); write a folder or a hub id"
+                ) from error
         return cls(*parts)
 
     @torch.no_grad()
@@ -81,8 +83,8 @@ class GroundedSam:
     def outlines(self, images: list, boxes: list[torch.Tensor]) -> list[torch.Tensor]:
         """Union of SAM's masks of the boxes of each image, (H, W) bool. The image encoder runs on all at once."""
         inputs = [
-            self.sam_processor(images=image, input_boxes=[found.tolist()], return_tensors="pt")
-            for image, found in zip(images, boxes, strict=True)
+            self.sam_processor(images=image, input_boxes=[corners.tolist()], return_tensors="pt")
+            for image, corners in zip(images, boxes, strict=True)
         ]
         pixels = torch.cat([part["pixel_values"] for part in inputs]).to(self.sam.device, self.sam.dtype)
         embeddings = self.sam.get_image_embeddings(pixels)
@@ -99,15 +101,14 @@ class GroundedSam:
     def __call__(
         self, images: torch.Tensor, phrase: str, threshold: float, text_threshold: float, batch: int
     ) -> torch.Tensor:
-        """Masks of what the phrase names in images (N, 3, H, W) in [-1, 1]: (N, 1, H, W) bool, empty without a box."""
+        """Masks of the objects of the phrase in images (N, 3, H, W) in [-1, 1]: (N, 1, H, W) bool, empty without a box."""
         masks = torch.zeros(len(images), 1, *images.shape[-2:], dtype=torch.bool)
         for start in range(0, len(images), batch):
             part = range(start, min(start + batch, len(images)))
             pictures = [to_pil_image(((images[i].float().cpu() + 1) / 2).clamp(0, 1)) for i in part]
-            found = self.boxes(pictures, phrase, threshold, text_threshold)
-            hits = [k for k in range(len(part)) if len(found[k])]
-            if hits:
-                outlines = self.outlines([pictures[k] for k in hits], [found[k] for k in hits])
+            boxes = self.boxes(pictures, phrase, threshold, text_threshold)
+            if hits := [k for k in range(len(part)) if len(boxes[k])]:
+                outlines = self.outlines([pictures[k] for k in hits], [boxes[k] for k in hits])
                 for k, outline in zip(hits, outlines, strict=True):
                     masks[part[k], 0] = outline
         return masks
