@@ -69,7 +69,5 @@ def load_moments(path: Path) -> tuple[torch.Tensor, int]:
         raise FileNotFoundError(f"moments {str(path)!r}: no such file; run the moments stage first")
     tensors = load_file(path)
     if set(tensors) != {"C", "count"}:
-        raise ValueError(
-            f"moments {str(path)!r} holds {sorted(tensors)}, expected C and count; run the moments stage again"
-        )
+        raise ValueError(f"moments {str(path)!r} holds {sorted(tensors)}, expected C and count; run its stage again")
     return tensors["C"], int(tensors["count"])

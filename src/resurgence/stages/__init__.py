@@ -1,4 +1,4 @@
-"""The jobs of the graph: one file a rule, thin glue from a block of settings and manifests to an artefact."""
+"""The jobs of the graph: one file for each rule, which makes an artefact from settings and manifests."""
 
 from resurgence.stages.runtime import begin_imports
 

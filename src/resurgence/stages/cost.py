@@ -1,4 +1,4 @@
-"""What the study cost, and the record of all its runs: everything here varies from run to run.
+"""Cost of the study, and the record of all its runs: everything here varies from run to run.
 
 Inputs: the manifests of all artefacts and the run.json beside each. Outputs in results/cost: cost.csv, cost.png,
 compare_METRIC.csv, .md, .svg and .png (with seconds and sizes), runs.json.
@@ -25,7 +25,7 @@ def make(job: Job) -> None:
     names = ["cost.csv", "cost.png", "cost.svg", "runs.json"]
     for metric in job.settings["metrics"]:
         comparison.write(out.parent, metric)
-        names += [*(f"compare_{metric}.{kind}" for kind in ("csv", "md", "svg", "png"))]
+        names += [f"compare_{metric}.{kind}" for kind in ("csv", "md", "svg", "png")]
     write_json(out / "runs.json", record(folders))
     job.write_made("cost", (out / name for name in names))
 

@@ -1,4 +1,4 @@
-"""What an eraser reads besides base and task, from the artefacts among a job's inputs."""
+"""Data of an eraser besides base and task, from the artefacts among a job's inputs."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ def concept_images(job: Job, name: str = "images") -> dict[str, torch.Tensor]:
     """Concept -> images (N, 3, H, W) in [-1, 1]; empty without such an input.
 
     Args:
-        name: `images` for those of the erased concepts, `anchors` of the mapping concepts, or `retained`.
+        name: `images` (of the erased concepts), `anchors` (of the mapping concepts) or `retained`.
     """
     folder = job.optional(name)
     if folder is None:
         return {}
     rows, images = read_image_set(folder / "images.parquet")
     signed = images.float() / 127.5 - 1
-    places = {concept: torch.as_tensor(index) for concept, index in rows.groupby("concept").indices.items()}
-    return {concept: signed[index] for concept, index in places.items()}
+    return {concept: signed[torch.as_tensor(index)] for concept, index in rows.groupby("concept").indices.items()}
 
 
 def eraser_data(job: Job) -> EraserData:
-    """Everything that is among the inputs; the eraser says itself what it misses."""
-    moments = {corpus: job.optional(corpus) for corpus in ("prior", "domain")}
-    loaded = {name: load_moments(path / "moments.safetensors")[0] for name, path in moments.items() if path}
+    """All data among the inputs; the eraser reports what is missing."""
+    folders = {corpus: job.optional(corpus) for corpus in ("prior", "domain")}
+    moments = {name: load_moments(path / "moments.safetensors")[0] for name, path in folders.items() if path}
     images = {name: concept_images(job, name) for name in ("images", "anchors", "retained")}
-    return EraserData(loaded.get("prior"), loaded.get("domain"), masks=masks(job), state=job.state, **images)
+    return EraserData(masks=masks(job), state=job.state, **moments, **images)
 
 
 def masks(job: Job) -> dict[str, torch.Tensor]:

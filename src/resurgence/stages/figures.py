@@ -40,26 +40,24 @@ def make(job: Job) -> None:
     """Write results/figures and results/tables/resurgence.html."""
     out, tables = job.out.parent, job.out.parents[1] / "tables"
     page_file = tables / "resurgence.html"
-    drawn = run(tables, out, job.settings["metrics"], {}, [])
+    stems = run(tables, out, job.settings["metrics"], {}, [])
     for task in job.settings["tasks"]:
-        files = {t: Path(p) for t, p in job.settings["weights"].items() if t.startswith(f"{task}: ")}
-        curves = {t.removeprefix(f"{task}: "): next(p.glob("curve*.json")) for t, p in files.items()}
-        if curves:
-            drawn.append(out / f"training_{task}")
-            save(training({title: read_curves(path) for title, path in curves.items()}), drawn[-1])
+        folders = {title: path for title, path in job.settings["weights"].items() if title.startswith(f"{task}: ")}
+        files = {title.removeprefix(f"{task}: "): next(Path(p).glob("curve*.json")) for title, p in folders.items()}
+        if files:
+            stems.append(out / f"training_{task}")
+            save(training({title: read_curves(file) for title, file in files.items()}), stems[-1])
     for name, folder in job.settings["searched"].items():
         from resurgence.figures import sensitive_words  # imports torch
 
-        drawn.append(out / f"sensitive_{name}")
-        save(sensitive_words.picture(json.loads((Path(folder) / "sensitive.json").read_text())), drawn[-1])
+        stems.append(out / f"sensitive_{name}")
+        save(sensitive_words.picture(json.loads((Path(folder) / "sensitive.json").read_text())), stems[-1])
     for metric in job.settings["metrics"]:
         comparison.draw(tables.parent, metric)
-        drawn.append(out / f"compare_{metric}")
-    read = [read_table(tables / f"{name}.csv") for name in ("resurgence", "seeds")]
-    page_file.write_text(page(*read), encoding="utf-8")
-    job.write_made(
-        "figures", [page_file, *(stem.with_name(f"{stem.name}.{kind}") for stem in drawn for kind in ("png", "svg"))]
-    )
+        stems.append(out / f"compare_{metric}")
+    page_file.write_text(page(*(read_table(tables / f"{name}.csv") for name in ("resurgence", "seeds"))), "utf-8")
+    pictures = [stem.with_name(f"{stem.name}.{kind}") for stem in stems for kind in ("png", "svg")]
+    job.write_made("figures", [page_file, *pictures])
 
 
 if __name__ == "__main__":

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from resurgence.config.fields import build
-from resurgence.diffusion.deltas import DELTA_FILE, apply_folder, store
+from resurgence.diffusion.deltas import DELTA_FILE, apply_folder, round_deltas
 from resurgence.diffusion.image_sets import read_image_set
 from resurgence.stages.base import load_pipe
 from resurgence.stages.job import Job, main
@@ -23,9 +22,8 @@ def make(job: Job, folder: Path) -> dict:
     cfg = build(FinetuneConfig, job.settings["settings"], "settings")
     signed = images.float() / 127.5 - 1
     curve = finetune(pipe, signed, rows["prompt"].tolist(), cfg, job.settings["seed"], folder, job.state)
-    store(folder, job.settings["delta_precision"])
+    round_deltas(folder, job.settings["delta_precision"])
     (folder / "curve.json").write_text(json.dumps(curve, indent=1))
-    shutil.rmtree(job.state, ignore_errors=True)
     return {"images": len(rows), "steps": cfg.steps}
 
 

@@ -16,41 +16,35 @@ from resurgence.stages.job import Job, start
 ROLES = {"erase": "erased", "retain": "retained"}
 
 
-def shown(prompts: pd.DataFrame) -> list[int]:
-    """The rows that the grids show; the images of a large set do not fit in memory for every model."""
-    return [row for role in ROLES for row in first_rows(prompts, role)]
-
-
 @cache
 def last_images(folder: str) -> tuple[pd.DataFrame, np.ndarray]:
-    """Prompts and images of the rows that are shown, of a model at its last step."""
+    """Prompts and images of the rows in the grids, of a model at its last step; the others need not fit in memory."""
     steps = image_files(Path(folder))
-    rows, images = read_rows(steps[max(steps)], shown)
+    rows, images = read_rows(steps[max(steps)], lambda table: [i for role in ROLES for i in first_rows(table, role)])
     return rows, images.numpy()
 
 
-def save_masks(task: str, pictured: Path, masked: Path, out: Path) -> None:
+def save_masks(task: str, images_folder: Path, masks_folder: Path, out: Path) -> None:
     """The concept images of a task beside their masks."""
-    rows, images = read_image_set(pictured / "images.parquet")
-    masks = load_file(masked / "masks.safetensors")
-    index = rows.groupby("concept", sort=False).indices
-    pictures = {concept: images.numpy()[places] for concept, places in index.items()}
+    rows, images = read_image_set(images_folder / "images.parquet")
+    masks = load_file(masks_folder / "masks.safetensors")
+    pictures = {concept: images.numpy()[i] for concept, i in rows.groupby("concept", sort=False).indices.items()}
     save(mask_grid(pictures, masks, title=f"{task}: masks of the erased concepts"), out)
 
 
 def make(job: Job) -> None:
     """Write a grid of erased and one of retained concepts for each erased model, and the masks of each task."""
-    block, out, made = job.settings, job.out.parent, []
-    for name, columns in block["columns"].items():
+    settings, out, files = job.settings, job.out.parent, []
+    for name, columns in settings["columns"].items():
         sets = {title: last_images(folder) for title, folder in columns.items()}
-        for role, told in ROLES.items():
-            title = f"{name.replace('/', ', ')}: {told} concepts"
-            made.append(out / name / f"{role}.png")
-            save(sample_grid(sets, role, block["samples"], title), made[-1])
-    for task, places in block["masks"].items():
-        made.append(out / task / "masks.png")
-        save_masks(task, *map(Path, places), made[-1])
-    job.write_made("grids", made)
+        for role, adjective in ROLES.items():
+            title = f"{name.replace('/', ', ')}: {adjective} concepts"
+            files.append(out / name / f"{role}.png")
+            save(sample_grid(sets, role, settings["samples"], title), files[-1])
+    for task, folders in settings["masks"].items():
+        files.append(out / task / "masks.png")
+        save_masks(task, *map(Path, folders), files[-1])
+    job.write_made("grids", files)
 
 
 if __name__ == "__main__":

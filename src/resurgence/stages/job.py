@@ -1,9 +1,9 @@
-"""What every job does around its work: read settings and inputs, log, write the artefact.
+"""The frame of all jobs: read settings and inputs, log, write the artefact.
 
     python -m resurgence.stages.NAME --settings JSON --out FOLDER/manifest.json --inputs NAME=FILE... [--gpu]
 
-The settings are those of workflow/job_settings.py. Each input has the name under which workflow/graph.py gives it; a
-name may have several files.
+The settings are defined in workflow/job_settings.py, the names of the inputs in workflow/graph.py; a name may have
+several files.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from resurgence.config.task import TaskPart
-from resurgence.provenance.manifest import MANIFEST, described, write_artefact, write_made
+from resurgence.provenance.manifest import MANIFEST, RUN, described, write_artefact, write_made
 from resurgence.stages.runtime import become_only_writer, check_inputs, end_imports, take_gpu
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ SCRATCH = Path("scratch")
 
 @dataclass(frozen=True)
 class Job:
-    """One job's settings and files."""
+    """Settings and files of a job."""
 
     settings: Mapping[str, Any]
     out: Path  # the declared output
@@ -44,9 +45,9 @@ class Job:
 
     @property
     def state(self) -> Path:
-        """A scratch folder for the state of an unfinished training, belonging to this result and these settings.
+        """A scratch folder for the state of an unfinished job with this output and these settings.
 
-        Snakemake removes declared outputs before a retry, so it lies elsewhere.
+        Outside of the output, which Snakemake removes before a retry; removed when the artefact is complete.
         """
         text = json.dumps([self.out.as_posix(), self.settings], sort_keys=True)
         return SCRATCH / hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -56,22 +57,16 @@ class Job:
         """All inputs."""
         return [path for paths in self.inputs.values() for path in paths]
 
-    def file(self, name: str) -> Path:
-        """The one input of a name.
+    def folder(self, name: str) -> Path:
+        """The folder of the only artefact of a name.
 
         Raises:
             LookupError: there is none, or there are several.
         """
-        paths = self.inputs.get(name, ())
-        if len(paths) != 1:
-            raise LookupError(
-                f"{self.out}: {len(paths)} inputs are named {name!r}, expected one; see workflow/graph.py"
-            )
-        return paths[0]
-
-    def folder(self, name: str) -> Path:
-        """The folder of the one artefact of a name; LookupError without it."""
-        return self.file(name).parent
+        folders = self.folders(name)
+        if len(folders) != 1:
+            raise LookupError(f"{self.out}: {len(folders)} inputs are named {name!r}, expected one: workflow/graph.py")
+        return folders[0]
 
     def optional(self, name: str) -> Path | None:
         """The folder of the artefact of a name; None where the job has no such input."""
@@ -81,13 +76,13 @@ class Job:
         """The folders of the artefacts of a name, in their order."""
         return [path.parent for path in self.inputs.get(name, ())]
 
-    def digested(self) -> dict[str, Path]:
+    def manifest_inputs(self) -> dict[str, Path]:
         """Inputs for the manifest: path -> artefact or file."""
         return {path.as_posix(): path.parent if path.name == MANIFEST else path for path in self.files}
 
     def write_made(self, kind: str, files: Iterable[Path]) -> None:
         """Write the declared output: the manifest of the files that the job put into shared folders."""
-        manifest = described(kind, self.settings, self.digested(), {})
+        manifest = described(kind, self.settings, self.manifest_inputs(), {})
         write_made(self.out, manifest, files, time.monotonic() - self.started, {"code": self.code, "argv": sys.argv})
 
     @functools.cached_property
@@ -97,28 +92,28 @@ class Job:
 
 
 def leave(*_: object) -> NoReturn:
-    """End the job by unwinding, so that temporary folders are removed; a second SIGTERM does not interrupt that."""
+    """End the job by an exception, so that temporary folders are removed; a second SIGTERM does not interrupt that."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(143)
 
 
-def named(texts: Iterable[str]) -> dict[str, tuple[Path, ...]]:
-    """Read NAME=FILE arguments; a name may occur several times.
+def parse_inputs(texts: Iterable[str]) -> dict[str, tuple[Path, ...]]:
+    """Parse NAME=FILE arguments; a name may occur several times.
 
     Raises:
         ValueError: an argument without name.
     """
-    found: dict[str, tuple[Path, ...]] = {}
+    inputs: dict[str, tuple[Path, ...]] = {}
     for text in texts:
-        name, equals, path = text.partition("=")
-        if not (name and equals and path):
+        name, _, path = text.partition("=")
+        if not (name and path):
             raise ValueError(f"--inputs {text!r}: write NAME=FILE")
-        found[name] = (*found.get(name, ()), Path(path))
-    return found
+        inputs[name] = (*inputs.get(name, ()), Path(path))
+    return inputs
 
 
 def start(arguments: Sequence[str] | None = None) -> Job:
-    """Read the command line, begin the log, and take the lock of the output and a GPU; the inputs must be whole."""
+    """Read the command line, start the log, lock the output, verify the inputs, and lock a GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", type=json.loads, required=True, help="settings as JSON")
     parser.add_argument("--out", type=Path, required=True, help="the file that is written last")
@@ -133,7 +128,7 @@ def start(arguments: Sequence[str] | None = None) -> Job:
     slurm = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
     log.info("host %s%s: %s of %d inputs", platform.node(), slurm, args.out, len(args.inputs))
     end_imports()
-    job = Job(args.settings, args.out, named(args.inputs), args.device, args.code)
+    job = Job(args.settings, args.out, parse_inputs(args.inputs), args.device, args.code)
     signal.signal(signal.SIGTERM, leave)
     become_only_writer(job.out)
     if not args.unverified:
@@ -148,17 +143,18 @@ def main(kind: str, make: Callable[[Job, Path], dict[str, Any] | None]) -> None:
 
     Args:
         kind: of the artefact; {names} in it are filled from the settings.
-        make: fills the folder that it is given; what it returns goes to run.json.
+        make: writes the files of the artefact into a folder, and returns entries of run.json.
     """
     job = start()
     seeds = {"seed": job.settings["seed"]} if "seed" in job.settings else {}
     run: dict[str, Any] = {"argv": sys.argv, "code": job.code}
     kind = kind.format_map(job.settings)
-    with write_artefact(job.out.parent, kind, job.settings, job.digested(), seeds, run) as folder:
+    with write_artefact(job.out.parent, kind, job.settings, job.manifest_inputs(), seeds, run) as folder:
         try:
             run |= make(job, folder) or {}
-        except SystemExit:  # a training has saved its state and leaves; what follows is the clean-up
+        except SystemExit:  # a training has saved its state and ends; the clean-up must not be interrupted
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise
-    written = json.loads((job.out.parent / "run.json").read_text(encoding="utf-8"))
-    log.info("done in %.1f s, peak memory %.0f MiB", written["seconds"], written["peak_memory_mib"])
+    shutil.rmtree(job.state, ignore_errors=True)
+    run = json.loads((job.out.parent / RUN).read_text(encoding="utf-8"))
+    log.info("done in %.1f s, peak memory %.0f MiB", run["seconds"], run["peak_memory_mib"])

@@ -1,9 +1,8 @@
-"""LoRAs of the erased concepts, and the delta that they belong on: the training of an eraser such as MACE."""
+"""LoRAs of the erased concepts, and the delta that they are added to: the training of an eraser such as MACE."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from resurgence.config.fields import build
@@ -17,14 +16,13 @@ from resurgence.stages.job import Job, main
 
 def make(job: Job, folder: Path) -> dict:
     """Write refined.safetensors, loras/<concept>/, curves.json and closed_form.json."""
-    block, pipe, task, data = job.settings, load_pipe(job), job.task, eraser_data(job)
-    cfg = build(eraser_config(block["method"]), block["settings"], "settings")
-    trained = method(block["method"]).train_loras(pipe, task, cfg, data, block["seed"])
+    settings, pipe, task, data = job.settings, load_pipe(job), job.task, eraser_data(job)
+    cfg = build(eraser_config(settings["method"]), settings["settings"], "settings")
+    trained = method(settings["method"]).train_loras(pipe, task, cfg, data, settings["seed"])
     save_delta(trained.refined, folder / "refined.safetensors")
     save_loras(trained.loras, folder / "loras")
     (folder / "curves.json").write_text(json.dumps(trained.curves, indent=1))
     (folder / "closed_form.json").write_text(json.dumps({"refinement": trained.refinement}, indent=1))
-    shutil.rmtree(job.state, ignore_errors=True)
     return {"concepts": len(trained.loras), "steps": max(map(len, trained.curves.values()), default=0)}
 
 

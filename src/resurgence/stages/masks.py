@@ -18,11 +18,10 @@ def make(job: Job, folder: Path) -> dict:
     """Write masks.safetensors: concept -> (N, 1, H, W) bool."""
     cfg = build(MaskConfig, job.settings["masks"], "masks")
     pipe = load_pipe(job) if cfg.segmenter == "cross-attention" else None
-    device = resolve_device(job.device)
-    images = concept_images(job)
-    found = {concept: segment(images[concept], concept, cfg, pipe, device) for concept in job.settings["concepts"]}
-    save_file({concept: mask.contiguous() for concept, mask in found.items()}, folder / "masks.safetensors")
-    return {"coverage": {concept: round(float(mask.float().mean()), 4) for concept, mask in found.items()}}
+    images, device = concept_images(job), resolve_device(job.device)
+    masks = {name: segment(images[name], name, cfg, pipe, device).contiguous() for name in job.settings["concepts"]}
+    save_file(masks, folder / "masks.safetensors")
+    return {"coverage": {concept: round(float(mask.float().mean()), 4) for concept, mask in masks.items()}}
 
 
 if __name__ == "__main__":

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from resurgence.data.moments import moment_and_count, save_moments
 from resurgence.diffusion.text import fill
+from resurgence.files import read_lines
 from resurgence.stages.base import load_pipe
 from resurgence.stages.job import Job, main
 
 
 def captions_of(job: Job) -> list[str]:
-    """The captions of the block's corpus."""
-    text = Path(job.settings["captions"]).read_text(encoding="utf-8")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    """The captions of the corpus."""
+    lines = read_lines(Path(job.settings["captions"]))
     if job.settings["corpus"] == "prior":
         return lines
     return [caption for concept in job.settings["concepts"] for caption in fill(lines, concept)]

@@ -1,4 +1,4 @@
-"""The prompt set of a task: what every model is sampled on."""
+"""The prompt set of a task, on which all models are sampled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features of real images, such as those of MS-COCO, computed once: what generated images are compared with."""
+"""Features of real images, such as those of MS-COCO, with which generated images are compared; computed once."""
 
 from __future__ import annotations
 
@@ -26,16 +26,14 @@ def make(job: Job, folder: Path) -> dict:
     scorer = load_scorers({name: job.settings["settings"]}, resolve_device(job.device))[name].scorer
     files = sorted(path for path in pictures.iterdir() if path.suffix.lower() in SUFFIXES)
     if len(files) < 2:
-        raise ValueError(
-            f"scorers.frechet.reference = {str(pictures)!r}: holds {len(files)} pictures; needs at least 2"
-        )
-    progress, found = Progress("features", len(files), "pictures"), []
+        raise ValueError(f"scorers.frechet.reference = {str(pictures)!r}: holds {len(files)} pictures; give at least 2")
+    progress, features = Progress("features", len(files), "pictures"), []
     for file in files:  # one by one: real pictures have different sizes
         with Image.open(file) as image:
             pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
-        found.append(scorer.features(pixels))
+        features.append(scorer.features(pixels))
         progress.add(1)
-    save_file({name: torch.cat(found).contiguous()}, folder / "features.safetensors")
+    save_file({name: torch.cat(features).contiguous()}, folder / "features.safetensors")
     return {"images": len(files)}
 
 

@@ -1,8 +1,9 @@
-"""The report: Snakemake's own, one file that opens offline, over tables, figures and grids."""
+"""The report of Snakemake: one file, readable offline, of tables, figures and grids."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,14 +18,14 @@ TARGETS = ("tables", "figures", "grids", "cost")
 def make(job: Job) -> None:
     """Run `snakemake --report` on the configuration of the settings; the running Snakemake holds the lock."""
     with tempfile.TemporaryDirectory() as folder:
-        config, made = Path(folder) / "config.json", Path(folder) / "report.html"
+        config, page = Path(folder) / "config.json", Path(folder) / "report.html"
         config.write_text(json.dumps(job.settings), encoding="utf-8")
         targets = [*TARGETS, *(["results"] if job.settings.get("experiments") else [])]
         command = [sys.executable, "-m", "snakemake", *targets, "--nolock", "--configfile", str(config)]
-        subprocess.run([*command, "--report", str(made)], check=True)
+        subprocess.run([*command, "--report", str(page)], check=True)
         report = job.out.parents[1] / "report.html"
         with atomic_file(report) as temporary:
-            temporary.write_bytes(made.read_bytes())
+            shutil.copyfile(page, temporary)
     job.write_made("report", [report])
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 
 from resurgence.analysis.claims import claims_table
@@ -12,7 +10,7 @@ from resurgence.stages.job import Job, start
 
 
 def make(job: Job) -> None:
-    """Write results/experiments/results.md; pictures are named from that folder."""
+    """Write results/experiments/results.md; its links to pictures are relative to that folder."""
     out, names = job.out.parent, job.settings["experiments"]
     files = {name: out / name / f"{name}_claims.csv" for name in names}
     claims = [pd.read_csv(file).assign(experiment=name) for name, file in files.items() if file.is_file()]
@@ -20,14 +18,13 @@ def make(job: Job) -> None:
     if claims:
         every = pd.concat(claims, ignore_index=True)
         counts = every["verdict"].value_counts()
-        told = ", ".join(f"{counts.get(word, 0)} {word}" for word in ("same", "different", "cannot tell"))
-        parts += [f"## What the paper claims\n\n{len(every)} claims: {told}.", claims_table(every)]
+        verdicts = ", ".join(f"{counts.get(word, 0)} {word}" for word in ("same", "different", "cannot tell"))
+        parts += [f"## What the paper claims\n\n{len(every)} claims: {verdicts}.", claims_table(every)]
     for name in names:
         text = (out / name / f"{name}.md").read_text(encoding="utf-8")
         parts.append(text.replace(f"]({name}.png)", f"]({name}/{name}.png)").rstrip())
-    page = Path(out / "results.md")
-    write(page, "\n\n".join(parts) + "\n")
-    job.write_made("results", [page])
+    write(out / "results.md", "\n\n".join(parts) + "\n")
+    job.write_made("results", [out / "results.md"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a finished study says: the resurgence table, where the report is, and what it cost."""
+"""Summary of a finished study: the resurgence table, the path of the report, and the cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resurgence.analysis.read import read_table
 from resurgence.progress import duration
 
 
-def told(results: Path, level: float) -> str:
+def summary(results: Path, level: float) -> str:
     """The last lines of a run; empty while there are no tables."""
     cost, report = results / "cost/cost.csv", results / "report.html"
     tables = [results / f"tables/{name}.csv" for name in ("resurgence", "seeds")]
@@ -28,4 +28,4 @@ def told(results: Path, level: float) -> str:
 
 
 if __name__ == "__main__":
-    print(told(Path("results"), float(sys.argv[1])))
+    print(summary(Path("results"), float(sys.argv[1])))

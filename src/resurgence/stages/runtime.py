@@ -1,7 +1,7 @@
-"""What a job does before its work: be the only writer of its output, take a GPU, find its inputs whole.
+"""Preparation of a job: lock its output and a GPU, and verify its inputs.
 
-Writer and GPU are locks of files. The kernel holds them as long as the process lives and releases them however it ends.
-Nothing here bears on a result. It runs before CUDA is initialised, so the process never sees the other devices.
+The locks are file locks, which the kernel releases when the process ends, even if it is killed. Nothing here affects a
+result. It runs before CUDA is initialised, so the process sees no other device.
 
     RESURGENCE_DEVICE      cuda or cpu: where jobs that can use a GPU run; set by the Snakefile
     RESURGENCE_LOCKS       folder of the locks of GPUs on this machine (default: below the folder of temporary files)
@@ -30,79 +30,73 @@ from resurgence.provenance.manifest import MANIFEST, damages
 from resurgence.workflow.resume import WRITERS
 
 log = logging.getLogger(__name__)
-POLL = 0.5  # seconds between two looks at locks that are taken
+POLL = 0.5  # seconds between two attempts to take a lock
 _held: list[IO[str]] = []  # locks of this process: an open file each
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import without garbage collection, and exempt all that exists then from it.
+    """Import without garbage collection, and exempt the imported objects from it.
 
-    torch, transformers and diffusers leave a million objects that live as long as the process. Searching them for
-    garbage while they appear and when the process ends took a third of the CPU time of a start of the miniature.
+    torch, transformers and diffusers create a million objects that live as long as the process. Searching them for
+    garbage during the import and at the end of the process took a third of the CPU time of a start of the miniature.
     """
     modules = len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
-        if len(sys.modules) > modules:  # otherwise only a model could be new, and it must be collected
+        if len(sys.modules) > modules:  # otherwise new objects are those of a model, which must be collected
             gc.freeze()
         gc.enable()
 
 
 def begin_imports() -> None:
-    """Switch garbage collection off in the process of a job until `end_imports`: there it pays as in `importing`."""
+    """Disable garbage collection in the process of a job until `end_imports`; see `importing`."""
     if sys.argv[0] == "-m":  # while Python looks for the module of `python -m resurgence.stages.NAME`
         gc.disable()
 
 
 def end_imports() -> None:
-    """Collect garbage from here on, but not among what is imported, nor when the process ends."""
+    """Enable garbage collection, but not of the imported objects, nor at the end of the process."""
     gc.freeze()
     gc.enable()
     atexit.register(gc.freeze)
 
 
 def become_only_writer(out: Path) -> None:
-    """Hold the lock of an output; a job that a killed Snakemake left behind may still write it.
+    """Hold the lock of an output: a job of a killed Snakemake may still be writing it.
 
     Raises:
-        TimeoutError: another process still writes it after RESURGENCE_WAIT seconds.
+        TimeoutError: another process is still writing it after RESURGENCE_WAIT seconds.
     """
     file = WRITERS / out.as_posix().replace("/", "%")
     until = time.monotonic() + float(os.environ.get("RESURGENCE_WAIT", "60"))
     try:
-        while (handle := lock(file)) is None:
-            if time.monotonic() > until:
-                writer = file.read_text().strip()
-                raise TimeoutError(
-                    f"{out} is still being written by another process ({writer}); run: resurgence resume"
-                )
+        while (handle := lock(file)) is None and time.monotonic() <= until:
             time.sleep(POLL)
-    except TimeoutError:
-        raise
     except OSError as error:
-        log.warning(
-            "the file system of %s has no locks (%s): nothing keeps a second job from %s", Path.cwd(), error, out
-        )
+        log.warning("no file locks on %s (%s): a second job could write %s at the same time", Path.cwd(), error, out)
         return
+    if handle is None:
+        writer = file.read_text().strip()
+        raise TimeoutError(f"{out} is still being written by another process ({writer}); run: resurgence resume")
     sign(handle)
     _held.append(handle)
 
 
 def visible_devices() -> list[str]:
-    """The GPUs that this process may choose from: those of CUDA_VISIBLE_DEVICES, else those that nvidia-smi lists."""
+    """The GPUs available to this process: those of CUDA_VISIBLE_DEVICES, else those that nvidia-smi lists."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [device for device in chosen.split(",") if device]
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the numbers of nvidia-smi
-    return listed.split()
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # number devices as nvidia-smi does
+    return output.split()
 
 
 def take_gpu() -> None:
-    """Hold the lock of one GPU and hide the others; wait until one is free. Inside a SLURM job SLURM chooses."""
+    """Hold the lock of one GPU and hide the others; wait until one is free. Does nothing in a SLURM job."""
     if os.environ.get("RESURGENCE_DEVICE") != "cuda" or "SLURM_JOB_ID" in os.environ:
         return
     torch = sys.modules.get("torch")
@@ -125,6 +119,6 @@ def take_gpu() -> None:
 
 
 def check_inputs(paths: Iterable[Path]) -> None:
-    """Raise ValueError, one line for each damaged or missing file, unless the artefacts among the inputs are whole."""
-    if found := damages(path for path in paths if path.name == MANIFEST):
-        raise ValueError("\n".join(found))
+    """Raise ValueError with one line for each damaged or missing file of the artefacts among the inputs."""
+    if problems := damages(path for path in paths if path.name == MANIFEST):
+        raise ValueError("\n".join(problems))

@@ -1,7 +1,7 @@
 """Images of a prompt set made by the base, by an erased model, or by every checkpoint of a fine-tuned model.
 
 Writes one step-NNNNNN.parquet a model, or its shards: step 0 before fine-tuning, else the steps of the checkpoints.
-Finished files lie in a scratch folder until all are there, so an interrupted job goes on with the next one.
+Finished files stay in a scratch folder until all are there, so an interrupted job continues with the next one.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ log = logging.getLogger(__name__)
 def models(job: Job) -> dict[str, list[Path]]:
     """Name of the image set -> folders of weights that are applied to the base, in this order.
 
-    An erased delta makes one model, a fine-tune one of each checkpoint; a step after a fine-tune starts at its last
+    An erased delta gives one model, a fine-tune one for each checkpoint; a step after a fine-tune starts from its last
     checkpoint.
     """
-    found: dict[str, list[Path]] = {"step-000000": []}
+    weights: dict[str, list[Path]] = {"step-000000": []}
     for change in job.folders("changes"):
-        before = list(found.values())[-1]
+        before = list(weights.values())[-1]
         if (change / DELTA_FILE).is_file():
-            found = {"step-000000": [*before, change]}
+            weights = {"step-000000": [*before, change]}
         else:
-            found = {folder.name: [*before, folder] for folder in sorted(change.glob("step-*"))}
-    return found
+            weights = {folder.name: [*before, folder] for folder in sorted(change.glob("step-*"))}
+    return weights
 
 
 def unfinished(job: Job) -> Path:
-    """The scratch folder of finished shards; emptied when they are of other inputs."""
+    """The scratch folder of finished shards; emptied if they were sampled with other inputs."""
     facts: dict[str, object] = {"code": job.code}
     for path in job.files:
         status = path.stat()
@@ -56,29 +56,28 @@ def unfinished(job: Job) -> Path:
 
 
 def make(job: Job, folder: Path) -> dict:
-    """Write the image sets; the base is loaded again for each, so nothing of one model stays in the next."""
+    """Write the image sets; the base is loaded again for each model, so that models cannot influence each other."""
     rows = pd.read_csv(job.folder("prompts") / "prompts.csv", keep_default_na=False)
     settings = dict(job.settings["sampling"])
     precision = settings.pop("precision")
-    cfg, found, state = build(SamplingConfig, settings, "sampling"), models(job), unfinished(job)
-    parts, before = shard_rows(len(rows), cfg.shard, cfg.batch), 0
-    for name, weights in found.items():
-        files = [shard_file(state, name, number, len(parts)) for number in range(len(parts))]
-        ahead = [(part, file) for part, file in zip(parts, files, strict=True) if not file.exists()]
-        before += len(files) - len(ahead)
-        if ahead:
+    cfg, weights, state = build(SamplingConfig, settings, "sampling"), models(job), unfinished(job)
+    shards, before = shard_rows(len(rows), cfg.shard, cfg.batch), 0
+    for name, folders in weights.items():
+        files = [(shard, shard_file(state, name, number, len(shards))) for number, shard in enumerate(shards)]
+        missing = [(shard, file) for shard, file in files if not file.exists()]
+        before += len(files) - len(missing)
+        if missing:
             pipe = load_pipe(job, precision)
-            for place in weights:
-                apply_folder(pipe, place)
-        for part, file in ahead:
-            own = rows.iloc[part.start : part.stop].reset_index(drop=True)
-            write_image_set(file, own, sample(pipe, own, cfg))
+            for changed in folders:
+                apply_folder(pipe, changed)
+        for shard, file in missing:
+            part = rows.iloc[shard.start : shard.stop].reset_index(drop=True)
+            write_image_set(file, part, sample(pipe, part, cfg))
     if before:
-        log.info("%d of %d files were there from an interrupted run", before, len(parts) * len(found))
+        log.info("%d of %d files were there from an interrupted run", before, len(shards) * len(weights))
     for file in sorted(state.glob("*.parquet")):
         shutil.move(file, folder / file.name)
-    shutil.rmtree(state)
-    return {"images": len(rows) * len(found)}
+    return {"images": len(rows) * len(weights)}
 
 
 if __name__ == "__main__":

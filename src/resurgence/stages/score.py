@@ -1,4 +1,4 @@
-"""Scores of every image set of a model, one row an image, by all scorers of the study."""
+"""Scores of every image set of a model by all scorers of the study, one row for each image."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def make(job: Job, folder: Path) -> dict:
     settings, task, count = job.settings["scorers"], job.task, 0
     with importing():
         scorers = load_scorers(settings, resolve_device(job.device))
-    base = job.optional("base_images")  # only where a scorer reads them
-    compared = None if base is None else base_files(base)
+    folder_of_base = job.optional("base_images")  # only if a scorer reads them
+    base = base_files(folder_of_base) if folder_of_base else None
     for name, files in image_files(job.folder("images")).items():
-        scores, features = score_files(files, task, scorers, feature_names(settings), compared)
+        scores, features = score_files(files, task, scorers, feature_names(settings), base)
         write_scores(folder / name, scores, features)
         count += len(scores)
     return {"images": count}

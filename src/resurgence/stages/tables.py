@@ -1,4 +1,4 @@
-"""The tables of the study from the scores of all models; the main one also goes to the log."""
+"""The tables of the study from the scores of all models; the main table is also logged."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def main() -> None:
     """Write results/tables."""
     job = start()
     entries = [entry(job.settings, model) for model in job.settings["models"]]
-    told = run(by_step(entries), job.out.parent, **job.settings["statistics"], reference=reference(job))
+    table = run(by_step(entries), job.out.parent, **job.settings["statistics"], reference=reference(job))
     job.write_made("tables", (job.out.parent / name for name in FILES))
-    log.info("tables in %s\n%s", job.out.parent, told)
+    log.info("tables in %s\n%s", job.out.parent, table)
 
 
 if __name__ == "__main__":

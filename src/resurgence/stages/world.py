@@ -1,4 +1,4 @@
-"""Make one part of the miniature world: python -m resurgence.stages.world PART --config config/world.yaml --out DIR."""
+"""Build a part of the miniature world: python -m resurgence.stages.world PART --config config/world.yaml --out DIR."""
 
 from __future__ import annotations
 

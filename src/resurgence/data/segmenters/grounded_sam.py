@@ -101,7 +101,7 @@ class GroundedSam:
     def __call__(
         self, images: torch.Tensor, phrase: str, threshold: float, text_threshold: float, batch: int
     ) -> torch.Tensor:
-        """Masks of the objects of the phrase in images (N, 3, H, W) in [-1, 1]: (N, 1, H, W) bool, empty without a box."""
+        """Masks of what a phrase names in images (N, 3, H, W) in [-1, 1]: (N, 1, H, W) bool, empty without a box."""
         masks = torch.zeros(len(images), 1, *images.shape[-2:], dtype=torch.bool)
         for start in range(0, len(images), batch):
             part = range(start, min(start + batch, len(images)))
