@@ -129,7 +129,7 @@ def docstring(tree: Tree) -> None:
 
 
 def message(tree: Tree) -> None:
-    tree.edit(f"{SOURCE}/diffusion/deltas.py", "apply it to the base it was made for", "apply it to its own base", 2)
+    tree.edit(f"{SOURCE}/diffusion/deltas.py", "apply it to the base that it belongs to", "apply it to its own base", 2)
 
 
 def log_line(tree: Tree) -> None:

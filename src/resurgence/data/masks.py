@@ -41,7 +41,25 @@ def segment(
     Raises:
         ValueError: if a mask is empty and `cfg.empty` is error, naming concept and index.
     """
-    masks = find_masks(images, concept, cfg, pipe, device)
+    if cfg.segmenter == "foreground":
+        from resurgence.data.segmenters.foreground import foreground
+
+        parts = [foreground(image, cfg.border, cfg.contrast, cfg.smallest) for image in images.cpu()]
+        masks = torch.stack(parts)[:, None]
+    elif cfg.segmenter == "cross-attention":
+        from resurgence.data.segmenters.cross_attention import cross_attention
+
+        if pipe is None:
+            raise ValueError("masks: cross-attention reads the base's attention; give the pipeline")
+        masks = cross_attention(pipe, images, concept, cfg.template, cfg.timesteps, cfg.batch)
+    else:
+        from resurgence.data.segmenters.grounded_sam import GroundedSam
+
+        if cfg.precision == "fp16" and torch.device(device).type != "cuda":
+            raise ConfigError("masks.precision", cfg.precision, f"needs a GPU, {device} is in use; write fp32")
+        sources = cfg.detector, cfg.detector_revision, cfg.sam, cfg.sam_revision
+        model = GroundedSam.load(*sources, str(device), cfg.precision)
+        masks = model(images, cfg.phrase.replace("{}", concept), cfg.threshold, cfg.text_threshold, cfg.batch)
     for index in torch.nonzero(~masks.flatten(1).any(1)).flatten().tolist():
         if cfg.empty == "error":
             raise ValueError(
@@ -51,32 +69,3 @@ def segment(
         log.warning("masks: %s finds no %r in image %d; the whole image is used", cfg.segmenter, concept, index)
         masks[index] = True
     return masks
-
-
-def find_masks(
-    images: torch.Tensor,
-    concept: str,
-    cfg: MaskConfig,
-    pipe: StableDiffusionPipeline | None,
-    device: str | torch.device,
-) -> torch.Tensor:
-    """The masks of the segmenter, possibly empty: (N, 1, H, W) bool."""
-    if cfg.segmenter == "foreground":
-        from resurgence.data.segmenters.foreground import foreground
-
-        masks = [foreground(image, cfg.border, cfg.contrast, cfg.smallest) for image in images.cpu()]
-        return torch.stack(masks)[:, None]
-    if cfg.segmenter == "cross-attention":
-        from resurgence.data.segmenters.cross_attention import cross_attention
-
-        if pipe is None:
-            raise ValueError("masks: cross-attention reads the base's attention; give the pipeline")
-        return cross_attention(pipe, images, concept, cfg.template, cfg.timesteps, cfg.batch)
-    from resurgence.data.segmenters.grounded_sam import GroundedSam
-
-    if cfg.precision == "fp16" and torch.device(device).type != "cuda":
-        raise ConfigError("masks.precision", cfg.precision, f"needs a GPU, the segmenter runs on {device}; write fp32")
-    sources = cfg.detector, cfg.detector_revision, cfg.sam, cfg.sam_revision
-    model = GroundedSam.load(*sources, str(device), cfg.precision)
-    phrase = cfg.phrase.replace("{}", concept)
-    return model(images, phrase, cfg.threshold, cfg.text_threshold, cfg.batch)

@@ -77,11 +77,11 @@ def apply_delta(pipe: StableDiffusionPipeline, delta: Delta) -> None:
     weights = parameters(pipe)
     for name, value in delta.items():
         if name not in weights:
-            raise ValueError(f"delta: {name} is not in this base; apply it to the base it was made for")
+            raise ValueError(f"delta: {name} is not in this base; apply it to the base that it belongs to")
         if value.shape != weights[name].shape:
             raise ValueError(
                 f"delta: {name} has shape {tuple(value.shape)}, the base has {tuple(weights[name].shape)}; "
-                "apply it to the base it was made for"
+                "apply it to the base that it belongs to"
             )
     for name, value in delta.items():
         weights[name].copy_(value)

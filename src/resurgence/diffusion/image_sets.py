@@ -76,7 +76,9 @@ def write_image_set(path: Path, prompts: pd.DataFrame, images: Iterable[tuple[in
     with atomic_file(path) as file, threads() as pool, pq.ParquetWriter(file, schema) as writer:
         for row, image in images:
             if row in received or not 0 <= row < len(prompts):
-                raise ValueError(f"image set {path}: row {row} came twice, or is not one of {len(prompts)} prompts")
+                raise ValueError(
+                    f"image set {path}: row {row} has two images, or is not among the {len(prompts)} prompts"
+                )
             received.add(row)
             pending[row] = pool.submit(png, image)
             write_ready(writer, last=False)

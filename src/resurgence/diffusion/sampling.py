@@ -39,7 +39,7 @@ def latent_shape(pipe: StableDiffusionPipeline, size: int | None) -> tuple[int, 
     Raises:
         ConfigError: a size that is not a multiple of the autoencoder's factor.
     """
-    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    factor = pipe.vae_scale_factor
     if size is not None and size % factor:
         raise ConfigError("size", size, f"must be a multiple of {factor}, the autoencoder's factor")
     side = pipe.unet.config.sample_size if size is None else size // factor
@@ -97,8 +97,7 @@ def denoise(
 @torch.no_grad()
 def decode(pipe: StableDiffusionPipeline, latents: torch.Tensor) -> torch.Tensor:
     """Decode latents (B, C, h, w) to uint8 images (B, 3, H, W) on the CPU."""
-    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    chunk = max(1, DECODE_PIXELS // (latents[0, 0].numel() * factor**2))
+    chunk = max(1, DECODE_PIXELS // (latents[0, 0].numel() * pipe.vae_scale_factor**2))
     scaled = (latents / pipe.vae.config.scaling_factor).to(pipe.vae.dtype)
     images = torch.cat([pipe.vae.decode(part, return_dict=False)[0].float() for part in scaled.split(chunk)])
     return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()

@@ -70,7 +70,7 @@ def load_captions(source: str | Sequence[str], kind: str) -> tuple[str, ...]:
 
 
 def fill(templates: Sequence[str], concept: str) -> list[str]:
-    """The captions of one concept."""
+    """The captions of a concept."""
     return [template.replace("{}", concept) for template in templates]
 
 
@@ -105,7 +105,7 @@ def concept_positions(tokenizer: PreTrainedTokenizerBase, caption: str, concept:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask (N, L) of captions, padded to the length that the model reads, and cut there."""
+    """Token ids and attention mask (N, L) of captions, padded or truncated to the length that the model reads."""
     length = tokenizer.model_max_length
     inputs = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     return inputs.input_ids, inputs.attention_mask

@@ -1,4 +1,4 @@
-"""One experiment: the figure, the CSV that it is drawn from, and a page of text with the paper's claims.
+"""An experiment: the figure, its data as CSV, and a page of text with the paper's claims.
 
 Writes NAME.csv, NAME.md and NAME.png (and NAME.svg unless it is a grid of images), and NAME_claims.csv where the paper
 claims something. Inputs are scores, and for a grid the images of the first seeds; for a list of members the terciles.
@@ -81,17 +81,17 @@ def weights(job: Job, data: Measurements) -> Result:
     table, statistics = weight_table(job, data.rows), job.settings["statistics"]
     columns = [f"{group}_{measure}" for group in ("erased", "all") for measure in MEASURES]
     draws = statistics["resamples"], statistics["level"], statistics["seed"]
-    found = correlations(table, "resurgence", columns, *draws)
+    spearman = correlations(table, "resurgence", columns, *draws)
     ranks = within_tasks(table, ["resurgence", *columns])
-    summary = found[["measure", "clusters"]].assign(
-        **{"rho": correlation_texts(found),
+    summary = spearman[["measure", "clusters"]].assign(
+        **{"rho": correlation_texts(spearman),
            "within tasks": correlation_texts(correlations(ranks, "resurgence", columns, *draws)),
            "with the recovered share": correlation_texts(correlations(table, "recovered", columns, *draws))}
     )  # fmt: skip
     legend = ("Spearman's rank correlation with resurgence over the fine-tuned models; those of one eraser and task "
               "are resampled together. Within tasks: of ranks within each task, so that no task is compared with "
               "another. Recovered share: (fine-tuned - erased) / (base - erased).")  # fmt: skip
-    return Result(table, draw.weights(table, found, job.settings["title"]), [legend, markdown_table(summary)])
+    return Result(table, draw.weights(table, spearman, job.settings["title"]), [legend, markdown_table(summary)])
 
 
 def heatmap(job: Job, data: Measurements) -> Result:

@@ -119,7 +119,7 @@ def start(arguments: Sequence[str] | None = None) -> Job:
     parser.add_argument("--out", type=Path, required=True, help="the file that is written last")
     parser.add_argument("--inputs", nargs="*", default=[], metavar="NAME=FILE", help="manifests and files")
     parser.add_argument("--code", default="", help="version of the code that bears on the result")
-    parser.add_argument("--gpu", action="store_true", help="the job uses a GPU where the study has one")
+    parser.add_argument("--gpu", action="store_true", help="the job uses a GPU if the study has one")
     parser.add_argument("--unverified", action="store_true", help="do not hash the files of the inputs first")
     device = os.environ.get("RESURGENCE_DEVICE", "auto")
     parser.add_argument("--device", default=device, help="auto, cpu or cuda (default: RESURGENCE_DEVICE, else auto)")

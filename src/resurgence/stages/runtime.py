@@ -6,7 +6,7 @@ result. It runs before CUDA is initialised, so the process sees no other device.
     RESURGENCE_DEVICE      cuda or cpu: where jobs that can use a GPU run; set by the Snakefile
     RESURGENCE_LOCKS       folder of the locks of GPUs on this machine (default: below the folder of temporary files)
     RESURGENCE_WAIT        seconds that a second writer of an output waits for the first (default: 60)
-    CUDA_VISIBLE_DEVICES   where it is set, one of these devices is taken; inside a SLURM job it stays as it is
+    CUDA_VISIBLE_DEVICES   if set, one of these devices is used; unchanged inside a SLURM job
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Images of a prompt set made by the base, by an erased model, or by every checkpoint of a fine-tuned model.
 
-Writes one step-NNNNNN.parquet a model, or its shards: step 0 before fine-tuning, else the steps of the checkpoints.
+Writes step-NNNNNN.parquet for each model, or its shards: step 0 before fine-tuning, else the steps of the checkpoints.
 Finished files stay in a scratch folder until all are there, so an interrupted job continues with the next one.
 """
 

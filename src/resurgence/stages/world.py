@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of the world, e.g. results/world")
-    parser.add_argument("--gpu", action="store_true", help="use a GPU where the study has one")
+    parser.add_argument("--gpu", action="store_true", help="use a GPU if the study has one")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     end_imports()
