@@ -201,8 +201,8 @@ def test_grid_of(pixels, size, expected):
     assert grid_of(pixels, *size) == expected
 
 
-def test_grid_of_refuses_what_is_no_halving():
-    with pytest.raises(ValueError, match="no halving of latents 8 x 8"):
+def test_grid_of_refuses_other_sizes():
+    with pytest.raises(ValueError, match="does not fit latents 8 x 8"):
         grid_of(17, 8, 8)
 
 

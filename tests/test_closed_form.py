@@ -142,7 +142,7 @@ def test_captions_from_a_file(tmp_path):
     path.write_text("a photo of the {}\n\nthe {}\n")
     assert load_captions(str(path), "person") == ("a photo of the {}", "the {}")
     path.write_text("a photo\n")
-    with pytest.raises(ValueError, match="'a photo' must hold"):
+    with pytest.raises(ValueError, match="'a photo': must hold"):
         load_captions(str(path), "person")
     path.write_text("")
     with pytest.raises(ValueError, match="empty"):

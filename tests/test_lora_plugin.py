@@ -103,7 +103,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def artefact(job: Job, kind: str, make) -> Path:
     """Run a stage as its `main` does, and return the manifest."""
-    with write_artefact(job.out.parent, kind, job.settings, job.digested(), {}, {}) as folder:
+    with write_artefact(job.out.parent, kind, job.settings, job.manifest_inputs(), {}, {}) as folder:
         make(job, folder)
     return job.out
 
