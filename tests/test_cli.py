@@ -25,7 +25,8 @@ from resurgence.data.image_folder import read_training_images
 from resurgence.diffusion.deltas import apply_folder
 from resurgence.diffusion.image_sets import read_image_set
 from resurgence.diffusion.pipeline import load_base
-from resurgence.provenance.manifest import PACKAGE, read_manifest, verify
+from resurgence.provenance.manifest import read_manifest, verify
+from resurgence.provenance.source_modules import PACKAGE
 from tiny import make_pipeline
 
 TASK = {
@@ -198,7 +199,7 @@ def test_the_installed_module_runs_by_itself() -> None:
 
 
 def test_help_does_not_import_torch() -> None:
-    code = "import sys; from resurgence import cli; cli.make_parser().format_help(); assert 'torch' not in sys.modules"
+    code = "import sys; from resurgence.cli import main; main.make_parser().format_help(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)}, check=True)
 
 

@@ -422,7 +422,7 @@ def test_drawing_the_miniature_bears_on_no_score(copy: Path, before: dict[str, s
 
 def test_wording_and_infrastructure_bear_on_nothing(copy: Path, before: dict[str, str]) -> None:
     edits = (
-        ("stages/job.py", '"""What every job does', '"""  What each job does'),
+        ("stages/job.py", '"""The frame of all jobs', '"""  The frame of each job'),
         ("stages/job.py", "signal.signal(signal.SIGTERM, leave)", "signal.signal(signal.SIGINT, leave)"),
         ("training/checkpoint.py", "SHARE = 20", "SHARE = 30"),
         ("config/erasers.py", "closed_form: ClassVar[bool] = False", "closed_form: ClassVar[bool] = True"),

@@ -93,5 +93,5 @@ def test_features_of_a_folder_of_pictures_of_any_size(tmp_path: Path) -> None:
         np.testing.assert_allclose(stored[row], scorer.features(pixels)[0], atol=1e-5)
     for name in ("a.jpg", "b.png"):
         (tmp_path / "pictures" / name).unlink()
-    with pytest.raises(ValueError, match="holds 1 pictures; needs at least 2"):
+    with pytest.raises(ValueError, match="holds 1 pictures; give at least 2"):
         reference_features.make(job, tmp_path)
