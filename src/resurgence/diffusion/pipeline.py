@@ -35,10 +35,7 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_base(
-    path: str | Path,
-    device: str | torch.device = "cpu",
-    precision: str = "fp32",
-    revision: str | None = None,
+    path: str | Path, device: str | torch.device = "cpu", precision: str = "fp32", revision: str | None = None
 ) -> StableDiffusionPipeline:
     """Load a diffusers folder, a hub id or a single .safetensors checkpoint, with the DDIM scheduler, in eval mode.
 

@@ -1,8 +1,8 @@
 """Sample a prompt set: DDIM with classifier-free guidance (Ho & Salimans 2021), one generator for each image.
 
 The noise of an image depends on its row's seed only, so images of batches of 1, 7 or 64, in any order, agree to float
-rounding (at most one grey level). Text is encoded once per unique prompt; PNG
-encoding runs in threads while the next batch is sampled.
+rounding (at most one grey level). Text is encoded once per unique prompt; PNG encoding runs in threads while the next
+batch is sampled.
 """
 
 from __future__ import annotations
