@@ -84,15 +84,16 @@ def moment(pipe: StableDiffusionPipeline) -> Tensors:
 def clip_scores(pipe: StableDiffusionPipeline) -> Tensors:
     """Scores of random images by a random CLIP on the pipeline's device."""
     from resurgence.scorers import clip
+    from resurgence.scorers.configs import ClipConfig
     from test_scorers import write_clip
 
     draw = torch.Generator().manual_seed(1)
     images = (torch.rand(2, 3, 16, 16, generator=draw) * 255).to(torch.uint8)
     with tempfile.TemporaryDirectory() as folder:
         write_clip(Path(folder))
-        scorer = clip.load(folder, device=pipe.device)
+        scorer = clip.load(ClipConfig(path=folder), pipe.device)
         scores = scorer.score(images, pd.DataFrame({"prompt": ["a", "b"], "concept": ["ship", "bird"]}), TASK)
-    return {"clip_score": torch.tensor(scores["clip_score"].to_numpy())}
+    return {"clip_score": torch.tensor(scores["clip_score"])}
 
 
 def grounded_masks(pipe: StableDiffusionPipeline) -> Tensors:
