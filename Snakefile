@@ -3,12 +3,15 @@
 #     snakemake --cores all                                            the default study, params.yaml
 #     snakemake --cores all --configfile studies/miniature-full.yaml   another study, laid over it
 #     snakemake -n -q rules                                            only say what would be done
+import os
+
 from snakemake.utils import min_version
 
 min_version("9.20")
 
 
-configfile: "params.yaml"
+# in a folder without one, with the defaults
+configfile: "params.yaml" if os.path.exists("params.yaml") else os.path.join(workflow.basedir, "params.yaml")
 
 
 report: "workflow/report/study.rst"

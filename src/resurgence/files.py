@@ -14,6 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+CHECKOUT = Path(__file__).resolve().parents[2]  # the repository that this package lies in, if it runs from one
+
+
+def resolve_path(path: str | Path, root: Path = Path()) -> str:
+    """A path of the configuration: below root where there is such a file or folder, else in the checkout if there.
+
+    So a study can run in any folder: paths of the user's are in that folder, the defaults' in the checkout.
+    """
+    return str(path) if (root / path).exists() or not (CHECKOUT / path).exists() else str(CHECKOUT / path)
+
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""

@@ -16,6 +16,7 @@ from resurgence.config.experiment_cells import cells_of, row_of, setting_of
 from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
 from resurgence.config.model_path import method_name
 from resurgence.config.scorers import scorer_config
+from resurgence.files import resolve_path
 
 if TYPE_CHECKING:
     from resurgence.config.study import Study
@@ -269,7 +270,8 @@ def check_terciles(study: Study, root: Path) -> None:
 
 def fetched(root: Path) -> set[str]:
     """The places of weights that are fetched from elsewhere: they may be missing until a job needs them."""
-    return set(read_yaml(root / WEIGHTS)) if (root / WEIGHTS).is_file() else set()
+    table = root / resolve_path(WEIGHTS, root)
+    return set(read_yaml(table)) if table.is_file() else set()
 
 
 def check_scorers(study: Study, root: Path) -> None:

@@ -12,6 +12,7 @@ from resurgence.config.settings import make_eraser, make_method
 from resurgence.config.stages import FinetuneConfig
 from resurgence.config.study import Study
 from resurgence.config.task import load_task
+from resurgence.files import resolve_path
 
 
 def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
@@ -22,7 +23,7 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
     """
     from resurgence.config.consistency import check_study
 
-    given, config = dict(config), without_nulls(config)
+    given, config = dict(config), with_defaults_located(without_nulls(config), root)
     for key in ("erasers", "finetunes"):
         if key not in config:
             raise ConfigError(key, None, "is missing; add this key")
@@ -39,6 +40,31 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
     study = dataclasses.replace(study, loaded={name: load_task(path) for name, path in files.items()}, given=given)
     check_study(study, root)
     return study
+
+
+PATHS = (
+    "base.path", "tasks.folder", "tasks.concepts", "tasks.general", "moments.prior", "moments.domain",
+    "moments.domain.*", "erasers.*.captions", "erasers.*.words", "erasers.*.variants.*.captions",
+    "erasers.*.variants.*.words", "finetune_sets.*.tercile.candidates", "scorers.*.path", "scorers.*.reference",
+    "world",
+)  # fmt: skip
+"""Keys of the configuration whose values are files or folders."""
+
+
+def with_defaults_located(config: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """The configuration with each path of PATHS that is not below root, but in the checkout, as one of the checkout."""
+
+    def located(value: Any, keys: list[str]) -> Any:
+        if not keys:
+            return resolve_path(value, root) if isinstance(value, str) and value else value
+        if not isinstance(value, Mapping):
+            return value
+        return {k: located(v, keys[1:]) if keys[0] in (k, "*") else v for k, v in value.items()}
+
+    found: Any = dict(config)
+    for path in PATHS:
+        found = located(found, path.split("."))
+    return dict(found)
 
 
 def without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resurgence.config.fields import build, read_yaml
-from resurgence.files import sha256
+from resurgence.files import resolve_path, sha256
 
 TABLE, LOCK = Path("config/weights.yaml"), Path("config/weights.lock")
 DIGESTS = Path("scratch/weights.json")  # checksums by path, size and time of change, so that each file is read once
@@ -45,9 +45,10 @@ def table(root: Path = Path()) -> dict[str, Entry]:
     Raises:
         ConfigError: an entry with a wrong field. ValueError: a lock that contradicts a published checksum.
     """
-    if not (root / TABLE).is_file():
+    file = root / resolve_path(TABLE, root)
+    if not file.is_file():
         return {}
-    entries = {name: build(Entry, values, f"{TABLE}: {name}") for name, values in read_yaml(root / TABLE).items()}
+    entries = {name: build(Entry, values, f"{TABLE}: {name}") for name, values in read_yaml(file).items()}
     locked = read_yaml(root / LOCK) if (root / LOCK).is_file() else {}
     for name, values in locked.items():
         entry = entries.get(name, Entry(licence="not known", files={}))

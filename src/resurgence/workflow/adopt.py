@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resurgence.config.load import load_study
-from resurgence.files import plain
+from resurgence.files import plain, resolve_path
 from resurgence.provenance.manifest import MANIFEST, as_written, digest_of, read_manifest, verify
 from resurgence.provenance.runs import restore, run_of
 from resurgence.workflow.graph import Job, jobs
@@ -158,7 +158,7 @@ def adopt(args: Namespace) -> None:
     """Compare all results of the study with its configuration and sources, and tell Snakemake and the user."""
     check_package()
     restored = restore()
-    study_jobs = jobs(load_study([Path("params.yaml"), *args.overlay]))
+    study_jobs = jobs(load_study([Path(resolve_path("params.yaml")), *args.overlay]))
     found = judge(study_jobs)
     mark(found, args.overlay)
     for out, verdict in found.items():

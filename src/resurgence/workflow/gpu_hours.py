@@ -18,6 +18,7 @@ from resurgence.config.fields import ConfigError, build, nearest, read_yaml
 from resurgence.config.model_path import ModelPath
 from resurgence.config.optimisation import Optimisation
 from resurgence.config.task import Task
+from resurgence.files import resolve_path
 from resurgence.workflow.graph import Job
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Cost:
 
 def read_rates(root: Path = Path()) -> Rates:
     """The rates of the project; ConfigError for a wrong key or value."""
-    return build(Rates, read_yaml(root / RATES), str(RATES))
+    return build(Rates, read_yaml(root / resolve_path(RATES, root)), str(RATES))
 
 
 def general_images(study: Study, task: str) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from resurgence.config.load import load_study
 from resurgence.config.study import Study
+from resurgence.files import resolve_path
 from resurgence.progress import duration
 from resurgence.workflow.gpu_hours import PNG, Cost, Coster, by_rule, general_images, prompts_of, read_rates
 from resurgence.workflow.graph import jobs
@@ -156,7 +157,7 @@ def plan_arguments(parser: ArgumentParser) -> None:
 
 def plan(args: Namespace) -> None:
     """Print the plan of the study in this folder."""
-    study = load_study([Path("params.yaml"), *args.overlay])
+    study = load_study([Path(resolve_path("params.yaml")), *args.overlay])
     extra = [*(["--until", *args.until] if args.until else []), *(["--", *args.target] if args.target else [])]
     todo, total, outs = dry_runs(args.overlay, extra)
     measured, rates = measured_seconds(Path("results/benchmarks")), read_rates()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resurgence.config.fields import ConfigError
+from resurgence.files import resolve_path
 from resurgence.provenance.code_version import PACKAGE
 
 
@@ -31,7 +32,7 @@ def snakemake(*arguments: str, root: Path = Path(), check: bool = True) -> str:
     Raises:
         ConfigError: when it fails and that is checked, with what it said.
     """
-    command = [sys.executable, "-m", "snakemake", *arguments]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", resolve_path("Snakefile", root), *arguments]
     done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if check and done.returncode:
         raise ConfigError("snakemake", arguments[0], f"fails; it says\n{done.stdout[-8000:]}")

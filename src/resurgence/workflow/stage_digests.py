@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from resurgence.config.load import load_study
-from resurgence.files import digest_of_text, plain, write_json
+from resurgence.files import digest_of_text, plain, resolve_path, write_json
 from resurgence.provenance.manifest import MANIFEST, digest_of
 from resurgence.workflow.graph import Job, jobs
 from resurgence.workflow.snakemake import check_package
@@ -45,7 +45,7 @@ def expected_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     """Write the file: stage -> its digest, and that of each of its outputs."""
     check_package()
-    study_jobs = jobs(load_study([Path("params.yaml")]))
+    study_jobs = jobs(load_study([Path(resolve_path("params.yaml"))]))
     found = digests(study_jobs)
     stages: dict[str, dict[str, str]] = {}
     for job in study_jobs:

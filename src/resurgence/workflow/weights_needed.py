@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from resurgence.config.fields import read_yaml
+from resurgence.files import resolve_path
 from resurgence.pretrained.checksums import LOCK, TABLE, Entry, digest, file_of, locate, offline, remedy, table, verify
 from resurgence.workflow.job_settings import reads
 from resurgence.workflow.rule_table import RULES
@@ -117,7 +118,7 @@ def run(args: Namespace) -> None:
     """
     from resurgence.config.load import load_study
 
-    study = load_study([Path("params.yaml"), *args.overlay])
+    study = load_study([Path(resolve_path("params.yaml")), *args.overlay])
     seen = list(examine(study))
     for _, state, told in seen:
         print(f"{state:<9} {told}")
