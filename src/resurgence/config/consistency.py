@@ -162,12 +162,12 @@ def check_concepts(study: Study, path: Path) -> None:
         must(f"{place}: mapping", task.mapping.values(), wide)
     for name, chosen in study.finetune_sets.items():
         lists = chosen.concepts.values() if isinstance(chosen.concepts, dict) else [chosen.concepts]
-        for words in lists:
-            if not isinstance(words, str):
-                must(f"finetune_sets.{name}.concepts", words, names)
+        for concepts in lists:
+            if not isinstance(concepts, str):
+                must(f"finetune_sets.{name}.concepts", concepts, names)
     for eraser, method in study.erasers.items():
         for name, variant in method.variants.items():
-            words = variant.mapping.values() if isinstance(variant.mapping, dict) else [variant.mapping or ""]
+            words = [*variant.mapping.values()] if isinstance(variant.mapping, dict) else [variant.mapping or ""]
             must(f"erasers.{eraser}.variants.{name}.mapping", [w for w in words if w], wide)
 
 
@@ -226,11 +226,11 @@ def check_erasers(study: Study, root: Path) -> None:
     for eraser, method in study.erasers.items():
         check_settings(method.config, method.settings, f"erasers.{eraser}")
         for variant in method.variants:
-            for task in study.loaded:
+            for name in study.loaded:
                 chosen = method.variants[variant]
-                if chosen.tasks is None or task in chosen.tasks:
-                    check_named(f"erasers.{eraser}", study.eraser_settings(task, eraser, variant), root)
-                    study.task(task, eraser, variant)
+                if chosen.tasks is None or name in chosen.tasks:
+                    check_named(f"erasers.{eraser}", study.eraser_settings(name, eraser, variant), root)
+                    study.task(name, eraser, variant)
 
 
 def check_finetunes(study: Study) -> None:

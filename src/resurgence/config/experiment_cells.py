@@ -14,7 +14,7 @@ from resurgence.config.fields import ConfigError, known
 from resurgence.config.model_path import method_name
 
 if TYPE_CHECKING:
-    from resurgence.config.study import Cell, Study
+    from resurgence.config.study import Cell, Erasure, Study
 
 
 def row_of(study: Study, cell: Cell) -> dict[str, Any]:
@@ -41,7 +41,11 @@ def cells_of(study: Study, name: str) -> list[Cell]:
 def models_of(study: Study, name: str) -> list[str]:
     """Names of the models whose scores an experiment reads: bases, erased and fine-tuned ones."""
     found = cells_of(study, name)
-    items = [*dict.fromkeys(c.erasure.task for c in found), *dict.fromkeys(c.erasure for c in found), *found]
+    items: list[str | Erasure | Cell] = [
+        *dict.fromkeys(c.erasure.task for c in found),
+        *dict.fromkeys(c.erasure for c in found),
+        *found,
+    ]
     return [str(study.model(item)) for item in items]
 
 

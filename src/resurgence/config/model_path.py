@@ -8,14 +8,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 DEFAULT = "default"  # the variant that is not written in names
-LETTERS = {"erase": "s", "finetune": "f"}
+Kind = Literal["erase", "finetune"]
+State = Literal["base", "erased", "finetuned"]
+LETTERS: dict[Kind, str] = {"erase": "s", "finetune": "f"}
+STATES: dict[Kind, State] = {"erase": "erased", "finetune": "finetuned"}
 PATTERN = r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_.-]*/[sf]\d+)*"
 """Of a model's path, as a regular expression."""
-STEP = re.compile(r"([sf])(\d+)")
 
 
 def method_name(method: str, variant: str = DEFAULT) -> str:
@@ -33,7 +36,7 @@ def split_name(name: str) -> tuple[str, str]:
 class Step:
     """One step of a model: a variant of an eraser or of a fine-tune, and its seed."""
 
-    kind: Literal["erase", "finetune"]
+    kind: Kind
     method: str
     variant: str
     seed: int
@@ -70,11 +73,10 @@ class ModelPath:
         kinds = {letter: kind for kind, letter in LETTERS.items()}
         steps = []
         for name, seed in zip(parts[::2], parts[1::2], strict=True):
-            letter, number = STEP.fullmatch(seed).groups()
-            steps.append(Step(kinds[letter], *split_name(name), int(number)))
+            steps.append(Step(kinds[seed[0]], *split_name(name), int(seed[1:])))
         return cls(task, tuple(steps))
 
-    def then(self, kind: Literal["erase", "finetune"], method: str, variant: str, seed: int) -> ModelPath:
+    def then(self, kind: Kind, method: str, variant: str, seed: int) -> ModelPath:
         """The model after one more step."""
         return ModelPath(self.task, (*self.steps, Step(kind, method, variant, seed)))
 
@@ -88,9 +90,9 @@ class ModelPath:
         return ModelPath(self.task)
 
     @property
-    def state(self) -> Literal["base", "erased", "finetuned"]:
+    def state(self) -> State:
         """What the last step made of the base."""
-        return {"erase": "erased", "finetune": "finetuned"}[self.steps[-1].kind] if self.steps else "base"
+        return STATES[self.steps[-1].kind] if self.steps else "base"
 
     def last(self, kind: str) -> Step | None:
         """The last step of a kind; None without one."""
@@ -106,7 +108,7 @@ class ModelPath:
         return found
 
     @classmethod
-    def of_columns(cls, row: dict[str, Any]) -> ModelPath:
+    def of_columns(cls, row: Mapping[str, Any]) -> ModelPath:
         """The model of a row of a table, from its task, eraser, fine-tune, variants and seeds; empty ones are none."""
         model = cls(row["task"])
         if row.get("eraser"):

@@ -116,7 +116,8 @@ def scorer_config(name: str, settings: Mapping[str, Any]) -> ScorerConfig:
 def loader(config: ScorerConfig) -> Callable[..., Any]:
     """The function that loads a scorer; imports torch."""
     module, _, function = config.loader.partition(":")
-    return getattr(importlib.import_module(module), function)
+    load: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return load
 
 
 def declarations(names: Iterable[str]) -> tuple[str, ...]:

@@ -211,7 +211,7 @@ class Method:
     """An eraser or a fine-tune: its configuration class, its settings, and the variants of them."""
 
     name: str  # in the registry of erasers; empty for a fine-tune, and for the eraser `none`
-    config: type | None  # None for the eraser `none`
+    config: Any  # the class; None for the eraser `none`
     settings: dict[str, Any]
     variants: dict[str, Variant]
     set: str | None = None

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from resurgence.config.erasers import EraserConfig
 from resurgence.config.experiment import Experiment
+from resurgence.config.fields import ConfigError
 from resurgence.config.model_path import DEFAULT, ModelPath
 from resurgence.config.settings import (
     Base,
@@ -27,7 +27,7 @@ from resurgence.config.settings import (
     Statistics,
     Tasks,
 )
-from resurgence.config.stages import MaskConfig, SamplingConfig
+from resurgence.config.stages import MaskConfig, SamplingConfig, TercileConfig
 from resurgence.config.task import Task, make_task
 
 # the folder of results/ in which a part of a model or task lies: what DVC tracks as one
@@ -69,7 +69,7 @@ class Cell(NamedTuple):
         return self.erasure.model.then("finetune", *self[1:])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one study is another only if it is the same object: functions of it are cached
 class Study:
     """The whole configuration; the fields are the keys of params.yaml."""
 
@@ -88,7 +88,7 @@ class Study:
     finetunes: dict[str, Method]
     """Name -> set, settings of the fine-tuning, limits, and variants: name -> changed settings, set and limits."""
     seeds: Seeds
-    scorers: dict[str, dict]
+    scorers: dict[str, dict[str, Any]]
     """Name of a scorer, of this package or of a plug-in -> its settings, such as the path of its weights."""
     statistics: Statistics
     figures: Figures = field(default_factory=Figures)
@@ -137,7 +137,7 @@ class Study:
         values = dataclasses.asdict(self.loaded[task]) | {"mapping": mapping}
         return make_task(values, f"erasers.{eraser}.variants.{variant}")
 
-    def eraser_config(self, task: str, eraser: str, variant: str) -> EraserConfig | None:
+    def eraser_config(self, task: str, eraser: str, variant: str) -> Any:
         """The configuration of an eraser for one task; None for the eraser `none`."""
         layer = self.loaded[task].erasers.get(eraser, {})
         return self.erasers[eraser].resolved(variant, f"erasers.{eraser}.variants.{variant}", layer)
@@ -157,6 +157,13 @@ class Study:
         """Name of the fine-tuning set of a fine-tune."""
         method = self.finetunes[finetune]
         return method.variants[variant].set or method.set or ""
+
+    def tercile_of(self, set_name: str) -> TercileConfig:
+        """The settings of a fine-tuning set that is a tercile; ConfigError for another."""
+        tercile = self.finetune_sets[set_name].tercile
+        if tercile is None:
+            raise ConfigError(f"finetune_sets.{set_name}", set_name, "is no tercile; give it a block tercile")
+        return tercile
 
     def finetune_concepts(self, set_name: str, task: str) -> tuple[str, ...]:
         """Concepts that a fine-tuning set shows in a task; none where they are drawn from a tercile."""

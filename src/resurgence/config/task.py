@@ -27,7 +27,7 @@ class Task:
     synonyms: dict[str, tuple[str, ...]] = field(default_factory=dict)  # prompted with role "synonym"
     finetune: tuple[str, ...] = ()  # random concepts of the same domain, neither erased nor retained
     labels: tuple[str, ...] = ()  # label set of the CLIP accuracy; empty: erase and retain
-    erasers: dict[str, dict] = field(default_factory=dict)  # settings for this task: {"mace": {"lamb": 10.0}}
+    erasers: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings for this task: {"mace": {"lamb": 10.0}}
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):

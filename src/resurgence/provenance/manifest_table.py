@@ -45,7 +45,8 @@ def read_manifests(file: Path) -> list[dict[str, Any]]:
     """Rows of the table: folder, manifest, run, all of them text."""
     import pyarrow.parquet as pq
 
-    return pq.read_table(file).to_pylist()
+    rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+    return rows
 
 
 def unpack_manifests(file: Path, results: Path) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from resurgence.provenance.references import Scope, Scopes, chain_of
-from resurgence.provenance.source_modules import Target, is_analysed, is_type_checking, read_module
+from resurgence.provenance.source_modules import OTHERS, Target, is_analysed, is_type_checking, read_module
 
 SKIPPED = frozenset(("annotation", "ctx", "kind", "returns", "type_comment", "type_params"))  # fields of syntax trees
 
@@ -114,9 +114,9 @@ class Normaliser(Scopes):
 
     def text(self, node: ast.AST | None) -> str:
         """Text of a node and all below it."""
-        kind = type(node)
         if node is None:
             return "None"
+        kind = type(node)
         if kind in SPECIAL:
             return SPECIAL[kind](self, node)
         parts = [kind.__name__]
@@ -173,7 +173,8 @@ class Normaliser(Scopes):
 
     def class_(self, node: ast.ClassDef) -> str:
         """A class with all that is in it."""
-        head = [node.name, *map(self.texts, (node.decorator_list, node.bases, node.keywords))]
+        parts: tuple[Iterable[ast.AST], ...] = (node.decorator_list, node.bases, node.keywords)
+        head = [node.name, *map(self.texts, parts)]
         return f"(ClassDef {' '.join(head)} {self.within_scope(self.scope(node.body), node.body, is_class=True)})"
 
     def comprehension(self, node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp) -> str:
@@ -188,7 +189,7 @@ class Normaliser(Scopes):
         return f"({type(node).__name__} {' '.join(parts)})"
 
 
-SPECIAL = {
+SPECIAL: dict[type[ast.AST], Callable[[Normaliser, Any], str]] = {
     ast.Name: Normaliser.name,
     ast.Attribute: Normaliser.attribute,
     ast.Constant: Normaliser.constant,
@@ -209,5 +210,5 @@ def listed(texts: Iterable[str]) -> str:
 def normal_form(definition: Target) -> Form:
     """The normal form of a top-level definition, or of a module's other statements."""
     normaliser = Normaliser(definition)
-    text = "\n".join(normaliser.block(read_module(definition.path).statements.get(definition.name, ())))
+    text = "\n".join(normaliser.block(read_module(definition.path).statements.get(definition.name or OTHERS, ())))
     return Form(text, hashlib.sha256(text.encode()).hexdigest(), tuple(normaliser.references))

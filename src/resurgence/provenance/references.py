@@ -150,7 +150,7 @@ def bears_on_nothing(target: Target, prefixes: Sequence[str]) -> bool:
 def is_observer(target: Target) -> bool:
     """Whether a top-level name is assigned only what an observer in another module returns."""
     scopes = Scopes(target)
-    for node in read_module(target.path).statements[target.name]:
+    for node in read_module(target.path).statements[target.name or OTHERS]:
         call = node.value if isinstance(node, ast.Assign) else None
         chain = chain_of(call.func) if isinstance(call, ast.Call) else None
         found = resolve(scopes.find(chain[0]), chain[1], scopes.home)[0] if chain else ()

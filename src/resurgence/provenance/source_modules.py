@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 PACKAGE = Path(__file__).resolve().parents[1]
 OTHERS = ""  # the name under which a module keeps the statements that run when it is imported and define nothing
@@ -98,7 +98,7 @@ def within(path: str, prefixes: Iterable[str]) -> bool:
     return any(path == prefix or path.startswith(prefix.removesuffix(".") + ".") for prefix in prefixes)
 
 
-def is_type_checking(node: ast.AST) -> bool:
+def is_type_checking(node: ast.AST) -> TypeGuard[ast.If]:
     """Whether a statement is `if TYPE_CHECKING:`."""
     return isinstance(node, ast.If) and "TYPE_CHECKING" in (
         getattr(node.test, "id", ""),
@@ -134,25 +134,24 @@ def names_of(nodes: Iterable[ast.AST], package: str) -> Names:
     found, ahead = Names(), list(nodes)
     while ahead:
         node = ahead.pop()
-        kind = type(node)
-        if kind is ast.Name:
-            if type(node.ctx) is not ast.Load:
+        if isinstance(node, ast.Name):
+            if not isinstance(node.ctx, ast.Load):
                 found.assigned.add(node.id)
-        elif kind in (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef):
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             found.assigned.add(node.name)
-        elif kind in (ast.Import, ast.ImportFrom):
+        elif isinstance(node, ast.Import | ast.ImportFrom):
             for name, binding in bindings(node, package):
                 found.imports.setdefault(name, []).append(binding)
-        elif kind in (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp):
+        elif isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
             found.assigned |= {n.target.id for n in ast.walk(node) if isinstance(n, ast.NamedExpr)}
-        elif kind in (ast.Global, ast.Nonlocal):
+        elif isinstance(node, ast.Global | ast.Nonlocal):
             found.outer |= set(node.names)
-        elif kind is ast.If and is_type_checking(node):
+        elif isinstance(node, ast.If) and is_type_checking(node):
             ahead += node.orelse
-        elif kind is not ast.Lambda:
-            if kind in (ast.ExceptHandler, ast.MatchAs, ast.MatchStar) and node.name:
+        elif not isinstance(node, ast.Lambda):
+            if isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
                 found.assigned.add(node.name)
-            elif kind is ast.MatchMapping and node.rest:
+            elif isinstance(node, ast.MatchMapping) and node.rest:
                 found.assigned.add(node.rest)
             ahead += ast.iter_child_nodes(node)
     return found
@@ -163,7 +162,7 @@ def package_of(module: str) -> str:
     return module if file_of(module).name == "__init__.py" else module.rpartition(".")[0]
 
 
-def targets_of(node: ast.stmt) -> list[ast.expr]:
+def targets_of(node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> list[ast.expr]:
     """The left sides of an assignment."""
     return node.targets if isinstance(node, ast.Assign) else [node.target]
 
@@ -177,11 +176,10 @@ def root_name(node: ast.expr) -> str | None:
 
 def single_assignments(node: ast.stmt) -> list[ast.stmt]:
     """`A, B = 1, 2` at the top of a module as two assignments: they are constants with nothing in common."""
-    if isinstance(node, ast.Assign) and len(node.targets) == 1:
-        target, value = node.targets[0], node.value
-        pairs = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts)
-        if pairs and not any(isinstance(part, ast.Starred) for part in (*target.elts, *value.elts)):
-            return [ast.Assign([t], v) for t, v in zip(target.elts, value.elts, strict=True)]
+    match node:
+        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)) if len(targets) == len(values):
+            if not any(isinstance(part, ast.Starred) for part in (*targets, *values)):
+                return [ast.Assign([target], value) for target, value in zip(targets, values, strict=True)]
     return [node]
 
 

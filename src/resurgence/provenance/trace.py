@@ -51,7 +51,7 @@ def row_of(file: Path, number: int) -> dict[str, Any]:
         table = pd.read_csv(file, keep_default_na=False, dtype=str)
     if not 1 <= number <= len(table):
         raise ValueError(f"--row {number}: {file} has rows 1 to {len(table)}")
-    return table.iloc[number - 1].to_dict()
+    return {str(name): value for name, value in table.iloc[number - 1].items()}
 
 
 def models_of(row: Mapping[str, str], controls: list[str]) -> list[str]:
@@ -155,7 +155,7 @@ def dvc_entries(root: Path, files: list[str]) -> Iterator[str]:
     folders = sorted({parent for name in files for parent in Path(name).parents})
     for lock in (root / folder / "dvc.lock" for folder in folders if (root / folder / "dvc.lock").is_file()):
         declared, locked = (yaml.safe_load(file.read_text("utf-8")) for file in (lock.with_name("dvc.yaml"), lock))
-        outs = {}
+        outs: dict[Path, tuple[str, str]] = {}
         for stage, entry in locked.get("stages", {}).items():
             place = lock.parent / declared["stages"][stage].get("wdir", ".")
             outs |= {(place / out["path"]).resolve().relative_to(root): (stage, out["md5"]) for out in entry["outs"]}

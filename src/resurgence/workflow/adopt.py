@@ -125,10 +125,10 @@ def judge_one(job: Job, root: Path, digest: Callable[[Path], str]) -> Verdict:
     if problems:
         return Verdict("damaged", problems[0])
     try:
-        told = difference(job, manifest, run_of(job.out, root), digest)
+        change = difference(job, manifest, run_of(job.out, root), digest)
     except FileNotFoundError as error:
         return Verdict("stale", str(error))
-    return Verdict("stale", told) if told else Verdict("fresh")
+    return Verdict("stale", change) if change else Verdict("fresh")
 
 
 def mark(found: Mapping[Path, Verdict], overlays: Sequence[Path], root: Path = Path()) -> None:
@@ -145,8 +145,8 @@ def mark(found: Mapping[Path, Verdict], overlays: Sequence[Path], root: Path = P
             raise ValueError(f"snakemake --cleanup-metadata fails; it says\n{told[-4000:]}")
     if fresh:
         snakemake("--touch", "-F", "--cores", "1", *configured(overlays), "--", *fresh, root=root)
-    for out in stale:
-        os.utime(root / out, (OLD, OLD))
+    for name in stale:
+        os.utime(root / name, (OLD, OLD))
 
 
 def adopt_arguments(parser: ArgumentParser) -> None:

@@ -151,8 +151,10 @@ class Coster:
     def erase(self, block: Mapping[str, Any]) -> Cost:
         """Gradient steps."""
         config, passes = eraser_passes(block)
-        known = isinstance(config, Optimisation)  # else a trainer that is not ours: taken to train keys and values
-        precision, share = (config.precision, SHARES[config.parameters]) if known else ("fp32", KV)
+        if isinstance(config, Optimisation):
+            precision, share = str(config.precision), SHARES[config.parameters]
+        else:  # a trainer that is not ours: taken to train keys and values
+            precision, share = "fp32", KV
         tflop = passes.graded * self.work.full + passes.plain * self.work.unet
         return Cost(self.time(tflop, precision), bytes=share * 4 * self.work.parameters)
 
@@ -187,10 +189,12 @@ class Coster:
             return start + Cost(images * (self.time(self.rates.mask, "fp32") + self.rates.seconds["mask"]))
         if rule in SETS:
             return start + self.concept_images(block)
-        makers = {"prior_moments": self.moments, "domain_moments": self.moments}
-        maker = makers.get(rule) or getattr(self, rule, None)
-        known = (*makers, "loras", "closed_form", "erase", "finetune", "finetune_set")
-        return start + maker(block) if rule in known else Cost()
+        makers = {
+            "prior_moments": self.moments, "domain_moments": self.moments, "loras": self.loras,
+            "closed_form": self.closed_form, "erase": self.erase, "finetune": self.finetune,
+            "finetune_set": self.finetune_set,
+        }  # fmt: skip
+        return start + makers[rule](block) if rule in makers else Cost()
 
 
 def by_rule(jobs: Iterable[Job], cost: Coster) -> dict[str, Cost]:

@@ -145,7 +145,7 @@ def finetune_set(study: Study, task: str, name: str) -> Inputs:
 
 def terciles(study: Study, name: str) -> Inputs:
     """CLIP, and the file of concepts that a fine-tuning set is drawn from."""
-    return {"clip": clip_files(study), "candidates": [study.finetune_sets[name].tercile.candidates]}
+    return {"clip": clip_files(study), "candidates": [study.tercile_of(name).candidates]}
 
 
 def clip_files(study: Study) -> list[str]:
@@ -234,7 +234,7 @@ def report(study: Study) -> Inputs:
 
 def world_files(study: Study, part: str) -> list[str]:
     """The word lists that a part of the miniature is made from; the base is trained more on the tasks' concepts."""
-    world = read_yaml(study.world)
+    world = read_yaml(Path(study.world))
     tasks = sorted(path.as_posix() for path in Path(world["tasks"]).glob("*.yaml"))
     templates = [world["templates"]] if part in ("base", "clip") else []
     return [world["concepts"], *templates, *(tasks if part in ("base", "quality") else [])]
@@ -242,7 +242,7 @@ def world_files(study: Study, part: str) -> list[str]:
 
 def world_settings(study: Study, part: str) -> str:
     """The settings of a part of the miniature, as text."""
-    world = read_yaml(study.world)
+    world = read_yaml(Path(study.world))
     return job_settings.text({"settings": world["packages"] if part == "drawings" else world[part]})
 
 
@@ -318,7 +318,8 @@ def cells(study: Study) -> Iterator[dict[str, str]]:
 def models(study: Study) -> Iterator[dict[str, str]]:
     """Wildcards of each model that is sampled: bases, erased models, fine-tuned models."""
     changed = (item for item in study.erasures() if study.erasers[item.eraser].config)
-    for item in (*study.tasks.names, *changed, *study.cells()):
+    items: list[str | Erasure | Cell] = [*study.tasks.names, *changed, *study.cells()]
+    for item in items:
         yield {"model": str(study.model(item))}
 
 

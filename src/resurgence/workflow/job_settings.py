@@ -7,6 +7,7 @@ result holds it, so a setting that a job does not read must not be in its block:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -14,8 +15,6 @@ from typing import Any
 from resurgence.config.scorers import scorer_class
 from resurgence.config.study import Cell, Erasure, Study
 from resurgence.config.task import Task
-
-LAST: list[Any] = []  # a study and its owners of LoRAs
 
 
 def text(block: dict[str, Any]) -> str:
@@ -93,7 +92,7 @@ def masks(study: Study, task: str) -> dict[str, Any]:
 def has_loras(study: Study, eraser: str) -> bool:
     """Whether an eraser trains LoRAs in a step of its own."""
     config = study.erasers[eraser].config
-    return config is not None and config.trains_loras
+    return bool(config) and bool(config.trains_loras)
 
 
 def loras(study: Study, erasure: Erasure) -> dict[str, Any]:
@@ -106,9 +105,10 @@ def loras(study: Study, erasure: Erasure) -> dict[str, Any]:
     return {"base": base(study), "method": method.name, "settings": kept, "task": task, "seed": erasure.seed}
 
 
+@functools.cache  # the rules ask once for each job
 def owners(study: Study) -> dict[Erasure, Erasure]:
     """Each erasure that trains LoRAs -> the first of the same eraser, task and seed whose LoRAs are the same."""
-    first: dict[tuple, Erasure] = {}
+    first: dict[tuple[str, str, int, str], Erasure] = {}
     found = {}
     for erasure in study.erasures():
         if has_loras(study, erasure.eraser):
@@ -118,15 +118,11 @@ def owners(study: Study) -> dict[Erasure, Erasure]:
 
 
 def loras_of(study: Study, erasure: Erasure) -> Erasure:
-    """The first erasure of the same eraser, task and seed whose LoRAs are the same; often itself.
-
-    Kept for the study asked for last: the rules ask once for each job.
-    """
-    if not LAST or LAST[0] is not study:
-        LAST[:] = [study, owners(study)]
-    if erasure not in LAST[1]:
+    """The first erasure of the same eraser, task and seed whose LoRAs are the same; often itself."""
+    found = owners(study).get(erasure)
+    if found is None:
         raise LookupError(f"{erasure} is not part of the study")
-    return LAST[1][erasure]
+    return found
 
 
 def erase(study: Study, erasure: Erasure) -> dict[str, Any]:
@@ -161,7 +157,7 @@ def terciles(study: Study, task: str, name: str) -> dict[str, Any]:
     """The concepts of a fine-tuning set that are drawn by their similarity to the erased ones."""
     given = part(study.task(task), "erase", "synonyms")
     return {
-        "tercile": dataclasses.asdict(study.finetune_sets[name].tercile),
+        "tercile": dataclasses.asdict(study.tercile_of(name)),
         "task": given,
         "clip": study.scorers["clip"],
     }

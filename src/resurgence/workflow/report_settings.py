@@ -16,7 +16,7 @@ from resurgence.workflow.job_settings import has_loras, loras_of, reads
 
 def models(study: Study) -> list[str]:
     """Every model by its name in paths."""
-    items = [*study.tasks.names, *study.erasures(), *study.cells()]
+    items: list[str | Erasure | Cell] = [*study.tasks.names, *study.erasures(), *study.cells()]
     return [str(study.model(item)) for item in items]
 
 
@@ -71,7 +71,8 @@ def figures(study: Study) -> dict[str, Any]:
 def experiment(study: Study, name: str) -> dict[str, Any]:
     """One figure or table of the study."""
     one = study.experiments[name]
-    block = {"name": name, "base": study.base.name, "statistics": dataclasses.asdict(study.statistics)}
+    block: dict[str, Any] = {"name": name, "base": study.base.name}
+    block |= {"statistics": dataclasses.asdict(study.statistics)}
     block |= {key: getattr(one, key) for key in ("title", "kind", "along", "metric", "roles", "choose", "note")}
     block |= {key: getattr(one, key) for key in ("tasks", "erasers", "finetunes")}
     block |= {"controls": [key for key, method in study.erasers.items() if method.config is None]}

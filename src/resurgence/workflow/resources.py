@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from resurgence.config.fields import ConfigError, read_yaml
@@ -17,7 +18,7 @@ HUB = 5_200_000_000  # bytes of a base from the hub, about the size of SD 2.1; S
 
 def site() -> dict[str, Any]:
     """The cluster, from the file that profiles/slurm names in RESURGENCE_SITE; empty on a workstation."""
-    return read_yaml(os.environ["RESURGENCE_SITE"]) if "RESURGENCE_SITE" in os.environ else {}
+    return read_yaml(Path(os.environ["RESURGENCE_SITE"])) if "RESURGENCE_SITE" in os.environ else {}
 
 
 def uses_gpu(device: str, site: Mapping[str, Any]) -> bool:
@@ -49,4 +50,4 @@ def gpu_request(gpu: int, site: Mapping[str, Any]) -> dict[str, Any]:
 def memory(weights: int | None, gpu: int, attempt: int) -> int:
     """Main memory in MB of a job that loads a base of so many bytes (None: from the hub); doubled by each attempt."""
     once = PYTHON + CUDA * gpu + round(COPIES * (weights or HUB) / 1e6)
-    return once * 2 ** (attempt - 1)
+    return int(once * 2 ** (attempt - 1))

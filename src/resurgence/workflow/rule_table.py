@@ -6,6 +6,7 @@ that of the graph: each comes after the rules whose results it reads.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +108,11 @@ class Rule:
         return code_version(f"resurgence.stages.{self.stage}", *chosen, without=ALTERNATIVES)
 
 
+def of_task(make: Callable[[Study, str], dict[str, Any]]) -> Callable[[Study, Wildcards], dict[str, Any]]:
+    """The settings of a task's job, from a function of study and task."""
+    return lambda study, wildcards: make(study, wildcards.task)
+
+
 def eraser_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
     """The module of a job's eraser."""
     return (method_module(study.erasers[split_name(wildcards.eraser)[0]].name),)
@@ -142,7 +148,7 @@ def table_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
     return ("resurgence.scorers:read_scores", "resurgence.scorers.frechet", *declarations(study.scorers))
 
 
-ON_GPU = {"gpu": True, "loads_base": True}
+ON_GPU: dict[str, Any] = {"gpu": True, "loads_base": True}
 DATA, ERASE, TUNE = "data", "erase", "fine-tune"
 SAMPLE, SCORE, SHOW = "sample", "score", "tables, figures, report"
 
@@ -166,7 +172,7 @@ _RULES = (
     *(
         Rule(
             name, "concept_images", f"results/data/{TASK}/{name}/manifest.json", graph.tasks_that_read(kind),
-            lambda study, w, make=make: make(study, w.task), DATA, seconds,
+            of_task(make), DATA, seconds,
             inputs=lambda study, w: graph.base(study), minutes=120, **ON_GPU,
         )
         for name, make, kind, seconds in (
@@ -198,7 +204,7 @@ _RULES = (
     *(
         Rule(
             name, "erase", f"results/erased/{ERASED}/delta/manifest.json",
-            lambda study, solved=solved: graph.erasures(study, solved),
+            functools.partial(graph.erasures, solved=solved),
             lambda study, w: job_settings.erase(study, erasure(w)), ERASE, seconds,
             inputs=lambda study, w: graph.erase(study, erasure(w)), chosen=eraser_code, minutes=minutes, **ON_GPU,
         )
