@@ -93,6 +93,8 @@ def finetunes(machine: Machine) -> dict[str, Any]:
         "lora fp16": {"precision": "fp16"},
         "lora bf16": {"precision": "bf16"},
     }
+    if not machine.cuda:  # gradients of fp16 need a GPU
+        del kinds["lora fp16"]
     for name, options in kinds.items():
         cfg, curves = FinetuneConfig(**{"steps": 20, "batch": 4, "accumulation": 1, **options}), []
         for target in (pipe, pipe) if "precision" in options else (on_cpu, pipe, pipe):

@@ -51,8 +51,10 @@ MODES = {
 }
 
 
-def rates(kind: str, operations: float, seconds: float) -> dict[str, float]:
-    """Operations a second, and the share of the peak."""
+def rates(machine: Machine, kind: str, operations: float, seconds: float) -> dict[str, float]:
+    """Operations a second, and the share of the peak; nothing of tiny models, whose operations are not counted."""
+    if machine.tiny:
+        return {}
     rate = operations / seconds
     return {"TFLOP/s": round(rate / 1e12, 1), "of peak": round(rate / PEAK[kind], 3)}
 
@@ -76,7 +78,7 @@ def walk(machine: Machine, pipe: StableDiffusionPipeline, mode: Mode, batch: int
         "s an image": round((50 * seconds / steps + decoding) / batch, 4),
         "ms a step": round(1e3 * seconds / steps, 1),
         "decoding, s an image": round(decoding / batch, 4),
-        **rates(mode.kind, 2 * batch * steps * WORK["unet"] * 1e12, seconds),
+        **rates(machine, mode.kind, 2 * batch * steps * WORK["unet"] * 1e12, seconds),
         "GiB": round(max(gib, decoding_gib), 1),
         "s until then": round(time.perf_counter() - began, 1),
     }
@@ -157,7 +159,7 @@ def train_step(machine: Machine, pipe: StableDiffusionPipeline, step: Step) -> d
         return {
             "ms": round(1e3 * seconds, 1),
             "samples/s": round(step.batch / seconds, 2),
-            **rates(step.kind, step.batch * work * 1e12, seconds),
+            **rates(machine, step.kind, step.batch * work * 1e12, seconds),
             "GiB": round(gib, 1),
         }
     finally:
