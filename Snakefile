@@ -17,6 +17,10 @@ configfile: "params.yaml" if os.path.exists("params.yaml") else os.path.join(wor
 report: "workflow/report/study.rst"
 
 
+# with --software-deployment-method apptainer; envs/resurgence.def builds it
+container: "resurgence.sif"
+
+
 wildcard_constraints:
     base=r"[a-z0-9][a-z0-9_-]*",
     task=r"[a-z0-9][a-z0-9_-]*",
@@ -39,7 +43,7 @@ include: "workflow/rules/targets.smk"
 include: "workflow/rules/world.smk"
 
 
-shell.prefix(job_prefix())
+shell.prefix(resources.shell_prefix(ROOT, GPU))
 
 
 localrules:

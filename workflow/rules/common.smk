@@ -1,7 +1,5 @@
 """The checked study, and what the rules take from its records (resurgence.workflow.rule_table). No rules here."""
 
-import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -29,19 +27,6 @@ THREADS = 4 if GPU else 1
 ON_GPU = resources.gpu_request(GPU, SITE)
 
 
-def job_prefix():
-    """What runs in the shell of a job before its command.
-
-    Jobs run the package of this tree with the Python that runs Snakemake; the device is no parameter, so another one
-    does not run everything again.
-    """
-    paths = ":".join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
-    return (
-        f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
-        f" PYTHONPATH={shlex.quote(paths)} RESURGENCE_DEVICE={'cuda' if GPU else 'cpu'}; "
-    )
-
-
 def settings(rule):
     """The settings of a rule's job, as one sorted text."""
     return lambda wildcards: text(RULES[rule].settings(STUDY, wildcards))
@@ -64,7 +49,7 @@ def named(wildcards, input):
 
 
 def needs(rule):
-    """The resources of a rule that loads models: GPU, main memory in MB, minutes; more with each attempt."""
+    """Resources for loading models: GPU, main memory in MB, minutes; more with each attempt."""
     weights = sum(Path(file).stat().st_size for file in graph.base(STUDY)["base"]) or None
     return {
         **(ON_GPU if RULES[rule].gpu else {}),
@@ -73,6 +58,19 @@ def needs(rule):
     }
 
 
+WORLD_NEEDS = {
+    **ON_GPU,
+    "mem_mb": lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),  # holds the drawings and their latents
+    "runtime": lambda wildcards, attempt: 720 * attempt,  # minutes on one GPU or sixteen cores
+}
+
+
 def of_stage(stage):
     """The artefacts in one folder of results/: what DVC tracks as one stage."""
     return [path for path in graph.every_manifest(STUDY) if path.startswith(f"results/{stage}/")]
+
+
+def pictures(rule):
+    """The pictures that a rule draws, as the report shows them."""
+    drawn = report_settings.pictures(STUDY)[rule]
+    return [report(path, category=c, caption=f"../report/{caption}.rst", labels=l) for path, c, caption, l in drawn]

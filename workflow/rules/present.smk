@@ -1,19 +1,6 @@
 # Tables, figures, grids, cost and the report. Cost and report tell of this run; everything else is the same in each.
 
 
-def figure(path, category, caption, **labels):
-    """A picture of the report. Two labels must be a full table: the report breaks on a combination that is missing."""
-    return report(path, category=category, caption=f"../report/{caption}.rst", labels=labels)
-
-
-def pictures(rule):
-    """The pictures that a rule draws."""
-    return [
-        figure(path, category, caption, **labels)
-        for path, category, caption, labels in report_settings.pictures(STUDY)[rule]
-    ]
-
-
 rule tables:
     input:
         inputs("tables"),

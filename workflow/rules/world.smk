@@ -2,19 +2,6 @@
 # studies start from the shipped copy in data/miniature, so nothing here is part of the default target.
 
 
-def world(part):
-    """The shell command of a part of the world."""
-    gpu = "" if part == "drawings" else " --gpu"
-    return f"python -m resurgence.stages.world {part}{gpu} --config {{params.world}} --out results/world > {{log}} 2>&1"
-
-
-WORLD_NEEDS = {
-    **ON_GPU,
-    "mem_mb": lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),  # holds the drawings and their latents
-    "runtime": lambda wildcards, attempt: 720 * attempt,  # minutes on one GPU or sixteen cores
-}
-
-
 rule world:
     input:
         "results/world/clip/open_clip_model.safetensors",
@@ -37,7 +24,7 @@ rule world_drawings:
     message:
         "Render the drawings of the world"
     shell:
-        world("drawings")
+        "python -m resurgence.stages.world drawings --config {params.world} --out results/world > {log} 2>&1"
 
 
 rule world_autoencoder:
@@ -60,7 +47,7 @@ rule world_autoencoder:
     message:
         "Train the autoencoder of the miniature"
     shell:
-        world("autoencoder")
+        "python -m resurgence.stages.world autoencoder --gpu --config {params.world} --out results/world > {log} 2>&1"
 
 
 rule world_base:
@@ -84,7 +71,7 @@ rule world_base:
     message:
         "Train the miniature base"
     shell:
-        world("base")
+        "python -m resurgence.stages.world base --gpu --config {params.world} --out results/world > {log} 2>&1"
 
 
 rule world_recogniser:
@@ -107,7 +94,7 @@ rule world_recogniser:
     message:
         "Train the recogniser"
     shell:
-        world("recogniser")
+        "python -m resurgence.stages.world recogniser --gpu --config {params.world} --out results/world > {log} 2>&1"
 
 
 rule world_clip:
@@ -130,7 +117,7 @@ rule world_clip:
     message:
         "Train the small CLIP"
     shell:
-        world("clip")
+        "python -m resurgence.stages.world clip --gpu --config {params.world} --out results/world > {log} 2>&1"
 
 
 rule world_quality:
@@ -154,4 +141,4 @@ rule world_quality:
     message:
         "Measure the world"
     shell:
-        world("quality")
+        "python -m resurgence.stages.world quality --gpu --config {params.world} --out results/world > {log} 2>&1"

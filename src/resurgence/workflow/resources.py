@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,3 +53,16 @@ def memory(weights: int | None, gpu: int, attempt: int) -> int:
     """Main memory in MB of a job that loads a base of so many bytes (None: from the hub); doubled by each attempt."""
     once = PYTHON + CUDA * gpu + round(COPIES * (weights or HUB) / 1e6)
     return int(once * 2 ** (attempt - 1))
+
+
+def shell_prefix(root: Path, gpu: int) -> str:
+    """What runs in the shell of a job before its command.
+
+    Jobs run the package of this tree with the Python that runs Snakemake. The device is no parameter of a job, so
+    another one does not run everything again.
+    """
+    paths = ":".join(filter(None, [str(root / "src"), os.environ.get("PYTHONPATH")]))
+    return (
+        f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+        f" PYTHONPATH={shlex.quote(paths)} RESURGENCE_DEVICE={'cuda' if gpu else 'cpu'}; "
+    )
