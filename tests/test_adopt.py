@@ -15,7 +15,7 @@ from resurgence.files import sha256
 from resurgence.provenance.manifest import MANIFEST, RUN, described, read_manifest, write_artefact, write_made
 from resurgence.provenance.runs import RECORD, record, restore, run_of
 from resurgence.workflow.adopt import changes, judge
-from resurgence.workflow.graph import Job
+from resurgence.workflow.jobs import Job
 from resurgence.workflow.rule_table import RULES
 from resurgence.workflow.snakemake import check_package
 from resurgence.workflow.stage_digests import digests

@@ -16,7 +16,8 @@ from resurgence.config.study import Cell, Erasure, Study
 from resurgence.data.prompts import prompt_set
 from resurgence.workflow import graph, plan
 from resurgence.workflow.gpu_hours import Cost, Coster, Rates, by_rule, prompts_of, read_rates
-from resurgence.workflow.graph import Job
+from resurgence.workflow.jobs import Job
+from resurgence.workflow.jobs import jobs as study_jobs
 from resurgence.workflow.rule_table import RULES
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +41,7 @@ def rates() -> Rates:
 @pytest.fixture(scope="module")
 def jobs(study: Study) -> dict[str, Job]:
     """Every job of the study, by its output."""
-    return {job.out.as_posix(): job for job in graph.jobs(study)}
+    return {job.out.as_posix(): job for job in study_jobs(study)}
 
 
 @pytest.fixture

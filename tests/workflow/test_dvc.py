@@ -15,7 +15,7 @@ from versioned import STAGES, Repository, make_repository
 
 from resurgence.config.load import load_study
 from resurgence.provenance.manifest import as_written, read_manifest
-from resurgence.workflow.graph import jobs
+from resurgence.workflow.jobs import jobs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NOTHING = "Nothing to be done"

@@ -17,8 +17,8 @@ import json
 from pathlib import Path
 from resurgence.config.load import load_study
 from resurgence.files import plain
-from resurgence.workflow import graph
-for job in graph.jobs(load_study([Path("params.yaml"), Path("tests/small.yaml")])):
+from resurgence.workflow.jobs import jobs
+for job in jobs(load_study([Path("params.yaml"), Path("tests/small.yaml")])):
     print(json.dumps([job.out.as_posix(), job.code, plain(job.settings), {k: v for k, v in job.inputs.items() if v}]))
 """
 

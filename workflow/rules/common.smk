@@ -11,9 +11,9 @@ sys.path.insert(0, str(ROOT / "src"))
 from resurgence.config.load import make_study
 from resurgence.config.model_path import PATTERN as MODEL
 from resurgence.data import coco
-from resurgence.workflow import graph, report_settings, resources, resume
+from resurgence.workflow import graph, job_items, report_settings, resources, resume
 from resurgence.workflow.job_settings import text
-from resurgence.workflow.rule_table import RULES
+from resurgence.workflow.rule_table import RULES, every_manifest
 from resurgence.workflow.weights_needed import check_present
 
 STUDY = make_study(config)
@@ -67,7 +67,7 @@ WORLD_NEEDS = {
 
 def of_stage(stage):
     """The artefacts in one folder of results/: what DVC tracks as one stage."""
-    return [path for path in graph.every_manifest(STUDY) if path.startswith(f"results/{stage}/")]
+    return [path for path in every_manifest(STUDY) if path.startswith(f"results/{stage}/")]
 
 
 def pictures(rule):

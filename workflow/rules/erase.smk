@@ -34,7 +34,7 @@ rule erase:
     benchmark:
         RULES["erase"].benchmark
     wildcard_constraints:
-        eraser=graph.eraser_pattern(STUDY, solved=False),
+        eraser=job_items.eraser_pattern(STUDY, solved=False),
     threads: THREADS
     resources:
         **needs("erase"),
@@ -54,7 +54,7 @@ use rule erase as closed_form with:
     benchmark:
         RULES["closed_form"].benchmark
     wildcard_constraints:
-        eraser=graph.eraser_pattern(STUDY, solved=True),
+        eraser=job_items.eraser_pattern(STUDY, solved=True),
     resources:
         **needs("closed_form"),
         turn=1,

@@ -22,7 +22,7 @@ from resurgence.config.load import load_study
 from resurgence.files import plain, resolve_path
 from resurgence.provenance.manifest import MANIFEST, as_written, digest_of, read_manifest, verify
 from resurgence.provenance.runs import restore, run_of
-from resurgence.workflow.graph import Job, jobs
+from resurgence.workflow.jobs import Job, jobs
 from resurgence.workflow.snakemake import check_package, configured, snakemake
 
 OLD = 1  # seconds since 1970; Snakemake takes a time of 0 for none

@@ -19,7 +19,7 @@ from resurgence.config.model_path import ModelPath
 from resurgence.config.optimisation import Optimisation
 from resurgence.config.task import Task
 from resurgence.files import resolve_path
-from resurgence.workflow.graph import Job
+from resurgence.workflow.jobs import Job
 
 if TYPE_CHECKING:
     from resurgence.config.study import Study

@@ -1,26 +1,19 @@
-"""The graph of a study: the inputs of every job, by name, and the list of all jobs.
+"""The graph of a study: the inputs of every job, by name.
 
-A job is a rule with values for the wildcards of its output. The rules of Snakemake (workflow/rules) and the commands
-that ask what a study computes (plan, adopt, stage_digests) both take settings and inputs from here.
+The rules of Snakemake (workflow/rules) and jobs.py both take them from the records in rule_table.py, which name these
+functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
 
 from resurgence.config.fields import read_yaml
-from resurgence.config.model_path import ModelPath, method_name, split_name
+from resurgence.config.model_path import ModelPath
 from resurgence.config.study import Cell, Erasure, Study
 from resurgence.provenance.code_version import code_version
 from resurgence.provenance.manifest import MANIFEST
 from resurgence.workflow import job_settings, report_settings
-
-if TYPE_CHECKING:
-    from resurgence.workflow.rule_table import Rule
 
 Inputs = dict[str, list[str]]
 """Name of an input -> its files."""
@@ -37,39 +30,6 @@ DATA = {
     "retained": "retained_images",
 }
 WEIGHTS = {".json", ".safetensors", ".txt"}  # endings of the files of a model in a folder
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job of a study, before it has run."""
-
-    rule: Rule
-    wildcards: Mapping[str, str]
-    out: Path  # manifest.json of an artefact, or made.json of files in a shared folder
-    settings: Mapping[str, Any]
-    inputs: Inputs
-    code: str  # version of the code that bears on its result
-
-    @property
-    def digested(self) -> dict[str, Path]:
-        """What the manifest names as inputs: path -> artefact or file."""
-        paths = [Path(path) for files in self.inputs.values() for path in files]
-        return {path.as_posix(): path.parent if path.name == MANIFEST else path for path in paths}
-
-    @property
-    def above(self) -> list[Path]:
-        """The results among its inputs."""
-        return [path for path in map(Path, self.digested) if path.parts[0] == "results"]
-
-
-def erasure(wildcards: Any) -> Erasure:
-    """The erased model of a job's wildcards."""
-    return Erasure(wildcards.task, *split_name(wildcards.eraser), int(wildcards.erase_seed))
-
-
-def cell(wildcards: Any) -> Cell:
-    """The fine-tuned model of a job's wildcards."""
-    return Cell(erasure(wildcards), *split_name(wildcards.finetune), int(wildcards.finetune_seed))
 
 
 def files_of(place: str | Path) -> list[str]:
@@ -221,9 +181,9 @@ def results(study: Study) -> Inputs:
     return {"experiments": names}
 
 
-def cost(study: Study) -> Inputs:
+def cost(artefacts: list[str]) -> Inputs:
     """The tables, and every artefact with its run."""
-    return {"tables": list(TABLES), "artefacts": every_manifest(study)}
+    return {"tables": list(TABLES), "artefacts": artefacts}
 
 
 def report(study: Study) -> Inputs:
@@ -249,106 +209,3 @@ def world_settings(study: Study, part: str) -> str:
 def world_code(module: str) -> str:
     """Version of the code that makes a part of the miniature."""
     return code_version(f"resurgence.miniature.{module}", "resurgence.miniature.build:emphasised")
-
-
-def eraser_pattern(study: Study, solved: bool) -> str:
-    """Regular expression of the erasers whose last step is solved in closed form, or is not."""
-    configs = {name: method.config for name, method in study.erasers.items() if method.config}
-    names = "|".join(name for name, config in configs.items() if config.closed_form == solved)
-    return rf"({names})(\.[a-z0-9][a-z0-9_-]*)?" if names else r"\.^"  # one that matches nothing
-
-
-def tasks(study: Study) -> Iterator[dict[str, str]]:
-    """Wildcards of a job for each task."""
-    yield from ({"task": name} for name in study.tasks.names)
-
-
-def tasks_that_read(kind: str) -> Any:
-    """Wildcards of a job for each task that some eraser of the study reads this kind of data of."""
-
-    def items(study: Study) -> Iterator[dict[str, str]]:
-        wanted = dict.fromkeys(e.task for e in study.erasures() if kind in job_settings.reads(study, e))
-        yield from ({"task": name} for name in study.tasks.names if name in wanted)
-
-    return items
-
-
-def reads_prior(study: Study) -> Iterator[dict[str, str]]:
-    """Wildcards of the one job of the general captions, where some eraser reads their moment."""
-    if any("prior" in job_settings.reads(study, item) for item in study.erasures()):
-        yield {}
-
-
-def sets(study: Study, drawn: bool = False) -> Iterator[dict[str, str]]:
-    """Wildcards of each fine-tuning set of each task that some model is trained on; `drawn`: only those of terciles."""
-    used = {(c.erasure.task, study.set_of(c.finetune, c.variant)) for c in study.cells()}
-    for task, name in sorted(used, key=lambda pair: (study.tasks.names.index(pair[0]), pair[1])):
-        if not drawn or study.finetune_sets[name].tercile is not None:
-            yield {"task": task, "set": name}
-
-
-def wildcards_of(item: Erasure | Cell) -> dict[str, str]:
-    """The wildcards of an erased or fine-tuned model."""
-    if isinstance(item, Erasure):
-        name = method_name(item.eraser, item.variant)
-        return {"task": item.task, "eraser": name, "erase_seed": str(item.seed)}
-    tuned = {"finetune": method_name(item.finetune, item.variant), "finetune_seed": str(item.seed)}
-    return wildcards_of(item.erasure) | tuned
-
-
-def erasures(study: Study, solved: bool) -> Iterator[dict[str, str]]:
-    """Wildcards of each erased model whose last step is solved in closed form, or is not."""
-    for item in study.erasures():
-        config = study.erasers[item.eraser].config
-        if config is not None and config.closed_form == solved:
-            yield wildcards_of(item)
-
-
-def trained_loras(study: Study) -> Iterator[dict[str, str]]:
-    """Wildcards of each training of LoRAs; erased models that differ in their fusion alone share one."""
-    owners = [job_settings.loras_of(study, e) for e in study.erasures() if job_settings.has_loras(study, e.eraser)]
-    yield from map(wildcards_of, dict.fromkeys(owners))
-
-
-def cells(study: Study) -> Iterator[dict[str, str]]:
-    """Wildcards of each fine-tuned model."""
-    yield from map(wildcards_of, study.cells())
-
-
-def models(study: Study) -> Iterator[dict[str, str]]:
-    """Wildcards of each model that is sampled: bases, erased models, fine-tuned models."""
-    changed = (item for item in study.erasures() if study.erasers[item.eraser].config)
-    items: list[str | Erasure | Cell] = [*study.tasks.names, *changed, *study.cells()]
-    for item in items:
-        yield {"model": str(study.model(item))}
-
-
-def moved(study: Study) -> Iterator[dict[str, str]]:
-    """Wildcards of each fine-tuned model whose movement of weights an experiment shows."""
-    folders = [f for name in study.experiments for f in report_settings.experiment_reads(study, name)]
-    for item in study.cells():
-        if study.folder(item, "geometry") in folders:
-            yield wildcards_of(item)
-
-
-def jobs(study: Study) -> list[Job]:
-    """Every job of the study but those of other data (COCO, the miniature), each after those whose results it reads."""
-    from resurgence.workflow.rule_table import RULES
-
-    found = []
-    for rule in RULES.values():
-        for wildcards in rule.items(study):
-            values = SimpleNamespace(**wildcards)
-            out = Path(rule.output.format(base=study.base.name, **wildcards))
-            found.append(Job(rule, wildcards, out, rule.settings(study, values), rule.inputs(study, values),
-                             rule.version(study, values)))  # fmt: skip
-    return found
-
-
-def every_manifest(study: Study) -> list[str]:
-    """The manifests of all artefacts of the study."""
-    from resurgence.workflow.rule_table import RULES
-
-    outputs = [(rule.output, items) for rule in RULES.values() if rule.output.endswith(MANIFEST)
-               for items in rule.items(study)]  # fmt: skip
-    return [output.format(base=study.base.name, **wildcards) for output, wildcards in outputs]

@@ -21,7 +21,7 @@ from resurgence.config.study import Study
 from resurgence.files import resolve_path
 from resurgence.progress import duration
 from resurgence.workflow.gpu_hours import PNG, Cost, Coster, by_rule, general_images, prompts_of, read_rates
-from resurgence.workflow.graph import jobs
+from resurgence.workflow.jobs import jobs
 from resurgence.workflow.rule_table import DATA, RULES
 from resurgence.workflow.snakemake import configured, job_counts, outputs, snakemake
 from resurgence.workflow.weights_needed import examine

@@ -16,8 +16,10 @@ from resurgence.config.model_path import ModelPath, split_name
 from resurgence.config.scorers import code_of, declarations
 from resurgence.config.study import Study
 from resurgence.provenance.code_version import code_version
-from resurgence.workflow import graph, job_settings, report_settings
-from resurgence.workflow.graph import Inputs, cell, erasure
+from resurgence.provenance.manifest import MANIFEST
+from resurgence.workflow import graph, job_items, job_settings, report_settings
+from resurgence.workflow.graph import Inputs
+from resurgence.workflow.job_items import cell, erasure
 
 Wildcards = Any  # with an attribute for each wildcard
 BASE, TASK = "{base}", "{base}/{task}"
@@ -154,24 +156,24 @@ SAMPLE, SCORE, SHOW = "sample", "score", "tables, figures, report"
 
 _RULES = (
     Rule(
-        "prompts", "prompts", f"results/data/{TASK}/prompts/manifest.json", graph.tasks,
+        "prompts", "prompts", f"results/data/{TASK}/prompts/manifest.json", job_items.tasks,
         lambda study, w: job_settings.prompts(study, w.task), DATA, 2,
         inputs=lambda study, w: {"general": [path]} if (path := study.general_of(w.task)) else {},
     ),
     Rule(
-        "prior_moments", "moments", f"results/data/{BASE}/moments/manifest.json", graph.reads_prior,
+        "prior_moments", "moments", f"results/data/{BASE}/moments/manifest.json", job_items.reads_prior,
         lambda study, w: job_settings.prior_moments(study), DATA, 8,
         inputs=lambda study, w: graph.base(study) | {"captions": [study.moments.prior]}, minutes=60, **ON_GPU,
     ),
     Rule(
-        "domain_moments", "moments", f"results/data/{TASK}/moments/manifest.json", graph.tasks_that_read("domain"),
+        "domain_moments", "moments", f"results/data/{TASK}/moments/manifest.json", job_items.tasks_that_read("domain"),
         lambda study, w: job_settings.domain_moments(study, w.task), DATA, 8,
         inputs=lambda study, w: graph.base(study) | {"captions": [study.templates_of(study.task(w.task).kind)]},
         minutes=10, **ON_GPU,
     ),
     *(
         Rule(
-            name, "concept_images", f"results/data/{TASK}/{name}/manifest.json", graph.tasks_that_read(kind),
+            name, "concept_images", f"results/data/{TASK}/{name}/manifest.json", job_items.tasks_that_read(kind),
             of_task(make), DATA, seconds,
             inputs=lambda study, w: graph.base(study), minutes=120, **ON_GPU,
         )
@@ -182,41 +184,41 @@ _RULES = (
         )
     ),
     Rule(
-        "masks", "masks", f"results/data/{TASK}/masks/manifest.json", graph.tasks_that_read("masks"),
+        "masks", "masks", f"results/data/{TASK}/masks/manifest.json", job_items.tasks_that_read("masks"),
         lambda study, w: job_settings.masks(study, w.task), DATA, 6,
         inputs=lambda study, w: graph.masks(study, w.task), chosen=segmenter_code, minutes=120, gpu=True,
     ),
     Rule(
         "terciles", "terciles", f"results/data/{TASK}/terciles/{{set}}/manifest.json",
-        lambda study: graph.sets(study, drawn=True), lambda study, w: job_settings.terciles(study, w.task, w.set),
+        lambda study: job_items.sets(study, drawn=True), lambda study, w: job_settings.terciles(study, w.task, w.set),
         DATA, 8, inputs=lambda study, w: graph.terciles(study, w.set), chosen=clip_code,
     ),
     Rule(
-        "finetune_set", "finetune_set", f"results/data/{TASK}/finetune_sets/{{set}}/manifest.json", graph.sets,
+        "finetune_set", "finetune_set", f"results/data/{TASK}/finetune_sets/{{set}}/manifest.json", job_items.sets,
         lambda study, w: job_settings.finetune_set(study, w.task, w.set), DATA, 20,
         inputs=lambda study, w: graph.finetune_set(study, w.task, w.set), minutes=120, **ON_GPU,
     ),
     Rule(
-        "loras", "loras", f"results/erased/{ERASED}/loras/manifest.json", graph.trained_loras,
+        "loras", "loras", f"results/erased/{ERASED}/loras/manifest.json", job_items.trained_loras,
         lambda study, w: job_settings.loras(study, erasure(w)), ERASE, 25,
         inputs=lambda study, w: graph.loras(study, erasure(w)), chosen=eraser_code, minutes=60, **ON_GPU,
     ),
     *(
         Rule(
             name, "erase", f"results/erased/{ERASED}/delta/manifest.json",
-            functools.partial(graph.erasures, solved=solved),
+            functools.partial(job_items.erasures, solved=solved),
             lambda study, w: job_settings.erase(study, erasure(w)), ERASE, seconds,
             inputs=lambda study, w: graph.erase(study, erasure(w)), chosen=eraser_code, minutes=minutes, **ON_GPU,
         )
         for name, solved, seconds, minutes in (("closed_form", True, 8, 20), ("erase", False, 60, 480))
     ),
     Rule(
-        "finetune", "finetune", f"results/finetuned/{TUNED}/weights/manifest.json", graph.cells,
+        "finetune", "finetune", f"results/finetuned/{TUNED}/weights/manifest.json", job_items.cells,
         lambda study, w: job_settings.finetune(study, cell(w)), TUNE, 60,
         inputs=lambda study, w: graph.finetune(study, cell(w)), minutes=480, **ON_GPU,
     ),
     Rule(
-        "sample", "sample", f"results/images/{MODEL}/images/manifest.json", graph.models,
+        "sample", "sample", f"results/images/{MODEL}/images/manifest.json", job_items.models,
         lambda study, w: job_settings.sample(study), SAMPLE, 40,
         inputs=lambda study, w: graph.sample(study, ModelPath.parse(w.model)), minutes=240, **ON_GPU,
     ),
@@ -227,12 +229,12 @@ _RULES = (
         inputs=lambda study, w: graph.reference_features(study), chosen=reference_code, minutes=240, gpu=True,
     ),
     Rule(
-        "score", "score", f"results/scores/{MODEL}/scores/manifest.json", graph.models,
+        "score", "score", f"results/scores/{MODEL}/scores/manifest.json", job_items.models,
         lambda study, w: job_settings.score(study, ModelPath.parse(w.model).task), SCORE, 12,
         inputs=lambda study, w: graph.score(study, ModelPath.parse(w.model)), chosen=scorer_code, minutes=120, gpu=True,
     ),
     Rule(
-        "geometry", "geometry", f"results/scores/{TUNED}/geometry/manifest.json", graph.moved,
+        "geometry", "geometry", f"results/scores/{TUNED}/geometry/manifest.json", job_items.moved,
         lambda study, w: job_settings.geometry(study), SCORE, 8,
         inputs=lambda study, w: graph.weight_movement(study, cell(w)), minutes=10,
     ),
@@ -261,7 +263,7 @@ _RULES = (
     ),
     Rule(
         "cost", "cost", "results/cost/made.json", one, lambda study, w: report_settings.cost(study), SHOW, 4,
-        inputs=lambda study, w: graph.cost(study), chosen=metric_code, verified=False,
+        inputs=lambda study, w: graph.cost(every_manifest(study)), chosen=metric_code, verified=False,
     ),
     Rule(
         "report", "report", "results/cost/report.json", one, lambda study, w: report_settings.report(study), SHOW, 10,
@@ -269,3 +271,9 @@ _RULES = (
     ),
 )  # fmt: skip
 RULES = {rule.name: rule for rule in _RULES}
+
+
+def every_manifest(study: Study) -> list[str]:
+    """The manifests of all artefacts of the study."""
+    artefacts = [rule for rule in RULES.values() if rule.output.endswith(MANIFEST)]
+    return [rule.output.format(base=study.base.name, **item) for rule in artefacts for item in rule.items(study)]

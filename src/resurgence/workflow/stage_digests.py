@@ -15,7 +15,7 @@ from pathlib import Path
 from resurgence.config.load import load_study
 from resurgence.files import digest_of_text, plain, resolve_path, write_json
 from resurgence.provenance.manifest import MANIFEST, digest_of
-from resurgence.workflow.graph import Job, jobs
+from resurgence.workflow.jobs import Job, jobs
 from resurgence.workflow.snakemake import check_package
 
 EXPECTED = Path("results/expected.json")

@@ -1,0 +1,100 @@
+"""The wildcards of the jobs of a study: which values each rule has a job for, and what the values stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from resurgence.config.model_path import method_name, split_name
+from resurgence.config.study import Cell, Erasure, Study
+from resurgence.workflow import job_settings, report_settings
+
+
+def erasure(wildcards: Any) -> Erasure:
+    """The erased model of a job's wildcards."""
+    return Erasure(wildcards.task, *split_name(wildcards.eraser), int(wildcards.erase_seed))
+
+
+def cell(wildcards: Any) -> Cell:
+    """The fine-tuned model of a job's wildcards."""
+    return Cell(erasure(wildcards), *split_name(wildcards.finetune), int(wildcards.finetune_seed))
+
+
+def eraser_pattern(study: Study, solved: bool) -> str:
+    """Regular expression of the erasers whose last step is solved in closed form, or is not."""
+    configs = {name: method.config for name, method in study.erasers.items() if method.config}
+    names = "|".join(name for name, config in configs.items() if config.closed_form == solved)
+    return rf"({names})(\.[a-z0-9][a-z0-9_-]*)?" if names else r"\.^"  # one that matches nothing
+
+
+def tasks(study: Study) -> Iterator[dict[str, str]]:
+    """Wildcards of a job for each task."""
+    yield from ({"task": name} for name in study.tasks.names)
+
+
+def tasks_that_read(kind: str) -> Any:
+    """Wildcards of a job for each task that some eraser of the study reads this kind of data of."""
+
+    def items(study: Study) -> Iterator[dict[str, str]]:
+        wanted = dict.fromkeys(e.task for e in study.erasures() if kind in job_settings.reads(study, e))
+        yield from ({"task": name} for name in study.tasks.names if name in wanted)
+
+    return items
+
+
+def reads_prior(study: Study) -> Iterator[dict[str, str]]:
+    """Wildcards of the one job of the general captions, where some eraser reads their moment."""
+    if any("prior" in job_settings.reads(study, item) for item in study.erasures()):
+        yield {}
+
+
+def sets(study: Study, drawn: bool = False) -> Iterator[dict[str, str]]:
+    """Wildcards of each fine-tuning set of each task that some model is trained on; `drawn`: only those of terciles."""
+    used = {(c.erasure.task, study.set_of(c.finetune, c.variant)) for c in study.cells()}
+    for task, name in sorted(used, key=lambda pair: (study.tasks.names.index(pair[0]), pair[1])):
+        if not drawn or study.finetune_sets[name].tercile is not None:
+            yield {"task": task, "set": name}
+
+
+def wildcards_of(item: Erasure | Cell) -> dict[str, str]:
+    """The wildcards of an erased or fine-tuned model."""
+    if isinstance(item, Erasure):
+        name = method_name(item.eraser, item.variant)
+        return {"task": item.task, "eraser": name, "erase_seed": str(item.seed)}
+    tuned = {"finetune": method_name(item.finetune, item.variant), "finetune_seed": str(item.seed)}
+    return wildcards_of(item.erasure) | tuned
+
+
+def erasures(study: Study, solved: bool) -> Iterator[dict[str, str]]:
+    """Wildcards of each erased model whose last step is solved in closed form, or is not."""
+    for item in study.erasures():
+        config = study.erasers[item.eraser].config
+        if config is not None and config.closed_form == solved:
+            yield wildcards_of(item)
+
+
+def trained_loras(study: Study) -> Iterator[dict[str, str]]:
+    """Wildcards of each training of LoRAs; erased models that differ in their fusion alone share one."""
+    owners = [job_settings.loras_of(study, e) for e in study.erasures() if job_settings.has_loras(study, e.eraser)]
+    yield from map(wildcards_of, dict.fromkeys(owners))
+
+
+def cells(study: Study) -> Iterator[dict[str, str]]:
+    """Wildcards of each fine-tuned model."""
+    yield from map(wildcards_of, study.cells())
+
+
+def models(study: Study) -> Iterator[dict[str, str]]:
+    """Wildcards of each model that is sampled: bases, erased models, fine-tuned models."""
+    changed = (item for item in study.erasures() if study.erasers[item.eraser].config)
+    items: list[str | Erasure | Cell] = [*study.tasks.names, *changed, *study.cells()]
+    for item in items:
+        yield {"model": str(study.model(item))}
+
+
+def moved(study: Study) -> Iterator[dict[str, str]]:
+    """Wildcards of each fine-tuned model whose movement of weights an experiment shows."""
+    folders = [f for name in study.experiments for f in report_settings.experiment_reads(study, name)]
+    for item in study.cells():
+        if study.folder(item, "geometry") in folders:
+            yield wildcards_of(item)

@@ -1,0 +1,49 @@
+"""The jobs of a study before any has run, for the commands that ask what a study computes: plan, adopt, expected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from resurgence.config.study import Study
+from resurgence.provenance.manifest import MANIFEST
+from resurgence.workflow.graph import Inputs
+from resurgence.workflow.rule_table import RULES, Rule
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a study, before it has run."""
+
+    rule: Rule
+    wildcards: Mapping[str, str]
+    out: Path  # manifest.json of an artefact, or made.json of files in a shared folder
+    settings: Mapping[str, Any]
+    inputs: Inputs
+    code: str  # version of the code that bears on its result
+
+    @property
+    def digested(self) -> dict[str, Path]:
+        """What the manifest names as inputs: path -> artefact or file."""
+        paths = [Path(path) for files in self.inputs.values() for path in files]
+        return {path.as_posix(): path.parent if path.name == MANIFEST else path for path in paths}
+
+    @property
+    def above(self) -> list[Path]:
+        """The results among its inputs."""
+        return [path for path in map(Path, self.digested) if path.parts[0] == "results"]
+
+
+def jobs(study: Study) -> list[Job]:
+    """Every job of the study but those of other data (COCO, the miniature), each after those whose results it reads."""
+    found = []
+    for rule in RULES.values():
+        for wildcards in rule.items(study):
+            values = SimpleNamespace(**wildcards)
+            out = Path(rule.output.format(base=study.base.name, **wildcards))
+            found.append(Job(rule, wildcards, out, rule.settings(study, values), rule.inputs(study, values),
+                             rule.version(study, values)))  # fmt: skip
+    return found
