@@ -15,7 +15,7 @@ from resurgence.workflow.jobs import jobs as study_jobs
 from resurgence.workflow.plan import job_counts
 
 
-@pytest.mark.parametrize("name", ["sd14", "sd21"])
+@pytest.mark.parametrize("name", ["sd14", pytest.param("sd21", marks=pytest.mark.nightly)])
 def test_the_whole_study_is_planned(name: str, fresh: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     overlay = ROOT / f"studies/{name}.yaml"
     told = Tree(fresh.root, str(overlay)).snakemake("-n", "-p")

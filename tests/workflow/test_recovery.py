@@ -134,7 +134,3 @@ def test_what_a_job_asks_for() -> None:
         resources.uses_gpu("cuda", without)
     assert resources.gpu_request(1, {"gres": "gpu:a100:1"}) == {"gpu": 0, "gres": "gpu:a100:1"}
     assert resources.gpu_request(1, {}) == {"gpu": 1} and resources.gpu_request(0, {"gres": "gpu:1"}) == {"gpu": 0}
-    assert resources.stage("python -m resurgence.stages.erase --block x") == "-m resurgence.stages.erase"
-    assert resources.stage("python -m resurgence.miniature.build clip --config") == "-m resurgence.miniature.build clip"
-    with pytest.raises(ValueError, match="runs no module"):
-        resources.stage("echo")

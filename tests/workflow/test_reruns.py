@@ -107,8 +107,8 @@ FORMULAS: dict[str, tuple[str, str, str, list[str]]] = {
     ),
     "closed form": ("erasers/closed_form/uce.py", "gram = cross = torch.zeros(", "gram = cross = 0 * torch.zeros(",
                     [*model_jobs("uce"), *SHOWN]),
-    "metric": ("scorers/clip.py", "def load(", "def load_(", [*SCORED, *TABLES]),
-    "statistic": ("analysis/bootstrap.py", "np.add.at(", "1 * np.add.at(", TABLES),
+    "metric": ("scorers/clip.py", "LOGIT_SCALE * (e * t)", "1.5 * LOGIT_SCALE * (e * t)", [*SCORED, *TABLES]),
+    "statistic": ("analysis/bootstrap.py", "np.where(seen, values, 0.0)", "1.0 * np.where(seen, values, 0.0)", TABLES),
 }  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def moved_module(tree: Tree) -> None:
         text = file.read_text()
         new = text.replace("resurgence.analysis.bootstrap", "resurgence.analysis.resampling")
         new = re.sub(r"from resurgence\.analysis import bootstrap\b", "from resurgence.analysis import resampling", new)
-        new = re.sub(r"\bbootstrap\.(?=\w+\()", "resampling.", new)
+        new = re.sub(r'(?<![\w."])bootstrap\.(?=\w)', "resampling.", new)
         new = new.replace("resurgence.analysis.estimates", "resurgence.statistics")
         if new != text:
             file.write_text(new)
@@ -197,6 +197,7 @@ def test_equal_bytes_stop_the_wave(copy: Tree) -> None:
     assert copy.jobs() == []
 
 
+@pytest.mark.nightly
 def test_setting_of_a_metric(copy: Tree) -> None:
     """Really run."""
     copy.edit(SMALL, "resamples: 100", "resamples: 120")

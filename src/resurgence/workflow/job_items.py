@@ -49,8 +49,14 @@ def reads_prior(study: Study) -> Iterator[dict[str, str]]:
 
 
 def sets(study: Study, drawn: bool = False) -> Iterator[dict[str, str]]:
-    """Wildcards of each fine-tuning set of each task that some model is trained on; `drawn`: only those of terciles."""
-    used = {(c.erasure.task, study.set_of(c.finetune, c.variant)) for c in study.cells()}
+    """Wildcards of each fine-tuning set of each task that some model is trained on.
+
+    `drawn`: of those whose concepts are drawn from a tercile, also for the experiments that list them.
+    """
+    used = {(cell.erasure.task, study.set_of(cell.finetune, cell.variant)) for cell in study.cells()}
+    if drawn:
+        listed = [one for one in study.experiments.values() if one.kind == "members"]
+        used |= {(task, name) for one in listed for task in one.tasks for name in one.sets}
     for task, name in sorted(used, key=lambda pair: (study.tasks.names.index(pair[0]), pair[1])):
         if not drawn or study.finetune_sets[name].tercile is not None:
             yield {"task": task, "set": name}
