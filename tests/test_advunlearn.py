@@ -118,7 +118,7 @@ def test_loss_and_gradient_of_a_step_equal_the_formula(pipe, changes):
     objective = made(pipe, cfg)
     g, width = torch.Generator().manual_seed(1), pipe.text_encoder.config.hidden_size
     prefixes = {concept: torch.randn(2, width, generator=g) for concept in TASK.erase}
-    objective.load({"prefixes": prefixes, "made": dict.fromkeys(TASK.erase, 5)})
+    objective.load({"prefixes": prefixes, "steps": dict.fromkeys(TASK.erase, 5)})
     weights = objective.student.weights
     unet_weights = {n: w for n, w in weights.items() if n.startswith("unet.")}
     unet, encoder = unet_with(pipe, unet_weights), encoder_with(pipe, weights)

@@ -10,10 +10,24 @@ import torch
 
 from resurgence.config.fields import build
 from resurgence.erasers import EraserData
-from resurgence.erasers.gradient.ca import Ca, CaConfig, erase, target_of
+from resurgence.erasers.gradient.ca import Ca, erase, target_of
+from resurgence.erasers.gradient.image_configs import CaConfig
 from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import samples
-from slow import KINDS, TASK, embed, gradients_of, pipeline, predicted, same, shake, snapshot, unet_with, worst
+from slow import (
+    KINDS,
+    TASK,
+    embed,
+    gradients_of,
+    pipeline,
+    predicted,
+    relative,
+    same,
+    shake,
+    snapshot,
+    unet_with,
+    worst,
+)
 
 CAPTIONS = ("a photo of the {}", "the {} on the ground", "a sketch of the {}")
 CFG = CaConfig(batch=3, captions=CAPTIONS)
@@ -110,12 +124,13 @@ def test_each_sample_draws_images_of_its_own_anchor_and_one_caption_for_both_wor
     objective = Ca(Student(pipe, CFG.parameters), TASK, CFG, data, seed=0)
     seen = set()
     for step in range(30):
-        for sample in samples(TASK.erase, 2, 0, step):
-            latents, _, _, text, anchor_text = (part[0] for part in objective.data.draw([sample]))
-            anchor = TASK.mapping[sample.concept]
-            image = next(i for i, x in enumerate(objective.data.latents[anchor]) if torch.equal(x, latents))
-            caption = next(i for i, x in enumerate(objective.data.texts[sample.concept]) if torch.equal(x, text))
-            assert torch.equal(anchor_text, objective.data.texts[anchor][caption])
+        rows = zip(*objective.pairs(step), strict=True)
+        for sample, (x, t, noise, text, anchor_text) in zip(samples(TASK.erase, CFG.batch, 0, step), rows, strict=True):
+            anchor, a = TASK.mapping[sample.concept], pipe.scheduler.alphas_cumprod[t]
+            noised = [a**0.5 * clean + (1 - a) ** 0.5 * noise for clean in objective.latents[anchor]]
+            [image] = [i for i, candidate in enumerate(noised) if relative(candidate, x) < 1e-6]
+            caption = next(i for i, x in enumerate(objective.texts[sample.concept]) if torch.equal(x, text))
+            assert torch.equal(anchor_text, objective.texts[anchor][caption])
             seen.add((sample.concept, image, caption))
     assert len(seen) == 3 * 3 + 2 * 3  # every image of an anchor with every caption
 
@@ -123,7 +138,7 @@ def test_each_sample_draws_images_of_its_own_anchor_and_one_caption_for_both_wor
 def test_concepts_may_share_an_anchor(pipe, data):
     task = dataclasses.replace(TASK, mapping=dict.fromkeys(TASK.erase, "street"))
     objective = Ca(Student(pipe, CFG.parameters), task, CFG, EraserData(anchors={"street": data.anchors["street"]}), 0)
-    assert list(objective.data.latents) == ["street"] and set(objective.data.texts) == {"ship", "old cat", "street"}
+    assert list(objective.latents) == ["street"] and set(objective.texts) == {"ship", "old cat", "street"}
     assert float(objective.loss(0).detach()) > 0
 
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from resurgence.config.fields import build
 from resurgence.diffusion.deltas import load_delta
 from resurgence.erasers import EraserData
-from resurgence.erasers.gradient.doco import Doco, DocoConfig, code_surgery, discriminator, erase, paper_surgery
+from resurgence.erasers.gradient.doco import Doco, code_surgery, discriminator, erase, paper_surgery
+from resurgence.erasers.gradient.image_configs import DocoConfig
 from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import samples
 from slow import (

@@ -189,7 +189,7 @@ def test_search_raises_the_preservation_loss(plain, ascent):
     [sample] = samples(TASK.erase, 1, 0, 0)
     x, t = objective.pool.draw(sample.concept, sample.generator)
     x, t = x[None], torch.tensor([int(t)])
-    rows = objective.every[objective.places[sample.concept]]
+    rows = objective.every[objective.rows[sample.concept]]
     with torch.no_grad():
         each = torch.stack([(student(x, t, r[None]) - student.frozen(x, t, r[None])).square().sum() for r in rows])
     before = float(each.mean())
@@ -243,7 +243,7 @@ def test_the_closest_words_are_searched(pipe, distance):
         near = {w: -(flat[w] - e).norm() if distance == "l2" else torch.cosine_similarity(flat[w], e, 0) for w in words}
         expected = sorted(words, key=lambda w: -float(near[w]))[:6]
         assert objective.words[concept] == expected
-        rows = objective.every[objective.places[concept]]
+        rows = objective.every[objective.rows[concept]]
         assert all(torch.allclose(r.flatten(), flat[w], atol=1e-5) for r, w in zip(rows, expected, strict=True))
     a, b = torch.randn(2, 3, 4), torch.randn(5, 3, 4)
     assert similarity(a, b, distance).shape == (2, 5)
@@ -273,10 +273,10 @@ def test_pi_is_kept_or_reset(plain):
     for rule in ("kept", "reset"):
         _, objective = trained(plain, dataclasses.replace(CFG, pi=rule))
         for step in (0, 1):
-            objective.loss(step)
+            objective.losses(step)
         ends[rule] = {c: pi.detach() for c, pi in objective.pi.items()}
     _, objective = trained(plain, CFG)
-    objective.loss(1)
+    objective.losses(1)
     assert same(ends["reset"], {c: pi.detach() for c, pi in objective.pi.items()})
     assert not same(ends["reset"], ends["kept"])
 
@@ -308,21 +308,21 @@ def test_a_killed_run_resumes_bit_identically(plain, tmp_path, monkeypatch, asce
     for name in ("whole", "again"):
         (tmp_path / name).mkdir()
     expected = erase(plain, TASK, cfg, EraserData(), 0, tmp_path / "whole")
-    terms, seen = Eap.terms, []
+    losses, seen = Eap.losses, []
 
     def killed(self, step):
         if step == 3:
             raise Killed
-        return terms(self, step)
+        return losses(self, step)
 
     def recorded(self, step):
         seen.append(step)
-        return terms(self, step)
+        return losses(self, step)
 
-    monkeypatch.setattr(Eap, "terms", killed)
+    monkeypatch.setattr(Eap, "losses", killed)
     with pytest.raises(Killed):
         erase(plain, TASK, cfg, EraserData(state=tmp_path / "state"), 0)
-    monkeypatch.setattr(Eap, "terms", recorded)
+    monkeypatch.setattr(Eap, "losses", recorded)
     found = erase(plain, TASK, cfg, EraserData(state=tmp_path / "state"), 0, tmp_path / "again")
     assert seen == [3] and same(found, expected)
     first, second = (json.loads((tmp_path / name / "sensitive.json").read_text()) for name in ("whole", "again"))

@@ -14,12 +14,11 @@ from resurgence.config.fields import build
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasediff import (
     EraseDiff,
-    EraseDiffConfig,
     barrier_multiplier,
     cosine_multiplier,
     erase,
 )
-from resurgence.erasers.gradient.salun import SalunConfig
+from resurgence.erasers.gradient.image_configs import EraseDiffConfig, SalunConfig
 from resurgence.erasers.gradient.salun import erase as salun
 from resurgence.erasers.gradient.student import Student
 from slow import KINDS, TASK, gradients_of, pipeline, same, shake, snapshot, unet_with, worst

@@ -9,9 +9,10 @@ import torch
 
 from resurgence.config.fields import build
 from resurgence.erasers import EraserData
-from resurgence.erasers.gradient.esd import Esd, EsdConfig, erase, esd_target
+from resurgence.erasers.gradient.esd import Esd, erase, esd_target
 from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import samples
+from resurgence.erasers.gradient.trajectory_configs import EsdConfig
 from slow import (
     KINDS,
     TASK,
@@ -90,7 +91,7 @@ def test_points_of_the_student_equal_ddim_written_out(pipe):
     objective = Esd(student, TASK, cfg, EraserData(), seed=0)
     shake(student)
     drawn = samples(TASK.erase, 6, 0, 2)
-    x, t = objective.noisy(drawn, torch.stack([objective.texts[sample.concept] for sample in drawn]))
+    x, t = objective.noisy(drawn)
     expected = slow_points(pipe, unet_with(pipe, student.weights), cfg, samples(TASK.erase, 6, 0, 2))
     assert t.tolist() == [step for _, step in expected] and len(set(t.tolist())) > 2
     assert relative(x, torch.stack([point for point, _ in expected])) < 1e-4
@@ -103,7 +104,7 @@ def test_points_of_the_base_lie_on_its_trajectories(pipe):
     shake(student)
     frozen = unet_with(pipe, {})
     drawn = samples(TASK.erase, 8, 0, 0)
-    x, t = objective.noisy(drawn, torch.stack([objective.texts[sample.concept] for sample in drawn]))
+    x, t = objective.noisy(drawn)
     assert set(t.tolist()) <= {751, 501, 251, 1}
     for sample, point, step in zip(drawn, x, t.tolist(), strict=True):
         paths = objective.pool.latents[sample.concept]  # (steps, trajectories, C, h, w)
@@ -121,7 +122,7 @@ def test_t_lies_in_the_interval_of_its_ddim_step(steps):
     seen = []
     for step in range(40):
         drawn = samples(TASK.erase, 16, 0, step)
-        seen += objective.noisy(drawn, torch.stack([objective.texts[s.concept] for s in drawn]))[1].tolist()
+        seen += objective.noisy(drawn)[1].tolist()
     width, draws = 1000 // steps, [s for step in range(40) for s in samples(TASK.erase, 16, 0, step)]
     for t, sample in zip(seen, draws, strict=True):
         torch.randn(4, 8, 8, generator=sample.generator)
@@ -141,7 +142,7 @@ def test_t_never_exceeds_the_last_timestep():
             break
     objective = Esd(Student(pipeline("epsilon"), "xattn"), TASK, EsdConfig(), EraserData(), seed=0)
     drawn = samples(TASK.erase, 1, 0, step)
-    assert objective.noisy(drawn, objective.texts[drawn[0].concept][None])[1].tolist() == [999]
+    assert objective.noisy(drawn)[1].tolist() == [999]
 
 
 def test_eta_two_from_the_concept_is_eta_one_from_empty(pipe):

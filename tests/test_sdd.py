@@ -10,10 +10,11 @@ import torch
 
 from resurgence.config.fields import build
 from resurgence.erasers import EraserData
-from resurgence.erasers.gradient.sdd import Sdd, SddConfig, erase
+from resurgence.erasers.gradient.sdd import Sdd, erase
 from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import samples
 from resurgence.erasers.gradient.trajectories import stops
+from resurgence.erasers.gradient.trajectory_configs import SddConfig
 from slow import (
     KINDS,
     TASK,

@@ -123,7 +123,6 @@ def test_loss_and_gradient_of_a_step_equal_the_formula(pipe, x_t, surrogate, eta
     found, shown = objective.gradient(6)
     assert float(shown["loss"]) == pytest.approx(float(expected.detach()), rel=1e-5)
     assert float(shown["loss"]) == pytest.approx(float(shown["erasing"] + cfg.anchor_weight * shown["anchoring"]))
-    assert float(objective.loss(6).detach()) == float(shown["loss"])
     assert float(shown["anchoring"]) > 1e-3  # the second term counts
     assert worst(found, [w.grad for pair in factors.values() for w in pair]) < 1e-4
 

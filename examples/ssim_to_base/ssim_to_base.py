@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from resurgence.config.fields import ConfigError, at_least
+from resurgence.config.fields import Count, Positive
 from resurgence.scorers import Metric, ScorerConfig
 
 if TYPE_CHECKING:  # a study is read without torch
@@ -28,18 +28,13 @@ if TYPE_CHECKING:  # a study is read without torch
 class SsimConfig(ScorerConfig):
     """Settings of the scorer `ssim`, and what it declares."""
 
-    sigma: float = 1.5  # of the Gaussian window, in pixels
-    batch: int = 64
+    sigma: Positive = 1.5  # of the Gaussian window, in pixels
+    batch: Count = 64
 
     loader: ClassVar = "ssim_to_base:SsimScorer"
     columns: ClassVar = ("ssim_to_base",)
     metrics: ClassVar = {"ssim": Metric("ssim_to_base", "Structural similarity to the base's image (%)", 100.0)}
     reads_base: ClassVar = True
-
-    def __post_init__(self) -> None:
-        at_least("batch", self.batch, 1)
-        if self.sigma <= 0:
-            raise ConfigError("sigma", self.sigma, "must be positive")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from resurgence.erasers import ConfigError, Optimisation, Passes, one_place
+from resurgence.erasers import ConfigError, Optimisation, Passes, Template
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,12 @@ class NeggradConfig(Optimisation):
     needs: ClassVar[frozenset[str]] = frozenset({"images", "retained"})
 
     alpha: float = 0.9  # weight of the retained concepts
-    template: str = "a photo of the {}"  # the caption of an image
+    template: Template = "a photo of the {}"  # the caption of an image
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise ConfigError("alpha", self.alpha, "must lie between 0 and 1")
-        one_place("template", self.template)
 
     def step_passes(self, erased: int) -> Passes:
         """An image of either side."""

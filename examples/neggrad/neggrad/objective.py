@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from neggrad import NeggradConfig
+from resurgence.config.task import Task
 from resurgence.erasers import EraserData
-from resurgence.erasers.toolkit import Objective, Student, add_noise, latents_of, samples, trained
-
-if TYPE_CHECKING:
-    from resurgence.config.task import Task
+from resurgence.erasers.toolkit import Objective, Student, add_noise, latents_of, trained
 
 
 class Neggrad(Objective):
     """One image of an erased and one of a retained concept a sample."""
 
     def __init__(self, student: Student, task: Task, cfg: NeggradConfig, data: EraserData, seed: int) -> None:
-        super().__init__(student)
-        self.task, self.cfg, self.seed = task, cfg, seed
+        super().__init__(student, task, cfg, data, seed)
         images = {**data.images, **data.retained}
         names = [*task.erase, *task.retain]
         if missing := [name for name in names if name not in images]:
@@ -41,7 +36,7 @@ class Neggrad(Objective):
 
     def loss(self, step: int) -> torch.Tensor:
         """Descent on the retained concepts, ascent on the erased ones."""
-        drawn = samples(self.task.erase, self.cfg.batch, self.seed, step)
+        drawn = self.samples(step)
         draws = [sample.generator for sample in drawn]
         kept = [self.task.retain[int(torch.randint(len(self.task.retain), (), generator=g))] for g in draws]
         retain, forget = self.errors(kept, draws), self.errors([sample.concept for sample in drawn], draws)

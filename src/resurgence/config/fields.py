@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -26,8 +26,12 @@ UNKNOWN = "unexpected_keyword_argument"  # pydantic's name of the error
 WORDS = {"int_type": "a whole number", "float_type": "a number", "string_type": "text", "bool_type": "true or false"}
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is 7 times faster, where PyYAML has it
 T = TypeVar("T")
+NO_TEMPLATE = 'is empty; write at least one template with {}, or "" for the built-in ones'
+ONE_PLACE = "must hold {} exactly once, where the concept goes"
 Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
+Natural = Annotated[int, Field(ge=0)]
+Seed = Natural
+Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
@@ -75,16 +79,34 @@ def at_least(key: str, value: float, low: float) -> None:
 def one_place(key: str, template: str) -> None:
     """Raise unless a template has one place for the concept."""
     if template.count("{}") != 1:
-        raise ConfigError(key, template, "must hold {} exactly once, where the concept goes")
+        raise ConfigError(key, template, ONE_PLACE)
 
 
 def templates(key: str, value: str | tuple[str, ...]) -> None:
     """Raise for a list of templates that is empty, or has one without a place for the concept; a file is read later."""
     if not isinstance(value, str):
         if not value:
-            raise ConfigError(key, [], 'is empty; write at least one template with {}, or "" for the built-in ones')
+            raise ConfigError(key, [], NO_TEMPLATE)
         for template in value:
             one_place(key, template)
+
+
+def with_one_place(template: str) -> str:
+    """Return a template that has one place for the concept."""
+    if template.count("{}") != 1:
+        raise ValueError(ONE_PLACE)
+    return template
+
+
+def not_empty(captions: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a list of templates that has at least one."""
+    if not captions:
+        raise ValueError(NO_TEMPLATE)
+    return captions
+
+
+Template = Annotated[str, AfterValidator(with_one_place)]
+Captions = str | Annotated[tuple[Template, ...], AfterValidator(not_empty)]  # templates, a file, or "": built in
 
 
 def lenient(schema: Any) -> Any:
@@ -173,6 +195,8 @@ def config_error(error: Any, kind: Any, value: Any, key: str) -> ConfigError:
             remedy = "must be a mapping of keys to values"
         case "greater_than_equal":
             remedy = f"must be at least {details['ge']:g}"
+        case "greater_than":
+            remedy = "must be positive"
         case "int_type" | "float_type" if isinstance(given, str) and (number := EXPONENT.fullmatch(given)):
             digits, fraction, sign, power = number.groups("")
             fixed = f"{digits}.{fraction or 0}e{sign or '+'}{power}"

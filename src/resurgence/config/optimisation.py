@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from resurgence.config.erasers import EraserConfig, Passes
-from resurgence.config.fields import ConfigError, at_least
+from resurgence.config.fields import ConfigError, Count, NotNegative, Positive
 
 Selection = Literal[
     "xattn",  # attn2: q, k, v and out of every cross-attention
@@ -28,26 +28,23 @@ class Optimisation(EraserConfig):
     """
 
     has_curve: ClassVar[bool] = True
+    trains_text_encoder: ClassVar[bool] = True  # `parameters` may be text-encoder
 
     parameters: Selection = "xattn"  # which modules train, ESD-x; the delta holds exactly these
-    steps: int = 1000  # optimiser steps
-    lr: float = 1e-5  # learning rate, the same in each step
+    steps: Count = 1000  # optimiser steps
+    lr: Positive = 1e-5  # learning rate, the same in each step
     optimiser: Literal["adam", "adamw"] = "adam"  # betas (0.9, 0.999), eps 1e-8, PyTorch's
-    weight_decay: float = 0.0  # adamw only
-    batch: int = 1  # samples a step; the erased concepts follow each other in a new random order each round
-    max_norm: float | None = None  # of the gradient; null: not clipped
+    weight_decay: NotNegative = 0.0  # adamw only
+    batch: Count = 1  # samples a step; the erased concepts follow each other in a new random order each round
+    max_norm: Positive | None = None  # of the gradient; null: not clipped
     ema: float | None = None  # decay of the moving average that becomes the delta; null: the last weights
     precision: Literal["fp32", "bf16"] = "fp32"  # of the forward passes, ours; the weights stay fp32
     checkpoints: tuple[int, ...] = ()  # ours: steps at which the delta is also written, to step-NNNNNN/
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch"):
-            at_least(key, getattr(self, key), 1)
-        at_least("weight_decay", self.weight_decay, 0)
-        for key in ("lr", "max_norm"):
-            value = getattr(self, key)
-            if value is not None and not value > 0:
-                raise ConfigError(key, value, "must be positive")
+        if self.parameters == "text-encoder" and not self.trains_text_encoder:
+            remedy = f"this method trains the UNet; choose another, e.g. {type(self).parameters}"
+            raise ConfigError("parameters", self.parameters, remedy)
         if self.optimiser == "adam" and self.weight_decay:
             raise ConfigError("weight_decay", self.weight_decay, "adam has none here; write optimiser: adamw")
         if self.ema is not None and not 0 < self.ema < 1:

@@ -13,7 +13,8 @@ A method is two things, registered under one name (`config.erasers.ERASERS`, or 
 `erase(pipe, task, cfg, data, seed, folder=None) -> delta`
     Needed. `folder` is where further results go: curves.json ({quantity: [a value a step]}, drawn if `has_curve`),
     sensitive.json ({concept: [[word, probability], ...]}, drawn if `has_words`), and anything else; None: nowhere.
-    `gradient.erasure.trained(Objective)` makes this function of a loss.
+    `gradient.erasure.trained(Objective)` returns this function for a loss, `closed_form.solver.solved(edit)` for a
+    closed form.
 
 With `trains_loras` the training is a stage of its own, shared by all variants of an eraser that differ in
 `fusion_settings` alone, and `erase` is only called outside a study (`lora.in_two_steps(train_loras, fuse)` makes it):
@@ -38,15 +39,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resurgence.config.erasers import EraserConfig, Passes, eraser_config, method_module
-from resurgence.config.fields import ConfigError, at_least, one_place, templates
+from resurgence.config.fields import (
+    Captions,
+    ConfigError,
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    Template,
+)
 from resurgence.config.optimisation import Optimisation, Selection
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "ConfigError", "EraserConfig", "EraserData", "Optimisation", "Passes", "Selection", "at_least", "eraser_config",
-    "method", "one_place", "templates",
+    "Captions", "ConfigError", "Count", "EraserConfig", "EraserData", "Natural", "NotNegative", "Optimisation",
+    "Passes", "Positive", "Selection", "Template", "eraser_config", "method",
 ]  # fmt: skip
 
 

@@ -14,11 +14,22 @@ Everything is float64; S is factorised once, by Cholesky.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+
+from resurgence.config.task import Task
+from resurgence.diffusion.attention import as_delta
+from resurgence.diffusion.deltas import Delta
+from resurgence.diffusion.text import Encoder, fill
+from resurgence.erasers import EraserData
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +46,21 @@ class Edit(NamedTuple):
 
     matrix: torch.Tensor  # (d, d) float64
     condition: float
+
+
+def caption_pairs(
+    encoder: Encoder, templates: Sequence[str], embedded: Iterator[torch.Tensor], destinations: Mapping[str, str]
+) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor]]:
+    """Each concept, its destination, and the embeddings (T, L, d) of the captions of both.
+
+    Args:
+        embedded: embeddings of the concepts' captions, in the order of `destinations` (concept -> destination).
+    """
+    aims: dict[str, torch.Tensor] = {}  # of the last destination, which most concepts share
+    for (concept, aim), sources in zip(destinations.items(), embedded, strict=False):
+        if aim not in aims:
+            aims = {aim: encoder(fill(templates, aim))}
+        yield concept, aim, sources, aims[aim]
 
 
 def paired_rows(
@@ -75,8 +101,10 @@ def system(gram: torch.Tensor, lamb: float, scale: float = 0.0, moment: torch.Te
     if scale == 0:
         return total
     if moment is None or moment.shape != gram.shape:
-        seen = None if moment is None else tuple(moment.shape)
-        raise ValueError(f"second moment {seen}, expected {tuple(gram.shape)}; compute it on this base, or set scale 0")
+        shape = None if moment is None else tuple(moment.shape)
+        raise ValueError(
+            f"second moment {shape}, expected {tuple(gram.shape)}; compute it on this base, or set scale 0"
+        )
     return total + scale * moment.to(gram)
 
 
@@ -133,3 +161,27 @@ def report(stage: str, condition: float, changes: Mapping[str, float]) -> dict:
         stage, len(values), condition, min(values), max(values),
     )  # fmt: skip
     return {"condition": condition, "relative_change": dict(changes)}
+
+
+def edited_delta(stage: str, weights: Mapping[str, torch.Tensor], edit: Edit) -> tuple[Delta, dict]:
+    """The delta of an edit of projections, and its report."""
+    edited = apply_edit(weights, edit)
+    return as_delta(edited), report(stage, edit.condition, relative_change(weights, edited))
+
+
+def solved(edit: Callable[[Any, Task, Any, EraserData], tuple[Delta, dict[str, Any]]]) -> Callable[..., Delta]:
+    """Return `erase(pipe, task, cfg, data, seed, folder=None)`, which is deterministic: the seed has no effect.
+
+    Args:
+        edit: the delta and the content of closed_form.json, from (pipe, task, cfg, data).
+    """
+
+    def erase(
+        pipe: StableDiffusionPipeline, task: Task, cfg: Any, data: EraserData, seed: int, folder: Path | None = None
+    ) -> Delta:
+        delta, facts = edit(pipe, task, cfg, data)
+        if folder is not None:
+            (folder / "closed_form.json").write_text(json.dumps(facts, indent=1))
+        return delta
+
+    return erase

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from resurgence.config.task import Task
 from resurgence.diffusion.deltas import of_part
 from resurgence.diffusion.text import embed, token_ids, tokenize
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained
+from resurgence.erasers.gradient.esd import esd_target
 from resurgence.erasers.gradient.student import Student, Weights
 from resurgence.erasers.gradient.trainer import Objective, samples
 from resurgence.erasers.gradient.trajectories import Trajectories
@@ -29,13 +31,6 @@ from resurgence.seeds import generator, seed_of
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-
-    from resurgence.config.task import Task
-
-
-def esd_target(empty: torch.Tensor, concept: torch.Tensor, eta: float) -> torch.Tensor:
-    """What theta is to predict for c_adv: eps_0("") - eta (eps_0(c) - eps_0(""))."""
-    return empty - eta * (concept - empty)
 
 
 def per_sample(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -64,8 +59,7 @@ class Advunlearn(Objective):
     """The loss of one step: `batch` erased concepts behind adversarial prefixes, and `retain_batch` retained ones."""
 
     def __init__(self, student: Student, task: Task, cfg: AdvunlearnConfig, data: EraserData, seed: int) -> None:
-        super().__init__(student)
-        self.task, self.cfg, self.seed = task, cfg, seed
+        super().__init__(student, task, cfg, data, seed)
         self.captions = {c: cfg.template.replace("{}", c) for c in task.erase}
         self.captions |= {c: cfg.retain_template.replace("{}", c) for c in task.retain}
         limit = student.pipe.tokenizer.model_max_length
@@ -80,7 +74,7 @@ class Advunlearn(Objective):
             pool = Trajectories(student.pipe, texts, self.empty, count, cfg.ddim_steps, cfg.guidance, seed)
             self.pools |= dict.fromkeys(concepts, pool)
         self.prefixes: dict[str, torch.Tensor] = {}  # erased concept -> (k, d), its last adversarial prefix
-        self.made: dict[str, int] = {}  # erased concept -> step in which that was made
+        self.steps: dict[str, int] = {}  # erased concept -> step of its last attack
 
     def noisy(self, drawn: Sequence[tuple[str, torch.Generator]]) -> tuple[torch.Tensor, torch.Tensor]:
         """x_t (B, C, h, w) and t (B,) of each concept, on trajectories of the frozen base."""
@@ -103,8 +97,8 @@ class Advunlearn(Objective):
         for _ in range(cfg.attack_steps):
             x, t = self.noisy(list(zip(concepts, draws, strict=True)))
             target = student.frozen(x, t, text)
-            seen = student.noise(weights, x, t, self.behind(concepts, prefix, weights))
-            prefix.grad = torch.autograd.grad(per_sample(seen, target).sum(), prefix)[0]
+            predicted = student.noise(weights, x, t, self.behind(concepts, prefix, weights))
+            prefix.grad = torch.autograd.grad(per_sample(predicted, target).sum(), prefix)[0]
             if cfg.attack_update == "sign":
                 prefix.data -= cfg.attack_lr * prefix.grad.sign()
             else:
@@ -116,12 +110,12 @@ class Advunlearn(Objective):
         return encode(self.student, weights, [self.captions[c] for c in concepts], prefixes)
 
     def adversarial(self, concepts: Sequence[str], step: int) -> torch.Tensor:
-        """Prefixes (B, k, d) of these concepts; those that are missing or old are made anew first."""
+        """Prefixes (B, k, d) of these concepts, after an attack for those that are missing or old."""
         every = self.cfg.attack_every
-        old = [c for c in dict.fromkeys(concepts) if c not in self.made or step - self.made[c] >= every]
+        old = [c for c in dict.fromkeys(concepts) if c not in self.steps or step - self.steps[c] >= every]
         if old:
             self.prefixes |= dict(zip(old, self.attack(old, step), strict=True))
-            self.made |= dict.fromkeys(old, step)
+            self.steps |= dict.fromkeys(old, step)
         return torch.stack([self.prefixes[c] for c in concepts])
 
     def encoded(self, concepts: Sequence[str]) -> torch.Tensor:
@@ -133,7 +127,7 @@ class Advunlearn(Objective):
     def loss(self, step: int) -> torch.Tensor:
         """ESD's loss behind the prefixes plus gamma times the distance to the original for retained captions."""
         cfg, student = self.cfg, self.student
-        drawn = samples(self.task.erase, cfg.batch, self.seed, step)
+        drawn = self.samples(step)
         kept = samples(self.task.retain, cfg.retain_batch, seed_of("retained", self.seed), step)
         concepts, retained = [s.concept for s in drawn], [s.concept for s in kept]
         if step < cfg.warmup:
@@ -153,12 +147,12 @@ class Advunlearn(Objective):
         return distances[:n].mean() + cfg.gamma * distances[n:].mean()
 
     def state(self) -> dict[str, Any]:
-        """The prefixes and their ages."""
-        return {"prefixes": self.prefixes, "made": self.made}
+        """The prefixes and the steps of their attacks."""
+        return {"prefixes": self.prefixes, "steps": self.steps}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take back prefixes and ages."""
-        self.prefixes, self.made = dict(state["prefixes"]), dict(state["made"])
+        """Restore the state returned by `state`."""
+        self.prefixes, self.steps = dict(state["prefixes"]), dict(state["steps"])
 
 
 def student_of(pipe: StableDiffusionPipeline, task: Task, cfg: AdvunlearnConfig, seed: int) -> Student:

@@ -11,21 +11,11 @@ first objective with the frozen eps_0; to hold one model only, its training and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 
-from resurgence.diffusion.latents import add_noise
-from resurgence.erasers import EraserData
-from resurgence.erasers.gradient.anchor_images import AnchorImages
+from resurgence.erasers.gradient.anchor_images import AnchorObjective
 from resurgence.erasers.gradient.erasure import trained
-from resurgence.erasers.gradient.image_configs import CaConfig
-from resurgence.erasers.gradient.student import Student
-from resurgence.erasers.gradient.trainer import Objective, samples
-
-if TYPE_CHECKING:
-    from resurgence.config.task import Task
 
 
 def target_of(loss: str, noise: torch.Tensor, anchor: torch.Tensor | None) -> torch.Tensor:
@@ -33,19 +23,13 @@ def target_of(loss: str, noise: torch.Tensor, anchor: torch.Tensor | None) -> to
     return noise if loss == "noise-based" else anchor.detach()
 
 
-class Ca(Objective):
+class Ca(AnchorObjective):
     """The loss of one step, for `batch` pairs of an erased concept and an image of its anchor."""
-
-    def __init__(self, student: Student, task: Task, cfg: CaConfig, data: EraserData, seed: int) -> None:
-        super().__init__(student)
-        self.task, self.cfg, self.seed = task, cfg, seed
-        self.data = AnchorImages("ca", student, task, cfg.captions, data)
 
     def loss(self, step: int) -> torch.Tensor:
         """Mean squared error to the target, and the anchor term if it has a weight."""
-        drawn = samples(self.task.erase, self.cfg.batch, self.seed, step)
-        latents, noise, t, text, anchor_text = self.data.draw(drawn)
-        x, student, cfg = add_noise(latents, noise, self.student.alphas_bar[t]), self.student, self.cfg
+        x, t, noise, text, anchor_text = self.pairs(step)
+        student, cfg = self.student, self.cfg
         anchor = None
         if cfg.anchor_weight:
             concept, anchor = student(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, anchor_text])).chunk(2)

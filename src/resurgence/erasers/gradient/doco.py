@@ -4,31 +4,28 @@
     G = G_u if G_u . G_r >= 0, else G_u - lamb (G_u . G_r / ||G_r||^2) G_r                        (9)
 
 x_t are noised images of the anchor, here the task's mapping concept; c is a caption of it, c* the same caption with
-the erased concept in its place. A discriminator D learns to tell from the predicted noise which of the two was read,
-the model learns to leave it no difference. G_u is the gradient of (8), G_r that of the anchor's diffusion loss.
+the erased concept in its place. A discriminator D learns to tell from the predicted noise which caption was read, the
+model learns to remove the difference. G_u is the gradient of (8), G_r that of the anchor's diffusion loss.
 Several concepts: each step trains `batch` of them, in turn, against one D.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resurgence.diffusion.latents import add_noise
+from resurgence.config.task import Task
 from resurgence.erasers import EraserData
-from resurgence.erasers.gradient.anchor_images import AnchorImages
+from resurgence.erasers.gradient.anchor_images import AnchorObjective
 from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.image_configs import DocoConfig
 from resurgence.erasers.gradient.student import Student, clean_of
-from resurgence.erasers.gradient.trainer import Objective, samples
+from resurgence.erasers.gradient.trainer import inner
 from resurgence.seeds import generator
-
-if TYPE_CHECKING:
-    from resurgence.config.task import Task
 
 WIDTHS = (64, 128, 256, 512)  # channels of the discriminator's halving layers, the authors' for latents of 64 x 64
 
@@ -54,8 +51,8 @@ def discriminator(channels: int, side: int, last_stride: int, seed: int) -> nn.S
     for name, module in net.named_children():
         if isinstance(module, nn.Conv2d):  # PyTorch's own distribution: uniform up to 1 / sqrt(inputs)
             bound = module.weight[0].numel() ** -0.5
-            for own, p in module.named_parameters():
-                nn.init.uniform_(p, -bound, bound, generator("doco discriminator", name, own, seed))
+            for parameter, p in module.named_parameters():
+                nn.init.uniform_(p, -bound, bound, generator("doco discriminator", name, parameter, seed))
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
@@ -72,11 +69,6 @@ def adversarial_loss(concept: torch.Tensor, anchor: torch.Tensor | None, kind: s
     sign, truth = (1, True) if kind == "minimax" else (-1, False)
     value = sign * log_likelihood(concept, anchor=not truth)
     return value if anchor is None else value + sign * log_likelihood(anchor, anchor=truth)
-
-
-def inner(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The scalar product over all tensors together."""
-    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
 
 
 def paper_surgery(unlearn: list[torch.Tensor], retain: list[torch.Tensor], lamb: float) -> list[torch.Tensor]:
@@ -96,22 +88,20 @@ def code_surgery(
     G_u is clipped to max_norm over all tensors before. Small tensors are corrected too far, even past orthogonality.
     """
     clip = 1.0 if max_norm is None else (max_norm / (inner(unlearn, unlearn).sqrt() + 1e-6)).clamp(max=1)
-    found = []
+    corrected = []
     for u, r in zip(unlearn, retain, strict=True):
         unit = r / (r.norm() + 1e-8)
         cosine = (u / (u.norm() + 1e-8) * unit).sum()
-        found.append(clip * u - lamb * cosine.clamp(max=0) * unit)
-    return found
+        corrected.append(clip * u - lamb * cosine.clamp(max=0) * unit)
+    return corrected
 
 
-class Doco(Objective):
+class Doco(AnchorObjective):
     """The gradient of one step, for `batch` pairs of an erased concept and an image of its anchor; and D's own step."""
 
     def __init__(self, student: Student, task: Task, cfg: DocoConfig, data: EraserData, seed: int) -> None:
-        super().__init__(student)
-        self.task, self.cfg, self.seed = task, cfg, seed
-        self.data = AnchorImages("doco", student, task, cfg.captions, data)
-        channels, *sides = next(iter(self.data.latents.values())).shape[1:]
+        super().__init__(student, task, cfg, data, seed)
+        channels, *sides = next(iter(self.latents.values())).shape[1:]
         self.discriminator = discriminator(channels, min(sides), cfg.last_stride, seed).to(student.device)
         betas = (0.5, 0.999)  # code
         self.optimiser = torch.optim.Adam(self.discriminator.parameters(), cfg.discriminator_lr, betas)
@@ -128,9 +118,8 @@ class Doco(Objective):
     def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         """G of Eq. 9; in the warm-up no gradients at all, so that the optimiser leaves every weight as it is."""
         cfg, student = self.cfg, self.student
-        latents, noise, t, text, anchor_text = self.data.draw(samples(self.task.erase, cfg.batch, self.seed, step))
+        x, t, noise, text, anchor_text = self.pairs(step)
         alpha_bar = student.alphas_bar[t]
-        x = add_noise(latents, noise, alpha_bar)
         adversarial, weights = cfg.unlearning == "adversarial", list(student.weights.values())
         warm = adversarial and step < cfg.warmup
 
@@ -142,17 +131,19 @@ class Doco(Objective):
             if cfg.discriminate == "x0" and adversarial:
                 concept, anchor = clean_of(concept, x, alpha_bar), clean_of(anchor, x, alpha_bar)
             if adversarial:
-                judged = self.discriminator(anchor) if cfg.anchor_from == "current" else None
-                loss = adversarial_loss(self.discriminator(concept), judged, cfg.generator)
+                logits = self.discriminator(anchor) if cfg.anchor_from == "current" else None
+                loss = adversarial_loss(self.discriminator(concept), logits, cfg.generator)
             else:
                 loss = F.mse_loss(concept, anchor.detach())
-        found = [None] * len(weights) if warm else self.operate(loss, retaining, weights)
-        shown = {"loss": loss.detach(), "retain": retaining.detach()}
+        gradient = [None] * len(weights) if warm else self.combined_gradient(loss, retaining, weights)
+        values = {"loss": loss.detach(), "retain": retaining.detach()}
         if adversarial:
-            shown["discriminator"] = self.train_discriminator(concept, anchor)
-        return found, shown
+            values["discriminator"] = self.train_discriminator(concept, anchor)
+        return gradient, values
 
-    def operate(self, loss: torch.Tensor, retaining: torch.Tensor, weights: list[torch.Tensor]) -> list[torch.Tensor]:
+    def combined_gradient(
+        self, loss: torch.Tensor, retaining: torch.Tensor, weights: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
         """G of the losses of unlearning and retaining, by the surgery of the settings."""
         cfg, needed = self.cfg, self.cfg.surgery != "none"
         unlearn = torch.autograd.grad(loss, weights, retain_graph=needed, materialize_grads=True)
@@ -170,7 +161,7 @@ class Doco(Objective):
         return {"discriminator": self.discriminator.state_dict(), "optimiser": self.optimiser.state_dict()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take back D and its optimiser."""
+        """Restore D and its optimiser."""
         self.discriminator.load_state_dict(state["discriminator"])
         self.optimiser.load_state_dict(state["optimiser"])
 

@@ -20,26 +20,26 @@ import torch
 import torch.nn.functional as F
 
 from resurgence.config.fields import ConfigError
+from resurgence.config.task import Task
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.esd import TrajectoryObjective, esd_target
 from resurgence.erasers.gradient.student import Student, clean_of
-from resurgence.erasers.gradient.trainer import Sample, gradients, samples
+from resurgence.erasers.gradient.trainer import Sample
 from resurgence.erasers.gradient.trajectory_configs import EapConfig
+from resurgence.files import read_lines
 from resurgence.seeds import generator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from resurgence.config.task import Task
 
 CHUNK = 256  # words embedded at a time
 
 
 def whole_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The tokens that end a word and are at least three letters, in alphabetical order: word ends are among them."""
-    found = (token.removesuffix("</w>") for token in tokenizer.get_vocab() if token.endswith("</w>"))
-    return sorted({word for word in found if len(word) >= 3 and word.isascii() and word.isalpha()})
+    ends = (token.removesuffix("</w>") for token in tokenizer.get_vocab() if token.endswith("</w>"))
+    return sorted({word for word in ends if len(word) >= 3 and word.isascii() and word.isalpha()})
 
 
 def vocabulary(cfg: EapConfig, tokenizer: PreTrainedTokenizerBase, erased: Sequence[str]) -> list[str]:
@@ -52,8 +52,7 @@ def vocabulary(cfg: EapConfig, tokenizer: PreTrainedTokenizerBase, erased: Seque
     if cfg.words:
         if not Path(cfg.words).is_file():
             raise ConfigError("words", cfg.words, "does not exist; name a file with one word a line")
-        lines = Path(cfg.words).read_text(encoding="utf-8").splitlines()
-        words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        words = list(dict.fromkeys(read_lines(Path(cfg.words))))
     concepts = [concept.lower() for concept in erased]
     left_out = {"none": [], "concepts": concepts, "words": [*concepts, *" ".join(concepts).split()]}[cfg.exclude]
     words = [word for word in words if word.lower() not in left_out]
@@ -85,7 +84,7 @@ def gumbel_softmax(pi: torch.Tensor, noise: torch.Tensor, temperature: float, ha
     return one - soft.detach() + soft
 
 
-class Eap(TrajectoryObjective[EapConfig]):
+class Eap(TrajectoryObjective):
     """The two losses of one step, for `batch` concepts (x_t and captions as for ESD), and the search before it."""
 
     def __init__(self, student: Student, task: Task, cfg: EapConfig, data: EraserData, seed: int) -> None:
@@ -97,9 +96,9 @@ class Eap(TrajectoryObjective[EapConfig]):
         chunks = [captions[start : start + CHUNK] for start in range(0, len(words), CHUNK)]
         near = torch.cat([similarity(erased, student.texts(chunk), cfg.distance) for chunk in chunks], 1)
         chosen = near.topk(cfg.closest).indices  # (concepts, K)
-        used, places = chosen.unique(return_inverse=True)
+        used, rows = chosen.unique(return_inverse=True)
         self.every = student.texts([captions[k] for k in used.tolist()])  # embeddings of the words in use
-        self.places = dict(zip(task.erase, places, strict=True))  # concept -> (K,) rows of `every`
+        self.rows = dict(zip(task.erase, rows, strict=True))  # concept -> (K,) rows of `every`
         self.words = {c: [words[k] for k in row.tolist()] for c, row in zip(task.erase, chosen, strict=True)}
         self.pi = {c: torch.zeros(cfg.closest, device=student.device) for c in task.erase}
         optimiser = torch.optim.SGD if cfg.ascent == "gradient" else torch.optim.Adam
@@ -113,13 +112,13 @@ class Eap(TrajectoryObjective[EapConfig]):
 
     def adversarial(self, drawn: Sequence[Sample], step: int, turn: int) -> torch.Tensor:
         """c_a = G(pi) R of each sample, (B, L, d), with gradients to pi; `turn` numbers the draws within a step."""
-        found = []
+        mixtures = []
         for number, sample in enumerate(drawn):
             noise = gumbel_noise(self.cfg.closest, generator("eap gumbel", self.seed, step, number, turn))
             pi = self.pi[sample.concept]
             chosen = gumbel_softmax(pi, noise.to(pi), self.cfg.temperature, self.cfg.hard)
-            found.append(torch.einsum("k,kld->ld", chosen, self.every[self.places[sample.concept]]))
-        return torch.stack(found)
+            mixtures.append(torch.einsum("k,kld->ld", chosen, self.every[self.rows[sample.concept]]))
+        return torch.stack(mixtures)
 
     def compared(self, noise: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """What the losses compare, of a predicted noise."""
@@ -133,19 +132,19 @@ class Eap(TrajectoryObjective[EapConfig]):
             c_a = self.adversarial(drawn, step, turn)
             student = self.student
             kept = student.noise({}, x, t, c_a) if self.cfg.through == "both" else student.frozen(x, t, c_a)
-            found = student(x, t, c_a)
-            change = (self.compared(found, x, t) - self.compared(kept, x, t)).square().sum()
+            predicted = student(x, t, c_a)
+            change = (self.compared(predicted, x, t) - self.compared(kept, x, t)).square().sum()
             moved = [self.pi[c] for c in {sample.concept: None for sample in drawn}]
             self.ascent.zero_grad()
             for pi, g in zip(moved, torch.autograd.grad(change, moved), strict=True):
                 pi.grad = g
             self.ascent.step()
 
-    def terms(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Erasing and preservation loss after the search: one pass of the frozen model, one of the student."""
-        drawn, cfg, student = samples(self.task.erase, self.cfg.batch, self.seed, step), self.cfg, self.student
-        text = torch.stack([self.texts[sample.concept] for sample in drawn])
-        x, t = self.noisy(drawn, text)
+    def losses(self, step: int) -> dict[str, torch.Tensor]:
+        """Algorithm 2: the losses after the search; one pass of the frozen model, one of the student."""
+        drawn, cfg, student = self.samples(step), self.cfg, self.student
+        text = self.texts_of(drawn, self.texts)
+        x, t = self.noisy(drawn)
         self.search(drawn, x, t, step)
         c_a = self.adversarial(drawn, step, cfg.search_steps).detach()
         texts = [self.neutral.expand_as(text), c_a, *([text] if cfg.target == "guided" else [])]
@@ -153,22 +152,11 @@ class Eap(TrajectoryObjective[EapConfig]):
         frozen = self.compared(student.frozen(points, times, torch.cat(texts)), points, times)
         target, kept, *concept = frozen.chunk(len(texts))
         if concept:
-            target = esd_target(target, concept[0], cfg.negative_guidance, "empty")
+            target = esd_target(target, concept[0], cfg.negative_guidance)
         points, times = torch.cat([x, x]), torch.cat([t, t])
-        erased, preserved = self.compared(student(points, times, torch.cat([text, c_a])), points, times).chunk(2)
-        return F.mse_loss(erased, target), F.mse_loss(preserved, kept)
-
-    def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-        """Algorithm 2: the gradient of the sum for the UNet; both terms are in the curve."""
-        erasing, preservation = self.terms(step)
-        loss = erasing + self.cfg.lamb * preservation
-        shown = {"loss": loss, "erasing": erasing, "preservation": preservation}
-        return gradients(loss, list(self.student.weights.values())), {k: v.detach() for k, v in shown.items()}
-
-    def loss(self, step: int) -> torch.Tensor:
-        """The sum, after the search."""
-        erasing, preservation = self.terms(step)
-        return erasing + self.cfg.lamb * preservation
+        erased, adversarial = self.compared(student(points, times, torch.cat([text, c_a])), points, times).chunk(2)
+        erasing, preservation = F.mse_loss(erased, target), F.mse_loss(adversarial, kept)
+        return {"loss": erasing + cfg.lamb * preservation, "erasing": erasing, "preservation": preservation}
 
     def sensitive(self) -> dict[str, list[tuple[str, float]]]:
         """Concept -> its K words and their probabilities, the most sensitive first."""
@@ -180,7 +168,7 @@ class Eap(TrajectoryObjective[EapConfig]):
         return {"pi": {c: pi.detach() for c, pi in self.pi.items()}, "ascent": self.ascent.state_dict()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore the state returned by `state`."""
         for concept, pi in self.pi.items():
             pi.data.copy_(state["pi"][concept])
         self.ascent.load_state_dict(state["ascent"])

@@ -14,26 +14,13 @@ the outer step, so grad g = grad L_f: the inner steps reach the weights only wit
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 
-from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.forget_retain import ForgetRetain, Noised, denoising_loss, pseudo_loss
-from resurgence.erasers.gradient.image_configs import EraseDiffConfig
-from resurgence.erasers.gradient.student import Student
-from resurgence.erasers.gradient.trainer import Objective, gradients
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from resurgence.config.task import Task
-
-
-def inner(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The inner product of two gradients, each given tensor by tensor: a scalar."""
-    return torch.stack([torch.sum(x * y) for x, y in zip(a, b, strict=True)]).sum()
+from resurgence.erasers.gradient.trainer import gradients, inner
 
 
 def barrier_multiplier(
@@ -51,13 +38,8 @@ def cosine_multiplier(remain: Sequence[torch.Tensor], forget: Sequence[torch.Ten
     return torch.where(size > 0, eta - cosine, 0.0).clamp(min=0)
 
 
-class EraseDiff(Objective):
+class EraseDiff(ForgetRetain):
     """The gradient of one step, for `batch` forget images and `batch` retained ones."""
-
-    def __init__(self, student: Student, task: Task, cfg: EraseDiffConfig, data: EraserData, seed: int) -> None:
-        super().__init__(student)
-        self.cfg = cfg
-        self.data = ForgetRetain("erasediff", student, task, cfg.captions, cfg.batch, data, seed)
 
     def least(self, at: Noised) -> torch.Tensor:
         """min_phi L_f(phi) as K steps from the present weights find it, on the same images; the weights stay."""
@@ -90,7 +72,7 @@ class EraseDiff(Objective):
     def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         """grad L_remain + lambda grad L_f; without inner steps g is L_f itself."""
         weights, cfg = list(self.student.weights.values()), self.cfg
-        forget, retain = self.data.forget(step), self.data.retain(step)
+        forget, retain = self.forget(step), self.retain(step)
         kept = denoising_loss(self.student, retain)
         remain_gradient = gradients(kept, weights)
         erased = pseudo_loss(self.student, self.student.weights, forget, cfg.target_from)
@@ -98,9 +80,9 @@ class EraseDiff(Objective):
         kept, erased = kept.detach(), erased.detach()
         constraint = erased - self.least(forget) if cfg.inner_steps else erased
         factor = self.multiplier(remain_gradient, forget_gradient, constraint)
-        found = [r + factor * f for r, f in zip(remain_gradient, forget_gradient, strict=True)]
-        shown = {"loss": kept + factor * constraint, "remain": kept, "forget": erased, "lambda": factor}
-        return found, shown | {"constraint": constraint}
+        gradient = [r + factor * f for r, f in zip(remain_gradient, forget_gradient, strict=True)]
+        values = {"loss": kept + factor * constraint, "remain": kept, "forget": erased, "lambda": factor}
+        return gradient, values | {"constraint": constraint}
 
 
 erase = trained(EraseDiff)

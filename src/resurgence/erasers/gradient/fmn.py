@@ -9,23 +9,19 @@ words; nothing says where to look instead, so few steps are enough and more of t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
+from resurgence.config.task import Task
 from resurgence.diffusion.attention import attention_maps
 from resurgence.diffusion.deltas import of_part
-from resurgence.diffusion.latents import add_noise, latents_of
 from resurgence.diffusion.text import fill, load_captions
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.image_configs import FmnConfig
+from resurgence.erasers.gradient.noised_images import caption_texts, concept_latents, noised
 from resurgence.erasers.gradient.student import Student
-from resurgence.erasers.gradient.trainer import Objective, Sample, samples
+from resurgence.erasers.gradient.trainer import Objective
 from resurgence.erasers.token_sets import tokens_of
-
-if TYPE_CHECKING:
-    from resurgence.config.task import Task
 
 
 def attention_norm(
@@ -52,36 +48,21 @@ class Fmn(Objective):
     """The loss of one step, for `batch` images of erased concepts."""
 
     def __init__(self, student: Student, task: Task, cfg: FmnConfig, data: EraserData, seed: int) -> None:
-        super().__init__(student)
-        self.task, self.cfg, self.seed = task, cfg, seed
-        templates, pipe = load_captions(cfg.captions, task.kind), student.pipe
-        self.latents, self.texts, self.tokens = {}, {}, {}  # concept -> (N, C, h, w), (K, L, d), (K, L) bool
-        for concept in task.erase:
-            if not len(data.images.get(concept, ())):
-                raise ValueError(f"fmn: no images of {concept!r}; make the concept images first")
+        super().__init__(student, task, cfg, data, seed)
+        self.latents = concept_latents("fmn", student, dict.fromkeys(task.erase, ""), data.images, "concept")
+        self.texts = caption_texts(student, task, cfg.captions, task.erase)
+        templates, self.tokens = load_captions(cfg.captions, task.kind), {}  # concept -> (K, L) bool
+        for concept, texts in self.texts.items():
             captions = fill(templates, concept)
-            texts = student.texts(captions)
-            tokens = [tokens_of(pipe.tokenizer, caption, concept, texts.shape[1], cfg) for caption in captions]
-            self.latents[concept] = latents_of(pipe, data.images[concept]).float()
-            self.texts[concept], self.tokens[concept] = texts, torch.stack(tokens).to(texts.device)
-
-    def draw(self, sample: Sample) -> tuple[torch.Tensor, ...]:
-        """Latents and noise (C, h, w), t (), embeddings (L, d) and token set (L,) of one sample."""
-        concept, draws = sample.concept, sample.generator
-        latents, texts = self.latents[concept], self.texts[concept]
-        image = int(torch.randint(len(latents), (), generator=draws))
-        caption = int(torch.randint(len(texts), (), generator=draws))
-        t = torch.randint(len(self.student.alphas_bar), (), generator=draws)
-        noise = torch.randn(latents.shape[1:], generator=draws)
-        device = latents.device
-        return latents[image], noise.to(device), t.to(device), texts[caption], self.tokens[concept][caption]
+            tokens = [tokens_of(student.pipe.tokenizer, text, concept, texts.shape[1], cfg) for text in captions]
+            self.tokens[concept] = torch.stack(tokens).to(texts.device)
 
     def loss(self, step: int) -> torch.Tensor:
         """The attention that the images pay to the concept's tokens."""
-        drawn = [self.draw(sample) for sample in samples(self.task.erase, self.cfg.batch, self.seed, step)]
-        latents, noise, t, texts, tokens = (torch.stack(column) for column in zip(*drawn, strict=True))
-        noisy = add_noise(latents, noise, self.student.alphas_bar[t])
-        return attention_norm(self.student, noisy, t, texts, tokens)
+        drawn = [(s.concept, s.generator) for s in self.samples(step)]
+        draws = [(self.latents[c], (self.texts[c], self.tokens[c]), g) for c, g in drawn]
+        x, t, _, texts, tokens = noised(self.student, draws)
+        return attention_norm(self.student, x, t, texts, tokens)
 
 
 erase = trained(Fmn)

@@ -6,87 +6,54 @@ ones, and two of them first look for the weights that matter to the forget image
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from resurgence.diffusion.latents import add_noise, latents_of
-from resurgence.diffusion.text import fill, load_captions
+from resurgence.config.task import Task
+from resurgence.erasers import EraserData
+from resurgence.erasers.gradient.noised_images import Noised, caption_texts, concept_latents, noised
 from resurgence.erasers.gradient.student import Student, Weights
-from resurgence.erasers.gradient.trainer import Sample, gradients, samples
+from resurgence.erasers.gradient.trainer import Objective, Sample, gradients, samples
 from resurgence.seeds import seed_of
 
-if TYPE_CHECKING:
-    from resurgence.config.task import Task
-    from resurgence.erasers import EraserData
 
-
-class Noised(NamedTuple):
-    """Noised latents with their captions."""
-
-    x: torch.Tensor  # (B, C, h, w)
-    t: torch.Tensor  # (B,)
-    noise: torch.Tensor  # (B, C, h, w), what is in x
-    text: torch.Tensor  # (B, L, d), the caption of what the image shows
-    pseudo: torch.Tensor  # (B, L, d), the same caption with the mapping concept in it; of retained images: text again
-
-
-class ForgetRetain:
-    """Latents and captions of the images of both sides, dealt out in batches.
-
-    Args:
-        method: who asks, for the messages. captions: templates, or where to find them; see captions.load_captions.
-        data: `images` of every erased concept and `retained` of every retained one.
+class ForgetRetain(Objective):
+    """Latents and captions of the images of both sides, in batches.
 
     Raises:
-        ValueError: a concept without images.
+        ValueError: an erased concept without images in `data.images`, or a retained one without in `data.retained`.
     """
 
-    def __init__(
-        self,
-        method: str,
-        student: Student,
-        task: Task,
-        captions: str | Sequence[str],
-        batch: int,
-        data: EraserData,
-        seed: int,
-    ) -> None:
-        self.student, self.task, self.batch, self.seed = student, task, batch, seed
-        self.latents: dict[str, torch.Tensor] = {}  # concept -> (N, C, h, w)
-        for kind, concepts, images in (("concept", task.erase, data.images), ("retained", task.retain, data.retained)):
-            for concept in concepts:
-                if not len(images.get(concept, ())):
-                    raise ValueError(f"{method}: no images of {concept!r}; make the {kind} images first")
-                self.latents[concept] = latents_of(student.pipe, images[concept]).float()
-        words = dict.fromkeys([*task.erase, *task.mapping.values(), *task.retain])
-        templates = load_captions(captions, task.kind)
-        self.texts = {word: student.texts(fill(templates, word)) for word in words}  # (K, L, d)
+    def __init__(self, student: Student, task: Task, cfg: Any, data: EraserData, seed: int) -> None:
+        super().__init__(student, task, cfg, data, seed)
+        sides = (("concept", task.erase, data.images), ("retained", task.retain, data.retained))
+        self.latents: dict[str, torch.Tensor] = {}
+        for kind, concepts, images in sides:
+            names = dict.fromkeys(concepts, "")
+            self.latents |= concept_latents(type(self).__name__.lower(), student, names, images, kind)
+        concepts = dict.fromkeys([*task.erase, *task.mapping.values(), *task.retain])
+        self.texts = caption_texts(student, task, cfg.captions, concepts)
 
     def forget(self, step: int, purpose: str | None = None) -> Noised:
-        """The forget images of a step; a purpose gives draws of its own, so that a first phase is not the training."""
+        """The forget images of a step; a purpose gives draws of its own, so that a first phase is not the training.
+
+        `other` has the mapping concept.
+        """
         seed = self.seed if purpose is None else seed_of(purpose, self.seed)
-        return self.collect(samples(self.task.erase, self.batch, seed, step), self.task.mapping)
+        return self.batch(samples(self.task.erase, self.cfg.batch, seed, step))
 
     def retain(self, step: int) -> Noised:
-        """The retained images of a step, with noise and t of their own."""
-        return self.collect(samples(self.task.retain, self.batch, seed_of("retained", self.seed), step), {})
+        """The retained images of a step, with noise and t of their own; `other` is `text`."""
+        return self.batch(samples(self.task.retain, self.cfg.batch, seed_of("retained", self.seed), step))
 
-    def collect(self, drawn: Sequence[Sample], mapping: Mapping[str, str]) -> Noised:
-        """Image, caption, t and noise of each sample, in this order from its generator."""
-        parts = []
-        for concept, draws in drawn:
-            latents, texts = self.latents[concept], self.texts[concept]
-            image = int(torch.randint(len(latents), (), generator=draws))
-            caption = int(torch.randint(len(texts), (), generator=draws))
-            t = torch.randint(len(self.student.alphas_bar), (), generator=draws)
-            noise = torch.randn(latents.shape[1:], generator=draws)
-            pseudo = self.texts[mapping.get(concept, concept)][caption]
-            parts.append((latents[image], t.to(latents.device), noise.to(latents.device), texts[caption], pseudo))
-        latents, t, noise, text, pseudo = (torch.stack(column) for column in zip(*parts, strict=True))
-        return Noised(add_noise(latents, noise, self.student.alphas_bar[t]), t, noise, text, pseudo)
+    def batch(self, drawn: Sequence[Sample]) -> Noised:
+        """The noised images of samples."""
+        mapping = self.task.mapping
+        draws = [(self.latents[c], (self.texts[c], self.texts[mapping.get(c, c)]), g) for c, g in drawn]
+        return Noised(*noised(self.student, draws))
 
 
 def denoising_loss(student: Student, at: Noised) -> torch.Tensor:
@@ -97,9 +64,9 @@ def denoising_loss(student: Student, at: Noised) -> torch.Tensor:
 def pseudo_target(student: Student, weights: Weights, at: Noised, target_from: str) -> torch.Tensor:
     """sg eps(x_t, c_r) of these weights (`current`) or of the original (`frozen`): (B, C, h, w)."""
     if target_from == "frozen":
-        return student.frozen(at.x, at.t, at.pseudo)
+        return student.frozen(at.x, at.t, at.other)
     with torch.no_grad():
-        return student.noise(weights, at.x, at.t, at.pseudo)
+        return student.noise(weights, at.x, at.t, at.other)
 
 
 def pseudo_loss(student: Student, weights: Weights, at: Noised, target_from: str) -> torch.Tensor:
@@ -108,21 +75,19 @@ def pseudo_loss(student: Student, weights: Weights, at: Noised, target_from: str
     return F.mse_loss(student.noise(weights, at.x, at.t, at.text), target)
 
 
-def forget_gradients(
-    data: ForgetRetain, steps: int, guidance: float, purpose: str, absolute: bool
-) -> list[torch.Tensor]:
+def forget_gradients(objective: ForgetRetain, steps: int, guidance: float, absolute: bool) -> list[torch.Tensor]:
     """Gradient of the denoising loss of the forget images, summed over `steps` batches, for each weight in training.
 
     Args:
         guidance: w of the prediction (1 + w) eps(c) - w eps(""), both with gradients; 0: eps(c) alone.
         absolute: sum the magnitudes of the batches' gradients instead of the gradients.
     """
-    student = data.student
+    student = objective.student
     weights = list(student.weights.values())
     total = [torch.zeros_like(w) for w in weights]
     empty = student.texts([""])
     for step in range(steps):
-        at = data.forget(step, purpose)
+        at = objective.forget(step, "saliency")
         predicted = student(at.x, at.t, at.text)
         if guidance:
             predicted = (1 + guidance) * predicted - guidance * student(at.x, at.t, empty.expand_as(at.text))

@@ -6,35 +6,36 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from resurgence.config.erasers import Passes
-from resurgence.config.fields import ConfigError, at_least, templates
+from resurgence.config.fields import Captions, ConfigError, Count, Natural, NotNegative, Positive
 from resurgence.config.optimisation import Optimisation, Selection
 
 
 @dataclass(frozen=True)
-class CaConfig(Optimisation):
+class ImageOptimisation(Optimisation):
+    """Settings that these erasers share."""
+
+    trains_text_encoder: ClassVar[bool] = False
+
+    captions: Captions = ""  # ours: "" for 30 built-in templates; or a list, or a file
+
+
+@dataclass(frozen=True)
+class CaConfig(ImageOptimisation):
     """Settings; the authors' for objects and styles, written for one device, unless a comment says ours."""
 
     module: ClassVar[str] = "resurgence.erasers.gradient.ca"
     needs: ClassVar[frozenset[str]] = frozenset({"anchors"})
 
     parameters: Selection = "xattn-kv"  # the paper's choice; memorised images: full
-    steps: int = 100  # optimiser steps: script
-    lr: float = 1.6e-5  # learning rate: script, 2e-6 scaled by 4 images on 2 GPUs
+    steps: Count = 100  # optimiser steps: script
+    lr: Positive = 1.6e-5  # learning rate: script, 2e-6 scaled by 4 images on 2 GPUs
     optimiser: Literal["adam", "adamw"] = "adamw"  # script
-    weight_decay: float = 0.01  # of AdamW: script
-    batch: int = 8  # samples a step: script, 4 images on 2 GPUs
-    max_norm: float | None = 1.0  # of the gradient: script
+    weight_decay: NotNegative = 0.01  # of AdamW: script
+    batch: Count = 8  # samples a step: script, 4 images on 2 GPUs
+    max_norm: Positive | None = 1.0  # of the gradient: script
     loss: Literal["model-based", "noise-based"] = "model-based"  # the paper finds the first better
     target_from: Literal["frozen", "current"] = "frozen"  # who predicts for c: eps_0 (as derived), eps_theta (script)
-    anchor_weight: float = 0.0  # of the paper's optional term; script: 1 when the erased words contain the anchor's
-    captions: str | tuple[str, ...] = ""  # ours: "" for 30 built-in templates; or a list, or a file
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        templates("captions", self.captions)
-        at_least("anchor_weight", self.anchor_weight, 0)
-        if self.parameters == "text-encoder":
-            raise ConfigError("parameters", self.parameters, "ca trains the UNet here; choose another, e.g. xattn-kv")
+    anchor_weight: NotNegative = 0.0  # of the paper's optional term; script: 1 when the words contain the anchor's
 
     def step_passes(self, erased: int) -> Passes:
         """The concept, the anchor where it has a weight, and the target."""
@@ -42,27 +43,21 @@ class CaConfig(Optimisation):
 
 
 @dataclass(frozen=True)
-class FmnConfig(Optimisation):
+class FmnConfig(ImageOptimisation):
     """Settings; the defaults are the authors' configuration without learnt tokens, unless a comment says ours."""
 
     module: ClassVar[str] = "resurgence.erasers.gradient.fmn"
     needs: ClassVar[frozenset[str]] = frozenset({"images"})
 
     parameters: Selection = "full"  # official; the authors also name the cross-attentions: xattn
-    steps: int = 35  # optimiser steps: official
-    lr: float = 2e-6  # learning rate: official
+    steps: Count = 35  # optimiser steps: official
+    lr: Positive = 2e-6  # learning rate: official
     optimiser: Literal["adam", "adamw"] = "adamw"  # official
-    weight_decay: float = 0.01  # of AdamW: official
-    max_norm: float | None = 1.0  # of the gradient: official
-    captions: str | tuple[str, ...] = ("a photo of {}",)  # official; for styles it is "a photo in the style of {}"
+    weight_decay: NotNegative = 0.01  # of AdamW: official
+    max_norm: Positive | None = 1.0  # of the gradient: official
+    captions: Captions = ("a photo of {}",)  # official; for styles it is "a photo in the style of {}"
     use_pooler: bool = True  # also lower the attention to the end of the caption: official
     pooler_tokens: Literal["end-and-padding", "end", "same-id"] = "end-and-padding"  # ours; same-id: official
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        templates("captions", self.captions)
-        if self.parameters == "text-encoder":
-            raise ConfigError("parameters", self.parameters, "fmn trains the UNet; choose another, e.g. full or xattn")
 
     def step_passes(self, erased: int) -> Passes:
         """One image."""
@@ -70,39 +65,31 @@ class FmnConfig(Optimisation):
 
 
 @dataclass(frozen=True)
-class DocoConfig(Optimisation):
+class DocoConfig(ImageOptimisation):
     """Settings; the paper's formulas and numbers, where it is silent the code's, or ours where a comment says so."""
 
     module: ClassVar[str] = "resurgence.erasers.gradient.doco"
     needs: ClassVar[frozenset[str]] = frozenset({"anchors"})
 
     parameters: Selection = "xattn-kv"  # code: to_k and to_v of the cross-attentions; the paper does not say
-    steps: int = 1000  # optimiser steps, the warm-up included: paper
-    lr: float = 4e-6  # learning rate: paper
-    batch: int = 8  # samples a step: paper
-    max_norm: float | None = 1.0  # of the gradient: code
+    steps: Count = 1000  # optimiser steps, the warm-up included: paper
+    lr: Positive = 4e-6  # learning rate: paper
+    batch: Count = 8  # samples a step: paper
+    max_norm: Positive | None = 1.0  # of the gradient: code
     unlearning: Literal["adversarial", "l2"] = "adversarial"  # G_u of Eq. 8, or of || eps(c*) - sg eps(c) ||^2
     discriminate: Literal["noise", "x0"] = "noise"  # what D sees: predicted noise (paper), or predicted x_0 (code)
     generator: Literal["minimax", "non-saturating"] = "minimax"  # theta's side: Eq. 8, or (code) -log D of the concept
     anchor_from: Literal["current", "frozen"] = "current"  # who predicts for c: eps_theta (Eq. 8), or eps_0 (code)
     surgery: Literal["paper", "code", "none", "sum"] = "paper"  # Eq. 9; code: tensor by tensor; sum: G_u + lamb G_r
-    lamb: float = 1.0  # lambda of Eq. 9: paper and README
-    warmup: int = 200  # first steps, which update D alone: paper; adversarial only
-    discriminator_lr: float = 1e-4  # README, objects and nudity; styles 5e-4
+    lamb: NotNegative = 1.0  # lambda of Eq. 9: paper and README
+    warmup: Natural = 200  # first steps, which update D alone: paper; adversarial only
+    discriminator_lr: Positive = 1e-4  # README, objects and nudity; styles 5e-4
     last_stride: Literal[2, 1] = 2  # of D's last layer: paper; code: 1
-    captions: str | tuple[str, ...] = ""  # ours: "" for 30 built-in templates; or a list, or a file
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        templates("captions", self.captions)
-        at_least("lamb", self.lamb, 0)
-        at_least("warmup", self.warmup, 0)
-        if not self.discriminator_lr > 0:
-            raise ConfigError("discriminator_lr", self.discriminator_lr, "must be positive")
         if self.unlearning == "adversarial" and self.warmup >= self.steps:
             raise ConfigError("warmup", self.warmup, f"must be less than steps ({self.steps})")
-        if self.parameters == "text-encoder":
-            raise ConfigError("parameters", self.parameters, "doco trains the UNet; choose another, e.g. xattn-kv")
 
     def step_passes(self, erased: int) -> Passes:
         """Concept and anchor, and a second way back through both, which costs as much as two more passes each."""
@@ -110,34 +97,28 @@ class DocoConfig(Optimisation):
 
 
 @dataclass(frozen=True)
-class SalunConfig(Optimisation):
+class SalunConfig(ImageOptimisation):
     """Settings; the defaults are those of the authors' scripts for Stable Diffusion."""
 
     module: ClassVar[str] = "resurgence.erasers.gradient.salun"
     needs: ClassVar[frozenset[str]] = frozenset({"images", "retained"})
 
     parameters: Selection = "full"  # scripts; the mask is taken among these, with one threshold for all
-    steps: int = 500  # optimiser steps, scripts: 5 epochs over 800 images
-    batch: int = 8  # scripts; forget images of a step, and as many retained ones
-    alpha: float = 0.5  # of L_remain: README; the command line's default is 0.1
+    steps: Count = 500  # optimiser steps, scripts: 5 epochs over 800 images
+    batch: Count = 8  # scripts; forget images of a step, and as many retained ones
+    alpha: NotNegative = 0.5  # of L_remain: README; the command line's default is 0.1
     fraction: float = 0.5  # of the weights that train: paper
-    mask_steps: int = 100  # batches of the mask's gradient: the 800 images of the scripts
-    mask_guidance: float = 7.5  # w in (1 + w) eps(c_f) - w eps("") of the mask's loss: scripts; 0: eps(c_f)
+    mask_steps: Count = 100  # batches of the mask's gradient: the 800 images of the scripts
+    mask_guidance: NotNegative = 7.5  # w in (1 + w) eps(c_f) - w eps("") of the mask's loss: scripts; 0: eps(c_f)
     target_from: Literal["current", "frozen"] = "current"  # sg eps_theta (paper and scripts), or eps_0
-    captions: str | tuple[str, ...] = ("an image of {}",)  # templates; the scripts: "an image of a <class>"
+    captions: Captions = ("an image of {}",)  # templates; the scripts: "an image of a <class>"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        templates("captions", self.captions)
-        for key in ("alpha", "mask_guidance"):
-            at_least(key, getattr(self, key), 0)
-        at_least("mask_steps", self.mask_steps, 1)
         if not 0 < self.fraction <= 1:
             raise ConfigError("fraction", self.fraction, "must lie above 0, and be 1 at most (no mask)")
         if self.weight_decay:
             raise ConfigError("weight_decay", self.weight_decay, "would change weights outside the mask; write 0.0")
-        if self.parameters == "text-encoder":
-            raise ConfigError("parameters", self.parameters, "salun trains the UNet; choose another, e.g. full")
 
     def step_passes(self, erased: int) -> Passes:
         """Both sides, and the target."""
@@ -149,40 +130,33 @@ class SalunConfig(Optimisation):
 
 
 @dataclass(frozen=True)
-class EraseDiffConfig(Optimisation):
+class EraseDiffConfig(ImageOptimisation):
     """Settings; the defaults are those of the authors' scripts for classes, with the paper's lambda."""
 
     module: ClassVar[str] = "resurgence.erasers.gradient.erasediff"
     needs: ClassVar[frozenset[str]] = frozenset({"images", "retained"})
 
     parameters: Selection = "full"  # script for classes; nudity: noxattn-official
-    steps: int = 60  # optimiser steps: script for classes; nudity: 160
-    batch: int = 16  # script for classes; forget images of a step, and as many retained ones
+    steps: Count = 60  # optimiser steps: script for classes; nudity: 160
+    batch: Count = 16  # script for classes; forget images of a step, and as many retained ones
     multiplier: Literal[
         "gradient",  # lambda with a = eta ||grad g||^2: the paper
         "value",  # lambda with a = eta g: the dynamic barrier's other choice, in which the inner steps count
         "cosine",  # max(0, eta - cos(grad L_remain, grad g)): the authors' code for pixel models
         "fixed",  # weight: the authors' code for Stable Diffusion
     ] = "gradient"  # how lambda is set
-    eta: float = 0.1  # of lambda: the authors' code for pixel models
-    weight: float = 1.0  # lambda of `fixed`: scripts; the command line's default is 0.1
-    inner_steps: int = 2  # K: command line
-    inner_lr: float | None = None  # of Adam, begun anew in each step; null: lr, as the scripts
+    eta: NotNegative = 0.1  # of lambda: the authors' code for pixel models
+    weight: NotNegative = 1.0  # lambda of `fixed`: scripts; the command line's default is 0.1
+    inner_steps: Natural = 2  # K: command line
+    inner_lr: Positive | None = None  # of Adam, begun anew in each step; null: lr, as the scripts
     inner_value: Literal["last", "mean"] = "last"  # min L_f: after the K steps (paper), or (code) their mean loss
     target_from: Literal["current", "frozen"] = "current"  # sg eps_theta (paper and code), or eps_0
-    captions: str | tuple[str, ...] = ("an image of {}",)  # templates; the scripts: "an image of a <class>"
+    captions: Captions = ("an image of {}",)  # templates; the scripts: "an image of a <class>"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        templates("captions", self.captions)
-        for key in ("eta", "weight", "inner_steps"):
-            at_least(key, getattr(self, key), 0)
-        if self.inner_lr is not None and not self.inner_lr > 0:
-            raise ConfigError("inner_lr", self.inner_lr, "must be positive, or null for lr")
         if self.multiplier == "value" and not self.inner_steps:
             raise ConfigError("inner_steps", self.inner_steps, "multiplier: value needs at least 1, to know g")
-        if self.parameters == "text-encoder":
-            raise ConfigError("parameters", self.parameters, "erasediff trains the UNet; choose another, e.g. full")
 
     def step_passes(self, erased: int) -> Passes:
         """Both sides and the inner steps."""
@@ -191,38 +165,32 @@ class EraseDiffConfig(Optimisation):
 
 
 @dataclass(frozen=True)
-class ScissorHandsConfig(Optimisation):
+class ScissorHandsConfig(ImageOptimisation):
     """Settings; the defaults are those of the authors' script for classes, with the paper's trimming and projection."""
 
     module: ClassVar[str] = "resurgence.erasers.gradient.scissorhands"
     needs: ClassVar[frozenset[str]] = frozenset({"images", "retained"})
 
     parameters: Selection = "full"  # script for classes; trimmed and trained, the saliency has one threshold for all
-    steps: int = 350  # optimiser steps, script for classes: 3 epochs
-    lr: float = 2e-5  # script for classes; nudity: 1e-5
-    batch: int = 8  # script for classes; forget images of a step, and as many retained ones; nudity: 16
+    steps: Count = 350  # optimiser steps, script for classes: 3 epochs
+    lr: Positive = 2e-5  # script for classes; nudity: 1e-5
+    batch: Count = 8  # script for classes; forget images of a step, and as many retained ones; nudity: 16
     sparsity: float = 0.999  # the part of the weights that is not trimmed: script for classes; nudity: 0.995
-    saliency_steps: int = 10  # batches of the saliency's gradient: scripts
+    saliency_steps: Count = 10  # batches of the saliency's gradient: scripts
     saliency: Literal["gradient", "absolute"] = "gradient"  # of the mean loss (paper); sum of |batch gradient|: scripts
-    saliency_guidance: float = 0.0  # paper; w in (1 + w) eps(c) - w eps("") of its loss; script for classes: 7.5
+    saliency_guidance: NotNegative = 0.0  # paper; w in (1 + w) eps(c) - w eps("") of its loss; script for classes: 7.5
     trim: Literal["all", "official"] = "all"  # paper; official: only self-attention in two decoder blocks
     initial: Literal["normal", "kaiming"] = "normal"  # new values, sd 0.02: script for classes; Kaiming uniform: nudity
     forget: Literal["ascent", "pseudo"] = "ascent"  # paper; pseudo (nudity): + weight times SalUn's forget loss
-    weight: float = 0.1  # of the forget loss: scripts
+    weight: NotNegative = 0.1  # of the forget loss: scripts
     projection: Literal["forget", "remain", "none"] = "forget"  # the gradient m: paper; none: the scripts for SD
-    margin: float = 0.0  # least multiple of m that a projection adds: paper; the authors' classifiers: 0.5
-    captions: str | tuple[str, ...] = ("an image of {}",)  # templates; the scripts: "an image of a <class>"
+    margin: NotNegative = 0.0  # least multiple of m that a projection adds: paper; the authors' classifiers: 0.5
+    captions: Captions = ("an image of {}",)  # templates; the scripts: "an image of a <class>"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        templates("captions", self.captions)
-        for key in ("saliency_guidance", "weight", "margin"):
-            at_least(key, getattr(self, key), 0)
-        at_least("saliency_steps", self.saliency_steps, 1)
         if not 0 <= self.sparsity <= 1:
             raise ConfigError("sparsity", self.sparsity, "must lie between 0 (all trimmed) and 1 (none)")
-        if self.parameters == "text-encoder":
-            raise ConfigError("parameters", self.parameters, "scissorhands trains the UNet; choose another, e.g. full")
         if self.trim == "official" and self.parameters in ("xattn", "xattn-kv"):
             raise ConfigError("trim", "official", f"trims self-attention, and parameters: {self.parameters} has none")
 

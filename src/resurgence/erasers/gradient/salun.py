@@ -10,21 +10,16 @@ are, bit by bit.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 
+from resurgence.config.task import Task
 from resurgence.diffusion.device import exact
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.forget_retain import ForgetRetain, forget_gradients, largest, pseudo_target
 from resurgence.erasers.gradient.image_configs import SalunConfig
 from resurgence.erasers.gradient.student import Student
-from resurgence.erasers.gradient.trainer import Objective
-
-if TYPE_CHECKING:
-    from resurgence.config.task import Task
 
 
 def saliency_mask(gradients: list[torch.Tensor], fraction: float) -> list[torch.Tensor]:
@@ -39,20 +34,18 @@ def saliency_mask(gradients: list[torch.Tensor], fraction: float) -> list[torch.
     return largest([g.abs() for g in gradients], number)
 
 
-class Salun(Objective):
-    """The loss of one step, for `batch` forget images and `batch` retained ones; the mask is made once, before it."""
+class Salun(ForgetRetain):
+    """The loss of one step, for `batch` forget images and `batch` retained ones; the mask is computed in advance."""
 
     def __init__(self, student: Student, task: Task, cfg: SalunConfig, data: EraserData, seed: int) -> None:
-        super().__init__(student)
-        self.cfg = cfg
-        self.data = ForgetRetain("salun", student, task, cfg.captions, cfg.batch, data, seed)
-        with exact(student.device):  # a run that goes on makes the same mask again
-            found = forget_gradients(self.data, cfg.mask_steps, cfg.mask_guidance, "saliency", absolute=False)
-        self.mask = saliency_mask(found, cfg.fraction)  # bool, one for each of student.weights
+        super().__init__(student, task, cfg, data, seed)
+        with exact(student.device):  # a resumed run computes the same mask again
+            saliency = forget_gradients(self, cfg.mask_steps, cfg.mask_guidance, absolute=False)
+        self.mask = saliency_mask(saliency, cfg.fraction)  # bool, one for each of student.weights
 
     def loss(self, step: int) -> torch.Tensor:
         """The forget loss and alpha L_remain; both kinds of images in one pass."""
-        forget, retain = self.data.forget(step), self.data.retain(step)
+        forget, retain = self.forget(step), self.retain(step)
         target = pseudo_target(self.student, self.student.weights, forget, self.cfg.target_from)
         x, t, _, text, _ = (torch.cat(both) for both in zip(forget, retain, strict=True))
         erased, kept = self.student(x, t, text).chunk(2)
@@ -60,8 +53,8 @@ class Salun(Objective):
 
     def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         """The loss's gradient inside the mask, 0 outside: there Adam's moments and its step stay 0."""
-        found, shown = super().gradient(step)
-        return [torch.where(m, g, 0.0) for m, g in zip(self.mask, found, strict=True)], shown
+        gradient, values = super().gradient(step)
+        return [torch.where(m, g, 0.0) for m, g in zip(self.mask, gradient, strict=True)], values
 
 
 erase = trained(Salun)

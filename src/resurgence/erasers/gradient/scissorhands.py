@@ -13,11 +13,12 @@ one constraint needs no quadratic program. m is the gradient of forgetting (-L_f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from resurgence.config.task import Task
 from resurgence.diffusion.device import exact
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained
@@ -30,13 +31,8 @@ from resurgence.erasers.gradient.forget_retain import (
 )
 from resurgence.erasers.gradient.image_configs import ScissorHandsConfig
 from resurgence.erasers.gradient.student import Student
-from resurgence.erasers.gradient.trainer import Objective, gradients
+from resurgence.erasers.gradient.trainer import gradients, inner
 from resurgence.seeds import generator
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from resurgence.config.task import Task
 
 SCRIPTS = ("up_blocks.1.attentions.1.", "up_blocks.2.attentions.1.")  # output_blocks 4 and 7 of SD 1.x, of them attn1
 
@@ -67,26 +63,23 @@ def project(
 
     With a margin, what a projection adds is at least margin times m.
     """
-    product = torch.stack([torch.sum(x * y, dtype=torch.float64) for x, y in zip(u, m, strict=True)]).sum()
-    size = torch.stack([torch.sum(y * y, dtype=torch.float64) for y in m]).sum()
+    product, size = inner(u, m, torch.float64), inner(m, m, torch.float64)
     factor = torch.where(product < 0, (-product / size).clamp(min=margin), 0.0)
     return [x + factor.to(x.dtype) * y for x, y in zip(u, m, strict=True)], factor
 
 
-class ScissorHands(Objective):
+class ScissorHands(ForgetRetain):
     """Trims the weights at once; then the gradient of one step, for `batch` forget images and `batch` retained ones."""
 
     def __init__(self, student: Student, task: Task, cfg: ScissorHandsConfig, data: EraserData, seed: int) -> None:
-        super().__init__(student)
-        self.cfg = cfg
-        self.data = ForgetRetain("scissorhands", student, task, cfg.captions, cfg.batch, data, seed)
+        super().__init__(student, task, cfg, data, seed)
         official = [n for n in student.weights if ".attn1." in n and any(part in n for part in SCRIPTS)]
         if cfg.trim == "official" and not official:
             raise ValueError(f"trim = 'official': no self-attention in {' or '.join(SCRIPTS)}; write trim: all")
-        absolute, guidance = cfg.saliency == "absolute", cfg.saliency_guidance
-        with exact(student.device):  # a run that goes on trims the same weights, before it takes back its own
-            found = forget_gradients(self.data, cfg.saliency_steps, guidance, "saliency", absolute)
-        masks = snip(list(student.weights.values()), found, cfg.sparsity)
+        absolute = cfg.saliency == "absolute"
+        with exact(student.device):  # a resumed run trims the same weights, before its own are restored
+            saliency = forget_gradients(self, cfg.saliency_steps, cfg.saliency_guidance, absolute)
+        masks = snip(list(student.weights.values()), saliency, cfg.sparsity)
         self.trimmed = dict(zip(student.weights, masks, strict=True))
         if cfg.trim == "official":
             self.trimmed = {n: m if n in official else torch.zeros_like(m) for n, m in self.trimmed.items()}
@@ -97,21 +90,21 @@ class ScissorHands(Objective):
         """Gradient of L_remain - weight L_forget (or + weight of the pseudo loss), projected if it is to be."""
         student, cfg = self.student, self.cfg
         weights = list(student.weights.values())
-        kept = denoising_loss(student, self.data.retain(step))
+        kept = denoising_loss(student, self.retain(step))
         remain = gradients(kept, weights)
-        images = self.data.forget(step)
+        images = self.forget(step)
         if cfg.forget == "ascent":
             erased = -denoising_loss(student, images)
         else:
             erased = pseudo_loss(student, student.weights, images, "current")
         forget = gradients(erased, weights)
-        found = [r + cfg.weight * f for r, f in zip(remain, forget, strict=True)]
+        gradient = [r + cfg.weight * f for r, f in zip(remain, forget, strict=True)]
         kept, erased = kept.detach(), erased.detach()
-        shown = {"loss": kept + cfg.weight * erased, "remain": kept, "forget": erased.abs()}
+        values = {"loss": kept + cfg.weight * erased, "remain": kept, "forget": erased.abs()}
         if cfg.projection == "none":
-            return found, shown
-        found, factor = project(found, forget if cfg.projection == "forget" else remain, cfg.margin)
-        return found, shown | {"projection": factor}
+            return gradient, values
+        gradient, factor = project(gradient, forget if cfg.projection == "forget" else remain, cfg.margin)
+        return gradient, values | {"projection": factor}
 
 
 erase = trained(ScissorHands)

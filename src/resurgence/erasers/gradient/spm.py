@@ -5,7 +5,7 @@
 
 A membrane is a rank-1 adapter B A on the weight W of every linear and convolution layer. s is the surrogate of the
 erased concept c*, "" by default; a are random embeddings, accepted with probability 1 - cos(c*, a). Several concepts:
-each has an adapter of its own, trained as if it were alone; they are merged by summing, W' = W + scale sum B A.
+each has a separate adapter, trained independently; they are merged by summing, W' = W + scale sum B A.
 Adapters kept apart can be scaled by how near a prompt is to their concept (spm_transport.py).
 """
 
@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resurgence.config.task import TaskPart
+from resurgence.config.task import Task, TaskPart
 from resurgence.diffusion.deltas import DELTA_FILE, load_delta, save_delta
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.esd import TrajectoryObjective, esd_target
 from resurgence.erasers.gradient.student import Student, Weights
-from resurgence.erasers.gradient.trainer import Objective, final_weights, gradients, in_precision_of_base, samples
+from resurgence.erasers.gradient.trainer import Objective, final_weights, in_precision_of_base
 from resurgence.erasers.gradient.trajectory_configs import SpmConfig
 from resurgence.erasers.lora import Lora, save_loras, slugs
 from resurgence.seeds import generator
@@ -34,8 +34,6 @@ from resurgence.training.checkpoint import checkpoint_name
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-
-    from resurgence.config.task import Task
 
 
 def product(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -70,10 +68,10 @@ class Adapted(Student):
     def __init__(self, pipe: StableDiffusionPipeline, cfg: SpmConfig, adapters: Sequence[str], seed: int) -> None:
         super().__init__(pipe, cfg.parameters)
         kinds = {f"unet.{n}.weight": m for n, m in pipe.unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-        wanted = [n for n in self.weights if n in kinds and (cfg.layers == "all" or ".attentions." in n)]
-        if not wanted:
+        names = [n for n in self.weights if n in kinds and (cfg.layers == "all" or ".attentions." in n)]
+        if not names:
             raise ValueError(f"spm: no linear or convolution layer in parameters = {cfg.parameters!r}; choose full")
-        self.base = {name: self.weights[name].detach() for name in wanted}
+        self.base = {name: self.weights[name].detach() for name in names}
         self.scale, self.weights = cfg.scale, {}
         for adapter in adapters:
             for name, w in self.base.items():
@@ -86,9 +84,9 @@ class Adapted(Student):
 
     def only(self, adapter: str) -> Adapted:
         """The same with one of the adapters; its factors are the same tensors."""
-        one = copy.copy(self)
-        one.weights = {name: w for name, w in self.weights.items() if name.rsplit("|", 2)[0] == adapter}
-        return one
+        student = copy.copy(self)
+        student.weights = {name: w for name, w in self.weights.items() if name.rsplit("|", 2)[0] == adapter}
+        return student
 
     def lora(self, factors: Weights) -> Lora:
         """Factors of one adapter as module -> (down, up), the scale inside: W' = W + up down."""
@@ -98,19 +96,19 @@ class Adapted(Student):
 
     def merged(self, factors: Weights) -> dict[str, torch.Tensor]:
         """W' = W + scale sum B A of every adapted parameter, with gradients; nothing for no factors."""
-        found: dict[str, torch.Tensor] = {}
+        weights: dict[str, torch.Tensor] = {}
         for key in [key for key in factors if key.endswith("|down")]:
             name = key.rsplit("|", 2)[1]
             change = self.scale * product(factors[key.removesuffix("down") + "up"], factors[key])
-            found[name] = found.get(name, self.base[name]) + change
-        return found
+            weights[name] = weights.get(name, self.base[name]) + change
+        return weights
 
     def raw(self, weights: Weights, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """What the UNet predicts with adapters merged in."""
         return super().raw(self.merged(weights), x, t, text)
 
 
-class Spm(TrajectoryObjective[SpmConfig]):
+class Spm(TrajectoryObjective):
     """The loss of one adapter, for `batch` samples of its concepts (x_t and captions as for ESD)."""
 
     def __init__(self, student: Adapted, task: Task | TaskPart, cfg: SpmConfig, data: EraserData, seed: int) -> None:
@@ -118,12 +116,11 @@ class Spm(TrajectoryObjective[SpmConfig]):
         words = [cfg.template.replace("{}", task.mapping[c]) if cfg.surrogate == "mapping" else "" for c in task.erase]
         self.surrogates = dict(zip(task.erase, student.texts(words), strict=True))
 
-    def terms(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Erasing and anchoring term: one pass of the frozen model, one of the adapted."""
-        drawn, cfg = samples(self.task.erase, self.cfg.batch, self.seed, step), self.cfg
-        text = torch.stack([self.texts[sample.concept] for sample in drawn])
-        surrogate = torch.stack([self.surrogates[sample.concept] for sample in drawn])
-        x, t = self.noisy(drawn, text)
+    def losses(self, step: int) -> dict[str, torch.Tensor]:
+        """Erasing and anchoring term, and their weighted sum: one pass of the frozen model, one of the adapted."""
+        drawn, cfg = self.samples(step), self.cfg
+        text, surrogate = self.texts_of(drawn, self.texts), self.texts_of(drawn, self.surrogates)
+        x, t = self.noisy(drawn)
         near = [anchor(e, sample.generator) for e, sample in zip(text, drawn, strict=True) for _ in range(cfg.anchors)]
         anchors = torch.stack(near).to(text) if near else text[:0]  # (batch * anchors, L, d)
         points, times = x.repeat_interleave(cfg.anchors, 0), t.repeat_interleave(cfg.anchors, 0)
@@ -132,29 +129,18 @@ class Spm(TrajectoryObjective[SpmConfig]):
         )
         start, concept, kept = frozen.split([len(x), len(x), len(points)])
         adapted = self.student(torch.cat([x, points]), torch.cat([t, times]), torch.cat([text, anchors]))
-        found, anchored = adapted.split([len(x), len(points)])
-        erasing = F.mse_loss(found, esd_target(start, concept, cfg.eta, "empty"))
-        return erasing, F.mse_loss(anchored, kept) if near else torch.zeros_like(erasing)
-
-    def loss(self, step: int) -> torch.Tensor:
-        """The erasing term and the weighted anchoring term."""
-        erasing, anchoring = self.terms(step)
-        return erasing + self.cfg.anchor_weight * anchoring
-
-    def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-        """As for any objective, with the two terms in the curve."""
-        erasing, anchoring = self.terms(step)
-        loss = erasing + self.cfg.anchor_weight * anchoring
-        shown = {"loss": loss, "erasing": erasing, "anchoring": anchoring}
-        return gradients(loss, list(self.student.weights.values())), {k: v.detach() for k, v in shown.items()}
+        erased, anchored = adapted.split([len(x), len(points)])
+        erasing = F.mse_loss(erased, esd_target(start, concept, cfg.eta))
+        anchoring = F.mse_loss(anchored, kept) if near else torch.zeros_like(erasing)
+        return {"loss": erasing + cfg.anchor_weight * anchoring, "erasing": erasing, "anchoring": anchoring}
 
 
 class Membranes(Objective):
     """All adapters, each by its own loss: only one of them is in memory with its gradients at a time."""
 
     def __init__(self, student: Adapted, task: Task, cfg: SpmConfig, data: EraserData, seed: int) -> None:
-        super().__init__(student)
-        self.adapted, self.cfg, self.parts, self.groups = student, cfg, [], groups_of(task, cfg)
+        super().__init__(student, task, cfg, data, seed)
+        self.parts, self.groups = [], groups_of(task, cfg)
         for adapter, concepts in self.groups.items():
             mapping = {concept: task.mapping[concept] for concept in concepts}
             part = TaskPart({"kind": task.kind, "erase": concepts, "mapping": mapping}, f"the adapter {adapter}")
@@ -162,10 +148,9 @@ class Membranes(Objective):
 
     def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         """The gradients of all adapters, and the mean of their curves."""
-        found, curves = zip(*[part.gradient(step) for part in self.parts], strict=True)
-        return [g for grads in found for g in grads], {
-            name: torch.stack([c[name] for c in curves]).mean() for name in curves[0]
-        }
+        gradients, values = zip(*[part.gradient(step) for part in self.parts], strict=True)
+        means = {name: torch.stack([v[name] for v in values]).mean() for name in values[0]}
+        return [g for gradient in gradients for g in gradient], means
 
 
 def adapted(pipe: StableDiffusionPipeline, task: Task, cfg: SpmConfig, seed: int) -> Adapted:
@@ -182,7 +167,7 @@ def merge(objective: Membranes, factors: Mapping[str, torch.Tensor], folder: Pat
         folder: where adapters/<concept>/ go (LoRA files as diffusers reads them); the trainer has written the
             factors of its checkpoints there, which are merged too.
     """
-    student = objective.adapted
+    student = objective.student
 
     def delta(weights: Weights) -> dict[str, torch.Tensor]:
         return in_precision_of_base(student, student.merged({n: w.to(student.device) for n, w in weights.items()}))
@@ -191,8 +176,8 @@ def merge(objective: Membranes, factors: Mapping[str, torch.Tensor], folder: Pat
     if folder is not None:
         parts = {name: {n: w for n, w in final.items() if n.startswith(f"{name}|")} for name in objective.groups}
         save_loras({name: student.lora(weights) for name, weights in parts.items()}, folder / "adapters")
-        for place in [folder / checkpoint_name(step) / DELTA_FILE for step in objective.cfg.checkpoints]:
-            save_delta(delta(load_delta(place)), place)
+        for file in [folder / checkpoint_name(step) / DELTA_FILE for step in objective.cfg.checkpoints]:
+            save_delta(delta(load_delta(file)), file)
     return delta(final)
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from resurgence.config.optimisation import Optimisation
+from resurgence.config.task import Task, TaskPart
 from resurgence.diffusion.deltas import DELTA_FILE, save_delta
 from resurgence.diffusion.device import exact
 from resurgence.seeds import generator
@@ -22,8 +24,6 @@ from resurgence.training import loop
 from resurgence.training.checkpoint import Saver, checkpoint_name, copy_checkpoints, fingerprint
 
 if TYPE_CHECKING:
-    from resurgence.config.optimisation import Optimisation
-    from resurgence.config.task import Task
     from resurgence.erasers import EraserData
     from resurgence.erasers.gradient.student import Student
 
@@ -37,28 +37,37 @@ class Sample(NamedTuple):
 
 def samples(concepts: Sequence[str], batch: int, seed: int, step: int) -> list[Sample]:
     """The samples of a step; the concepts come in a new random order each round, so all are seen equally often."""
-    found = []
+    drawn = []
     for number in range(batch):
         turn, place = divmod(step * batch + number, len(concepts))
         order = torch.randperm(len(concepts), generator=generator("eraser order", seed, turn))
-        found.append(Sample(concepts[int(order[place])], generator("eraser draw", seed, step, number)))
-    return found
+        drawn.append(Sample(concepts[int(order[place])], generator("eraser draw", seed, step, number)))
+    return drawn
 
 
 class Objective:
-    """What a method minimises. A subclass defines `loss`, or `gradient` when there is more than one loss."""
+    """What a method minimises. A subclass defines `loss`; `losses` or `gradient` when there is more than one loss."""
 
-    def __init__(self, student: Student) -> None:
-        self.student = student
+    def __init__(self, student: Student, task: Task | TaskPart, cfg: Any, data: EraserData, seed: int) -> None:
+        self.student, self.task, self.cfg, self.seed = student, task, cfg, seed
+
+    def samples(self, step: int) -> list[Sample]:
+        """The `batch` samples of a step."""
+        return samples(self.task.erase, self.cfg.batch, self.seed, step)
 
     def loss(self, step: int) -> torch.Tensor:
         """The loss of one step, a scalar with gradients to `student.weights`."""
         raise NotImplementedError
 
+    def losses(self, step: int) -> dict[str, torch.Tensor]:
+        """The scalars of one step for the curve: `loss`, which is minimised, and its terms."""
+        return {"loss": self.loss(step)}
+
     def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         """Gradients of `student.weights` in their order, and the values for the curve, `loss` among them."""
-        value = self.loss(step)
-        return gradients(value, list(self.student.weights.values())), {"loss": value.detach()}
+        losses = self.losses(step)
+        gradient = gradients(losses["loss"], list(self.student.weights.values()))
+        return gradient, {name: value.detach() for name, value in losses.items()}
 
     def state(self) -> dict[str, Any]:
         """Whatever else changes between steps (a discriminator, its optimiser); tensors and plain values only."""
@@ -74,10 +83,15 @@ def gradients(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch
     Raises:
         ValueError: when it depends on none of them.
     """
-    found = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else [None] * len(weights)
-    if all(g is None for g in found):
+    derivatives = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else [None] * len(weights)
+    if all(g is None for g in derivatives):
         raise ValueError("the loss depends on none of the trained weights; choose other parameters for this method")
-    return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
+    return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, derivatives, strict=True)]
+
+
+def inner(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The inner product of two lists of tensors as one vector each: a scalar, summed in `dtype`, by default theirs."""
+    return torch.stack([torch.sum(x * y, dtype=dtype) for x, y in zip(a, b, strict=True)]).sum()
 
 
 def make_optimiser(weights: Sequence[torch.Tensor], cfg: Optimisation) -> torch.optim.Optimizer:
@@ -141,10 +155,10 @@ def run(
     def gradient(step: int) -> dict[str, torch.Tensor]:
         # no cache: a weight that was cast in a pass without gradients would keep none in the next one
         with torch.autocast(student.device.type, half, enabled=half is not None, cache_enabled=False):
-            found, shown = objective.gradient(step)
-        for w, g in zip(weights, found, strict=True):
+            gradients, values = objective.gradient(step)
+        for w, g in zip(weights, gradients, strict=True):
             w.grad = g
-        return shown
+        return values
 
     def write(step: int) -> None:
         save_delta(in_precision_of_base(student, final_weights(student)), place / checkpoint_name(step) / DELTA_FILE)

@@ -7,27 +7,26 @@ in closed form; `attention_loras` lowers the attention that the concept's pixels
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import torch
 
+from resurgence.config.task import Task
 from resurgence.diffusion.attention import as_delta, from_delta, projection_weights, swapped
+from resurgence.diffusion.deltas import Delta
 from resurgence.diffusion.latents import latents_of
 from resurgence.diffusion.text import Encoder, concept_positions, fill, load_captions, token_ids
 from resurgence.erasers import EraserData
-from resurgence.erasers.closed_form.solver import apply_edit, paired_rows, relative_change, report, shared_edit, system
+from resurgence.erasers.closed_form import solver
 from resurgence.erasers.lora import Lora, TrainedLoras, in_two_steps, slugs
 from resurgence.erasers.mace.concept_loras import ConceptData, Training, train_concepts
-from resurgence.erasers.mace.config import MaceConfig
+from resurgence.erasers.mace.config import MaceConfig, MaceRefinementConfig
 from resurgence.erasers.mace.fusion import accumulate, fuse_closed, fuse_constrained
 from resurgence.erasers.token_sets import tokens_of
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-
-    from resurgence.config.task import Task
 
 
 def corpus_moment(data: EraserData, scale: float, omega: float) -> torch.Tensor | None:
@@ -45,30 +44,29 @@ def corpus_moment(data: EraserData, scale: float, omega: float) -> torch.Tensor 
 
 
 def refine(
-    pipe: StableDiffusionPipeline, task: Task, cfg: MaceConfig, data: EraserData
-) -> tuple[dict[str, torch.Tensor], dict]:
+    pipe: StableDiffusionPipeline, task: Task, cfg: MaceRefinementConfig, data: EraserData
+) -> tuple[Delta, dict]:
     """Closed-form refinement (MACE, Eq. 3): (delta, report)."""
     encoder, tokenizer = Encoder(pipe), pipe.tokenizer
     templates = load_captions(cfg.captions, task.kind)
     gram = cross = torch.zeros((), dtype=torch.float64, device=pipe.device)
-    aimed: dict[str, torch.Tensor] = {}  # embeddings of the last mapping concept, which most concepts share
-    for concept, embeddings in zip(task.erase, encoder.each(templates, task.erase), strict=True):
-        aim, pairs = task.mapping[concept], []
-        if aim not in aimed:
-            aimed = {aim: encoder(fill(templates, aim))}
-        sources, targets = fill(templates, concept), fill(templates, aim)
-        for source, target, e, e_target in zip(sources, targets, embeddings, aimed[aim], strict=True):
+    mapping = {concept: task.mapping[concept] for concept in task.erase}
+    for concept, aim, *embedded in solver.caption_pairs(
+        encoder, templates, encoder.each(templates, task.erase), mapping
+    ):
+        captions, pairs = (fill(templates, word) for word in (concept, aim)), []
+        for source, target, e, e_target in zip(*captions, *embedded, strict=True):
             positions = concept_positions(tokenizer, source, concept)
-            rows, aims = paired_rows(token_ids(tokenizer, source), token_ids(tokenizer, target), positions, len(e))
+            rows, aims = solver.paired_rows(
+                token_ids(tokenizer, source), token_ids(tokenizer, target), positions, len(e)
+            )
             pairs.append((e[rows], e_target[aims]))
         e, e_target = (torch.cat(side) for side in zip(*pairs, strict=True))  # (rows, d)
         gram, cross = gram + e.T @ e, cross + (e_target - e).T @ e
     scale = cfg.train_preserve_scale ** (2 if cfg.scale_application == "official" else 1)
-    matrix = system(gram, cfg.lamb, scale, corpus_moment(data, scale, cfg.preserve_weight))
-    edit = shared_edit(cross, matrix, f"lamb = {cfg.lamb:g}, train_preserve_scale = {scale:g}")
-    weights = projection_weights(pipe.unet)
-    refined = apply_edit(weights, edit)
-    return as_delta(refined), report("refinement", edit.condition, relative_change(weights, refined))
+    matrix = solver.system(gram, cfg.lamb, scale, corpus_moment(data, scale, cfg.preserve_weight))
+    edit = solver.shared_edit(cross, matrix, f"lamb = {cfg.lamb:g}, train_preserve_scale = {scale:g}")
+    return solver.edited_delta("refinement", projection_weights(pipe.unet), edit)
 
 
 def concept_data(
@@ -86,9 +84,9 @@ def concept_data(
     if cfg.use_masks and task.kind != "style":
         masks = data.masks.get(concept)
         if masks is None or masks.shape != (len(images), 1, *images.shape[-2:]):
-            seen = None if masks is None else tuple(masks.shape)
+            shape = None if masks is None else tuple(masks.shape)
             raise ValueError(
-                f"mace: masks of {concept!r} {seen} for images {tuple(images.shape)}; make them, or use_masks: false"
+                f"mace: masks of {concept!r} {shape} for images {tuple(images.shape)}; make them, or use_masks: false"
             )
         masks = masks.to(pipe.unet.device)
     texts = encoder(captions).to(pipe.unet.dtype)
@@ -127,19 +125,14 @@ def retained_means(pipe: StableDiffusionPipeline, task: Task, cfg: MaceConfig, e
     for concept, embedded in zip(task.retain, encoder.each(templates, task.retain), strict=True):
         captions = fill(templates, concept)
         positions = (concept_positions(pipe.tokenizer, caption, concept) for caption in captions)
-        rows = [e[own] for own, e in zip(positions, embedded, strict=True)]
+        rows = [e[tokens] for tokens, e in zip(positions, embedded, strict=True)]
         means.append(torch.cat(rows).mean(0))
     return torch.stack(means)
 
 
 def fuse(
-    pipe: StableDiffusionPipeline,
-    task: Task,
-    cfg: MaceConfig,
-    data: EraserData,
-    refined: Mapping[str, torch.Tensor],
-    loras: Mapping[str, Lora],
-) -> tuple[dict[str, torch.Tensor], dict]:
+    pipe: StableDiffusionPipeline, task: Task, cfg: MaceConfig, data: EraserData, refined: Delta, loras: dict[str, Lora]
+) -> tuple[Delta, dict]:
     """Fuse the LoRAs, on the unchanged base (MACE, Eq. 6): (delta, report)."""
     encoder = Encoder(pipe)
     templates = load_captions(cfg.captions, task.kind)
@@ -152,8 +145,8 @@ def fuse(
     if cfg.fusion == "constrained":
         preserved = retained_means(pipe, task, cfg, encoder) if cfg.preserve_retained else None
         fused = fuse_constrained(base, fused, matrix, preserved, cfg.max_relative_change)
-    told = report("fusion", factor.condition, relative_change(base, fused))
-    return as_delta({name: weight.to(base[name].dtype) for name, weight in fused.items()}), told
+    facts = solver.report("fusion", factor.condition, solver.relative_change(base, fused))
+    return as_delta({name: weight.to(base[name].dtype) for name, weight in fused.items()}), facts
 
 
 erase = in_two_steps(train_loras, fuse)

@@ -9,36 +9,23 @@ concept's own tokens, which only the second stage erases, leave behind.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resurgence.config.task import Task
+from resurgence.diffusion.deltas import Delta
 from resurgence.erasers import EraserData
-from resurgence.erasers.mace.config import MaceConfig, MaceRefinementConfig
+from resurgence.erasers.closed_form.solver import solved
+from resurgence.erasers.mace.config import MaceRefinementConfig
 from resurgence.erasers.mace.method import refine
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import StableDiffusionPipeline
 
-    from resurgence.config.task import Task
+
+def edit(pipe: StableDiffusionPipeline, task: Task, cfg: MaceRefinementConfig, data: EraserData) -> tuple[Delta, dict]:
+    """Refine the text projections: (delta, report)."""
+    refined, facts = refine(pipe, task, cfg, data)
+    return refined, {"refinement": facts}
 
 
-def erase(
-    pipe: StableDiffusionPipeline,
-    task: Task,
-    cfg: MaceRefinementConfig,
-    data: EraserData,
-    seed: int,
-    folder: Path | None = None,
-) -> dict[str, torch.Tensor]:
-    """Edit the text projections in closed form. Nothing is drawn, so the seed has no effect.
-
-    Args:
-        folder: where closed_form.json goes; None: nowhere.
-    """
-    refined, told = refine(pipe, task, MaceConfig(**dataclasses.asdict(cfg)), data)
-    if folder is not None:
-        (folder / "closed_form.json").write_text(json.dumps({"refinement": told}, indent=1))
-    return refined
+erase = solved(edit)

@@ -1,0 +1,71 @@
+"""What the erasers share that train on noised images: latents by concept, and draws of image, caption, t and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from resurgence.config.task import Task
+from resurgence.diffusion.latents import add_noise, latents_of
+from resurgence.diffusion.text import fill, load_captions
+from resurgence.erasers.gradient.student import Student
+
+
+class Noised(NamedTuple):
+    """Noised latents with their captions."""
+
+    x: torch.Tensor  # (B, C, h, w)
+    t: torch.Tensor  # (B,)
+    noise: torch.Tensor  # (B, C, h, w), what is in x
+    text: torch.Tensor  # (B, L, d), a caption of a concept
+    other: torch.Tensor  # (B, L, d), the same caption with another concept; see where it is drawn
+
+
+Draw = tuple[torch.Tensor, Sequence[torch.Tensor], torch.Generator]  # latents (N, C, h, w), tables (K, ...), generator
+
+
+def noised(student: Student, draws: Iterable[Draw]) -> tuple[torch.Tensor, ...]:
+    """Noise an image of each draw: (x_t (B, C, h, w), t (B,), noise (B, C, h, w), a row of each table (B, ...)).
+
+    Image, caption (the row, which all tables of a draw share), t and noise are drawn in this order.
+    """
+    parts = []
+    for latents, tables, generator in draws:
+        image = int(torch.randint(len(latents), (), generator=generator))
+        caption = int(torch.randint(len(tables[0]), (), generator=generator))
+        t = torch.randint(len(student.alphas_bar), (), generator=generator).to(latents.device)
+        noise = torch.randn(latents.shape[1:], generator=generator).to(latents.device)
+        parts.append((latents[image], t, noise, *(table[caption] for table in tables)))
+    latents, t, noise, *rows = (torch.stack(column) for column in zip(*parts, strict=True))
+    return add_noise(latents, noise, student.alphas_bar[t]), t, noise, *rows
+
+
+def concept_latents(
+    method: str, student: Student, concepts: Mapping[str, str], images: Mapping[str, torch.Tensor], kind: str
+) -> dict[str, torch.Tensor]:
+    """Latents (N, C, h, w) float32 of the images of each concept.
+
+    Args:
+        method, kind: for the message, with the text that `concepts` has for each concept.
+
+    Raises:
+        ValueError: a concept without images.
+    """
+    for concept, text in concepts.items():
+        if not len(images.get(concept, ())):
+            raise ValueError(f"{method}: no images of {concept!r}{text}; make the {kind} images first")
+    return {concept: latents_of(student.pipe, images[concept]).float() for concept in concepts}
+
+
+def caption_texts(
+    student: Student, task: Task, captions: str | Sequence[str], concepts: Iterable[str]
+) -> dict[str, torch.Tensor]:
+    """Embeddings (K, L, d) of the K captions of each concept.
+
+    Args:
+        captions: templates, or where to find them; see text.load_captions.
+    """
+    templates = load_captions(captions, task.kind)
+    return {concept: student.texts(fill(templates, concept)) for concept in concepts}
