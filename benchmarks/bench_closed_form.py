@@ -1,8 +1,8 @@
 """Closed-form edit at the size of SD 1.4: one shared matrix R against a solve for each projection.
 
-Random text embeddings stand in for captions (the arithmetic does not depend on their values). `per layer` is the
-published way with its redundancy left in: values W e, products and inverse for each of the 32 projections, timed on
-every fourth of them. Both are float64 here and give the same weights.
+The text embeddings are random, as the arithmetic does not depend on their values. `per layer` is the published
+procedure, which repeats work: values W e, products and inverse for each of the 32 projections; it is timed on every
+fourth of them. Both are computed in float64 and give the same weights.
 
 Run: python benchmarks/bench_closed_form.py [rows]
 """
@@ -18,7 +18,7 @@ import torch
 from resurgence.erasers.closed_form.solver import apply_edit, shared_edit, system
 
 D = 768
-SAMPLE = 8  # projections that the slow way is timed on
+SAMPLE = 8  # projections on which the published procedure is timed
 WIDTHS = [320] * 5 + [640] * 5 + [1280] * 6  # channels of the 16 cross-attentions of SD 1.4, to_k and to_v each
 
 
@@ -38,7 +38,7 @@ def shared(e: torch.Tensor, e_target: torch.Tensor, moment: torch.Tensor, weight
 
 
 def per_layer(e: torch.Tensor, e_target: torch.Tensor, moment: torch.Tensor, weights: dict) -> dict:
-    """Everything again for each projection."""
+    """The published procedure: all products and an inverse for each projection."""
     edited = {}
     for name, weight in weights.items():
         w = weight.double()
@@ -63,14 +63,12 @@ def main() -> None:
     seconds(shared, *problem(64))  # warm up
     fast, ours = seconds(shared, *arguments)
     e, e_target, moment, weights = arguments
-    some = dict(list(weights.items())[:: len(weights) // SAMPLE])
-    slow, theirs = seconds(per_layer, e, e_target, moment, some)
-    slow *= len(weights) / len(some)
+    sample = dict(list(weights.items())[:: len(weights) // SAMPLE])
+    slow, theirs = seconds(per_layer, e, e_target, moment, sample)
+    slow *= len(weights) / len(sample)
     difference = max(float((ours[n] - theirs[n]).norm() / theirs[n].norm()) for n in theirs)
     print(f"{len(weights)} projections, d = {D}, {rows} rows, {torch.get_num_threads()} threads")
-    print(
-        f"one shared matrix {fast:.2f} s, per layer {slow:.2f} s ({len(some)} timed): {slow / fast:.1f} times as fast"
-    )
+    print(f"shared matrix {fast:.2f} s, per layer {slow:.2f} s ({len(sample)} timed), ratio {slow / fast:.1f}")
     print(f"largest relative difference of the weights {difference:.1e}")
 
 

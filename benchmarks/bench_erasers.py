@@ -2,8 +2,8 @@
 
     python benchmarks/bench_erasers.py [--study studies/methods.yaml] [--threads 2] [--repeats 3]
 
-The limit is 2 s. Importing PyTorch and diffusers, some 6 s on two cores, is not counted: without a GPU the jobs of a
-study are forks of a process that has done it. What trains is timed by its own jobs (results/cost/cost.csv).
+The limit is 2 s, without the import of PyTorch and diffusers (some 6 s on two cores). The erasers that train are timed
+by the jobs of a study (results/cost/cost.csv).
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from resurgence.data.moments import second_moment
 from resurgence.diffusion.pipeline import load_base
 from resurgence.diffusion.text import fill, load_captions
 from resurgence.erasers import EraserData, method
+from resurgence.files import read_lines
 
 CLOSED = ("uce", "rece", "time", "mace-refinement")
 LIMIT = 2.0
 
 
 def moments(study: Study, task: Task) -> EraserData:
-    """The second moments that the refinement reads; the graph makes them once for all erasers."""
+    """The second moments that the refinement reads; a study computes them once for all erasers."""
     pipe = load_base(study.base.path)
     captions = load_captions("config/prompts/closed_form.txt", task.kind)
-    prior = [line for line in Path("config/prompts/miniature/general.txt").read_text().splitlines() if line.strip()]
+    prior = read_lines(Path("config/prompts/miniature/general.txt"))
     domain = [caption for concept in task.retain for caption in fill(captions, concept)]
     return EraserData(prior=second_moment(pipe, prior), domain=second_moment(pipe, domain))
 
 
 def seconds(study: Study, task: Task, eraser: str, data: EraserData) -> float:
-    """Load the base, erase."""
+    """Seconds of loading the base and erasing."""
     run, cfg = method(study.erasers[eraser].name).erase, study.eraser_config(task.name, eraser, "default")
     start = time.perf_counter()
     run(load_base(study.base.path), task, cfg, data, 0)
@@ -57,9 +58,9 @@ def main() -> None:
     for task in map(study.task, study.tasks.names):
         data = moments(study, task)
         for eraser in CLOSED:
-            taken = statistics.median(seconds(study, task, eraser, data) for _ in range(args.repeats))
-            print(f"{task.name:16} {eraser:16} {taken:6.2f} s", flush=True)
-            slow += [f"{eraser} on {task.name}"] if taken > LIMIT else []
+            median = statistics.median(seconds(study, task, eraser, data) for _ in range(args.repeats))
+            print(f"{task.name:16} {eraser:16} {median:6.2f} s", flush=True)
+            slow += [f"{eraser} on {task.name}"] if median > LIMIT else []
     if slow:
         raise SystemExit(f"slower than {LIMIT:g} s: {', '.join(slow)}")
 

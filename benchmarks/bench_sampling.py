@@ -1,9 +1,9 @@
-"""The sampler against the usual loop, one image at a time through diffusers' pipeline: seconds an image and the ratio.
+"""The sampler compared with calls of diffusers' pipeline for one image each: seconds an image, and their ratio.
 
     PYTHONPATH=src python benchmarks/bench_sampling.py [--base DIR] [--device auto] [--images 24] [--steps 10]
 
-Without --base a random pipeline of the miniature's sizes is built, which costs as much as the trained one. Both sides
-sample the same prompts with the same seeds; the images must agree to one grey level, or the benchmark fails.
+Without --base a random pipeline of the miniature's sizes is built, which takes as long as the trained one. Both sample
+the same prompts with the same seeds; the benchmark fails if images differ by more than one grey level.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def ours(pipe: StableDiffusionPipeline, rows: pd.DataFrame, cfg: SamplingConfig)
 
 
 def timed(function: Callable[[], list[np.ndarray]]) -> tuple[list[np.ndarray], float]:
-    """Result and seconds."""
+    """Result of a call, and its seconds."""
     start = time.perf_counter()
     result = function()
     return result, time.perf_counter() - start
 
 
 def main() -> None:
-    """Run both and print one line each."""
+    """Print the seconds an image of both, their ratio and the largest difference of a pixel."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base")
     parser.add_argument("--device", default="auto")

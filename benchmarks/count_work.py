@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-TEXT = {  # hidden size, layers, heads, width of the middle
+TEXT = {  # hidden size, layers, heads, intermediate size
     "sd14": (768, 12, 12, 3072),
     "sd21": (1024, 23, 16, 4096),
 }
@@ -46,13 +46,13 @@ def unet_work(family: str, side: int) -> dict[str, float]:
     with torch.device("meta"):
         x, t, text = torch.empty(1, 4, side, side), torch.ones(1), torch.empty(1, 77, TEXT[family][0])
         with torch.no_grad():
-            found = {"unet": count(lambda: unet(x, t, text))}
-        unet.requires_grad_(False)  # a LoRA: gradients reach it through every activation, the weights have none
+            work = {"unet": count(lambda: unet(x, t, text))}
+        unet.requires_grad_(False)  # a LoRA: gradients of all activations, none of the weights
         noisy = x.requires_grad_(True)
-        found["lora"] = count(lambda: unet(noisy, t, text).sample.sum().backward())
+        work["lora"] = count(lambda: unet(noisy, t, text).sample.sum().backward())
         unet.requires_grad_(True)
-        found["full"] = count(lambda: unet(x.detach(), t, text).sample.sum().backward())
-    return found | {"parameters": sum(p.numel() for p in unet.parameters())}
+        work["full"] = count(lambda: unet(x.detach(), t, text).sample.sum().backward())
+    return work | {"parameters": sum(p.numel() for p in unet.parameters())}
 
 
 @torch.no_grad()
@@ -69,7 +69,7 @@ def vae_work(side: int) -> dict[str, float]:
 
 @torch.no_grad()
 def text_work(family: str) -> dict[str, float]:
-    """77 tokens through the text encoder."""
+    """The text encoder on 77 tokens."""
     hidden, layers, heads, middle = TEXT[family]
     with torch.device("meta"):
         model = CLIPTextModel(
@@ -84,9 +84,9 @@ def text_work(family: str) -> dict[str, float]:
 def main() -> None:
     """Print the lines of workflow/rates.yaml."""
     for name, (family, side) in LATENTS.items():
-        found = unet_work(family, side) | vae_work(side) | text_work(family)
-        told = ", ".join(f"{k}: {v:.3g}" if k == "text" else f"{k}: {round(v, 3)}" for k, v in found.items())
-        print(f"  {name}: {{{told}}}")
+        work = unet_work(family, side) | vae_work(side) | text_work(family)
+        text = ", ".join(f"{k}: {v:.3g}" if k == "text" else f"{k}: {round(v, 3)}" for k, v in work.items())
+        print(f"  {name}: {{{text}}}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What Stable Diffusion 1.4 and 2.1 need, computed from their published configurations without weights or a GPU:
+"""Memory and time of Stable Diffusion 1.4 and 2.1, computed from their configurations without weights or a GPU:
 
     PYTHONPATH=src:tests python benchmarks/full_size.py
 
 Every stage's forward (and backward) pass runs on PyTorch's meta device, which has shapes and no values. Counted are
-floating-point operations, by torch's own counter, and the bytes of all tensors that are alive at once: weights,
-gradients, optimiser state, what is saved for the backward pass, and temporary results. Attention counts as one fused
+floating-point operations, by torch's FlopCounterMode, and the peak of the bytes of all live tensors: weights,
+gradients, optimiser state, tensors saved for the backward pass, and temporary results. Attention counts as one fused
 kernel (SDPA), which saves its inputs and output. Not counted are the CUDA context (about 0.5 GiB), the workspaces of
-cuDNN and the allocator's gaps: have a fifth more. Prints docs/large-runs.md's table.
+cuDNN and the fragmentation of the allocator: add a fifth. Prints the table of docs/large-runs.md.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ RATES = yaml.safe_load((Path(__file__).parent.parent / "workflow/rates.yaml").re
 
 
 class Live(TorchDispatchMode):
-    """Bytes of the storages that operations have made and that are still referenced, and their peak."""
+    """Bytes of the storages that operations have allocated and that are still referenced, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: set[int] = set()
+        self.live: set[int] = set()
         self.now = self.peak = 0
 
     def free(self, key: int, size: int) -> None:
-        self.seen.discard(key)
+        self.live.discard(key)
         self.now -= size
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         for tensor in tree_leaves(out):
             if not isinstance(tensor, torch.Tensor):
                 continue
             storage = tensor.untyped_storage()
             key, size = storage._cdata, storage.nbytes()
-            if key not in self.seen and key not in known:
-                self.seen.add(key)
+            if key not in self.live and key not in inputs:
+                self.live.add(key)
                 self.now += size
                 self.peak = max(self.peak, self.now)
                 weakref.finalize(storage, self.free, key, size)
@@ -81,14 +81,14 @@ class Fused(torch.autograd.Function):
 
 
 class Cost(NamedTuple):
-    """Of one call."""
+    """Operations and memory of a call."""
 
     flops: float
     peak: float  # bytes beside the weights
 
 
 def cost(run: Callable[[], object]) -> Cost:
-    """Count one call."""
+    """Cost of a call."""
     original, Fused.flops = F.scaled_dot_product_attention, 0
     F.scaled_dot_product_attention = lambda q, k, v, *_, **__: Fused.apply(q, k, v)
     try:
@@ -106,7 +106,7 @@ def size(module: torch.nn.Module) -> float:
 
 
 def seconds(flops: float, precision: str) -> float:
-    """On an A100 at the assumed share of its peak."""
+    """Seconds on an A100 at the assumed utilisation."""
     return flops / (1e12 * RATES["gpus"]["a100"][precision] * RATES["utilisation"][precision])
 
 
@@ -137,7 +137,7 @@ def sampling(name: str, dtype: torch.dtype, batch: int, steps: int = 50) -> tupl
 def training(name: str, algorithm: str, batch: int, checkpointing: bool) -> tuple[float, float]:
     """GiB and operations of one forward and backward pass; everything in fp32, as the meta device has no autocast.
 
-    Full fine-tuning keeps a gradient, AdamW's two moments and the moving average of every weight.
+    Full fine-tuning stores the gradient, AdamW's two moments and the moving average of every weight.
     """
     pipe = make_published(name)
     trainable = prepare(pipe.unet, None if algorithm == "full" else 4, 0, checkpointing)
@@ -147,10 +147,10 @@ def training(name: str, algorithm: str, batch: int, checkpointing: bool) -> tupl
         out = pipe.unet(*inputs(pipe, batch, torch.float32)).sample
         torch.autograd.grad(F.mse_loss(out, torch.empty_like(out)), list(trainable.values()))
 
-    seen = cost(step)  # its peak holds the gradients
+    passes = cost(step)  # its peak includes the gradients
     state = values * (3 if algorithm == "full" else 2)
     weights = size(pipe.unet) + size(pipe.vae) + size(pipe.text_encoder)
-    return (weights + state + seen.peak) / GIB, seen.flops
+    return (weights + state + passes.peak) / GIB, passes.flops
 
 
 def segmenting(batch: int) -> tuple[float, float]:
@@ -161,8 +161,8 @@ def segmenting(batch: int) -> tuple[float, float]:
               "global_attn_indexes": [7, 15, 23, 31]}  # fmt: skip
     model = SamModel(SamConfig(vision_config=vision)).half().eval()
     with torch.no_grad():
-        seen = cost(lambda: model.get_image_embeddings(torch.empty(batch, 3, 1024, 1024, dtype=torch.float16)))
-    return (size(model) + seen.peak) / GIB, seconds(seen.flops / batch, "fp16")
+        encoding = cost(lambda: model.get_image_embeddings(torch.empty(batch, 3, 1024, 1024, dtype=torch.float16)))
+    return (size(model) + encoding.peak) / GIB, seconds(encoding.flops / batch, "fp16")
 
 
 def main() -> None:

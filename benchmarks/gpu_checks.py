@@ -1,4 +1,4 @@
-"""Is a GPU right and repeatable? The parts images, erasers, finetunes and determinism of benchmarks/on_gpu.py."""
+"""Correctness and repeatability on a GPU: parts images, erasers, finetunes and determinism of benchmarks/on_gpu.py."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORDS = ("ship", "cat", "dog", "bird", "horse", "truck", "deer", "airplane")
 
 
 def miniature(device: str, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
-    """The shipped base where it is there, else a random one."""
+    """The shipped base if it is in data/miniature, else a random one."""
     return (load_base(str(BASE)) if BASE.is_dir() else make_pipeline(max_length=24)).to(device, dtype)
 
 
@@ -38,52 +38,52 @@ def pixels_of(pipe: StableDiffusionPipeline, rows: pd.DataFrame, **options: Any)
 
 
 def images(machine: Machine) -> dict[str, Any]:
-    """Grey levels between the images of the device and of the CPU, of two runs, of other batches and precisions."""
+    """Differences in grey levels between device and CPU, two runs, batch sizes and precisions."""
     prompts = [f"a photo of the {word}" for word in WORDS for _ in range(2)]
     rows = pd.DataFrame({"prompt": prompts, "seed": range(len(prompts))})
     on_cpu, pipe = pixels_of(miniature("cpu"), rows), miniature(machine.device)
     first, second = pixels_of(pipe, rows), pixels_of(pipe, rows)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "device - CPU, largest grey level": int(abs(first - on_cpu).max()),
         "share of pixels that differ": float((first != on_cpu).mean()),
         "the same twice": bool((first == second).all()),
     }
     for batch in (1, 7):
-        found[f"batch {batch} - batch 16"] = int(abs(pixels_of(pipe, rows, batch=batch) - first).max())
+        results[f"batch {batch} - batch 16"] = int(abs(pixels_of(pipe, rows, batch=batch) - first).max())
     fresh = miniature(machine.device)
-    found["channels_last"] = int(abs(pixels_of(fresh, rows, channels_last=True) - first).max())
+    results["channels_last"] = int(abs(pixels_of(fresh, rows, channels_last=True) - first).max())
     for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
         half = abs(pixels_of(miniature(machine.device, dtype), rows) - on_cpu)
-        found[f"{name} - fp32: mean, largest"] = [round(float(half.mean()), 2), int(half.max())]
-    return found
+        results[f"{name} - fp32: mean, largest"] = [round(float(half.mean()), 2), int(half.max())]
+    return results
 
 
 def erasers(machine: Machine) -> dict[str, Any]:
-    """Every eraser for a few steps: does it run, is its delta that of the CPU, and the same twice?"""
+    """Every eraser for a few steps: errors, difference of its delta from that of the CPU, repeatability."""
     on_cpu, pipe = miniature("cpu"), miniature(machine.device)
-    data, found = eraser_data(on_cpu), {}
+    data, results = eraser_data(on_cpu), {}
     start = {f"unet.{name}": p for name, p in on_cpu.unet.named_parameters()}
     start |= {f"text_encoder.{name}": p for name, p in on_cpu.text_encoder.named_parameters()}
     for name in ERASURES:
         began = time.perf_counter()
         try:
             cpu, first, second = (erase(name, p, data) for p in (on_cpu, pipe, pipe))
-            moved = max(float((cpu[key] - start[key]).norm()) for key in cpu)
-            apart = max(float((cpu[key] - first[key]).norm()) for key in cpu)
-            found[name] = {
-                "difference / movement": round(apart / max(moved, 1e-30), 6),
+            movement = max(float((cpu[key] - start[key]).norm()) for key in cpu)
+            difference = max(float((cpu[key] - first[key]).norm()) for key in cpu)
+            results[name] = {
+                "difference / movement": round(difference / max(movement, 1e-30), 6),
                 "repeats": all(torch.equal(first[key], second[key]) for key in first),
             }
         except Exception as error:
             lines = traceback.format_exc().splitlines()[-4:]
-            found[name] = {"error": f"{type(error).__name__}: {str(error)[:300]}", "at": lines}
-        found[name]["seconds"] = round(time.perf_counter() - began, 1)
-    return found
+            results[name] = {"error": f"{type(error).__name__}: {str(error)[:300]}", "at": lines}
+        results[name]["seconds"] = round(time.perf_counter() - began, 1)
+    return results
 
 
 def finetunes(machine: Machine) -> dict[str, Any]:
     """The last loss of 20 steps on the CPU and twice on the device, in each precision."""
-    on_cpu, pipe, draw, found = miniature("cpu"), miniature(machine.device), torch.Generator().manual_seed(0), {}
+    on_cpu, pipe, draw, results = miniature("cpu"), miniature(machine.device), torch.Generator().manual_seed(0), {}
     side = on_cpu.unet.config.sample_size * 2 ** (len(on_cpu.vae.config.block_out_channels) - 1)
     pictures = torch.rand(12, 3, side, side, generator=draw) * 2 - 1
     captions = ["a photo of the bird"] * 6 + ["a photo of the horse"] * 6
@@ -101,23 +101,26 @@ def finetunes(machine: Machine) -> dict[str, Any]:
             with tempfile.TemporaryDirectory() as folder:
                 rows = finetune(target, pictures, captions, cfg, 0, Path(folder))
             curves.append([row["loss"] for row in rows])
-        found[name] = {"last loss": [round(c[-1], 6) for c in curves], "repeats": curves[-1] == curves[-2]}
-    return found
+        results[name] = {"last loss": [round(c[-1], 6) for c in curves], "repeats": curves[-1] == curves[-2]}
+    return results
 
 
 @contextlib.contextmanager
 def exact(machine: Machine, strict: bool = False, fill: bool = True, tf32: bool = False) -> Iterator[None]:
-    """The deterministic kernels of diffusion.device.exact, with the parts that cost time to choose.
+    """The deterministic kernels of diffusion.device.exact, with options for those that cost time.
 
     Args:
         strict: an operation without a deterministic kernel is an error, not a warning.
-        fill: fill uninitialised memory, as torch does by default in this mode.
+        fill: fill uninitialised memory, torch's default in this mode.
         tf32: convolutions and matrix products in TF32.
     """
     if not machine.cuda:
         yield
         return
-    before, kept = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cuda.matmul.allow_tf32
+    fill_before, tf32_before = (
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.backends.cuda.matmul.allow_tf32,
+    )
     torch.use_deterministic_algorithms(True, warn_only=not strict)
     torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -126,13 +129,13 @@ def exact(machine: Machine, strict: bool = False, fill: bool = True, tf32: bool 
             yield
     finally:
         torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = before
-        torch.backends.cuda.matmul.allow_tf32 = kept
+        torch.utils.deterministic.fill_uninitialized_memory = fill_before
+        torch.backends.cuda.matmul.allow_tf32 = tf32_before
 
 
 def determinism(machine: Machine) -> dict[str, Any]:
-    """Is the gradient of a pass at the size of SD 1.4 the same twice, by torch's modes, and what does it cost?"""
-    pipe, found = big_pipeline(machine), {}
+    """Difference of two gradients of one pass at the size of SD 1.4, and their time, in torch's modes."""
+    pipe, results = big_pipeline(machine), {}
     pipe.unet.requires_grad_(True)
     ends = ("attn1.to_q.weight", "conv_in.weight", "attn2.to_k.weight")
     probe = [p for name, p in pipe.unet.named_parameters() if name.endswith(ends)]
@@ -161,5 +164,5 @@ def determinism(machine: Machine) -> dict[str, Any]:
                     outcome: Any = {"relative difference": worst, "ms": round(1e3 * seconds, 1)}
                 except Exception as error:
                     outcome = f"{type(error).__name__}: {str(error)[:200]}"
-                found[f"batch {batch}, {mode}, {kind}"] = outcome
-    return found
+                results[f"batch {batch}, {mode}, {kind}"] = outcome
+    return results

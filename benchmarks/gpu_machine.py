@@ -1,4 +1,4 @@
-"""The device that benchmarks/on_gpu.py checks: time left, timing, and the models of full size."""
+"""The device of benchmarks/on_gpu.py: remaining time, timing of calls, and models of full size."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ PEAK = {"fp16": 989e12, "bf16": 989e12, "tf32": 494e12, "fp32": 67e12}
 
 @dataclass(frozen=True)
 class Machine:
-    """A device and the time that is left on it."""
+    """A device, and the time limit of the run on it."""
 
     device: str
-    tiny: bool  # models of a few thousand weights, to try the script itself
+    tiny: bool  # models of a few thousand weights, to test the script
     seconds: float  # of the whole run
     start: float = field(default_factory=time.monotonic)
 
@@ -45,55 +45,55 @@ class Machine:
         return self.seconds - (time.monotonic() - self.start)
 
     def synchronise(self) -> None:
-        """Wait until the device has nothing more to do."""
+        """Wait until the device has finished all work."""
         if self.cuda:
             torch.cuda.synchronize()
 
     def free(self) -> None:
-        """Give memory back that nothing uses."""
+        """Release unused memory."""
         gc.collect()
         if self.cuda:
             torch.cuda.empty_cache()
 
 
 def timed(machine: Machine, run: Callable[[], Any], repeats: int = 3, warm: int = 1) -> tuple[float, float]:
-    """Median seconds of a call after some that do not count, and the peak of the device's memory in GiB."""
+    """Median seconds of a call after warm-up calls, and the peak of the device's memory in GiB."""
     for _ in range(warm):
         run()
     machine.synchronise()
     if machine.cuda:
         torch.cuda.reset_peak_memory_stats()
-    found = []
+    seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         run()
         machine.synchronise()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found), torch.cuda.max_memory_allocated() / 2**30 if machine.cuda else 0.0
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), torch.cuda.max_memory_allocated() / 2**30 if machine.cuda else 0.0
 
 
 def describe(machine: Machine) -> dict[str, Any]:
-    """Versions, and the speed of the device without any model: matrix products and copies."""
-    found: dict[str, Any] = {"torch": torch.__version__, "device": machine.device, "cpus": os.cpu_count()}
+    """Versions, and the speed of matrix products and copies."""
+    results: dict[str, Any] = {"torch": torch.__version__, "device": machine.device, "cpus": os.cpu_count()}
     if not machine.cuda:
-        return found
-    found |= {"name": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+        return results
+    results |= {"name": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     size = 8192
     types = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
     for kind, dtype in types.items():
         a, b = (torch.randn(size, size, device=machine.device, dtype=dtype) for _ in range(2))
         torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
         seconds, _ = timed(machine, lambda a=a, b=b: a @ b, 5, 2)
-        found[f"matmul {kind} TFLOP/s"] = round(2 * size**3 / seconds / 1e12, 1)
+        results[f"matmul {kind} TFLOP/s"] = round(2 * size**3 / seconds / 1e12, 1)
     torch.backends.cuda.matmul.allow_tf32 = False
     values = torch.randn(2**29, device=machine.device)
     seconds, _ = timed(machine, values.clone, 5, 2)
-    found["copy TB/s"] = round(2 * values.numel() * 4 / seconds / 1e12, 2)
-    return found
+    results["copy TB/s"] = round(2 * values.numel() * 4 / seconds / 1e12, 2)
+    return results
 
 
 def big_pipeline(machine: Machine, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
-    """SD 1.4 with random weights, drawn on the device: seconds instead of half a minute."""
+    """SD 1.4 with random weights, drawn on the device, which takes seconds instead of half a minute."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if machine.tiny:

@@ -1,4 +1,4 @@
-"""How fast is a GPU, and what share of its peak? The parts sampling, training and scoring of benchmarks/on_gpu.py."""
+"""Speed of a GPU and share of its peak: the parts sampling, training and scoring of benchmarks/on_gpu.py."""
 
 from __future__ import annotations
 
@@ -52,14 +52,16 @@ MODES = {
 
 
 def rates(machine: Machine, kind: str, operations: float, seconds: float) -> dict[str, float]:
-    """Operations a second, and the share of the peak; nothing of tiny models, whose operations are not counted."""
+    """Operations a second, and the share of the peak; nothing for tiny models, whose operations are not counted."""
     if machine.tiny:
         return {}
     rate = operations / seconds
     return {"TFLOP/s": round(rate / 1e12, 1), "of peak": round(rate / PEAK[kind], 3)}
 
 
-def walk(machine: Machine, pipe: StableDiffusionPipeline, mode: Mode, batch: int, steps: int = 4) -> dict[str, Any]:
+def sampling_speed(
+    machine: Machine, pipe: StableDiffusionPipeline, mode: Mode, batch: int, steps: int = 4
+) -> dict[str, Any]:
     """Seconds an image of 50 steps, from a few steps and one decoding."""
     dtype = HALF.get(mode.kind, torch.float32)
     latents, _, text = unet_inputs(machine, pipe, 2 * batch, dtype)
@@ -86,10 +88,10 @@ def walk(machine: Machine, pipe: StableDiffusionPipeline, mode: Mode, batch: int
 
 def sampling(machine: Machine) -> dict[str, Any]:
     """Each mode of the sampler at the size of SD 1.4."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, mode in MODES.items():
         if machine.left < (90 if mode.compiled else 20):
-            found[name] = NO_TIME
+            results[name] = NO_TIME
             continue
         pipe = big_pipeline(machine, HALF.get(mode.kind, torch.float32))
         if mode.channels_last:
@@ -100,13 +102,13 @@ def sampling(machine: Machine) -> dict[str, Any]:
         for batch in (2,) if machine.tiny else mode.batches:
             if mode.exact:
                 with exact(machine, fill=mode.fill, tf32=mode.kind == "tf32"):
-                    found[f"{name}, batch {batch}"] = walk(machine, pipe, mode, batch)
+                    results[f"{name}, batch {batch}"] = sampling_speed(machine, pipe, mode, batch)
             else:
-                found[f"{name}, batch {batch}"] = walk(machine, pipe, mode, batch)
+                results[f"{name}, batch {batch}"] = sampling_speed(machine, pipe, mode, batch)
         del pipe
         machine.free()
     noise, _ = timed(machine, lambda: initial_noise(range(16), (4, 64, 64)))
-    return found | {"noise of 16 images, ms": round(1e3 * noise, 2)}
+    return results | {"noise of 16 images, ms": round(1e3 * noise, 2)}
 
 
 class Step(NamedTuple):
@@ -129,7 +131,7 @@ STEPS = (
     Step("lora", 1, "fp32", fill=False),
     Step("lora", 4, "fp32", strict=True, fill=False),
     Step("full", 8, "fp16", checkpointing=True),
-    Step("full", 16, "fp32"),  # what a step of SalUn and EraseDiff holds beside their copies
+    Step("full", 16, "fp32"),  # the memory of a step of SalUn and EraseDiff, apart from their copies of the weights
 )
 
 
@@ -194,16 +196,16 @@ def mace_step(machine: Machine, pipe: StableDiffusionPipeline, concepts: int) ->
 
 def training(machine: Machine) -> dict[str, Any]:
     """Steps of the fine-tunes, of MACE and of an eraser's walk, at the size of SD 1.4."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     pipe = big_pipeline(machine)
     for step in STEPS:
         name = ", ".join(f"{key} {value}" for key, value in step._asdict().items())
         try:
-            found[name] = train_step(machine, pipe, step) if machine.left > 25 else NO_TIME
+            results[name] = train_step(machine, pipe, step) if machine.left > 25 else NO_TIME
         except Exception as error:
-            found[name] = f"{type(error).__name__}: {str(error)[:200]}"
+            results[name] = f"{type(error).__name__}: {str(error)[:200]}"
     concepts = 2 if machine.tiny else 10
-    found[f"mace, {concepts} concepts"] = mace_step(machine, pipe, concepts) if machine.left > 25 else NO_TIME
+    results[f"mace, {concepts} concepts"] = mace_step(machine, pipe, concepts) if machine.left > 25 else NO_TIME
     if machine.left > 20:
         student, inputs = Student(pipe, "xattn"), unet_inputs(machine, pipe, 2, torch.float32)
         for kind in ("fp32", "bf16"):
@@ -211,8 +213,8 @@ def training(machine: Machine) -> dict[str, Any]:
             cast = torch.autocast(machine.kind, half, enabled=half is not None, cache_enabled=False)
             with torch.no_grad(), exact(machine), cast:
                 seconds, _ = timed(machine, lambda: student.raw(student.weights, *inputs), 5, 2)
-            found[f"esd, a pass of the walk, 2 samples, {kind}: ms"] = round(1e3 * seconds, 1)
-    return found
+            results[f"esd, a pass of the walk, 2 samples, {kind}: ms"] = round(1e3 * seconds, 1)
+    return results
 
 
 def scoring(machine: Machine) -> dict[str, Any]:
@@ -224,17 +226,17 @@ def scoring(machine: Machine) -> dict[str, Any]:
     def write() -> None:
         data[:] = [png(image.resize((512, 512), Image.Resampling.BICUBIC)) for image in noise]
 
-    found = {"PNG, ms an image": timed(machine, write, 1)[0] / 16}
+    results = {"PNG, ms an image": timed(machine, write, 1)[0] / 16}
     pixels = decode_images(data * 4, Path("images"))
-    found["decoding in threads, ms an image"] = (
+    results["decoding in threads, ms an image"] = (
         timed(machine, lambda: decode_images(data * 4, Path("images")), 1, 0)[0] / 64
     )
-    found["clean_resize, ms an image"] = timed(machine, lambda: clean_resize(pixels[:16]), 1, 0)[0] / 16
+    results["clean_resize, ms an image"] = timed(machine, lambda: clean_resize(pixels[:16]), 1, 0)[0] / 16
     name = "ViT-B-32-quickgelu"
     model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=None, device=machine.device)
     scorer = ClipScorer(model.eval(), preprocess, open_clip.get_tokenizer(name), machine.device)
-    found["CLIP features, ms an image"] = timed(machine, lambda: scorer.features(pixels), 2)[0] / len(pixels)
+    results["CLIP features, ms an image"] = timed(machine, lambda: scorer.features(pixels), 2)[0] / len(pixels)
     batch = torch.randn(64, 3, 224, 224, device=machine.device)
     with torch.no_grad():
-        found["of it on the device, ms an image"] = timed(machine, lambda: model.encode_image(batch))[0] / 64
-    return {key: round(1e3 * seconds, 3) for key, seconds in found.items()}
+        results["of it on the device, ms an image"] = timed(machine, lambda: model.encode_image(batch))[0] / 64
+    return {key: round(1e3 * seconds, 3) for key, seconds in results.items()}

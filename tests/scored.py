@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from resurgence.analysis.estimates import ImageSet, make_set
+from resurgence.analysis.estimates import ImageSet, image_set
 
 PEOPLE = {"erase": ["princess", "surfer", "man cook", "juggler"], "retain": ["angel", "prince", "old woman"]}
 SHIP = {"erase": ["ship"], "retain": ["cat", "dog", "truck"], "synonym": ["ship"]}
@@ -58,18 +58,18 @@ def study_sets(
         prompts = prompt_rows(concepts)
         key = {"base": "miniature", "task": task, "state": "base"}
         good = {"erase": 0.9, "retain": 0.9, "synonym": 0.8}
-        sets.append(make_set(key, score(prompts, good, 1), features(prompts, 0.0, 1)))
+        sets.append(image_set(key, score(prompts, good, 1), features(prompts, 0.0, 1)))
         for i, (eraser, s) in enumerate((e, s) for e in erasers for s in erase_seeds):
             key = {"base": "miniature", "task": task, "eraser": eraser, "variant": "default", "erase_seed": s}
             bad = {"erase": 0.05, "retain": 0.8, "synonym": 0.1}
             sets.append(
-                make_set({**key, "state": "erased"}, score(prompts, bad, 10 + i), features(prompts, 1.0, 10 + i))
+                image_set({**key, "state": "erased"}, score(prompts, bad, 10 + i), features(prompts, 1.0, 10 + i))
             )
             tuned = {"finetune": "lora", "finetune_variant": "default", "finetune_seed": 0, "state": "finetuned"}
             for step in steps:
                 back = {"erase": min(0.9, 0.05 + 0.004 * step), "retain": 0.78, "synonym": 0.2}
                 rows = score(prompts, back, 100 + 7 * i + step)
-                sets.append(make_set({**key, **tuned, "step": step}, rows, features(prompts, 0.7, 100 + i + step)))
+                sets.append(image_set({**key, **tuned, "step": step}, rows, features(prompts, 0.7, 100 + i + step)))
     return sets
 
 

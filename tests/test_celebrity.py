@@ -103,7 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, archive: Path) -> Path:
 
 
 def test_the_converted_classifier_is_the_published_network(folder: Path, published: Published) -> None:
-    model = celebrity.make_classifier(len(LABELS))
+    model = celebrity.build_classifier(len(LABELS))
     model.load_state_dict(load_file(folder / "model.safetensors"))
     x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -220,7 +220,7 @@ def test_missing_cut_and_exchanged_archives(archive: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"has the SHA-256 [0-9a-f]{64}, expected 0{64}"):
         celebrity_convert.convert(archive, tmp_path / "out", "0" * 64)
     (tmp_path / "cut.tar").write_bytes(cut(archive.read_bytes()))
-    with pytest.raises(ValueError, match="cut, or no tar archive"):
+    with pytest.raises(ValueError, match="truncated, or no tar archive"):
         celebrity_convert.convert(tmp_path / "cut.tar", tmp_path / "out")
 
 
@@ -273,7 +273,7 @@ def test_mtcnn_finds_the_face_and_no_face_and_the_batch_does_not_matter(folder: 
     assert table["celebrity_top1"].tolist() == ["", LABELS[p.argmax()], "", LABELS[p.argmax()]]
     np.testing.assert_allclose(table["celebrity_probability"][[1, 3]], [p[0], p[1]], atol=1e-5)
     assert np.isnan(table["celebrity_correct"][0]) and table["celebrity_correct_all"][0] == 0
-    with pytest.raises(ValueError, match="has no features of images"):
+    with pytest.raises(ValueError, match="not a loaded scorer with features of images; known: none"):
         scorers.load_scorers({"celebrity": {"path": str(folder)}, "frechet": {"features": "celebrity"}})
 
 
@@ -292,7 +292,7 @@ def test_a_model_without_any_face_has_an_undefined_accuracy_and_a_defined_one(tm
             )
         rows = rows.drop(columns=["recogniser_top1", "recogniser_correct", "recogniser_probability"])
         sets.append(write_scores_folder(tmp_path / str(number), ImageSet(one.key, rows, one.features)))
-    told = tables.run(sets, tmp_path / "tables", 200, 0.95, 0)
+    told = tables.write_tables(sets, tmp_path / "tables", 200, 0.95, 0)
     table = pd.read_csv(tmp_path / "tables/resurgence.csv")
     own = table[(table["task"] == "identities-4") & (table["role"] == "erase")].set_index("metric")
     assert own.loc["celebrity_accuracy"][["erased_value", "resurgence"]].isna().all()

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from resurgence.analysis.comparison import costs, read_tables, returns
+from resurgence.analysis.comparison import costs, read_tables, resurgence_values
 from resurgence.config.fields import ConfigError, read_yaml
-from resurgence.figures.comparison import draw, price, write
+from resurgence.figures.comparison import cost_figure, draw_comparison, write_comparison
 
 DOCS = Path(__file__).parents[1] / "docs"
 KEYS = {"base": "mini", "task": "pets", "metric": "accuracy", "n": 4}
@@ -64,8 +64,8 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_values_are_those_of_the_last_step_and_the_median_over_seeds(results: Path) -> None:
-    text = write(results, "accuracy")
-    draw(results, "accuracy")
+    text = write_comparison(results, "accuracy")
+    draw_comparison(results, "accuracy")
     table = pd.read_csv(results / "cost/compare_accuracy.csv", dtype=str).set_index("eraser")
     assert table.loc["a", ["erased", "comes to", "resurgence"]].tolist() == [
         "90.0 -> 6.0",
@@ -87,7 +87,7 @@ def test_values_are_those_of_the_last_step_and_the_median_over_seeds(results: Pa
 def test_price_shows_resurgence_seconds_and_size(results: Path) -> None:
     """What is drawn is what the tables hold: intervals of the last step, seconds with LoRAs, sizes."""
     cells, resurgence, seeds = read_tables(results, "accuracy")
-    figure = price(returns(resurgence, seeds, "accuracy"), "accuracy", costs(results, cells))
+    figure = cost_figure(resurgence_values(resurgence, seeds, "accuracy"), "accuracy", costs(results, cells))
     back, seconds, size = figure.axes
     (bars,) = back.containers
     assert bars.lines[0].get_xdata().tolist() == [24.5, 0.0]
@@ -100,9 +100,9 @@ def test_price_shows_resurgence_seconds_and_size(results: Path) -> None:
 
 def test_what_cannot_be_compared_is_named(results: Path) -> None:
     with pytest.raises(ConfigError, match="beauty"):
-        write(results, "beauty")
+        write_comparison(results, "beauty")
     with pytest.raises(FileNotFoundError, match="run the study first"):
-        write(results / "erased", "accuracy")
+        write_comparison(results / "erased", "accuracy")
 
 
 def shown(page: Path) -> pd.DataFrame:

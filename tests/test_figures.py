@@ -129,7 +129,7 @@ def test_training_curves_take_both_kinds_of_file(tmp_path: Path) -> None:
         "curve": {"loss": [(50, 2.0), (100, 0.001)]},
         "curves": {"ship": [(1, 3.0), (2, 2.0), (3, 1.0)], "cat": [(1, 4.0), (2, 3.0), (3, 2.0)]},
     }
-    figure = study.training(losses)
+    figure = study.training_losses(losses)
     first, second = figure.axes[:2]
     assert first.get_yscale() == "log" and second.get_yscale() == "linear"
     assert [text.get_text() for text in second.get_legend().get_texts()] == ["ship", "cat"]
@@ -152,7 +152,7 @@ def test_cost_adds_the_seconds_of_each_stage(tmp_path: Path) -> None:
 
 
 def test_files_are_equal_for_equal_tables_and_narrow_enough(folder: Path, tmp_path: Path) -> None:
-    made = study.run(folder, tmp_path / "a", ["recogniser_accuracy"], {}, [])
+    made = study.write_figures(folder, tmp_path / "a", ["recogniser_accuracy"])
     again = study.curves(read_module.read_table(folder / "cells.csv"), "recogniser_accuracy")
     style.save(again, tmp_path / "b" / "steps_recogniser_accuracy")
     names = ["before_after_recogniser_accuracy", "steps_recogniser_accuracy", "resurgence_recogniser_accuracy"]
@@ -170,7 +170,7 @@ def test_files_are_equal_for_equal_tables_and_narrow_enough(folder: Path, tmp_pa
 
 def test_an_unknown_metric_is_an_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"metric 'fid' is not in .*cells\.csv"):
-        study.run(folder, tmp_path, ["fid"], {}, [])
+        study.write_figures(folder, tmp_path, ["fid"])
 
 
 def test_labels_do_not_overlap(cells: pd.DataFrame, tmp_path: Path) -> None:

@@ -21,13 +21,13 @@ from scored import study_sets
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
     every, _ = estimates(study_sets(), 300, 0, only="recogniser_accuracy")
-    return tables.paired(every)
+    return tables.paired_rows(every)
 
 
 def test_only_one_metric_is_estimated_and_it_is_that_of_the_tables(rows: list[dict]) -> None:
     assert {row["metric"] for row in rows} == {"recogniser_accuracy"}
     whole, _ = estimates(study_sets(), 300, 0)
-    whole = [row for row in tables.paired(whole) if row["metric"] == "recogniser_accuracy"]
+    whole = [row for row in tables.paired_rows(whole) if row["metric"] == "recogniser_accuracy"]
     assert len(whole) == len(rows)
     for one, other in zip(rows, whole, strict=True):
         assert one["estimates"]["gain"].value == other["estimates"]["gain"].value
@@ -39,7 +39,7 @@ def test_pooled_is_the_mean_over_seeds_at_the_last_step(rows: list[dict]) -> Non
     for row in seeds[len(rows) :]:  # a second seed, in which everything is 10 points higher
         up = {k: e._replace(value=e.value + 10, replicates=e.replicates + 10) for k, e in row["estimates"].items()}
         row["estimates"] = up
-    made = claims.pooled(seeds)
+    made = claims.pool_seeds(seeds)
     for row in made:
         own = [r for r in rows if (r["task"], r["eraser"], r["role"]) == (row["task"], row["eraser"], row["role"])]
         last = max(r["step"] for r in own)
@@ -51,7 +51,7 @@ def test_pooled_is_the_mean_over_seeds_at_the_last_step(rows: list[dict]) -> Non
     table = claims.table(made, 0.95)
     assert (table["deviation"] == 5).all() and (table["median"].round(4) == table["resurgence"].round(4)).all()
     assert (table["p_holm"] >= table["p"]).all() and (table["n"] > 0).all()
-    assert claims.shown(table)["n"].str.endswith("(2 runs)").all()
+    assert claims.display_table(table)["n"].str.endswith("(2 runs)").all()
 
 
 def test_half_recovery() -> None:
@@ -103,9 +103,9 @@ def test_none_of_few_images_does_not_mean_never(images: int, margin: float, deci
     than none of as many does."""
     once_seen = np.random.default_rng(0).binomial(images, 1 / images, 2000) * 100 / images
     few = Estimate(100 / images, once_seen, images, clusters=images)
-    assert claims.possible(few, images, 0.95) == bootstrap.interval(few, 0.95)
+    assert claims.claim_interval(few, images, 0.95) == bootstrap.interval(few, 0.95)
     never = Estimate(0.0, np.zeros(200), images, clusters=5)
-    reach = claims.possible(never, images, 0.95)[1]
+    reach = claims.claim_interval(never, images, 0.95)[1]
     assert (1 - reach / 100) ** images == pytest.approx(0.025)
     assert claims.verdict(never, images, Claim("", Cells(), "equal", margin=margin), 0.95) is decided
     assert claims.verdict(never, images, Claim("", Cells(), "above", margin=margin), 0.95) is (
@@ -114,8 +114,8 @@ def test_none_of_few_images_does_not_mean_never(images: int, margin: float, deci
 
 
 def test_p_is_adjusted_within_the_last_steps_of_a_role(rows: list[dict]) -> None:
-    every = claims.table(claims.pooled(rows, last=False), 0.95)
-    ends = claims.table(claims.pooled(rows), 0.95)
+    every = claims.table(claims.pool_seeds(rows, last=False), 0.95)
+    ends = claims.table(claims.pool_seeds(rows), 0.95)
     last = every[every["step"] == 100]
     assert every.loc[every["step"] < 100, "p_holm"].isna().all() and len(last) == len(ends)
     for role, part in ends.groupby("role"):
@@ -129,21 +129,21 @@ def test_no_interval_decides_nothing() -> None:
 
 
 def test_judged_compares_the_cells_it_names(rows: list[dict]) -> None:
-    ends = claims.pooled(rows)
+    ends = claims.pool_seeds(rows)
     task = "identities-4"
     claim = Claim("A", Cells(task=task, eraser="mace"), "above", against=Cells(task=task, eraser="uce"))
-    found = claims.judged(ends, [claim], 0.95).iloc[0]
+    found = claims.evaluate_claims(ends, [claim], 0.95).iloc[0]
     gain = {r["eraser"]: r["gain"] for r in ends if r["task"] == task and r["role"] == "erase"}
     assert found["value"] == pytest.approx(gain["mace"].value - gain["uce"].value, abs=1e-4)
     low, high = np.quantile(gain["mace"].replicates - gain["uce"].replicates, [0.0, 1.0])
     assert low <= found["low"] < found["high"] <= high
     assert "minus that of identities-4, uce" in found["compared"]
     with pytest.raises(LookupError, match="no row"):
-        claims.judged(ends, [Claim("B", Cells(task="nothing"), "above")], 0.95)
+        claims.evaluate_claims(ends, [Claim("B", Cells(task="nothing"), "above")], 0.95)
 
 
 def test_bars_of_one_fine_tune_by_two_names_stand_in_one_panel(rows: list[dict]) -> None:
-    ends = claims.table(claims.pooled(rows), 0.95)
+    ends = claims.table(claims.pool_seeds(rows), 0.95)
     ends = ends[ends["role"] == "erase"]
     named = ends.assign(finetune=np.where(ends["eraser"] == "uce", "lora.end", "lora"))
     for table in (named, ends):
@@ -155,7 +155,7 @@ def test_bars_of_one_fine_tune_by_two_names_stand_in_one_panel(rows: list[dict])
 
 
 def test_figures_are_drawn_and_equal_tables_give_equal_bytes(rows: list[dict], tmp_path) -> None:
-    ends, steps = (claims.table(claims.pooled(rows, last), 0.95) for last in (True, False))
+    ends, steps = (claims.table(claims.pool_seeds(rows, last), 0.95) for last in (True, False))
     drawn = {
         "bars": lambda: bars(ends, "eraser", "A title that is too long for one line of the figure " * 2),
         "line": lambda: line(ends.assign(x=[10.0**-i for i in range(len(ends))]), "lambda", "Line"),

@@ -139,16 +139,6 @@ def test_masks_stand_beside_their_images() -> None:
         image_grids.mask_grid(images, {"ship": masks["ship"]})
 
 
-def test_contact_sheet_holds_every_image_once() -> None:
-    images = np.stack([flat((5 * k, 100, 0)) for k in range(23)])
-    picture = np.asarray(image_grids.contact_sheet(images, [f"concept {k}" for k in range(23)], columns=8, title="all"))
-    size = image_grids.cell_size(64, 8, 0)
-    counts = [(picture == (5 * k, 100, 0)).all(-1).sum() for k in range(23)]
-    assert counts == [size * size] * 23
-    with pytest.raises(ValueError, match="22 labels for 23 images"):
-        image_grids.contact_sheet(images, ["x"] * 22)
-
-
 def test_files_stay_within_400_kb(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (6, 3, 256, 256), dtype=np.uint8)  # the worst case
     picture = image_grids.grid([list(noise[:3]), list(noise[3:])], ["a", "b"], ["x", "y", "z"])

@@ -87,8 +87,8 @@ def test_a_segmenter_that_is_not_whole(at: int, how: str, folders: tuple[str, st
 
 
 CLIP_FILES: dict[str, tuple[type[Exception], str]] = {
-    "cut": (ValueError, r"scorers\.clip\.path = .*cut or those of another architecture"),
-    "gone": (FileNotFoundError, r"no open_clip_model\.safetensors in CLIP folder"),
+    "cut": (ValueError, r"scorers\.clip\.path = .*truncated or of another architecture"),
+    "gone": (FileNotFoundError, r"scorers\.clip\.path = .*open_clip_model\.safetensors.: no such file; run `dvc pull"),
     "missing": (ValueError, r"scorers\.clip\.path = .*Missing key"),
     "shape": (ValueError, r"scorers\.clip\.path = .*another architecture"),
 }
@@ -118,7 +118,7 @@ def test_an_unknown_clip_is_told(settings: dict, message: str) -> None:
 def test_a_clip_that_is_not_in_the_cache_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     refuse: Callable = lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("not in the cache"))  # noqa: E731
     monkeypatch.setattr("open_clip.factory.download_pretrained", refuse)
-    with pytest.raises(FileNotFoundError, match=r"'ViT-B-32-quickgelu' with the tag 'openai' cannot be had.*online"):
+    with pytest.raises(FileNotFoundError, match=r"'ViT-B-32-quickgelu' with the tag 'openai' cannot be loaded.*online"):
         clip.load(ClipConfig(name="ViT-B-32-quickgelu", pretrained="openai"))
 
 

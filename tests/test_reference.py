@@ -64,7 +64,7 @@ def test_distance_to_real_images_is_that_of_the_general_prompts(tmp_path: Path) 
         assert row["estimate"].value == pytest.approx(frechet.distance(real, own.features[mask]), rel=1e-9)
         assert len(row["estimate"].replicates) == 32 and row["estimate"].n == 40
     entries = [write_scores_folder(tmp_path / str(i), one) for i, one in enumerate(sets)]
-    tables.run(entries, tmp_path / "tables", 100, 0.95, 0, real)
+    tables.write_tables(entries, tmp_path / "tables", 100, 0.95, 0, real)
     table = pd.read_csv(tmp_path / "tables/resurgence.csv")
     assert (table["metric"] == "frechet_reference").sum() == 2
     assert "Fréchet distance to real images" in (tmp_path / "tables/resurgence.md").read_text()

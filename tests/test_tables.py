@@ -14,7 +14,7 @@ import scipy.stats
 
 from resurgence import seeds as seeds_module
 from resurgence.analysis import headline, tables
-from resurgence.analysis.estimates import ImageSet, estimates, make_set, read_states
+from resurgence.analysis.estimates import ImageSet, estimates, image_set, read_states
 from resurgence.scorers import frechet
 from scored import PEOPLE, features, prompt_rows, score, study_sets, write_scores_folder
 
@@ -140,7 +140,7 @@ def test_harmonic_means_follow_the_task(sets: list[ImageSet], table: pd.DataFram
 def test_synonyms_of_retained_concepts_are_a_role_of_their_own() -> None:
     prompts = prompt_rows({"erase": ["ship"], "retain": ["cat"], "synonym": ["ship", "cat"]}, seeds=1)
     prompts["seed"] = range(len(prompts))
-    one = make_set({"base": "m", "task": "t", "state": "base"}, score(prompts, dict.fromkeys(prompts["role"], 0.5), 0))
+    one = image_set({"base": "m", "task": "t", "state": "base"}, score(prompts, dict.fromkeys(prompts["role"], 0.5), 0))
     roles = one.rows.groupby("concept")["role"].unique().map(set).to_dict()
     assert roles == {"ship": {"erase", "synonym"}, "cat": {"retain", "synonym-retain"}}
 
@@ -157,7 +157,7 @@ def test_nothing_depends_on_the_order_of_sets_and_rows(sets: list[ImageSet], tab
     shuffled = []
     for one in reversed(sets):
         order = np.random.default_rng(len(shuffled)).permutation(len(one.rows))
-        shuffled.append(make_set(one.key, one.rows.iloc[order], one.features[order]))
+        shuffled.append(image_set(one.key, one.rows.iloc[order], one.features[order]))
     pd.testing.assert_frame_equal(tables.resurgence(estimates(shuffled, 300, 0)[0], 0.95), table)
 
 
@@ -170,8 +170,8 @@ def test_the_seed_of_the_statistics_changes_intervals_only(sets: list[ImageSet],
 def test_the_control_without_erasing_recovers_nothing(sets: list[ImageSet]) -> None:
     base = sets[0]
     none = {"base": "miniature", "task": "identities-4", **TUNED, "eraser": "none"}
-    erased = make_set({**none, "state": "erased"}, base.rows, base.features)
-    tuned = make_set({**none, "state": "finetuned"}, base.rows, base.features)
+    erased = image_set({**none, "state": "erased"}, base.rows, base.features)
+    tuned = image_set({**none, "state": "finetuned"}, base.rows, base.features)
     made = tables.resurgence(estimates([base, erased, tuned], 100, 0)[0], 0.95)
     assert (made["resurgence"] == 0).all() and made["recovered_fraction"].isna().all()
     assert (made.loc[made["metric"] == "recogniser_accuracy", ["resurgence_low", "resurgence_high"]] == 0).all().all()
@@ -207,10 +207,10 @@ def test_interval_over_seeds_is_that_of_the_images_of_all_seeds() -> None:
         numbers = own[0].rows.select_dtypes("number").columns.difference(["seed"])
         rows = own[0].rows.copy()
         rows[numbers] = sum(one.rows[numbers].astype(float) for one in own) / len(own)
-        return make_set(own[0].key, rows)
+        return image_set(own[0].key, rows)
 
     (base,) = (one for one in sets if one.key["task"] == "identities-4" and one.key["state"] == "base")
-    one = [make_set(base.key, base.rows), averaged("erased"), averaged("finetuned")]
+    one = [image_set(base.key, base.rows), averaged("erased"), averaged("finetuned")]
     single = pick(tables.resurgence(estimates(one, 400, 0)[0], 0.95), **chosen)
     for name in ("resurgence_low", "resurgence_high"):
         assert many[name] == pytest.approx(single[name], abs=1e-3)
@@ -221,7 +221,7 @@ def make_pair(change: str) -> list[ImageSet]:
     prompts = score(prompt_rows(PEOPLE), {"erase": 0.5, "retain": 0.5}, 0)
     values = features(prompts, 0.0, 0)
     key = {"base": "miniature", "task": "identities-4"}
-    base = make_set({**key, "state": "base"}, prompts, values)
+    base = image_set({**key, "state": "base"}, prompts, values)
     rows = prompts.copy()
     if change == "lacks":
         rows, values = rows.drop(index=5), np.delete(values, 5, 0)
@@ -233,7 +233,7 @@ def make_pair(change: str) -> list[ImageSet]:
     elif change == "twice":
         rows = pd.concat([rows, rows.iloc[[5]]])
         values = np.concatenate([values, values[:1]])
-    return [base, make_set({**key, **CELL, "state": "erased"}, rows, None if change == "features" else values)]
+    return [base, image_set({**key, **CELL, "state": "erased"}, rows, None if change == "features" else values)]
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_missing_states_are_named(sets: list[ImageSet]) -> None:
 def test_incomplete_keys_are_named(key: dict, message: str) -> None:
     rows = score(prompt_rows(PEOPLE), {"erase": 0.5, "retain": 0.5}, 0)
     with pytest.raises(ValueError, match=message):
-        make_set(key, rows)
+        image_set(key, rows)
 
 
 def test_general_prompts_have_a_score_and_no_accuracy() -> None:
@@ -286,7 +286,7 @@ def test_general_prompts_have_a_score_and_no_accuracy() -> None:
     prompts = pd.concat([prompts, pd.DataFrame(captions, columns=prompts.columns)], ignore_index=True)
     rows = score(prompts, {"erase": 0.5, "retain": 0.5, "general": 0.2}, 0)
     rows.loc[rows["role"] == "general", ["recogniser_correct", "clip_correct", "clip_probability"]] = np.nan
-    one = make_set({"base": "miniature", "task": "t", "state": "base"}, rows, features(rows, 0, 0))
+    one = image_set({"base": "miniature", "task": "t", "state": "base"}, rows, features(rows, 0, 0))
     cells = tables.cells(estimates([one], 100, 0)[0], 0.95)
     assert set(cells.loc[cells["role"] == "general", "metric"]) == {"clip_score", "frechet"}
 
@@ -310,8 +310,8 @@ def entries(sets: list[ImageSet], tmp_path: Path) -> list[dict]:
 
 def test_files_are_complete_and_equal_for_equal_scores(entries: list[dict], tmp_path: Path) -> None:
     entries = json.loads(json.dumps(entries))  # keys as they come from a configuration
-    told = tables.run(entries, tmp_path / "a", 200, 0.95, 0)
-    tables.run(entries[::-1], tmp_path / "b", 200, 0.95, 0)
+    told = tables.write_tables(entries, tmp_path / "a", 200, 0.95, 0)
+    tables.write_tables(entries[::-1], tmp_path / "b", 200, 0.95, 0)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == ["cells.csv", "intervals.csv", "metrics.json", "resurgence.csv", "resurgence.md", "seeds.csv"]
     for name in names:

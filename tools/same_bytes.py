@@ -1,9 +1,9 @@
 """Compare the artefacts of two results trees: python tools/same_bytes.py OLD NEW
 
-The gate of a change that must not move a result. Every artefact (a folder with manifest.json) of the one tree must be
-in the other with the same files of the same SHA-256; of tables, figures and grids the bytes themselves are compared.
-What differs from run to run (run.json, cost, times, the report) is left out, and so are the manifests themselves. Exit
-code 1 and a line for each difference; 0 and a count when there is none.
+The test of a change that must not alter results. Every artefact (a folder with manifest.json) of one tree must be in
+the other with the same files of the same SHA-256; the files of tables, figures, grids and experiments are compared
+themselves. Files that differ from run to run (run.json, cost, times, the report) and the manifests are not compared.
+Exit code 1 and a line for each difference; 0 and the number of files without any.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import json
 import sys
 from pathlib import Path
 
-FOLDERS = ("tables", "figures", "grids", "experiments")  # whose files several jobs write; compared byte by byte
+FOLDERS = ("tables", "figures", "grids", "experiments")  # without manifest.json, as several jobs write to them
 VARYING = ("made.json", "run.json")
 
 
 def digests(root: Path) -> dict[str, str]:
-    """Path of a file -> its SHA-256: as manifests list it, and of the shared folders as it is."""
-    found = {}
+    """Path of a file -> its SHA-256, from manifests; computed for the files of FOLDERS."""
+    checksums = {}
     for manifest in root.rglob("manifest.json"):
         folder = manifest.parent.relative_to(root)
         files = json.loads(manifest.read_text())["files"]
-        found |= {(folder / name).as_posix(): digest for name, digest in files.items()}
+        checksums |= {(folder / name).as_posix(): digest for name, digest in files.items()}
     for folder in FOLDERS:
         for path in (root / folder).rglob("*"):
             if path.is_file() and not path.name.endswith(VARYING):
-                found[path.relative_to(root).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+                checksums[path.relative_to(root).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return checksums
 
 
 def main() -> int:

@@ -1,9 +1,9 @@
-"""Put the results of the study `methods` into docs: the table of all erasers, and each method's rows and pictures.
+"""Write the results of the study `methods` into docs: the table of all erasers, and each method's rows and pictures.
 
     python docs/methods/fill.py results
 
-Reads what the graph has made (results/cost/compare_recogniser_accuracy.*, results/grids, results/figures) and
-replaces what stands between `<!-- results -->` and `<!-- end of results -->` in docs/results.md and docs/methods/*.md.
+Reads results/cost/compare_recogniser_accuracy.*, results/grids and results/figures, and replaces the text between
+`<!-- results -->` and `<!-- end of results -->` in docs/results.md and docs/methods/*.md.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from resurgence.analysis.headline import markdown_table
 
 DOCS = Path(__file__).parents[1]
 MARKS = "<!-- results -->", "<!-- end of results -->"
-COLOURS = 96  # of a picture: a quarter of the bytes; the shades are a little coarser
+COLOURS = 96  # of a picture, which then has a quarter of the bytes
 
 
 def replace(page: Path, text: str) -> None:
-    """Replace what stands between the marks of a page.
+    """Replace the text between the marks of a page.
 
     Raises:
-        ValueError: a page without one pair of marks.
+        ValueError: a page without exactly one pair of marks.
     """
     old = page.read_text(encoding="utf-8")
     filled = f"{MARKS[0]}\n{text}\n{MARKS[1]}"
@@ -45,8 +45,8 @@ def picture(source: Path, out: Path) -> None:
 
 def section(rows: pd.DataFrame, eraser: str, grids: Path) -> str:
     """The section of a method: its rows and its grids of erased concepts."""
-    told = "From [all erasers](../results.md#all-erasers), where the columns are explained; three seeds."
-    parts = ["## On the miniature", told, markdown_table(rows.drop(columns="eraser"))]
+    source = "From [all erasers](../results.md#all-erasers), where the columns are explained; three seeds."
+    parts = ["## On the miniature", source, markdown_table(rows.drop(columns="eraser"))]
     for task in dict.fromkeys(rows["task"]):
         name = f"images/{eraser}-{task}.png"
         picture(grids / task / eraser / "erase.png", DOCS / "methods" / name)
@@ -55,7 +55,7 @@ def section(rows: pd.DataFrame, eraser: str, grids: Path) -> str:
 
 
 def main() -> None:
-    """Fill the pages."""
+    """Write the table, the pictures and the sections of the methods."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="the folder of the finished study")
     results = parser.parse_args().results

@@ -131,7 +131,12 @@ def json_text(value: Any) -> str:
     return json.dumps(plain(value), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text in UTF-8, whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON with sorted keys, whole or not at all."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(json_text(value), encoding="utf-8")
+    write_text(path, json_text(value))

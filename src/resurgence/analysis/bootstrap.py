@@ -5,11 +5,11 @@ resampled by the same draws, so anything computed from several of them (a differ
 resample by resample, which keeps the pairing by prompt and seed.
 
 The images of one concept are not independent, so concepts are drawn, with all of their rows. Plain percentile intervals
-are too short when concepts are few (of nominal 95 %, about 91 % with 10 of them), so the percentiles are moved outwards
-to those of Student's t: Hesterberg's expanded percentile interval (2015, "What teachers should know about the
-bootstrap"); of nominal 95 % it covers 94 to 95 % from eight concepts on, about 92 % with five (simulated in
-tests/test_statistics.py). An accuracy of 0 or 100 % in every concept has an interval of length 0, which means that
-the data hold no variation and not that the true value is known.
+are too short with few concepts (nominal 95 % cover about 91 % with 10 of them), so the percentiles are expanded to
+those of Student's t: Hesterberg's expanded percentile interval (2015, "What teachers should know about the bootstrap").
+At a nominal 95 % it covers 94 to 95 % with eight concepts or more, about 92 % with five (simulated in
+tests/test_statistics.py). An accuracy of 0 or 100 % in every concept has an interval of length 0, which means that the
+data have no variation, not that the true value is known.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
     replicates: Array  # (R,)
     n: int  # images
     method: Literal["bootstrap", "jackknife"] = "bootstrap"
-    clusters: int = 0  # that a resample draws; 0: unknown, the interval is not expanded
+    clusters: int = 0  # drawn for a resample; 0: unknown, the interval is not expanded
 
 
 class Clusters(NamedTuple):
@@ -44,7 +44,7 @@ class Clusters(NamedTuple):
 
 
 def clusters_of(concepts: Sequence[str]) -> Clusters:
-    """Cluster rows by concept; where there is only one concept (the task ship), each prompt-seed pair by itself."""
+    """Cluster rows by concept; with only one concept (the task ship), each prompt-seed pair is a cluster."""
     names, codes = np.unique(np.asarray(concepts, dtype=str), return_inverse=True)
     if len(names) > 1:
         return Clusters(codes.astype(np.int64), len(names), "concept")
@@ -52,26 +52,26 @@ def clusters_of(concepts: Sequence[str]) -> Clusters:
 
 
 def draw_counts(clusters: int, resamples: int, generator: np.random.Generator) -> Array:
-    """How often each cluster is drawn in each resample: (resamples, clusters), each row sums to `clusters`."""
+    """Number of times that each cluster is drawn in each resample: (resamples, clusters), rows sum to `clusters`."""
     draws = generator.integers(0, clusters, size=(resamples, clusters))
     flat = (draws + clusters * np.arange(resamples)[:, None]).ravel()
     return np.bincount(flat, minlength=resamples * clusters).reshape(resamples, clusters).astype(np.float64)
 
 
 def bootstrap_mean(values: ArrayLike, clusters: Clusters, counts: Array) -> Estimate:
-    """Mean over the rows, and over the rows of each resample; the rows of a cluster come together.
+    """Mean over the rows, and over the rows of each resample, which are those of its clusters.
 
     Args:
-        values: (n,). NaN rows do not count (an image without a face, say); without any other the mean is NaN.
+        values: (n,). NaN rows do not count (an image without a face, say); if all are NaN, so is the mean.
         counts: (R, G) from `draw_counts`.
     """
     values = np.asarray(values, dtype=np.float64)
-    seen = np.isfinite(values)
-    sums = np.bincount(clusters.codes, np.where(seen, values, 0.0), clusters.number)
-    sizes = np.bincount(clusters.codes, seen, clusters.number)
+    finite = np.isfinite(values)
+    sums = np.bincount(clusters.codes, np.where(finite, values, 0.0), clusters.number)
+    sizes = np.bincount(clusters.codes, finite, clusters.number)
     with np.errstate(invalid="ignore"):
         replicates = (counts @ sums) / (counts @ sizes)
-    n = int(seen.sum())
+    n = int(finite.sum())
     return Estimate(float(sums.sum() / n) if n else math.nan, replicates, n, clusters=int((sizes > 0).sum()))
 
 
@@ -83,11 +83,11 @@ def groups_of(clusters: Clusters, most: int = 32) -> NDArray[np.int64]:
 def jackknife(function: Callable[[NDArray[np.bool_]], float], clusters: Clusters, most: int = 32) -> Estimate:
     """Leave one group of clusters out at a time: for statistics that are not means.
 
-    A bootstrap sample repeats images, which shrinks the covariance that a Fréchet distance is made of and moves every
-    replicate to one side of the value; leaving out does not.
+    A bootstrap sample repeats images, which shrinks the covariance in a Fréchet distance and biases all replicates to
+    one side of the value; leaving groups out does not.
 
     Args:
-        function: of a mask over the rows, (n,) bool. most: groups.
+        function: of a mask over the rows, (n,) bool. most: largest number of groups.
     """
     groups = groups_of(clusters, most)
     replicates = [function(groups != k) for k in range(groups.max() + 1)] if clusters.number > 1 else []
@@ -111,15 +111,15 @@ def difference(after: Estimate, before: Estimate) -> Estimate:
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of estimates with the same draws, resample by resample: several seeds as one."""
+    """The mean of estimates with the same draws, resample by resample, for example over seeds."""
     return combine(lambda *values: np.mean(values, axis=0), *estimates, n=sum(e.n for e in estimates))
 
 
 def tail(level: float, clusters: int) -> float:
-    """Percentile at which the lower end of a two-sided interval is read: Phi(-sqrt(G / (G - 1)) t), t the quantile of
-    Student's t with G - 1 degrees of freedom at (1 + level) / 2.
+    """Percentile of the lower end of a two-sided interval: Phi(-sqrt(G / (G - 1)) t), t the quantile of Student's t
+    with G - 1 degrees of freedom at (1 + level) / 2.
 
-    With many clusters it is (1 - level) / 2; with less than two, nothing is known of the spread and it is that too.
+    It approaches (1 - level) / 2 with many clusters, and is that with fewer than two, whose spread is unknown.
     """
     if clusters < 2:
         return (1 - level) / 2
@@ -128,8 +128,10 @@ def tail(level: float, clusters: int) -> float:
 
 
 def interval(estimate: Estimate, level: float) -> tuple[float, float]:
-    """Two-sided interval: expanded percentiles of a bootstrap, Student's t around the value of a jackknife; NaN without
-    any replicate."""
+    """Two-sided interval: expanded percentiles of a bootstrap, Student's t around the value of a jackknife.
+
+    NaN without finite replicates.
+    """
     replicates = estimate.replicates[np.isfinite(estimate.replicates)]
     if not len(replicates):
         return math.nan, math.nan
@@ -144,11 +146,12 @@ def interval(estimate: Estimate, level: float) -> tuple[float, float]:
 
 
 def p_value(estimate: Estimate) -> float:
-    """Two-sided p of "the true value is 0": 1 minus the level at which the bootstrap interval would begin to hold 0.
+    """Two-sided p value of "the true value is 0": 1 minus the smallest level whose bootstrap interval contains 0.
 
-    Where no replicate lies beyond 0, the tail is that of a normal distribution with their deviation, so that enough of
-    it is left to be adjusted for the number of tests. Where all replicates are the same, no tail is known: 1 for a
-    value of 0, else what so many replicates allow. NaN for a jackknife or without replicates.
+    If no replicate lies beyond 0, the tail is that of a normal distribution with their mean and deviation, so that the
+    p value is not limited by the number of replicates when it is adjusted for the number of tests. If all replicates
+    are equal, the tail is unknown: the p value is 1 for a value of 0, else the smallest that so many replicates allow.
+    NaN for a jackknife or without replicates.
     """
     replicates = estimate.replicates[np.isfinite(estimate.replicates)]
     if not len(replicates) or estimate.method != "bootstrap":
@@ -164,12 +167,12 @@ def p_value(estimate: Estimate) -> float:
 
 
 def holm(p: ArrayLike) -> Array:
-    """p values adjusted for their number by Holm's step-down (1979): the chance of even one false finding stays below
-    the level. NaN stays NaN and does not count."""
+    """p values adjusted for their number by Holm's step-down procedure (1979), which controls the probability of any
+    false rejection. NaN stays NaN and does not count."""
     p = np.asarray(p, dtype=np.float64)
     adjusted = np.full(p.shape, np.nan)
-    seen = np.flatnonzero(np.isfinite(p))
-    order = seen[np.argsort(p[seen], kind="stable")]
+    finite = np.flatnonzero(np.isfinite(p))
+    order = finite[np.argsort(p[finite], kind="stable")]
     steps = p[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted
@@ -193,7 +196,7 @@ def harmonic_o(erased: ArrayLike, retained: ArrayLike, synonyms: ArrayLike) -> N
 
 
 def recovered_fraction(base: float, erased: float, finetuned: float) -> float:
-    """(finetuned - erased) / (base - erased): 1 is all back, 0 is nothing; NaN when erasing changed nothing."""
+    """(finetuned - erased) / (base - erased): 1 is full recovery, 0 none; NaN if erasing changed nothing."""
     lost = base - erased
     return (finetuned - erased) / lost if abs(lost) >= 1e-9 else math.nan
 

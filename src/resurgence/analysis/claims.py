@@ -1,8 +1,8 @@
-"""What an experiment found: its cells with all seeds together, the half-way of their return, and a paper's claims.
+"""Results of an experiment: its cells averaged over seeds, steps to half recovery, and verdicts on a paper's claims.
 
-Seeds are put together resample by resample: the same draws of concepts serve all models of a task, so the mean over
-seeds has an interval that tells of the concepts, and the spread over seeds stands beside it (the published study's
-median and largest deviation).
+Seeds are averaged resample by resample: all models of a task have the same draws of concepts, so the interval of the
+mean is one over concepts. The spread over seeds is reported separately, as the published study's median and largest
+deviation.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from resurgence.config.experiment import Cells, Claim
 from resurgence.config.model_path import method_name
 
 STATES = ("base", "erased", "finetuned", "gain")
+CELL = ["task", "eraser", "finetune"]
 COLUMNS = [
-    "task", "eraser", "finetune", "step", "role", "metric", "runs", "n", "base_value",
+    *CELL, "step", "role", "metric", "runs", "n", "base_value",
     *(f"{state}_{end}" for state in ("erased", "finetuned") for end in ("value", "low", "high")),
     "resurgence", "resurgence_low", "resurgence_high", "p", "p_holm", "median", "deviation",
 ]  # fmt: skip
 VERDICTS = {True: "same", False: "different", None: "cannot tell"}
 
 
-def pooled(rows: Iterable[Mapping[str, Any]], last: bool = True) -> list[dict[str, Any]]:
-    """The rows of tables.paired with all seeds of a cell together, at its last step or at every step.
+def pool_seeds(rows: Iterable[Mapping[str, Any]], last: bool = True) -> list[dict[str, Any]]:
+    """Average the rows of tables.paired_rows over the seeds of each cell, at its last step or at every step.
 
     Returns:
         One row a cell, step, role and metric: task, eraser, finetune (as experiments name them), step, role, metric,
@@ -44,52 +45,52 @@ def pooled(rows: Iterable[Mapping[str, Any]], last: bool = True) -> list[dict[st
     ends: dict[tuple, int] = {}
     for key in groups:
         ends[key[:3]] = max(ends.get(key[:3], 0), key[3])
-    made = []
+    pooled = []
     for key, group in groups.items():
         if last and key[3] != ends[key[:3]]:
             continue
-        found = {state: bootstrap.mean_of([row["estimates"][state] for row in group]) for state in STATES}
-        names = dict(zip(("task", "eraser", "finetune", "step", "role", "metric"), key, strict=True))
-        made.append({**names, "runs": len(group), **found, "gains": [row["estimates"]["gain"].value for row in group]})
-    return made
+        row = {**dict(zip(COLUMNS[:6], key, strict=True)), "runs": len(group)}
+        row |= {state: bootstrap.mean_of([run["estimates"][state] for run in group]) for state in STATES}
+        pooled.append(row | {"gains": [run["estimates"]["gain"].value for run in group]})
+    return pooled
 
 
 def table(rows: Sequence[Mapping[str, Any]], level: float) -> pd.DataFrame:
-    """The rows of `pooled` as numbers: values with intervals, p, and p adjusted (Holm) for the last steps of a role.
+    """The rows of `pool_seeds` as numbers: values, intervals, p values, and Holm's adjustment for those of last steps.
 
     The last two columns are the published study's statistic of the resurgence over seeds.
     """
-    made = []
+    records = []
     for row in rows:
-        one = {key: row[key] for key in COLUMNS[:7]} | {"n": row["gain"].n, "base_value": row["base"].value}
+        record = {key: row[key] for key in COLUMNS[:7]} | {"n": row["gain"].n, "base_value": row["base"].value}
         for state, name in (("erased", "erased_value"), ("finetuned", "finetuned_value"), ("gain", "resurgence")):
             low, high = bootstrap.interval(row[state], level)
             start = name.removesuffix("_value")
-            one |= {name: row[state].value, f"{start}_low": low, f"{start}_high": high}
-        one["p"] = bootstrap.p_value(row["gain"])
-        one["median"], one["deviation"] = bootstrap.median_deviation(row["gains"])
-        made.append(one)
-    frame = pd.DataFrame(made, columns=COLUMNS)
+            record |= {name: row[state].value, f"{start}_low": low, f"{start}_high": high}
+        record["p"] = bootstrap.p_value(row["gain"])
+        record["median"], record["deviation"] = bootstrap.median_deviation(row["gains"])
+        records.append(record)
+    frame = pd.DataFrame(records, columns=COLUMNS)
     frame["p_holm"] = np.nan
-    ends = frame["step"] == frame.groupby(["task", "eraser", "finetune"])["step"].transform("max")
+    ends = frame["step"] == frame.groupby(CELL)["step"].transform("max")
     for _, part in frame[ends].groupby("role"):
         frame.loc[part.index, "p_holm"] = bootstrap.holm(part["p"].to_numpy(dtype=np.float64))
-    floats = [c for c in COLUMNS[8:] if c in frame]
+    floats = COLUMNS[8:]
     frame[floats] = frame[floats].astype(float).map(lambda value: float(f"{value:.6g}") + 0.0)
     return frame
 
 
-def shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table for people: n in every row, way of the value, resurgence with interval, spread over seeds."""
+def display_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table as text, for pages: n, values of base, erased and fine-tuned, resurgence with interval, spread."""
     rows = []
     for row in frame.to_dict("records"):
-        ends = f"[{number(row['resurgence_low'])}, {number(row['resurgence_high'])}]"
+        interval = f"[{number(row['resurgence_low'])}, {number(row['resurgence_high'])}]"
         rows.append({
             "task": row["task"], "eraser": row["eraser"], "fine-tune": row["finetune"], "concepts": row["role"],
             "step": str(row["step"]), "n": f"{row['n']} ({row['runs']} runs)" if row["runs"] > 1 else str(row["n"]),
             "base -> erased -> fine-tuned":
                 " -> ".join(number(row[f"{state}_value"]) for state in ("base", "erased", "finetuned")),
-            "resurgence": f"{number(row['resurgence'])} {ends}",
+            "resurgence": f"{number(row['resurgence'])} {interval}",
             "p (Holm)": "-" if math.isnan(row["p_holm"]) else f"{row['p_holm']:.2g}",
             "median ± deviation": f"{number(row['median'])} ± {number(row['deviation'])}",
         })  # fmt: skip
@@ -97,54 +98,51 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def half_recovery(steps: Sequence[float], values: np.ndarray, erased: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """The step at which half of what was erased is back, linear between checkpoints; infinity where it never is.
+    """The step at which half of the erased metric has returned, linear between checkpoints; infinity if it never has.
 
     Args:
-        steps: (S,) of the checkpoints, rising from above 0. values: (S, ...) there. erased, base: (...).
+        steps: (S,) of the checkpoints, increasing, above 0. values: (S, ...) there. erased, base: (...).
     """
     half = (erased + base) / 2
-    found = np.full(np.shape(half), math.inf)
+    recovery = np.full(np.shape(half), math.inf)
     before, start = erased, 0.0
     for step, value in zip(steps, values, strict=True):
         with np.errstate(divide="ignore", invalid="ignore"):
-            place = start + (step - start) * (half - before) / (value - before)
-        crossed = np.isinf(found) & (value >= half) & (base > erased)
-        found = np.where(crossed, place, found)
+            crossing = start + (step - start) * (half - before) / (value - before)
+        crossed = np.isinf(recovery) & (value >= half) & (base > erased)
+        recovery = np.where(crossed, crossing, recovery)
         before, start = value, step
-    return found
+    return recovery
 
 
-def half_rows(rows: Sequence[Mapping[str, Any]], level: float) -> pd.DataFrame:
-    """Steps to half recovery of each cell, from the rows of `pooled` at every step, with the interval over concepts."""
+def half_recovery_table(rows: Sequence[Mapping[str, Any]], level: float) -> pd.DataFrame:
+    """Steps to half recovery of each cell, with the interval over concepts, from `pool_seeds` at every step."""
     cells: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["role"] == "erase":
-            cells.setdefault((row["task"], row["eraser"], row["finetune"]), []).append(row)
-    made = []
+            cells.setdefault(tuple(row[name] for name in CELL), []).append(row)
+    records = []
     for key, group in cells.items():
         group.sort(key=lambda row: row["step"])
-        steps = [float(row["step"]) for row in group]
-        parts = [[row["finetuned"] for row in group], group[0]["erased"], group[0]["base"]]
-        value = half_recovery(steps, np.array([e.value for e in parts[0]]), *(np.array(e.value) for e in parts[1:]))
-        many = half_recovery(steps, np.stack([e.replicates for e in parts[0]]), *(e.replicates for e in parts[1:]))
-        low, high = np.quantile(many, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")  # keeps infinity
+        steps, tuned = [float(row["step"]) for row in group], [row["finetuned"] for row in group]
+        erased, base = group[0]["erased"], group[0]["base"]
+        value = half_recovery(steps, np.array([e.value for e in tuned]), np.array(erased.value), np.array(base.value))
+        replicates = half_recovery(steps, np.stack([e.replicates for e in tuned]), erased.replicates, base.replicates)
+        low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")  # keeps infinity
         ends = {"steps": float(value), "steps_low": float(low), "steps_high": float(high)}
-        last = steps[-1]
-        told = [f"{end:.0f}" if math.isfinite(end) else f"> {last:.0f}" for end in ends.values()]
-        lost = group[0]["base"].value > group[0]["erased"].value
-        made.append({
-            **dict(zip(("task", "eraser", "finetune"), key, strict=True)), **ends, "last_step": last,
-            "told": f"{told[0]} [{told[1]}, {told[2]}]" if lost else "-",  # nothing was erased
-        })  # fmt: skip
-    return pd.DataFrame(
-        made, columns=["task", "eraser", "finetune", "steps", "steps_low", "steps_high", "last_step", "told"]
-    )
+        texts = [f"{end:.0f}" if math.isfinite(end) else f"> {steps[-1]:.0f}" for end in ends.values()]
+        text = f"{texts[0]} [{texts[1]}, {texts[2]}]" if base.value > erased.value else "-"  # nothing was erased
+        records.append({**dict(zip(CELL, key, strict=True)), **ends, "last_step": steps[-1], "text": text})
+    return pd.DataFrame(records, columns=[*CELL, "steps", "steps_low", "steps_high", "last_step", "text"])
 
 
 def quantity(rows: Sequence[Mapping[str, Any]], cells: Cells, value: str) -> tuple[Estimate, int]:
-    """The mean over some rows of base, erased, finetuned or resurgence, and of how many images, seeds counted once.
+    """The mean of base, erased, finetuned or resurgence over the rows of some cells, and its number of images.
 
-    Rows of several tasks have draws of their own, which are independent and may be put together in any order.
+    Seeds count once in that number. Draws of different tasks are independent, so their order does not matter.
+
+    Raises:
+        LookupError: no row is in these cells.
     """
     state = "gain" if value == "resurgence" else value
     chosen = [row for row in rows if cells.holds(dict(row))]
@@ -153,11 +151,11 @@ def quantity(rows: Sequence[Mapping[str, Any]], cells: Cells, value: str) -> tup
     return bootstrap.mean_of([row[state] for row in chosen]), sum(row["gain"].n // row["runs"] for row in chosen)
 
 
-def possible(estimate: Estimate, images: int, level: float) -> tuple[float, float]:
-    """The interval; where every replicate is the same (0 % of all images, say), what so many images can exclude.
+def claim_interval(estimate: Estimate, images: int, level: float) -> tuple[float, float]:
+    """The interval by which a claim is decided: that of the bootstrap unless all replicates are equal.
 
-    Then the data hold no variation, not even between concepts, and a true share p of a percentage shows in none of G
-    images with a chance of (1 - p)^G: the interval is the value +- 100 (1 - ((1 - level) / 2)^(1 / G)).
+    All are equal when the data have no variation, for example 0 % of all images. A property of a share p of images is
+    absent from G of them with probability (1 - p)^G, so the interval is value +- 100 (1 - ((1 - level) / 2)^(1 / G)).
     """
     low, high = bootstrap.interval(estimate, level)
     if math.isnan(low) or estimate.method != "bootstrap" or np.ptp(estimate.replicates) > 0:
@@ -167,56 +165,61 @@ def possible(estimate: Estimate, images: int, level: float) -> tuple[float, floa
 
 
 def verdict(estimate: Estimate, images: int, claim: Claim, level: float) -> bool | None:
-    """Whether the number agrees with the claim (True), contradicts it (False), or decides nothing (None).
+    """Whether the estimate agrees with the claim (True), contradicts it (False), or is inconclusive (None).
 
-    Above and below: the interval lies on that side of `than`; it contradicts when it lies below (above) the margin, so
-    that at most a difference too small to matter is left. Equal: it lies within the margin; it contradicts when it
-    lies outside of it.
+    Above and below: agrees if the interval lies on that side of `than`, contradicts if it lies on the other side of
+    than + margin (than - margin), so that any effect is smaller than the margin. Equal: agrees if the interval lies
+    within the margin around `than`, contradicts if it lies outside.
     """
-    low, high = (end - claim.than for end in possible(estimate, images, level))
+    low, high = (end - claim.than for end in claim_interval(estimate, images, level))
     if math.isnan(low):
         return None
-    if claim.expect == "equal":
-        inside = -claim.margin <= low and high <= claim.margin
-        return True if inside else False if low > claim.margin or high < -claim.margin else None
     if claim.expect == "below":
         low, high = -high, -low
-    return True if low > 0 else False if high < claim.margin else None
+    if claim.expect == "equal":
+        agrees = -claim.margin <= low and high <= claim.margin
+        contradicts = low > claim.margin or high < -claim.margin
+    else:
+        agrees, contradicts = low > 0, high < claim.margin
+    if agrees:
+        return True
+    return False if contradicts else None
 
 
-def judged(rows: Sequence[Mapping[str, Any]], claims: Iterable[Claim], level: float) -> pd.DataFrame:
-    """One row a claim: the sentence, what is compared, our number with its interval, the verdict."""
-    made = []
+def evaluate_claims(rows: Sequence[Mapping[str, Any]], claims: Iterable[Claim], level: float) -> pd.DataFrame:
+    """One row a claim: the sentence, what is compared, the estimate with its interval, the verdict."""
+    columns = ["claim", "compared", "value", "low", "high", "n", "verdict"]
+    records = []
     for claim in claims:
         estimate, images = quantity(rows, claim.of, claim.value)
         if claim.against is not None:
-            other, own = quantity(rows, claim.against, claim.value)
-            estimate, images = bootstrap.difference(estimate, other), min(images, own)
-        low, high = possible(estimate, images, level)
-        made.append({
-            "claim": claim.says, "compared": compared(claim), "value": float(f"{estimate.value:.6g}"),
+            other, other_images = quantity(rows, claim.against, claim.value)
+            estimate, images = bootstrap.difference(estimate, other), min(images, other_images)
+        low, high = claim_interval(estimate, images, level)
+        records.append({
+            "claim": claim.says, "compared": comparison_text(claim), "value": float(f"{estimate.value:.6g}"),
             "low": float(f"{low:.6g}"), "high": float(f"{high:.6g}"), "n": estimate.n,
             "verdict": VERDICTS[verdict(estimate, images, claim, level)],
         })  # fmt: skip
-    return pd.DataFrame(made, columns=["claim", "compared", "value", "low", "high", "n", "verdict"])
+    return pd.DataFrame(records, columns=columns)
 
 
-def compared(claim: Claim) -> str:
-    """Which numbers a claim is decided by, in words."""
+def comparison_text(claim: Claim) -> str:
+    """The quantity that decides a claim, and the expectation, in words."""
 
-    def told(cells: Cells) -> str:
+    def cells_text(cells: Cells) -> str:
         parts = [part for part in (cells.task, cells.eraser, cells.finetune) if part]
         return (", ".join(parts) or "all cells") + ("" if cells.role == "erase" else f" ({cells.role})")
 
-    end = f"{claim.value} of {told(claim.of)}"
-    end += f" minus that of {told(claim.against)}" if claim.against else ""
+    text = f"{claim.value} of {cells_text(claim.of)}"
+    text += f" minus that of {cells_text(claim.against)}" if claim.against else ""
     within = f" within {claim.margin:g}" if claim.expect == "equal" else ""
-    return f"{end}; expected {claim.expect} {claim.than:g}{within}"
+    return f"{text}; expected {claim.expect} {claim.than:g}{within}"
 
 
 def claims_table(frame: pd.DataFrame) -> str:
     """The claims as Markdown."""
-    shown = pd.DataFrame({
+    texts = pd.DataFrame({
         "the paper": frame["claim"],
         "compared here": frame["compared"],
         "our number": [f"{number(v)} [{number(a)}, {number(b)}]"
@@ -224,4 +227,4 @@ def claims_table(frame: pd.DataFrame) -> str:
         "n": frame["n"].astype(str),
         "verdict": frame["verdict"],
     })  # fmt: skip
-    return markdown_table(shown)
+    return markdown_table(texts)

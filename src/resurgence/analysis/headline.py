@@ -1,4 +1,4 @@
-"""The resurgence table for people: Markdown for the report, aligned text for the terminal."""
+"""The resurgence table as text: Markdown for the report, aligned columns for the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from resurgence.config.model_path import method_name
 from resurgence.config.scorers import ranked
 
-HARMONIC = {"H_c": "Harmonic mean H_c (%)", "H_o": "Harmonic mean H_o (%)"}  # made of several metrics
+HARMONIC = {"H_c": "Harmonic mean H_c (%)", "H_o": "Harmonic mean H_o (%)"}  # of several metrics
 ROLES = {
     "erase": "erased concepts", "all": "all", "synonym": "their synonyms", "retain": "retained concepts",
     "synonym-retain": "synonyms of retained", "general": "general prompts",
@@ -24,12 +24,12 @@ def titles() -> dict[str, str]:
 
 
 def title_of(metric: str) -> str:
-    """The title of a metric; its name where none is declared."""
+    """The title of a metric; its name if no scorer declares it."""
     return titles().get(metric, metric)
 
 
 def number(value: float) -> str:
-    """One decimal, or two significant digits below 1; a dash for NaN. What only rounding leaves of zero is 0.0."""
+    """One decimal, or two significant digits below 1; a dash for NaN. Values within rounding error of zero are 0.0."""
     if not math.isfinite(value):
         return "-"
     value = 0.0 if abs(value) < 1e-9 else value  # no minus zero either
@@ -42,8 +42,8 @@ def last_steps(resurgence: pd.DataFrame) -> pd.DataFrame:
     return resurgence[resurgence["step"] == resurgence.groupby(keys)["step"].transform("max")]
 
 
-def together(rows: pd.DataFrame, seeds: pd.DataFrame) -> pd.Series | None:
-    """The row of seeds.csv for several runs of a cell, the one row itself for one run; None without any."""
+def cell_row(rows: pd.DataFrame, seeds: pd.DataFrame) -> pd.Series | None:
+    """The row of seeds.csv if the cell has several runs, its row of resurgence.csv if it has one; None without runs."""
     if len(rows) < 2:
         return rows.iloc[0] if len(rows) else None
     keys = [*CELL, "step", "role", "metric"]
@@ -51,119 +51,114 @@ def together(rows: pd.DataFrame, seeds: pd.DataFrame) -> pd.Series | None:
 
 
 def gain(rows: pd.DataFrame, seeds: pd.DataFrame) -> str:
-    """Resurgence of one cell and role with its interval; of several seeds the mean, and their median and largest
-    deviation.
+    """Resurgence of a cell and role with its interval; with several seeds the mean, then median ± largest deviation.
 
     Args:
         rows: of resurgence.csv, one a seed. seeds: seeds.csv.
     """
-    found = together(rows, seeds)
-    if found is None:
+    row = cell_row(rows, seeds)
+    if row is None:
         return "-"
-    value = found["resurgence_mean" if len(rows) > 1 else "resurgence"]
-    told = f"{number(value)} [{number(found['resurgence_low'])}, {number(found['resurgence_high'])}]"
-    if len(rows) == 1:
-        return told
-    spread = f"{number(found['resurgence_median'])} ± {number(found['resurgence_deviation'])}"
-    return f"{told}, {len(rows)} runs: {spread}"
+    value = row["resurgence_mean" if len(rows) > 1 else "resurgence"]
+    text = f"{number(value)} [{number(row['resurgence_low'])}, {number(row['resurgence_high'])}]"
+    if len(rows) > 1:
+        text += f", {len(rows)} runs: {number(row['resurgence_median'])} ± {number(row['resurgence_deviation'])}"
+    return text
 
 
 def verdict(rows: pd.DataFrame, seeds: pd.DataFrame) -> str:
-    """Whether the interval lies above 0 (yes), below (less), or around it (no); over seeds, in how many runs above."""
-    found = together(rows, seeds)
-    if found is None:
+    """Whether the interval lies above 0 (yes), below (less), or contains it (no); with several seeds, in how many runs
+    it lies above."""
+    row = cell_row(rows, seeds)
+    if row is None:
         return "-"
-    word = "yes" if found["resurgence_low"] > 0 else "less" if found["resurgence_high"] < 0 else "no"
+    word = "yes" if row["resurgence_low"] > 0 else "less" if row["resurgence_high"] < 0 else "no"
     return word if len(rows) == 1 else f"{word} ({(rows['resurgence_low'] > 0).sum()} of {len(rows)})"
 
 
-def way(rows: pd.DataFrame) -> str:
+def states_text(rows: pd.DataFrame) -> str:
     """base -> erased -> fine-tuned, medians over seeds."""
     return " -> ".join(number(rows[name].median()) for name in ("base_value", "erased_value", "finetuned_value"))
 
 
 def headline(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One row a cell at its last step, seeds together: base -> erased -> fine-tuned of each role, as text.
+    """One row a cell at its last step, over its seeds: base -> erased -> fine-tuned of each role, as text.
 
-    Whether a concept came back is told of accuracies and similarities only; of the others a smaller value may be more
-    of the concept.
+    The column `came back` is only for metrics that increase with the concept.
     """
     rows, declared = [], ranked().get(metric)
     for key, group in last_steps(resurgence[resurgence["metric"] == metric]).groupby(CELL, sort=False):
         _, task, eraser, variant, finetune, finetune_variant = key
-        row = {
-            "task": task,
-            "eraser": method_name(eraser, variant),
-            "fine-tune": method_name(finetune, finetune_variant),
-        }
+        row = {"task": task, "eraser": method_name(eraser, variant)}
+        row["fine-tune"] = method_name(finetune, finetune_variant)
         row["step"] = "/".join(str(int(step)) for step in sorted(set(group["step"])))
         parts = {role: group[group["role"] == role] for role in ROLES if (group["role"] == role).any()}
         for role in [role for role in ("erase", "all") if role in parts]:
-            row[ROLES[role]], row["resurgence"] = way(parts[role]), gain(parts[role], seeds)
+            row[ROLES[role]], row["resurgence"] = states_text(parts[role]), gain(parts[role], seeds)
             if declared is not None and declared.shows_concept:
                 row["came back"] = verdict(parts[role], seeds)
             row["recovered"] = number(parts[role]["recovered_fraction"].median())
-        row |= {ROLES[role]: way(part) for role, part in parts.items() if role not in ("erase", "all")}
+        row |= {ROLES[role]: states_text(part) for role, part in parts.items() if role not in ("erase", "all")}
         rows.append(row)
     return pd.DataFrame(rows).fillna("-")
 
 
 def accuracies(resurgence: pd.DataFrame) -> dict[str, str]:
-    """Task -> the first accuracy that it has: objects are not scored by a detector of people."""
-    made = resurgence.groupby("task", sort=False)["metric"].agg(set)
+    """Task -> its first accuracy; a detector of people does not score objects."""
+    metrics = resurgence.groupby("task", sort=False)["metric"].agg(set)
     order = [metric for metric, declared in ranked().items() if declared.accuracy]
-    return {task: next(m for m in order if m in seen) for task, seen in made.items() if seen & set(order)}
+    return {task: next(m for m in order if m in scored) for task, scored in metrics.items() if scored & set(order)}
 
 
 def metrics(resurgence: pd.DataFrame) -> dict[str, Any]:
-    """Task > eraser > fine-tune > numbers at the last step, medians over seeds, of the first accuracy that a task has.
+    """Task > eraser > fine-tune > numbers at the last step, medians over seeds, of the task's first accuracy.
 
-    base, erased, finetuned and resurgence are those of the erased concepts; retained_ goes before those of the others.
+    base, erased, finetuned and resurgence are those of the erased concepts; with the prefix retained_, of the others.
     """
     chosen = resurgence[resurgence["metric"] == resurgence["task"].map(accuracies(resurgence))]
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for key, group in last_steps(chosen).groupby(CELL, sort=False):
         _, task, eraser, variant, finetune, finetune_variant = key
         values = {}
         for role, prefix in {"erase": "", "retain": "retained_"}.items():
             rows = group[group["role"] == role]
             for name in ("base", "erased", "finetuned", "resurgence") if len(rows) else ():
-                middle = rows[name if name == "resurgence" else f"{name}_value"].median()
-                values[prefix + name] = float(f"{middle:.6g}") if math.isfinite(middle) else None
-        place = found.setdefault(task, {}).setdefault(method_name(eraser, variant), {})
-        place[method_name(finetune, finetune_variant)] = values
-    return found
+                median = rows[name if name == "resurgence" else f"{name}_value"].median()
+                values[prefix + name] = float(f"{median:.6g}") if math.isfinite(median) else None
+        finetunes = numbers.setdefault(task, {}).setdefault(method_name(eraser, variant), {})
+        finetunes[method_name(finetune, finetune_variant)] = values
+    return numbers
 
 
 def drop_repeats(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Blank a leading cell that repeats the one above it."""
-    shown = table.copy()
+    """Blank cells of the leading columns that repeat those of the row above."""
+    blanked = table.copy()
     for depth, name in enumerate(columns):
         same = (table[columns[: depth + 1]] == table[columns[: depth + 1]].shift()).all(axis=1)
-        shown.loc[same, name] = ""
-    return shown
+        blanked.loc[same, name] = ""
+    return blanked
 
 
 def aligned(table: pd.DataFrame) -> str:
-    """Columns padded to equal width: words left, numbers right."""
+    """Columns padded to equal width, names to the left, numbers to the right."""
     texts = [list(table.columns), *table.astype(str).values.tolist()]
     widths = [max(len(row[i]) for row in texts) for i in range(len(table.columns))]
-    words = {"task", "eraser", "fine-tune"}
+    names = {"task", "eraser", "fine-tune"}
     lines = [
-        "  ".join(t.ljust(w) if name in words else t.rjust(w) for t, w, name in zip(row, widths, table, strict=True))
+        "  ".join(t.ljust(w) if name in names else t.rjust(w) for t, w, name in zip(row, widths, table, strict=True))
         for row in texts
     ]
     return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def terminal(resurgence: pd.DataFrame, seeds: pd.DataFrame, level: float) -> str:
-    """The tables at the end of a study: each task by the first accuracy that it has, one table an accuracy."""
+    """The tables at the end of a study: each task by its first accuracy, one table for each accuracy."""
     chosen, parts = accuracies(resurgence), []
     for metric, heading in titles().items():
         if metric not in chosen.values():
             continue
-        own = resurgence[resurgence["task"].map(chosen) == metric]
-        table = headline(own, seeds, metric).drop(columns=["their synonyms", "synonyms of retained"], errors="ignore")
+        rows = resurgence[resurgence["task"].map(chosen) == metric]
+        table = headline(rows, seeds, metric).drop(columns=["their synonyms", "synonyms of retained"], errors="ignore")
         title = f"Resurgence: {heading}, base -> erased -> fine-tuned, at the last step"
         parts.append(f"{title}\n\n{aligned(drop_repeats(table, ['task', 'eraser']))}\n\n")
     if not parts:
@@ -179,13 +174,13 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 
 def markdown(resurgence: pd.DataFrame, seeds: pd.DataFrame, draws: pd.DataFrame, level: float) -> str:
-    """resurgence.md: one table a metric at the last step, and what the intervals are made of."""
-    parts = ["# Resurgence"]
-    parts.append(
+    """resurgence.md: one table a metric at the last step, and how the intervals are computed."""
+    parts = [
+        "# Resurgence",
         "At the last step of each fine-tune: base -> erased -> fine-tuned; resurgence is fine-tuned minus erased, same "
         f"prompts and seeds, with its {100 * level:g} % interval; `came back` says whether that lies above 0; "
-        "`recovered` is (fine-tuned - erased) / (base - erased)."
-    )
+        "`recovered` is (fine-tuned - erased) / (base - erased).",
+    ]
     for metric, title in titles().items():
         if (resurgence["metric"] == metric).any():
             parts += [f"## {title}", markdown_table(headline(resurgence, seeds, metric))]
@@ -196,9 +191,7 @@ def markdown(resurgence: pd.DataFrame, seeds: pd.DataFrame, draws: pd.DataFrame,
             "its interval over concepts, then median ± largest deviation; `came back` (in how many runs alone)."
             " All of it is in seeds.csv."
         )
-    how = (
-        "Bootstrap of the mean, resampling whole clusters, percentiles expanded to Student's t; leave-one-out for the "
-        "Fréchet distance."
-    )
-    parts += ["## Intervals", how, markdown_table(draws)]
+    method = ("Bootstrap of the mean, resampling whole clusters, percentiles expanded to Student's t; leave-one-out "
+              "for the Fréchet distance.")  # fmt: skip
+    parts += ["## Intervals", method, markdown_table(draws)]
     return "\n\n".join(parts) + "\n"

@@ -1,8 +1,8 @@
-"""The scores and weight movements of all models of a study in two Parquet files, and back to one folder a model.
+"""Pack the scores and weight movements of all models of a study into two Parquet files; unpack them again.
 
-scores.parquet: columns base, model, step, and those of each scores.parquet, row by row. A column that some models lack
-is empty there. geometry.parquet: base, model, step, group, measure, value (empty where a measure is undefined).
-Types and bits of all numbers are kept, so tables made from unpacked scores have the same bytes.
+scores.parquet: columns base, model, step, and those of each scores.parquet, row by row; a column that a model lacks is
+empty in its rows. geometry.parquet: base, model, step, group, measure, value (empty if the measure is undefined).
+Types and bits of all numbers are preserved, so tables from unpacked scores have the same bytes.
 """
 
 from __future__ import annotations
@@ -23,16 +23,13 @@ PACKED, MOVEMENT = "scores.parquet", "geometry.parquet"  # in the folder scores 
 KEYS = ("base", "model", "step")
 GEOMETRY = "geometry.json"  # of one model, written by stages/geometry.py
 MEASURES = {
-    **dict.fromkeys(("base", "model"), pa.string()),
-    "step": pa.int32(),
-    "group": pa.string(),
-    "measure": pa.string(),
-    "value": pa.float64(),
-}
+    **dict.fromkeys(("base", "model"), pa.string()), "step": pa.int32(),
+    **dict.fromkeys(("group", "measure"), pa.string()), "value": pa.float64(),
+}  # fmt: skip
 
 
 def write_table(table: pa.Table, file: Path) -> None:
-    """Write Parquet whole or not at all: text as indices of a dictionary, pages compressed by zstd."""
+    """Write Parquet, whole or not at all: text by dictionary encoding, pages compressed by zstd."""
     with atomic_file(file) as temporary:
         pq.write_table(table, temporary, compression="zstd", compression_level=19, use_dictionary=True)
 
@@ -103,10 +100,9 @@ def unpack(packed: Path, scores: Path) -> None:
 
 def unpack_movement(file: Path, scores: Path) -> None:
     """Write the geometry.json of each model."""
-    found: dict[Path, dict] = {}
+    movements: dict[Path, dict] = {}
     for row in pq.read_table(file).to_pylist():
-        steps = found.setdefault(scores / row["base"] / row["model"] / "geometry", {})
+        steps = movements.setdefault(scores / row["base"] / row["model"] / "geometry", {})
         steps.setdefault(str(row["step"]), {}).setdefault(row["group"], {})[row["measure"]] = row["value"]
-    for folder, steps in found.items():
-        folder.mkdir(parents=True)
+    for folder, steps in movements.items():
         write_json(folder / GEOMETRY, steps)

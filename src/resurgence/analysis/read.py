@@ -16,7 +16,7 @@ NUMBERS = [
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read cells.csv, resurgence.csv or seeds.csv; empty names stay empty text."""
+    """Read cells.csv, resurgence.csv or seeds.csv; empty names are empty text, empty numbers NaN."""
     return pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in NUMBERS})
 
 
@@ -31,9 +31,7 @@ def read_runs(folders: Iterable[Path]) -> pd.DataFrame:
     for folder in map(Path, folders):
         kind = json.loads((folder / "manifest.json").read_text())["kind"]
         run = json.loads((folder / "run.json").read_text())
-        rows.append(
-            {"kind": kind, "seconds": float(run["seconds"]), "device": run["device"], "folder": folder.as_posix()}
-        )
+        rows.append((kind, float(run["seconds"]), run["device"], folder.as_posix()))
     return pd.DataFrame(rows, columns=["kind", "seconds", "device", "folder"])
 
 
@@ -43,5 +41,5 @@ def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     if isinstance(stored, list):
         return {"loss": [(point["step"], point["loss"]) for point in stored]}
     if not isinstance(stored, dict) or not all(isinstance(values, list) for values in stored.values()):
-        raise ValueError(f"{path} holds neither a list of {{step, loss}} nor lists of losses by name")
+        raise ValueError(f"{path} holds neither a list of {{step, loss}} nor lists of losses by name; train again")
     return {name: list(enumerate(values, 1)) for name, values in stored.items()}

@@ -2,8 +2,8 @@
 
 Inputs: one scores folder an image set (state base, erased, or fine-tuned at a step), with the keys of its cell.
 Outputs: cells.csv (every image set by itself), resurgence.csv (fine-tuned minus erased, paired by prompt and seed),
-seeds.csv (the seeds of a cell together), intervals.csv (what the intervals are made of), resurgence.md,
-metrics.json (the last steps, nested, for `dvc metrics`).
+seeds.csv (statistics over the seeds of a cell), intervals.csv (draws of the intervals), resurgence.md, metrics.json
+(the last steps, nested, for `dvc metrics`).
 No image is read. All floats have 6 significant digits and the rows a fixed order, so equal scores give equal files.
 """
 
@@ -19,7 +19,7 @@ import pandas as pd
 from resurgence.analysis import bootstrap, headline
 from resurgence.analysis.estimates import KEYS, KEYS_OF, ROLES, STATES, estimates, name_of, read_states
 from resurgence.config.scorers import metrics
-from resurgence.files import write_json
+from resurgence.files import write_json, write_text
 
 NUMBERS = ["erase_seed", "finetune_seed", "step", "n", "runs"]
 FILES = ("cells.csv", "intervals.csv", "metrics.json", "resurgence.csv", "resurgence.md", "seeds.csv")
@@ -29,14 +29,14 @@ RESURGENCE = [
     "resurgence", "resurgence_low", "resurgence_high", "recovered_fraction",
 ]  # fmt: skip
 SEEDS = [
-    "base", "task", "eraser", "variant", "finetune", "finetune_variant", "step", "role", "metric", "runs",
+    *headline.CELL, "step", "role", "metric", "runs",
     *(f"{name}_{what}" for name in ("erased", "finetuned", "resurgence") for what in ("median", "deviation")),
     "resurgence_mean", "resurgence_low", "resurgence_high",
 ]  # fmt: skip
 
 
 def tidy(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> pd.DataFrame:
-    """A table with these columns, whole numbers as such, floats of 6 significant digits, sorted."""
+    """A sorted table with these columns, integers as such, floats with 6 significant digits."""
     frame = pd.DataFrame(list(rows), columns=columns)
     for name in frame:
         if name in NUMBERS:
@@ -63,25 +63,23 @@ def cells(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
     return tidy(rows, CELLS)
 
 
-def paired(estimated: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of fine-tuned image sets, each with `estimates`: base, erased, finetuned, and gain, the paired
-    difference of the last two.
+def paired_rows(estimated: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of fine-tuned image sets, with their `estimates` base, erased, finetuned and gain, a paired difference.
 
     Raises:
-        ValueError: a fine-tuned image set whose erased one is missing.
+        ValueError: a fine-tuned image set whose base or erased one is missing.
     """
-    index = {
-        (row["state"], *(row[k] for k in KEYS_OF[row["state"]]), row["role"], row["metric"]): row["estimate"]
-        for row in estimated.to_dict("records")
-    }
+
+    def position(row: Mapping[str, Any], state: str) -> tuple:
+        return (state, *(row[k] for k in KEYS_OF[state]), row["role"], row["metric"])
+
+    index = {position(row, row["state"]): row["estimate"] for row in estimated.to_dict("records")}
     rows = []
     for row in estimated[estimated["state"] == "finetuned"].to_dict("records"):
-        before = {}
-        for state in ("base", "erased"):
-            place = (state, *(row[k] for k in KEYS_OF[state]), row["role"], row["metric"])
-            if place not in index:
+        before = {state: index.get(position(row, state)) for state in ("base", "erased")}
+        for state in before:
+            if before[state] is None:
                 raise ValueError(f"{name_of(row)} has {row['metric']} and no {state} image set has; score that one too")
-            before[state] = index[place]
         gain = bootstrap.difference(row["estimate"], before["erased"])
         rows.append({**row, "estimates": {**before, "finetuned": row["estimate"], "gain": gain}})
     return rows
@@ -90,20 +88,20 @@ def paired(estimated: pd.DataFrame) -> list[dict[str, Any]]:
 def resurgence(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
     """resurgence.csv: fine-tuned minus erased for every metric, with the interval of the paired difference."""
     rows = []
-    for row in paired(estimated):
+    for row in paired_rows(estimated):
         gain = row["estimates"]["gain"]
         low, high = bootstrap.interval(gain, level)
-        values = tuple(row["estimates"][state].value for state in STATES)
-        made = (*values, gain.value, low, high, bootstrap.recovered_fraction(*values))
-        rows.append({**row, "n": gain.n, **dict(zip(RESURGENCE[12:], made, strict=True))})
+        values = [row["estimates"][state].value for state in STATES]
+        numbers = [*values, gain.value, low, high, bootstrap.recovered_fraction(*values)]
+        rows.append({**row, "n": gain.n, **dict(zip(RESURGENCE[12:], numbers, strict=True))})
     return tidy(rows, RESURGENCE)
 
 
 def over_seeds(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
-    """seeds.csv: the authors' statistic, median and largest deviation over the seeds of erasing and fine-tuning, and
-    the mean resurgence, whose interval tells of the concepts: the same draws serve all seeds."""
+    """seeds.csv: the authors' statistic, median and largest deviation over the seeds of erasing and fine-tuning; and
+    the mean resurgence, whose interval is one over concepts, as all seeds have the same draws."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
-    for row in paired(estimated):
+    for row in paired_rows(estimated):
         groups.setdefault(tuple(row[key] for key in SEEDS[:9]), []).append(row["estimates"])
     rows = []
     for key, runs in groups.items():
@@ -117,14 +115,7 @@ def over_seeds(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
     return tidy(rows, SEEDS)
 
 
-def write(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
-
-
-def run(
+def write_tables(
     entries: Iterable[Mapping[str, Any]],
     out: Path,
     resamples: int,
@@ -132,14 +123,13 @@ def run(
     seed: int,
     reference: np.ndarray | None = None,
 ) -> str:
-    """Write all tables below `out`; returns the table for the terminal. `reference`: features of real images."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write all tables below `out`; returns the table for the terminal. `reference`: features of real images (m, F)."""
     estimated, draws = estimates(read_states(entries), resamples, seed, reference)
     table = resurgence(estimated, level)
     seeds = over_seeds(estimated, level)
     files = {"cells": cells(estimated, level), "resurgence": table, "seeds": seeds, "intervals": draws}
     for name, frame in files.items():
-        write(out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+        write_text(out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
     write_json(out / "metrics.json", headline.metrics(table))
-    write(out / "resurgence.md", headline.markdown(table, seeds, draws, level))
+    write_text(out / "resurgence.md", headline.markdown(table, seeds, draws, level))
     return headline.terminal(table, seeds, level)

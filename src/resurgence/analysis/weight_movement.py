@@ -1,14 +1,14 @@
-"""Where erasing and fine-tuning move the weights: is what comes back the erasing update undone?
+"""Movement of the weights by erasing and fine-tuning: does fine-tuning undo the erasing update?
 
 With theta_b, theta_e, theta_f the weights of base, erased and fine-tuned model, d = theta_e - theta_b the update of
 erasing and u = theta_f - theta_e that of fine-tuning:
   erased_distance     |d| / |theta_b|
   finetuned_distance  |theta_f - theta_b| / |theta_b|
   update_distance     |u| / |theta_b|
-  cosine              cos(u, -d): 1 when fine-tuning heads straight back to the base
-  undone              <u, -d> / |d|^2: the share of the erasing update that fine-tuning takes back
-Each for groups of parameters. The paper supposes that erasing moves the weights too little to be lasting; it measures
-none of this.
+  cosine              cos(u, -d): 1 if fine-tuning moves straight towards the base
+  undone              <u, -d> / |d|^2: the share of the erasing update that fine-tuning reverses
+Each for groups of parameters. The paper supposes that erasing moves the weights too little to last, without measuring
+it.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def groups_of(name: str, changed: bool) -> list[str]:
     all; erased (those that erasing changed); key and value (of the cross-attentions); text_encoder; and, of those that
     erasing changed, the block of the UNet, down_blocks.0 and so on.
     """
-    found = ["all"] + (["erased"] if changed else [])
+    groups = ["all"] + (["erased"] if changed else [])
     if name.endswith("attn2.to_k.weight"):
-        found.append("key")
+        groups.append("key")
     if name.endswith("attn2.to_v.weight"):
-        found.append("value")
+        groups.append("value")
     if name.startswith("text_encoder."):
-        found.append("text_encoder")
+        groups.append("text_encoder")
     if changed and (block := BLOCK.match(name)):
-        found.append(".".join(filter(None, block.groups())))
-    return found
+        groups.append(".".join(filter(None, block.groups())))
+    return groups
 
 
 def geometry(base: Weights, erased: Weights, finetuned: Weights) -> dict[str, dict[str, float]]:
@@ -86,47 +86,47 @@ def correlations(
     The models that were fine-tuned from one eraser's model of one task are resampled together.
 
     Args:
-        cells: a row a cell, with columns task, eraser, value and `columns`.
+        cells: a row a cell, with the columns task, eraser, `value` and `columns`.
     """
     rows = []
     for column in columns:
-        own = cells[[value, column, "task", "eraser"]].dropna().reset_index(drop=True)
-        x, y = (order_of(own[name]) for name in (column, value))
-        clusters = [part.index.to_numpy() for _, part in own.groupby(["task", "eraser"], sort=True)]
-        row = {"measure": column, "n": len(own), "clusters": len(clusters)}
-        if len(clusters) < 4 or own[column].nunique() < 2 or own[value].nunique() < 2:
-            rows.append(row | {"rho": math.nan, "low": math.nan, "high": math.nan})
+        known = cells[[value, column, "task", "eraser"]].dropna().reset_index(drop=True)
+        x, y = (order_of(known[name]) for name in (column, value))
+        clusters = [part.index.to_numpy() for _, part in known.groupby(["task", "eraser"], sort=True)]
+        row = {"measure": column, "n": len(known), "clusters": len(clusters)}
+        if len(clusters) < 4 or known[column].nunique() < 2 or known[value].nunique() < 2:
+            rows.append(row | dict.fromkeys(("rho", "low", "high"), math.nan))
             continue
-        generator, drawn = numpy_generator("correlation", seed, column), []
+        generator, replicates = numpy_generator("correlation", seed, column), []
         for _ in range(resamples):
             chosen = np.concatenate([clusters[k] for k in generator.integers(0, len(clusters), len(clusters))])
             a, b = x[chosen], y[chosen]
             if np.ptp(a) > 0 and np.ptp(b) > 0:
-                drawn.append(np.corrcoef(mean_ranks(a), mean_ranks(b))[0, 1])
-        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+                replicates.append(np.corrcoef(mean_ranks(a), mean_ranks(b))[0, 1])
+        low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
         rows.append(row | {"rho": rank_correlation(x, y), "low": float(low), "high": float(high)})
     return pd.DataFrame(rows, columns=["measure", "n", "clusters", "rho", "low", "high"])
 
 
 def within_tasks(cells: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
-    """Each column as ranks within its task, from 0 to 1: what is left of a relation when tasks are not compared.
+    """Each column as ranks within its task, from 0 to 1, for correlations that do not compare tasks.
 
-    Tasks with fewer than three erasers are left out: within them there is little but the spread over seeds.
+    Tasks with fewer than three erasers are left out: most of their variation is that over seeds.
     """
-    kept = cells[cells.groupby("task")["eraser"].transform("nunique") >= 3].copy()
+    ranks = cells[cells.groupby("task")["eraser"].transform("nunique") >= 3].copy()
     for column in columns:
-        groups = kept.groupby("task")[column]
-        kept[column] = (groups.rank() - 0.5) / groups.transform("count")
-    return kept
+        groups = ranks.groupby("task")[column]
+        ranks[column] = (groups.rank() - 0.5) / groups.transform("count")
+    return ranks
 
 
 def order_of(values: ArrayLike) -> np.ndarray:
-    """The place of each value among the distinct ones, from 0; has the same ranks, which are then faster to get."""
+    """The position of each value among the distinct ones, from 0; has the same ranks, which are then faster to get."""
     return np.unique(values, return_inverse=True)[1]
 
 
 def mean_ranks(order: np.ndarray) -> np.ndarray:
-    """Ranks from 1 of whole numbers from 0, equal ones sharing the mean of theirs."""
+    """Ranks from 1 of integers from 0; equal ones have the mean of their ranks."""
     counts = np.bincount(order)
     return (np.cumsum(counts) - (counts - 1) / 2)[order]
 

@@ -100,9 +100,10 @@ def erase(args: Namespace) -> None:
         delta = method(args.eraser).erase(pipe, task, cfg, data, args.seed, folder)
         save_delta(delta, folder / "delta.safetensors")
         if config.has_words:
-            from resurgence.figures.sensitive_words import save_picture
+            from resurgence.figures.sensitive_words import words_figure
+            from resurgence.figures.style import save
 
-            save_picture(json.loads((folder / "sensitive.json").read_text()), folder)
+            save(words_figure(json.loads((folder / "sensitive.json").read_text())), folder / "sensitive")
     shutil.rmtree(data.state, ignore_errors=True)
 
 

@@ -1,8 +1,8 @@
-"""Grids of images for people: samples beside each other, masks, contact sheets. PNG, at most 1600 px and 400 kB.
+"""Grids of images: samples of several models, masks. PNG, at most 1600 px and 400 kB.
 
-Pure functions from uint8 arrays and labels to a picture. Which images are shown is a rule and no choice: the first
-image of the first template of each concept (`first_rows`), and the same prompt and seed all along a row. Small images
-are enlarged by whole factors without smoothing, large ones are reduced.
+Pure functions from uint8 arrays and labels to a picture. A fixed rule selects the images: the first image of the first
+template of each concept (`first_rows`), with the same prompt and seed along a row. Small images are enlarged by integer
+factors without smoothing, large ones are reduced.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from resurgence.files import atomic_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +36,7 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def wrap(text: str, width: int, size: int = FONT) -> list[str]:
-    """Break text at spaces into lines of at most `width` pixels; a longer word has a line of its own, cut with '…'."""
+    """Break text at spaces into lines of at most `width` pixels; a longer word is truncated with '…' on a new line."""
     lines: list[str] = []
     for word in text.split():
         while len(word) > 1 and font(size).getlength(word) > width:
@@ -66,7 +68,7 @@ def to_rgb(image: ArrayLike) -> Pixels:
 
 
 def fit(image: ArrayLike, size: int) -> Image.Image:
-    """An image as a square cell of at most size x size: enlarged by a whole factor, or reduced."""
+    """An image resized to at most size x size: enlarged by an integer factor, or reduced."""
     picture = Image.fromarray(np.ascontiguousarray(to_rgb(image)))
     longest = max(picture.size)
     if longest <= size:
@@ -77,7 +79,7 @@ def fit(image: ArrayLike, size: int) -> Image.Image:
 
 
 def cell_size(native: int, columns: int, label_width: int, largest: int = 192) -> int:
-    """Pixels of a cell so that the grid is at most 1600 px wide; a multiple of `native` where that fits."""
+    """Pixels of a cell so that the grid is at most 1600 px wide; a multiple of `native` if possible."""
     room = (WIDTH - 2 * MARGIN - label_width) // columns - GAP
     size = max(16, min(room, max(largest, native)))
     return size - size % native if size >= native else size
@@ -96,15 +98,14 @@ def grid(
 
     Args:
         images: rows of images uint8 (3, H, W); None leaves a cell empty.
-        rows, columns: their labels; without row labels all texts empty.
+        rows, columns: their labels; "" for rows without labels.
 
     Raises:
         ValueError: labels that do not match the images, or no image at all.
     """
     if len(images) != len(rows) or any(len(line) != len(columns) for line in images):
-        raise ValueError(
-            f"{len(rows)} row and {len(columns)} column labels for rows of {[len(r) for r in images]} images"
-        )
+        lengths = [len(line) for line in images]
+        raise ValueError(f"{len(rows)} row and {len(columns)} column labels for rows of {lengths} images")
     shapes = [np.shape(image) for line in images for image in line if image is not None]
     if not shapes:
         raise ValueError("a grid needs at least one image")
@@ -113,7 +114,7 @@ def grid(
     size = cell_size(native, len(columns), label_width)
     step = size + GAP
     heads = [wrap(text, size) for text in columns]
-    # every row is as high as its images or its label
+    # the height of a row is that of its images or of its label
     labels = [wrap(text, label_width - MARGIN) for text in rows]
     heights = [max(step, line_height(FONT) * len(lines) + GAP) for lines in labels]
     titles = wrap(title, max(240, label_width + step * len(columns)), TITLE_FONT)
@@ -136,17 +137,14 @@ def grid(
 
 def first_rows(prompts: pd.DataFrame, role: str, most: int | None = None) -> list[int]:
     """Positions of the first image of the first template of each concept of a role, in the order of the rows."""
-    found: dict[str, int] = {}
-    for place, (seen, concept) in enumerate(zip(prompts["role"], prompts["concept"], strict=True)):
-        if seen == role:
-            found.setdefault(concept, place)
-    return list(found.values())[:most]
+    rows = prompts.reset_index(drop=True)
+    return rows[rows["role"] == role].drop_duplicates("concept").index.tolist()[:most]
 
 
 def sample_grid(
     sets: Mapping[str, tuple[pd.DataFrame, ArrayLike]], role: str = "erase", most: int | None = 10, title: str = ""
 ) -> Image.Image:
-    """The same prompts and seeds in several models: rows are prompts, columns are models.
+    """Images of several models with the same prompts and seeds: rows are prompts, columns are models.
 
     Args:
         sets: label of the column -> prompt set and its images uint8 (N, 3, H, W).
@@ -155,21 +153,21 @@ def sample_grid(
         ValueError: models whose prompts or seeds differ, or no image of the role.
     """
     (first, (prompts, _)), *_ = sets.items()
-    places = first_rows(prompts, role, most)
-    if not places:
-        raise ValueError(f"no image of role {role!r} among {sorted(set(prompts['role']))}")
-    wanted = prompts.iloc[places][["prompt", "seed"]].to_numpy().tolist()
+    positions = first_rows(prompts, role, most)
+    if not positions:
+        raise ValueError(f"no image of role {role!r} among {sorted(set(prompts['role']))}; choose one of these")
+    pairs = prompts.iloc[positions][["prompt", "seed"]].to_numpy().tolist()
     for name, (other, images) in sets.items():
-        if len(other) != len(prompts) or other.iloc[places][["prompt", "seed"]].to_numpy().tolist() != wanted:
+        if len(other) != len(prompts) or other.iloc[positions][["prompt", "seed"]].to_numpy().tolist() != pairs:
             raise ValueError(f"the image sets {first!r} and {name!r} have other prompts or seeds; sample them again")
         if len(np.asarray(images)) != len(other):
             raise ValueError(f"image set {name!r}: {len(np.asarray(images))} images for {len(other)} prompts")
-    shown = [[np.asarray(images)[place] for _, images in sets.values()] for place in places]
-    return grid(shown, [prompt for prompt, _ in wanted], list(sets), title)
+    lines = [[np.asarray(images)[position] for _, images in sets.values()] for position in positions]
+    return grid(lines, [prompt for prompt, _ in pairs], list(sets), title)
 
 
 def overlay(image: ArrayLike, mask: ArrayLike) -> Pixels:
-    """The image with everything outside of the mask mixed with white, and the mask's edge in colour: (3, H, W) uint8.
+    """The image faded to white outside of the mask, with the mask's edge in colour: (3, H, W) uint8.
 
     Args:
         image: uint8 (3, H, W). mask: bool (H, W) or (1, H, W).
@@ -185,42 +183,28 @@ def overlay(image: ArrayLike, mask: ArrayLike) -> Pixels:
 def mask_grid(
     images: Mapping[str, ArrayLike], masks: Mapping[str, ArrayLike], most: int = 4, title: str = ""
 ) -> Image.Image:
-    """The first images of each concept, each beside its mask.
+    """The first images of each concept, each followed by its mask.
 
     Args:
         images: concept -> uint8 (N, 3, H, W). masks: concept -> bool (N, 1, H, W).
     """
     if missing := sorted(set(images) - set(masks)):
         raise ValueError(f"no masks of {', '.join(missing)}; run the masks stage for all concepts")
-    shown = []
+    lines = []
     for concept, pictures in images.items():
-        chosen = list(zip(np.asarray(pictures), np.asarray(masks[concept]), strict=True))[:most]
-        line: list[ArrayLike | None] = [part for image, mask in chosen for part in (image, overlay(image, mask))]
-        shown.append(line + [None] * (2 * most - len(line)))
+        pairs = list(zip(np.asarray(pictures), np.asarray(masks[concept]), strict=True))[:most]
+        line: list[ArrayLike | None] = [part for image, mask in pairs for part in (image, overlay(image, mask))]
+        lines.append(line + [None] * (2 * most - len(line)))
     heads = [text for number in range(1, most + 1) for text in (f"image {number}", f"mask {number}")]
-    return grid(shown, list(images), heads, title)
-
-
-def contact_sheet(images: ArrayLike, labels: Sequence[str], columns: int = 10, title: str = "") -> Image.Image:
-    """All images in rows of `columns`, each with its label above it."""
-    pictures = np.asarray(images)
-    if len(pictures) != len(labels):
-        raise ValueError(f"{len(labels)} labels for {len(pictures)} images")
-    parts = []
-    for start in range(0, len(pictures), columns):
-        line, heads = list(pictures[start : start + columns]), list(labels[start : start + columns])
-        missing = columns - len(line) if start else 0
-        parts.append(grid([line + [None] * missing], [""], heads + [""] * missing, "" if start else title))
-    sheet = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
-    top = 0
-    for part in parts:
-        sheet.paste(part, (0, top))
-        top += part.height
-    return sheet
+    return grid(lines, list(images), heads, title)
 
 
 def encode(image: Image.Image, most: int = BYTES) -> bytes:
-    """PNG of at most `most` bytes: in full colour, else in 256 colours, else reduced as far as it takes."""
+    """PNG of at most `most` bytes: in full colour, else in 256 colours, else reduced in size.
+
+    Raises:
+        ValueError: too large even at 64 pixels.
+    """
     picture = image
     while True:
         for form in (picture, picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)):
@@ -235,8 +219,6 @@ def encode(image: Image.Image, most: int = BYTES) -> bytes:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write the PNG under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(encode(image))
-    temporary.rename(path)
+    """Write the PNG, whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(encode(image))

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from resurgence.analysis.headline import title_of
-from resurgence.analysis.read import over_seeds, read_curves, read_runs, read_table
+from resurgence.analysis.read import over_seeds, read_table
 from resurgence.config.model_path import method_name
 from resurgence.figures.style import BLUE, GREY, LINES, MARKS, ROLES, STATES, STYLE, WIDTH, errors, panels, save
 
-BANDS = 3  # most intervals drawn as bands in one panel
+BANDS = 3  # largest number of intervals drawn as bands in one panel
 MODEL = ["eraser", "variant", "finetune", "finetune_variant"]
 
 
@@ -30,59 +30,56 @@ def last_steps(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def models_of(cells: pd.DataFrame, most: int) -> list[tuple[str, list[dict[str, str]]]]:
-    """Task and its fine-tuned models, at most so many a line of panels."""
-    found = []
+    """Lines of panels: a task, and at most `most` of its fine-tuned models."""
+    groups = []
     for task in sorted(set(cells["task"])):
         tuned = cells[(cells["task"] == task) & (cells["state"] == "finetuned")]
         models = tuned[MODEL].drop_duplicates().to_dict("records")
         lines = math.ceil(len(models) / most)
         size = math.ceil(len(models) / max(1, lines))
-        found += [(task, models[i : i + size]) for i in range(0, len(models), max(1, size))]
-    return found
+        groups += [(task, models[i : i + size]) for i in range(0, len(models), max(1, size))]
+    return groups
 
 
 def of_model(rows: pd.DataFrame, state: str, model: Mapping[str, str]) -> pd.DataFrame:
-    """The rows of a model in a state; the base and an erased model belong to several."""
+    """The rows of a model in a state; several models share the base and an erased model."""
     keys = {"base": [], "erased": MODEL[:2], "finetuned": MODEL}[state]
-    mask = rows["state"] == state
-    for key in keys:
-        mask &= rows[key] == model[key]
-    return rows[mask]
+    return rows[(rows["state"] == state) & (rows[keys] == [model[key] for key in keys]).all(axis=1)]
 
 
 def model_name(model: Mapping[str, str], joint: str) -> str:
     """The eraser and the fine-tune of a model."""
-    names = (method_name(model["eraser"], model["variant"]), method_name(model["finetune"], model["finetune_variant"]))
-    return joint.join(names)
+    eraser, variant, finetune, finetune_variant = (model[key] for key in MODEL)
+    return method_name(eraser, variant) + joint + method_name(finetune, finetune_variant)
 
 
+@matplotlib.rc_context(STYLE)
 def before_after(cells: pd.DataFrame, metric: str) -> Figure:
     """Bars base, erased and fine-tuned (last step) of each model, for erased and retained concepts of each task."""
     cells = last_steps(cells[cells["metric"] == metric])
     groups, roles = models_of(cells, 8), [role for role in ROLES if (cells["role"] == role).any()]
-    with matplotlib.rc_context(STYLE):
-        widest = max((len(models) for _, models in groups), default=1)
-        figure, axes = panels(len(groups), len(roles), 2.9, title_of(metric), max(3.4, 0.95 * widest))
-        for line, (task, models) in zip(axes, groups, strict=True):
-            for axis, role in zip(line, roles, strict=True):
-                bars(axis, cells[(cells["task"] == task) & (cells["role"] == role)], models)
-                axis.set_title(f"{task}: {ROLES[role]}", fontsize=10)
-            line[0].set_ylabel(title_of(metric), fontsize=9)
-        handles = [Patch(color=colour, label=name) for name, colour in STATES.values()]
-        figure.legend(handles=handles, loc="outside right upper")
+    widest = max((len(models) for _, models in groups), default=1)
+    figure, axes = panels(len(groups), len(roles), 2.9, title_of(metric), max(3.4, 0.95 * widest))
+    for line, (task, models) in zip(axes, groups, strict=True):
+        for axis, role in zip(line, roles, strict=True):
+            bars(axis, cells[(cells["task"] == task) & (cells["role"] == role)], models)
+            axis.set_title(f"{task}: {ROLES[role]}", fontsize=10)
+        line[0].set_ylabel(title_of(metric), fontsize=9)
+    handles = [Patch(color=colour, label=name) for name, colour in STATES.values()]
+    figure.legend(handles=handles, loc="outside right upper")
     return figure
 
 
 def bars(axis: Axes, rows: pd.DataFrame, models: list[dict[str, str]]) -> None:
-    """Three bars for each fine-tuned model: its base, its erased model, itself."""
-    for place, model in enumerate(models):
+    """Three bars for each fine-tuned model: base, erased and fine-tuned."""
+    for position, model in enumerate(models):
         for number, (state, (_, colour)) in enumerate(STATES.items()):
             part = of_model(rows, state, model)
             if part.empty:
                 continue
-            middle, x = over_seeds(part, ["state"]), place + 0.27 * (number - 1)
-            axis.bar(x, middle["value"], 0.25, color=colour)
-            axis.errorbar(x, middle["value"], errors(middle), fmt="none", ecolor="black", elinewidth=1, capsize=2.5)
+            median, x = over_seeds(part, ["state"]), position + 0.27 * (number - 1)
+            axis.bar(x, median["value"], 0.25, color=colour)
+            axis.errorbar(x, median["value"], errors(median), fmt="none", ecolor="black", elinewidth=1, capsize=2.5)
             if len(part) > 1:
                 axis.plot([x] * len(part), part["value"], ".", color="black", markersize=4, alpha=0.6)
     axis.set_xticks(range(len(models)), [model_name(model, "\n") for model in models], fontsize=8)
@@ -93,8 +90,8 @@ def bars(axis: Axes, rows: pd.DataFrame, models: list[dict[str, str]]) -> None:
 
 def curves(cells: pd.DataFrame, metric: str) -> Figure:
     """The metric over fine-tuning steps, from the erased model at step 0; the base as a dashed line."""
-    told = title_of(metric)
-    return curve_panels(cells[cells["metric"] == metric], f"{told} over fine-tuning steps", told)
+    title = title_of(metric)
+    return curve_panels(cells[cells["metric"] == metric], f"{title} over fine-tuning steps", title)
 
 
 def gains(resurgence: pd.DataFrame, metric: str) -> Figure:
@@ -106,19 +103,19 @@ def gains(resurgence: pd.DataFrame, metric: str) -> Figure:
     return curve_panels(pd.concat([start, tuned]), title, "fine-tuned minus erased")
 
 
+@matplotlib.rc_context(STYLE)
 def curve_panels(cells: pd.DataFrame, title: str, value: str) -> Figure:
     """One line of panels a task (or eight models of it), one panel a role."""
     groups, roles = models_of(cells, len(LINES)), [role for role in ROLES if (cells["role"] == role).any()]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = panels(len(groups), len(roles), 3.0, title, 5.0)
-        for line, (task, models) in zip(axes, groups, strict=True):
-            for axis, role in zip(line, roles, strict=True):
-                handles = lines(axis, cells[(cells["task"] == task) & (cells["role"] == role)], models)
-                axis.set_title(f"{task}: {ROLES[role]}", fontsize=10)
-            line[0].set_ylabel(value, fontsize=9)
-            line[-1].legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
-        for axis in axes[-1]:
-            axis.set_xlabel("fine-tuning steps")
+    figure, axes = panels(len(groups), len(roles), 3.0, title, 5.0)
+    for line, (task, models) in zip(axes, groups, strict=True):
+        for axis, role in zip(line, roles, strict=True):
+            handles = lines(axis, cells[(cells["task"] == task) & (cells["role"] == role)], models)
+            axis.set_title(f"{task}: {ROLES[role]}", fontsize=10)
+        line[0].set_ylabel(value, fontsize=9)
+        line[-1].legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("fine-tuning steps")
     return figure
 
 
@@ -143,77 +140,72 @@ def lines(axis: Axes, rows: pd.DataFrame, models: list[dict[str, str]]) -> dict[
     return handles
 
 
-def training(losses: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> Figure:
+@matplotlib.rc_context(STYLE)
+def training_losses(losses: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> Figure:
     """Training curves: one panel a model, its curves (step, loss) by name; logarithmic where they span two decades."""
     columns = min(3, len(losses))
-    with matplotlib.rc_context(STYLE):
-        rows = math.ceil(len(losses) / columns)
-        figure = Figure(figsize=(min(WIDTH, 4.6 * columns + 0.6), 2.9 * rows + 0.5), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        figure.suptitle("Training losses")
-        for axis, (title, named) in zip(axes, losses.items(), strict=False):
-            values = [loss for curve in named.values() for _, loss in curve if loss > 0]
-            for number, (name, curve) in enumerate(named.items()):
-                steps, loss = zip(*curve, strict=True)
-                style = "-" if number < len(LINES) else "--"
-                axis.plot(steps, loss, style, color=LINES[number % len(LINES)], linewidth=1.2, label=name)
-            if values and max(values) > 100 * min(values):
-                axis.set_yscale("log")
-            axis.set_title(title, fontsize=10)
-            axis.set_xlabel("step")
-            axis.set_ylabel("loss")
-            if 1 < len(named) <= 12:
-                below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.26)}  # under the label of the axis
-                axis.legend(fontsize=7, ncols=math.ceil(len(named) / 6), **below)
-        for axis in axes[len(losses) :]:
-            axis.set_visible(False)
+    rows = math.ceil(len(losses) / columns)
+    figure = Figure(figsize=(min(WIDTH, 4.6 * columns + 0.6), 2.9 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure.suptitle("Training losses")
+    for axis, (title, curves_by_name) in zip(axes, losses.items(), strict=False):
+        values = [loss for curve in curves_by_name.values() for _, loss in curve if loss > 0]
+        for number, (name, curve) in enumerate(curves_by_name.items()):
+            steps, loss = zip(*curve, strict=True)
+            style = "-" if number < len(LINES) else "--"
+            axis.plot(steps, loss, style, color=LINES[number % len(LINES)], linewidth=1.2, label=name)
+        if values and max(values) > 100 * min(values):
+            axis.set_yscale("log")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step")
+        axis.set_ylabel("loss")
+        if 1 < len(curves_by_name) <= 12:
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.26)}  # under the label of the axis
+            axis.legend(fontsize=7, ncols=math.ceil(len(curves_by_name) / 6), **below)
+    for axis in axes[len(losses) :]:
+        axis.set_visible(False)
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def cost(runs: pd.DataFrame) -> Figure:
-    """Seconds of each kind of stage, and how many runs they are.
+    """Seconds and number of runs of each kind of stage.
 
     Args:
         runs: columns kind, seconds (one row a run), as `read_runs` returns.
     """
     total = runs.groupby("kind")["seconds"].agg(["sum", "count"]).sort_values(["sum"], kind="stable")
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.0, 0.36 * len(total) + 1.4), layout="constrained")
-        axis = figure.subplots()
-        axis.barh(total.index, total["sum"], color=BLUE)
-        for place, (seconds, count) in enumerate(total.itertuples(index=False)):
-            told = f" {seconds:.0f} s in {count}" if seconds >= 10 else f" {seconds:.1f} s in {count}"
-            axis.annotate(told, (seconds, place), va="center", fontsize=9)
-        axis.set_xlim(0, 1.22 * max(total["sum"].max(), 1e-9))
-        axis.set_xlabel("seconds of work (all runs of the stage)")
-        axis.grid(axis="y", visible=False)
-        figure.suptitle(f"Cost by stage: {total['sum'].sum():.0f} s in {int(total['count'].sum())} runs")
+    figure = Figure(figsize=(8.0, 0.36 * len(total) + 1.4), layout="constrained")
+    axis = figure.subplots()
+    axis.barh(total.index, total["sum"], color=BLUE)
+    for y, (seconds, count) in enumerate(total.itertuples(index=False)):
+        digits = 0 if seconds >= 10 else 1
+        axis.annotate(f" {seconds:.{digits}f} s in {count}", (seconds, y), va="center", fontsize=9)
+    axis.set_xlim(0, 1.22 * max(total["sum"].max(), 1e-9))
+    axis.set_xlabel("seconds of work (all runs of the stage)")
+    axis.grid(axis="y", visible=False)
+    figure.suptitle(f"Cost by stage: {total['sum'].sum():.0f} s in {int(total['count'].sum())} runs")
     return figure
 
 
-def run(
-    tables: Path, out: Path, metrics: Sequence[str], losses: Mapping[str, Path], runs: Sequence[Path]
-) -> list[Path]:
-    """Write every figure below `out`; returns the stems of their files.
+def write_figures(tables: Path, out: Path, metrics: Sequence[str]) -> list[Path]:
+    """Write the figures of some metrics below `out`; returns their paths without suffix.
 
     Args:
-        tables: folder of cells.csv and resurgence.csv. metrics: of those that they hold; others are an error.
-        losses: title -> JSON file of a training's losses. runs: folders of finished artefacts.
+        tables: folder of cells.csv and resurgence.csv.
+
+    Raises:
+        ValueError: a metric that is not in the tables.
     """
     cells, resurgence = read_table(tables / "cells.csv"), read_table(tables / "resurgence.csv")
-    made = {}
+    figures = {}
     for metric in metrics:
         if metric not in set(cells["metric"]):
-            raise ValueError(
-                f"metric {metric!r} is not in {tables / 'cells.csv'}; it has {sorted(set(cells['metric']))}"
-            )
-        made[f"before_after_{metric}"] = before_after(cells, metric)
-        made[f"steps_{metric}"] = curves(cells, metric)
-        made[f"resurgence_{metric}"] = gains(resurgence, metric)
-    if losses:
-        made["training"] = training({title: read_curves(path) for title, path in losses.items()})
-    if runs:
-        made["cost"] = cost(read_runs(runs))
-    for name, figure in made.items():
+            known = sorted(set(cells["metric"]))
+            raise ValueError(f"metric {metric!r} is not in {tables / 'cells.csv'}; choose one of {known}")
+        figures[f"before_after_{metric}"] = before_after(cells, metric)
+        figures[f"steps_{metric}"] = curves(cells, metric)
+        figures[f"resurgence_{metric}"] = gains(resurgence, metric)
+    for name, figure in figures.items():
         save(figure, out / name)
-    return [out / name for name in made]
+    return [out / name for name in figures]

@@ -1,8 +1,8 @@
-"""Figures of the study from its tables: before and after, resurgence over steps, training curves, cost.
+"""Style of all figures, and writing them as SVG and PNG.
 
-Every figure is made from CSV or JSON files, never from images, and written as SVG and PNG. The SVG has no dates and a
-fixed salt, so equal tables give equal bytes. With several seeds a bar or line is the median over them, its interval the
-medians of the ends of their intervals, and the dots are the seeds.
+Figures are drawn from CSV or JSON files, never from images. The SVG has no dates and a fixed salt, so equal tables give
+equal bytes. With several seeds a bar or line is the median over them, its interval the medians of the ends of their
+intervals, and the dots are the seeds.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from resurgence.files import atomic_file
+
 STYLE = {
     "svg.hashsalt": "resurgence", "svg.fonttype": "path", "figure.dpi": 100, "font.size": 10,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
     "grid.color": "#e4e4e4", "legend.frameon": False,
 }  # fmt: skip
-# Okabe and Ito's palette, told apart with any colour vision
+# Okabe and Ito's palette, distinguishable with any colour vision
 GREY, BLUE, ORANGE = "#7f7f7f", "#0072B2", "#E69F00"
 LINES = [BLUE, "#D55E00", "#009E73", "#CC79A7", "#56B4E9", ORANGE, "#000000", "#8c6d00"]
 MARKS = "osD^vPX*"
@@ -29,7 +31,7 @@ WIDTH = 16.0  # inches at 100 dpi: 1600 px at most
 
 
 def errors(rows: pd.DataFrame) -> list[list[float]]:
-    """Lengths of the error bars below and above the values; none where there is no interval."""
+    """Lengths of the error bars below and above the values; 0 without an interval."""
     below, above = (rows["value"] - rows["low"]).clip(lower=0), (rows["high"] - rows["value"]).clip(lower=0)
     return [below.fillna(0).tolist(), above.fillna(0).tolist()]
 
@@ -43,10 +45,7 @@ def panels(rows: int, columns: int, height: float, title: str, width: float) -> 
 
 
 def save(figure: Figure, stem: Path) -> None:
-    """Write stem.svg and stem.png, each under a temporary name first."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
-        for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
-            temporary = stem.with_name(f".{stem.name}.{kind}.tmp")
+    """Write stem.svg and stem.png, each whole or not at all."""
+    for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+        with atomic_file(stem.with_name(f"{stem.name}.{kind}")) as temporary, matplotlib.rc_context(STYLE):
             figure.savefig(temporary, format=kind, metadata=metadata)
-            temporary.rename(stem.with_name(f"{stem.name}.{kind}"))

@@ -16,13 +16,13 @@ PARTS = ("drawings", "autoencoder", "base", "recogniser", "clip", "quality")
 
 
 def emphasised(folder: Path) -> set[str]:
-    """Concepts that any task of the folder erases or retains, and what they are mapped to."""
+    """Concepts that any task of the folder erases, retains or maps others to; they are drawn more often."""
     tasks = [load_task(path) for path in sorted(Path(folder).glob("*.yaml"))]
     return {name for task in tasks for name in (*task.erase, *task.retain, *task.mapping.values())}
 
 
 def build_part(part: str, cfg: dict, out: Path, device: str) -> None:
-    """Make one part below `out`; the parts that it needs must exist."""
+    """Build one part below `out`; the parts that it needs must exist."""
     concepts, templates, scratch = Path(cfg["concepts"]), Path(cfg["templates"]), out / "scratch" / part
     drawings = out / "drawings" / "drawings.parquet"
     if part == "drawings":

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from resurgence.files import atomic_folder, read_lines
 from resurgence.training.checkpoint import fingerprint
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ MAX_LENGTH = 24  # tokens, BOS and EOS included
 
 
 def read_templates(path: Path) -> list[str]:
-    """The caption templates: those of the file, then the tasks' own."""
-    return [line for line in Path(path).read_text().splitlines() if line.strip()] + list(TASK_TEMPLATES)
+    """The caption templates: those of the file, then those of the tasks."""
+    return [*read_lines(path), *TASK_TEMPLATES]
 
 
 def draw(n: int, generator: torch.Generator) -> int:
@@ -51,11 +51,11 @@ def caption(
     style: float = 0.35,
 ) -> str:
     """Draw a caption of one concept; the last three arguments are probabilities in [0, 1]."""
-    kind = float(torch.rand(1, generator=generator))
+    share = float(torch.rand(1, generator=generator))
     word = concept["name"]
-    if kind < synonym and concept.get("synonyms"):
+    if share < synonym and concept.get("synonyms"):
         word = concept["synonyms"][draw(len(concept["synonyms"]), generator)]
-    elif kind > 1 - hypernym and concept.get("hypernyms"):
+    elif share > 1 - hypernym and concept.get("hypernyms"):
         word = concept["hypernyms"][draw(len(concept["hypernyms"]), generator)]
     text = templates[draw(len(templates), generator)].format(word)
     if artist is not None and float(torch.rand(1, generator=generator)) < style:
@@ -64,7 +64,7 @@ def caption(
 
 
 def corpus(world: dict, templates: list[str]) -> list[str]:
-    """Every word of the world in every template: what the tokenizer is trained on."""
+    """Every word of the world in every template, on which the tokenizer is trained."""
     words = itertools.chain.from_iterable([c["name"], *c["synonyms"], *c["hypernyms"]] for c in world["concepts"])
     names = sorted(set(words) | {s["name"] for s in world["scenes"]})
     texts = [t.format(name) for name in names for t in templates]
@@ -72,7 +72,7 @@ def corpus(world: dict, templates: list[str]) -> list[str]:
 
 
 def build_tokenizer(texts: list[str], vocab_size: int = 1400) -> CLIPTokenizer:
-    """Train a CLIPTokenizer with a compact byte-level BPE vocabulary; pads with EOS as in SD 1.x."""
+    """Train a CLIPTokenizer with a small byte-level BPE vocabulary; pads with EOS as in SD 1.x."""
     from tokenizers import Tokenizer, models, trainers
     from transformers import CLIPTokenizer
 
@@ -89,7 +89,7 @@ def build_tokenizer(texts: list[str], vocab_size: int = 1400) -> CLIPTokenizer:
     trained.train_from_iterator(texts, trainer)
     state = json.loads(trained.to_str())["model"]
     vocab = dict(sorted(state["vocab"].items(), key=lambda item: item[1]))
-    for symbol in sorted(byte_alphabet()):  # any text can be written: each byte also as the end of a word
+    for symbol in sorted(byte_alphabet()):  # each byte also as the end of a word, so that any text has tokens
         vocab.setdefault(symbol + "</w>", len(vocab))
     for token in SPECIAL:
         vocab[token] = len(vocab)
@@ -106,10 +106,8 @@ def saved_tokenizer(texts: list[str], scratch: Path) -> CLIPTokenizer:
 
     folder = scratch / f"tokenizer-{fingerprint(texts, [])[:16]}"
     if not folder.exists():
-        temporary = folder.with_suffix(".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        build_tokenizer(texts).save_pretrained(temporary)
-        temporary.rename(folder)
+        with atomic_folder(folder) as temporary:
+            build_tokenizer(texts).save_pretrained(temporary)
     return CLIPTokenizer.from_pretrained(folder)
 
 

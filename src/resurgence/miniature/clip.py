@@ -1,25 +1,24 @@
 """Train the small CLIP of the miniature world with open_clip's own classes and loss.
 
 It scores images against prompts (CLIP score, CLIP accuracy, CLIP distance) and shares no weights with the
-generator; the tokenizer is the world's. Each batch holds every concept once, so no caption is a false negative.
+generator; the tokenizer is the world's. Each batch has every concept once, so no caption is a false negative.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
 from open_clip import CLIP, ClipLoss
 from safetensors.torch import save_file
 
+from resurgence.files import atomic_folder
 from resurgence.miniature.captions import MAX_LENGTH, caption, corpus, draw, read_templates, saved_tokenizer
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import load_drawings, load_world
 from resurgence.miniature.recogniser import degrade
-from resurgence.miniature.training import step_generator, train_module
-from resurgence.training.checkpoint import Saver, fingerprint
+from resurgence.miniature.training import step_generator, train_part
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -80,20 +79,13 @@ def main(
         image_features, text_features, scale = module(images.to(device), ids.to(device))
         return loss(image_features.float(), text_features.float(), scale.clamp(max=100))
 
-    facts = (cfg, world, sentences, table.to_numpy().tolist(), sorted(tokenizer.get_vocab().items()))
-    saver = Saver(scratch, fingerprint(facts, [rgba, *model.state_dict().values()]))
-    settings = {"steps": cfg["steps"], "lr": cfg["lr"], "precision": cfg["precision"]}
-    curve = train_module(model, loss_of, saver, ema_decay=0.99, weight_decay=0.1, **settings)
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    facts = (world, sentences, table.to_numpy().tolist(), sorted(tokenizer.get_vocab().items()))
+    curve = train_part(model, loss_of, scratch, cfg, facts, [rgba], ema_decay=0.99, weight_decay=0.1)
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     config = {"model_cfg": architecture, "preprocess_cfg": preprocess}
-    (temporary / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
-    save_file(
-        {k: v.contiguous().cpu() for k, v in model.state_dict().items()}, temporary / "open_clip_model.safetensors"
-    )
-    tokenizer.save_pretrained(temporary)  # open_clip reads it from the folder itself
-    (temporary / "curve.json").write_text(json.dumps(curve))
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
+    weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
+    with atomic_folder(out) as temporary:
+        (temporary / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
+        save_file(weights, temporary / "open_clip_model.safetensors")
+        tokenizer.save_pretrained(temporary)  # open_clip reads it from the folder itself
+        (temporary / "curve.json").write_text(json.dumps(curve))

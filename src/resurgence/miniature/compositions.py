@@ -1,6 +1,6 @@
 """Compose drawings on light backgrounds: the images of the miniature world.
 
-Pure functions on tensors; every draw comes from the generator that is passed in.
+Pure functions on tensors; all random numbers are drawn from the generator argument.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Ge
 def affine(
     images: torch.Tensor, generator: torch.Generator, degrees: float, scale: tuple[float, float], shift: float
 ) -> torch.Tensor:
-    """Rotate, scale and shift each image by its own small random amount.
+    """Rotate, scale and shift each image by small random amounts.
 
     Args:
-        images: (B, C, H, W), premultiplied alpha so that edges blend correctly.
+        images: (B, C, H, W), with premultiplied alpha so that edges blend correctly.
         degrees: largest rotation; scale: range of the size relative to the frame; shift: largest shift as a
             fraction of the frame.
     """
@@ -37,7 +37,7 @@ def affine(
 
 
 def backgrounds(n: int, size: int, generator: torch.Generator) -> torch.Tensor:
-    """Light backgrounds with a gentle gradient between two near colours: (n, 3, size, size) in [0, 1]."""
+    """Light backgrounds, gradients between two similar colours: (n, 3, size, size) in [0, 1]."""
     colour = uniform((n, 3, 1, 1), 0.78, 1.0, generator)
     end = (colour + uniform((n, 3, 1, 1), -0.10, 0.10, generator)).clamp(0.7, 1.0)
     angle = uniform((n, 1, 1), 0, 2 * math.pi, generator)

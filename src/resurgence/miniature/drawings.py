@@ -19,6 +19,8 @@ import torch
 import yaml
 from PIL import Image
 
+from resurgence.files import atomic_file
+
 SIZE = 64  # pixels, height and width of a drawing
 
 
@@ -31,13 +33,12 @@ def fetch_icon_set(package: str, version: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     command = ["npm", "pack", "--silent", f"{package}@{version}"]
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        detail = getattr(error, "stderr", "") or error
-        raise RuntimeError(
-            f"cannot fetch {package}@{version}: {detail}. Install npm, or use the shipped drawings."
-        ) from error
-    return folder / done.stdout.strip().splitlines()[-1]
+        reason = getattr(error, "stderr", "") or error
+        raise RuntimeError(f"cannot fetch {package}@{version}: {reason}; install npm, or use the shipped drawings "
+                           "(`dvc pull data/miniature/dvc.yaml`)") from error  # fmt: skip
+    return folder / process.stdout.strip().splitlines()[-1]
 
 
 def read_icon_set(tarball: Path) -> dict:
@@ -45,12 +46,12 @@ def read_icon_set(tarball: Path) -> dict:
     with tarfile.open(tarball) as archive:
         member = archive.extractfile("package/icons.json")
         if member is None:
-            raise ValueError(f"{tarball} holds no package/icons.json: not an iconify package")
+            raise ValueError(f"{tarball} holds no package/icons.json: not an iconify package; correct `packages`")
         return json.load(member)
 
 
 def icon_svg(icons: dict, name: str) -> str | None:
-    """The SVG text of one icon, aliases followed; None when the set does not draw it."""
+    """The SVG text of one icon, resolving aliases; None if the set does not have it."""
     for _ in range(5):
         if name in icons["icons"]:
             break
@@ -77,7 +78,7 @@ def render(svg: str) -> bytes:
 
 
 def render_world(world: dict, tarballs: dict[str, Path]) -> pd.DataFrame:
-    """Render every concept by every artist that draws it: one row a drawing."""
+    """Render every concept in the style of every artist that has it: one row a drawing."""
     rows = []
     for artist, tarball in tarballs.items():
         icons = read_icon_set(tarball)
@@ -110,7 +111,5 @@ def main(concepts: Path, out: Path, downloads: Path, versions: dict[str, str]) -
     world = load_world(concepts)
     tarballs = {a: fetch_icon_set(p, versions[p], downloads) for a, p in world["artists"].items()}
     table = render_world(world, tarballs)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_suffix(".tmp")
-    table.to_parquet(temporary, index=False, compression="zstd")
-    temporary.rename(out)
+    with atomic_file(out) as temporary:
+        table.to_parquet(temporary, index=False, compression="zstd")

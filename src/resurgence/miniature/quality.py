@@ -1,8 +1,8 @@
-"""Is the miniature world good ground? Recogniser accuracy on held-out transformations and on the base's own images.
+"""Quality of the miniature world: recogniser accuracy on held-out transformations and on images of the base.
 
-Writes two tables, one row a concept: `drawings.csv` (top-1 under transformations that training never used:
-checkered backgrounds, unequal width and height, tints) and `base.csv` (top-1 on images that the base makes of the
-concept, n seeds each at the study's guidance).
+Writes two tables, one row a concept: `drawings.csv` (top-1 accuracy under transformations that training never used:
+checkered backgrounds, changed aspect ratio, tints) and `base.csv` (top-1 accuracy on images that the base generates of
+the concept, n seeds each at the study's guidance).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def held_out(drawings: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Transform drawings in ways that training never used: checkered backgrounds, anisotropic size, hue shift.
+    """Transform drawings in ways that training never used: checkered background, aspect ratio, tint.
 
     Args:
         drawings: uint8 RGBA (B, 4, H, W).
@@ -70,7 +70,7 @@ def accuracy_on_drawings(
 
 
 def prompts_of(concepts: dict[str, str], n: int) -> pd.DataFrame:
-    """The prompt of the tasks for each concept, n seeds each: columns concept, prompt, seed."""
+    """The prompt of each concept in the tasks, n seeds each: columns concept, prompt, seed."""
     rows = []
     for concept, kind in concepts.items():
         prompt = f"a {'portrait' if kind == 'person' else 'photo'} of the {concept}"
@@ -89,8 +89,8 @@ def main(world: Path, concepts: dict[str, str], cfg: dict, device: str = "cpu") 
     table, rgba = load_drawings(world / "drawings" / "drawings.parquet")
     out = world / "quality"
     out.mkdir(parents=True, exist_ok=True)
-    drawn = accuracy_on_drawings(model, classes, rgba, list(table["concept"]), cfg["copies"], cfg["seed"])
-    pd.DataFrame(drawn).round(4).to_csv(out / "drawings.csv", index=False)
+    on_drawings = accuracy_on_drawings(model, classes, rgba, list(table["concept"]), cfg["copies"], cfg["seed"])
+    pd.DataFrame(on_drawings).round(4).to_csv(out / "drawings.csv", index=False)
 
     pipe = load_base(world / "base", device)
     prompts = prompts_of(concepts, cfg["seeds_per_concept"])
@@ -106,4 +106,4 @@ def main(world: Path, concepts: dict[str, str], cfg: dict, device: str = "cpu") 
     accuracy["most_often_taken_for"] = wrong.reindex(accuracy.index)
     accuracy.round(4).to_csv(out / "base.csv")
     save_image(pixels.float() / 255, out / "base.png", nrow=4 * cfg["seeds_per_concept"], padding=1)
-    log.info("drawings %.3f, base %.3f", pd.DataFrame(drawn)["accuracy"].mean(), accuracy["accuracy"].mean())
+    log.info("drawings %.3f, base %.3f", pd.DataFrame(on_drawings)["accuracy"].mean(), accuracy["accuracy"].mean())

@@ -1,7 +1,7 @@
-"""Train the recogniser of the miniature world: the stand-in for the celebrity detector and for Inception features.
+"""Train the recogniser of the miniature world, which replaces the celebrity detector and the Inception features.
 
-A small residual network on 64 x 64 images; one class a concept (scenes included). 2,500 steps of 96 images
-take about 8 minutes on two cores. It shares no weights with the generator.
+A small residual network on 64 x 64 images, one class for each concept and scene. 2,500 steps of 96 images take about
+8 minutes on two cores. It shares no weights with the generator.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import torch.nn.functional as F
 
 from resurgence.miniature.compositions import compose, scene, uniform
 from resurgence.miniature.drawings import load_drawings, load_world
-from resurgence.miniature.training import step_generator, train_module
+from resurgence.miniature.training import step_generator, train_part
 from resurgence.scorers.recogniser_model import Recogniser, save_recogniser
-from resurgence.training.checkpoint import Saver, fingerprint
 
 
 def degrade(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Contrast, brightness, blur and noise: what separates a generated image from a clean drawing."""
+    """Change contrast and brightness, blur and add noise, so that drawings resemble generated images."""
     n = len(images)
     images = images * uniform((n, 1, 1, 1), 0.75, 1.15, generator) + uniform((n, 3, 1, 1), -0.12, 0.12, generator)
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), 3, 1)
@@ -64,9 +63,7 @@ def main(concepts: Path, drawings: Path, out: Path, scratch: Path, cfg: dict, de
         images, targets = labelled_batch(rgba, weight, labels, world, cfg["batch"], generator)
         return F.cross_entropy(module(images.to(device)).float(), targets.to(device), label_smoothing=0.05)
 
-    facts = (cfg, world, table.to_numpy().tolist())
-    saver = Saver(scratch, fingerprint(facts, [rgba, *model.state_dict().values()]))
-    settings = {"steps": cfg["steps"], "lr": cfg["lr"], "precision": cfg["precision"]}
-    curve = train_module(model, loss_of, saver, ema_decay=0.99, weight_decay=0.05, **settings)
+    facts = (world, table.to_numpy().tolist())
+    curve = train_part(model, loss_of, scratch, cfg, facts, [rgba], ema_decay=0.99, weight_decay=0.05)
     save_recogniser(model, classes, out)
     (out / "curve.json").write_text(json.dumps(curve))

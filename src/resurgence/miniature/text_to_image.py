@@ -1,13 +1,12 @@
 """Train the miniature's text encoder and UNet together, and write a Stable Diffusion folder.
 
-v-prediction with a cosine schedule and min-SNR weighting (Hang et al. 2023, gamma 5), EMA, latents cached
-once. The folder is loaded by `StableDiffusionPipeline.from_pretrained`.
+v-prediction with a cosine schedule and min-SNR weighting (Hang et al. 2023, gamma 5), EMA, latents computed once.
+The folder is loaded by `StableDiffusionPipeline.from_pretrained`.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,12 +19,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from resurgence.diffusion.latents import posterior
 from resurgence.diffusion.text import embed
 from resurgence.diffusion.unet import predict
+from resurgence.files import atomic_file, atomic_folder
 from resurgence.miniature.captions import MAX_LENGTH, caption, corpus, draw, read_templates, saved_tokenizer
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import load_drawings, load_world
-from resurgence.miniature.training import step_generator, train_module
+from resurgence.miniature.training import step_generator, train_part
 from resurgence.progress import Progress
-from resurgence.training.checkpoint import Saver, fingerprint
+from resurgence.training.checkpoint import fingerprint
 
 MIN_SNR_GAMMA = 5.0
 WIDTH = 128  # of the text embeddings
@@ -78,7 +78,7 @@ def cache_latents(
         jitter: degrees, scale and shift of `compositions.compose`.
 
     Returns:
-        Latents float16 (M, C, h, w), scaled, and the row of each: a drawing's index, then N + scene index.
+        Latents float16 (M, C, h, w), scaled; and the row of each, the index of a drawing or N + that of a scene.
     """
     latents, rows = [], []
     generator, progress = torch.Generator().manual_seed(seed), Progress("latents", copies, "compositions")
@@ -96,7 +96,10 @@ def cache_latents(
 
 
 def concept_weights(table, world: dict, emphasised: set[str], factor: float) -> tuple[torch.Tensor, list[str]]:
-    """Sampling weight of each row (drawings, then scenes): equal per concept, `factor` for the emphasised ones."""
+    """Sampling weights and concepts of the rows (drawings, then scenes).
+
+    The rows of a concept have the total weight 1, or `factor` if it is emphasised.
+    """
     names = list(table["concept"]) + [s["name"] for s in world["scenes"]]
     count = {name: names.count(name) for name in set(names)}
     weight = [(factor if name in emphasised else 1.0) / count[name] for name in names]
@@ -121,22 +124,22 @@ def draw_batch(
     weight: torch.Tensor, members: list[torch.Tensor], names: list[str], artists: list[str | None],
     entries: dict[str, dict], templates: list[str], batch: int, generator: torch.Generator,
 ) -> tuple[torch.Tensor, list[str]]:  # fmt: skip
-    """Draw the latents (indices) and captions of one batch; one caption in ten is empty, for guidance."""
-    picked = torch.multinomial(weight, batch, replacement=True, generator=generator).tolist()
-    chosen = torch.stack([members[row][draw(len(members[row]), generator)] for row in picked])
-    texts = [caption(entries[names[row]], artists[row], templates, generator) for row in picked]
-    keep = (torch.rand(batch, generator=generator) >= 0.1).tolist()
-    return chosen, [text if kept else "" for text, kept in zip(texts, keep, strict=True)]
+    """Draw the latents (indices) and captions of one batch; a tenth of the captions is empty, for guidance."""
+    rows = torch.multinomial(weight, batch, replacement=True, generator=generator).tolist()
+    indices = torch.stack([members[row][draw(len(members[row]), generator)] for row in rows])
+    texts = [caption(entries[names[row]], artists[row], templates, generator) for row in rows]
+    conditional = (torch.rand(batch, generator=generator) >= 0.1).tolist()
+    return indices, [text if has_text else "" for text, has_text in zip(texts, conditional, strict=True)]
 
 
 def batch_loss(
-    drawn: Callable, latents: torch.Tensor, tokenizer: CLIPTokenizer, alphas_bar: torch.Tensor, module: TextToImage,
+    batch: Callable, latents: torch.Tensor, tokenizer: CLIPTokenizer, alphas_bar: torch.Tensor, module: TextToImage,
     generator: torch.Generator,
 ) -> torch.Tensor:  # fmt: skip
-    """Return the loss of the batch that `drawn(generator)` selects."""
-    chosen, texts = drawn(generator)
+    """Return the loss of the batch, latents (indices) and captions, that `batch(generator)` draws."""
+    indices, texts = batch(generator)
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return diffusion_loss(module, latents[chosen].float(), ids, alphas_bar, generator)
+    return diffusion_loss(module, latents[indices].float(), ids, alphas_bar, generator)
 
 
 def main(
@@ -169,18 +172,17 @@ def main(
         latents, rows = cached_latents(scratch, vae, rgba, world, phase, cfg["seed"])
         weight, names = concept_weights(table, world, emphasised, phase["emphasis"])
         members = [torch.nonzero(rows == row).flatten() for row in range(len(names))]
-        drawn = partial(draw_batch, weight, members, names, artists, entries, sentences, cfg["batch"])
-        return partial(batch_loss, drawn, latents, tokenizer, alphas_bar)
+        batch = partial(draw_batch, weight, members, names, artists, entries, sentences, cfg["batch"])
+        return partial(batch_loss, batch, latents, tokenizer, alphas_bar)
 
     def loss_of(module: TextToImage, step: int) -> torch.Tensor:
         number = sum(step >= phase["until"] for phase in cfg["phases"][:-1])
         return phase_loss(number)(module, step_generator(cfg["seed"], step))
 
     vocab = sorted(tokenizer.get_vocab().items())
-    facts = (cfg, world, sentences, table.to_numpy().tolist(), sorted(emphasised), vocab)
-    saver = Saver(scratch, fingerprint(facts, [rgba, *vae.state_dict().values(), *model.state_dict().values()]))
-    settings = {key: cfg[key] for key in ("steps", "lr", "precision", "warmup", "ema_decay")}
-    curve = train_module(model, loss_of, saver, **settings)
+    facts = (world, sentences, table.to_numpy().tolist(), sorted(emphasised), vocab)
+    options = {"warmup": cfg["warmup"], "ema_decay": cfg["ema_decay"]}
+    curve = train_part(model, loss_of, scratch, cfg, facts, [rgba, *vae.state_dict().values()], **options)
     write_folder(out, model, vae, tokenizer, scheduler)
     (out / "curve.json").write_text(json.dumps(curve))
 
@@ -188,29 +190,24 @@ def main(
 def cached_latents(
     scratch: Path, vae: AutoencoderKL, rgba: torch.Tensor, world: dict, phase: dict, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the latents of a phase, computed once: the file is named by what they depend on."""
+    """Return the latents of a phase, computed once; the file name has the digest of everything they depend on."""
     facts = (seed, phase["copies"], phase["jitter"], world["scenes"])
     path = scratch / f"latents-{fingerprint(facts, [rgba, *vae.state_dict().values()])[:16]}.pt"
     if not path.exists():
         with torch.autocast(vae.device.type, enabled=False):  # also when a bf16 training calls it
             latents = cache_latents(vae, rgba, world, phase["copies"], seed, phase["jitter"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        torch.save(latents, temporary)
-        temporary.rename(path)
+        with atomic_file(path) as temporary:
+            torch.save(latents, temporary)
     return torch.load(path, weights_only=True)
 
 
 def write_folder(
     out: Path, model: TextToImage, vae: AutoencoderKL, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler
 ) -> None:
-    """Write the Stable Diffusion folder under a temporary name, then rename."""
+    """Write the Stable Diffusion folder, whole or not at all."""
     pipe = StableDiffusionPipeline(
         vae=vae, text_encoder=model.text_encoder, tokenizer=tokenizer, unet=model.unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    pipe.save_pretrained(temporary)
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
+    with atomic_folder(out) as temporary:
+        pipe.save_pretrained(temporary)

@@ -1,4 +1,4 @@
-"""Training of the miniature's models: AdamW, warm-up and cosine decay, a moving average of the weights.
+"""Training of the miniature's models: AdamW, warm-up and cosine decay, moving average of the weights.
 
 Each step draws from a generator seeded by (seed, step), so a resumed run is bit-identical to an uninterrupted one.
 """
@@ -6,16 +6,18 @@ Each step draws from a generator seeded by (seed, step), so a resumed run is bit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from resurgence.training import loop
-from resurgence.training.checkpoint import Saver
+from resurgence.training.checkpoint import Saver, fingerprint
 
-CURVE_EVERY = 50  # steps of which the curve shows the mean
+CURVE_EVERY = 50  # steps averaged for one point of the curve
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, final: float = 0.02) -> float:
@@ -47,9 +49,9 @@ def train_module(
     """Train with AdamW, leave the moving average of the weights in the model, in evaluation mode, and return the curve.
 
     Args:
-        loss_of: the loss of one batch, a scalar, for the model and the step, counted from 0; it seeds its draws by it.
-        saver: of the state from which an interrupted run resumes; the caller removes its folder in the end.
-        ema_decay: of the moving average, which begins at the weights after the first step; buffers are averaged too.
+        loss_of: (model, step) -> loss of one batch, a scalar; steps count from 0 and seed the draws.
+        saver: saves the state from which an interrupted run resumes; the caller removes its folder at the end.
+        ema_decay: of the moving average, which starts from the weights after the first step; buffers are averaged too.
         precision: fp32, or bf16 autocast.
 
     Returns:
@@ -84,3 +86,25 @@ def train_module(
     parts = [losses[start : start + CURVE_EVERY] for start in range(0, steps, CURVE_EVERY)]
     ends = [min(start + CURVE_EVERY, steps) for start in range(0, steps, CURVE_EVERY)]
     return [{"step": end, "loss": torch.tensor(part).mean().item()} for end, part in zip(ends, parts, strict=True)]
+
+
+def train_part(
+    model: nn.Module,
+    loss_of: Callable[[nn.Module, int], torch.Tensor],
+    scratch: Path,
+    cfg: dict[str, Any],
+    facts: tuple,
+    tensors: Iterable[torch.Tensor],
+    **options: float,
+) -> list[dict[str, float]]:
+    """Train a model of the miniature by `train_module`, and return the curve.
+
+    Args:
+        scratch: folder of the state from which an interrupted training resumes.
+        cfg: settings of the part, of which steps, lr and precision are used here.
+        facts, tensors: everything else that the training depends on; a state with other ones is not resumed.
+        options: of train_module.
+    """
+    saver = Saver(scratch, fingerprint((cfg, *facts), [*tensors, *model.state_dict().values()]))
+    settings = {key: cfg[key] for key in ("steps", "lr", "precision")}
+    return train_module(model, loss_of, saver, **settings, **options)

@@ -1,4 +1,4 @@
-"""Scorers: each turns the images of one image set into columns, one value an image. Plug-ins are welcome.
+"""Scorers: each turns the images of one image set into columns, one value for each image.
 
 A scorer is a declaration and a loader. The declaration is a `ScorerConfig`: its fields are the settings below
 `scorers.NAME`, its class attributes the columns, the metrics, what it needs, and the name of the loader. It is read
@@ -61,8 +61,8 @@ class Scorer(Protocol):
                 study declares reads_base.
 
         Returns:
-            Every declared column -> N values: numbers (NaN where an image can have none; it then does not count in a
-            mean) or texts, or `LabelValues`. An empty mapping for a task that the scorer has nothing to say of.
+            Every declared column -> N values: numbers (NaN where the score is undefined; it then does not count in a
+            mean) or texts, or `LabelValues`. An empty mapping for a task that the scorer does not apply to.
         """
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
@@ -79,24 +79,23 @@ class LoadedScorer(NamedTuple):
 def load_scorers(
     settings: Mapping[str, Mapping[str, Any]], device: torch.device | str = "cpu"
 ) -> dict[str, LoadedScorer]:
-    """Load the scorers of the block `scorers` of the configuration; those that need stored features only are left out.
+    """Load the scorers of the block `scorers` of the configuration, except those that only need stored features.
 
     Raises:
         ConfigError: an unknown scorer or setting. ValueError: `features` of a scorer that is not loaded or has none.
     """
     configs = {name: scorer_config(name, block) for name, block in settings.items()}
+    featured = sorted(name for name, config in configs.items() if config.gives_features)
     for name in feature_names(settings):
-        names = ", ".join(sorted(n for n, config in configs.items() if config.loader)) or "none"
-        if name not in configs or not configs[name].loader:
-            raise ValueError(f"features = {name!r}: not a loaded scorer; known: {names}")
-        if not configs[name].gives_features:
-            raise ValueError(f"features = {name!r}: this scorer has no features of images; use inception or recogniser")
+        if name not in featured:
+            raise ValueError(f"features = {name!r}: not a loaded scorer with features of images; "
+                             f"known: {', '.join(featured) or 'none'}")  # fmt: skip
     return {n: LoadedScorer(c, loader(c)(c, device)) for n, c in configs.items() if c.loader}
 
 
 def feature_names(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The scorers whose features are to be stored, because another needs them."""
-    return sorted({o for name, block in settings.items() for o in scorer_config(name, block).features_of})
+    return sorted({f for name, block in settings.items() for f in scorer_config(name, block).features_of})
 
 
 def score_images(
@@ -132,8 +131,7 @@ def score_images(
             raise ValueError(f"scorer {name} reads the base's images of the same rows; give them (--base-images)")
         if config.columns:
             values = scorer.score(images, table[0], task, base)
-            taken = [column for part in table for column in part]
-            table.append(checked_columns(name, config, values, len(prompts), taken))
+            table.append(columns_table(name, config, values, pd.concat(table, axis=1)))
             labels |= {c: list(value.labels) for c, value in values.items() if isinstance(value, LabelValues)}
         if name in keep_features:
             features[name] = scorer.features(images)
@@ -143,13 +141,11 @@ def score_images(
     return scores, features
 
 
-def checked_columns(
-    name: str, config: ScorerConfig, values: Mapping[str, Any], rows: int, taken: Collection[str]
-) -> pd.DataFrame:
+def columns_table(name: str, config: ScorerConfig, values: Mapping[str, Any], table: pd.DataFrame) -> pd.DataFrame:
     """The columns that a scorer returned, in the declared order.
 
     Args:
-        rows: that each must have. taken: columns that the table has already.
+        table: the N rows of the prompt set with the columns of the scorers before this one.
 
     Raises:
         ValueError: other columns than the declared ones, one that another scorer wrote, or one of another length.
@@ -158,24 +154,24 @@ def checked_columns(
     import pandas as pd
 
     if len(values) and set(values) != set(config.columns):
-        told = f"returned the columns {sorted(values)} and declares {sorted(config.columns)}"
-        raise ValueError(f"scorer {name} {told}; let `columns` name what `score` returns")
+        raise ValueError(f"scorer {name} returned the columns {sorted(values)} and declares {sorted(config.columns)}; "
+                         "let `columns` name what `score` returns")  # fmt: skip
     columns = {}
     for column in config.columns if len(values) else ():
-        value = values[column]
-        if column in taken:
+        if column in table:
             raise ValueError(f"scorer {name}: the column {column!r} is there already; rename it")
-        labelled = isinstance(value, LabelValues)
-        wanted = (rows, len(value.labels)) if labelled else (rows,)
-        seen = np.shape(value.values if labelled else value)
-        if seen != wanted:
-            raise ValueError(f"scorer {name}: the column {column!r} has the shape {seen}; expected {wanted}")
-        columns[column] = list(np.asarray(value.values)) if labelled else value
-    return pd.DataFrame(columns, index=range(rows))
+        value, expected = values[column], (len(table),)
+        if isinstance(value, LabelValues):
+            value, expected = np.asarray(value.values), (len(table), len(value.labels))
+        if np.shape(value) != expected:
+            raise ValueError(f"scorer {name}: the column {column!r} has the shape {np.shape(value)}; "
+                             f"expected {expected}")  # fmt: skip
+        columns[column] = list(value) if len(expected) == 2 else value
+    return pd.DataFrame(columns, index=table.index)
 
 
 def write_scores(folder: Path, scores: pd.DataFrame, features: Mapping[str, torch.Tensor]) -> None:
-    """Write scores.parquet and, when there are any, features.safetensors, each under a temporary name first.
+    """Write scores.parquet and, when there are any, features.safetensors, each whole or not at all.
 
     Labels of the columns of lists go to the metadata of their Parquet fields, as the JSON text `labels`.
     """
@@ -188,9 +184,9 @@ def write_scores(folder: Path, scores: pd.DataFrame, features: Mapping[str, torc
     plain.attrs = {}
     table = pa.Table.from_pandas(plain, preserve_index=False)
     for column, labels in scores.attrs.get(LABELS, {}).items():
-        place = table.schema.get_field_index(column)
-        field = table.schema.field(place).with_metadata({LABELS: json.dumps(labels, ensure_ascii=False)})
-        table = table.set_column(place, field, table.column(place))
+        index = table.schema.get_field_index(column)
+        field = table.schema.field(index).with_metadata({LABELS: json.dumps(labels, ensure_ascii=False)})
+        table = table.set_column(index, field, table.column(index))
     with atomic_file(folder / SCORES) as temporary:
         pq.write_table(table, temporary, compression="snappy")
     if features:
@@ -202,11 +198,11 @@ def read_scores(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Read a scores folder.
 
     Returns:
-        The rows, with the labels of columns of lists in attrs["labels"] where there are any, and the features as numpy
-        arrays (empty without a file).
+        The rows, with the labels of columns of lists in attrs["labels"] where there are any; and name of a scorer ->
+        its features, numpy arrays (N, F), empty without a file.
 
     Raises:
-        FileNotFoundError: there are no scores; says which command writes them.
+        FileNotFoundError: there are no scores; names the command that writes them.
         ValueError: scores and features of different length.
     """
     import pyarrow.parquet as pq

@@ -5,7 +5,7 @@
 The archive is the `resources.tar.gz` that examples/download_model.py of Giphy/celeb-detection-oss names (MPL-2.0), or
 the copy that MACE's metrics/README.md points to. Only two of its members are read, and nothing is unpacked: labels.csv
 and the classifier's pickle, through PyTorch's reader of tensors, which executes nothing. The checksum of the archive is
-printed and kept in config.json; `--sha256` compares it.
+printed and stored in config.json; `--sha256` compares it.
 """
 
 from __future__ import annotations
@@ -17,51 +17,49 @@ import json
 import logging
 import pickle
 import re
-import shutil
 import sys
 import tarfile
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from resurgence.files import sha256
+from resurgence.files import atomic_folder, sha256
 from resurgence.pretrained.loading import check_file, fill
-from resurgence.scorers.celebrity import CONFIG, LABELS, WEIGHTS, make_classifier
+from resurgence.scorers.celebrity import ARCHITECTURE, CONFIG, LABELS, WEIGHTS, build_classifier
 
 log = logging.getLogger(__name__)
 KEY, FETCH = "archive", "fetch the archive again, see the README of Giphy/celeb-detection-oss"
 STATE = "model_state"  # of the checkpoint; its tensors are named model.* and center_loss_criterion.centers
 STEM = dict(zip(range(8), ("conv1", "bn1", "", "", "layer1", "layer2", "layer3", "layer4"), strict=True))
 CENTRES = "center_loss_criterion."  # of the training loss; inference does not use them
-MOST = 2**31  # bytes of a member
+MEMBERS = LABELS_CSV, PICKLE = "labels.csv", "*.pkl"
+LARGEST = 2**31  # bytes of a member
 
 
 def read_members(archive: Path) -> tuple[bytes, bytes, str]:
     """Bytes of labels.csv and of the classifier's pickle, and the name of the latter.
 
     Raises:
-        ValueError: no tar archive, a cut one, or one without these members.
+        ValueError: no tar archive, a truncated one, or one without these members.
     """
-    found: dict[str, tuple[str, bytes]] = {}
+    members: dict[str, tuple[str, bytes]] = {}  # by pattern
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
-                path = Path(member.name)
-                kind = {"labels.csv": "labels", ".pkl": "weights"}.get(
-                    path.name if path.name == "labels.csv" else path.suffix
-                )
-                if kind and member.isfile() and not path.name.startswith("._") and member.size < MOST:
-                    found[kind] = (member.name, tar.extractfile(member).read())
+                name = Path(member.name).name
+                pattern = next((pattern for pattern in MEMBERS if fnmatch(name, pattern)), None)
+                if pattern and member.isfile() and not name.startswith("._") and member.size < LARGEST:
+                    members[pattern] = (member.name, tar.extractfile(member).read())
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{KEY} = {str(archive)!r} cannot be read ({error}): cut, or no tar archive; {FETCH}"
-        ) from error
-    for kind, name in (("labels", "labels.csv"), ("weights", "*.pkl")):
-        if kind not in found:
-            raise ValueError(f"{KEY} = {str(archive)!r} holds no {name}; {FETCH}")
-    return found["labels"][1], found["weights"][1], found["weights"][0]
+        raise ValueError(f"{KEY} = {str(archive)!r} cannot be read ({error}): truncated, or no tar archive; "
+                         f"{FETCH}") from error  # fmt: skip
+    for pattern in MEMBERS:
+        if pattern not in members:
+            raise ValueError(f"{KEY} = {str(archive)!r} holds no {pattern}; {FETCH}")
+    return members[LABELS_CSV][1], members[PICKLE][1], members[PICKLE][0]
 
 
 def read_labels(data: bytes) -> list[str]:
@@ -80,30 +78,28 @@ def read_state(data: bytes) -> Mapping[str, torch.Tensor]:
     """The checkpoint's tensors by name.
 
     Raises:
-        ValueError: a cut pickle, one that holds more than tensors and containers, or no model_state.
+        ValueError: a truncated pickle, one that holds more than tensors and containers, or no model_state.
     """
     try:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{KEY}: the pickle holds more than tensors ({str(error).splitlines()[0][:160]}); {FETCH}"
-        ) from error
+        reason = str(error).splitlines()[0][:160]
+        raise ValueError(f"{KEY}: the pickle holds more than tensors ({reason}); {FETCH}") from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{KEY}: the pickle cannot be read ({type(error).__name__}): cut or damaged; {FETCH}"
-        ) from error
+        reason = type(error).__name__
+        raise ValueError(f"{KEY}: the pickle cannot be read ({reason}): truncated or damaged; {FETCH}") from error
     state = loaded.get(STATE) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{KEY}: the pickle has no {STATE!r} of tensors; {FETCH}")
     return state
 
 
-def renamed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The published names (model.stem.4.0.conv1.weight, model.fc2.bias) as torchvision's (layer1.0.conv1, fc.1).
+def torchvision_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename tensors from the published names (model.stem.4.0.conv1.weight) to torchvision's (layer1.0.conv1.weight).
 
-    Checkpoints of PyTorch 0.4.0 have no num_batches_tracked, which inference does not use; zeros take its place.
+    Checkpoints of PyTorch 0.4.0 have no num_batches_tracked, which inference does not use; it is set to zero.
     """
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, value in state.items():
         if name.startswith(CENTRES):
             continue
@@ -111,44 +107,40 @@ def renamed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if match := re.match(r"stem\.(\d)\.", inner):
             inner = f"{STEM.get(int(match[1]), 'stem')}.{inner[match.end() :]}"
         inner = re.sub(r"^fc([12])\.", lambda match: f"fc.{int(match[1]) - 1}.", inner)
-        found[inner] = value
-    for name in [name for name in found if name.endswith("running_mean")]:
-        found.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
-    return found
+        tensors[inner] = value
+    for name in [name for name in tensors if name.endswith("running_mean")]:
+        tensors.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+    return tensors
 
 
 def convert(archive: Path, folder: Path, expected: str | None = None) -> list[str]:
     """Write folder/{model.safetensors, labels.txt, config.json} from the archive; returns the labels.
 
     Raises:
-        FileNotFoundError, ValueError: naming what is missing or does not fit.
+        FileNotFoundError, ValueError: what is missing or does not fit, by name.
     """
     check_file(archive, expected, KEY, FETCH)
     labels_csv, weights, member = read_members(archive)
-    labels, state = read_labels(labels_csv), renamed(read_state(weights))
-    fill(make_classifier(len(labels)), state, f"{KEY}: {member}", FETCH)
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in sorted(state.items())}, temporary / WEIGHTS)
-    (temporary / LABELS).write_text("\n".join(labels) + "\n", encoding="utf-8")
-    told = {
-        "architecture": "resnet50-256",
-        "classes": len(labels),
-        "sha256": sha256(temporary / WEIGHTS),
-        "source": {"file": archive.name, "member": member, "sha256": sha256(archive)},
-    }
-    (temporary / CONFIG).write_text(json.dumps(told, indent=1) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    labels, state = read_labels(labels_csv), torchvision_state(read_state(weights))
+    fill(build_classifier(len(labels)), state, f"{KEY}: {member}", FETCH)
+    with atomic_folder(folder) as temporary:
+        save_file({name: value.contiguous() for name, value in sorted(state.items())}, temporary / WEIGHTS)
+        (temporary / LABELS).write_text("\n".join(labels) + "\n", encoding="utf-8")
+        config = {
+            "architecture": ARCHITECTURE,
+            "classes": len(labels),
+            "sha256": sha256(temporary / WEIGHTS),
+            "source": {"file": archive.name, "member": member, "sha256": sha256(archive)},
+        }
+        (temporary / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
     return labels
 
 
 def main() -> None:
-    """Convert, and say what was read."""
+    """Convert, and log the number of people and the checksum of the archive."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path, help="resources.tar.gz")
-    parser.add_argument("folder", type=Path, help="is written, or replaced")
+    parser.add_argument("folder", type=Path, help="is created or replaced")
     parser.add_argument("--sha256", help="of the archive")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

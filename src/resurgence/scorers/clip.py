@@ -1,11 +1,11 @@
 """CLIP score and CLIP accuracy with any open_clip model.
 
-With e an image's embedding, t that of a text, both of length 1:
+With e the embedding of an image and t that of a text, both of length 1:
   clip_score        100 cos(e, t of the prompt), as `logits_per_image` of Hugging Face's CLIP; negative values are kept.
   clip_probability  softmax over the task's labels of 100 cos(e, t of "a photo of the {label}"), at the concept.
   clip_correct      1 when the concept is the most probable label. The mean of it is the CLIP accuracy of the study;
-                    MACE's published script returns the mean probability, which is therefore kept beside it.
-Rows of role `synonym` carry the class as their concept; rows of role `general` have none, and only a score.
+                    MACE's published script returns the mean probability, hence the column above.
+Rows of role `synonym` have the class as their concept; rows of role `general` have no concept, and only a score.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from safetensors import SafetensorError
 
 from resurgence.config.fields import known
 from resurgence.pretrained.checksums import verify_loaded
+from resurgence.pretrained.loading import check_file
+from resurgence.scorers.concept_columns import concept_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,19 +43,11 @@ def label_columns(cosines: np.ndarray, labels: list[str], concepts: list[str]) -
     Raises:
         ValueError: a concept that is not among the labels.
     """
-    index = {label: i for i, label in enumerate(labels)}
-    for concept in sorted(set(concepts) - {""}):
-        if concept not in index:
-            raise ValueError(f"concept {concept!r} is not among the labels of the task; add it to `labels`")
     logits = LOGIT_SCALE * cosines.astype(np.float64)
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)
-    named = np.array([bool(concept) for concept in concepts])
-    wanted = np.array([index.get(concept, 0) for concept in concepts], dtype=np.int64)
-    return {
-        "clip_correct": np.where(named, logits.argmax(1) == wanted, np.nan),
-        "clip_probability": np.where(named, probabilities[np.arange(len(wanted)), wanted], np.nan),
-    }
+    fault = "is not among the labels of the task; add it to `labels`"
+    return concept_columns("clip", logits, probabilities, labels, concepts, fault)
 
 
 @dataclass
@@ -107,7 +101,7 @@ def load(config: ClipConfig, device: torch.device | str = "cpu") -> ClipScorer:
             weights of name and pretrained come from open_clip's cache or its hub.
 
     Raises:
-        FileNotFoundError, ValueError: naming what is missing or does not fit together.
+        FileNotFoundError, ValueError: a missing file, or weights that do not fit the configuration.
     """
     import open_clip
 
@@ -116,45 +110,38 @@ def load(config: ClipConfig, device: torch.device | str = "cpu") -> ClipScorer:
         known("scorers.clip.name", name, open_clip.list_models())
         known("scorers.clip.pretrained", pretrained, open_clip.list_pretrained_tags_by_model(name))
     if path is not None:
-        check_folder(Path(path))
+        for file in (CONFIG, WEIGHTS):  # pickled weights are not read
+            check_file(Path(path) / file, None, "scorers.clip.path", config.fetch)
         verify_loaded(path)
     source = f"local-dir:{path}" if path is not None else str(name)
     with warnings.catch_warnings():
-        # open_clip only warns of weights trained with the other activation, and then scores with the wrong one
+        # with weights of the other activation open_clip only warns, and then scores with the wrong activation
         warnings.filterwarnings("error", message="QuickGELU mismatch")
         try:
             model, _, preprocess = open_clip.create_model_and_transforms(source, pretrained, device=device)
         except UserWarning as warning:
             raise ValueError(f"scorers.clip.name = {name!r}: {warning}; write {name}-quickgelu") from warning
         except (RuntimeError, AssertionError, OSError, SafetensorError) as error:
-            told = " ".join(str(error).split())[:300]
+            reason = " ".join(str(error).split())[:300]
             if path is not None:
-                raise ValueError(f"scorers.clip.path = {str(path)!r}: the weights are cut or those of another "
-                                 f"architecture ({told}); fetch or make the folder again") from error  # fmt: skip
+                raise ValueError(f"scorers.clip.path = {str(path)!r}: the weights are truncated or of another "
+                                 f"architecture ({reason}); {config.fetch}") from error  # fmt: skip
             raise FileNotFoundError(
-                f"scorers.clip: {name!r} with the tag {pretrained!r} cannot be had ({told}). Run once while online, "
-                '`python -c "import open_clip; open_clip.create_model_and_transforms'
+                f"scorers.clip: {name!r} with the tag {pretrained!r} cannot be loaded ({reason}). Run once while "
+                'online, `python -c "import open_clip; open_clip.create_model_and_transforms'
                 f"('{name}', '{pretrained}')\"`, which fills the hub's cache, or name a folder by scorers.clip.path"
             ) from error
     return ClipScorer(model.eval(), preprocess, load_tokenizer(source, path), device)
 
 
-def check_folder(folder: Path) -> None:
-    """Raise FileNotFoundError unless configuration and safetensors weights are there; pickled weights are not read."""
-    for file in (CONFIG, WEIGHTS):
-        if not (folder / file).is_file():
-            remedy = "run `dvc pull data/miniature/dvc.yaml`, or correct scorers.clip.path"
-            raise FileNotFoundError(f"no {file} in CLIP folder {folder}; {remedy}")
-
-
 def load_tokenizer(source: str, path: str | Path | None) -> Callable[[list[str]], torch.Tensor]:
-    """The tokenizer that the model's configuration names; open_clip itself only looks in the folder, not below it."""
+    """The tokenizer that the model's configuration names, also in a subfolder, where open_clip does not look."""
     import open_clip
 
     if path is not None:
         text = json.loads((Path(path) / CONFIG).read_text())["model_cfg"]["text_cfg"]
-        below = Path(path) / text.get("hf_tokenizer_name", ".")
-        if below.is_dir() and below.resolve() != Path(path).resolve():
+        folder = Path(path) / text.get("hf_tokenizer_name", ".")
+        if folder.is_dir() and folder.resolve() != Path(path).resolve():
             length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
-            return open_clip.tokenizer.HFTokenizer(str(below), length, **text.get("tokenizer_kwargs", {}))
+            return open_clip.tokenizer.HFTokenizer(str(folder), length, **text.get("tokenizer_kwargs", {}))
     return open_clip.get_tokenizer(source)

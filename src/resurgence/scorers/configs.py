@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from resurgence.config.fields import ConfigError, known, nearest
 from resurgence.config.scorers import Metric, ScorerConfig, scorer_class
+from resurgence.files import read_lines
 
 if TYPE_CHECKING:
     from resurgence.config.study import Study
 
 SHIPPED = "run `dvc pull data/miniature/dvc.yaml` or correct the path"
+
+
+def accuracy(column: str, title: str) -> Metric:
+    """The share of images with their concept, in percent."""
+    return Metric(column, title, 100.0, shows_concept=True, accuracy=True)
 
 
 @dataclass(frozen=True)
@@ -23,11 +29,7 @@ class RecogniserConfig(ScorerConfig):
 
     loader: ClassVar = "resurgence.scorers.recogniser:load"
     columns: ClassVar = ("recogniser_top1", "recogniser_correct", "recogniser_probability")
-    metrics: ClassVar = {
-        "recogniser_accuracy": Metric(
-            "recogniser_correct", "Recogniser accuracy (%)", 100.0, shows_concept=True, accuracy=True
-        )
-    }
+    metrics: ClassVar = {"recogniser_accuracy": accuracy("recogniser_correct", "Recogniser accuracy (%)")}
     gives_features: ClassVar = True
     rank: ClassVar = 1
     fetch: ClassVar = SHIPPED
@@ -44,7 +46,7 @@ class ClipConfig(ScorerConfig):
     loader: ClassVar = "resurgence.scorers.clip:load"
     columns: ClassVar = ("clip_score", "clip_correct", "clip_probability")
     metrics: ClassVar = {
-        "clip_accuracy": Metric("clip_correct", "CLIP accuracy (%)", 100.0, shows_concept=True, accuracy=True),
+        "clip_accuracy": accuracy("clip_correct", "CLIP accuracy (%)"),
         "clip_probability": Metric("clip_probability", "CLIP mean probability (%)", 100.0, shows_concept=True),
         "clip_score": Metric("clip_score", "CLIP score (100 cos)", shows_concept=True),
     }
@@ -71,9 +73,8 @@ class CelebrityConfig(ScorerConfig):
         f"celebrity_{name}" for name in ("face", "top1", "correct", "correct_all", "no_face", "probability")
     )
     metrics: ClassVar = {
-        "celebrity_accuracy": Metric(
-            "celebrity_correct", "Celebrity detector's accuracy over images with a face (%)", 100.0,
-            shows_concept=True, accuracy=True,
+        "celebrity_accuracy": accuracy(
+            "celebrity_correct", "Celebrity detector's accuracy over images with a face (%)"
         ),
         "celebrity_accuracy_all": Metric(
             "celebrity_correct_all", "Celebrity detector's accuracy over all images (%)", 100.0, shows_concept=True
@@ -81,49 +82,43 @@ class CelebrityConfig(ScorerConfig):
         "celebrity_no_face": Metric("celebrity_no_face", "Images without a face (%)", 100.0),
     }  # fmt: skip
     rank: ClassVar = 0
-    fetch: ClassVar = (
-        "write the folder with `python -m resurgence.scorers.celebrity_convert ARCHIVE FOLDER` from the published "
-        "archive"
-    )
+    fetch: ClassVar = "convert the published archive: `python -m resurgence.scorers.celebrity_convert ARCHIVE FOLDER`"
 
     def check(self, study: Study, root: Path) -> None:
-        """Everyone whose images are scored is one of the detector's labels, where they are there already."""
+        """The concepts of all tasks of kind person are labels of the detector, if its folder exists already."""
         labels = root / self.path / "labels.txt"
-        names = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else []
+        names = read_lines(labels) if labels.is_file() else []
         lower = {name.lower() for name in names}
-        for name, task in study.loaded.items() if names else ():
-            for concept in (*task.erase, *task.retain) if task.kind == "person" else ():
+        people = {name: task for name, task in study.loaded.items() if names and task.kind == "person"}
+        for name, task in people.items():
+            for concept in (*task.erase, *task.retain):
                 if concept.lower() not in lower:
-                    raise ConfigError(
-                        f"{study.tasks.folder}/{name}.yaml",
-                        concept,
-                        f"is none of the {len(names)} people of {labels}; "
-                        f"{nearest(concept, names).split('known:')[0]}write another, or leave celebrity out of scorers",
-                    )
+                    hint = nearest(concept, names).split("known:")[0]
+                    remedy = f"is none of the {len(names)} people of {labels}; {hint}write another, or leave celebrity"
+                    raise ConfigError(f"{study.tasks.folder}/{name}.yaml", concept, f"{remedy} out of scorers")
 
 
 @dataclass(frozen=True)
 class InceptionConfig(ScorerConfig):
-    """Features of the Inception network of the FID; no column and no metric."""
+    """Features of FID's Inception network; no column and no metric."""
 
     path: str  # the published .pth file
-    resize: Literal["torchmetrics", "clean", "tensorflow"] = "torchmetrics"  # how an image becomes 299 x 299
+    resize: Literal["torchmetrics", "clean", "tensorflow"] = "torchmetrics"  # method, to 299 x 299
     sha256: str = "6726825d"  # checksum of the file, or the beginning of it
 
     loader: ClassVar = "resurgence.scorers.inception:load"
     gives_features: ClassVar = True
     fetch: ClassVar = (
-        "fetch weights-inception-2015-12-05-6726825d.pth from release v0.2.0 of toshas/torch-fidelity, and name the "
-        "file"
+        "fetch weights-inception-2015-12-05-6726825d.pth from release v0.2.0 of toshas/torch-fidelity, and name it"
     )
 
 
 @dataclass(frozen=True)
 class FrechetConfig(ScorerConfig):
-    """Fréchet distance of image sets, in the features of another scorer."""
+    """Fréchet distance between image sets, in the features of another scorer."""
 
     features: str  # name of that scorer
-    reference: str | None = None  # folder of real pictures that generated images are compared with, too
+    reference: str | None = None  # folder of real images, with which generated ones are also compared
 
     metrics: ClassVar = {
         "frechet": Metric(None, "Fréchet distance to the base's images"),
@@ -136,11 +131,11 @@ class FrechetConfig(ScorerConfig):
         return (self.features,)
 
     def offered(self) -> tuple[str, ...]:
-        """The distance to real images only where there are any."""
+        """The distance to real images only with `reference`."""
         return tuple(self.metrics)[: 2 if self.reference else 1]
 
     def check(self, study: Study, root: Path) -> None:
-        """The features are those of a scorer of the study; the folder of real pictures is there."""
+        """The features are those of a scorer of the study; the folder of real images exists."""
         if self.reference is not None and not (root / self.reference).is_dir():
-            raise ConfigError("scorers.frechet.reference", self.reference, "no such folder; name one of real pictures")
+            raise ConfigError("scorers.frechet.reference", self.reference, "no such folder; name one of real images")
         known("scorers.frechet.features", self.features, [n for n in study.scorers if scorer_class(n).gives_features])

@@ -2,13 +2,13 @@
 
     d = ||mu_a - mu_b||^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)),   mu, S mean and covariance of the features
 
-With S_a = A^T A and S_b = B^T B the last trace is the sum of the singular values of A B^T, so no square root of a
-product is taken, which is where the usual formula loses its digits when there are fewer images than features. In
-float64; equal to torchmetrics' FrechetInceptionDistance over the same features (tests/test_scorers.py).
+With S_a = A^T A and S_b = B^T B the last trace is the sum of the singular values of A B^T. So no square root of a
+product of matrices is needed, in which the usual formula loses precision when there are fewer images than features.
+In float64; equal to torchmetrics' FrechetInceptionDistance of the same features (tests/test_scorers.py).
 
 The distance is biased upwards for small sets: of two independent samples of n images of one distribution the means
-alone are 2 tr(S) / n apart, and the covariances add more. So compare only sets with the same number of images, made of
-the same prompts, and read the 0 of the base against itself (the same images) as the definition, not as a measurement.
+alone are 2 tr(S) / n apart, and the covariances add more. So compare only sets with the same number of images of the
+same prompts. The 0 of the base against itself (the same images) is a definition, not a measurement.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def moments(features: NDArray) -> Moments:
 
 
 def nuclear_norm(x: Array) -> float:
-    """Sum of the singular values; of large matrices through x x^T, in a third of the time.
+    """Sum of the singular values; of large matrices from the eigenvalues of x x^T, in a third of the time.
 
-    The square root of an eigenvalue has an error of 1e-8 of the largest singular value: 2e-5 of it for 2,048 of them,
-    which no Fréchet distance of images shows.
+    The square root of an eigenvalue has an error of 1e-8 of the largest singular value, the sum of 2,048 of them one of
+    2e-5, which is negligible in Fréchet distances of images.
     """
     if min(x.shape) < LARGE:
         return float(np.linalg.svd(x, compute_uv=False).sum())
@@ -57,10 +57,10 @@ def nuclear_norm(x: Array) -> float:
 
 
 def between(a: Moments, b: Moments) -> float:
-    """Fréchet distance of two Gaussians; rounding below 0 is cut off."""
-    apart = float(((a.mean - b.mean) ** 2).sum())
-    spread = float((a.factor**2).sum() + (b.factor**2).sum())
-    return max(0.0, apart + spread - 2 * nuclear_norm(a.factor @ b.factor.T))
+    """Fréchet distance of two Gaussians; at least 0 in spite of rounding."""
+    means = float(((a.mean - b.mean) ** 2).sum())
+    traces = float((a.factor**2).sum() + (b.factor**2).sum())
+    return max(0.0, means + traces - 2 * nuclear_norm(a.factor @ b.factor.T))
 
 
 def distance(a: NDArray, b: NDArray) -> float:

@@ -1,8 +1,8 @@
-"""Features of the Inception network of the FID (Heusel et al. 2017): the 2,048 pooled ones, for the scorer `frechet`.
+"""The 2,048 pooled features of FID's Inception network (Heusel et al. 2017), for the scorer `frechet`.
 
 The network is torch-fidelity's port of the TensorFlow graph of 2015-12-05 as torchmetrics uses it, its weights the file
 `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity's release v0.2.0, whose name ends with the beginning of
-its SHA-256. How an image becomes 299 x 299 changes the distance, so it is a setting:
+its SHA-256. Images are resized to 299 x 299, by a method that changes the distance and is therefore a setting:
   torchmetrics  bilinear with antialiasing, torchmetrics' default
   clean         bicubic with antialiasing, each channel in float, as in clean-fid (Parmar et al. 2022), which the
                 resurgence study and MACE use
@@ -31,7 +31,7 @@ SIDE = 299
 
 
 def clean_resize(images: torch.Tensor) -> torch.Tensor:
-    """Bicubic, antialiased, each channel in float and cut to [0, 255]: uint8 (B, 3, H, W) -> float (B, 3, 299, 299)."""
+    """Bicubic, antialiased, channels in float, clipped to [0, 255]: uint8 (B, 3, H, W) -> float (B, 3, 299, 299)."""
     resized = [
         [np.asarray(Image.fromarray(channel).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for channel in image]
         for image in images.cpu().numpy().astype(np.float32)
@@ -41,7 +41,7 @@ def clean_resize(images: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class InceptionScorer:
-    """The network and its resizing; it has no column and no metric."""
+    """The network and its resizing; no column and no metric."""
 
     model: NoTrainInceptionV3
     resize: str  # of InceptionConfig
@@ -54,15 +54,15 @@ class InceptionScorer:
         parts = []
         for part in images.split(self.batch):
             if self.resize == "clean":
-                x = (clean_resize(part).to(self.device) - 128) / 128
-                parts.append(pooled(self.model, x).float().cpu())
+                features = pooled(self.model, (clean_resize(part).to(self.device) - 128) / 128)
             else:
-                parts.append(self.model(part.to(self.device)).float().cpu())
+                features = self.model(part.to(self.device))
+            parts.append(features.float().cpu())
         return torch.cat(parts)
 
 
 def pooled(model: NoTrainInceptionV3, x: torch.Tensor) -> torch.Tensor:
-    """The 2,048 features of images that are resized and scaled already, (B, 3, 299, 299) in [-1, 1]."""
+    """The 2,048 features of resized and scaled images, (B, 3, 299, 299) in [-1, 1]."""
     names = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3",
              "MaxPool_2", "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d",
              "Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool")  # fmt: skip
@@ -75,13 +75,13 @@ def load(config: InceptionConfig, device: torch.device | str = "cpu") -> Incepti
     """Read the published weights.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file and what does not fit.
+        FileNotFoundError, ValueError: a missing file or one that does not fit, by name.
     """
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     key, path, fetch = "scorers.inception.path", config.path, config.fetch
     tensors = read_tensors(check_file(Path(path), config.sha256, key, fetch), key, fetch)
-    # torch-fidelity reads any pickle, so it is given a copy of what was read as tensors only
+    # torch-fidelity reads any pickle; the buffer holds only the tensors that were read safely
     buffer = io.BytesIO()
     torch.save(tensors, buffer)
     buffer.seek(0)

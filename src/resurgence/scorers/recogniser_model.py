@@ -1,4 +1,4 @@
-"""The recogniser of the miniature: a small convolutional classifier, saved and loaded."""
+"""The recogniser of the miniature, a small convolutional classifier; saving and loading it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from resurgence.pretrained.loading import check_file
+
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions with a projected shortcut."""
+    """Two 3 x 3 convolutions with a projected shortcut; halves the sides."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
@@ -23,33 +25,34 @@ class Block(nn.Module):
         self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features (N, C, h, w) of features of the same size."""
+        """(B, channels, h, w) -> (B, out, h / 2, w / 2)."""
         return F.relu(self.body(x) + self.shortcut(x))
 
 
 class Recogniser(nn.Module):
-    """Residual classifier; images (B, 3, 64, 64) in [-1, 1] -> logits (B, classes)."""
+    """Residual classifier; images (B, 3, size, size) in [-1, 1] -> logits (B, classes)."""
 
-    def __init__(self, classes: int, width: int = 32) -> None:
+    def __init__(self, classes: int, width: int = 32, size: int = 64) -> None:
         super().__init__()
+        self.size = size
         self.stem = nn.Sequential(nn.Conv2d(3, width, 5, 2, 2, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.blocks = nn.Sequential(Block(width, 2 * width), Block(2 * width, 4 * width), Block(4 * width, 6 * width))
         self.head = nn.Linear(6 * width, classes)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Pooled features (B, 192), the space of the Fréchet distance."""
+        """Pooled features (B, 6 width), for the Fréchet distance."""
         return self.blocks(self.stem(images)).mean((2, 3))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (N, concepts) of images (N, 3, H, W)."""
+        """Logits (B, classes) of images (B, 3, size, size)."""
         return self.head(self.features(images))
 
 
 def save_recogniser(model: Recogniser, classes: list[str], folder: Path) -> None:
     """Write config.json and model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    width = model.stem[0].out_channels
-    (folder / "config.json").write_text(json.dumps({"classes": classes, "size": 64, "width": width}, indent=1) + "\n")
+    config = {"classes": classes, "size": model.size, "width": model.stem[0].out_channels}
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, folder / "model.safetensors")
 
 
@@ -57,14 +60,13 @@ def load_recogniser(folder: Path, device: torch.device | str = "cpu") -> tuple[R
     """Read a recogniser folder; returns the model in eval mode and its class names.
 
     Raises:
-        FileNotFoundError: a file is missing; the message says where the shipped recogniser comes from.
+        FileNotFoundError: a file is missing; the message says how to get the shipped recogniser.
     """
-    folder = Path(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).exists():
-            remedy = "run `dvc pull data/miniature/dvc.yaml`, or `make world`"
-            raise FileNotFoundError(f"no {name} in recogniser folder {folder}: {remedy}")
-    cfg = json.loads((folder / "config.json").read_text())
-    model = Recogniser(len(cfg["classes"]), cfg["width"])
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    fetch = "run `dvc pull data/miniature/dvc.yaml`, or `make world`"
+    config, weights = (
+        check_file(Path(folder) / name, None, "recogniser", fetch) for name in ("config.json", "model.safetensors")
+    )
+    cfg = json.loads(config.read_text())
+    model = Recogniser(len(cfg["classes"]), cfg["width"], cfg["size"])
+    model.load_state_dict(load_file(weights))
     return model.eval().to(device), cfg["classes"]

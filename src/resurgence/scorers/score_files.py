@@ -1,4 +1,4 @@
-"""Score image sets block by block, so that batches do not depend on how the files are cut."""
+"""Score image sets block by block, so that batches do not depend on how the set is split into files."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ from resurgence.diffusion.image_sets import image_files, read_image_set
 from resurgence.scorers import LoadedScorer, score_images
 
 BLOCK = 512  # images that are scored at once
-PAIR = ["prompt", "seed"]  # what names the image of a row
+PAIR = ["prompt", "seed"]  # columns that identify the image of a row
 Block = tuple[pd.DataFrame, torch.Tensor]
 
 
 def blocks(files: Sequence[Path], size: int = BLOCK) -> Iterator[Block]:
-    """Read an image set `size` rows at a time, across its files: what is computed in one batch does not depend on them.
+    """Read an image set `size` rows at a time, across its files.
 
     Yields:
-        Prompts, and images uint8 (N, 3, H, W); the last block is the shorter one.
+        Prompts, and images uint8 (N, 3, H, W); the last block may be shorter.
     """
-    rows, images = read_image_set(files[0])
-    for number in range(len(files)):
-        if number:
-            more, further = read_image_set(files[number])
-            rows, images = pd.concat([rows, more], ignore_index=True), torch.cat([images, further])
+    rest: Block | None = None
+    for file in files:
+        rows, images = read_image_set(file)
+        if rest is not None:
+            rows, images = pd.concat([rest[0], rows], ignore_index=True), torch.cat([rest[1], images])
         while len(rows) > size:
             yield rows.iloc[:size], images[:size]
             rows, images = rows.iloc[size:].reset_index(drop=True), images[size:]
-    yield rows, images
+        rest = rows, images
+    yield rest
 
 
 def paired_blocks(
     files: Sequence[Path], base: Sequence[Path] | None, size: int = BLOCK
 ) -> Iterator[tuple[pd.DataFrame, torch.Tensor, torch.Tensor | None]]:
-    """Read the image set of a model, and in step with it that of the base, whose files may be cut at other rows.
+    """Read the image set of a model together with that of the base, whose files may be split at other rows.
 
     Args:
         files: of the model's set. base: of the base's set of the same prompts; None: it is not read.
 
     Yields:
-        Prompts, images of the model and images of the base, uint8 (N, 3, H, W) both; None for those of no base.
+        Prompts, images of the model and images of the base, uint8 (N, 3, H, W) both; None instead of the latter
+        without `base`.
 
     Raises:
         ValueError: the two sets differ in prompts, seeds or their order.
@@ -54,23 +56,17 @@ def paired_blocks(
         return
     empty = pd.DataFrame(columns=PAIR), torch.empty(0)
     start = 0
-    for (rows, images), (others, theirs) in zip_longest(blocks(files, size), blocks(base, size), fillvalue=empty):
-        if (place := first_difference(rows[PAIR], others[PAIR])) is not None:
+    for (rows, images), (base_rows, base_images) in zip_longest(
+        blocks(files, size), blocks(base, size), fillvalue=empty
+    ):
+        pairs = zip_longest(rows[PAIR].itertuples(index=False), base_rows[PAIR].itertuples(index=False))
+        if (place := next((i for i, (row, base_row) in enumerate(pairs) if row != base_row), None)) is not None:
             raise ValueError(
                 f"{files[0]} and {base[0]} (the base's images) differ in prompt or seed from row {start + place} on; "
                 "sample both models from the same prompt set"
             )
-        yield rows, images, theirs
+        yield rows, images, base_images
         start += len(rows)
-
-
-def first_difference(rows: pd.DataFrame, others: pd.DataFrame) -> int | None:
-    """The first position at which two tables with the same columns differ; None where they are equal."""
-    if rows.equals(others):
-        return None
-    common = min(len(rows), len(others))
-    differ = (rows.iloc[:common].to_numpy() != others.iloc[:common].to_numpy()).any(axis=1)
-    return int(differ.argmax()) if differ.any() else common
 
 
 def score_files(
@@ -91,8 +87,8 @@ def score_files(
         ValueError: a column of lists has other labels in one block than in another.
     """
     parts = [
-        score_images(images, rows, task, scorers, keep_features, theirs)
-        for rows, images, theirs in paired_blocks(files, base, size)
+        score_images(images, rows, task, scorers, keep_features, base_images)
+        for rows, images, base_images in paired_blocks(files, base, size)
     ]
     labels = parts[0][0].attrs
     if any(scores.attrs != labels for scores, _ in parts):
@@ -111,4 +107,4 @@ def base_files(folder: Path) -> list[Path]:
     sets = image_files(folder)
     if len(sets) != 1:
         raise ValueError(f"{folder} holds the image sets {', '.join(sets)}; give the folder of the base, which has one")
-    return next(iter(sets.values()))
+    return sets.popitem()[1]

@@ -7,7 +7,7 @@ compare_METRIC.csv, .md, .svg and .png (with seconds and sizes), runs.json.
 from __future__ import annotations
 
 from resurgence.analysis.read import read_runs
-from resurgence.figures import comparison
+from resurgence.figures.comparison import write_comparison
 from resurgence.figures.study import cost
 from resurgence.figures.style import save
 from resurgence.files import write_json
@@ -24,7 +24,7 @@ def make(job: Job) -> None:
     save(cost(runs), out / "cost")
     names = ["cost.csv", "cost.png", "cost.svg", "runs.json"]
     for metric in job.settings["metrics"]:
-        comparison.write(out.parent, metric)
+        write_comparison(out.parent, metric)
         names += [f"compare_{metric}.{kind}" for kind in ("csv", "md", "svg", "png")]
     write_json(out / "runs.json", record(folders))
     job.write_made("cost", (out / name for name in names))

@@ -15,12 +15,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from resurgence.analysis import bootstrap
-from resurgence.analysis import claims as findings
+from resurgence.analysis import bootstrap, claims
 from resurgence.analysis.estimates import ImageSet, estimates, read_states
 from resurgence.analysis.headline import markdown_table, title_of
 from resurgence.analysis.score_folders import by_step, entry
-from resurgence.analysis.tables import paired, write
+from resurgence.analysis.tables import paired_rows
 from resurgence.analysis.weight_movement import MEASURES, correlations, within_tasks
 from resurgence.config.experiment import Claim
 from resurgence.config.fields import build
@@ -30,6 +29,7 @@ from resurgence.figures import experiments as draw
 from resurgence.figures.image_grids import sample_grid
 from resurgence.figures.image_grids import save as save_grid
 from resurgence.figures.style import save
+from resurgence.files import write_text
 from resurgence.scorers import read_scores
 from resurgence.stages.grids import last_images
 from resurgence.stages.job import Job, start
@@ -49,20 +49,20 @@ class Measurements(NamedTuple):
     """Scores of the experiment's models in its roles."""
 
     sets: list[ImageSet]
-    rows: list[dict]  # of `paired`: one for each fine-tuned model and seed
-    curves: list[dict]  # of `pooled`, at every step
-    ends: list[dict]  # of `pooled`, at the last steps
+    rows: list[dict]  # of `paired_rows`: one for each fine-tuned model and seed
+    curves: list[dict]  # of `pool_seeds`, at every step
+    ends: list[dict]  # of `pool_seeds`, at the last steps
 
 
 def bars(job: Job, data: Measurements) -> Result:
     """Bars of the last steps along a field of the experiment."""
-    table = findings.table(data.ends, job.settings["statistics"]["level"])
+    table = claims.table(data.ends, job.settings["statistics"]["level"])
     return Result(table, draw.bars(table, job.settings["along"], job.settings["title"]))
 
 
 def line(job: Job, data: Measurements) -> Result:
     """The last steps over the value of a setting of the erasers, column `x`."""
-    table = findings.table(data.ends, job.settings["statistics"]["level"])
+    table = claims.table(data.ends, job.settings["statistics"]["level"])
     table["x"] = table["eraser"].map(job.settings["x"])
     return Result(table, draw.line(table, job.settings["along"], job.settings["title"]))
 
@@ -70,8 +70,8 @@ def line(job: Job, data: Measurements) -> Result:
 def curves(job: Job, data: Measurements) -> Result:
     """The metric at every checkpoint, and the steps to half recovery."""
     level = job.settings["statistics"]["level"]
-    table, halves = findings.table(data.curves, level), findings.half_rows(data.curves, level)
-    halves = halves[["task", "eraser", "finetune", "told"]].rename(columns={"told": "steps to half recovery"})
+    table, halves = claims.table(data.curves, level), claims.half_recovery_table(data.curves, level)
+    halves = halves[["task", "eraser", "finetune", "text"]].rename(columns={"text": "steps to half recovery"})
     legend = "Steps to half recovery, linear between checkpoints, with the interval over concepts:"
     return Result(table, draw.curves(table, job.settings["title"]), [legend, markdown_table(halves)])
 
@@ -110,22 +110,22 @@ def measured(job: Job) -> Result:
     settings, statistics = job.settings, job.settings["statistics"]
     sets = read_states(by_step(entry(settings, model) for model in settings["models"]))
     every, _ = estimates(sets, statistics["resamples"], statistics["seed"], only=settings["metric"])
-    rows = [row for row in paired(every) if row["role"] in settings["roles"]]
+    rows = [row for row in paired_rows(every) if row["role"] in settings["roles"]]
 
     def position(row: dict) -> tuple[int, ...]:
         fields = ("task", "eraser", "finetune", "role")
         return (*(settings[f"{field}s"].index(row[field]) for field in fields), row["step"])
 
-    steps, ends = (sorted(findings.pooled(rows, last), key=position) for last in (False, True))
-    claims = [build(Claim, claim, "claims") for claim in settings["claims"]]
+    steps, ends = (sorted(claims.pool_seeds(rows, last), key=position) for last in (False, True))
+    claimed = [build(Claim, claim, "claims") for claim in settings["claims"]]
     result = MEASURED[settings["kind"]](job, Measurements(sets, rows, steps, ends))
     paragraphs = result.paragraphs
     if "resurgence_low" in result.table:
-        paragraphs = [markdown_table(findings.shown(result.table)), *paragraphs]
+        paragraphs = [markdown_table(claims.display_table(result.table)), *paragraphs]
     return result._replace(
         paragraphs=paragraphs,
         heading=[f"Metric: {title_of(settings['metric'])}."],
-        claims=findings.judged(ends, claims, statistics["level"]),
+        claims=claims.evaluate_claims(ends, claimed, statistics["level"]),
     )
 
 
@@ -262,11 +262,11 @@ def make(job: Job) -> None:
     note = [f"Differs from the paper: {settings['note']}"] if settings["note"] else []
     text = [f"## {name}: {settings['title']}", *result.heading, *note, f"![{name}]({name}.png)"]
     if len(result.claims):
-        text.append(findings.claims_table(result.claims))
+        text.append(claims.claims_table(result.claims))
         files.append(out / f"{name}_claims.csv")
-        write(files[-1], result.claims.to_csv(index=False, lineterminator="\n"))
-    write(out / f"{name}.csv", result.table.to_csv(index=False, lineterminator="\n"))
-    write(out / f"{name}.md", "\n\n".join([*text, *result.paragraphs]) + "\n")
+        write_text(files[-1], result.claims.to_csv(index=False, lineterminator="\n"))
+    write_text(out / f"{name}.csv", result.table.to_csv(index=False, lineterminator="\n"))
+    write_text(out / f"{name}.md", "\n\n".join([*text, *result.paragraphs]) + "\n")
     job.write_made("experiment", [*files, *(out / f"{name}.{kind}" for kind in ("csv", "md", "png"))])
 
 

@@ -10,8 +10,9 @@ import pandas as pd
 
 from resurgence.analysis.headline import headline, titles
 from resurgence.analysis.read import read_curves, read_table
-from resurgence.figures import comparison
-from resurgence.figures.study import run, training
+from resurgence.figures.comparison import draw_comparison
+from resurgence.figures.sensitive_words import words_figure
+from resurgence.figures.study import training_losses, write_figures
 from resurgence.figures.style import save
 from resurgence.stages.job import Job, start
 
@@ -40,20 +41,18 @@ def make(job: Job) -> None:
     """Write results/figures and results/tables/resurgence.html."""
     out, tables = job.out.parent, job.out.parents[1] / "tables"
     page_file = tables / "resurgence.html"
-    stems = run(tables, out, job.settings["metrics"], {}, [])
+    stems = write_figures(tables, out, job.settings["metrics"])
     for task in job.settings["tasks"]:
         folders = {title: path for title, path in job.settings["weights"].items() if title.startswith(f"{task}: ")}
         files = {title.removeprefix(f"{task}: "): next(Path(p).glob("curve*.json")) for title, p in folders.items()}
         if files:
             stems.append(out / f"training_{task}")
-            save(training({title: read_curves(file) for title, file in files.items()}), stems[-1])
+            save(training_losses({title: read_curves(file) for title, file in files.items()}), stems[-1])
     for name, folder in job.settings["searched"].items():
-        from resurgence.figures import sensitive_words  # imports torch
-
         stems.append(out / f"sensitive_{name}")
-        save(sensitive_words.picture(json.loads((Path(folder) / "sensitive.json").read_text())), stems[-1])
+        save(words_figure(json.loads((Path(folder) / "sensitive.json").read_text())), stems[-1])
     for metric in job.settings["metrics"]:
-        comparison.draw(tables.parent, metric)
+        draw_comparison(tables.parent, metric)
         stems.append(out / f"compare_{metric}")
     page_file.write_text(page(*(read_table(tables / f"{name}.csv") for name in ("resurgence", "seeds"))), "utf-8")
     pictures = [stem.with_name(f"{stem.name}.{kind}") for stem in stems for kind in ("png", "svg")]

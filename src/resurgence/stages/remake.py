@@ -87,12 +87,12 @@ def tables_again(root: Path) -> Iterator[str]:
         root: an absolute path.
     """
     from resurgence.analysis.score_folders import by_step, entry
-    from resurgence.analysis.tables import FILES
-    from resurgence.analysis.tables import run as make
+    from resurgence.analysis.tables import FILES, write_tables
 
     settings = read_manifest(root / "tables" / "made.json")["parameters"]
+    entries = (entry(settings, model) for model in settings["models"])
     with tempfile.TemporaryDirectory() as folder, stored_scores(root):
-        make(by_step(entry(settings, model) for model in settings["models"]), Path(folder), **settings["statistics"])
+        write_tables(by_step(entries), Path(folder), **settings["statistics"])
         yield from differing_files(root / "tables", Path(folder), FILES, lost_metrics(root))
 
 

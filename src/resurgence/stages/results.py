@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from resurgence.analysis.claims import claims_table
-from resurgence.analysis.tables import write
+from resurgence.files import write_text
 from resurgence.stages.job import Job, start
 
 
@@ -23,7 +23,7 @@ def make(job: Job) -> None:
     for name in names:
         text = (out / name / f"{name}.md").read_text(encoding="utf-8")
         parts.append(text.replace(f"]({name}.png)", f"]({name}/{name}.png)").rstrip())
-    write(out / "results.md", "\n\n".join(parts) + "\n")
+    write_text(out / "results.md", "\n\n".join(parts) + "\n")
     job.write_made("results", [out / "results.md"])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from resurgence.analysis.score_folders import by_step, entry
-from resurgence.analysis.tables import FILES, run
+from resurgence.analysis.tables import FILES, write_tables
 from resurgence.stages.job import Job, start
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ def main() -> None:
     """Write results/tables."""
     job = start()
     entries = [entry(job.settings, model) for model in job.settings["models"]]
-    table = run(by_step(entries), job.out.parent, **job.settings["statistics"], reference=reference(job))
+    table = write_tables(by_step(entries), job.out.parent, **job.settings["statistics"], reference=reference(job))
     job.write_made("tables", (job.out.parent / name for name in FILES))
     log.info("tables in %s\n%s", job.out.parent, table)
 
