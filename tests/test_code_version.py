@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from resurgence.config.erasers import erasers, method_module
-from resurgence.provenance.code_version import code_version, definitions, find_file
-from resurgence.provenance.references import EFFECTS, INFRASTRUCTURE
-from resurgence.provenance.source_modules import look_up, within
+from resurgence.provenance.code_version import code_version, definitions
+from resurgence.provenance.normal_form import EFFECTS, INFRASTRUCTURE
+from resurgence.provenance.source_modules import find_file, follow, within
 from resurgence.workflow.rule_table import RULES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -324,7 +324,7 @@ def test_infrastructure_is_there() -> None:
         assert find_file(name), name
     for name in EFFECTS:
         module, _, function = name.rpartition(".")
-        assert find_file(name) or look_up(module, function), name
+        assert find_file(name) or follow(module, (function,), "resurgence"), name
 
 
 def test_alternatives_that_are_not_chosen_are_not_followed() -> None:

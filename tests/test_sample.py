@@ -16,7 +16,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from resurgence.config.fields import ConfigError
+from resurgence.config.fields import ConfigError, build
 from resurgence.diffusion import image_sets
 from resurgence.diffusion import sampling as s
 from resurgence.diffusion.unet import ddim_of
@@ -194,7 +194,7 @@ def test_size_in_pixels(pipe: StableDiffusionPipeline) -> None:
 @pytest.mark.parametrize(("key", "value"), [("steps", 0), ("batch", 0), ("guidance", -1.0), ("size", 0), ("shard", 0)])
 def test_bad_settings_are_named(key: str, value: float) -> None:
     with pytest.raises(ConfigError, match=key):
-        s.SamplingConfig(**{key: value})
+        build(s.SamplingConfig, {key: value}, "sampling")
 
 
 def test_channels_last_and_compiling_change_no_image(pipe: StableDiffusionPipeline) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from resurgence.config.fields import ConfigError
+from resurgence.config.fields import ConfigError, build
 from resurgence.config.stages import TercileConfig
 from resurgence.data.terciles import draw_concepts, similarities, terciles
 
@@ -53,6 +53,6 @@ def test_draw_repeats_and_does_not_depend_on_the_order() -> None:
 
 def test_bad_settings() -> None:
     with pytest.raises(ConfigError, match="size"):
-        TercileConfig("file", 1, size=0)
+        build(TercileConfig, {"candidates": "file", "number": 1, "size": 0}, "tercile")
     with pytest.raises(ConfigError, match="template"):
         TercileConfig("file", 1, template="a name")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from tree import ROOT, Tree
 
 from resurgence.config.load import load_study
-from resurgence.workflow.gpu_hours import Coster, by_rule, counted, prompts_of, read_rates
+from resurgence.workflow.gpu_hours import Coster, by_rule, prompts_of, read_rates
 from resurgence.workflow.jobs import jobs as study_jobs
 from resurgence.workflow.plan import job_counts
 
@@ -22,7 +23,7 @@ def test_the_whole_study_is_planned(name: str, fresh: Tree, monkeypatch: pytest.
     monkeypatch.chdir(fresh.root)
     study = load_study([fresh.root / "params.yaml", overlay])
     jobs, counts = study_jobs(study), job_counts(told)
-    assert counted(jobs) == {rule: number for rule, number in counts.items() if not rule.startswith("coco_")}
+    assert Counter(job.rule.name for job in jobs) == {k: n for k, n in counts.items() if not k.startswith("coco_")}
     assert counts["coco_captions"] == counts["coco_annotations"] == 1
     # Linux takes 128 KiB in one argument of a command, and a job's command line is one; 4 KiB for the shell's prefix
     assert max(len(line.encode()) for line in told.splitlines()) < 2**17 - 2**12

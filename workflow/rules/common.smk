@@ -1,4 +1,4 @@
-"""The checked study, and what the rules take from its records (resurgence.workflow.rule_table). No rules here."""
+"""The checked study, and functions of the rules on its records (resurgence.workflow.rule_table). No rules here."""
 
 import sys
 from pathlib import Path
@@ -19,22 +19,12 @@ from resurgence.workflow.weights_needed import check_present
 STUDY = make_study(config)
 validate(config, str(ROOT / "workflow/schemas/params.schema.yaml"), set_default=False)
 
-# on a cluster: account, partitions and the way to ask for a GPU (profiles/slurm names the file)
+# on a cluster: account, partitions and the request for a GPU, from the file that profiles/slurm names
 SITE = resources.site()
 # without a GPU the jobs run side by side, one core each
 GPU = int(resources.uses_gpu(STUDY.base.device, SITE))
 THREADS = 4 if GPU else 1
 ON_GPU = resources.gpu_request(GPU, SITE)
-
-
-def settings(rule):
-    """The settings of a rule's job, as one sorted text."""
-    return lambda wildcards: text(RULES[rule].settings(STUDY, wildcards))
-
-
-def code(rule):
-    """Version of the code that bears on the result of a rule's job."""
-    return lambda wildcards: RULES[rule].version(STUDY, wildcards)
 
 
 def inputs(rule):
@@ -46,6 +36,15 @@ def named(wildcards, input):
     """The inputs of a job as NAME=FILE."""
     files = {name: [value] if isinstance(value, str) else value for name, value in input.items()}
     return [f"{name}={path}" for name, paths in files.items() for path in paths]
+
+
+def job(rule):
+    """Parameters of a rule's job: its settings as one sorted text, the version of its code, its inputs as NAME=FILE."""
+    return {
+        "settings": lambda wildcards: text(RULES[rule].settings(STUDY, wildcards)),
+        "code": lambda wildcards: RULES[rule].version(STUDY, wildcards),
+        "inputs": named,
+    }
 
 
 def needs(rule):
@@ -66,11 +65,11 @@ WORLD_NEEDS = {
 
 
 def of_stage(stage):
-    """The artefacts in one folder of results/: what DVC tracks as one stage."""
+    """The artefacts in one folder of results/, which is one stage of DVC."""
     return [path for path in every_manifest(STUDY) if path.startswith(f"results/{stage}/")]
 
 
 def pictures(rule):
-    """The pictures that a rule draws, as the report shows them."""
+    """The pictures of a rule, with their place in the report."""
     drawn = report_settings.pictures(STUDY)[rule]
     return [report(path, category=c, caption=f"../report/{caption}.rst", labels=l) for path, c, caption, l in drawn]

@@ -15,9 +15,7 @@ rule loras:
         **needs("loras"),
         turn=1,
     params:
-        settings=settings("loras"),
-        code=code("loras"),
-        inputs=named,
+        **job("loras"),
     message:
         "LoRAs of {wildcards.task} for {wildcards.eraser}, seed {wildcards.erase_seed}"
     shell:
@@ -39,9 +37,7 @@ rule erase:
     resources:
         **needs("erase"),
     params:
-        settings=settings("erase"),
-        code=code("erase"),
-        inputs=named,
+        **job("erase"),
     message:
         "Erase {wildcards.task} with {wildcards.eraser}, seed {wildcards.erase_seed}"
     shell:

@@ -17,9 +17,7 @@ rule sample:
     resources:
         **needs("sample"),
     params:
-        settings=settings("sample"),
-        code=code("sample"),
-        inputs=named,
+        **job("sample"),
     message:
         "Sample {wildcards.model}"
     shell:
@@ -41,9 +39,7 @@ rule score:
     resources:
         **needs("score"),
     params:
-        settings=settings("score"),
-        code=code("score"),
-        inputs=named,
+        **job("score"),
     message:
         "Score the images of {wildcards.model}"
     shell:
@@ -63,9 +59,7 @@ rule reference_features:
     resources:
         **needs("reference_features"),
     params:
-        settings=settings("reference_features"),
-        code=code("reference_features"),
-        inputs=named,
+        **job("reference_features"),
     message:
         "Features of real images"
     shell:

@@ -14,9 +14,7 @@ rule geometry:
         **needs("geometry"),
         turn=1,
     params:
-        settings=settings("geometry"),
-        code=code("geometry"),
-        inputs=named,
+        **job("geometry"),
     message:
         "Weights of {wildcards.task} / {wildcards.eraser} with {wildcards.finetune}, seed {wildcards.finetune_seed}"
     shell:
@@ -48,9 +46,7 @@ rule experiment:
     wildcard_constraints:
         experiment=r"[a-z][a-z0-9_]*",
     params:
-        settings=settings("experiment"),
-        code=code("experiment"),
-        inputs=named,
+        **job("experiment"),
     message:
         "Experiment {wildcards.experiment}"
     shell:
@@ -77,9 +73,7 @@ rule results:
     benchmark:
         RULES["results"].benchmark
     params:
-        settings=settings("results"),
-        code=code("results"),
-        inputs=named,
+        **job("results"),
     message:
         "Results of all experiments"
     shell:

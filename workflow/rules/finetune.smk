@@ -14,9 +14,7 @@ rule finetune:
     resources:
         **needs("finetune"),
     params:
-        settings=settings("finetune"),
-        code=code("finetune"),
-        inputs=named,
+        **job("finetune"),
     message:
         "Fine-tune {wildcards.task} / {wildcards.eraser} with {wildcards.finetune}, seed {wildcards.finetune_seed}"
     shell:

@@ -17,9 +17,7 @@ rule tables:
     benchmark:
         RULES["tables"].benchmark
     params:
-        settings=settings("tables"),
-        code=code("tables"),
-        inputs=named,
+        **job("tables"),
     message:
         "Tables of the study"
     shell:
@@ -43,9 +41,7 @@ rule figures:
     benchmark:
         RULES["figures"].benchmark
     params:
-        settings=settings("figures"),
-        code=code("figures"),
-        inputs=named,
+        **job("figures"),
     message:
         "Figures of the study"
     shell:
@@ -66,9 +62,7 @@ rule cost:
     benchmark:
         RULES["cost"].benchmark
     params:
-        settings=settings("cost"),
-        code=code("cost"),
-        inputs=named,
+        **job("cost"),
     message:
         "Cost of the study"
     shell:
@@ -86,9 +80,7 @@ rule grids:
     benchmark:
         RULES["grids"].benchmark
     params:
-        settings=settings("grids"),
-        code=code("grids"),
-        inputs=named,
+        **job("grids"),
     message:
         "Grids of images and masks"
     shell:
@@ -106,9 +98,7 @@ rule report:
     benchmark:
         RULES["report"].benchmark
     params:
-        settings=settings("report"),
-        code=code("report"),
-        inputs=named,
+        **job("report"),
     message:
         "Report of the study"
     shell:

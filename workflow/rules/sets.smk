@@ -11,9 +11,7 @@ rule prompts:
     benchmark:
         RULES["prompts"].benchmark
     params:
-        settings=settings("prompts"),
-        code=code("prompts"),
-        inputs=named,
+        **job("prompts"),
     message:
         "Prompts of {wildcards.task}"
     shell:
@@ -33,9 +31,7 @@ rule prior_moments:
     resources:
         **needs("prior_moments"),
     params:
-        settings=settings("prior_moments"),
-        code=code("prior_moments"),
-        inputs=named,
+        **job("prior_moments"),
     message:
         "Second moment of the general captions under {wildcards.base}"
     shell:
@@ -56,9 +52,7 @@ rule domain_moments:
         **needs("domain_moments"),
         turn=1,
     params:
-        settings=settings("domain_moments"),
-        code=code("domain_moments"),
-        inputs=named,
+        **job("domain_moments"),
     message:
         "Second moment of the concepts that {wildcards.task} retains"
     shell:
@@ -78,9 +72,7 @@ rule concept_images:
     resources:
         **needs("concept_images"),
     params:
-        settings=settings("concept_images"),
-        code=code("concept_images"),
-        inputs=named,
+        **job("concept_images"),
     message:
         "Images of the concepts that {wildcards.task} erases, made by {wildcards.base}"
     shell:
@@ -95,9 +87,7 @@ use rule concept_images as anchor_images with:
     benchmark:
         RULES["anchor_images"].benchmark
     params:
-        settings=settings("anchor_images"),
-        code=code("anchor_images"),
-        inputs=named,
+        **job("anchor_images"),
     message:
         "Images of the concepts that {wildcards.task} maps to, made by {wildcards.base}"
 
@@ -110,9 +100,7 @@ use rule concept_images as retained_images with:
     benchmark:
         RULES["retained_images"].benchmark
     params:
-        settings=settings("retained_images"),
-        code=code("retained_images"),
-        inputs=named,
+        **job("retained_images"),
     message:
         "Images of the concepts that {wildcards.task} retains, made by {wildcards.base}"
 
@@ -130,9 +118,7 @@ rule masks:
     resources:
         **needs("masks"),
     params:
-        settings=settings("masks"),
-        code=code("masks"),
-        inputs=named,
+        **job("masks"),
     message:
         "Masks of the concepts that {wildcards.task} erases"
     shell:
@@ -149,9 +135,7 @@ rule terciles:
     benchmark:
         RULES["terciles"].benchmark
     params:
-        settings=settings("terciles"),
-        code=code("terciles"),
-        inputs=named,
+        **job("terciles"),
     message:
         "Concepts of the fine-tuning set {wildcards.set} of {wildcards.task}, by similarity"
     shell:
@@ -171,9 +155,7 @@ rule finetune_set:
     resources:
         **needs("finetune_set"),
     params:
-        settings=settings("finetune_set"),
-        code=code("finetune_set"),
-        inputs=named,
+        **job("finetune_set"),
     message:
         "Fine-tuning set {wildcards.set} of {wildcards.task}, made by {wildcards.base}"
     shell:

@@ -1,6 +1,6 @@
-"""What must fit together before a job starts: files, concepts, names, and the settings of every combination.
+"""Checks across the blocks of a study before a job starts: files, concepts, names, settings of every combination.
 
-The configuration classes check themselves; here is what only shows when they meet.
+Each configuration class checks its fields by itself.
 """
 
 from __future__ import annotations
@@ -16,58 +16,56 @@ from resurgence.config.experiment_cells import cells_of, row_of, setting_of
 from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
 from resurgence.config.model_path import method_name
 from resurgence.config.scorers import scorer_config
-from resurgence.files import resolve_path
+from resurgence.files import read_lines, resolve_path
 
 if TYPE_CHECKING:
     from resurgence.config.study import Study
 
 EXPERIMENT = re.compile(r"[a-z][a-z0-9_]*")  # becomes the name of a rule
-
-
-def check_experiments(study: Study) -> None:
-    """Raise ConfigError for an experiment that names what the study does not have."""
-    erasers = {method_name(e, v) for e, m in study.erasers.items() for v in m.variants}
-    finetunes = {method_name(f, v) for f, m in study.finetunes.items() for v in m.variants}
-    for name, one in study.experiments.items():
-        place = f"experiments.{name}"
-        if not EXPERIMENT.fullmatch(name):
-            raise ConfigError("experiments", name, "use small letters, digits and _: it becomes the name of a rule")
-        for key, names in (("tasks", study.tasks.names), ("erasers", erasers), ("finetunes", finetunes)):
-            for value in getattr(one, key):
-                known(f"{place}.{key}", value, names)
-        for value in one.sets:
-            known(f"{place}.sets", value, study.finetune_sets)
-        if one.kind == "members":
-            continue
-        found = cells_of(study, name)
-        rows = [row_of(study, cell) for cell in found]
-        for key, values in (("task", one.tasks), ("eraser", one.erasers), ("finetune", one.finetunes)):
-            for value in values:
-                if not any(row[key] == value for row in rows):
-                    raise ConfigError(
-                        f"{place}.{key}s", value, "has no cell with the others named here; look at the limits "
-                        "(tasks, erasers) of its variants"
-                    )  # fmt: skip
-        for number, claim in enumerate(one.claims):
-            for key, chosen in (("of", claim.of), ("against", claim.against)):
-                if chosen and not any(chosen.holds({**row, "role": r}) for row in rows for r in one.roles):
-                    where = f"{place}.claims[{number}].{key}"
-                    raise ConfigError(where, dataclasses.asdict(chosen), "is no row of this experiment; see its lists")
-        if one.kind == "line":
-            for cell in found:
-                setting_of(study, cell, one.along, f"{place}.along")
-
-
-WEIGHTS = Path("config/weights.yaml")  # what is fetched from elsewhere: pretrained/checksums.py reads it whole
-COCO_CAPTIONS, COCO_SAMPLE = "data/coco/captions.txt", "data/coco/sample-5000.csv"  # made by rules, when asked for
+WEIGHTS = Path("config/weights.yaml")  # weights that are fetched from elsewhere; see pretrained/checksums.py
+COCO_CAPTIONS, COCO_SAMPLE = "data/coco/captions.txt", "data/coco/sample-5000.csv"  # written by rules when needed
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # the folders of results/<stage>/<base>/<task> beside the erasers
 IMAGES = ("concept_images", "anchor_images", "retained_images", "images")
 FOLDERS = ("prompts", "moments", *IMAGES, "masks", "finetune_sets", "terciles", "scores", "geometry")
 
 
+def check_experiments(study: Study) -> None:
+    """Raise ConfigError for an experiment of a task, method, set or cell that the study does not have."""
+    erasers = {method_name(e, v) for e, m in study.erasers.items() for v in m.variants}
+    finetunes = {method_name(f, v) for f, m in study.finetunes.items() for v in m.variants}
+    for name, experiment in study.experiments.items():
+        place = f"experiments.{name}"
+        if not EXPERIMENT.fullmatch(name):
+            raise ConfigError("experiments", name, "use small letters, digits and _: it becomes the name of a rule")
+        for key, names in (("tasks", study.tasks.names), ("erasers", erasers), ("finetunes", finetunes)):
+            for value in getattr(experiment, key):
+                known(f"{place}.{key}", value, names)
+        for value in experiment.sets:
+            known(f"{place}.sets", value, study.finetune_sets)
+        if experiment.kind == "members":
+            continue
+        cells = cells_of(study, name)
+        rows = [row_of(study, cell) for cell in cells]
+        for key in ("task", "eraser", "finetune"):
+            for value in getattr(experiment, f"{key}s"):
+                if not any(row[key] == value for row in rows):
+                    remedy = (
+                        "has no cell with the others named here; look at the limits (tasks, erasers) of its variants"
+                    )
+                    raise ConfigError(f"{place}.{key}s", value, remedy)
+        for number, claim in enumerate(experiment.claims):
+            for key, choice in (("of", claim.of), ("against", claim.against)):
+                if choice and not any(choice.holds({**row, "role": r}) for row in rows for r in experiment.roles):
+                    where = f"{place}.claims[{number}].{key}"
+                    raise ConfigError(where, dataclasses.asdict(choice), "is no row of this experiment; see its lists")
+        if experiment.kind == "line":
+            for cell in cells:
+                setting_of(study, cell, experiment.along, f"{place}.along")
+
+
 def check_study(study: Study, root: Path) -> None:
-    """Raise ConfigError for the first thing that does not fit."""
+    """Raise ConfigError for the first inconsistency."""
     check_names(study)
     check_files(study, root)
     if study.tasks.concepts is not None:
@@ -89,10 +87,10 @@ def folder_name(key: str, value: str, taken: Iterable[str] = ()) -> None:
 
 
 def check_names(study: Study) -> None:
-    """Names that become folders; a file's name is its task's."""
+    """Names that become folders; a task's file has the name of the task."""
     folder_name("base.name", study.base.name)
-    for key in ("erasers", "finetune_sets", "finetunes", "scorers"):
-        if not getattr(study, key) and key in ("erasers", "scorers"):
+    for key in ("erasers", "scorers"):
+        if not getattr(study, key):
             raise ConfigError(key, {}, "must not be empty; name at least one")
     for eraser in study.erasers:
         folder_name("erasers", eraser, FOLDERS)
@@ -102,9 +100,18 @@ def check_names(study: Study) -> None:
         raise ConfigError("tasks.names", [], "must not be empty; name at least one task")
     for name, task in study.loaded.items():
         if task.name != name:
-            raise ConfigError(
-                f"{study.tasks.folder}/{name}.yaml: name", task.name, f"write {name}, as the file is called"
-            )
+            where = f"{study.tasks.folder}/{name}.yaml: name"
+            raise ConfigError(where, task.name, f"write {name}, as the file is called")
+
+
+def check_lines(key: str, name: str, root: Path, of_templates: bool = False) -> None:
+    """Raise unless a file has lines; each line of templates has one place for the concept."""
+    if not (root / name).is_file():
+        raise ConfigError(key, name, "no such file; write a path from the folder of the Snakefile")
+    if not (lines := read_lines(root / name)):
+        raise ConfigError(key, name, "is an empty file; write one entry a line")
+    for line in lines if of_templates else ():
+        one_place(key, line)
 
 
 def check_files(study: Study, root: Path) -> None:
@@ -112,44 +119,33 @@ def check_files(study: Study, root: Path) -> None:
     base = study.base.path
     hub = HUB_ID.fullmatch(base) and not (root / base.split("/")[0]).exists()
     if not (root / base).exists() and not hub:
-        raise ConfigError(
-            "base.path",
-            base,
-            "no such folder; run `dvc pull data/miniature/dvc.yaml`, or write a hub id such as CompVis/name",
-        )
+        remedy = "no such folder; run `dvc pull data/miniature/dvc.yaml`, or write a hub id such as CompVis/name"
+        raise ConfigError("base.path", base, remedy)
     if study.base.revision is not None and not hub:
         raise ConfigError("base.revision", study.base.revision, "only a hub id has revisions; remove it for a folder")
     domain = study.moments.domain if isinstance(study.moments.domain, dict) else {"": study.moments.domain}
     for kind in {task.kind for task in study.loaded.values()} if "" not in domain else ():
         if kind not in domain:
             raise ConfigError("moments.domain", domain, f"has no templates for tasks of kind {kind!r}; add them")
-    templates = {f"moments.domain.{kind}".rstrip("."): name for kind, name in domain.items()}
-    prior = {} if study.moments.prior == COCO_CAPTIONS else {"moments.prior": study.moments.prior}
-    for key, name in {**prior, **templates}.items():
-        if not (root / name).is_file():
-            raise ConfigError(key, name, "no such file; write a path from the folder of the Snakefile")
-        if not (root / name).read_text(encoding="utf-8").strip():
-            raise ConfigError(key, name, "is an empty file; write one caption a line")
+    if study.moments.prior != COCO_CAPTIONS:
+        check_lines("moments.prior", study.moments.prior, root)
+    for key, name in domain.items():
+        check_lines(f"moments.domain.{key}".rstrip("."), name, root, of_templates=True)
     if study.tasks.general not in (None, COCO_SAMPLE) and not (root / study.tasks.general).is_file():
-        raise ConfigError(
-            "tasks.general", study.tasks.general, f"no such file; write its path, or {COCO_SAMPLE}, which is made"
-        )
+        remedy = f"no such file; write its path, or {COCO_SAMPLE}, which a rule writes"
+        raise ConfigError("tasks.general", study.tasks.general, remedy)
     for name in study.tasks.general_for or ():
         known("tasks.general_for", name, study.tasks.names)
-    for key, name in templates.items():
-        for line in (root / name).read_text(encoding="utf-8").splitlines():
-            if line.strip():
-                one_place(key, line)
 
 
 def check_concepts(study: Study, path: Path) -> None:
-    """Every concept is one of the base's world; a mapping concept may also be a scene or a wider word."""
+    """Every concept is in the world of the base; a mapping concept may also be a scene or a hypernym."""
     world = read_yaml(path)
     names = {entry["name"] for entry in world["concepts"]}
     wide = names | {entry["name"] for entry in world.get("scenes", [])}
     wide |= {word for entry in world["concepts"] for word in entry.get("hypernyms", [])}
 
-    def must(key: str, words: Iterable[str], allowed: set[str]) -> None:
+    def check(key: str, words: Iterable[str], allowed: set[str]) -> None:
         for word in words:
             if word not in allowed:
                 hint = nearest(word, allowed).split("known:")[0] or "no similar word; "
@@ -158,52 +154,38 @@ def check_concepts(study: Study, path: Path) -> None:
     for name, task in study.loaded.items():
         place = f"{study.tasks.folder}/{name}.yaml"
         for key in ("erase", "retain", "finetune", "labels"):
-            must(f"{place}: {key}", getattr(task, key), names)
-        must(f"{place}: mapping", task.mapping.values(), wide)
-    for name, chosen in study.finetune_sets.items():
-        lists = chosen.concepts.values() if isinstance(chosen.concepts, dict) else [chosen.concepts]
-        for concepts in lists:
+            check(f"{place}: {key}", getattr(task, key), names)
+        check(f"{place}: mapping", task.mapping.values(), wide)
+    for name, images in study.finetune_sets.items():
+        for concepts in images.concepts.values() if isinstance(images.concepts, dict) else [images.concepts]:
             if not isinstance(concepts, str):
-                must(f"finetune_sets.{name}.concepts", concepts, names)
+                check(f"finetune_sets.{name}.concepts", concepts, names)
     for eraser, method in study.erasers.items():
         for name, variant in method.variants.items():
-            words = [*variant.mapping.values()] if isinstance(variant.mapping, dict) else [variant.mapping or ""]
-            must(f"erasers.{eraser}.variants.{name}.mapping", [w for w in words if w], wide)
+            words = variant.mapping.values() if isinstance(variant.mapping, dict) else [variant.mapping]
+            check(f"erasers.{eraser}.variants.{name}.mapping", filter(None, words), wide)
 
 
 def check_limits(study: Study) -> None:
-    """`tasks`, `erasers` and `seeds` of methods and variants name what exists."""
-    erasers = {e for e in study.erasers} | {f"{e}.{v}" for e, m in study.erasers.items() for v in m.variants}
-    for key, methods_of in (("erasers", study.erasers), ("finetunes", study.finetunes)):
-        for name, method in methods_of.items():
-            for variant, chosen in method.variants.items():
-                place = f"{key}.{name}.variants.{variant}"
-                if chosen.mapping is not None and key == "finetunes":
-                    raise ConfigError(f"{place}.mapping", chosen.mapping, "only an eraser maps concepts; remove it")
-                for seed in chosen.seeds or ():
-                    known(f"{place}.seeds", seed, getattr(study.seeds, "erase" if key == "erasers" else "finetune"))
-                for task in chosen.tasks or ():
-                    known(f"{place}.tasks", task, study.tasks.names)
-                for concept in chosen.mapping if isinstance(chosen.mapping, dict) else ():
-                    erased = {c for task in chosen.tasks or study.tasks.names for c in study.loaded[task].erase}
-                    known(f"{place}.mapping", concept, erased)
-                for eraser in chosen.erasers or ():
-                    known(f"{place}.erasers", eraser, erasers)
-
-
-def check_named(place: str, settings: Mapping[str, Any], root: Path) -> None:
-    """The files that an eraser's settings name exist; each caption of one has a place for the concept."""
-    for key in ("captions", "words"):
-        name = settings.get(key)
-        if not isinstance(name, str) or not name:
-            continue
-        if not (root / name).is_file():
-            raise ConfigError(f"{place}.{key}", name, "no such file; write a path from the folder of the Snakefile")
-        lines = [line for line in (root / name).read_text(encoding="utf-8").splitlines() if line.strip()]
-        if not lines:
-            raise ConfigError(f"{place}.{key}", name, "is an empty file; write one entry a line")
-        for line in lines if key == "captions" else ():
-            one_place(f"{place}.{key}", line)
+    """`tasks`, `erasers`, `seeds` and `mapping` of methods and variants name what the study has."""
+    erasers = {*study.erasers, *(f"{e}.{v}" for e, m in study.erasers.items() for v in m.variants)}
+    groups = (("erasers", study.erasers, study.seeds.erase), ("finetunes", study.finetunes, study.seeds.finetune))
+    for key, methods, seeds in groups:
+        variants = {f"{key}.{n}.variants.{v}": variant for n, m in methods.items() for v, variant in m.variants.items()}
+        for place, variant in variants.items():
+            if variant.mapping is not None and key == "finetunes":
+                raise ConfigError(f"{place}.mapping", variant.mapping, "only an eraser maps concepts; remove it")
+            tasks = [task for name, task in study.loaded.items() if variant.tasks is None or name in variant.tasks]
+            mapping = variant.mapping if isinstance(variant.mapping, dict) else ()
+            checks: tuple[tuple[str, Iterable[object] | None, Iterable[Any]], ...] = (
+                ("seeds", variant.seeds, seeds),
+                ("tasks", variant.tasks, study.tasks.names),
+                ("mapping", mapping, {concept for task in tasks for concept in task.erase}),
+                ("erasers", variant.erasers, erasers),
+            )
+            for limit, values, names in checks:
+                for value in values or ():
+                    known(f"{place}.{limit}", value, names)
 
 
 def check_settings(config: type | None, settings: Mapping[str, Any], place: str) -> None:
@@ -216,7 +198,7 @@ def check_settings(config: type | None, settings: Mapping[str, Any], place: str)
 
 
 def check_erasers(study: Study, root: Path) -> None:
-    """Settings and mapping of every variant, for every task that it is run on."""
+    """Settings and mapping of every variant, for every task that it erases."""
     for name, task in study.loaded.items():
         for eraser, settings in task.erasers.items():
             place = f"{study.tasks.folder}/{name}.yaml: erasers"
@@ -225,11 +207,13 @@ def check_erasers(study: Study, root: Path) -> None:
             check_settings(config, settings, f"{place}.{eraser}")
     for eraser, method in study.erasers.items():
         check_settings(method.config, method.settings, f"erasers.{eraser}")
-        for variant in method.variants:
+        for variant, limits in method.variants.items():
             for name in study.loaded:
-                chosen = method.variants[variant]
-                if chosen.tasks is None or name in chosen.tasks:
-                    check_named(f"erasers.{eraser}", study.eraser_settings(name, eraser, variant), root)
+                if limits.tasks is None or name in limits.tasks:
+                    settings = study.eraser_settings(name, eraser, variant)
+                    for key in ("captions", "words"):
+                        if isinstance(file := settings.get(key), str) and file:
+                            check_lines(f"erasers.{eraser}.{key}", file, root, of_templates=key == "captions")
                     study.task(name, eraser, variant)
 
 
@@ -239,8 +223,7 @@ def check_finetunes(study: Study) -> None:
         build(method.config, method.settings, f"finetunes.{finetune}")
         for variant in method.variants:
             study.finetune_settings(finetune, variant)
-            chosen = study.set_of(finetune, variant)
-            known(f"finetunes.{finetune}.set", chosen, study.finetune_sets)
+            known(f"finetunes.{finetune}.set", study.set_of(finetune, variant), study.finetune_sets)
     for cell in study.cells():
         task, name = cell.erasure.task, study.set_of(cell.finetune, cell.variant)
         concepts = study.finetune_concepts(name, task)
@@ -255,35 +238,28 @@ def check_finetunes(study: Study) -> None:
 
 def check_terciles(study: Study, root: Path) -> None:
     """Terciles have candidates, and a CLIP that compares them."""
-    for name, chosen in study.finetune_sets.items():
-        if chosen.tercile is None:
-            continue
-        place = f"finetune_sets.{name}.tercile"
+    terciles = {name: images.tercile for name, images in study.finetune_sets.items() if images.tercile is not None}
+    for name, tercile in terciles.items():
+        place, file = f"finetune_sets.{name}.tercile", tercile.candidates
         if "clip" not in study.scorers:
-            raise ConfigError(place, chosen.tercile.number, "needs scorers.clip, which compares the names; add it")
-        file = chosen.tercile.candidates
+            raise ConfigError(place, tercile.number, "needs scorers.clip, which compares the names; add it")
         if not (root / file).is_file():
             raise ConfigError(f"{place}.candidates", file, "no such file; write names, one a line")
-        if len((root / file).read_text(encoding="utf-8").split("\n")) < 4:
+        if len(read_lines(root / file)) < 3:
             raise ConfigError(f"{place}.candidates", file, "has no terciles; write at least three names, one a line")
 
 
-def fetched(root: Path) -> set[str]:
-    """The places of weights that are fetched from elsewhere: they may be missing until a job needs them."""
-    table = root / resolve_path(WEIGHTS, root)
-    return set(read_yaml(table)) if table.is_file() else set()
-
-
 def check_scorers(study: Study, root: Path) -> None:
-    """Scorers exist and take their settings; their paths exist; figures show metrics that the scorers make.
+    """Scorers exist and accept their settings; their paths exist; figures show metrics of the scorers.
 
-    What config/weights.yaml knows how to get may be missing until a run needs it (weights.check_present).
+    Weights of config/weights.yaml are fetched from elsewhere and may be missing until a job reads them.
     """
-    offered: list[str] = []
+    table, offered = root / resolve_path(WEIGHTS, root), list[str]()
+    fetched = set(read_yaml(table)) if table.is_file() else set()
     for name, settings in study.scorers.items():
         config = scorer_config(name, settings)
         path = getattr(config, "path", None)
-        if path is not None and not (root / path).exists() and path not in fetched(root):
+        if path is not None and not (root / path).exists() and path not in fetched:
             raise ConfigError(f"scorers.{name}.path", path, f"no such file or folder; {config.fetch}")
         config.check(study, root)
         offered += config.offered()

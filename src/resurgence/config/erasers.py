@@ -1,4 +1,4 @@
-"""Erasers by name, and what the configuration class of an eraser declares about its method.
+"""Erasers by name, and the declarations of their configuration classes about the methods.
 
 The Snakefile and `resurgence plan` ask these classes, so the modules that define them do not import PyTorch. The
 functions of a method are in another module, which the class names and which only a job imports.
@@ -45,7 +45,7 @@ class Passes(NamedTuple):
 class EraserConfig:
     """Base of the configuration classes of erasers, which are frozen dataclasses: fields are settings.
 
-    The class variables say what the workflow must know of a method before a job runs; see resurgence.erasers.
+    The class variables tell the workflow about a method before a job runs; see resurgence.erasers.
     """
 
     module: ClassVar[str] = ""  # dotted name of the module with the method's functions; "": the module of the class
@@ -61,7 +61,7 @@ class EraserConfig:
         return self.needs
 
     def unet_passes(self, erased: int, retained: int) -> Passes:
-        """Samples that pass the UNet in a whole run; 0 where it does not matter or is not known.
+        """Samples that pass the UNet in a whole run; 0 where it is negligible or unknown.
 
         Args:
             erased, retained: numbers of concepts of the task.
@@ -74,14 +74,13 @@ def erasers() -> dict[str, str]:
     """The erasers, those of other packages included: name -> module:configuration class.
 
     Raises:
-        ConfigError: for an entry point that takes the name of another eraser.
+        ConfigError: an entry point with the name of another eraser.
     """
     registered = dict(ERASERS)
     for entry in entry_points(group=GROUP):
         if registered.setdefault(entry.name, entry.value) != entry.value:
-            raise ConfigError(
-                f"entry point {GROUP}", entry.name, f"is {registered[entry.name]} already; choose another name"
-            )
+            remedy = f"is {registered[entry.name]} already; choose another name"
+            raise ConfigError(f"entry point {GROUP}", entry.name, remedy)
     return registered
 
 
@@ -90,18 +89,20 @@ def eraser_config(name: str) -> type[EraserConfig]:
     """The configuration class of an eraser.
 
     Raises:
-        ConfigError: for an unknown name, or one registered as something else than a subclass of EraserConfig.
+        ConfigError: an unknown name, or an entry point that is not a subclass of EraserConfig.
     """
     known("method", name, erasers())
     place = erasers()[name]
     module, _, attribute = place.partition(":")
-    found = getattr(importlib.import_module(module), attribute, None) if attribute else None
-    if not (isinstance(found, type) and issubclass(found, EraserConfig)):
+    config = getattr(importlib.import_module(module), attribute, None) if attribute else None
+    if not (isinstance(config, type) and issubclass(config, EraserConfig)):
         remedy = "must name a subclass of resurgence.erasers.EraserConfig; write module:Class in the entry point"
         raise ConfigError(f"entry point {GROUP}: {name}", place, remedy)
-    if unknown := sorted(found.needs - set(DATA)):
-        raise ConfigError(f"{place}: needs", unknown[0], f"is nothing that a method can read; known: {', '.join(DATA)}")
-    return found
+    if unknown := sorted(config.needs - set(DATA)):
+        raise ConfigError(
+            f"{place}: needs", unknown[0], f"is not data that a method can read; known: {', '.join(DATA)}"
+        )
+    return config
 
 
 def method_module(name: str) -> str:

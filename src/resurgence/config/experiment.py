@@ -1,4 +1,4 @@
-"""An experiment of the study: which cells a figure or table shows, and what a paper claims about them."""
+"""An experiment of the study: the cells that a figure or table shows, and the claims of a paper about them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CATEGORIES = ("task", "eraser", "finetune")
 
 @dataclass(frozen=True)
 class Cells:
-    """Some of an experiment's rows, all seeds together; null: all of them."""
+    """A part of an experiment's rows, all seeds together; null: any value."""
 
     task: str | None = None
     """Name of a task."""
@@ -25,14 +25,13 @@ class Cells:
     """Role of the prompts: erase, retain, synonym or general."""
 
     def holds(self, row: dict[str, Any]) -> bool:
-        """Whether a row belongs to these."""
-        own = dataclasses.asdict(self)
-        return all(wanted is None or row[key] == wanted for key, wanted in own.items())
+        """Whether a row is one of these."""
+        return all(value is None or row[key] == value for key, value in dataclasses.asdict(self).items())
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of a paper and the number that decides it: a value of some cells, or its difference to others."""
+    """A claim of a paper and the number that decides it: a value of some cells, or its difference to others."""
 
     says: str
     """The sentence."""
@@ -43,21 +42,21 @@ class Claim:
     against: Cells | None = None
     """The rows whose value is subtracted; null: the value itself."""
     value: Literal["base", "erased", "finetuned", "resurgence"] = "resurgence"
-    """The metric of the base, the erased or the fine-tuned model, or what came back."""
+    """The metric of the base, the erased or the fine-tuned model, or the difference of the last two."""
     than: float = 0.0
-    """What the value is compared with, in units of the metric."""
+    """Reference of the comparison, in units of the metric."""
     margin: NotNegative = 5.0
-    """What is too small to matter, in units of the metric."""
+    """Differences up to this are negligible, in units of the metric."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What one figure or table shows."""
+    """One figure or table."""
 
     title: str
     """Title of the figure."""
     kind: Literal["bars", "line", "curves", "heatmap", "grid", "members", "weights"]
-    """What is drawn."""
+    """Type of the figure."""
     tasks: tuple[str, ...]
     """Tasks of the study."""
     erasers: tuple[str, ...] = ()
@@ -75,9 +74,9 @@ class Experiment:
     choose: Literal["first", "largest"] = "first"
     """Of a grid: the first concepts, or those that changed most."""
     note: str = ""
-    """What differs from the paper, printed below the figure."""
+    """Differences from the paper, printed below the figure."""
     claims: tuple[Claim, ...] = ()
-    """What the paper says, and the number that decides it."""
+    """Claims of the paper, and the numbers that decide them."""
 
     def __post_init__(self) -> None:
         for key in ("tasks", "erasers", "finetunes", "roles", "sets"):

@@ -1,13 +1,12 @@
 """Experiments: the figures and tables of a study by name, each a choice of its cells.
 
-An experiment computes no model of its own. It names tasks, erasers and fine-tunes that the study declares, what of them
-is shown and along which axis, and what a paper says about it. `snakemake fig7` makes what fig7 needs and nothing else;
-cells that several experiments show are computed once.
+An experiment computes no models. It names tasks, erasers and fine-tunes of the study, the metric and axis that are
+drawn, and the claims of a paper. `snakemake fig7` computes what fig7 needs and nothing else; cells that several
+experiments show are computed once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from resurgence.config.fields import ConfigError, known
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def row_of(study: Study, cell: Cell) -> dict[str, Any]:
-    """Task, eraser and fine-tune of a cell as they are named in experiments."""
+    """Task, eraser and fine-tune of a cell, by their names in experiments."""
     erasure = cell.erasure
     return {
         "task": erasure.task,
@@ -29,37 +28,24 @@ def row_of(study: Study, cell: Cell) -> dict[str, Any]:
 
 def cells_of(study: Study, name: str) -> list[Cell]:
     """The cells that an experiment shows, all seeds."""
-    one = study.experiments[name]
-
-    def wanted(cell: Cell) -> bool:
-        row = row_of(study, cell)
-        return row["task"] in one.tasks and row["eraser"] in one.erasers and row["finetune"] in one.finetunes
-
-    return [cell for cell in study.cells() if wanted(cell)]
+    shown = study.experiments[name]
+    keys = ("task", "eraser", "finetune")
+    pairs = ((cell, row_of(study, cell)) for cell in study.cells())
+    return [cell for cell, row in pairs if all(row[key] in getattr(shown, f"{key}s") for key in keys)]
 
 
 def models_of(study: Study, name: str) -> list[str]:
     """Names of the models whose scores an experiment reads: bases, erased and fine-tuned ones."""
-    found = cells_of(study, name)
-    items: list[str | Erasure | Cell] = [
-        *dict.fromkeys(c.erasure.task for c in found),
-        *dict.fromkeys(c.erasure for c in found),
-        *found,
-    ]
-    return [str(study.model(item)) for item in items]
+    cells = cells_of(study, name)
+    items: list[str | Erasure | Cell] = [*(c.erasure.task for c in cells), *(c.erasure for c in cells), *cells]
+    return [str(study.model(item)) for item in dict.fromkeys(items)]
 
 
 def setting_of(study: Study, cell: Cell, key: str, where: str) -> float:
-    """The number that a setting of the cell's eraser has; ConfigError where it is none."""
+    """The value of a setting of the cell's eraser; ConfigError for one that is not a number."""
     erasure = cell.erasure
     settings = study.eraser_settings(erasure.task, erasure.eraser, erasure.variant)
     known(where, key, settings)
     if isinstance(settings[key], bool) or not isinstance(settings[key], int | float):
         raise ConfigError(where, key, f"is {settings[key]!r} for {erasure.eraser}, not a number: it has no axis")
     return float(settings[key])
-
-
-def shown_cells(study: Study, name: str, first: Iterable[Cell]) -> list[Cell]:
-    """The cells that a grid shows: those of the first seeds."""
-    chosen = set(cells_of(study, name))
-    return [cell for cell in first if cell in chosen]

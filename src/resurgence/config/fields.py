@@ -1,4 +1,4 @@
-"""Strict configuration: frozen dataclasses built from YAML, in which every mistake names key, value and remedy.
+"""Strict configuration: frozen dataclasses built from YAML; every error names key, value and remedy.
 
 `build` makes any dataclass from a mapping; `Task` is one erasure task, read from its own file by `load_task`. The
 study around the tasks is in study.py. Nothing here imports torch: the Snakefile reads its configuration through it.
@@ -23,6 +23,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 EXPONENT = re.compile(r"([-+]?\d+)\.?(\d*)[eE]([-+]?)(\d+)")
 STRICT = ConfigDict(strict=True, extra="forbid")
 UNKNOWN = "unexpected_keyword_argument"  # pydantic's name of the error
+LIMITS = {"greater_than": "more than", "greater_than_equal": "at least", "less_than": "less than"}
 WORDS = {"int_type": "a whole number", "float_type": "a number", "string_type": "text", "bool_type": "true or false"}
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is 7 times faster, where PyYAML has it
 T = TypeVar("T")
@@ -33,10 +34,11 @@ Natural = Annotated[int, Field(ge=0)]
 Seed = Natural
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ConfigError(ValueError):
-    """A mistake in the configuration: the key, the value seen and what to write instead."""
+    """An error in the configuration: the key, its value, and what to write instead."""
 
     def __init__(self, key: str, value: object, remedy: str) -> None:
         super().__init__(f"{key} = {value!r}: {remedy}")
@@ -61,7 +63,7 @@ def unique(key: str, values: Iterable[object]) -> None:
     seen: set[object] = set()
     for value in values:
         if value in seen:
-            raise ConfigError(key, value, "stands here twice; remove one of the two")
+            raise ConfigError(key, value, "is listed twice; remove one")
         seen.add(value)
 
 
@@ -110,7 +112,7 @@ Captions = str | Annotated[tuple[Template, ...], AfterValidator(not_empty)]  # t
 
 
 def lenient(schema: Any) -> Any:
-    """A strict core schema in which a mapping stands for a dataclass and a list for a tuple, as YAML has them."""
+    """The strict core schema, but with mappings accepted as dataclasses and lists as tuples, since YAML has neither."""
     if isinstance(schema, list):
         return [lenient(part) for part in schema]
     if not isinstance(schema, dict):
@@ -121,7 +123,7 @@ def lenient(schema: Any) -> Any:
 
 @functools.cache
 def validator(kind: Any) -> SchemaValidator:
-    """Checks a list of one value of a type; a list, because pydantic lets no one configure a dataclass by itself."""
+    """Validator of a list of one value of a type; a list, because pydantic does not configure a bare dataclass."""
     return SchemaValidator(lenient(TypeAdapter(tuple[kind], config=STRICT).core_schema))
 
 
@@ -134,28 +136,27 @@ def parse(kind: Any, value: Any, key: str) -> Any:
     try:
         return validator(kind).validate_python([value])[0]
     except ValidationError as error:
-        found = error.errors(include_url=False)
-    raise config_error(first(found, [value]), kind, [value], key)
+        errors = error.errors(include_url=False)
+    raise config_error(first(errors, [value]), kind, [value], key)
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Make a dataclass from a mapping; raises ConfigError as `parse` does."""
-    made: T = parse(cls, values, where)
-    return made
+    """Build a dataclass from a mapping; raises ConfigError as `parse` does."""
+    instance: T = parse(cls, values, where)
+    return instance
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
     """Return a mapping with text as keys; raises ConfigError as `parse` does."""
-    made: dict[str, Any] = parse(dict[str, Any], value, where)
-    return made
+    items: dict[str, Any] = parse(dict[str, Any], value, where)
+    return items
 
 
-def keys_in(location: Iterable[str | int], value: Any) -> list[str | int]:
+def keys_in(location: Iterable[Any], value: Any) -> list[str | int]:
     """The keys and indices of a location in a value; pydantic's locations also name the branches of unions."""
     keys = []
     for step in location:
-        listed = isinstance(value, list | tuple) and isinstance(step, int)
-        if listed or (isinstance(value, dict) and step in value):
+        if isinstance(step, int) if isinstance(value, list | tuple) else isinstance(value, dict) and step in value:
             keys.append(step)
             value = value[step]
     return keys
@@ -173,7 +174,7 @@ def first(errors: list[Any], value: Any) -> Any:
 
 def config_error(error: Any, kind: Any, value: Any, key: str) -> ConfigError:
     """Key, value and remedy of an error that pydantic found in a value of a type."""
-    where, given, last, details = key, error["input"], str(error["loc"][-1]), error.get("ctx", {})
+    where, entered, last, details = key, error["input"], str(error["loc"][-1]), error.get("ctx", {})
     for step in keys_in(error["loc"], value)[1:]:
         where = f"{where}[{step}]" if isinstance(step, int) else dotted(where, step)
     cause = details.get("error")
@@ -188,22 +189,23 @@ def config_error(error: Any, kind: Any, value: Any, key: str) -> ConfigError:
             remedy = f"unknown key; {nearest(last, field_names(kind, error['loc'][:-1]))}"
         case "literal_error":
             options = re.split(", | or ", details["expected"].replace("'", ""))
-            remedy = f"not known here; {nearest(given, options)}"
+            remedy = f"not known here; {nearest(entered, options)}"
         case "tuple_type":
-            remedy = f"must be a list; write [{given}]"
+            remedy = f"must be a list; write [{entered}]"
         case "dict_type" | "dataclass_type":
             remedy = "must be a mapping of keys to values"
-        case "greater_than_equal":
-            remedy = f"must be at least {details['ge']:g}"
-        case "greater_than":
-            remedy = "must be positive"
-        case "int_type" | "float_type" if isinstance(given, str) and (number := EXPONENT.fullmatch(given)):
+        case limit if limit in LIMITS:
+            (bound,) = details.values()
+            remedy = (
+                "must be positive" if (limit, bound) == ("greater_than", 0) else f"must be {LIMITS[limit]} {bound:g}"
+            )
+        case "int_type" | "float_type" if isinstance(entered, str) and (number := EXPONENT.fullmatch(entered)):
             digits, fraction, sign, power = number.groups("")
             fixed = f"{digits}.{fraction or 0}e{sign or '+'}{power}"
             remedy = f"is text in YAML 1.1, which wants point and sign in the number; write {fixed}"
         case other:
-            remedy = f"must be {WORDS[other]}, got {type(given).__name__}" if other in WORDS else error["msg"]
-    return ConfigError(where, given, remedy)
+            remedy = f"must be {WORDS[other]}, got {type(entered).__name__}" if other in WORDS else error["msg"]
+    return ConfigError(where, entered, remedy)
 
 
 def field_names(kind: Any, location: Iterable[str | int]) -> list[str]:
@@ -228,8 +230,8 @@ class UniqueKeys(Loader):  # type: ignore[misc]
         """Return the mapping of a node; raises ConfigError for a key written twice."""
         keys = [self.construct_object(k, deep=True) for k, _ in node.value if k.tag != "tag:yaml.org,2002:merge"]
         unique(f"line {node.start_mark.line + 1}, key", [k for k in keys if isinstance(k, str)])
-        made: dict[Any, Any] = super().construct_mapping(node, deep)
-        return made
+        items: dict[Any, Any] = super().construct_mapping(node, deep)
+        return items
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

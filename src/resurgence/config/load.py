@@ -1,8 +1,9 @@
-"""Read a study: params.yaml with the files laid over it, checked."""
+"""Read and check a study: params.yaml and the overlays on it."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
     """Build and check the study; paths in it are relative to root.
 
     Raises:
-        ConfigError: naming key, value and remedy, for the first mistake found.
+        ConfigError: key, value and remedy of the first error.
     """
     from resurgence.config.consistency import check_study
 
-    given, config = dict(config), with_defaults_located(without_nulls(config), root)
+    source, config = dict(config), with_paths_resolved(without_nulls(config), root)
     for key in ("erasers", "finetunes"):
         if key not in config:
             raise ConfigError(key, None, "is missing; add this key")
@@ -32,12 +33,12 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
         name: make_method(block, f"finetunes.{name}", FinetuneConfig, ("set", "tasks", "erasers", "seeds"))
         for name, block in mapping(config["finetunes"], "finetunes").items()
     }
-    for key in {"loaded", "given"} & set(config):
+    for key in {"loaded", "source"} & set(config):
         raise ConfigError(key, config[key], "unknown key; remove it")
     study = build(Study, config, "")
     unique("tasks.names", study.tasks.names)
     files = {name: root / study.tasks.folder / f"{name}.yaml" for name in study.tasks.names}
-    study = dataclasses.replace(study, loaded={name: load_task(path) for name, path in files.items()}, given=given)
+    study = dataclasses.replace(study, loaded={name: load_task(path) for name, path in files.items()}, source=source)
     check_study(study, root)
     return study
 
@@ -51,46 +52,42 @@ PATHS = (
 """Keys of the configuration whose values are files or folders."""
 
 
-def with_defaults_located(config: Mapping[str, Any], root: Path) -> dict[str, Any]:
+def with_paths_resolved(config: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """The configuration with each path of PATHS that is not below root, but in the checkout, as one of the checkout."""
 
-    def located(value: Any, keys: list[str]) -> Any:
+    def resolved(value: Any, keys: list[str]) -> Any:
         if not keys:
             return resolve_path(value, root) if isinstance(value, str) and value else value
         if not isinstance(value, Mapping):
             return value
-        return {k: located(v, keys[1:]) if keys[0] in (k, "*") else v for k, v in value.items()}
+        return {k: resolved(v, keys[1:]) if keys[0] in (k, "*") else v for k, v in value.items()}
 
-    found: Any = dict(config)
-    for path in PATHS:
-        found = located(found, path.split("."))
-    return dict(found)
+    return dict(functools.reduce(lambda values, path: resolved(values, path.split(".")), PATHS, config))
 
 
 def without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without what an overlay takes out of the study below it, by writing null.
+    """The configuration without what an overlay removes from the study below it, by the value null.
 
     That is an eraser, a fine-tune, a variant of them, a fine-tuning set, a scorer, or a setting of a scorer.
     """
 
-    def taken_out(block: Any) -> Any:
+    def present(block: Any) -> Any:
         return {k: v for k, v in block.items() if v is not None} if isinstance(block, Mapping) else block
 
-    kept = dict(config)
-    for key in ("erasers", "finetune_sets", "finetunes", "scorers"):
-        kept[key] = taken_out(kept[key]) if key in kept else {}
-        if not isinstance(kept[key], Mapping):
-            continue
-        for name, block in kept[key].items():
-            if key == "scorers":
-                kept[key][name] = taken_out(block)
-            elif isinstance(block, Mapping) and "variants" in block:
-                kept[key][name] = {**block, "variants": taken_out(block["variants"])}
-    return {key: value for key, value in kept.items() if key in config}
+    def entry(key: str, block: Any) -> Any:
+        if key != "scorers" and isinstance(block, Mapping) and "variants" in block:
+            return {**block, "variants": present(block["variants"])}
+        return present(block) if key == "scorers" else block
+
+    values = dict(config)
+    for key in config.keys() & {"erasers", "finetune_sets", "finetunes", "scorers"}:
+        if isinstance(block := present(values[key]), Mapping):
+            values[key] = {name: entry(key, part) for name, part in block.items()}
+    return values
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Overlay one configuration on another as Snakemake does: mappings merge, everything else is replaced."""
+    """Overlay one configuration on another as Snakemake does: mappings merge, other values are replaced."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -99,7 +96,7 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_study(paths: list[Path], root: Path = Path()) -> Study:
-    """Read params.yaml and the files that overlay it."""
+    """Read params.yaml and its overlays."""
     config: dict[str, Any] = {}
     for path in paths:
         config = merge(config, read_yaml(path))

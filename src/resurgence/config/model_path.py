@@ -1,4 +1,4 @@
-"""Models by their path: a task, and the sequence of steps that made the model from the base.
+"""Models by their path: a task, and the sequence of steps from the base to the model.
 
 `ship` is the base itself on the task ship, `ship/mace/s0` the model that MACE erased with seed 0, and
 `ship/mace/s0/lora/f0` that one fine-tuned. Steps follow one another in any order and number:
@@ -65,7 +65,7 @@ class ModelPath:
         """Read a path.
 
         Raises:
-            ValueError: a text that is no path of a model.
+            ValueError: the text is not the path of a model.
         """
         if not re.fullmatch(PATTERN, text):
             raise ValueError(f"{text!r} is not the path of a model; write TASK, or TASK/ERASER/sSEED/FINETUNE/fSEED")
@@ -91,7 +91,7 @@ class ModelPath:
 
     @property
     def state(self) -> State:
-        """What the last step made of the base."""
+        """Base, erased or fine-tuned, by the last step."""
         return STATES[self.steps[-1].kind] if self.steps else "base"
 
     def last(self, kind: str) -> Step | None:
@@ -100,16 +100,16 @@ class ModelPath:
 
     def columns(self) -> dict[str, Any]:
         """Task, eraser, fine-tune, their variants and seeds, and state, as the columns of the tables."""
-        found: dict[str, Any] = {"task": self.task, "state": self.state}
+        values: dict[str, Any] = {"task": self.task, "state": self.state}
         if step := self.last("erase"):
-            found |= {"eraser": step.method, "variant": step.variant, "erase_seed": step.seed}
+            values |= {"eraser": step.method, "variant": step.variant, "erase_seed": step.seed}
         if step := self.last("finetune"):
-            found |= {"finetune": step.method, "finetune_variant": step.variant, "finetune_seed": step.seed}
-        return found
+            values |= {"finetune": step.method, "finetune_variant": step.variant, "finetune_seed": step.seed}
+        return values
 
     @classmethod
     def of_columns(cls, row: Mapping[str, Any]) -> ModelPath:
-        """The model of a row of a table, from its task, eraser, fine-tune, variants and seeds; empty ones are none."""
+        """The model of a row of a table, from task, eraser, fine-tune, variants and seeds; empty: no such step."""
         model = cls(row["task"])
         if row.get("eraser"):
             model = model.then("erase", row["eraser"], row["variant"] or DEFAULT, int(row["erase_seed"]))

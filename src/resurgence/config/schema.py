@@ -90,7 +90,7 @@ def study_schema() -> dict[str, Any]:
     classes = kinds.json_schema(schema_generator=WithoutTitles)["$defs"]
     schema = inlined(classes["Study"], classes)
     keys, changes = schema["properties"], inlined(classes["Variant"], classes)["properties"]
-    del keys["loaded"], keys["given"]  # no keys: the task files, and the configuration as it was read
+    del keys["loaded"], keys["source"]  # no keys: the task files, and the configuration as in its files
     mapping, method = {"mapping": changes["mapping"]}, {"method": {"type": "string", "description": METHOD}}
     limits = {key: changes[key] for key in ("tasks", "seeds")}
     keys["erasers"] |= {"minProperties": 1, "additionalProperties": method_schema(limits, method, mapping, known=False)}

@@ -1,4 +1,4 @@
-"""The scorers by name: what each declares, read without importing torch.
+"""The scorers by name and their declarations, which are read without importing torch.
 
 A scorer is declared by a frozen dataclass that inherits `ScorerConfig`: its fields are the settings below
 `scorers.NAME`, its class attributes the columns, the metrics and the function that loads it. Those of this package are
@@ -43,15 +43,15 @@ class Metric:
 
 @dataclass(frozen=True)
 class ScorerConfig:
-    """Settings of a scorer, and what it declares. A setting named `path` is a file or folder of weights."""
+    """Settings and declarations of a scorer. A setting named `path` is a file or folder of weights."""
 
     loader: ClassVar[str] = ""  # module:function, (config, device) -> Scorer; empty: needs stored features only
-    columns: ClassVar[tuple[str, ...]] = ()  # that it writes, in this order
+    columns: ClassVar[tuple[str, ...]] = ()  # of its scores, in this order
     metrics: ClassVar[Mapping[str, Metric]] = {}
     gives_features: ClassVar[bool] = False  # of images, for a Fréchet distance
     reads_base: ClassVar[bool] = False  # compares with the image that the base made of the same row
     rank: ClassVar[int] = 2  # reports begin with the lowest: a detector of the very concepts before a general one
-    fetch: ClassVar[str] = "correct the path"  # how to get what `path` names
+    fetch: ClassVar[str] = "correct the path"  # remedy where `path` does not exist
 
     @property
     def features_of(self) -> tuple[str, ...]:
@@ -59,29 +59,29 @@ class ScorerConfig:
         return ()
 
     def offered(self) -> tuple[str, ...]:
-        """The metrics that there are with these settings."""
+        """The metrics with these settings."""
         return tuple(self.metrics)
 
     def check(self, study: Study, root: Path) -> None:
         """Check the settings against the rest of the study, before any job.
 
         Raises:
-            ConfigError: naming key, value and remedy.
+            ConfigError: key, value and remedy.
         """
 
 
 @functools.cache
 def entries() -> dict[str, EntryPoint]:
-    """Name of each scorer -> where it is declared: those of this package, then those of others by name.
+    """Entry point of each scorer by name: those of this package, then those of others in alphabetic order.
 
     Raises:
         ConfigError: an entry point that takes the name of another scorer.
     """
-    found = {name: EntryPoint(name, value, GROUP) for name, value in SCORERS.items()}
+    registered = {name: EntryPoint(name, value, GROUP) for name, value in SCORERS.items()}
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        if (other := found.setdefault(entry.name, entry)).value != entry.value:
+        if (other := registered.setdefault(entry.name, entry)).value != entry.value:
             raise ConfigError(f"entry point {GROUP}", entry.name, f"is {other.value} already; choose another name")
-    return found
+    return registered
 
 
 @functools.cache
@@ -89,7 +89,7 @@ def scorer_class(name: str) -> type[ScorerConfig]:
     """The declaration of a scorer.
 
     Raises:
-        ConfigError: an unknown name, or an entry point that names no ScorerConfig.
+        ConfigError: an unknown name, or an entry point that is not a ScorerConfig.
     """
     known("scorers", name, entries())
     entry = entries()[name]
@@ -128,7 +128,7 @@ def declarations(names: Iterable[str]) -> tuple[str, ...]:
 def code_of(names: Iterable[str]) -> tuple[str, ...]:
     """Classes and loaders of these scorers, as module:name: code that their scores depend on.
 
-    None of those that need stored features only.
+    Those that need stored features only have none.
     """
     loaded = [name for name in names if scorer_class(name).loader]
     return (*declarations(loaded), *(scorer_class(name).loader for name in loaded))
@@ -141,13 +141,13 @@ def metrics() -> dict[str, Metric]:
     Raises:
         ConfigError: two scorers declare a metric of the same name.
     """
-    found: dict[str, Metric] = {}
+    by_name: dict[str, Metric] = {}
     for name in entries():
         for metric, declared in scorer_class(name).metrics.items():
-            if metric in found:
+            if metric in by_name:
                 raise ConfigError(f"metrics of the scorer {name}", metric, "another scorer has it; rename it")
-            found[metric] = declared
-    return found
+            by_name[metric] = declared
+    return by_name
 
 
 def ranked(reverse: bool = False) -> dict[str, Metric]:

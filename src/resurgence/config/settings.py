@@ -37,11 +37,11 @@ class Base:
     path: str
     """A local diffusers folder, or a hub id such as CompVis/stable-diffusion-v1-4."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """With auto the GPU, when there is one; changing it runs nothing again."""
+    """With auto the GPU, if there is one; a change computes nothing again."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of sampling. Erasing and fine-tuning start from fp32."""
     delta_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """In which erased and fine-tuned weights are kept."""
+    """In which erased and fine-tuned weights are stored."""
     revision: str | None = None
     """Commit of a hub id."""
 
@@ -57,7 +57,7 @@ class Tasks:
     concepts: str | None = None
     """File of all concepts of the base's world; null: any word may be a concept."""
     general: str | None = None
-    """CSV of prompts and seeds of any content, for CLIP score and FID; data/coco/sample-5000.csv is made."""
+    """CSV of prompts and seeds of any content, for CLIP score and FID; a rule writes data/coco/sample-5000.csv."""
     general_for: tuple[str, ...] | None = None
     """Tasks whose models are sampled on it too; null: all."""
 
@@ -67,14 +67,14 @@ class Moments:
     """Corpora whose second moments the closed forms preserve."""
 
     prior: str
-    """Text file of general captions, one a line; data/coco/captions.txt is fetched."""
+    """Text file of general captions, one a line; a rule fetches data/coco/captions.txt."""
     domain: str | dict[str, str]
     """Text file of caption templates, one a line, filled with the retain concepts; or kind of task -> file."""
 
 
 @dataclass(frozen=True)
 class ConceptImages:
-    """Images made by the base, for the erasers that learn from images."""
+    """Images sampled from the base, for the erasers that learn from images."""
 
     per_concept: Count
     """Images of each erased concept."""
@@ -95,10 +95,10 @@ class ConceptImages:
 
 @dataclass(frozen=True)
 class FinetuneSet:
-    """Images that the base makes of concepts which are not erased; of a size or a number a prompt."""
+    """Images that the base samples of concepts which are not erased; of a total size, or of a number a prompt."""
 
     concepts: Literal["task", "retain"] | dict[str, tuple[str, ...]] | tuple[str, ...] = "task"
-    """What the images show: task (its random concepts), retain, a list, or kind of task -> list."""
+    """Concepts of the images: task (its random concepts), retain, a list, or kind of task -> list."""
     templates: Literal["task"] | tuple[str, ...] = "task"
     """Of the prompts: task (its templates), or a list."""
     tercile: TercileConfig | None = None
@@ -147,11 +147,9 @@ class Seeds:
             unique(key, getattr(self, key))
         if self.paired and len(self.erase) != len(self.finetune):
             raise ConfigError(
-                "paired",
-                True,
-                f"needs as many seeds to erase ({len(self.erase)}) as to fine-tune "
-                f"({len(self.finetune)}); write false, or the same number",
-            )
+                "paired", True, f"needs as many seeds to erase ({len(self.erase)}) as to fine-tune "
+                f"({len(self.finetune)}); write false, or the same number"
+            )  # fmt: skip
 
     def to_finetune(self, erasers: tuple[int, ...], seed: int) -> tuple[int, ...]:
         """Seeds that fine-tune a model erased with `seed` by an eraser that runs with `erasers`."""
@@ -191,7 +189,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Variant:
-    """Some settings of a method changed, and the part of the study it is run on."""
+    """Changed settings of a method, and the part of the study that it is limited to."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     mapping: str | dict[str, str] | None = None
@@ -239,10 +237,9 @@ def make_method(
         if not NAME.fullmatch(variant):
             raise ConfigError(place, variant, "use small letters, digits and hyphens: it becomes a folder")
         changes = mapping(changes, place)
-        own = {key: changes[key] for key in (*extra, "mapping") if key in changes and key in Variant.__annotations__}
-        settings = {key: value for key, value in changes.items() if key not in own}
-        limits = {key: common[key] for key in ("tasks", "erasers", "seeds") if key in common}
-        variants[variant] = build(Variant, limits | own | {"settings": settings}, place)
+        limits = {key: value for key, value in common.items() if key != "set"}
+        limits |= {key: changes.pop(key) for key in (*extra, "mapping") if key in changes}
+        variants[variant] = build(Variant, limits | {"settings": changes}, place)
     if not variants:
         raise ConfigError(f"{where}.variants", {}, "must not be empty; write variants: {default: {}}")
     return Method(name, config, values, variants, parse(str | None, common.get("set"), f"{where}.set"))

@@ -6,37 +6,31 @@ The stages' own modules import them from here, so that a study is read without P
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from resurgence.config.fields import ConfigError, at_least, one_place
+from pydantic import Field
+
+from resurgence.config.fields import ConfigError, Count, Fraction, NotNegative, Positive, one_place
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """Settings of the sampler; the defaults are the paper's."""
 
-    steps: int = 50
+    steps: Count = 50
     """DDIM steps."""
-    guidance: float = 7.5
+    guidance: NotNegative = 7.5
     """Scale of classifier-free guidance; 1 or less: no guidance."""
-    batch: int = 16
-    """Images at a time; changes an image by rounding only."""
-    size: int | None = None
+    batch: Count = 16
+    """Images in a forward pass; changes an image by rounding only."""
+    size: Annotated[int, Field(ge=8)] | None = None
     """Pixels a side; null: the base's own."""
-    shard: int | None = None
-    """Most images in a file, from which an interrupted job goes on; null: all in one."""
+    shard: Count | None = None
+    """Most images in a file, after which an interrupted job resumes; null: all in one."""
     channels_last: bool = False
     """Memory format of UNet and autoencoder; faster convolutions in half precision."""
     compile: bool = False
     """The UNet by torch.compile: minutes at the start, then faster steps."""
-
-    def __post_init__(self) -> None:
-        at_least("steps", self.steps, 1)
-        at_least("batch", self.batch, 1)
-        at_least("guidance", self.guidance, 0)
-        for key, low in (("size", 8), ("shard", 1)):
-            if getattr(self, key) is not None:
-                at_least(key, getattr(self, key), low)
 
 
 @dataclass(frozen=True)
@@ -44,17 +38,17 @@ class MaskConfig:
     """Settings of all segmenters; each reads its own."""
 
     segmenter: Literal["foreground", "cross-attention", "grounded-sam"] = "foreground"
-    """How the concept is found in an image."""
+    """Method that segments the concept in an image."""
     empty: Literal["error", "whole"] = "error"
-    """When nothing is found: stop, or take the whole image."""
-    batch: int = 8
+    """When no segment results: stop, or take the whole image."""
+    batch: Count = 8
     """Images a forward pass; does not change any result."""
     # foreground
-    border: float = 0.06
+    border: Annotated[float, Field(gt=0, lt=0.5)] = 0.06
     """Width of the frame that shows only background, as a fraction of the image."""
-    contrast: float = 6.0
+    contrast: NotNegative = 6.0
     """Least distance from the background, in Lab units; 2.3 is just noticeable."""
-    smallest: float = 0.1
+    smallest: Fraction = 0.1
     """Parts smaller than this fraction of the largest part are dropped."""
     # cross-attention
     template: str = "a photo of {}"
@@ -72,20 +66,14 @@ class MaskConfig:
     """Commit of SAM, where it is a hub id."""
     phrase: str = "{}"
     """What the detector is asked for, with {} where the concept goes."""
-    threshold: float = 0.3
+    threshold: Fraction = 0.3
     """Least score of a detection."""
-    text_threshold: float = 0.25
+    text_threshold: Fraction = 0.25
     """Least score of the words of a detection."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of both models; fp16 needs a GPU."""
 
     def __post_init__(self) -> None:
-        at_least("batch", self.batch, 1)
-        at_least("contrast", self.contrast, 0)
-        limits = {"border": 0.5, "smallest": 1.0, "threshold": 1.0, "text_threshold": 1.0}
-        for key, high in limits.items():
-            if not 0 < getattr(self, key) < high:
-                raise ConfigError(key, getattr(self, key), f"must lie between 0 and {high:g}")
         for key in ("template", "phrase"):
             one_place(key, getattr(self, key))
         if not self.timesteps or min(self.timesteps) < 0:
@@ -103,7 +91,7 @@ class TercileConfig:
     """File of names, one a line; erased concepts and their synonyms among them are left out."""
     number: Literal[1, 2, 3]
     """The third: 1 is the least similar."""
-    size: int = 10
+    size: Count = 10
     """Concepts drawn; all where the third has fewer."""
     similarity: Literal["max", "min"] = "max"
     """To the nearest erased concept (max) or to the farthest (min)."""
@@ -115,7 +103,6 @@ class TercileConfig:
     """Seed of the draw."""
 
     def __post_init__(self) -> None:
-        at_least("size", self.size, 1)
         one_place("template", self.template)
 
 
@@ -125,25 +112,25 @@ class FinetuneConfig:
 
     algorithm: Literal["lora", "full"] = "lora"
     """With lora rank-r updates of all attentions, with full the whole UNet."""
-    steps: int = 1000
+    steps: Count = 1000
     """Optimiser steps."""
     checkpoints: tuple[int, ...] = ()
     """Steps at which weights are written, the last one too; []: only the last."""
-    lr: float = 1e-4
+    lr: Positive = 1e-4
     """Learning rate of AdamW, betas (0.9, 0.999), eps 1e-8; the authors' full run: 1e-5."""
     lr_scheduler: Literal["cosine", "constant"] = "cosine"
     """After the warm-up; the authors' full run: constant."""
-    warmup: int = 0
+    warmup: Annotated[int, Field(ge=0)] = 0
     """Steps of linear warm-up."""
-    batch: int = 1
+    batch: Count = 1
     """Images a forward pass; the authors' full run: 8."""
-    accumulation: int = 4
+    accumulation: Count = 4
     """Forward passes a step."""
-    rank: int = 4
+    rank: Count = 4
     """Rank of the LoRA; alpha is the rank, so the scale is 1; A is Gaussian with deviation 1/rank, B zero."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """Of AdamW."""
-    max_norm: float = 1.0
+    max_norm: Positive = 1.0
     """Largest norm of the gradient of a step; a larger one is scaled down."""
     ema: bool = False
     """Of full fine-tuning: write the moving average of the weights; the authors' full run: true."""
@@ -157,13 +144,6 @@ class FinetuneConfig:
     """As a control: permute the captions over the images."""
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch", "accumulation", "rank"):
-            at_least(key, getattr(self, key), 1)
-        for key in ("warmup", "weight_decay"):
-            at_least(key, getattr(self, key), 0)
-        for key in ("lr", "max_norm"):
-            if not getattr(self, key) > 0:
-                raise ConfigError(key, getattr(self, key), "must be positive")
         if self.ema and self.algorithm == "lora":
             raise ConfigError("ema", True, "belongs to full fine-tuning; write false, or algorithm: full")
         if self.warmup >= self.steps:

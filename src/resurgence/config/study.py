@@ -69,7 +69,7 @@ class Cell(NamedTuple):
         return self.erasure.model.then("finetune", *self[1:])
 
 
-@dataclass(frozen=True, eq=False)  # one study is another only if it is the same object: functions of it are cached
+@dataclass(frozen=True, eq=False)  # compared by identity
 class Study:
     """The whole configuration; the fields are the keys of params.yaml."""
 
@@ -84,7 +84,7 @@ class Study:
     erasers: dict[str, Method]
     """Name -> method, settings of the method, limits, and variants: name -> changed settings and limits."""
     finetune_sets: dict[str, FinetuneSet]
-    """Sets of images that the base makes of concepts which are not erased, by name."""
+    """Sets of images that the base samples of concepts which are not erased, by name."""
     finetunes: dict[str, Method]
     """Name -> set, settings of the fine-tuning, limits, and variants: name -> changed settings, set and limits."""
     seeds: Seeds
@@ -95,9 +95,9 @@ class Study:
     experiments: dict[str, Experiment] = field(default_factory=dict)
     """Figures and tables by name, each a rule (`snakemake fig7`)."""
     world: str = "config/world.yaml"
-    """How the miniature base and its scorers were made, for the target world."""
+    """File with the settings of the miniature base and its scorers, for the target world."""
     loaded: dict[str, Task] = field(default_factory=dict)  # the tasks' files, by name
-    given: dict[str, Any] = field(default_factory=dict)  # the configuration as it was read
+    source: dict[str, Any] = field(default_factory=dict)  # the configuration as in its files
 
     def erasures(self) -> Iterator[Erasure]:
         """Every erased model, in the order of the configuration."""
@@ -110,8 +110,8 @@ class Study:
         """Every fine-tuned model."""
         for erasure, (finetune, method) in itertools.product(self.erasures(), self.finetunes.items()):
             names = {erasure.eraser, f"{erasure.eraser}.{erasure.variant}"}
-            own = self.erasers[erasure.eraser].variants[erasure.variant].seeds or self.seeds.erase
-            seeds = self.seeds.to_finetune(own, erasure.seed)
+            erase_seeds = self.erasers[erasure.eraser].variants[erasure.variant].seeds or self.seeds.erase
+            seeds = self.seeds.to_finetune(erase_seeds, erasure.seed)
             for name, variant in method.variants.items():
                 follows = variant.erasers is None or names & set(variant.erasers)
                 if follows and (variant.tasks is None or erasure.task in variant.tasks):
@@ -128,7 +128,7 @@ class Study:
         return "/".join(["results", stage, self.base.name, *([] if model is None else [str(model)]), part])
 
     def task(self, task: str, eraser: str | None = None, variant: str = DEFAULT) -> Task:
-        """A task, with the mapping concept of an eraser's variant where that has its own."""
+        """A task, with the mapping of an eraser's variant where it has one."""
         mapping = self.erasers[eraser].variants[variant].mapping if eraser else None
         if mapping is None:
             return self.loaded[task]
@@ -143,7 +143,7 @@ class Study:
         return self.erasers[eraser].resolved(variant, f"erasers.{eraser}.variants.{variant}", layer)
 
     def eraser_settings(self, task: str, eraser: str, variant: str) -> dict[str, Any]:
-        """All settings of an eraser for one task; none for the eraser `none`."""
+        """All settings of an eraser for one task; empty for the eraser `none`."""
         config = self.eraser_config(task, eraser, variant)
         return {} if config is None else dataclasses.asdict(config)
 
@@ -159,14 +159,14 @@ class Study:
         return method.variants[variant].set or method.set or ""
 
     def tercile_of(self, set_name: str) -> TercileConfig:
-        """The settings of a fine-tuning set that is a tercile; ConfigError for another."""
+        """The settings of a fine-tuning set that is a tercile; ConfigError for another set."""
         tercile = self.finetune_sets[set_name].tercile
         if tercile is None:
-            raise ConfigError(f"finetune_sets.{set_name}", set_name, "is no tercile; give it a block tercile")
+            raise ConfigError(f"finetune_sets.{set_name}", set_name, "is not a tercile; add a block tercile")
         return tercile
 
     def finetune_concepts(self, set_name: str, task: str) -> tuple[str, ...]:
-        """Concepts that a fine-tuning set shows in a task; none where they are drawn from a tercile."""
+        """Concepts that a fine-tuning set shows in a task; empty where they are drawn from a tercile."""
         if self.finetune_sets[set_name].tercile is not None:
             return ()
         concepts, of = self.finetune_sets[set_name].concepts, self.loaded[task]

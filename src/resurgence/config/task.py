@@ -1,4 +1,4 @@
-"""One erasure task: what to erase, what to keep, and the prompts that show both."""
+"""One erasure task: concepts to erase, concepts to retain, and the prompts of both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resurgence.config.fields import NAME, ConfigError, at_least, build, known, 
 
 @dataclass(frozen=True)
 class Task:
-    """What to erase, what to keep, and the prompts that show both."""
+    """Concepts to erase, concepts to retain, and the prompts of both."""
 
     name: str
     kind: Literal["person", "object", "style"]
@@ -21,9 +21,7 @@ class Task:
     mapping: dict[str, str]  # concept -> mapping concept; in YAML one word may stand for all
     templates: tuple[str, ...]  # of the prompts, "a portrait of the {}"
     seeds: dict[str, int]  # images per template and concept (or synonym), by role: erase, retain, synonym
-    first_seed: int | None = (
-        None  # image i of every prompt has seed first_seed + i; null: seeds of our own (prompts.py)
-    )
+    first_seed: int | None = None  # image i of each prompt has seed first_seed + i; null: derived seeds (prompts.py)
     synonyms: dict[str, tuple[str, ...]] = field(default_factory=dict)  # prompted with role "synonym"
     finetune: tuple[str, ...] = ()  # random concepts of the same domain, neither erased nor retained
     labels: tuple[str, ...] = ()  # label set of the CLIP accuracy; empty: erase and retain
@@ -50,9 +48,8 @@ class Task:
             object.__setattr__(self, "labels", self.erase + self.retain)
         for concept in self.erase + self.retain:
             if concept not in self.labels:
-                raise ConfigError(
-                    "labels", list(self.labels), f"add {concept!r}: its images are scored against the labels"
-                )
+                remedy = f"add {concept!r}: its images are scored against the labels"
+                raise ConfigError("labels", list(self.labels), remedy)
 
     def _check_sets(self) -> None:
         for key in ("retain", "finetune"):
@@ -61,9 +58,8 @@ class Task:
                     raise ConfigError(key, concept, f"is also in erase; remove it from {key} or from erase")
         for concept in self.finetune:
             if concept in self.retain:
-                raise ConfigError(
-                    "finetune", concept, "is also in retain; remove it, or use a set with concepts: retain"
-                )
+                remedy = "is also in retain; remove it, or use a set with concepts: retain"
+                raise ConfigError("finetune", concept, remedy)
         for concept, words in self.synonyms.items():
             known("synonyms", concept, self.erase + self.retain)
             if not words:
@@ -71,9 +67,8 @@ class Task:
             unique(f"synonyms.{concept}", words)
             for word in words:
                 if word in self.erase + self.retain + self.finetune or not word.strip():
-                    raise ConfigError(
-                        f"synonyms.{concept}", word, "is a concept of this task or empty; write another word"
-                    )
+                    remedy = "is a concept of this task or empty; write another word"
+                    raise ConfigError(f"synonyms.{concept}", word, remedy)
 
     def _check_mapping(self) -> None:
         for concept, target in self.mapping.items():
@@ -86,9 +81,8 @@ class Task:
                 raise ConfigError(f"mapping.{concept}", target, "is itself erased; name a concept that stays")
         for concept in self.erase:
             if concept not in self.mapping:
-                raise ConfigError(
-                    "mapping", self.mapping, f"has no entry for {concept!r}; add one, or write one word for all"
-                )
+                remedy = f"has no entry for {concept!r}; add one, or write one word for all"
+                raise ConfigError("mapping", self.mapping, remedy)
 
     def _check_seeds(self) -> None:
         for role, count in self.seeds.items():
@@ -114,10 +108,10 @@ def load_task(path: Path | str) -> Task:
 
 
 class TaskPart:
-    """Some fields of a task, as the settings of a job hold them; a job can read no other.
+    """The fields of a task that are among the settings of a job; other fields raise AttributeError.
 
     Args:
-        values: the fields, lists where a Task has tuples. where: whose fields these are, for the message.
+        values: the fields, lists where a Task has tuples. where: the settings, for the message.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:

@@ -10,13 +10,55 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from resurgence.provenance.references import Scope, Scopes, chain_of
-from resurgence.provenance.source_modules import OTHERS, Target, is_analysed, is_type_checking, read_module
+from resurgence.provenance.source_modules import (
+    OTHERS,
+    Origin,
+    Target,
+    bindings,
+    follow,
+    is_analysed,
+    package_of,
+    read_module,
+    within,
+)
 
-SKIPPED = frozenset(("annotation", "ctx", "kind", "returns", "type_comment", "type_params"))  # fields of syntax trees
+# Modules that never bear on a result: not followed, and a statement that only calls one of them is left out.
+INFRASTRUCTURE = (
+    "resurgence.cli",  # reads the command line
+    "resurgence.config.erasers",  # names and declares methods; the one that runs is an entry of the code version
+    "resurgence.config.fields",  # refuses bad settings; those that pass are parameters of the artefact
+    "resurgence.files",  # writes under a temporary name, digests files
+    "resurgence.pretrained",  # checks files of weights, which are inputs
+    "resurgence.progress",  # log lines
+    "resurgence.provenance",  # manifests and records of runs
+    "resurgence.stages.job",  # command line, log and manifest of a job
+    "resurgence.stages.runtime",  # locks, devices and signals of a job
+    "resurgence.training.checkpoint",  # saves and resumes, exactly
+    "resurgence.workflow",  # decides what runs, not how
+)
+# Of these, functions that write a result or fill their argument: statements that call them stay.
+EFFECTS = ("resurgence.files", "resurgence.pretrained.loading.fill")
+# What only observes: assignments of what these return are left out too, and calls of its methods.
+OBSERVERS = (
+    "fcntl",
+    "logging",
+    "resurgence.progress",
+    "resurgence.training.checkpoint",
+    "signal",
+    "time.monotonic",
+    "time.perf_counter",
+    "warnings",
+)
+SILENT = (*OBSERVERS, *INFRASTRUCTURE)
+LOGGERS = ("log", "logger")  # names of loggers, and their methods
+LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
+# Builtins without effect: a condition that calls no others is left out with the log line below it.
+PURE = ("abs", "all", "any", "bool", "enumerate", "float", "getattr", "hasattr", "int", "isinstance", "len", "list",
+        "max", "min", "range", "set", "sorted", "str", "sum", "tuple", "zip")  # fmt: skip
+SKIPPED = ("annotation", "cause", "ctx", "kind", "msg", "returns", "type_comment", "type_params")  # of syntax trees
 
 
 class Form(NamedTuple):
@@ -27,121 +69,153 @@ class Form(NamedTuple):
     references: tuple[Target, ...]  # in the order of the text
 
 
-class Normaliser(Scopes):
-    """Writes statements of one module as text."""
+def chain_of(node: ast.AST | None) -> tuple[str, ...]:
+    """`a.b.c` as its names; empty for anything else."""
+    attributes: list[str] = []
+    while isinstance(node, ast.Attribute):
+        attributes.append(node.attr)
+        node = node.value
+    return (node.id, *reversed(attributes)) if isinstance(node, ast.Name) else ()
 
-    def block(self, body: Iterable[ast.stmt]) -> list[str]:
-        """Texts of statements, without those that bear on no result."""
-        return [text for node in body for text in self.statement(node)]
 
-    def statement(self, node: ast.stmt) -> list[str]:
-        """A statement as none, one or several texts."""
-        match node:
-            case ast.Import() | ast.ImportFrom() | ast.Pass():
-                return []
-            case ast.Expr():
-                return [] if self.is_silent(node.value) else [self.text(node.value)]
-            case ast.Assign() | ast.AnnAssign():
-                return self.assignment(node)
-            case ast.Raise():
-                raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
-                return [f"(Raise {self.unfollowed(raised)})"]
-            case ast.Assert():
-                return [f"(Assert {self.text(node.test)})"]
-            case ast.If():
-                return self.condition(node)
-            case ast.With() | ast.AsyncWith():
-                return self.context(node)
-            case ast.For():
-                return self.loop(node)
-        return [self.text(node)]
+class Normaliser(ast.NodeVisitor):
+    """Writes statements of a definition as text, empty for one that bears on no result."""
 
-    def condition(self, node: ast.If) -> list[str]:
-        """An if; none when only log calls are below it and evaluating the condition changes nothing."""
-        if is_type_checking(node):
-            return self.block(node.orelse)
-        body, orelse = self.block(node.body), self.block(node.orelse)
-        if not body and not orelse and self.is_pure(node.test):
-            return []
-        return [f"(If {self.text(node.test)} {listed(body)} {listed(orelse)})"]
+    def __init__(self, definition: Target) -> None:
+        self.definition, self.module = definition, definition.path
+        self.package, self.home = package_of(self.module), self.module.partition(".")[0]
+        self.scopes: list[tuple[ast.AST, dict[str, list[Origin]]]] = []  # innermost last: its node, its names
+        self.references: list[Target] = []
 
-    def loop(self, node: ast.For) -> list[str]:
-        """A for; none when only log calls or checks are below it and it runs over literals."""
-        head = f"{self.text(node.target)} {self.text(node.iter)}"
-        body, orelse = self.block(node.body), self.block(node.orelse)
-        is_literal = isinstance(node.iter, ast.Tuple | ast.List | ast.Set) and self.is_pure(node.iter)
-        return [] if is_literal and not body and not orelse else [f"(For {head} {listed(body)} {listed(orelse)})"]
+    @property
+    def is_in_class(self) -> bool:
+        """Whether the innermost scope is the body of a class."""
+        return bool(self.scopes) and isinstance(self.scopes[-1][0], ast.ClassDef)
 
-    def context(self, node: ast.With | ast.AsyncWith) -> list[str]:
-        """A with; only what is below it when its contexts are locks, handlers of signals and the like."""
-        items = [(item, item.optional_vars, item.context_expr) for item in node.items]
-        shown = [
-            item for item, name, call in items if not (self.observes(name, call) if name else self.is_silent(call))
-        ]
-        head = self.texts(shown)
-        body = self.block(node.body)
-        return [f"({type(node).__name__} {head} {listed(body)})"] if shown else body
+    def part(self, value: Any) -> str:
+        """Text of a field of a node."""
+        if isinstance(value, list):
+            return f"[{' '.join(filter(None, map(self.part, value)))}]"
+        return self.visit(value) if isinstance(value, ast.AST) else repr(value)
 
-    def assignment(self, node: ast.Assign | ast.AnnAssign) -> list[str]:
-        """An assignment without what an observer returns; in a class its annotation counts: it decides validation."""
-        if isinstance(node, ast.AnnAssign):
-            if self.scopes and self.scopes[-1][1]:
-                return [f"(Field {self.text(node.target)} {self.text(node.annotation)} {self.text(node.value)})"]
-            if node.value is None:
-                return []
-            node = ast.Assign([node.target], node.value)
-        target, value, pairs = node.targets[0], node.value, [(node.targets[0], node.value)]
-        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
-            pairs = list(zip(target.elts, value.elts, strict=True))
-        shown = [pair for pair in pairs if len(node.targets) > 1 or not self.observes(*pair)]
-        if len(shown) == len(pairs):
-            return [f"(Assign {self.texts(node.targets)} {self.text(value)})"]
-        if len(shown) > 1:
-            left, right = zip(*shown, strict=True)
-            return [f"(Assign [(Tuple {self.texts(left)})] (Tuple {self.texts(right)}))"]
-        return [f"(Assign [{self.text(target)}] {self.text(value)})" for target, value in shown]
+    def parts(self, node: ast.AST, skipped: Sequence[str] = SKIPPED) -> list[str]:
+        """Type of a node and texts of its fields."""
+        fields = (getattr(node, name, None) for name in node._fields if name not in skipped)
+        return [type(node).__name__, *map(self.part, fields)]
 
-    def unfollowed(self, node: ast.AST | None) -> str:
-        """Text of an expression whose names are not followed: the type of an exception."""
-        count = len(self.references)
-        text = self.text(node)
-        del self.references[count:]
-        return text
-
-    def texts(self, nodes: Iterable[ast.AST]) -> str:
-        """Texts of nodes as a list."""
-        return listed([self.text(node) if isinstance(node, ast.AST) else repr(node) for node in nodes])
-
-    def text(self, node: ast.AST | None) -> str:
+    def generic_visit(self, node: ast.AST) -> str:
         """Text of a node and all below it."""
-        if node is None:
-            return "None"
-        kind = type(node)
-        if kind in SPECIAL:
-            return SPECIAL[kind](self, node)
-        parts = [kind.__name__]
-        for name in kind._fields:
-            if name not in SKIPPED:
-                value = getattr(node, name, None)
-                if isinstance(value, ast.AST):
-                    parts.append(self.text(value))
-                elif isinstance(value, list):
-                    is_body = bool(value) and isinstance(value[0], ast.stmt)
-                    parts.append(listed(self.block(value)) if is_body else self.texts(value))
-                else:
-                    parts.append(repr(value))
-        return f"({' '.join(parts)})"
+        return f"({' '.join(self.parts(node))})"
 
-    def name(self, node: ast.Name) -> str:
-        """A name, or what it was imported from."""
-        return self.reference(node.id, [])
+    def find(self, names: tuple[str, ...]) -> tuple[tuple[Target, tuple[str, ...]], ...]:
+        """What `a.b.c` refers to here; nothing for local variables and builtins."""
+        for _, scope in reversed(self.scopes):
+            if names[0] in scope:
+                origins = scope[names[0]]
+                return tuple(t for o in origins for t in follow(o.module, o.names + names[1:], self.home))
+        return follow(self.module, names, self.home)
 
-    def attribute(self, node: ast.Attribute) -> str:
+    def reference(self, names: tuple[str, ...]) -> str:
+        """Text of `a.b.c`; the definitions that it refers to are noted."""
+        words = []
+        for target, attributes in self.find(names):
+            if target.name == OTHERS:  # a module as a value: any of its definitions may be meant
+                self.references += [Target(target.path, key) for key in sorted(read_module(target.path).statements)]
+            elif target.name and target != self.definition:
+                self.references.append(target)
+            words.append(".".join([target.path if target.name is None else target.name or "<module>", *attributes]))
+        return "|".join(dict.fromkeys(words)) or ".".join(names)
+
+    def calls(self, node: ast.AST | None, prefixes: Sequence[str]) -> bool:
+        """Whether an expression calls something below one of the prefixes, or a method of what that returned."""
+        names = chain_of(node.func) if isinstance(node, ast.Call) else ()
+        targets = [target for target, _ in self.find(names)] if names else []
+        paths = [f"{target.path}.{target.name}" if target.name else target.path for target in targets]
+        return bool(paths) and all(within(path, prefixes) and not within(path, EFFECTS) for path in paths)
+
+    def is_silent(self, node: ast.AST) -> bool:
+        """Whether an expression that is a statement bears on no result."""
+        names = chain_of(node.func) if isinstance(node, ast.Call) else ()
+        is_log = len(names) == 2 and names[0] in LOGGERS and names[1] in LEVELS
+        return isinstance(node, ast.Constant) or is_log or self.calls(node, SILENT)
+
+    def is_pure(self, node: ast.AST) -> bool:
+        """Whether evaluating an expression changes nothing, as far as can be seen."""
+        nodes = list(ast.walk(node))
+        if any(isinstance(part, ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom) for part in nodes):
+            return False
+        calls = [part for part in nodes if isinstance(part, ast.Call)]
+        return all(getattr(call.func, "id", "") in PURE or self.calls(call, SILENT) for call in calls)
+
+    def observes(self, target: ast.AST | None, value: ast.AST) -> bool:
+        """Whether a name is given what an observer returns, as in `progress = Progress(...)`; that is remembered."""
+        if not isinstance(target, ast.Name) or not self.calls(value, OBSERVERS):
+            return False
+        if self.scopes:
+            self.scopes[-1][1][target.id] = [Origin(OBSERVERS[0])]
+        return True
+
+    def nothing(self, node: ast.AST) -> str:
+        """A statement without effect."""
+        return ""
+
+    visit_Import = visit_ImportFrom = visit_Pass = nothing
+
+    def visit_Expr(self, node: ast.Expr) -> str:
+        """An expression that is a statement."""
+        return "" if self.is_silent(node.value) else self.visit(node.value)
+
+    def visit_Raise(self, node: ast.Raise) -> str:
+        """A raise without the arguments of the exception."""
+        return f"(Raise {self.part(node.exc.func if isinstance(node.exc, ast.Call) else node.exc)})"
+
+    def visit_If(self, node: ast.If) -> str:
+        """A condition; none when nothing below it bears on a result and evaluating it changes nothing."""
+        text = self.generic_visit(node)
+        return "" if text.endswith(" [] [])") and self.is_pure(node.test) else text
+
+    def visit_For(self, node: ast.For) -> str:
+        """A loop; none when nothing below it bears on a result and it runs over literals."""
+        text, is_literal = self.generic_visit(node), isinstance(node.iter, ast.Tuple | ast.List)
+        return "" if text.endswith(" [] [])") and is_literal and self.is_pure(node.iter) else text
+
+    def visit_With(self, node: ast.With | ast.AsyncWith) -> str:
+        """A with; only what is below it when its contexts are locks, handlers of signals and the like."""
+        pairs = [(item, item.optional_vars, item.context_expr) for item in node.items]
+        items = [i for i, name, call in pairs if not (self.observes(name, call) if name else self.is_silent(call))]
+        head, body = self.part(items), self.part(node.body)
+        return f"({type(node).__name__} {head} {body})" if items else body[1:-1]
+
+    visit_AsyncWith = visit_With
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> str:
+        """An assignment; in a class its annotation counts, since it decides validation."""
+        if self.is_in_class:
+            return f"(Field {self.part([node.target, node.annotation])} {self.part(node.value)})"
+        return self.visit_Assign(ast.Assign([node.target], node.value)) if node.value else ""
+
+    def visit_Assign(self, node: ast.Assign) -> str:
+        """An assignment without what an observer returns."""
+        match node:
+            case ast.Assign([ast.Tuple(targets)], ast.Tuple(values)) if len(targets) == len(values):
+                pairs = list(zip(targets, values, strict=True))
+            case _:
+                pairs = [(node.targets[0], node.value)]
+        kept = [pair for pair in pairs if len(node.targets) > 1 or not self.observes(*pair)]
+        if len(kept) == len(pairs):
+            return self.generic_visit(node)
+        left, right = [target for target, _ in kept], [self.visit(value) for _, value in kept]
+        return f"(Assign {self.part(left)} {' '.join(right)})" if kept else ""
+
+    def visit_Name(self, node: ast.Name) -> str:
+        """A name, or what it was imported from; a class attribute is no reference to a definition of that name."""
+        return node.id if self.is_in_class and isinstance(node.ctx, ast.Store) else self.reference((node.id,))
+
+    def visit_Attribute(self, node: ast.Attribute) -> str:
         """An attribute; those of modules are followed."""
-        chain = chain_of(node)
-        return self.reference(*chain) if chain else f"(Attribute {self.text(node.value)} {node.attr})"
+        return self.reference(chain) if (chain := chain_of(node)) else self.generic_visit(node)
 
-    def constant(self, node: ast.Constant) -> str:
+    def visit_Constant(self, node: ast.Constant) -> str:
         """A literal; the dotted name of an analysed module without its packages."""
         if isinstance(node.value, str) and "." in node.value:
             module, colon, rest = node.value.partition(":")
@@ -149,66 +223,25 @@ class Normaliser(Scopes):
                 return repr(f"<module>{colon}{rest}")
         return repr(node.value)
 
-    def argument(self, node: ast.arg) -> str:
-        """An argument without its annotation."""
-        return node.arg
-
-    def handler(self, node: ast.ExceptHandler) -> str:
-        """An except clause."""
-        return f"(ExceptHandler {self.unfollowed(node.type)} {node.name} {listed(self.block(node.body))})"
-
-    def within_scope(self, scope: Scope, body: list[ast.stmt] | ast.AST, is_class: bool = False) -> str:
-        """Text of what is below a function, lambda or class."""
-        self.scopes.append((scope, is_class))
-        text = listed(self.block(body)) if isinstance(body, list) else self.text(body)
+    def scope(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef) -> str:
+        """A function, lambda or class. Defaults, decorators and bases are evaluated outside of its scope."""
+        head, names = self.parts(node, (*SKIPPED, "body")), {}
+        if not isinstance(node, ast.ClassDef):  # functions in a class do not see the names of its body
+            body = node.body if isinstance(node.body, list) else [node.body]
+            names = bindings(body, self.package)
+            names |= {arg.arg: [] for arg in ast.walk(node.args) if isinstance(arg, ast.arg)}
+        self.scopes.append((node, names))
+        text = self.part(node.body)
         self.scopes.pop()
-        return text
+        return f"({' '.join(head)} {text})"
 
-    def function(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> str:
-        """A function without annotations."""
-        head = [type(node).__name__, getattr(node, "name", ""), self.texts(getattr(node, "decorator_list", ()))]
-        names = [arg.arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg)]
-        body = node.body if isinstance(node.body, list) else [node.body]
-        return f"({' '.join([*head, self.text(node.args), self.within_scope(self.scope(body, names), node.body)])})"
-
-    def class_(self, node: ast.ClassDef) -> str:
-        """A class with all that is in it."""
-        parts: tuple[Iterable[ast.AST], ...] = (node.decorator_list, node.bases, node.keywords)
-        head = [node.name, *map(self.texts, parts)]
-        return f"(ClassDef {' '.join(head)} {self.within_scope(self.scope(node.body), node.body, is_class=True)})"
-
-    def comprehension(self, node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp) -> str:
-        """A comprehension or generator; its targets are local to it."""
-        first = self.text(node.generators[0].iter)  # evaluated outside of the scope of the targets
-        self.scopes.append((self.scope([generator.target for generator in node.generators]), False))
-        parts = [self.text(getattr(node, name)) for name in ("key", "value", "elt") if hasattr(node, name)]
-        for number, generator in enumerate(node.generators):
-            iterated = first if number == 0 else self.text(generator.iter)
-            parts += [self.text(generator.target), iterated, self.texts(generator.ifs), str(generator.is_async)]
-        self.scopes.pop()
-        return f"({type(node).__name__} {' '.join(parts)})"
-
-
-SPECIAL: dict[type[ast.AST], Callable[[Normaliser, Any], str]] = {
-    ast.Name: Normaliser.name,
-    ast.Attribute: Normaliser.attribute,
-    ast.Constant: Normaliser.constant,
-    ast.arg: Normaliser.argument,
-    ast.ExceptHandler: Normaliser.handler,
-    ast.ClassDef: Normaliser.class_,
-    **dict.fromkeys((ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda), Normaliser.function),
-    **dict.fromkeys((ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp), Normaliser.comprehension),
-}
-
-
-def listed(texts: Iterable[str]) -> str:
-    """Texts in brackets."""
-    return f"[{' '.join(texts)}]"
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_Lambda = visit_ClassDef = scope
 
 
 @functools.cache
 def normal_form(definition: Target) -> Form:
     """The normal form of a top-level definition, or of a module's other statements."""
     normaliser = Normaliser(definition)
-    text = "\n".join(normaliser.block(read_module(definition.path).statements.get(definition.name or OTHERS, ())))
+    statements = read_module(definition.path).statements.get(definition.name or OTHERS, ())
+    text = "\n".join(filter(None, map(normaliser.visit, statements)))
     return Form(text, hashlib.sha256(text.encode()).hexdigest(), tuple(normaliser.references))

@@ -1,13 +1,12 @@
-"""What the jobs of a study cost on a GPU, computed: arithmetic counted, divided by what a GPU does in a second.
+"""Computed cost of the jobs of a study on a GPU: counted arithmetic, divided by the rate of the GPU.
 
-Work is in TFLOP and comes from workflow/rates.yaml; a job's is a sum over images, training steps and captions, which
-its block names. Nothing here is measured, and `resurgence plan` says so.
+Work is in TFLOP, from workflow/rates.yaml; that of a job is a sum over images, training steps and captions of its
+settings. Nothing here is measured, and `resurgence plan` says so.
 """
 
 from __future__ import annotations
 
 import csv
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +26,9 @@ if TYPE_CHECKING:
 RATES = Path("workflow/rates.yaml")
 PNG = 2.0  # bytes a pixel of a lossless image, about
 KV, XATTN = 0.0223, 0.051  # of the UNet's parameters: keys and values, all projections of the cross-attentions
-# what `parameters` selects, as a share of the UNet's; the text encoder is that of SD 1.4, of SD 2.1 it is 0.39
+# share of `parameters` in those of the UNet; the text encoder is that of SD 1.4 (SD 2.1: 0.39)
 SHARES = {"xattn": XATTN, "xattn-kv": KV, "selfattn": XATTN, "attention": 2 * XATTN, "noxattn": 1 - XATTN}
 SHARES |= {"noxattn-official": 1 - XATTN, "full": 1.0, "text-encoder": 0.143}
-SETS = {"concept_images": "concept_images", "anchor_images": "anchor_images", "retained_images": "retained_images"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Rates:
 
 @dataclass
 class Cost:
-    """Of one job or several."""
+    """Cost of one job or several."""
 
     seconds: float = 0.0
     images: int = 0
@@ -76,7 +74,7 @@ def read_rates(root: Path = Path()) -> Rates:
 
 
 def general_images(study: Study, task: str) -> int:
-    """General prompts of a task; those of MS-COCO that are not drawn yet are 5,000."""
+    """Number of general prompts of a task; 5,000 where the file is that of MS-COCO and is not written yet."""
     path = study.general_of(task)
     if path is None:
         return 0
@@ -87,16 +85,16 @@ def general_images(study: Study, task: str) -> int:
 
 
 def prompts_of(task: Task) -> int:
-    """Images of its own prompts that each model of a task makes."""
+    """Images of a task's prompts by each of its models."""
     words = sum(len(words) for words in task.synonyms.values())
     counts = {"erase": len(task.erase), "retain": len(task.retain), "synonym": words}
     return sum(number * len(task.templates) * task.seeds.get(role, 0) for role, number in counts.items())
 
 
-def eraser_passes(block: Mapping[str, Any]) -> tuple[EraserConfig, Passes]:
-    """The configuration of an eraser's job, and what passes the UNet in it."""
-    config = build(eraser_config(block["method"]), block["settings"], "settings")
-    erased, retained = (len(block["task"].get(role, ())) for role in ("erase", "retain"))
+def eraser_passes(settings: Mapping[str, Any]) -> tuple[EraserConfig, Passes]:
+    """The configuration of an eraser's job, and its passes through the UNet."""
+    config = build(eraser_config(settings["method"]), settings["settings"], "settings")
+    erased, retained = (len(settings["task"].get(role, ())) for role in ("erase", "retain"))
     return config, config.unet_passes(erased, retained)
 
 
@@ -104,70 +102,67 @@ class Coster:
     """Costs of jobs of one study on one GPU."""
 
     def __init__(self, study: Study, rates: Rates, gpu: str) -> None:
-        """Raises ConfigError for a GPU that the rates do not know."""
+        """Raises ConfigError for a GPU that is not among the rates."""
         if gpu not in rates.gpus:
             raise ConfigError("--gpu", gpu, f"is not in {RATES}; {nearest(gpu, rates.gpus)}")
         self.study, self.rates, self.gpu = study, rates, gpu
         self.work = rates.work[study.base.name]
 
     def time(self, tflop: float, precision: str) -> float:
-        """Seconds of so much arithmetic."""
+        """Seconds of an amount of arithmetic, in TFLOP."""
         kind = "fp16" if precision == "bf16" else precision
         return tflop / (self.rates.gpus[self.gpu][kind] * self.rates.utilisation[kind])
 
     def sampling(self, images: int, steps: int, guidance: float, precision: str) -> Cost:
-        """Images made by the base or a model."""
+        """Images sampled from the base or a model."""
         tflop = steps * (2 if guidance > 1 else 1) * self.work.unet + self.work.decode
         size = (self.study.sampling.size or 512) ** 2
         seconds = images * (self.time(tflop, precision) + self.rates.seconds["image"])
         return Cost(seconds, images, images * PNG * size)
 
-    def concept_images(self, block: Mapping[str, Any]) -> Cost:
+    def concept_images(self, settings: Mapping[str, Any]) -> Cost:
         """Images of concepts, sampled in fp32."""
-        sampling = block["sampling"]
-        images = len(block["concepts"]) * block["per_concept"]
+        sampling = settings["sampling"]
+        images = len(settings["concepts"]) * settings["per_concept"]
         return self.sampling(images, sampling["steps"], sampling["guidance"], "fp32")
 
-    def finetune_set(self, block: Mapping[str, Any]) -> Cost:
+    def finetune_set(self, settings: Mapping[str, Any]) -> Cost:
         """A fine-tuning set."""
-        sampling, prompts = block["sampling"], len(block["concepts"] or range(10)) * len(block["templates"])
-        images = block["size"] or prompts * block["images_per_prompt"]
+        sampling, prompts = settings["sampling"], len(settings["concepts"] or range(10)) * len(settings["templates"])
+        images = settings["size"] or prompts * settings["images_per_prompt"]
         return self.sampling(images, sampling["steps"], sampling["guidance"], sampling["precision"])
 
-    def moments(self, block: Mapping[str, Any]) -> Cost:
+    def moments(self, settings: Mapping[str, Any]) -> Cost:
         """A corpus through the text encoder, in float64; 30 templates for a concept."""
-        captions = self.rates.captions if block["corpus"] == "prior" else 30 * len(block["concepts"])
+        captions = self.rates.captions if settings["corpus"] == "prior" else 30 * len(settings["concepts"])
         return Cost(self.time(captions * self.work.text, "fp64"))
 
-    def loras(self, block: Mapping[str, Any]) -> Cost:
+    def loras(self, settings: Mapping[str, Any]) -> Cost:
         """LoRAs of an eraser, fp32: only their gradients are computed."""
-        _, passes = eraser_passes(block)
+        _, passes = eraser_passes(settings)
         return Cost(self.time(passes.graded * self.work.lora + passes.plain * self.work.unet, "fp32"))
 
-    def closed_form(self, block: Mapping[str, Any]) -> Cost:
-        """No work that counts beside the start of the job."""
-        return Cost(bytes=KV * 4 * self.work.parameters)
-
-    def erase(self, block: Mapping[str, Any]) -> Cost:
+    def erase(self, settings: Mapping[str, Any]) -> Cost:
         """Gradient steps."""
-        config, passes = eraser_passes(block)
+        config, passes = eraser_passes(settings)
         if isinstance(config, Optimisation):
             precision, share = str(config.precision), SHARES[config.parameters]
-        else:  # a trainer that is not ours: taken to train keys and values
+        else:  # another package's trainer: assumed to train keys and values
             precision, share = "fp32", KV
         tflop = passes.graded * self.work.full + passes.plain * self.work.unet
         return Cost(self.time(tflop, precision), bytes=share * 4 * self.work.parameters)
 
-    def finetune(self, block: Mapping[str, Any]) -> Cost:
+    def finetune(self, settings: Mapping[str, Any]) -> Cost:
         """LoRA or full fine-tuning."""
-        s, lora = block["settings"], block["settings"]["algorithm"] == "lora"
+        s = settings["settings"]
+        lora = s["algorithm"] == "lora"
         passes = (self.work.lora if lora else self.work.full) + (self.work.unet if s["gradient_checkpointing"] else 0)
         tflop = s["steps"] * s["batch"] * s["accumulation"] * passes + 250 * self.work.encode
         written = max(1, len(s["checkpoints"])) * (0.004 if lora else 1.0) * 4 * self.work.parameters
         return Cost(self.time(tflop, s["precision"]), bytes=written)
 
     def images_of(self, job: Job) -> int:
-        """Images of the model that a path names: of all its checkpoints."""
+        """Images of a job's model, of all its checkpoints."""
         model = ModelPath.parse(job.wildcards["model"])
         count = prompts_of(self.study.task(model.task)) + general_images(self.study, model.task)
         if model.state != "finetuned":
@@ -177,34 +172,26 @@ class Coster:
 
     def __call__(self, job: Job) -> Cost:
         """Cost of one job, its start included."""
-        rule, block = job.rule.name, job.settings
+        rule, settings = job.rule.name, job.settings
         start = Cost(self.rates.seconds["job"])
         if rule == "sample":
-            s = block["sampling"]
+            s = settings["sampling"]
             return start + self.sampling(self.images_of(job), s["steps"], s["guidance"], s["precision"])
         if rule == "score":
             return start + Cost(self.images_of(job) * self.rates.seconds["score"])
         if rule == "masks":
-            images = len(block["concepts"]) * self.study.concept_images.per_concept
+            images = len(settings["concepts"]) * self.study.concept_images.per_concept
             return start + Cost(images * (self.time(self.rates.mask, "fp32") + self.rates.seconds["mask"]))
-        if rule in SETS:
-            return start + self.concept_images(block)
-        makers = {
-            "prior_moments": self.moments, "domain_moments": self.moments, "loras": self.loras,
-            "closed_form": self.closed_form, "erase": self.erase, "finetune": self.finetune,
-            "finetune_set": self.finetune_set,
-        }  # fmt: skip
-        return start + makers[rule](block) if rule in makers else Cost()
+        costs = {"moments": self.moments, "loras": self.loras, "erase": self.erase, "finetune": self.finetune,
+                 "finetune_set": self.finetune_set, "concept_images": self.concept_images}  # fmt: skip
+        if rule == "closed_form":  # negligible work beside the start of the job
+            return start + Cost(bytes=KV * 4 * self.work.parameters)
+        return start + costs[job.rule.stage](settings) if job.rule.stage in costs else Cost()
 
 
 def by_rule(jobs: Iterable[Job], cost: Coster) -> dict[str, Cost]:
     """Cost of all jobs of each rule."""
-    found: dict[str, Cost] = {}
+    costs: dict[str, Cost] = {}
     for job in jobs:
-        found[job.rule.name] = found.get(job.rule.name, Cost()) + cost(job)
-    return found
-
-
-def counted(jobs: Iterable[Job]) -> Counter[str]:
-    """Jobs of each rule."""
-    return Counter(job.rule.name for job in jobs)
+        costs[job.rule.name] = costs.get(job.rule.name, Cost()) + cost(job)
+    return costs

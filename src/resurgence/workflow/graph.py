@@ -6,6 +6,7 @@ functions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from resurgence.config.fields import read_yaml
@@ -21,7 +22,7 @@ TABLES = tuple(
     f"results/tables/{name}"
     for name in ("cells.csv", "resurgence.csv", "seeds.csv", "intervals.csv", "metrics.json", "resurgence.md")
 )
-# what an eraser may read of a task, and the folder that holds it
+# data that an eraser may read of a task, and its folder
 DATA = {
     "domain": "moments",
     "images": "concept_images",
@@ -34,9 +35,9 @@ WEIGHTS = {".json", ".safetensors", ".txt"}  # endings of the files of a model i
 
 def files_of(place: str | Path) -> list[str]:
     """The weights and settings in a local folder, or one file of weights; none for a hub id: its revision fixes it."""
-    if Path(place).is_file():
-        return [Path(place).as_posix()]
-    return sorted(path.as_posix() for path in Path(place).rglob("*") if path.suffix in WEIGHTS)
+    place = Path(place)
+    files = [place] if place.is_file() else [path for path in place.rglob("*") if path.suffix in WEIGHTS]
+    return sorted(path.as_posix() for path in files)
 
 
 def manifest(study: Study, item: str | Erasure | Cell | ModelPath | None, part: str) -> str:
@@ -49,11 +50,10 @@ def base(study: Study) -> Inputs:
     return {"base": files_of(study.base.path)}
 
 
-def data_of(study: Study, item: Erasure, wanted: frozenset[str]) -> Inputs:
-    """What an eraser reads of its task, of the wanted kinds, by the names of EraserData."""
+def data_of(study: Study, item: Erasure, kinds: frozenset[str]) -> Inputs:
+    """The data that an eraser reads of its task, of some kinds, by the names of EraserData."""
     places = {"prior": (None, "moments"), **{kind: (item.task, part) for kind, part in DATA.items()}}
-    kinds = sorted(job_settings.reads(study, item) & wanted)
-    return {kind: [manifest(study, *places[kind])] for kind in kinds}
+    return {kind: [manifest(study, *places[kind])] for kind in sorted(job_settings.reads(study, item) & kinds)}
 
 
 def named_files(study: Study, item: Erasure) -> Inputs:
@@ -64,12 +64,12 @@ def named_files(study: Study, item: Erasure) -> Inputs:
 
 
 def loras(study: Study, item: Erasure) -> Inputs:
-    """What the LoRAs of an eraser are trained on."""
+    """The training data of an eraser's LoRAs."""
     return base(study) | data_of(study, item, frozenset({"prior", *DATA})) | named_files(study, item)
 
 
 def erase(study: Study, item: Erasure) -> Inputs:
-    """What an eraser works on: its data, or its trained LoRAs and the corpora."""
+    """Data of an eraser, or its trained LoRAs and the corpora."""
     if not job_settings.has_loras(study, item.eraser):
         return loras(study, item)
     trained = {"loras": [manifest(study, job_settings.loras_of(study, item), "loras")]}
@@ -77,18 +77,13 @@ def erase(study: Study, item: Erasure) -> Inputs:
 
 
 def changes(study: Study, model: ModelPath) -> list[str]:
-    """The deltas and weights that make a model of the base, in the order in which they are applied.
+    """The deltas and weights from the base to a model, in the order of application.
 
     An eraser that changes nothing has none.
     """
-    found = []
-    for path in model.prefixes():
-        step = path.steps[-1]
-        if step.kind == "finetune":
-            found.append(manifest(study, path, "weights"))
-        elif study.erasers[step.method].config:
-            found.append(manifest(study, path, "delta"))
-    return found
+    steps = [(path, path.steps[-1]) for path in model.prefixes()]
+    changing = [(path, step) for path, step in steps if step.kind == "finetune" or study.erasers[step.method].config]
+    return [manifest(study, path, "weights" if step.kind == "finetune" else "delta") for path, step in changing]
 
 
 def masks(study: Study, task: str) -> Inputs:
@@ -99,48 +94,42 @@ def masks(study: Study, task: str) -> Inputs:
 
 def finetune_set(study: Study, task: str, name: str) -> Inputs:
     """The base, and the concepts of a set that is a tercile."""
-    drawn = study.finetune_sets[name].tercile is not None
-    return base(study) | ({"terciles": [manifest(study, task, f"terciles/{name}")]} if drawn else {})
+    is_drawn = study.finetune_sets[name].tercile is not None
+    return base(study) | ({"terciles": [manifest(study, task, f"terciles/{name}")]} if is_drawn else {})
 
 
 def terciles(study: Study, name: str) -> Inputs:
     """CLIP, and the file of concepts that a fine-tuning set is drawn from."""
-    return {"clip": clip_files(study), "candidates": [study.tercile_of(name).candidates]}
+    return {"clip": scorer_files(study, ["clip"]), "candidates": [study.tercile_of(name).candidates]}
 
 
-def clip_files(study: Study) -> list[str]:
-    """CLIP's weights where they are local."""
-    clip = study.scorers.get("clip", {})
-    return files_of(clip["path"]) if "path" in clip else []
-
-
-def scorer_files(study: Study) -> list[str]:
-    """The weights of all scorers that are local."""
-    return [file for settings in study.scorers.values() if "path" in settings for file in files_of(settings["path"])]
+def scorer_files(study: Study, names: Iterable[str]) -> list[str]:
+    """The local weights of scorers."""
+    paths = [study.scorers[name]["path"] for name in names if "path" in study.scorers[name]]
+    return [file for path in paths for file in files_of(path)]
 
 
 def finetune(study: Study, item: Cell) -> Inputs:
     """The base, the steps before, and the fine-tuning set."""
-    chosen = f"finetune_sets/{study.set_of(item.finetune, item.variant)}"
-    before = changes(study, item.erasure.model)
-    return base(study) | {"set": [manifest(study, item.erasure.task, chosen)], "changes": before}
+    images = manifest(study, item.erasure.task, f"finetune_sets/{study.set_of(item.finetune, item.variant)}")
+    return base(study) | {"set": [images], "changes": changes(study, item.erasure.model)}
 
 
 def sample(study: Study, model: ModelPath) -> Inputs:
-    """The base, the prompts of the task, and the steps that make the model."""
+    """The base, the prompts of the task, and the steps from the base to the model."""
     prompts = {"prompts": [manifest(study, model.task, "prompts")]}
     return base(study) | prompts | {"changes": changes(study, model)}
 
 
 def score(study: Study, model: ModelPath) -> Inputs:
-    """The images, the scorers, and where one reads them the base's images of the same rows; the base has its own."""
-    found = {"scorers": scorer_files(study), "images": [manifest(study, model, "images")]}
-    return found | ({"base_images": [manifest(study, model.task, "images")]} if job_settings.reads_base(study) else {})
+    """The images, the scorers, and the base's images of the same rows if a scorer compares with them."""
+    inputs = {"scorers": scorer_files(study, study.scorers), "images": [manifest(study, model, "images")]}
+    return inputs | ({"base_images": [manifest(study, model.task, "images")]} if job_settings.reads_base(study) else {})
 
 
 def reference_features(study: Study) -> Inputs:
     """The real images, and the scorer whose features are compared."""
-    return {"scorers": scorer_files(study), "pictures": [study.scorers["frechet"]["reference"]]}
+    return {"scorers": scorer_files(study, study.scorers), "pictures": [study.scorers["frechet"]["reference"]]}
 
 
 def weight_movement(study: Study, item: Cell) -> Inputs:
@@ -149,10 +138,10 @@ def weight_movement(study: Study, item: Cell) -> Inputs:
 
 
 def tables(study: Study) -> Inputs:
-    """The scores of every model; a control that changes nothing has those of the base."""
+    """The scores of every model; those of the base for a control that changes nothing."""
     items = [*study.tasks.names, *study.cells(), *(report_settings.seen_as(study, item) for item in study.erasures())]
-    found = {"scores": list(dict.fromkeys(manifest(study, item, "scores") for item in items))}
-    return found | ({"reference": [manifest(study, None, "reference")]} if job_settings.has_reference(study) else {})
+    scores = {"scores": list(dict.fromkeys(manifest(study, item, "scores") for item in items))}
+    return scores | ({"reference": [manifest(study, None, "reference")]} if job_settings.has_reference(study) else {})
 
 
 def figures(study: Study) -> Inputs:
@@ -175,10 +164,8 @@ def experiment(study: Study, name: str) -> Inputs:
 
 def results(study: Study) -> Inputs:
     """The pages of all experiments."""
-    folders = [f"results/experiments/{name}" for name in study.experiments]
-    names = [f"{folder}/{file}" for name, folder in zip(study.experiments, folders, strict=True)
-             for file in ("made.json", f"{name}.md")]  # fmt: skip
-    return {"experiments": names}
+    files = [(name, file) for name in study.experiments for file in ("made.json", f"{name}.md")]
+    return {"experiments": [f"results/experiments/{name}/{file}" for name, file in files]}
 
 
 def cost(artefacts: list[str]) -> Inputs:
@@ -187,13 +174,13 @@ def cost(artefacts: list[str]) -> Inputs:
 
 
 def report(study: Study) -> Inputs:
-    """All that the report shows."""
-    shown = [f"results/{folder}/made.json" for folder in ("tables", "figures", "grids", "cost")]
-    return {"shown": [*shown, *(["results/experiments/made.json"] if study.experiments else [])]}
+    """The parts of the report."""
+    folders = ["tables", "figures", "grids", "cost", *(["experiments"] if study.experiments else [])]
+    return {"shown": [f"results/{folder}/made.json" for folder in folders]}
 
 
 def world_files(study: Study, part: str) -> list[str]:
-    """The word lists that a part of the miniature is made from; the base is trained more on the tasks' concepts."""
+    """The word lists behind a part of the miniature; the base is trained more on the tasks' concepts."""
     world = read_yaml(Path(study.world))
     tasks = sorted(path.as_posix() for path in Path(world["tasks"]).glob("*.yaml"))
     templates = [world["templates"]] if part in ("base", "clip") else []
@@ -207,5 +194,5 @@ def world_settings(study: Study, part: str) -> str:
 
 
 def world_code(module: str) -> str:
-    """Version of the code that makes a part of the miniature."""
+    """Version of the code behind a part of the miniature."""
     return code_version(f"resurgence.miniature.{module}", "resurgence.miniature.build:emphasised")

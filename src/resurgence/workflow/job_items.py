@@ -1,4 +1,4 @@
-"""The wildcards of the jobs of a study: which values each rule has a job for, and what the values stand for."""
+"""The wildcards of the jobs of a study, by rule, and the models that they name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from resurgence.config.model_path import method_name, split_name
+from resurgence.config.settings import Method
 from resurgence.config.study import Cell, Erasure, Study
 from resurgence.workflow import job_settings, report_settings
 
@@ -22,9 +23,13 @@ def cell(wildcards: Any) -> Cell:
 
 def eraser_pattern(study: Study, solved: bool) -> str:
     """Regular expression of the erasers whose last step is solved in closed form, or is not."""
-    configs = {name: method.config for name, method in study.erasers.items() if method.config}
-    names = "|".join(name for name, config in configs.items() if config.closed_form == solved)
-    return rf"({names})(\.[a-z0-9][a-z0-9_-]*)?" if names else r"\.^"  # one that matches nothing
+    names = "|".join(name for name, method in study.erasers.items() if is_solved(method) == solved)
+    return rf"({names})(\.[a-z0-9][a-z0-9_-]*)?" if names else r"\.^"  # matches nothing
+
+
+def is_solved(method: Method) -> bool | None:
+    """Whether the last step of an eraser is solved in closed form; None for the eraser that changes nothing."""
+    return None if method.config is None else bool(method.config.closed_form)
 
 
 def tasks(study: Study) -> Iterator[dict[str, str]]:
@@ -32,18 +37,14 @@ def tasks(study: Study) -> Iterator[dict[str, str]]:
     yield from ({"task": name} for name in study.tasks.names)
 
 
-def tasks_that_read(kind: str) -> Any:
-    """Wildcards of a job for each task that some eraser of the study reads this kind of data of."""
-
-    def items(study: Study) -> Iterator[dict[str, str]]:
-        wanted = dict.fromkeys(e.task for e in study.erasures() if kind in job_settings.reads(study, e))
-        yield from ({"task": name} for name in study.tasks.names if name in wanted)
-
-    return items
+def tasks_read(study: Study, kind: str) -> Iterator[dict[str, str]]:
+    """Wildcards of a job for each task of which some eraser of the study reads this kind of data."""
+    readers = {erasure.task for erasure in study.erasures() if kind in job_settings.reads(study, erasure)}
+    yield from ({"task": name} for name in study.tasks.names if name in readers)
 
 
-def reads_prior(study: Study) -> Iterator[dict[str, str]]:
-    """Wildcards of the one job of the general captions, where some eraser reads their moment."""
+def prior(study: Study) -> Iterator[dict[str, str]]:
+    """Wildcards of the single job of the general captions, if some eraser reads their moment."""
     if any("prior" in job_settings.reads(study, item) for item in study.erasures()):
         yield {}
 
@@ -55,8 +56,8 @@ def sets(study: Study, drawn: bool = False) -> Iterator[dict[str, str]]:
     """
     used = {(cell.erasure.task, study.set_of(cell.finetune, cell.variant)) for cell in study.cells()}
     if drawn:
-        listed = [one for one in study.experiments.values() if one.kind == "members"]
-        used |= {(task, name) for one in listed for task in one.tasks for name in one.sets}
+        lists = [experiment for experiment in study.experiments.values() if experiment.kind == "members"]
+        used |= {(task, name) for experiment in lists for task in experiment.tasks for name in experiment.sets}
     for task, name in sorted(used, key=lambda pair: (study.tasks.names.index(pair[0]), pair[1])):
         if not drawn or study.finetune_sets[name].tercile is not None:
             yield {"task": task, "set": name}
@@ -73,10 +74,7 @@ def wildcards_of(item: Erasure | Cell) -> dict[str, str]:
 
 def erasures(study: Study, solved: bool) -> Iterator[dict[str, str]]:
     """Wildcards of each erased model whose last step is solved in closed form, or is not."""
-    for item in study.erasures():
-        config = study.erasers[item.eraser].config
-        if config is not None and config.closed_form == solved:
-            yield wildcards_of(item)
+    yield from (wildcards_of(item) for item in study.erasures() if is_solved(study.erasers[item.eraser]) == solved)
 
 
 def trained_loras(study: Study) -> Iterator[dict[str, str]]:
@@ -94,13 +92,10 @@ def models(study: Study) -> Iterator[dict[str, str]]:
     """Wildcards of each model that is sampled: bases, erased models, fine-tuned models."""
     changed = (item for item in study.erasures() if study.erasers[item.eraser].config)
     items: list[str | Erasure | Cell] = [*study.tasks.names, *changed, *study.cells()]
-    for item in items:
-        yield {"model": str(study.model(item))}
+    yield from ({"model": str(study.model(item))} for item in items)
 
 
 def moved(study: Study) -> Iterator[dict[str, str]]:
     """Wildcards of each fine-tuned model whose movement of weights an experiment shows."""
-    folders = [f for name in study.experiments for f in report_settings.experiment_reads(study, name)]
-    for item in study.cells():
-        if study.folder(item, "geometry") in folders:
-            yield wildcards_of(item)
+    folders = {f for name in study.experiments for f in report_settings.experiment_reads(study, name)}
+    yield from (wildcards_of(item) for item in study.cells() if study.folder(item, "geometry") in folders)

@@ -1,7 +1,7 @@
-"""The block of settings that each job gets: everything its result depends on, and nothing else.
+"""The settings of each job: everything that its result depends on, and nothing else.
 
-A block is one JSON text with sorted keys. Snakemake compares it with that of the last run, and the manifest of the
-result holds it, so a setting that a job does not read must not be in its block: changing it would run the job again.
+They are one JSON text with sorted keys. Snakemake compares it with that of the last run, and the manifest of the result
+holds it, so a setting that a job does not read must not be among them: changing it would run the job again.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from resurgence.config.study import Cell, Erasure, Study
 from resurgence.config.task import Task
 
 
-def text(block: dict[str, Any]) -> str:
+def text(settings: dict[str, Any]) -> str:
     """One line of JSON with sorted keys."""
-    return json.dumps(block, sort_keys=True, ensure_ascii=False)
+    return json.dumps(settings, sort_keys=True, ensure_ascii=False)
 
 
 def base(study: Study) -> dict[str, Any]:
-    """Which base a job loads."""
+    """The base that a job loads."""
     return {"path": study.base.path, "revision": study.base.revision}
 
 
@@ -33,11 +33,12 @@ def part(task: Task, *keys: str) -> dict[str, Any]:
 
 
 def prompts(study: Study, task: str) -> dict[str, Any]:
-    """What is sampled in a task."""
-    of = study.task(task)
-    numbered = () if of.first_seed is None else ("first_seed",)
+    """The prompts of a task."""
+    fields = ["erase", "retain", "synonyms", "templates", "seeds"]
+    if study.task(task).first_seed is not None:
+        fields.append("first_seed")
     general = {"general": path} if (path := study.general_of(task)) else {}
-    return general | {"task": part(of, "erase", "retain", "synonyms", "templates", "seeds", *numbered)}
+    return general | {"task": part(study.task(task), *fields)}
 
 
 def prior_moments(study: Study) -> dict[str, Any]:
@@ -47,18 +48,21 @@ def prior_moments(study: Study) -> dict[str, Any]:
 
 def domain_moments(study: Study, task: str) -> dict[str, Any]:
     """Second moment of the retain concepts in the caption templates."""
-    of = study.task(task)
-    corpus = {"corpus": "domain", "captions": study.templates_of(of.kind), "concepts": of.retain}
-    return {"base": base(study), **corpus}
+    captions, concepts = study.templates_of(study.task(task).kind), study.task(task).retain
+    return {"base": base(study), "corpus": "domain", "captions": captions, "concepts": concepts}
 
 
 def images_of(study: Study, kind: str, concepts: Iterable[str], number: int) -> dict[str, Any]:
-    """Images of concepts made by the base."""
-    settings = study.concept_images
-    shared = {key: getattr(study.sampling, key) for key in ("batch", "size")}
-    sampling = shared | {key: getattr(settings, key) for key in ("steps", "guidance")}
-    block = {"base": base(study), "kind": kind, "concepts": tuple(concepts), "per_concept": number}
-    return block | {"sampling": sampling, "template": settings.template}
+    """Images of concepts sampled from the base, a number of each."""
+    own = study.concept_images
+    sampling = {
+        "batch": study.sampling.batch,
+        "size": study.sampling.size,
+        "steps": own.steps,
+        "guidance": own.guidance,
+    }
+    images = {"kind": kind, "concepts": tuple(concepts), "per_concept": number}
+    return {"base": base(study), **images, "sampling": sampling, "template": own.template}
 
 
 def concept_images(study: Study, task: str) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def concept_images(study: Study, task: str) -> dict[str, Any]:
 
 
 def reads(study: Study, erasure: Erasure) -> frozenset[str]:
-    """What an eraser reads besides base and task; nothing for the eraser `none`."""
+    """The data that an eraser reads besides base and task; none for the eraser `none`."""
     config = study.eraser_config(erasure.task, erasure.eraser, erasure.variant)
     return frozenset() if config is None else config.reads(study.task(erasure.task).kind)
 
@@ -75,8 +79,8 @@ def reads(study: Study, erasure: Erasure) -> frozenset[str]:
 def anchor_images(study: Study, task: str) -> dict[str, Any]:
     """Images of the concepts that the erased ones are mapped to, by any eraser that reads them."""
     readers = [e for e in study.erasures() if e.task == task and "anchors" in reads(study, e)]
-    aims = {aim for e in readers for aim in study.task(task, e.eraser, e.variant).mapping.values()}
-    return images_of(study, "anchor", sorted(aims), study.concept_images.per_anchor)
+    anchors = {concept for e in readers for concept in study.task(task, e.eraser, e.variant).mapping.values()}
+    return images_of(study, "anchor", sorted(anchors), study.concept_images.per_anchor)
 
 
 def retained_images(study: Study, task: str) -> dict[str, Any]:
@@ -85,44 +89,42 @@ def retained_images(study: Study, task: str) -> dict[str, Any]:
 
 
 def masks(study: Study, task: str) -> dict[str, Any]:
-    """Where the concept is in each of these images."""
+    """Masks of the concept in each of its images."""
     return {"base": base(study), "concepts": study.task(task).erase, "masks": dataclasses.asdict(study.masks)}
 
 
 def has_loras(study: Study, eraser: str) -> bool:
-    """Whether an eraser trains LoRAs in a step of its own."""
-    config = study.erasers[eraser].config
-    return bool(config) and bool(config.trains_loras)
+    """Whether an eraser trains LoRAs in a separate step."""
+    return bool(getattr(study.erasers[eraser].config, "trains_loras", False))
 
 
 def loras(study: Study, erasure: Erasure) -> dict[str, Any]:
     """LoRAs of the erased concepts: the settings without those of the fusion."""
     method = study.erasers[erasure.eraser]
     settings = study.eraser_settings(erasure.task, erasure.eraser, erasure.variant)
-    kept = {key: value for key, value in settings.items() if key not in method.config.fusion_settings}
+    training = {key: value for key, value in settings.items() if key not in method.config.fusion_settings}
     keys = ("erase", "mapping", *(("retain",) if "retained" in reads(study, erasure) else ()))
     task = part(study.task(erasure.task, erasure.eraser, erasure.variant), *keys)
-    return {"base": base(study), "method": method.name, "settings": kept, "task": task, "seed": erasure.seed}
+    return {"base": base(study), "method": method.name, "settings": training, "task": task, "seed": erasure.seed}
 
 
-@functools.cache  # the rules ask once for each job
+@functools.cache  # the rules call it for each job
 def owners(study: Study) -> dict[Erasure, Erasure]:
     """Each erasure that trains LoRAs -> the first of the same eraser, task and seed whose LoRAs are the same."""
     first: dict[tuple[str, str, int, str], Erasure] = {}
-    found = {}
+    shared = {}
     for erasure in study.erasures():
         if has_loras(study, erasure.eraser):
             key = (erasure.task, erasure.eraser, erasure.seed, text(loras(study, erasure)))
-            found[erasure] = first.setdefault(key, erasure)
-    return found
+            shared[erasure] = first.setdefault(key, erasure)
+    return shared
 
 
 def loras_of(study: Study, erasure: Erasure) -> Erasure:
     """The first erasure of the same eraser, task and seed whose LoRAs are the same; often itself."""
-    found = owners(study).get(erasure)
-    if found is None:
+    if erasure not in owners(study):
         raise LookupError(f"{erasure} is not part of the study")
-    return found
+    return owners(study)[erasure]
 
 
 def erase(study: Study, erasure: Erasure) -> dict[str, Any]:
@@ -138,52 +140,50 @@ def erase(study: Study, erasure: Erasure) -> dict[str, Any]:
 
 
 def finetune_set(study: Study, task: str, name: str) -> dict[str, Any]:
-    """Images of concepts that are not erased, made by the base."""
-    chosen = study.finetune_sets[name]
-    templates = study.task(task).templates if chosen.templates == "task" else chosen.templates
-    numbered = {} if chosen.first_seed is None else {"first_seed": chosen.first_seed}
-    return numbered | {
+    """Images of concepts that are not erased, sampled from the base."""
+    images = study.finetune_sets[name]
+    first_seed = {} if images.first_seed is None else {"first_seed": images.first_seed}
+    return first_seed | {
         "base": base(study),
         "concepts": study.finetune_concepts(name, task),
-        "tercile": chosen.tercile is not None,
-        "templates": templates,
-        "images_per_prompt": chosen.images_per_prompt,
-        "size": chosen.size,
+        "tercile": images.tercile is not None,
+        "templates": study.task(task).templates if images.templates == "task" else images.templates,
+        "images_per_prompt": images.images_per_prompt,
+        "size": images.size,
         "sampling": {key: value for key, value in sampling(study).items() if key != "shard"},
     }
 
 
 def terciles(study: Study, task: str, name: str) -> dict[str, Any]:
     """The concepts of a fine-tuning set that are drawn by their similarity to the erased ones."""
-    given = part(study.task(task), "erase", "synonyms")
     return {
         "tercile": dataclasses.asdict(study.tercile_of(name)),
-        "task": given,
+        "task": part(study.task(task), "erase", "synonyms"),
         "clip": study.scorers["clip"],
     }
 
 
 def sampling(study: Study) -> dict[str, Any]:
-    """How images are sampled."""
+    """Settings of the sampler."""
     return {**dataclasses.asdict(study.sampling), "precision": study.base.precision}
 
 
 def finetune(study: Study, cell: Cell) -> dict[str, Any]:
     """A fine-tuned model."""
     settings = study.finetune_settings(cell.finetune, cell.variant)
-    told = {"settings": settings, "seed": cell.seed, "delta_precision": study.base.delta_precision}
-    return {"base": base(study), **told}
+    precision = study.base.delta_precision
+    return {"base": base(study), "settings": settings, "seed": cell.seed, "delta_precision": precision}
 
 
 def sample(study: Study) -> dict[str, Any]:
-    """Images of a prompt set, made by any model."""
+    """Images of a prompt set, sampled from any model."""
     return {"base": base(study), "sampling": sampling(study)}
 
 
 def score(study: Study, task: str) -> dict[str, Any]:
-    """Scores of images: the same block for every model of a task."""
+    """Scores of images: the same settings for every model of a task."""
     scorers = dict(study.scorers)
-    if "frechet" in scorers:  # other real images score nothing again
+    if "frechet" in scorers:  # other real images change no score
         scorers["frechet"] = {key: value for key, value in scorers["frechet"].items() if key != "reference"}
     return {"scorers": scorers, "task": part(study.task(task), "erase", "retain", "labels")}
 

@@ -1,7 +1,7 @@
-"""What a study would compute, in a dozen lines, before anything runs: jobs, images, time, disk, device.
+"""The plan of a study before anything runs, in a dozen lines: jobs, images, time, disk, device.
 
-Without a GPU, and for the miniature, times are those measured or the seconds of rule_table.py; for a base that
-workflow/rates.yaml knows, GPU-hours are computed (costs.py) until something has run. Weights need not be there.
+Without a GPU, and for the miniature, times are measured or the seconds of rule_table.py; for a base of
+workflow/rates.yaml, GPU-hours are computed (gpu_hours.py) until something has run. Weights need not be there.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import shutil
 import statistics
 from argparse import ArgumentParser, Namespace
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from resurgence.config.load import load_study
 from resurgence.config.study import Study
-from resurgence.files import resolve_path
+from resurgence.files import read_lines, resolve_path
 from resurgence.progress import duration
 from resurgence.workflow.gpu_hours import PNG, Cost, Coster, by_rule, general_images, prompts_of, read_rates
 from resurgence.workflow.jobs import jobs
@@ -26,20 +27,20 @@ from resurgence.workflow.rule_table import DATA, RULES
 from resurgence.workflow.snakemake import configured, job_counts, outputs, snakemake
 from resurgence.workflow.weights_needed import examine
 
-COCO = {"coco_annotations": 60.0, "coco_captions": 10.0, "coco_sample": 5.0}  # seconds of jobs that are no artefacts
+COCO = {"coco_annotations": 60.0, "coco_captions": 10.0, "coco_sample": 5.0}  # seconds of jobs without artefacts
 PHASES = {DATA: [*COCO]}
 for _rule in RULES.values():
     PHASES.setdefault(_rule.phase, []).append(_rule.name)
 
 
 def dry_runs(overlays: Sequence[Path], extra: Sequence[str] = ()) -> tuple[Counter[str], Counter[str], set[Path]]:
-    """Jobs to do and jobs in all, from two dry runs side by side, and the outputs of the jobs to do.
+    """Jobs to do and all jobs, from two dry runs side by side, and the outputs of the jobs to do.
 
     Args:
         extra: further words of the command line: --until RULE, or targets.
 
     Raises:
-        ConfigError: when Snakemake refuses the configuration, with what it said.
+        ConfigError: Snakemake refuses the configuration; with its message.
     """
     kinds: tuple[list[str], ...] = (["-p"], ["-q", "rules", "--forceall"])
     with ThreadPoolExecutor(len(kinds)) as pool:
@@ -48,17 +49,16 @@ def dry_runs(overlays: Sequence[Path], extra: Sequence[str] = ()) -> tuple[Count
 
 
 def measured_seconds(benchmarks: Path) -> dict[str, float]:
-    """Seconds of a job of each rule that has run here: the mean."""
-    found = {}
+    """Mean seconds of a job of each rule that has run here."""
+    seconds = {}
     for folder in sorted(benchmarks.glob("*")):
-        lines = [line for file in folder.rglob("*.jsonl") for line in file.read_text().splitlines() if line.strip()]
-        if lines:
-            found[folder.name] = statistics.fmean(float(json.loads(line)["s"]) for line in lines)
-    return found
+        if records := [json.loads(line) for file in folder.rglob("*.jsonl") for line in read_lines(file)]:
+            seconds[folder.name] = statistics.fmean(float(record["s"]) for record in records)
+    return seconds
 
 
 def images_of(study: Study) -> int:
-    """Images that all models of the study make for its prompts."""
+    """Images of all models of the study for its prompts."""
     models = Counter(study.tasks.names)
     models.update(e.task for e in study.erasures() if study.erasers[e.eraser].config)
     for cell in study.cells():
@@ -67,7 +67,7 @@ def images_of(study: Study) -> int:
 
 
 def bytes_of(study: Study, root: Path) -> float:
-    """Disk that the results take, about: images as PNG, deltas as parts of the UNet."""
+    """Approximate size of the results: images as PNG, deltas as parts of the UNet."""
     unet = sum(file.stat().st_size for file in (root / study.base.path / "unet").glob("*.safetensors"))
     checkpoints = 0.0
     for cell in study.cells():
@@ -83,25 +83,36 @@ def device_of(study: Study) -> str:
     return "GPU" if gpu else "CPU"
 
 
+def head(study: Study) -> str:
+    """First line of the plan."""
+    models = f"{len(list(study.erasures()))} erased and {len(list(study.cells()))} fine-tuned models"
+    return f"Study {study.study} on {study.base.name}: {', '.join(study.tasks.names)}; {models}"
+
+
+def row(phase: str, todo: Counter[str], total: Counter[str], rules: Iterable[str]) -> str:
+    """Beginning of a line: jobs of some rules that are to do, and that are there."""
+    wanted = sum(todo[rule] for rule in rules)
+    return f"{phase:<26}{wanted:>7}{sum((total - todo)[rule] for rule in rules):>7}"
+
+
 def lines(study: Study, todo: Counter[str], total: Counter[str], seconds: Mapping[str, float], cores: int) -> list[str]:
-    """The plan."""
+    """The plan, with measured or estimated times."""
     device = device_of(study)
     lanes = 1 if device == "GPU" else cores  # one model at a time on a GPU, one a core without
-    models = f"{len(list(study.erasures()))} erased and {len(list(study.cells()))} fine-tuned models"
-    told = [f"Study {study.study} on {study.base.name}: {', '.join(study.tasks.names)}; {models}"]
-    told.append(f"{'stage':<26}{'to do':>7}{'there':>7}   time")
-    whole = 0.0
-    for stage, rules in PHASES.items():
-        wanted = sum(todo[rule] for rule in rules)
+    text, whole = [head(study), f"{'stage':<26}{'to do':>7}{'there':>7}   time"], 0.0
+    for phase, rules in PHASES.items():
         time = sum(todo[rule] * seconds.get(rule, 0.0) for rule in rules) / lanes
         whole += time
-        there = sum(total[rule] for rule in rules) - wanted
-        told.append(f"{stage:<26}{wanted:>7}{there:>7}   {duration(time) if wanted else '-'}")
-    told.append(f"{'all':<26}{todo.total():>7}{(total - todo).total():>7}   about {duration(whole)} on {cores} cores")
+        text.append(
+            f"{row(phase, todo, total, rules)}   {duration(time) if any(todo[rule] for rule in rules) else '-'}"
+        )
     size = f"{study.sampling.size} x {study.sampling.size} pixels" if study.sampling.size else "the base's size"
-    told.append(f"{images_of(study)} images of {size} by all models")
-    told.append(f"about {bytes_of(study, Path()) / 2**20:.0f} MiB on disk when all is there; device: {device}")
-    return told
+    return [
+        *text,
+        f"{row('all', todo, total, total)}   about {duration(whole)} on {cores} cores",
+        f"{images_of(study)} images of {size} by all models",
+        f"about {bytes_of(study, Path()) / 2**20:.0f} MiB on disk when all is there; device: {device}",
+    ]
 
 
 def computed(
@@ -115,30 +126,27 @@ def computed(
     """The plan of a study on a GPU.
 
     Args:
-        costs: of the jobs to do, by rule, computed. measured: seconds a job of the rules that have run here.
+        costs: computed costs of the jobs to do, by rule. measured: seconds a job of the rules that have run here.
     """
-    models = f"{len(list(study.erasures()))} erased and {len(list(study.cells()))} fine-tuned models"
-    told = [f"Study {study.study} on {study.base.name}: {', '.join(study.tasks.names)}; {models}"]
-    told.append(f"{'stage':<26}{'to do':>7}{'there':>7}{'images':>11}{'GPU-hours':>11}{'GiB':>9}")
+    text = [head(study), f"{'stage':<26}{'to do':>7}{'there':>7}{'images':>11}{'GPU-hours':>11}{'GiB':>9}"]
     whole = Cost()
-    for stage, rules in PHASES.items():
-        wanted, cost = sum(todo[rule] for rule in rules), Cost()
+    for phase, rules in PHASES.items():
+        cost = Cost()
         for rule in rules:
-            own = costs.get(rule, Cost())
-            cost += Cost(todo[rule] * measured[rule], own.images, own.bytes) if rule in measured else own
+            of_rule = costs.get(rule, Cost())
+            cost += replace(of_rule, seconds=todo[rule] * measured[rule]) if rule in measured else of_rule
         whole += cost
         mark = "*" if any(rule in measured and todo[rule] for rule in rules) else " "
-        there = sum(total[rule] for rule in rules) - wanted
-        told.append(f"{stage:<26}{wanted:>7}{there:>7}{table_end(cost)}{mark}".rstrip())
-    told.append(f"{'all':<26}{todo.total():>7}{(total - todo).total():>7}{table_end(whole)}")
+        text.append(f"{row(phase, todo, total, rules)}{table_end(cost)}{mark}".rstrip())
+    text.append(f"{row('all', todo, total, total)}{table_end(whole)}")
     source = "computed (workflow/rates.yaml), * measured here"
-    told.append(f"GPU-hours on one {gpu}: {source}; sampling in {study.base.precision}")
+    text.append(f"GPU-hours on one {gpu}: {source}; sampling in {study.base.precision}")
     state = Counter(state for _, state, _ in examine(study, todo))
     if lacking := state["missing"] + state["damaged"]:
-        told.append(
+        text.append(
             f"{lacking} of {state.total()} weights that these jobs read are not there: resurgence weights check"
         )
-    return told
+    return text
 
 
 def table_end(cost: Cost) -> str:
@@ -149,8 +157,8 @@ def table_end(cost: Cost) -> str:
 def plan_arguments(parser: ArgumentParser) -> None:
     """Arguments of `resurgence plan`."""
     parser.add_argument("--overlay", type=Path, nargs="*", default=[], help="studies laid over params.yaml")
-    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="cores that the study will have")
-    parser.add_argument("--gpu", default="a100", help="whose hours are computed, a key of workflow/rates.yaml")
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="cores of the study")
+    parser.add_argument("--gpu", default="a100", help="GPU of the computed hours, a key of workflow/rates.yaml")
     parser.add_argument("--until", nargs="+", default=[], metavar="RULE", help="only up to these rules")
     parser.add_argument("--target", nargs="+", default=[], metavar="NAME", help="only what these rules or files need")
 

@@ -1,4 +1,4 @@
-"""The rules of the study, one record each: stage, output, settings, inputs, resources, time, and where it is listed.
+"""The rules of the study, one record each: stage, output, jobs, settings, inputs, code, resources, time.
 
 A rule is a record here, a rule of the same name in workflow/rules/*.smk, and a file in resurgence/stages. The order is
 that of the graph: each comes after the rules whose results it reads.
@@ -34,24 +34,19 @@ ALTERNATIVES = (
 """Packages and registries of which a setting chooses members: code_version follows only those that are chosen."""
 
 
-def one(_: Study) -> Iterable[Mapping[str, str]]:
-    """The wildcards of the one job of a rule without wildcards but the base."""
+def single(_: Study) -> Iterable[Mapping[str, str]]:
+    """The wildcards of the single job of a rule without wildcards but the base."""
     return [{}]
 
 
-def no_inputs(study: Study, wildcards: Wildcards) -> Inputs:
-    """Of a job that reads nothing."""
-    return {}
-
-
 def no_choice(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
-    """Of a stage of which no setting chooses a part."""
+    """No further code."""
     return ()
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What the workflow knows of a rule."""
+    """One rule of the workflow."""
 
     name: str
     stage: str  # module of resurgence.stages
@@ -59,19 +54,17 @@ class Rule:
     items: Callable[[Study], Iterable[Mapping[str, str]]]  # wildcards of every job of a study
     settings: Callable[[Study, Wildcards], dict[str, Any]]
     phase: str  # line of `resurgence plan`
-    seconds: float  # of a job of the default study on two cores, until some have run here
-    inputs: Callable[[Study, Wildcards], Inputs] = no_inputs
-    chosen: Callable[[Study, Wildcards], tuple[str, ...]] = no_choice  # further code: modules that settings choose
-    minutes: int = (
-        30  # time limit on one GPU at the size of SD 1.4; a second and third attempt get two and three times as much
-    )
+    seconds: float  # of a job of the default study on two cores, while no measurement exists
+    inputs: Callable[[Study, Wildcards], Inputs]
+    chosen: Callable[[Study, Wildcards], tuple[str, ...]] = no_choice  # further code: modules that the settings choose
+    minutes: int = 30  # limit on one GPU at the size of SD 1.4; twice and three times that for a second, third attempt
     gpu: bool = False  # uses a GPU where there is one
     loads_base: bool = False
-    verified: bool = True  # hash the files of its inputs first; not for those that read curves of many models
+    verified: bool = True  # files of the inputs are hashed first; False for rules that read curves of many models
 
     @property
     def folder(self) -> str:
-        """The folder of results/ that its output is in."""
+        """The folder of results/ with its output."""
         return self.output.split("/")[1]
 
     @property
@@ -81,7 +74,7 @@ class Rule:
 
     @property
     def place(self) -> str:
-        """Where its output is below that folder, with wildcards; empty for a rule of one job."""
+        """The path of its output below that folder, with wildcards; empty for a rule of one job."""
         return "/".join(self.output.split("/")[2:-1])
 
     @property
@@ -91,7 +84,7 @@ class Rule:
 
     @property
     def benchmark(self) -> str:
-        """What Snakemake measures of a job: seconds, memory."""
+        """The file of Snakemake's measurements of a job: seconds, memory."""
         return f"results/benchmarks/{self.name}/{self.place or 'study'}.jsonl"
 
     @property
@@ -110,9 +103,9 @@ class Rule:
         return code_version(f"resurgence.stages.{self.stage}", *chosen, without=ALTERNATIVES)
 
 
-def of_task(make: Callable[[Study, str], dict[str, Any]]) -> Callable[[Study, Wildcards], dict[str, Any]]:
+def of_task(settings: Callable[[Study, str], dict[str, Any]]) -> Callable[[Study, Wildcards], dict[str, Any]]:
     """The settings of a task's job, from a function of study and task."""
-    return lambda study, wildcards: make(study, wildcards.task)
+    return lambda study, wildcards: settings(study, wildcards.task)
 
 
 def eraser_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
@@ -121,7 +114,7 @@ def eraser_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
 
 
 def scorer_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
-    """The study's scorers, and what applies them to image sets."""
+    """The study's scorers, and their application to image sets."""
     return ("resurgence.scorers", "resurgence.scorers.score_files", *code_of(study.scorers))
 
 
@@ -146,7 +139,7 @@ def metric_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
 
 
 def table_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
-    """What the tables are made by: the metrics, the reader of scores, the distance between sets."""
+    """The code behind the tables: the metrics, the reader of scores, the distance between sets."""
     return ("resurgence.scorers:read_scores", "resurgence.scorers.frechet", *declarations(study.scorers))
 
 
@@ -157,35 +150,35 @@ SAMPLE, SCORE, SHOW = "sample", "score", "tables, figures, report"
 _RULES = (
     Rule(
         "prompts", "prompts", f"results/data/{TASK}/prompts/manifest.json", job_items.tasks,
-        lambda study, w: job_settings.prompts(study, w.task), DATA, 2,
+        of_task(job_settings.prompts), DATA, 2,
         inputs=lambda study, w: {"general": [path]} if (path := study.general_of(w.task)) else {},
     ),
     Rule(
-        "prior_moments", "moments", f"results/data/{BASE}/moments/manifest.json", job_items.reads_prior,
+        "prior_moments", "moments", f"results/data/{BASE}/moments/manifest.json", job_items.prior,
         lambda study, w: job_settings.prior_moments(study), DATA, 8,
         inputs=lambda study, w: graph.base(study) | {"captions": [study.moments.prior]}, minutes=60, **ON_GPU,
     ),
     Rule(
-        "domain_moments", "moments", f"results/data/{TASK}/moments/manifest.json", job_items.tasks_that_read("domain"),
-        lambda study, w: job_settings.domain_moments(study, w.task), DATA, 8,
+        "domain_moments", "moments", f"results/data/{TASK}/moments/manifest.json",
+        lambda study: job_items.tasks_read(study, "domain"), of_task(job_settings.domain_moments), DATA, 8,
         inputs=lambda study, w: graph.base(study) | {"captions": [study.templates_of(study.task(w.task).kind)]},
         minutes=10, **ON_GPU,
     ),
     *(
         Rule(
-            name, "concept_images", f"results/data/{TASK}/{name}/manifest.json", job_items.tasks_that_read(kind),
-            of_task(make), DATA, seconds,
+            name, "concept_images", f"results/data/{TASK}/{name}/manifest.json",
+            functools.partial(job_items.tasks_read, kind=kind), of_task(settings), DATA, seconds,
             inputs=lambda study, w: graph.base(study), minutes=120, **ON_GPU,
         )
-        for name, make, kind, seconds in (
+        for name, settings, kind, seconds in (
             ("concept_images", job_settings.concept_images, "images", 12),
             ("anchor_images", job_settings.anchor_images, "anchors", 12),
             ("retained_images", job_settings.retained_images, "retained", 20),
         )
     ),
     Rule(
-        "masks", "masks", f"results/data/{TASK}/masks/manifest.json", job_items.tasks_that_read("masks"),
-        lambda study, w: job_settings.masks(study, w.task), DATA, 6,
+        "masks", "masks", f"results/data/{TASK}/masks/manifest.json",
+        lambda study: job_items.tasks_read(study, "masks"), of_task(job_settings.masks), DATA, 6,
         inputs=lambda study, w: graph.masks(study, w.task), chosen=segmenter_code, minutes=120, gpu=True,
     ),
     Rule(
@@ -239,15 +232,15 @@ _RULES = (
         inputs=lambda study, w: graph.weight_movement(study, cell(w)), minutes=10,
     ),
     Rule(
-        "tables", "tables", "results/tables/made.json", one, lambda study, w: report_settings.tables(study), SHOW, 5,
+        "tables", "tables", "results/tables/made.json", single, lambda study, w: report_settings.tables(study), SHOW, 5,
         inputs=lambda study, w: graph.tables(study), chosen=table_code,
     ),
     Rule(
-        "figures", "figures", "results/figures/made.json", one, lambda study, w: report_settings.figures(study),
+        "figures", "figures", "results/figures/made.json", single, lambda study, w: report_settings.figures(study),
         SHOW, 6, inputs=lambda study, w: graph.figures(study), chosen=metric_code, verified=False,
     ),
     Rule(
-        "grids", "grids", "results/grids/made.json", one, lambda study, w: report_settings.grids(study), SHOW, 8,
+        "grids", "grids", "results/grids/made.json", single, lambda study, w: report_settings.grids(study), SHOW, 8,
         inputs=lambda study, w: graph.grids(study),
     ),
     Rule(
@@ -262,12 +255,12 @@ _RULES = (
         lambda study, w: report_settings.results(study), SHOW, 1, inputs=lambda study, w: graph.results(study),
     ),
     Rule(
-        "cost", "cost", "results/cost/made.json", one, lambda study, w: report_settings.cost(study), SHOW, 4,
+        "cost", "cost", "results/cost/made.json", single, lambda study, w: report_settings.cost(study), SHOW, 4,
         inputs=lambda study, w: graph.cost(every_manifest(study)), chosen=metric_code, verified=False,
     ),
     Rule(
-        "report", "report", "results/cost/report.json", one, lambda study, w: report_settings.report(study), SHOW, 10,
-        inputs=lambda study, w: graph.report(study), verified=False,
+        "report", "report", "results/cost/report.json", single, lambda study, w: report_settings.report(study), SHOW,
+        10, inputs=lambda study, w: graph.report(study), verified=False,
     ),
 )  # fmt: skip
 RULES = {rule.name: rule for rule in _RULES}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from resurgence.config.fields import ConfigError
 from resurgence.files import resolve_path
-from resurgence.provenance.code_version import PACKAGE
+from resurgence.provenance.source_modules import PACKAGE
 
 
 def check_package(root: Path = Path()) -> None:
