@@ -33,10 +33,7 @@ wildcard_constraints:
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/coco.smk"
-include: "workflow/rules/sets.smk"
-include: "workflow/rules/erase.smk"
-include: "workflow/rules/finetune.smk"
-include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/artefacts.smk"
 include: "workflow/rules/experiments.smk"
 include: "workflow/rules/present.smk"
 include: "workflow/rules/targets.smk"

@@ -27,6 +27,10 @@ THREADS = 4 if GPU else 1
 ON_GPU = resources.gpu_request(GPU, SITE)
 
 
+wildcard_constraints:
+    model=MODEL,
+
+
 def inputs(rule):
     """The inputs of a rule's job, by name."""
     return unpack(lambda wildcards: RULES[rule].inputs(STUDY, wildcards))
@@ -48,20 +52,14 @@ def job(rule):
 
 
 def needs(rule):
-    """Resources for loading models: GPU, main memory in MB, minutes; more with each attempt."""
+    """Resources of a rule's job: GPU, main memory in MB, minutes; more with each attempt. Grouped jobs take turns."""
     weights = sum(Path(file).stat().st_size for file in graph.base(STUDY)["base"]) or None
     return {
         **(ON_GPU if RULES[rule].gpu else {}),
         "mem_mb": lambda wildcards, attempt: resources.memory(weights, GPU, attempt),
         "runtime": lambda wildcards, attempt: RULES[rule].minutes * attempt,
+        "turn": 1,
     }
-
-
-WORLD_NEEDS = {
-    **ON_GPU,
-    "mem_mb": lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),  # holds the drawings and their latents
-    "runtime": lambda wildcards, attempt: 720 * attempt,  # minutes on one GPU or sixteen cores
-}
 
 
 def of_stage(stage):

@@ -1,26 +1,6 @@
 # Figures and tables by name: `snakemake --cores all fig7` makes what fig7 shows and nothing else.
 
 
-rule geometry:
-    input:
-        inputs("geometry"),
-    output:
-        manifest=RULES["geometry"].output,
-    log:
-        RULES["geometry"].log,
-    benchmark:
-        RULES["geometry"].benchmark
-    resources:
-        **needs("geometry"),
-        turn=1,
-    params:
-        **job("geometry"),
-    message:
-        "Weights of {wildcards.task} / {wildcards.eraser} with {wildcards.finetune}, seed {wildcards.finetune_seed}"
-    shell:
-        RULES["geometry"].command
-
-
 rule experiment:
     input:
         inputs("experiment"),

@@ -193,6 +193,7 @@ def world_settings(study: Study, part: str) -> str:
     return job_settings.text({"settings": world["packages"] if part == "drawings" else world[part]})
 
 
-def world_code(module: str) -> str:
+def world_code(part: str) -> str:
     """Version of the code behind a part of the miniature."""
+    module = "text_to_image" if part == "base" else part
     return code_version(f"resurgence.miniature.{module}", "resurgence.miniature.build:emphasised")

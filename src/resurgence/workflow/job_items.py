@@ -21,10 +21,10 @@ def cell(wildcards: Any) -> Cell:
     return Cell(erasure(wildcards), *split_name(wildcards.finetune), int(wildcards.finetune_seed))
 
 
-def eraser_pattern(study: Study, solved: bool) -> str:
-    """Regular expression of the erasers whose last step is solved in closed form, or is not."""
+def eraser_pattern(study: Study, solved: bool) -> dict[str, str]:
+    """The wildcard of the erasers whose last step is solved in closed form, or is not, as a regular expression."""
     names = "|".join(name for name, method in study.erasers.items() if is_solved(method) == solved)
-    return rf"({names})(\.[a-z0-9][a-z0-9_-]*)?" if names else r"\.^"  # matches nothing
+    return {"eraser": rf"({names})(\.[a-z0-9][a-z0-9_-]*)?" if names else r"\.^"}  # which matches nothing
 
 
 def is_solved(method: Method) -> bool | None:

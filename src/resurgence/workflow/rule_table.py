@@ -1,7 +1,8 @@
 """The rules of the study, one record each: stage, output, jobs, settings, inputs, code, resources, time.
 
-A rule is a record here, a rule of the same name in workflow/rules/*.smk, and a file in resurgence/stages. The order is
-that of the graph: each comes after the rules whose results it reads.
+A rule is a record here and a file in resurgence/stages. workflow/rules/artefacts.smk declares a rule to Snakemake for
+each record whose output is one artefact; the rules of tables, figures and experiments, which list their files, are in
+experiments.smk and present.smk. The order is that of the graph: each comes after the rules whose results it reads.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ BASE, TASK = "{base}", "{base}/{task}"
 ERASED = "{base}/{task}/{eraser}/s{erase_seed}"
 TUNED = ERASED + "/{finetune}/f{finetune_seed}"
 MODEL = "{base}/{model}"
+CELL = "{wildcards.task} / {wildcards.eraser} with {wildcards.finetune}, seed {wildcards.finetune_seed}"
 ALTERNATIVES = (
     "resurgence.data.segmenters",
     "resurgence.scorers",
@@ -56,6 +58,8 @@ class Rule:
     phase: str  # line of `resurgence plan`
     seconds: float  # of a job of the default study on two cores, while no measurement exists
     inputs: Callable[[Study, Wildcards], Inputs]
+    message: str = ""  # of a job, in Snakemake's words; for the rules of workflow/rules/artefacts.smk
+    constraints: Callable[[Study], dict[str, str]] = lambda study: {}  # regular expressions of wildcards
     chosen: Callable[[Study, Wildcards], tuple[str, ...]] = no_choice  # further code: modules that the settings choose
     minutes: int = 30  # limit on one GPU at the size of SD 1.4; twice and three times that for a second, third attempt
     gpu: bool = False  # uses a GPU where there is one
@@ -66,6 +70,11 @@ class Rule:
     def folder(self) -> str:
         """The folder of results/ with its output."""
         return self.output.split("/")[1]
+
+    @property
+    def is_artefact(self) -> bool:
+        """Whether its output is one artefact, a folder with a manifest."""
+        return self.output.endswith(MANIFEST)
 
     @property
     def dvc_stage(self) -> str:
@@ -91,7 +100,7 @@ class Rule:
     def command(self) -> str:
         """The shell command of a job."""
         flags = " --gpu" * self.gpu + " --unverified" * (not self.verified)
-        output = "manifest" if self.output.endswith("manifest.json") else "made"
+        output = "manifest" if self.is_artefact else "made"
         return (
             f"python -m resurgence.stages.{self.stage}{flags} --settings {{params.settings:q}} --code {{params.code}}"
             f" --out {{output.{output}}} --inputs {{params.inputs:q}} > {{log}} 2>&1"
@@ -152,49 +161,57 @@ _RULES = (
         "prompts", "prompts", f"results/data/{TASK}/prompts/manifest.json", job_items.tasks,
         of_task(job_settings.prompts), DATA, 2,
         inputs=lambda study, w: {"general": [path]} if (path := study.general_of(w.task)) else {},
+        message="Prompts of {wildcards.task}",
     ),
     Rule(
         "prior_moments", "moments", f"results/data/{BASE}/moments/manifest.json", job_items.prior,
         lambda study, w: job_settings.prior_moments(study), DATA, 8,
         inputs=lambda study, w: graph.base(study) | {"captions": [study.moments.prior]}, minutes=60, **ON_GPU,
+        message="Second moment of the general captions under {wildcards.base}",
     ),
     Rule(
         "domain_moments", "moments", f"results/data/{TASK}/moments/manifest.json",
         lambda study: job_items.tasks_read(study, "domain"), of_task(job_settings.domain_moments), DATA, 8,
         inputs=lambda study, w: graph.base(study) | {"captions": [study.templates_of(study.task(w.task).kind)]},
         minutes=10, **ON_GPU,
+        message="Second moment of the concepts that {wildcards.task} retains",
     ),
     *(
         Rule(
             name, "concept_images", f"results/data/{TASK}/{name}/manifest.json",
             functools.partial(job_items.tasks_read, kind=kind), of_task(settings), DATA, seconds,
             inputs=lambda study, w: graph.base(study), minutes=120, **ON_GPU,
+            message=f"Images of the concepts that {{wildcards.task}} {role}, made by {{wildcards.base}}",
         )
-        for name, settings, kind, seconds in (
-            ("concept_images", job_settings.concept_images, "images", 12),
-            ("anchor_images", job_settings.anchor_images, "anchors", 12),
-            ("retained_images", job_settings.retained_images, "retained", 20),
+        for name, settings, kind, seconds, role in (
+            ("concept_images", job_settings.concept_images, "images", 12, "erases"),
+            ("anchor_images", job_settings.anchor_images, "anchors", 12, "maps to"),
+            ("retained_images", job_settings.retained_images, "retained", 20, "retains"),
         )
     ),
     Rule(
         "masks", "masks", f"results/data/{TASK}/masks/manifest.json",
         lambda study: job_items.tasks_read(study, "masks"), of_task(job_settings.masks), DATA, 6,
         inputs=lambda study, w: graph.masks(study, w.task), chosen=segmenter_code, minutes=120, gpu=True,
+        message="Masks of the concepts that {wildcards.task} erases",
     ),
     Rule(
         "terciles", "terciles", f"results/data/{TASK}/terciles/{{set}}/manifest.json",
         lambda study: job_items.sets(study, drawn=True), lambda study, w: job_settings.terciles(study, w.task, w.set),
         DATA, 8, inputs=lambda study, w: graph.terciles(study, w.set), chosen=clip_code,
+        message="Concepts of the fine-tuning set {wildcards.set} of {wildcards.task}, by similarity",
     ),
     Rule(
         "finetune_set", "finetune_set", f"results/data/{TASK}/finetune_sets/{{set}}/manifest.json", job_items.sets,
         lambda study, w: job_settings.finetune_set(study, w.task, w.set), DATA, 20,
         inputs=lambda study, w: graph.finetune_set(study, w.task, w.set), minutes=120, **ON_GPU,
+        message="Fine-tuning set {wildcards.set} of {wildcards.task}, made by {wildcards.base}",
     ),
     Rule(
         "loras", "loras", f"results/erased/{ERASED}/loras/manifest.json", job_items.trained_loras,
         lambda study, w: job_settings.loras(study, erasure(w)), ERASE, 25,
         inputs=lambda study, w: graph.loras(study, erasure(w)), chosen=eraser_code, minutes=60, **ON_GPU,
+        message="LoRAs of {wildcards.task} for {wildcards.eraser}, seed {wildcards.erase_seed}",
     ),
     *(
         Rule(
@@ -202,6 +219,8 @@ _RULES = (
             functools.partial(job_items.erasures, solved=solved),
             lambda study, w: job_settings.erase(study, erasure(w)), ERASE, seconds,
             inputs=lambda study, w: graph.erase(study, erasure(w)), chosen=eraser_code, minutes=minutes, **ON_GPU,
+            constraints=functools.partial(job_items.eraser_pattern, solved=solved),
+            message="Erase {wildcards.task} with {wildcards.eraser}, seed {wildcards.erase_seed}",
         )
         for name, solved, seconds, minutes in (("closed_form", True, 8, 20), ("erase", False, 60, 480))
     ),
@@ -209,27 +228,32 @@ _RULES = (
         "finetune", "finetune", f"results/finetuned/{TUNED}/weights/manifest.json", job_items.cells,
         lambda study, w: job_settings.finetune(study, cell(w)), TUNE, 60,
         inputs=lambda study, w: graph.finetune(study, cell(w)), minutes=480, **ON_GPU,
+        message=f"Fine-tune {CELL}",
     ),
     Rule(
         "sample", "sample", f"results/images/{MODEL}/images/manifest.json", job_items.models,
         lambda study, w: job_settings.sample(study), SAMPLE, 40,
         inputs=lambda study, w: graph.sample(study, ModelPath.parse(w.model)), minutes=240, **ON_GPU,
+        message="Sample {wildcards.model}",
     ),
     Rule(
         "reference_features", "reference_features", f"results/data/{BASE}/reference/manifest.json",
         lambda study: [{}] if job_settings.has_reference(study) else [],
         lambda study, w: job_settings.reference(study), SCORE, 60,
         inputs=lambda study, w: graph.reference_features(study), chosen=reference_code, minutes=240, gpu=True,
+        message="Features of real images",
     ),
     Rule(
         "score", "score", f"results/scores/{MODEL}/scores/manifest.json", job_items.models,
         lambda study, w: job_settings.score(study, ModelPath.parse(w.model).task), SCORE, 12,
         inputs=lambda study, w: graph.score(study, ModelPath.parse(w.model)), chosen=scorer_code, minutes=120, gpu=True,
+        message="Score the images of {wildcards.model}",
     ),
     Rule(
         "geometry", "geometry", f"results/scores/{TUNED}/geometry/manifest.json", job_items.moved,
         lambda study, w: job_settings.geometry(study), SCORE, 8,
         inputs=lambda study, w: graph.weight_movement(study, cell(w)), minutes=10,
+        message=f"Weights of {CELL}",
     ),
     Rule(
         "tables", "tables", "results/tables/made.json", single, lambda study, w: report_settings.tables(study), SHOW, 5,
@@ -268,5 +292,5 @@ RULES = {rule.name: rule for rule in _RULES}
 
 def every_manifest(study: Study) -> list[str]:
     """The manifests of all artefacts of the study."""
-    artefacts = [rule for rule in RULES.values() if rule.output.endswith(MANIFEST)]
+    artefacts = [rule for rule in RULES.values() if rule.is_artefact]
     return [rule.output.format(base=study.base.name, **item) for rule in artefacts for item in rule.items(study)]
