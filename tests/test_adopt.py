@@ -68,9 +68,9 @@ def test_all_is_fresh(done: Path) -> None:
 def test_a_changed_setting_is_named_and_followed(done: Path) -> None:
     found = judge(plan(one={"lr": 2.0, "task": {"erase": ["ship"]}}))
     assert found[ONE] == ("stale", "lr: 1.0 -> 2.0")
-    assert found[TWO] == ("stale", "made from results/data/one")
-    assert found[TABLE] == ("stale", "made from results/data/two")
-    assert found[FIGURE] == ("stale", "made from results/tables")
+    assert found[TWO] == ("stale", "computed from results/data/one")
+    assert found[TABLE] == ("stale", "computed from results/data/two")
+    assert found[FIGURE] == ("stale", "computed from results/tables")
     assert states(plan(table={"level": 0.9})) == ["fresh", "fresh", "stale", "stale"]
 
 

@@ -17,7 +17,7 @@ from resurgence.files import sha256
 from resurgence.pretrained import checksums
 from resurgence.pretrained.checksums import Entry
 from resurgence.workflow import weights_needed
-from resurgence.workflow.weights_needed import Wanted
+from resurgence.workflow.weights_needed import Weights
 from tiny import make_pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +75,7 @@ def run(code: str, folder: Path, hub: Path, *arguments: str) -> subprocess.Compl
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_table_knows_what_the_studies_read(name: str) -> None:
     entries = checksums.table(ROOT)
-    found = weights_needed.wanted(load(*STUDIES[name]), entries)
+    found = weights_needed.weights_of(load(*STUDIES[name]), entries)
     assert {one.key for one in found} >= {"base.path", "masks.detector", "masks.sam", "scorers.clip"}
     for one in found:
         assert one.place in entries
@@ -100,7 +100,7 @@ def test_the_table_names_what_open_clip_reads() -> None:
 
 
 def test_the_miniature_reads_only_what_is_shipped() -> None:
-    assert {one.place.split("/")[0] for one in weights_needed.wanted(load(), {})} == {"data"}
+    assert {weights.place.split("/")[0] for weights in weights_needed.weights_of(load(), {})} == {"data"}
 
 
 def test_locate(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_lock_completes_the_table_and_then_holds(project: Path, capsys: pytest.C
     (project / "w/model.safetensors").write_bytes(b"first")
     write_table({"w": {"licence": "x", "get": "ask", "files": {"model.safetensors": None}}})
     assert checksums.verify("w", Path("w"), checksums.table()) == ["model.safetensors"]
-    weights_needed.lock([Wanted("base.path", "w")])
+    weights_needed.lock([Weights("base.path", "w")])
     assert "commit it" in capsys.readouterr().out
     assert checksums.table()["w"].files == {"model.safetensors": sha256(project / "w/model.safetensors")}
     assert checksums.verify("w", Path("w"), checksums.table()) == []
@@ -169,7 +169,7 @@ def test_lock_completes_the_table_and_then_holds(project: Path, capsys: pytest.C
 def test_lock_of_a_folder_of_ones_own(project: Path, base: Path) -> None:
     write_table({})
     shutil.copytree(base, project / "mine")
-    weights_needed.lock([Wanted("base.path", "mine")])
+    weights_needed.lock([Weights("base.path", "mine")])
     names = set(checksums.table()["mine"].files)
     assert {"model_index.json", "unet/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"} <= names
     assert checksums.verify("mine", Path("mine"), checksums.table()) == []

@@ -168,7 +168,7 @@ def named_by_adopt(tree: Repository) -> None:
     """Adopt names the image set and what was made from it; nothing of that counts as up to date."""
     told = tree.resurgence("adopt")
     assert "damaged  results/images/small/pets/uce/s0/images" in told and "has changed since" in told
-    assert "stale    results/scores/small/pets/uce/s0/scores: made from results/images" in told
+    assert "stale    results/scores/small/pets/uce/s0/scores: computed from results/images" in told
     wanted = {"Sample pets/uce/s0", "Score the images of pets/uce/s0", "Grids of images and masks", *PRESENTED}
     assert set(messages(tree.run("snakemake", "-n"))) == wanted
 

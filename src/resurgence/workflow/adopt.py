@@ -1,11 +1,10 @@
-"""Take over results that another run made, after `dvc pull`: Snakemake then knows what is up to date and what is not.
+"""Adopt the results of another run, after `dvc pull`: Snakemake then knows which of them are up to date.
 
-Snakemake decides by times of change and by what it noted when a job ran; neither comes with a pull. So each manifest is
-compared with what the job would be given now: its settings, the version of its code, and inputs; and its files are
-hashed again.
-What matches is marked as made just now. What does not, and all that is made from it, is named with the first
-difference and marked as older than everything. A result with a changed or missing file loses its manifest: nothing is
-built on it, and its job, or `dvc checkout`, makes it whole.
+Snakemake decides by times of change and by its records of finished jobs; neither comes with a pull. So each manifest is
+compared with the present settings, code version and inputs of the job, and its files are hashed again. A result that
+matches is marked as new. One that does not, and all results computed from it, are listed with the first difference and
+marked as older than all others. A result with a changed or missing file loses its manifest: no job reads it, and its
+own job, or `dvc checkout`, restores it.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ OLD = 1  # seconds since 1970; Snakemake takes a time of 0 for none
 
 
 class Verdict(NamedTuple):
-    """What is to be told of a result."""
+    """The state of a result, and the reason."""
 
     state: str  # fresh, stale, damaged or missing
     why: str = ""
@@ -45,10 +44,10 @@ def changes(old: Any, new: Any, place: str = "") -> Iterator[str]:
 
 
 def of_format_1(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest of format 1 as it is written now.
+    """A manifest of format 1 in the present format.
 
-    A method has its name, not its module; only MACE trained LoRAs in a step of its own. Files of shared folders, such
-    as tables, were listed one by one: they count through the made.json that lists them.
+    A method has its name instead of its module; only MACE trained LoRAs in a separate step. Files of shared folders,
+    such as tables, were inputs one by one: now the made.json that lists them is the input.
     """
     parameters = dict(manifest["parameters"])
     prefix, _, name = parameters.get("method", "").rpartition(".")
@@ -66,54 +65,54 @@ def in_shared_folder(name: str) -> bool:
 
 
 def difference(job: Job, manifest: Mapping[str, Any], run: Mapping[str, Any], digest: Callable[[Path], str]) -> str:
-    """The first difference between a manifest with its run and the job that would write it now; empty without one.
+    """The first difference between a manifest with its run and the present job; empty if there is none.
 
-    The code is compared where the run tells its version: not for format 1, nor where run.json was lost.
+    The code is compared if the run has its version: not in format 1, nor after the loss of run.json.
     """
-    now = job.digested
+    inputs = job.digested
     if manifest["format"] == 1:
         manifest = of_format_1(manifest)
-        now = {name: path for name, path in now.items() if not in_shared_folder(name)}
+        inputs = {name: path for name, path in inputs.items() if not in_shared_folder(name)}
     if first := next(changes(manifest["parameters"], plain(job.settings)), ""):
         return first
     if run.get("code", job.code) != job.code:
         return f"its code has changed: version {run['code']} -> {job.code}"
-    read = manifest["inputs"]
-    for name in sorted({*read, *now}):
-        if name not in now or name not in read:
-            return f"input {name} {'is no longer read' if name not in now else 'is new'}"
-        if read[name] != digest(now[name]):
+    recorded = manifest["inputs"]
+    for name in sorted({*recorded, *inputs}):
+        if name not in inputs or name not in recorded:
+            return f"input {name} {'is no longer read' if name not in inputs else 'is new'}"
+        if recorded[name] != digest(inputs[name]):
             return f"input {name} has changed"
     return ""
 
 
 def owners(outs: Iterable[Path], root: Path) -> dict[Path, Path]:
-    """File of a shared folder -> the made.json that names it; those of a damaged one are left out."""
-    found: dict[Path, Path] = {}
+    """File of a shared folder -> the made.json that lists it; a damaged made.json is left out."""
+    listed: dict[Path, Path] = {}
     for out in outs:
         if out.name != MANIFEST and (root / out).is_file():
             with contextlib.suppress(ValueError):
                 names = read_manifest(root / out)["files"]
-                found |= {Path(os.path.normpath(out.parent / name)): out for name in names}
-    return found
+                listed |= {Path(os.path.normpath(out.parent / name)): out for name in names}
+    return listed
 
 
 def judge(jobs: Sequence[Job], root: Path = Path()) -> dict[Path, Verdict]:
-    """Output -> verdict, for jobs of which each comes after those whose results it reads."""
+    """Output -> verdict, for jobs in an order in which each comes after those whose results it reads."""
     digest = functools.cache(lambda path: digest_of(root / path))
-    found: dict[Path, Verdict] = {}
+    verdicts: dict[Path, Verdict] = {}
     owner = owners((job.out for job in jobs), root)
     for job in jobs:
-        found[job.out] = judge_one(job, root, digest)
-        above = [path if path in found else owner.get(path, path.with_name("made.json")) for path in job.above]
-        stale = next((path for path in above if path in found and found[path].state != "fresh"), None)
-        if stale and found[job.out].state == "fresh":
-            found[job.out] = Verdict("stale", f"made from {stale.parent}")
-    return found
+        verdicts[job.out] = verdict_of(job, root, digest)
+        above = [path if path in verdicts else owner.get(path, path.with_name("made.json")) for path in job.above]
+        stale = next((path for path in above if path in verdicts and verdicts[path].state != "fresh"), None)
+        if stale and verdicts[job.out].state == "fresh":
+            verdicts[job.out] = Verdict("stale", f"computed from {stale.parent}")
+    return verdicts
 
 
-def judge_one(job: Job, root: Path, digest: Callable[[Path], str]) -> Verdict:
-    """The verdict on one output, its inputs being as they are."""
+def verdict_of(job: Job, root: Path, digest: Callable[[Path], str]) -> Verdict:
+    """The verdict on an output, by its present inputs."""
     file = root / job.out
     if not file.is_file():
         return Verdict("missing", f"{job.out} is missing")
@@ -131,18 +130,19 @@ def judge_one(job: Job, root: Path, digest: Callable[[Path], str]) -> Verdict:
     return Verdict("stale", change) if change else Verdict("fresh")
 
 
-def mark(found: Mapping[Path, Verdict], overlays: Sequence[Path], root: Path = Path()) -> None:
-    """Let Snakemake know: fresh results are noted as made now, stale ones as ages old, damaged ones as not finished."""
-    fresh = [out.as_posix() for out, verdict in found.items() if verdict.state == "fresh"]
-    stale = [out.as_posix() for out, verdict in found.items() if verdict.state == "stale"]
-    for out, verdict in found.items():
-        if verdict.state == "damaged":
-            (root / out).unlink()
+def mark(verdicts: Mapping[Path, Verdict], overlays: Sequence[Path], root: Path = Path()) -> None:
+    """Mark results for Snakemake: fresh ones as new, stale ones as old; manifests of damaged ones are removed."""
+    fresh, stale, damaged = (
+        [out.as_posix() for out, verdict in verdicts.items() if verdict.state == state]
+        for state in ("fresh", "stale", "damaged")
+    )
+    for name in damaged:
+        (root / name).unlink()
     if stale:
-        files = [*stale, *(file.as_posix() for file, made in owners(found, root).items() if made.as_posix() in stale)]
-        told = snakemake("--cleanup-metadata", *files, *configured(overlays), root=root, check=False)
-        if "metadata was not present" not in told and "Error" in told:
-            raise ValueError(f"snakemake --cleanup-metadata fails; it says\n{told[-4000:]}")
+        listed = [file.as_posix() for file, out in owners(verdicts, root).items() if out.as_posix() in stale]
+        output = snakemake("--cleanup-metadata", *stale, *listed, *configured(overlays), root=root, check=False)
+        if "metadata was not present" not in output and "Error" in output:
+            raise ValueError(f"snakemake --cleanup-metadata fails; it says\n{output[-4000:]}")
     if fresh:
         snakemake("--touch", "-F", "--cores", "1", *configured(overlays), "--", *fresh, root=root)
     for name in stale:
@@ -155,19 +155,18 @@ def adopt_arguments(parser: ArgumentParser) -> None:
 
 
 def adopt(args: Namespace) -> None:
-    """Compare all results of the study with its configuration and sources, and tell Snakemake and the user."""
+    """Compare all results of the study with its configuration and sources; mark them for Snakemake and list them."""
     check_package()
     restored = restore()
     study_jobs = jobs(load_study([Path(resolve_path("params.yaml")), *args.overlay]))
-    found = judge(study_jobs)
-    mark(found, args.overlay)
-    for out, verdict in found.items():
+    verdicts = judge(study_jobs)
+    mark(verdicts, args.overlay)
+    for out, verdict in verdicts.items():
         if verdict.state != "fresh":
             print(f"{verdict.state:<8} {out.parent if out.name == MANIFEST else out}: {verdict.why}")
-    number = sum(verdict.state == "fresh" for verdict in found.values())
-    print(f"{number} of {len(found)} results are up to date; {restored} run.json restored")
-    unknown = [job.out for job in study_jobs if found[job.out].state == "fresh" and "code" not in run_of(job.out)]
-    if unknown:
-        print(f"{len(unknown)} of these do not say which version of the code made them; it was not compared")
-    if number < len(found):
+    fresh = [out for out, verdict in verdicts.items() if verdict.state == "fresh"]
+    print(f"{len(fresh)} of {len(verdicts)} results are up to date; {restored} run.json restored")
+    if unknown := sum("code" not in run_of(out) for out in fresh):
+        print(f"{unknown} of these have no record of their code version; it was not compared")
+    if len(fresh) < len(verdicts):
         print("`make study` runs the rest; `dvc checkout` puts back files that were changed by accident")

@@ -1,4 +1,4 @@
-"""The jobs of a study before any has run, for the commands that ask what a study computes: plan, adopt, expected."""
+"""The jobs of a study before any has run, for the commands plan, adopt and expected."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Job:
 
     @property
     def digested(self) -> dict[str, Path]:
-        """What the manifest names as inputs: path -> artefact or file."""
+        """The inputs in its manifest: path -> artefact or file."""
         paths = [Path(path) for files in self.inputs.values() for path in files]
         return {path.as_posix(): path.parent if path.name == MANIFEST else path for path in paths}
 
@@ -38,12 +38,12 @@ class Job:
 
 
 def jobs(study: Study) -> list[Job]:
-    """Every job of the study but those of other data (COCO, the miniature), each after those whose results it reads."""
-    found = []
+    """Every job of the study but those of COCO and the miniature, each after those whose results it reads."""
+    study_jobs = []
     for rule in RULES.values():
         for wildcards in rule.items(study):
             values = SimpleNamespace(**wildcards)
             out = Path(rule.output.format(base=study.base.name, **wildcards))
-            found.append(Job(rule, wildcards, out, rule.settings(study, values), rule.inputs(study, values),
-                             rule.version(study, values)))  # fmt: skip
-    return found
+            settings, inputs = rule.settings(study, values), rule.inputs(study, values)
+            study_jobs.append(Job(rule, wildcards, out, settings, inputs, rule.version(study, values)))
+    return study_jobs

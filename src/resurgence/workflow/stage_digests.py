@@ -1,8 +1,8 @@
-"""What each stage of dvc.yaml is made from: results/expected.json, from the jobs of the study.
+"""Digests of the stages of dvc.yaml, results/expected.json, from the jobs of the study.
 
-One digest an output: of its settings, the version of its code, the files that it reads, and the digests of the outputs
-that it reads. Any change of a value, a formula or a file so changes exactly the stages that it affects, for DVC as for
-Snakemake. Nothing is read from the results.
+An output's digest covers its settings, code version, files that it reads, and the digests of the outputs that it reads.
+So a change of a value, a formula or a file changes exactly the stages that it affects, for DVC as for Snakemake. No
+result is read.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ EXPECTED = Path("results/expected.json")
 
 
 def digests(jobs: Iterable[Job], root: Path = Path()) -> dict[Path, str]:
-    """Output -> digest of all that it is made from. Files of shared folders count as the one output of the folder."""
+    """Output -> digest of its causes. Files of a shared folder count as the single output of the folder."""
     file_digest = functools.cache(lambda path: digest_of(root / path))
-    found: dict[Path, str] = {}
+    digest: dict[Path, str] = {}
     for job in jobs:
-        shared = {out.parent: digest for out, digest in found.items() if out.name != MANIFEST}
+        shared = {out.parent: value for out, value in digest.items() if out.name != MANIFEST}
         files = [path for path in map(Path, job.digested) if path not in job.above]
-        found[job.out] = digest_of_text({
+        digest[job.out] = digest_of_text({
             "settings": plain(job.settings),
             "code": job.code,
             "files": {path.as_posix(): file_digest(path) for path in files},
-            "above": {path.as_posix(): found.get(path) or shared.get(path.parent) for path in job.above},
+            "above": {path.as_posix(): digest.get(path) or shared.get(path.parent) for path in job.above},
         })  # fmt: skip
-    return found
+    return digest
 
 
 def expected_arguments(parser: ArgumentParser) -> None:
@@ -43,13 +43,13 @@ def expected_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
-    """Write the file: stage -> its digest, and that of each of its outputs."""
+    """Write the file: stage -> its digest, and those of its outputs."""
     check_package()
     study_jobs = jobs(load_study([Path(resolve_path("params.yaml"))]))
-    found = digests(study_jobs)
+    digest = digests(study_jobs)
     stages: dict[str, dict[str, str]] = {}
     for job in study_jobs:
-        stages.setdefault(job.rule.dvc_stage, {})[job.out.as_posix()] = found[job.out]
+        stages.setdefault(job.rule.dvc_stage, {})[job.out.as_posix()] = digest[job.out]
     args.out.parent.mkdir(exist_ok=True)
     write_json(args.out, {n: {"digest": digest_of_text(outputs), "outputs": outputs} for n, outputs in stages.items()})
-    print(f"{args.out}: {len(found)} outputs of {len(stages)} stages")
+    print(f"{args.out}: {len(digest)} outputs of {len(stages)} stages")

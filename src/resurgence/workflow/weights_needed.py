@@ -1,4 +1,4 @@
-"""What a study reads from elsewhere, and whether all of it is there and whole: before any job, without torch.
+"""Check the weights that a study reads from elsewhere for presence and checksums, before any job, without torch.
 
 resurgence weights check --overlay studies/sd14.yaml
 resurgence weights lock --overlay studies/sd14.yaml
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import yaml
 
 from resurgence.config.fields import read_yaml
-from resurgence.files import resolve_path
+from resurgence.files import atomic_file, resolve_path
 from resurgence.pretrained.checksums import LOCK, TABLE, Entry, digest, file_of, locate, offline, remedy, table, verify
+from resurgence.workflow.graph import files_of
 from resurgence.workflow.job_settings import reads
 from resurgence.workflow.rule_table import RULES
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Something that a study reads."""
+class Weights:
+    """Weights that a study reads."""
 
     key: str  # of params.yaml
     place: str  # a path, or a hub id
@@ -34,73 +35,67 @@ class Wanted:
     rules: Collection[str] = field(default=())  # whose jobs read it
 
 
-def wanted(study: Study, entries: Mapping[str, Entry]) -> list[Wanted]:
-    """What the study reads: base, segmenter, scorers."""
+def weights_of(study: Study, entries: Mapping[str, Entry]) -> list[Weights]:
+    """The weights of base, segmenter and scorers."""
     loading = [rule.name for rule in RULES.values() if rule.loads_base]
     attention = ["masks"] if study.masks.segmenter == "cross-attention" else []
-    found = [Wanted("base.path", study.base.path, study.base.revision, [*loading, *attention])]
+    weights = [Weights("base.path", study.base.path, study.base.revision, [*loading, *attention])]
     masked = any("masks" in reads(study, erasure) for erasure in study.erasures())
     if masked and study.masks.segmenter == "grounded-sam":
         for key in ("detector", "sam"):
             revision = getattr(study.masks, f"{key}_revision")
-            found.append(Wanted(f"masks.{key}", getattr(study.masks, key), revision, ("masks",)))
+            weights.append(Weights(f"masks.{key}", getattr(study.masks, key), revision, ("masks",)))
     for name, settings in study.scorers.items():
         rules = ("score", "terciles") if name == "clip" else ("score",)
         if "path" in settings:
-            found.append(Wanted(f"scorers.{name}.path", str(settings["path"]), None, rules))
+            weights.append(Weights(f"scorers.{name}.path", str(settings["path"]), None, rules))
         tag = f"{settings.get('name')}:{settings.get('pretrained')}"
-        found += [Wanted(f"scorers.{name}", p, e.revision, rules) for p, e in entries.items() if e.open_clip == tag]
-    return found
+        weights += [Weights(f"scorers.{name}", p, e.revision, rules) for p, e in entries.items() if e.open_clip == tag]
+    return weights
 
 
-def files_in(place: Path) -> list[str]:
-    """Weights and settings of a place that the table does not know."""
-    if place.is_file():
-        return [place.name]
-    found = [path for path in place.rglob("*") if path.suffix in (".json", ".safetensors", ".txt")]
-    return sorted(path.relative_to(place).as_posix() for path in found)
-
-
-def missing(one: Wanted, entries: Mapping[str, Entry]) -> str:
-    """Say that something is not there, where it was looked for, and what gets it."""
+def missing(weights: Weights, entries: Mapping[str, Entry]) -> str:
+    """The message that weights are missing, with the places that were searched and the remedy."""
     from huggingface_hub import constants
 
-    entry = entries.get(one.place)
-    at = f" at revision {one.revision}" if one.revision else ""
+    place, entry = weights.place, entries.get(weights.place)
+    at = f" at revision {weights.revision}" if weights.revision else ""
     places = "" if entry and entry.get else f" and in {constants.HF_HUB_CACHE}{at}"
     network = " HF_HUB_OFFLINE is set." if offline() else ""
     gated = "" if entry and entry.get else "; a gated model needs `hf auth login` and its licence accepted first"
-    told = remedy(one.place, entry, one.revision)
-    return f"{one.key} = {one.place!r}: not in {Path(one.place).absolute()}{places}.{network} To have it, {told}{gated}"
+    get = remedy(place, entry, weights.revision)
+    return f"{weights.key} = {place!r}: not in {Path(place).absolute()}{places}.{network} To have it, {get}{gated}"
 
 
-def examine(study: Study, rules: Collection[str] | None = None) -> Iterator[tuple[Wanted, str, str]]:
-    """What jobs of these rules (None: any) read: each with ok, unlocked, missing or damaged, and a sentence."""
+def examine(study: Study, rules: Collection[str] | None = None) -> Iterator[tuple[Weights, str, str]]:
+    """The weights that jobs of some rules (None: all) read, each with its state and a message.
+
+    States: ok, unlocked (no checksum), missing, damaged.
+    """
     entries = table()
-    for one in wanted(study, entries):
-        if rules is not None and not set(one.rules) & set(rules):
-            continue
-        found = locate(one.place, one.revision)
-        if found is None:
-            yield one, "missing", missing(one, entries)
-            continue
-        try:
-            unknown = verify(one.place, found, entries)
-        except (FileNotFoundError, ValueError) as error:
-            yield one, "damaged", f"{one.key}: {error}"
-            continue
-        if one.place not in entries:
-            yield one, "ok", f"{one.key} = {one.place}: {found}, not in {TABLE}"
-        elif unknown:
-            yield one, "unlocked", f"{one.key} = {one.place}: {found}; no checksum yet of {', '.join(unknown)}"
-        else:
-            yield one, "ok", f"{one.key} = {one.place}: {found}"
+    for weights in weights_of(study, entries):
+        if rules is None or set(weights.rules) & set(rules):
+            yield weights, *state_of(weights, entries)
+
+
+def state_of(weights: Weights, entries: Mapping[str, Entry]) -> tuple[str, str]:
+    """State of weights, and a message."""
+    path = locate(weights.place, weights.revision)
+    if path is None:
+        return "missing", missing(weights, entries)
+    try:
+        unlocked = verify(weights.place, path, entries)
+    except (FileNotFoundError, ValueError) as error:
+        return "damaged", f"{weights.key}: {error}"
+    message = f"{weights.key} = {weights.place}: {path}"
+    if weights.place not in entries:
+        return "ok", f"{message}, not in {TABLE}"
+    return ("unlocked", f"{message}; no checksum yet of {', '.join(unlocked)}") if unlocked else ("ok", message)
 
 
 def check_present(study: Study, rules: Collection[str]) -> None:
-    """Before the first job: raise FileNotFoundError naming everything that the jobs of these rules cannot read."""
-    bad = [told for _, state, told in examine(study, rules) if state in ("missing", "damaged")]
-    if bad:
+    """Before the first job: raise FileNotFoundError with all weights that the jobs of these rules cannot read."""
+    if bad := [message for _, state, message in examine(study, rules) if state in ("missing", "damaged")]:
         raise FileNotFoundError("weights that this run needs:\n  " + "\n  ".join(bad))
 
 
@@ -111,7 +106,7 @@ def weights_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
-    """Print what a study reads and whether it is there, or record the checksums of what is there.
+    """Print the weights of a study with their state, or record the checksums of those that are present.
 
     Raises:
         FileNotFoundError: something is missing or damaged.
@@ -119,28 +114,29 @@ def run(args: Namespace) -> None:
     from resurgence.config.load import load_study
 
     study = load_study([Path(resolve_path("params.yaml")), *args.overlay])
-    seen = list(examine(study))
-    for _, state, told in seen:
-        print(f"{state:<9} {told}")
+    states = list(examine(study))
+    for _, state, message in states:
+        print(f"{state:<9} {message}")
     if args.what == "lock":
-        lock([one for one, state, _ in seen if state in ("ok", "unlocked")])
-    elif bad := [one.key for one, state, _ in seen if state in ("missing", "damaged")]:
-        raise FileNotFoundError(f"{len(bad)} of {len(seen)} are missing or damaged: {', '.join(bad)}")
+        lock([weights for weights, state, _ in states if state in ("ok", "unlocked")])
+    elif bad := [weights.key for weights, state, _ in states if state in ("missing", "damaged")]:
+        raise FileNotFoundError(f"{len(bad)} of {len(states)} are missing or damaged: {', '.join(bad)}")
 
 
-def lock(found: list[Wanted]) -> None:
-    """Write config/weights.lock: revision and checksums of what is there, beside those locked before."""
+def lock(present: list[Weights]) -> None:
+    """Write config/weights.lock: revision and checksums of present weights, beside those locked before."""
     entries = table()
     locked = read_yaml(LOCK) if LOCK.is_file() else {}
-    for one in found:
-        place = locate(one.place, one.revision)
-        if place is None:
+    for weights in present:
+        path = locate(weights.place, weights.revision)
+        if path is None:
             continue
-        commit = place.name if place.parent.name == "snapshots" else None
-        names = entries[one.place].files if one.place in entries else files_in(place)
-        locked[one.place] = {"revision": commit, "files": {name: digest(file_of(place, name)) for name in names}}
+        commit = path.name if path.parent.name == "snapshots" else None
+        folder = path.parent if path.is_file() else path
+        unlisted = [Path(file).relative_to(folder).as_posix() for file in files_of(path)]
+        names = entries[weights.place].files if weights.place in entries else unlisted
+        locked[weights.place] = {"revision": commit, "files": {name: digest(file_of(path, name)) for name in names}}
     LOCK.parent.mkdir(exist_ok=True)
-    temporary = LOCK.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(dict(sorted(locked.items()))))
-    temporary.rename(LOCK)
+    with atomic_file(LOCK) as temporary:
+        temporary.write_text(yaml.safe_dump(dict(sorted(locked.items()))))
     print(f"{LOCK}: {len(locked)} entries; commit it, so that everyone checks against the same")
