@@ -179,7 +179,7 @@ WITHOUT_EFFECT = {
             "main.py", "        total += loss", "        with warnings.catch_warnings():\n            total += loss"
         )(files),
     ],
-    "infrastructure": after_sum("    from resurgence.provenance.verify import told\n    told(folder)\n"),
+    "infrastructure": after_sum("    from resurgence.provenance.verify import problems\n    problems(folder)\n"),
     "check of settings": lambda files: [
         replace("loss.py", "import PKG.far", "from resurgence.config.fields import at_least\nimport PKG.far")(files),
         replace("loss.py", "    return far", "    for key in ('a', 'b'):\n        at_least(key, 1, 0)\n    return far")(

@@ -13,7 +13,7 @@ from PIL import Image
 from tree import ROOT, Tree, clone, once
 
 from resurgence.files import sha256
-from resurgence.provenance.verify import told
+from resurgence.provenance.verify import problems
 from resurgence.stages.remake import experiments_again, run, tables_again
 from resurgence.workflow.archive import write_reference
 
@@ -147,7 +147,7 @@ def test_experiments_are_made_again_and_a_tampered_score_is_found(changed: Tree)
     rows.assign(clip_score=rows["clip_score"] + 1).to_parquet(scores)
     told_files = list(experiments_again(root / "results"))
     assert {Path(line.split()[0]).name for line in told_files} >= {"fig5.csv", "steps.csv"}
-    assert any("scores.parquet" in line for line in told(root / "results"))
+    assert any("scores.parquet" in line for line in problems(root / "results"))
 
 
 def test_a_reference_verifies_and_a_score_tampered_with_care_is_found(experiments: Tree, tmp_path: Path) -> None:
@@ -170,11 +170,11 @@ def test_a_reference_verifies_and_a_score_tampered_with_care_is_found(experiment
     assert changed.any()
     rows.loc[changed, "clip_score"] += 1
     rows.to_parquet(file, index=False)
-    assert any("scores.parquet has changed" in line for line in told(root))
+    assert any("scores.parquet has changed" in line for line in problems(root))
     made = json.loads((root / "made.json").read_text())
     made["files"]["scores/scores.parquet"] = sha256(file)
     (root / "made.json").write_text(json.dumps(made))
-    assert list(told(root)) == []
+    assert list(problems(root)) == []
     with pytest.raises(ValueError, match=r"6 files or rows of .* differ"):
         run(arguments)
     lines = list(tables_again(root))

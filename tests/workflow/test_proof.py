@@ -18,7 +18,7 @@ from tree import Tree
 
 from resurgence.files import sha256
 from resurgence.provenance.trace import provenance
-from resurgence.provenance.verify import told
+from resurgence.provenance.verify import problems
 from resurgence.stages.remake import tables_again
 from resurgence.workflow.archive import write
 
@@ -81,14 +81,14 @@ def test_provenance_tells_what_it_cannot_follow(copy: Tree) -> None:
 
 def test_verify_names_every_missing_changed_and_foreign_file(copy: Tree) -> None:
     results = copy.root / "results"
-    assert list(told(results)) == []
+    assert list(problems(results)) == []
     (results / "tables/cells.csv").write_text("")
     (results / "figures/compare_recogniser_accuracy.png").unlink()
     (results / "data/small/pets/prompts/prompts.csv").unlink()
     (results / "erased/small/pets/uce/s0/delta/more.txt").write_text("x")
     (results / "scores/notes.txt").write_text("x")
     (results / "grids/made.json").write_text("{")
-    found = sorted(line.replace(f"{results}/", "") for line in told(results))
+    found = sorted(line.replace(f"{results}/", "") for line in problems(results))
     kinds = [re.sub(r" \(sha256 .*", "", line) for line in found if not line.startswith("grids/pets")]
     assert kinds == [
         "data/small/pets/prompts/prompts.csv is missing",

@@ -1,1 +1,1 @@
-"""What an artefact was made from, and whether it is still as it was written."""
+"""Origin and integrity of artefacts."""

@@ -1,7 +1,7 @@
-"""The manifests and run records of many artefacts in one Parquet file, where their other files are packed or left out.
+"""The manifests and run records of many artefacts in one Parquet file, for a reference without their other files.
 
 Columns: folder (from the results tree), manifest (text of manifest.json, to the byte, so that its digest is the one
-that consumers recorded) and run (text of run.json without the command line).
+that other manifests refer to) and run (text of run.json without the command line).
 """
 
 from __future__ import annotations

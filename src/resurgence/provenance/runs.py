@@ -1,7 +1,7 @@
 """The record of a study's runs: run.json of every artefact in one file, results/cost/runs.json.
 
-DVC does not track the files run.json themselves: a stage of which a second run gives the same artefacts has then the
-same hash. Their record travels instead, and `restore` puts each back beside the manifest that it belongs to.
+DVC tracks this record instead of the files run.json, so that a stage keeps its hash when a second run gives the same
+artefacts. `restore` writes each run.json back beside its manifest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ RECORD = Path("results/cost/runs.json")
 
 
 def record(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Folder -> what its run.json says, with the digest of its manifest."""
+    """Folder -> content of its run.json, with the digest of its manifest."""
     return {
         folder.as_posix(): {**json.loads((folder / RUN).read_text()), "manifest": sha256(folder / MANIFEST)}
         for folder in map(Path, folders)
@@ -26,20 +26,20 @@ def record(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 
 def run_of(place: Path, root: Path = Path()) -> dict[str, Any]:
-    """What is known of the run behind an artefact's folder or a made.json: its run file, the record, or nothing."""
+    """The run of an artefact's folder or a made.json, from its run file or the record; empty if neither has it."""
     manifest = root / place / MANIFEST if (root / place).is_dir() else root / place
-    folder, wanted, file = manifest.parent.relative_to(root), sha256(manifest), run_file(manifest)
+    folder, digest, file = manifest.parent.relative_to(root), sha256(manifest), run_file(manifest)
     run = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if run.get("manifest") != wanted and manifest.name == MANIFEST and (root / RECORD).is_file():
+    if run.get("manifest") != digest and manifest.name == MANIFEST and (root / RECORD).is_file():
         run = json.loads((root / RECORD).read_text(encoding="utf-8")).get(folder.as_posix(), {})
-    return run if run.get("manifest") == wanted else {}
+    return run if run.get("manifest") == digest else {}
 
 
 def restore(root: Path = Path()) -> int:
-    """Write the missing run.json of artefacts from the record, where it belongs to the manifest that is there.
+    """Write the missing run.json of artefacts from the record, if it is that of the present manifest.
 
     Returns:
-        how many were written.
+        number of files written.
     """
     if not (root / RECORD).is_file():
         return 0
@@ -48,8 +48,8 @@ def restore(root: Path = Path()) -> int:
         folder = root / place
         if not (folder / MANIFEST).is_file() or sha256(folder / MANIFEST) != entry["manifest"]:
             continue
-        own = json.loads((folder / RUN).read_text()) if (folder / RUN).exists() else {}
-        if own.get("manifest") != entry["manifest"]:
+        present = json.loads((folder / RUN).read_text()) if (folder / RUN).exists() else {}
+        if present.get("manifest") != entry["manifest"]:
             write_json(folder / RUN, entry)
             written += 1
     return written

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from resurgence.analysis.packed_scores import PACKED, unpack
 from resurgence.provenance.manifest import MANIFEST, read_manifest
-from resurgence.provenance.verify import count, made_files, omitted, told
+from resurgence.provenance.verify import count, made_files, omitted, problems
 from resurgence.scorers import FEATURES
 
 
@@ -75,7 +75,7 @@ def stored_scores(root: Path) -> Iterator[None]:
 
 
 def lost_metrics(root: Path) -> str | None:
-    """Which metrics the stored scores cannot give: the Fréchet distances, if the features are left out."""
+    """Prefix of the metrics that need files which are left out: of the Fréchet distances the features; else None."""
     left_out = read_manifest(root / "made.json")["parameters"]["left_out"] if packed(root) else omitted(root)
     return "frechet" if any(Path(name).name == FEATURES for name in left_out) else None
 
@@ -119,7 +119,7 @@ def experiments_again(root: Path) -> Iterator[str]:
                 yield from differing_files(made.parent, Path(folder), manifest["files"])
 
 
-def differing(own: Path, reference: Path) -> Iterator[str]:
+def differing(new: Path, reference: Path) -> Iterator[str]:
     """Compare two folders of tables: one sentence for each row that one of them lacks, or whose intervals do not meet.
 
     Runs on other hardware differ in rounding, and so in single images; numbers that agree within their intervals are
@@ -137,13 +137,13 @@ def differing(own: Path, reference: Path) -> Iterator[str]:
     }
     for file, (value, low, high) in columns.items():
         tables = []
-        for folder in (own, reference):
+        for folder in (new, reference):
             if not (folder / file).is_file():
                 raise FileNotFoundError(f"{folder / file} is missing; give a folder with cells.csv and resurgence.csv")
             table = read_table(folder / file)
             tables.append(table.set_index([key for key in keys if key in table]).sort_index())
         ours, theirs = tables
-        for table, other, folder in ((theirs, ours, own), (ours, theirs, reference)):
+        for table, other, folder in ((theirs, ours, new), (ours, theirs, reference)):
             for index in table.index.difference(other.index):
                 yield f"{folder / file} has no row {row_name(table.index.names, index)}"
         for index in ours.index.intersection(theirs.index):
@@ -162,7 +162,7 @@ def row_name(names: Iterable[str], index: tuple) -> str:
 
 def verify_arguments(parser: ArgumentParser) -> None:
     """Arguments of `resurgence verify`."""
-    parser.add_argument("--tables", action="store_true", help="also make the tables again from the stored scores")
+    parser.add_argument("--tables", action="store_true", help="also compute the tables again from the stored scores")
     parser.add_argument("--against", type=Path, metavar="TABLES", help="compare with a reference run's tables too")
     parser.add_argument("folder", type=Path, metavar="DIR", help="a results tree, or one artefact")
 
@@ -176,15 +176,15 @@ def run(args: Namespace) -> None:
     if not any(args.folder.rglob(MANIFEST)) and not made_files(args.folder):
         raise FileNotFoundError(f"{args.folder} holds no {MANIFEST}; give a results tree or an artefact")
     packed(args.folder)  # scores that were not pulled are an error before anything is hashed
-    problems = list(told(args.folder))
-    if args.tables and not problems:
-        problems = [*tables_again(args.folder.resolve()), *experiments_again(args.folder.resolve())]
-    if args.against and not problems:
-        problems = list(differing(args.folder / "tables", args.against))
-    if problems:
-        print("\n".join(problems))
+    errors = list(problems(args.folder))
+    if args.tables and not errors:
+        errors = [*tables_again(args.folder.resolve()), *experiments_again(args.folder.resolve())]
+    if args.against and not errors:
+        errors = list(differing(args.folder / "tables", args.against))
+    if errors:
+        print("\n".join(errors))
         verb = "differ" if args.against else "are not as they were written"
-        raise ValueError(f"{len(problems)} files or rows of {args.folder} {verb}")
+        raise ValueError(f"{len(errors)} files or rows of {args.folder} {verb}")
     if args.tables:
         metrics = lost_metrics(args.folder)
         but = f"; {metrics} cannot be, the features are left out" if metrics else ""
