@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 
-import pytest
 from tree import ROOT, Tree
 
 LIST = """\
@@ -19,12 +18,13 @@ from resurgence.config.load import load_study
 from resurgence.files import plain
 from resurgence.workflow.jobs import jobs
 for job in jobs(load_study([Path("params.yaml"), Path("tests/small.yaml")])):
-    print(json.dumps([job.out.as_posix(), job.code, plain(job.settings), {k: v for k, v in job.inputs.items() if v}]))
+    inputs = {k: v for k, v in job.inputs.items() if v}
+    print(json.dumps([job.out.as_posix(), job.code, plain(job.settings), inputs, job.rule.options]))
 """
 
 
 def snakemake_jobs(text: str) -> dict[str, list]:
-    """Output of each job -> version of its code, settings and inputs by name, from commands of `snakemake -n -p`."""
+    """Output of each job -> version of its code, settings, inputs and options, from commands of `snakemake -n -p`."""
     found = {}
     for line in re.findall(r"^Shell command: (python -m resurgence\.stages.*)$", text, flags=re.MULTILINE):
         words = shlex.split(line)
@@ -34,7 +34,7 @@ def snakemake_jobs(text: str) -> dict[str, list]:
         for word in words[places["inputs"] + 1 : words.index(">")]:
             name, _, path = word.partition("=")
             inputs.setdefault(name, []).append(path)
-        found[values["out"]] = [values["code"], json.loads(values["settings"]), inputs]
+        found[values["out"]] = [values["code"], json.loads(values["settings"]), inputs, words[3 : places["settings"]]]
     return found
 
 
@@ -45,11 +45,13 @@ def test_jobs_settings_and_inputs_are_those_of_snakemake(fresh: Tree) -> None:
     assert done.returncode == 0, done.stderr
     ours: dict[str, list] = {}
     for line in done.stdout.splitlines():
-        out, code, settings, inputs = json.loads(line)
+        out, code, settings, inputs, options = json.loads(line)
         above = {path for paths in inputs.values() for path in paths if path.endswith("/manifest.json")}
         assert above <= set(ours), f"{out} comes before what it reads"
-        ours[out] = [code, settings, inputs]
+        ours[out] = [code, settings, inputs, options]
     assert ours == theirs and len(ours) > 20
+    sampled = [options for out, (*_, options) in theirs.items() if out.startswith("results/images/")]
+    assert sampled and all(options == ["--gpu"] for options in sampled)  # a stage takes a GPU only with the option
     assert all(re.fullmatch(r"[0-9a-f]{16}", code) for code, *_ in ours.values())
 
 
@@ -61,11 +63,3 @@ def test_reading_the_graph_needs_no_torch(fresh: Tree) -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=fresh.root, env=environment, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
-
-
-@pytest.mark.parametrize("rule", ["sample", "closed_form", "masks", "finetune"])
-def test_a_job_that_can_use_a_gpu_says_so(rule: str) -> None:
-    """The stage takes a GPU only with the flag, and the rule asks Snakemake for it: both come from the record."""
-    from resurgence.workflow.rule_table import RULES
-
-    assert RULES[rule].gpu and " --gpu " in RULES[rule].command

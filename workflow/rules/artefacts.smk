@@ -26,4 +26,4 @@ for record in RULES.values():
             message:
                 record.message
             shell:
-                record.command
+                COMMAND

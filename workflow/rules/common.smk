@@ -31,23 +31,25 @@ wildcard_constraints:
     model=MODEL,
 
 
+COMMAND = (
+    "python -m {params.module} {params.options} --settings {params.settings:q} --code {params.code}"
+    " --out {output.manifest} --inputs {params.inputs:q} > {log} 2>&1"
+)
+
+
 def inputs(rule):
     """The inputs of a rule's job, by name."""
     return unpack(lambda wildcards: RULES[rule].inputs(STUDY, wildcards))
 
 
-def named(wildcards, input):
-    """The inputs of a job as NAME=FILE."""
-    files = {name: [value] if isinstance(value, str) else value for name, value in input.items()}
-    return [f"{name}={path}" for name, paths in files.items() for path in paths]
-
-
 def job(rule):
-    """Parameters of a rule's job: its settings as one sorted text, the version of its code, its inputs as NAME=FILE."""
+    """Parameters of a rule's job: module, settings as one sorted text, version of the code, inputs as NAME=FILE."""
     return {
+        "module": f"resurgence.stages.{RULES[rule].stage}",
+        "options": RULES[rule].options,
         "settings": lambda wildcards: text(RULES[rule].settings(STUDY, wildcards)),
         "code": lambda wildcards: RULES[rule].version(STUDY, wildcards),
-        "inputs": named,
+        "inputs": lambda wildcards, input: graph.named(input),
     }
 
 

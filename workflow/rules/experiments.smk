@@ -18,7 +18,7 @@ rule experiment:
             labels={"experiment": "{experiment}", "file": "table"},
         ),
         text="results/experiments/{experiment}/{experiment}.md",
-        made="results/experiments/{experiment}/made.json",
+        manifest="results/experiments/{experiment}/made.json",
     log:
         RULES["experiment"].log,
     benchmark:
@@ -30,7 +30,7 @@ rule experiment:
     message:
         "Experiment {wildcards.experiment}"
     shell:
-        RULES["experiment"].command
+        COMMAND
 
 
 for each in STUDY.experiments:
@@ -47,7 +47,7 @@ rule results:
         inputs("results"),
     output:
         text="results/experiments/results.md",
-        made="results/experiments/made.json",
+        manifest="results/experiments/made.json",
     log:
         RULES["results"].log,
     benchmark:
@@ -57,4 +57,4 @@ rule results:
     message:
         "Results of all experiments"
     shell:
-        RULES["results"].command
+        COMMAND

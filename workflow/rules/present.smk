@@ -11,7 +11,7 @@ rule tables:
         intervals="results/tables/intervals.csv",
         metrics="results/tables/metrics.json",
         text="results/tables/resurgence.md",
-        made="results/tables/made.json",
+        manifest="results/tables/made.json",
     log:
         RULES["tables"].log,
     benchmark:
@@ -21,7 +21,7 @@ rule tables:
     message:
         "Tables of the study"
     shell:
-        RULES["tables"].command
+        COMMAND
 
 
 rule figures:
@@ -29,7 +29,7 @@ rule figures:
         inputs("figures"),
     output:
         *pictures("figures"),
-        made="results/figures/made.json",
+        manifest="results/figures/made.json",
         page=report(
             "results/tables/resurgence.html",
             category="Overview",
@@ -45,7 +45,7 @@ rule figures:
     message:
         "Figures of the study"
     shell:
-        RULES["figures"].command
+        COMMAND
 
 
 rule cost:
@@ -56,7 +56,7 @@ rule cost:
         seconds="results/cost/cost.csv",
         compared=expand("results/cost/compare_{metric}.{kind}", metric=STUDY.figures.metrics, kind=("csv", "md")),
         runs="results/cost/runs.json",
-        made="results/cost/made.json",
+        manifest="results/cost/made.json",
     log:
         RULES["cost"].log,
     benchmark:
@@ -66,7 +66,7 @@ rule cost:
     message:
         "Cost of the study"
     shell:
-        RULES["cost"].command
+        COMMAND
 
 
 rule grids:
@@ -74,7 +74,7 @@ rule grids:
         inputs("grids"),
     output:
         *pictures("grids"),
-        made="results/grids/made.json",
+        manifest="results/grids/made.json",
     log:
         RULES["grids"].log,
     benchmark:
@@ -84,7 +84,7 @@ rule grids:
     message:
         "Grids of images and masks"
     shell:
-        RULES["grids"].command
+        COMMAND
 
 
 rule report:
@@ -92,7 +92,7 @@ rule report:
         inputs("report"),
     output:
         html="results/report.html",
-        made="results/cost/report.json",
+        manifest="results/cost/report.json",
     log:
         RULES["report"].log,
     benchmark:
@@ -102,4 +102,4 @@ rule report:
     message:
         "Report of the study"
     shell:
-        RULES["report"].command
+        COMMAND

@@ -6,7 +6,7 @@ functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from resurgence.config.fields import read_yaml
@@ -38,6 +38,12 @@ def files_of(place: str | Path) -> list[str]:
     place = Path(place)
     files = [place] if place.is_file() else [path for path in place.rglob("*") if path.suffix in WEIGHTS]
     return sorted(path.as_posix() for path in files)
+
+
+def named(inputs: Mapping[str, str | Iterable[str]]) -> list[str]:
+    """The inputs of a job as NAME=FILE, for its command line."""
+    files = {name: [value] if isinstance(value, str) else value for name, value in inputs.items()}
+    return [f"{name}={path}" for name, paths in files.items() for path in paths]
 
 
 def manifest(study: Study, item: str | Erasure | Cell | ModelPath | None, part: str) -> str:

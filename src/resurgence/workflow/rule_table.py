@@ -97,14 +97,9 @@ class Rule:
         return f"results/benchmarks/{self.name}/{self.place or 'study'}.jsonl"
 
     @property
-    def command(self) -> str:
-        """The shell command of a job."""
-        flags = " --gpu" * self.gpu + " --unverified" * (not self.verified)
-        output = "manifest" if self.is_artefact else "made"
-        return (
-            f"python -m resurgence.stages.{self.stage}{flags} --settings {{params.settings:q}} --code {{params.code}}"
-            f" --out {{output.{output}}} --inputs {{params.inputs:q}} > {{log}} 2>&1"
-        )
+    def options(self) -> list[str]:
+        """Options of the stage's command line that are the same for all jobs."""
+        return ["--gpu"] * self.gpu + ["--unverified"] * (not self.verified)
 
     def version(self, study: Study, wildcards: Wildcards) -> str:
         """Version of the code that bears on a job's result."""
