@@ -18,7 +18,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 
-from resurgence.config.fields import ConfigError
+from resurgence.config.fields import ConfigError, build
 from resurgence.diffusion.deltas import apply_folder, load_delta
 from resurgence.diffusion.unet import ddim_of
 from resurgence.training import finetune as f
@@ -434,7 +434,7 @@ def test_loss_that_is_not_finite_names_step_and_lr(tmp_path: Path, monkeypatch: 
 )  # fmt: skip
 def test_bad_settings_are_named(key: str, values: dict) -> None:
     with pytest.raises(ConfigError, match=key):
-        dataclasses.replace(CFG, **values)
+        build(f.FinetuneConfig, {**dataclasses.asdict(CFG), **values}, "finetunes")
 
 
 def test_bad_inputs_are_named(tmp_path: Path) -> None:

@@ -108,7 +108,8 @@ FORMULAS: dict[str, tuple[str, str, str, list[str]]] = {
     "closed form": ("erasers/closed_form/uce.py", "gram = cross = torch.zeros(", "gram = cross = 0 * torch.zeros(",
                     [*model_jobs("uce"), *SHOWN]),
     "metric": ("scorers/clip.py", "LOGIT_SCALE * (e * t)", "1.5 * LOGIT_SCALE * (e * t)", [*SCORED, *TABLES]),
-    "statistic": ("analysis/bootstrap.py", "np.where(seen, values, 0.0)", "1.0 * np.where(seen, values, 0.0)", TABLES),
+    "statistic": ("analysis/bootstrap.py", "np.where(finite, values, 0.0)", "1.0 * np.where(finite, values, 0.0)",
+                  TABLES),
 }  # fmt: skip
 
 
@@ -187,7 +188,7 @@ def test_what_bears_on_no_result_runs_nothing(copy: Tree) -> None:
 
 def test_equal_bytes_stop_the_wave(copy: Tree) -> None:
     """Really run: another formula of the same result is computed once, and what reads the result is not."""
-    line = "edit = shared_edit("
+    line = "change = shared_edit("
     copy.edit(f"{SOURCE}/erasers/closed_form/uce.py", line, f"gram = gram * 1.0\n    {line}")
     manifest = copy.root / "results/erased/small/pets/uce/s0/delta/manifest.json"
     before = manifest.read_bytes()
