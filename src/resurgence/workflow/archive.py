@@ -39,14 +39,14 @@ LARGE = ("features.safetensors",)  # of the scores, eleven times their size: a r
 
 def tree(place: Path) -> list[Path]:
     """A file, or all files below a folder but caches and unfinished artefacts."""
-    found = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
     hidden = ("__pycache__", ".egg-info")
 
     def shown(path: Path) -> bool:
         parts = path.relative_to(place.parent).parts
         return not any(part.endswith(hidden) or part.startswith(".") for part in parts)
 
-    return [path for path in found if shown(path)]
+    return [path for path in files if shown(path)]
 
 
 def results(root: Path, images: bool) -> tuple[list[Path], list[str]]:
@@ -56,8 +56,8 @@ def results(root: Path, images: bool) -> tuple[list[Path], list[str]]:
     omitted = []
     for manifest in sorted(place.rglob(MANIFEST)):
         folder = manifest.parent
-        kept = [path for path in (manifest, folder / RUN, *folder.glob("prompts.*")) if path.is_file()]
-        files |= set(kept)
+        facts = [path for path in (manifest, folder / RUN, *folder.glob("prompts.*")) if path.is_file()]
+        files |= set(facts)
         listed = (folder / name for name in read_manifest(manifest)["files"])
         omitted += [path.relative_to(place).as_posix() for path in listed if path not in files]
     if not images:
@@ -133,10 +133,10 @@ def write(out: Path, top: str, root: Path = Path(), images: bool = False) -> int
     """
     if not (root / RESULTS / "tables" / "made.json").is_file():
         raise FileNotFoundError(f"{root / RESULTS}/tables is not finished; run `make study` first")
-    own = [root / name for name in TOP if (root / name).is_file()]
-    own += [path for kind in ("dvc.yaml", "dvc.lock", "*.md") for path in root.glob(f"data/*/{kind}")]
-    own += [path for name in TREES for path in tree(root / name)]
-    found, omitted = results(root, images)
+    from_top = [root / name for name in TOP if (root / name).is_file()]
+    from_top += [path for kind in ("dvc.yaml", "dvc.lock", "*.md") for path in root.glob(f"data/*/{kind}")]
+    from_top += [path for name in TREES for path in tree(root / name)]
+    from_results, omitted = results(root, images)
     sums: list[str] = []
     temporary = out.with_name(f".{out.name}.tmp")
     with (
@@ -144,7 +144,7 @@ def write(out: Path, top: str, root: Path = Path(), images: bool = False) -> int
         gzip.GzipFile("", "wb", mtime=EPOCH, fileobj=raw, compresslevel=6) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
-        for path in sorted({*own, *found}):
+        for path in sorted({*from_top, *from_results}):
             name, content = path.relative_to(root).as_posix(), path.read_bytes()
             add(tar, f"{top}/{name}", content)
             sums.append(f"{hashlib.sha256(content).hexdigest()}  {name}\n")

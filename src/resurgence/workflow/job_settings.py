@@ -54,15 +54,10 @@ def domain_moments(study: Study, task: str) -> dict[str, Any]:
 
 def images_of(study: Study, kind: str, concepts: Iterable[str], number: int) -> dict[str, Any]:
     """Images of concepts sampled from the base, a number of each."""
-    own = study.concept_images
-    sampling = {
-        "batch": study.sampling.batch,
-        "size": study.sampling.size,
-        "steps": own.steps,
-        "guidance": own.guidance,
-    }
-    images = {"kind": kind, "concepts": tuple(concepts), "per_concept": number}
-    return {"base": base(study), **images, "sampling": sampling, "template": own.template}
+    images, shared = study.concept_images, study.sampling
+    sampling = {"batch": shared.batch, "size": shared.size, "steps": images.steps, "guidance": images.guidance}
+    settings = {"kind": kind, "concepts": tuple(concepts), "per_concept": number}
+    return {"base": base(study), **settings, "sampling": sampling, "template": images.template}
 
 
 def concept_images(study: Study, task: str) -> dict[str, Any]:

@@ -36,10 +36,10 @@ def uses_gpu(device: str, site: Mapping[str, Any]) -> bool:
     """
     if not site:
         return device == "cuda" or (device == "auto" and shutil.which("nvidia-smi") is not None)
-    found = any((limits or {}).get("max_gpu") for limits in site["partitions"].values())
-    if device == "cuda" and not found:
+    has_gpu = any((limits or {}).get("max_gpu") for limits in site["partitions"].values())
+    if device == "cuda" and not has_gpu:
         raise ConfigError("base.device", device, "no partition of site.yaml has max_gpu; add it, or write cpu")
-    return device != "cpu" and found
+    return device != "cpu" and has_gpu
 
 
 def gpu_request(gpu: int, site: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def leftovers(root: Path = Path()) -> list[int]:
 
     A node daemon that is killed loses its jobs' processes: SLURM calls the job dead, and they sleep on.
     """
-    found = []
+    processes = []
     for file in sorted((root / WRITERS).glob("*")):
         writer = WRITER.match(file.read_text(errors="replace"))
         if writer is None or writer[1] != platform.node():
@@ -97,8 +97,8 @@ def leftovers(root: Path = Path()) -> list[int]:
         if (handle := lock(file)) is not None:  # it has ended
             handle.close()
         elif writer[3] == "none" or writer[3] not in [number for _, number in queued()]:
-            found.append(int(writer[2]))
-    return found
+            processes.append(int(writer[2]))
+    return processes
 
 
 def send(processes: Iterable[int], number: int) -> None:

@@ -69,8 +69,8 @@ def edit(pipe: StableDiffusionPipeline, task: Task, cfg: UceConfig, data: Eraser
             e, e_target = subject_rows(source, target, *positions, cfg.tokens)
             gram, cross = gram + cfg.erase_scale * e.T @ e, cross + cfg.erase_scale * (e_target - e).T @ e
     scale = cfg.preservation(len(task.retain) * len(templates))
-    for concept, kept in zip(task.retain, embedded, strict=True):
-        rows = kept_rows(pipe.tokenizer, templates, concept, kept, cfg.tokens)
+    for concept, states in zip(task.retain, embedded, strict=True):
+        rows = kept_rows(pipe.tokenizer, templates, concept, states, cfg.tokens)
         gram = gram + scale * rows.T @ rows
     change = shared_edit(cross, system(gram, cfg.lamb), f"lamb = {cfg.lamb:g}, preserve_scale = {scale:g}")
     delta, facts = edited_delta("uce", projection_weights(pipe.unet), change)

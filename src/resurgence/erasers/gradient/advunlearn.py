@@ -128,20 +128,20 @@ class Advunlearn(Objective):
         """ESD's loss behind the prefixes plus gamma times the distance to the original for retained captions."""
         cfg, student = self.cfg, self.student
         drawn = self.samples(step)
-        kept = samples(self.task.retain, cfg.retain_batch, seed_of("retained", self.seed), step)
-        concepts, retained = [s.concept for s in drawn], [s.concept for s in kept]
+        of_retained = samples(self.task.retain, cfg.retain_batch, seed_of("retained", self.seed), step)
+        concepts, retained = [s.concept for s in drawn], [s.concept for s in of_retained]
         if step < cfg.warmup:
             text = self.encoded(concepts + retained)
         else:
             prefixes = self.adversarial(concepts, step)
             text = torch.cat([self.behind(concepts, prefixes, student.weights), self.encoded(retained)])
-        x, t = self.noisy([*drawn, *kept])
+        x, t = self.noisy([*drawn, *of_retained])
         n = len(drawn)
         plain = torch.stack([self.texts[c] for c in concepts + retained])
         frozen = student.frozen(
             torch.cat([x[:n], x]), torch.cat([t[:n], t]), torch.cat([self.empty.expand(n, -1, -1), plain])
         )
-        empty, concept, same = frozen.split([n, n, len(kept)])
+        empty, concept, same = frozen.split([n, n, len(of_retained)])
         target = torch.cat([esd_target(empty, concept, cfg.eta), same])
         distances = per_sample(student(x, t, text), target)
         return distances[:n].mean() + cfg.gamma * distances[n:].mean()

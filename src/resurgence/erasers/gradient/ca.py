@@ -33,15 +33,15 @@ class Ca(AnchorObjective):
         anchor = None
         if cfg.anchor_weight:
             concept, anchor = student(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, anchor_text])).chunk(2)
-            kept = cfg.anchor_weight * F.mse_loss(anchor, noise)
+            retained = cfg.anchor_weight * F.mse_loss(anchor, noise)
         else:
-            concept, kept = student(x, t, text), 0.0
+            concept, retained = student(x, t, text), 0.0
         if cfg.loss == "model-based" and cfg.target_from == "frozen":
             anchor = student.frozen(x, t, anchor_text)
         elif cfg.loss == "model-based" and anchor is None:
             with torch.no_grad():
                 anchor = student(x, t, anchor_text)
-        return F.mse_loss(concept, target_of(cfg.loss, noise, anchor)) + kept
+        return F.mse_loss(concept, target_of(cfg.loss, noise, anchor)) + retained
 
 
 erase = trained(Ca)

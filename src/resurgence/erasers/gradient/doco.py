@@ -125,9 +125,9 @@ class Doco(AnchorObjective):
 
         with torch.set_grad_enabled(not warm):
             both = student(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, anchor_text]))
-            concept, kept = both.chunk(2)
-            retaining = F.mse_loss(kept, noise)  # the anchor's diffusion loss
-            anchor = kept if cfg.anchor_from == "current" else student.frozen(x, t, anchor_text)
+            concept, retained = both.chunk(2)
+            retaining = F.mse_loss(retained, noise)  # the anchor's diffusion loss
+            anchor = retained if cfg.anchor_from == "current" else student.frozen(x, t, anchor_text)
             if cfg.discriminate == "x0" and adversarial:
                 concept, anchor = clean_of(concept, x, alpha_bar), clean_of(anchor, x, alpha_bar)
             if adversarial:

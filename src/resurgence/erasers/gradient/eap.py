@@ -105,7 +105,7 @@ class Eap(TrajectoryObjective):
         self.ascent = optimiser([pi.requires_grad_() for pi in self.pi.values()], lr=cfg.eta, maximize=True)
 
     def reset(self, concepts: Iterable[str]) -> None:
-        """Every word of these concepts equally likely again, and nothing kept of how their pi moved."""
+        """Every word of these concepts equally likely again, without the state of the optimiser of pi."""
         for pi in [self.pi[concept] for concept in concepts]:
             pi.data.zero_()
             self.ascent.state.pop(pi, None)
@@ -131,9 +131,9 @@ class Eap(TrajectoryObjective):
         for turn in range(self.cfg.search_steps):
             c_a = self.adversarial(drawn, step, turn)
             student = self.student
-            kept = student.noise({}, x, t, c_a) if self.cfg.through == "both" else student.frozen(x, t, c_a)
+            retained = student.noise({}, x, t, c_a) if self.cfg.through == "both" else student.frozen(x, t, c_a)
             predicted = student(x, t, c_a)
-            change = (self.compared(predicted, x, t) - self.compared(kept, x, t)).square().sum()
+            change = (self.compared(predicted, x, t) - self.compared(retained, x, t)).square().sum()
             moved = [self.pi[c] for c in {sample.concept: None for sample in drawn}]
             self.ascent.zero_grad()
             for pi, g in zip(moved, torch.autograd.grad(change, moved), strict=True):
@@ -150,12 +150,12 @@ class Eap(TrajectoryObjective):
         texts = [self.neutral.expand_as(text), c_a, *([text] if cfg.target == "guided" else [])]
         points, times = torch.cat([x] * len(texts)), torch.cat([t] * len(texts))
         frozen = self.compared(student.frozen(points, times, torch.cat(texts)), points, times)
-        target, kept, *concept = frozen.chunk(len(texts))
+        target, retained, *concept = frozen.chunk(len(texts))
         if concept:
             target = esd_target(target, concept[0], cfg.negative_guidance)
         points, times = torch.cat([x, x]), torch.cat([t, t])
         erased, adversarial = self.compared(student(points, times, torch.cat([text, c_a])), points, times).chunk(2)
-        erasing, preservation = F.mse_loss(erased, target), F.mse_loss(adversarial, kept)
+        erasing, preservation = F.mse_loss(erased, target), F.mse_loss(adversarial, retained)
         return {"loss": erasing + cfg.lamb * preservation, "erasing": erasing, "preservation": preservation}
 
     def sensitive(self) -> dict[str, list[tuple[str, float]]]:

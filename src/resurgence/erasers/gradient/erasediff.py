@@ -73,15 +73,15 @@ class EraseDiff(ForgetRetain):
         """grad L_remain + lambda grad L_f; without inner steps g is L_f itself."""
         weights, cfg = list(self.student.weights.values()), self.cfg
         forget, retain = self.forget(step), self.retain(step)
-        kept = denoising_loss(self.student, retain)
-        remain_gradient = gradients(kept, weights)
+        retained = denoising_loss(self.student, retain)
+        remain_gradient = gradients(retained, weights)
         erased = pseudo_loss(self.student, self.student.weights, forget, cfg.target_from)
         forget_gradient = gradients(erased, weights)
-        kept, erased = kept.detach(), erased.detach()
+        retained, erased = retained.detach(), erased.detach()
         constraint = erased - self.least(forget) if cfg.inner_steps else erased
         factor = self.multiplier(remain_gradient, forget_gradient, constraint)
         gradient = [r + factor * f for r, f in zip(remain_gradient, forget_gradient, strict=True)]
-        values = {"loss": kept + factor * constraint, "remain": kept, "forget": erased, "lambda": factor}
+        values = {"loss": retained + factor * constraint, "remain": retained, "forget": erased, "lambda": factor}
         return gradient, values | {"constraint": constraint}
 
 

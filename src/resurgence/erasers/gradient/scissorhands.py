@@ -90,8 +90,8 @@ class ScissorHands(ForgetRetain):
         """Gradient of L_remain - weight L_forget (or + weight of the pseudo loss), projected if it is to be."""
         student, cfg = self.student, self.cfg
         weights = list(student.weights.values())
-        kept = denoising_loss(student, self.retain(step))
-        remain = gradients(kept, weights)
+        retained = denoising_loss(student, self.retain(step))
+        remain = gradients(retained, weights)
         images = self.forget(step)
         if cfg.forget == "ascent":
             erased = -denoising_loss(student, images)
@@ -99,8 +99,8 @@ class ScissorHands(ForgetRetain):
             erased = pseudo_loss(student, student.weights, images, "current")
         forget = gradients(erased, weights)
         gradient = [r + cfg.weight * f for r, f in zip(remain, forget, strict=True)]
-        kept, erased = kept.detach(), erased.detach()
-        values = {"loss": kept + cfg.weight * erased, "remain": kept, "forget": erased.abs()}
+        retained, erased = retained.detach(), erased.detach()
+        values = {"loss": retained + cfg.weight * erased, "remain": retained, "forget": erased.abs()}
         if cfg.projection == "none":
             return gradient, values
         gradient, factor = project(gradient, forget if cfg.projection == "forget" else remain, cfg.margin)

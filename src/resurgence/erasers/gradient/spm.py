@@ -6,7 +6,7 @@
 A membrane is a rank-1 adapter B A on the weight W of every linear and convolution layer. s is the surrogate of the
 erased concept c*, "" by default; a are random embeddings, accepted with probability 1 - cos(c*, a). Several concepts:
 each has a separate adapter, trained independently; they are merged by summing, W' = W + scale sum B A.
-Adapters kept apart can be scaled by how near a prompt is to their concept (spm_transport.py).
+Separate adapters can be scaled by how near a prompt is to their concept (spm_transport.py).
 """
 
 from __future__ import annotations
@@ -127,11 +127,11 @@ class Spm(TrajectoryObjective):
         frozen = self.student.frozen(
             torch.cat([x, x, points]), torch.cat([t, t, times]), torch.cat([surrogate, text, anchors])
         )
-        start, concept, kept = frozen.split([len(x), len(x), len(points)])
+        start, concept, retained = frozen.split([len(x), len(x), len(points)])
         adapted = self.student(torch.cat([x, points]), torch.cat([t, times]), torch.cat([text, anchors]))
         erased, anchored = adapted.split([len(x), len(points)])
         erasing = F.mse_loss(erased, esd_target(start, concept, cfg.eta))
-        anchoring = F.mse_loss(anchored, kept) if near else torch.zeros_like(erasing)
+        anchoring = F.mse_loss(anchored, retained) if near else torch.zeros_like(erasing)
         return {"loss": erasing + cfg.anchor_weight * anchoring, "erasing": erasing, "anchoring": anchoring}
 
 

@@ -85,8 +85,8 @@ def sample_opened(
     """
     codes, unique = pd.factorize(prompts["prompt"])
     strengths = transport_strength(pipe, list(unique), list(adapters), measure)  # (P, C)
-    for number, own in enumerate(strengths.tolist()):
+    for number, row in enumerate(strengths.tolist()):
         places = np.flatnonzero(codes == number)
-        with opened(pipe.unet, adapters, dict(zip(adapters, own, strict=True))):
+        with opened(pipe.unet, adapters, dict(zip(adapters, row, strict=True))):
             for place, image in sample(pipe, prompts.iloc[places].reset_index(drop=True), cfg):
                 yield int(places[place]), image

@@ -24,7 +24,7 @@ CHUNK = 64  # trajectories sampled at a time
 
 
 def stops(draws: Sequence[torch.Generator], steps: int, timesteps: int) -> tuple[list[int], list[int]]:
-    """Where each sample leaves its trajectory: after how many DDIM steps, and how far t lies above that step's own.
+    """Where each sample leaves its trajectory: after how many DDIM steps, and how far t lies above the t of that step.
 
     t is uniform over the interval between this DDIM step and the one before it, timesteps / steps wide, as in the
     first scripts of ESD and SDD.
@@ -42,7 +42,7 @@ def walked(
     steps: int,
     guidance: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x_t (B, C, h, w) and t (B,) after a random number of DDIM steps, each sample its own number, from its generator.
+    """x_t (B, C, h, w) and t (B,) after a random number of DDIM steps, a number for each sample, from its generator.
 
     Args:
         text: (B, L, d). empty: (1, L, d). The others as in `ddim`.
@@ -104,7 +104,7 @@ class Trajectories:
 
     def draw(self, name: str, draws: torch.Generator) -> tuple[torch.Tensor, int]:
         """One x_t (C, h, w) of a prompt and its t, uniform over the steps and the trajectories."""
-        own = self.latents[name]
-        step = int(torch.randint(own.shape[0], (), generator=draws))
-        which = int(torch.randint(own.shape[1], (), generator=draws))
-        return own[step, which], self.timesteps[step]
+        latents = self.latents[name]
+        step = int(torch.randint(latents.shape[0], (), generator=draws))
+        which = int(torch.randint(latents.shape[1], (), generator=draws))
+        return latents[step, which], self.timesteps[step]
