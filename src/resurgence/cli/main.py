@@ -92,7 +92,7 @@ def finetune_arguments(parser: argparse.ArgumentParser) -> None:
     base_arguments(parser)
     parser.add_argument(
         "--images", type=Path, required=True, metavar="PARQUET|DIR",
-        help="image set, or a folder of pictures with metadata.jsonl or .csv (file_name, text) or captions as names",
+        help="image set, Parquet of `datasets`, or pictures with captions in metadata, .txt files or their names",
     )  # fmt: skip
     parser.add_argument("--size", type=int, help="pixels a side that the images are scaled to (default: the base's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the fine-tuning (default: 0)")

@@ -202,7 +202,8 @@ def finetune(args: Namespace) -> None:
     with write_artefact(args.out, "fine-tuned weights", parameters, given, {"seed": args.seed}, measured) as folder:
         pipe = load(args)
         factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-        images, captions = read_training_images(args.images, args.size or pipe.unet.config.sample_size * factor)
+        size = args.size or pipe.unet.config.sample_size * factor
+        images, captions, measured["left_out"] = read_training_images(args.images, size)
         curve = run(pipe, images, captions, cfg, args.seed, folder, scratch)
         (folder / "curve.json").write_text(json.dumps(curve, indent=1))
         measured["images"] = len(images)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
-from resurgence.data.image_folder import SUFFIXES
+from resurgence.data.pictures import picture_files, read_picture
 from resurgence.diffusion.device import resolve_device
 from resurgence.progress import Progress
 from resurgence.scorers import load_scorers
 from resurgence.stages.job import Job, main
+
+log = logging.getLogger(__name__)
 
 
 def make(job: Job, folder: Path) -> dict:
@@ -24,17 +26,17 @@ def make(job: Job, folder: Path) -> dict:
     """
     name, pictures = job.settings["scorer"], Path(job.settings["pictures"])
     scorer = load_scorers({name: job.settings["settings"]}, resolve_device(job.device))[name].scorer
-    files = sorted(path for path in pictures.iterdir() if path.suffix.lower() in SUFFIXES)
+    files, others = picture_files(pictures)
+    log.info("%s: %d pictures; %d other files left out", pictures, len(files), len(others))
     if len(files) < 2:
         raise ValueError(f"scorers.frechet.reference = {str(pictures)!r}: holds {len(files)} pictures; give at least 2")
     progress, features = Progress("features", len(files), "pictures"), []
     for file in files:  # one by one: real pictures have different sizes
-        with Image.open(file) as image:
-            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
+        pixels = torch.from_numpy(np.array(read_picture(file, str(file)))).permute(2, 0, 1)[None]
         features.append(scorer.features(pixels))
         progress.add(1)
     save_file({name: torch.cat(features).contiguous()}, folder / "features.safetensors")
-    return {"images": len(files)}
+    return {"images": len(files), "left_out": [str(file) for file in others]}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,274 @@
+"""Pictures are read as they look; every caption convention is read, and what is left out is counted."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from resurgence.data.image_folder import read_training_images
+from resurgence.data.pictures import MOST, read_picture
+
+# EXIF orientation -> how the stored pixels (H, W, C) become upright
+UPRIGHT = {
+    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2), 6: lambda a: a.transpose(1, 0, 2)[:, ::-1],
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2), 8: lambda a: a.transpose(1, 0, 2)[::-1],
+}  # fmt: skip
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(seed: int, *shape: int, high: int = 256, kind: type = np.uint8) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, high, shape).astype(kind)
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    return np.asarray(read_picture(data, "picture"))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from(sorted(UPRIGHT)), st.integers(1, 9), st.integers(1, 9), st.sampled_from(["PNG", "TIFF", "WEBP"]))
+def test_orientation(orientation: int, height: int, width: int, kind: str) -> None:
+    stored = noise(orientation, height, width, 3)
+    image = Image.fromarray(stored)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    assert np.array_equal(pixels_of(encoded(image, kind, exif=exif, **options)), UPRIGHT[orientation](stored))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 99), st.sampled_from(["RGBA", "LA"]))
+def test_transparent_parts_become_white(seed: int, mode: str) -> None:
+    stored = noise(seed, 5, 7, len(mode))
+    colour, alpha = stored[..., :-1].astype(float), stored[..., -1:] / 255
+    expected = colour * alpha + 255 * (1 - alpha)
+    shown = pixels_of(encoded(Image.fromarray(stored, mode)))
+    assert np.abs(shown - np.broadcast_to(expected, shown.shape)).max() <= 1
+
+
+def test_a_transparent_colour_of_a_palette_becomes_white() -> None:
+    image = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "P")
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    shown = pixels_of(encoded(image, transparency=1))
+    assert shown.tolist() == [[[255, 0, 0], [255, 255, 255]], [[0, 0, 255], [255, 255, 255]]]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 99))
+def test_sixteen_bits_of_grey_are_scaled(seed: int) -> None:
+    stored = noise(seed, 4, 6, high=65536, kind=np.uint16)
+    shown = pixels_of(encoded(Image.fromarray(stored)))
+    assert np.abs(shown - (stored / 65535 * 255)[..., None]).max() <= 0.5
+
+
+def test_cmyk_and_one_bit() -> None:
+    assert pixels_of(encoded(Image.new("CMYK", (2, 2), (0, 255, 255, 0)), "TIFF"))[0, 0].tolist() == [255, 0, 0]
+    assert pixels_of(encoded(Image.new("1", (2, 2), 1)))[0, 0].tolist() == [255, 255, 255]
+
+
+def profile(swapped: bool) -> bytes:
+    """The ICC profile of sRGB; or, with another name, of a display whose red and blue primaries are exchanged."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    if swapped:
+        tags = {bytes(data[k : k + 4]): k + 4 for k in range(132, 132 + 12 * int.from_bytes(data[128:132], "big"), 12)}
+        red, blue = tags[b"rXYZ"], tags[b"bXYZ"]
+        data[red : red + 8], data[blue : blue + 8] = data[blue : blue + 8], data[red : red + 8]
+        data = data.replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be"))
+    return bytes(data)
+
+
+def test_a_colour_profile_is_applied() -> None:
+    stored = noise(0, 6, 6, 3)
+    image = Image.fromarray(stored)
+    assert np.array_equal(pixels_of(encoded(image, icc_profile=profile(swapped=False))), stored)
+    shown = pixels_of(encoded(image, icc_profile=profile(swapped=True)))
+    assert np.abs(shown.astype(int) - stored[..., ::-1]).max() <= 2
+    with pytest.raises(
+        ValueError, match=r"^picture has a colour profile that cannot be applied .*; remove"
+    ):
+        pixels_of(encoded(image, icc_profile=b"no profile"))
+
+
+def test_the_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    assert pixels_of(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))[0, 0].tolist() == [255, 0, 0]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"]), st.floats(0, 0.95))
+def test_a_truncated_picture_is_named(kind: str, part: float) -> None:
+    whole = encoded(Image.fromarray(noise(1, 40, 40, 3)), kind)
+    with pytest.raises(ValueError, match=r"^dog\.png .*; ") as caught:
+        read_picture(whole[: int(part * len(whole))], "dog.png")
+    assert "remove it" in str(caught.value)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.binary(max_size=200))
+def test_bytes_of_anything_are_no_crash(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^dog\.png "):
+        read_picture(data, "dog.png")
+
+
+def test_a_huge_picture_is_not_decoded() -> None:
+    side = 9460  # a bit above the limit
+    assert side**2 > MOST
+    for size in ((side, side), (20000, 10000)):
+        with pytest.raises(ValueError, match=r"^dog\.png is too large .*; scale it down"):
+            read_picture(encoded(Image.new("1", size)), "dog.png")
+
+
+def test_pixels_without_a_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"mode 'F'; save it with 8 or 16 bits"):
+        pixels_of(encoded(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF"))
+
+
+# --- captions
+
+
+def draw(folder: Path, *names: str) -> Path:
+    """Pictures whose red channel is their number."""
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / name)
+    return folder
+
+
+def pairs(folder: Path) -> dict[int, str]:
+    """Number of a picture -> its caption."""
+    read = read_training_images(folder, 8)
+    numbers = [round((value + 1) * 127.5) for value in read.images[:, 0, 0, 0].tolist()]
+    return dict(zip(numbers, read.captions, strict=True))
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".caption"])
+def test_captions_beside_the_pictures(tmp_path: Path, suffix: str) -> None:
+    draw(tmp_path, "000.png", "sub/001.png", "002.png")
+    for name, text in (("000", "a dog\n"), ("sub/001", "\ufeffa cat\nsecond line\n")):
+        (tmp_path / f"{name}{suffix}").write_text(text, encoding="utf-8")
+    (tmp_path / "LICENSE.txt").write_text("free")
+    (tmp_path / "notes.md").write_text("notes")
+    assert {n: c.lstrip("\ufeff") for n, c in pairs(tmp_path).items()} == {0: "a dog", 1: "a cat"}
+    left_out = read_training_images(tmp_path, 8).left_out
+    assert {reason: [Path(name).name for name in names] for reason, names in left_out.items()} == {
+        "without caption": ["002.png"], "text without a picture of its name": ["LICENSE.txt"],
+        "not a picture": ["notes.md"], "further captions": [f"001{suffix}"],
+    }  # fmt: skip
+
+
+def test_what_is_left_out_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    draw(tmp_path, *(f"{number}.png" for number in range(9)))
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "3.png", "text": "a dog"}\n')
+    with caplog.at_level(logging.INFO):
+        assert pairs(tmp_path) == {3: "a dog"}
+    assert "1 pictures; 8 left out: without caption (0.png, 1.png, 2.png, 4.png, 5.png, ... 8 in all)" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_metadata_in_sub_folders(tmp_path: Path, kind: str) -> None:
+    draw(tmp_path, "train/a/0.png", "train/1.png")
+    rows = [{"file_name": "a/0.png", "text": "a dog, red"}, {"file_name": "1.png", "text": "a cat"}]
+    file = tmp_path / f"train/metadata.{kind}"
+    if kind == "jsonl":
+        file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    elif kind == "csv":
+        pd.DataFrame(rows).to_csv(file, index=False)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    assert sorted(pairs(tmp_path).values()) == ["a cat", "a dog, red"]
+
+
+def test_one_picture_may_have_several_rows(tmp_path: Path) -> None:
+    draw(tmp_path, "0.png")
+    rows = [{"file_name": "0.png", "text": text} for text in ("a dog", "an animal")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read_training_images(tmp_path, 8).captions == ["a dog", "an animal"]
+
+
+def jpeg(height: int, width: int) -> bytes:
+    return encoded(Image.fromarray(noise(0, height, width, 3)), "JPEG")
+
+
+@pytest.mark.parametrize("column", ["text", "caption", "prompt"])
+@pytest.mark.parametrize("as_struct", [True, False])
+def test_parquet_of_datasets_in_shards_and_sizes(tmp_path: Path, column: str, as_struct: bool) -> None:
+    (tmp_path / "data").mkdir()
+    for shard, sizes in enumerate([[(16, 16), (20, 16)], [(9, 30)]]):
+        cells = [{"bytes": jpeg(*size), "path": None} if as_struct else jpeg(*size) for size in sizes]
+        table = pa.table({"image": cells, column: [f"dog {shard}"] * len(sizes)})
+        pq.write_table(table, tmp_path / f"data/train-0000{shard}-of-00002.parquet")
+    images, captions, _ = read_training_images(tmp_path, 12)
+    assert images.shape == (3, 3, 12, 12) and captions == ["dog 0", "dog 0", "dog 1"]
+    (tmp_path / "data/train-00001-of-00002.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match="1 of 2 shards of a set; fetch"):
+        read_training_images(tmp_path, 12)
+
+
+ROW = '{"file_name": "0.png", "text": "a"}'
+BAD = {  # file or files to add to a folder with 0.png, and the message
+    "a row of a missing file": (
+        {"metadata.jsonl": '{"file_name": "x.png", "text": "a"}'},
+        r"x\.png is in the",
+    ),
+    "no JSON": ({"metadata.jsonl": "{file_name: 0.png}"}, r"metadata\.jsonl cannot be read"),
+    "no object": ({"metadata.jsonl": "[1]"}, r"metadata\.jsonl, row 1: \[1\]; it needs file_name"),
+    "no caption": ({"metadata.csv": "file_name\n0.png\n"}, r"metadata\.csv, row 1: .*; it needs file_name"),
+    "a number": ({"metadata.jsonl": '{"file_name": "0.png", "text": 3}'}, r"0\.png has the caption 3; write text"),
+    "two metadata files": (
+        {"metadata.csv": "", "metadata.jsonl": ""},
+        r"metadata\.jsonl, metadata\.csv; remove",
+    ),
+    "an empty text file": ({"0.txt": "\n"}, r"0\.txt is empty; write the caption of 0\.png"),
+    "two texts": ({"0.txt": "a", "0.caption": "b"}, r"0\.png has two captions, in \.txt and \.caption; remove one"),
+    "two pictures of a text": ({"0.jpg": "", "0.txt": "a"}, r"0\.txt belongs to 0\.jpg and 0\.png; rename one"),
+    "metadata against text": (
+        {"metadata.jsonl": ROW, "0.txt": "b"},
+        r"0\.png has two captions, 'a' and 'b'; remove",
+    ),
+    "two sets": ({"a.parquet": "", "b.parquet": ""}, r"2 image sets; name one of a\.parquet, b\.parquet"),
+    "a damaged set": ({"a.parquet": "no Parquet"}, r"a\.parquet is damaged .*; delete it"),
+    "a pointer of git-lfs": ({"1.png": "version https://git-lfs"}, r"1\.png cannot be read as a picture; convert"),
+    "an empty picture": ({"1.jpg": ""}, r"1\.jpg cannot be read as a picture; convert"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_folder_is_named(tmp_path: Path, name: str) -> None:
+    files, message = BAD[name]
+    draw(tmp_path, "0.png")
+    for file, text in files.items():
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_training_images(tmp_path, 8)
+
+
+def test_other_columns_are_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"img": [b""]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet has the columns img; it needs image and one of text"):
+        read_training_images(tmp_path, 8)
+
+
+def test_bad_paths_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none is missing; give"):
+        read_training_images(tmp_path / "none", 8)
+    with pytest.raises(FileNotFoundError, match="holds no pictures with captions; give"):
+        read_training_images(tmp_path, 8)
+    draw(tmp_path, "0.png")
+    with pytest.raises(ValueError, match=r"0\.png is a single file; give"):
+        read_training_images(tmp_path / "0.png", 8)
