@@ -255,7 +255,7 @@ def test_settings_take_json_and_yaml_values() -> None:
 
 
 def test_pictures_are_scaled_cropped_and_captioned_by_their_names(place: Path) -> None:
-    images, captions = read_training_images(place / "pictures", 36)
+    images, captions, _ = read_training_images(place / "pictures", 36)
     assert images.shape == (4, 3, 36, 36) and set(captions) == {"a photo of the cat"}
     picture = np.asarray(Image.open(place / "pictures" / "a photo of the cat_0.png"))  # (40, 36, 3)
     back = ((images[0].permute(1, 2, 0).numpy() + 1) * 127.5).round()
@@ -271,7 +271,7 @@ def test_metadata_names_the_captions(place: Path, tmp_path: Path, kind: str) -> 
         (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     else:
         pd.DataFrame(rows).to_csv(tmp_path / "metadata.csv", index=False)
-    images, captions = read_training_images(tmp_path, 8)
+    images, captions, _ = read_training_images(tmp_path, 8)
     assert captions == ["one, two", "zero"] and images[0, 0, 0, 0] == 1 / 127.5 - 1
     (tmp_path / "1.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"1\.png cannot be read"):
@@ -280,7 +280,7 @@ def test_metadata_names_the_captions(place: Path, tmp_path: Path, kind: str) -> 
 
 def test_image_sets_are_training_images_too(place: Path) -> None:
     rows, pixels = read_image_set(place / "images" / "images.parquet")
-    images, captions = read_training_images(place / "images", 32)
+    images, captions, _ = read_training_images(place / "images", 32)
     assert captions == rows["prompt"].tolist()
     assert torch.equal(((images + 1) * 127.5).round().to(torch.uint8), pixels)
     assert read_training_images(place / "images" / "images.parquet", 16)[0].shape == (12, 3, 16, 16)
