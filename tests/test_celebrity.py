@@ -156,7 +156,7 @@ def test_only_people_are_scored() -> None:
     task = Task(**{**vars(TASK), "kind": "object"})
     rows = pd.DataFrame({"prompt": ["x"], "concept": ["ship"]})
     table, _ = scorers.score_images(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), rows, task, {"celebrity": scorer})
-    assert list(table) == ["prompt", "concept"] and len(table) == 1
+    assert list(table) == ["prompt", "concept", "blank"] and len(table) == 1
 
 
 def test_a_person_that_the_detector_does_not_know_is_told_before_the_study(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_latents_and_images_equal_diffusers(prediction_type: str, guidance: floa
     assert theirs.std() > 0.1
     assert (ours - theirs).abs().max() < LATENT_TOLERANCE
     images = np.stack([np.asarray(image) for image in pipe(prompts, **options).images]).astype(int)
-    decoded = s.decode(pipe, ours).permute(0, 2, 3, 1).numpy().astype(int)
+    decoded = s.decode(pipe, ours)[0].permute(0, 2, 3, 1).numpy().astype(int)
     assert abs(images - decoded).max() <= 1
 
 
@@ -179,9 +179,9 @@ def test_out_of_memory_halves_the_batch_and_changes_no_image(
 
 def test_decode_in_chunks_is_the_whole(pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     latents = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    whole = s.decode(pipe, latents).int()
+    whole = s.decode(pipe, latents)[0].int()
     monkeypatch.setattr(s, "DECODE_PIXELS", 2 * 16 * 16)
-    assert whole.shape == (5, 3, 16, 16) and (s.decode(pipe, latents).int() - whole).abs().max() <= 1
+    assert whole.shape == (5, 3, 16, 16) and (s.decode(pipe, latents)[0].int() - whole).abs().max() <= 1
 
 
 def test_size_in_pixels(pipe: StableDiffusionPipeline) -> None:

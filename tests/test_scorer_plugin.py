@@ -120,7 +120,7 @@ config["scorers"] = {"ssim": {"sigma": float(sys.argv[1])}}
 config["figures"] = {"metrics": ["ssim"]}
 config["base"]["path"] = config["tasks"]["folder"]  # any folder
 study, job = make_study(config), SimpleNamespace(base="miniature", model="ship/mace/s0")
-print(list(metrics())[-1], [m for m in ("torch", "pandas", "torchmetrics") if m in sys.modules])
+print(list(metrics())[-2], [m for m in ("torch", "pandas", "torchmetrics") if m in sys.modules])
 print(RULES["score"].inputs(study, job)["base_images"])
 print(RULES["score"].version(study, job))
 """
@@ -155,5 +155,5 @@ def test_the_command_takes_a_plug_in_by_name(site: Path, tmp_path: Path) -> None
     done = python(site, *map(str, command + pair))
     assert done.returncode == 0, done.stderr
     header, *rows = done.stdout.splitlines()[1:]
-    assert header.split() == ["images", "ssim"] and rows[-1].split() == ["retain", "3", "100.0"]  # with itself
+    assert header.split() == ["images", "ssim", "blank"] and rows[-1].split() == ["retain", "3", "100.0", "0.0"]
     assert json.loads((out / "manifest.json").read_text())["parameters"] == {"scorers": {"ssim": {"batch": 4}}}

@@ -300,7 +300,7 @@ def test_a_set_is_scored_by_all_scorers_and_read_back(
     rows = PROMPTS.assign(seed=np.arange(6) + 2**62)
     table, features = scorers.score_images(pictures(), rows, TASK, loaded, scorers.feature_names(settings))
     assert table.columns[:4].tolist() == ["prompt", "concept", "role", "seed"]
-    declared = [*RecogniserConfig.columns, *ClipConfig.columns]
+    declared = ["blank", *RecogniserConfig.columns, *ClipConfig.columns]
     assert table.columns[4:].tolist() == declared
     means = {metric.column for cls in (RecogniserConfig, ClipConfig) for metric in cls.metrics.values()}
     assert len(means) == 4 and means <= set(table)
@@ -388,7 +388,7 @@ def test_top_k_and_values_of_labels_are_stored_with_their_labels(tmp_path: Path)
     images = pictures()
     images[:, :, 0, 0] = torch.tensor([[60, 30, 10], [1, 1, 2], [20, 70, 10], [8, 1, 1], [10, 20, 70], [0, 3, 1]])
     table, _ = scorers.score_images(images, PROMPTS, TASK, {"corner": LoadedScorer(CornerConfig(), Corner())})
-    assert table.columns.tolist() == [*PROMPTS, *CornerConfig.columns]  # the declared order
+    assert table.columns.tolist() == [*PROMPTS, "blank", *CornerConfig.columns]  # the declared order
     scorers.write_scores(tmp_path, table, {})
     again, _ = scorers.read_scores(tmp_path)
     assert again["corner_top1"].tolist() == ["ship", "dog", "cat", "ship", "dog", "cat"]
@@ -459,8 +459,8 @@ def test_metrics_have_the_order_of_the_tables_and_of_the_reports() -> None:
     """The order of the rows of published CSV files and of the sections of published reports; neither may move."""
     people = ["celebrity_accuracy", "celebrity_accuracy_all", "celebrity_no_face"]
     clips, far = ["clip_accuracy", "clip_probability", "clip_score"], ["frechet", "frechet_reference"]
-    assert list(metrics()) == ["recogniser_accuracy", *clips, *people, *far]
-    assert list(headline.titles()) == [*people, "recogniser_accuracy", *clips, *far, "H_c", "H_o"]
+    assert list(metrics()) == ["recogniser_accuracy", *clips, *people, *far, "blank"]
+    assert list(headline.titles()) == [*people, "recogniser_accuracy", *clips, *far, "blank", "H_c", "H_o"]
     accuracies = {r: [m for m, d in ranked(reverse=r).items() if d.accuracy] for r in (False, True)}
     assert accuracies[False] == ["celebrity_accuracy", "recogniser_accuracy", "clip_accuracy"]
     assert accuracies[True] == accuracies[False][::-1]
@@ -495,8 +495,8 @@ class HueConfig(CornerConfig):
 
 def test_a_plug_ins_metrics_follow_those_of_the_package(registered: Callable[..., None]) -> None:
     registered(hue="test_scorers:HueConfig")
-    assert list(metrics())[-3:] == ["frechet_reference", "hue", "hue_accuracy"]
-    assert list(headline.titles())[-4:] == ["hue", "hue_accuracy", "H_c", "H_o"]
+    assert list(metrics())[-4:] == ["frechet_reference", "hue", "hue_accuracy", "blank"]
+    assert list(headline.titles())[-5:] == ["hue", "hue_accuracy", "blank", "H_c", "H_o"]
     assert headline.title_of("hue") == "Hue" and headline.title_of("unknown") == "unknown"
     order = [m for m, d in ranked(reverse=True).items() if d.accuracy]
     assert order[:2] == ["clip_accuracy", "hue_accuracy"]  # H_o takes the CLIP accuracy where there is one

@@ -163,7 +163,7 @@ def test_an_interrupted_job_goes_on_with_the_next_shard(
     whole, parts = study / "whole", study / "parts"
     for folder in (whole, parts):
         folder.mkdir()
-    assert sample.make(sample_job(None, "whole"), whole) == {"images": 10}
+    assert sample.make(sample_job(None, "whole"), whole) == {"images": 10, "resampled_fp32": 0}
     sampled, original = [], sample.sample
 
     def stopped(pipe, rows, cfg):
@@ -177,7 +177,7 @@ def test_an_interrupted_job_goes_on_with_the_next_shard(
         sample.make(sample_job(3, "parts"), parts)
     assert not list(parts.iterdir())
     with caplog.at_level(logging.INFO):
-        assert sample.make(sample_job(3, "parts"), parts) == {"images": 10}
+        assert sample.make(sample_job(3, "parts"), parts) == {"images": 10, "resampled_fp32": 0}
     assert sampled == [3, 3, 3, 3, 1] and "2 of 4 files were there" in caplog.text
     rows, images = image_sets.read_sets(image_sets.image_files(parts)["step-000000"])
     alone, expected = image_sets.read_sets(image_sets.image_files(whole)["step-000000"])

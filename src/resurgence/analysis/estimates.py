@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pandas as pd
 from resurgence import seeds
 from resurgence.analysis import bootstrap
 from resurgence.analysis.bootstrap import Clusters, Estimate
-from resurgence.config.scorers import metrics, ranked
+from resurgence.config.scorers import BLANK, metrics, ranked
 from resurgence.scorers import read_scores
 from resurgence.scorers.frechet import Moments, between, moments
 
@@ -229,7 +229,10 @@ def task_estimates(
     scored = {
         (role, metric)
         for (role, draws), (metric, m) in itertools.product(roles.items(), means.items())
-        if any(m.column in images.rows and images.rows.loc[draws.mask, m.column].notna().any() for images in sets)
+        if any(
+            m.column in images.rows and (metric == BLANK or images.rows.loc[draws.mask, m.column].notna().any())
+            for images in sets
+        )
     }
     rows = []
     for number, images in enumerate(sets):
@@ -257,6 +260,13 @@ def task_estimates(
     return rows, draws_rows
 
 
+def with_blank(sets: list[ImageSet]) -> list[ImageSet]:
+    """The sets with a column `blank`, NaN in scores that were stored without one; unchanged if none has it."""
+    if not any(BLANK in images.rows for images in sets):
+        return sets
+    return [replace(images, rows=images.rows.assign(**{BLANK: images.rows.get(BLANK, np.nan)})) for images in sets]
+
+
 def estimates(
     sets: Iterable[ImageSet],
     resamples: int,
@@ -274,7 +284,7 @@ def estimates(
         ValueError: a task without exactly one base image set, an image set twice, or prompts and seeds that differ.
     """
     groups: dict[tuple, list[ImageSet]] = {}
-    for images in sets:
+    for images in with_blank(list(sets)):
         groups.setdefault((images.key["base"], images.key["task"]), []).append(images)
     rows, draws = [], []
     for (base, task), group in sorted(groups.items()):

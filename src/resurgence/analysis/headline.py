@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from resurgence.config.model_path import method_name
-from resurgence.config.scorers import ranked
+from resurgence.config.scorers import BLANK, ranked
 
+BLANK_LIMIT = 1.0  # percent of an image set, above which there is a warning
 HARMONIC = {"H_c": "Harmonic mean H_c (%)", "H_o": "Harmonic mean H_o (%)"}  # of several metrics
 ROLES = {
     "erase": "erased concepts", "all": "all", "synonym": "their synonyms", "retain": "retained concepts",
@@ -165,6 +166,26 @@ def terminal(resurgence: pd.DataFrame, seeds: pd.DataFrame, level: float) -> str
         return "No fine-tuned model has an accuracy: no resurgence table.\n"
     note = f"Brackets: {100 * level:g} % interval of fine-tuned minus erased; came back: it lies above 0."
     return f"{''.join(parts)}{note}\n"
+
+
+def blank_warning(cells: pd.DataFrame) -> str:
+    """One sentence if more than 1 % of the images of an image set are blank, else an empty text.
+
+    Args:
+        cells: cells.csv.
+    """
+    keys = [*CELL, "erase_seed", "finetune_seed", "state", "step"]
+    rows = cells[cells["metric"] == BLANK].dropna(subset="value")
+    sums = rows.assign(blank=rows["n"] * rows["value"]).groupby(keys, sort=False, dropna=False)[["blank", "n"]].sum()
+    shares = (sums["blank"] / sums["n"].astype(float)).sort_values(ascending=False, kind="stable")
+    above = int((shares > BLANK_LIMIT).sum())
+    if not above:
+        return ""
+    worst = dict(zip(keys, shares.index[0], strict=True))
+    name = ", ".join(f"{key} {worst[key]}" for key in keys if pd.notna(worst[key]) and worst[key] != "")
+    return (f"Warning: in {above} of {len(shares)} image sets more than {BLANK_LIMIT:g} % of the images are blank, "
+            f"{number(shares.iloc[0])} % in the worst ({name}). They count as not recognised, as if their concept "
+            "were erased.")  # fmt: skip
 
 
 def markdown_table(table: pd.DataFrame) -> str:

@@ -127,9 +127,12 @@ def write_tables(
     estimated, draws = estimates(read_states(entries), resamples, seed, reference)
     table = resurgence(estimated, level)
     seeds = over_seeds(estimated, level)
-    files = {"cells": cells(estimated, level), "resurgence": table, "seeds": seeds, "intervals": draws}
+    every = cells(estimated, level)
+    files = {"cells": every, "resurgence": table, "seeds": seeds, "intervals": draws}
     for name, frame in files.items():
         write_text(out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
     write_json(out / "metrics.json", headline.metrics(table))
-    write_text(out / "resurgence.md", headline.markdown(table, seeds, draws, level))
-    return headline.terminal(table, seeds, level)
+    warning = headline.blank_warning(every)
+    page = headline.markdown(table, seeds, draws, level)
+    write_text(out / "resurgence.md", f"{page}\n**{warning}**\n" if warning else page)
+    return headline.terminal(table, seeds, level) + (f"{warning}\n" if warning else "")

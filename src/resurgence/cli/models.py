@@ -213,7 +213,7 @@ def finetune(args: Namespace) -> None:
 def sample(args: Namespace) -> None:
     """Sample a task's prompt set: images.parquet."""
     from resurgence.data.prompts import prompt_set
-    from resurgence.diffusion.image_sets import write_image_set
+    from resurgence.diffusion.image_sets import RESAMPLED, resampled_count, write_image_set
     from resurgence.diffusion.sampling import SamplingConfig
     from resurgence.diffusion.sampling import sample as run
 
@@ -236,6 +236,7 @@ def sample(args: Namespace) -> None:
         pipe = load(args, args.precision)
         made = sample_opened(pipe, rows, cfg, adapters, args.transport) if adapters else run(pipe, rows, cfg)
         write_image_set(folder / "images.parquet", rows, made)
+        run_facts[RESAMPLED] = resampled_count([folder / "images.parquet"])
 
 
 def export(args: Namespace) -> None:

@@ -41,6 +41,11 @@ class Metric:
     accuracy: bool = False  # share of images with their concept, in percent: leads the report, enters H_c and H_o
 
 
+BLANK = "blank"
+"""Column of every score: 1 for an image of one colour, whose scores say nothing, else 0."""
+COMMON = {BLANK: Metric(BLANK, "Blank images (%)", 100.0)}  # metrics of all scores, after those of the scorers
+
+
 @dataclass(frozen=True)
 class ScorerConfig:
     """Settings and declarations of a scorer. A setting named `path` is a file or folder of weights."""
@@ -144,13 +149,13 @@ def metrics() -> dict[str, Metric]:
     by_name: dict[str, Metric] = {}
     for name in entries():
         for metric, declared in scorer_class(name).metrics.items():
-            if metric in by_name:
+            if metric in by_name or metric in COMMON:
                 raise ConfigError(f"metrics of the scorer {name}", metric, "another scorer has it; rename it")
             by_name[metric] = declared
-    return by_name
+    return by_name | COMMON
 
 
 def ranked(reverse: bool = False) -> dict[str, Metric]:
     """All metrics by name, those of scorers of lower rank first; `reverse`: those of higher rank."""
     names = sorted(entries(), key=lambda name: scorer_class(name).rank, reverse=reverse)
-    return {metric: metrics()[metric] for name in names for metric in scorer_class(name).metrics}
+    return {metric: metrics()[metric] for name in names for metric in scorer_class(name).metrics} | COMMON

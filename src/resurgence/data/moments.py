@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from resurgence.diffusion.text import Encoder
 from resurgence.files import atomic_file
+from resurgence.pretrained.finite import check_finite
 from resurgence.progress import Progress
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def second_moment(pipe: StableDiffusionPipeline, captions: Iterable[str], batch:
 
 
 def save_moments(path: Path, moment: torch.Tensor, count: int) -> None:
-    """Write {"C": (d, d), "count": number of captions}, atomically."""
+    """Write {"C": (d, d), "count": number of captions}, atomically; raise ValueError if it is not finite."""
+    check_finite({"C": moment}, path, "check the base's text encoder")
     with atomic_file(path) as temporary:
         save_file({"C": moment.contiguous(), "count": torch.tensor(count)}, temporary)
 
@@ -63,11 +65,12 @@ def load_moments(path: Path) -> tuple[torch.Tensor, int]:
     """Read C (d, d) float64 and the number of captions.
 
     Raises:
-        FileNotFoundError, ValueError: for a missing file, or one with other tensors.
+        FileNotFoundError, ValueError: for a missing file, or one with other tensors or values that are not finite.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"moments {str(path)!r}: no such file; run the moments stage first")
     tensors = load_file(path)
     if set(tensors) != {"C", "count"}:
         raise ValueError(f"moments {str(path)!r} holds {sorted(tensors)}, expected C and count; run its stage again")
+    check_finite(tensors, f"moments {str(path)!r}", "run its stage again")
     return tensors["C"], int(tensors["count"])

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from resurgence.diffusion.device import DTYPES
 from resurgence.files import atomic_file
+from resurgence.pretrained.finite import check_finite
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -28,6 +29,8 @@ Delta = dict[str, torch.Tensor]
 PARTS = ("unet", "text_encoder")
 DELTA_FILE = "delta.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"
+AGAIN = "fetch it again, or make it again with a lower lr"  # remedy for a file that is not finite
+DIVERGED = "the step diverged: lower its lr, or raise lamb in a closed form"
 
 
 def changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], prefix: str) -> Delta:
@@ -52,38 +55,47 @@ def parameters(pipe: StableDiffusionPipeline) -> dict[str, torch.Tensor]:
 
 
 def save_delta(delta: Delta, path: Path) -> None:
-    """Write a delta as safetensors, atomically."""
+    """Write a delta as safetensors, atomically; raise ValueError naming a tensor that is not finite."""
+    check_finite(delta, path, DIVERGED)
     with atomic_file(path) as temporary:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(delta.items())}, temporary)
 
 
 def load_delta(path: Path) -> Delta:
-    """Read a delta; raise FileNotFoundError or ValueError naming the file when it is missing or damaged."""
+    """Read a delta; raise FileNotFoundError or ValueError naming the file that is missing, damaged or not finite."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing; run the step that writes it (resurgence erase or finetune)")
     try:
-        return load_file(path)
+        delta = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run the step that writes it again") from error
+    check_finite(delta, path, AGAIN)
+    return delta
 
 
 @torch.no_grad()
-def apply_delta(pipe: StableDiffusionPipeline, delta: Delta) -> None:
+def apply_delta(pipe: StableDiffusionPipeline, delta: Delta, source: object = "delta") -> None:
     """Overwrite the pipeline's parameters by the delta's values, all or none.
 
+    Args:
+        source: the file of the delta, for messages.
+
     Raises:
-        ValueError: a name that the pipeline does not have, or another shape.
+        ValueError: a name that the pipeline does not have, another shape, or a value that is not finite in the
+            pipeline's precision.
     """
     weights = parameters(pipe)
     for name, value in delta.items():
         if name not in weights:
-            raise ValueError(f"delta: {name} is not in this base; apply it to the base that it belongs to")
+            raise ValueError(f"{source}: {name} is not in this base; apply it to the base that it belongs to")
         if value.shape != weights[name].shape:
             raise ValueError(
-                f"delta: {name} has shape {tuple(value.shape)}, the base has {tuple(weights[name].shape)}; "
+                f"{source}: {name} has shape {tuple(value.shape)}, the base has {tuple(weights[name].shape)}; "
                 "apply it to the base that it belongs to"
             )
-    for name, value in delta.items():
+    values = {name: value.to(weights[name].dtype) for name, value in delta.items()}
+    check_finite(values, source, "use precision fp32 or bf16, or make the weights again")
+    for name, value in values.items():
         weights[name].copy_(value)
 
 
@@ -100,9 +112,9 @@ def apply_folder(pipe: StableDiffusionPipeline, folder: Path) -> None:
         hint = f"give one of {', '.join(steps)}" if steps else "give a folder written by resurgence erase or finetune"
         raise FileNotFoundError(f"{folder} holds neither {DELTA_FILE} nor {LORA_FILE}; {hint}")
     if delta.exists():
-        apply_delta(pipe, load_delta(delta))
+        apply_delta(pipe, load_delta(delta), delta)
     if lora.exists():
-        apply_delta(pipe, lora_delta(pipe, lora))
+        apply_delta(pipe, lora_delta(pipe, lora), lora)
 
 
 def in_precision(delta: Delta, precision: str) -> Delta:
@@ -150,13 +162,14 @@ def lora_delta(pipe: StableDiffusionPipeline, path: Path) -> Delta:
     """Return W' = W + scale B A, computed in float32, for every module of a LoRA file in diffusers format.
 
     Raises:
-        ValueError: a tensor that is not part of a plain LoRA, or a module that the base does not have.
+        ValueError: a tensor that is not finite or not part of a plain LoRA, or a module that the base does not have.
     """
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
     with safe_open(path, "pt") as file:
         header = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    check_finite(tensors, path, AGAIN)
     weights = parameters(pipe)
     tensors = convert_unet_state_dict_to_peft(tensors)
     for old, new in OLDER_NAMES.items():

@@ -25,6 +25,8 @@ from PIL import Image
 from resurgence.files import atomic_file
 
 ROW_GROUP = 256  # images in a row group of the Parquet file
+RESAMPLED = "resampled_fp32"
+"""Bool column of an image set of which an image was sampled again in fp32; and the key of that image's `info`."""
 
 
 def threads() -> ThreadPoolExecutor:
@@ -52,6 +54,8 @@ def image_schema(prompts: pd.DataFrame) -> pa.Schema:
 def write_image_set(path: Path, prompts: pd.DataFrame, images: Iterable[tuple[int, Image.Image]]) -> None:
     """Write images and prompt set as one Parquet file, in the order of the rows, as the images arrive.
 
+    The column `resampled_fp32` is added only if an image has this mark, so that other sets keep their bytes.
+
     Args:
         images: (position of the row, image), in any order, each row once; for example what `sample` yields.
 
@@ -59,7 +63,7 @@ def write_image_set(path: Path, prompts: pd.DataFrame, images: Iterable[tuple[in
         ValueError: a row without image, or with two.
     """
     schema, pending = image_schema(prompts), dict[int, Future[bytes]]()
-    written, received = 0, set()
+    written, received, resampled = 0, set(), set()
 
     def write_ready(writer: pq.ParquetWriter, last: bool) -> None:
         """Write the row groups that are complete; the last may be short."""
@@ -73,18 +77,43 @@ def write_image_set(path: Path, prompts: pd.DataFrame, images: Iterable[tuple[in
             writer.write_table(pa.table({**part, "image": cells}, schema=schema))
             written = rows.stop
 
-    with atomic_file(path) as file, threads() as pool, pq.ParquetWriter(file, schema) as writer:
-        for row, image in images:
-            if row in received or not 0 <= row < len(prompts):
-                raise ValueError(
-                    f"image set {path}: row {row} has two images, or is not among the {len(prompts)} prompts"
-                )
-            received.add(row)
-            pending[row] = pool.submit(png, image)
-            write_ready(writer, last=False)
-        if missing := sorted(set(range(len(prompts))) - received):
-            raise ValueError(f"image set {path}: {len(missing)} of {len(prompts)} rows have no image, as {missing[0]}")
-        write_ready(writer, last=True)
+    with atomic_file(path) as file:
+        with threads() as pool, pq.ParquetWriter(file, schema) as writer:
+            for row, image in images:
+                if row in received or not 0 <= row < len(prompts):
+                    raise ValueError(
+                        f"image set {path}: row {row} has two images, or is not among the {len(prompts)} prompts"
+                    )
+                received.add(row)
+                if image.info.get(RESAMPLED):
+                    resampled.add(row)
+                pending[row] = pool.submit(png, image)
+                write_ready(writer, last=False)
+            if missing := sorted(set(range(len(prompts))) - received):
+                count = f"{len(missing)} of {len(prompts)} rows have no image"
+                raise ValueError(f"image set {path}: {count}, as {missing[0]}")
+            write_ready(writer, last=True)
+        if resampled:
+            add_resampled(file, prompts.assign(**{RESAMPLED: [row in resampled for row in range(len(prompts))]}))
+
+
+def add_resampled(file: Path, prompts: pd.DataFrame) -> None:
+    """Write the file of an image set again with the last column of its prompt set, `resampled_fp32`, added."""
+    schema, source, column = image_schema(prompts), pq.ParquetFile(file), prompts[RESAMPLED].to_numpy()
+    start = 0
+    with atomic_file(file) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for group in range(source.num_row_groups):
+            table = source.read_row_group(group)
+            values = pa.array(column[start : start + len(table)])
+            table = table.add_column(len(table.column_names) - 1, RESAMPLED, values)
+            writer.write_table(table.cast(schema))
+            start += len(table)
+
+
+def resampled_count(files: Iterable[Path]) -> int:
+    """The number of images in the files of an image set that were sampled again in fp32."""
+    columns = [pq.read_table(file, columns=[RESAMPLED]) for file in files if RESAMPLED in pq.read_schema(file).names]
+    return sum(int(np.sum(table.column(RESAMPLED).to_numpy())) for table in columns)
 
 
 def read_image_set(path: Path) -> tuple[pd.DataFrame, torch.Tensor]:
@@ -158,7 +187,7 @@ def read_rows(
     Args:
         choose: positions of the wanted rows in the whole prompt set.
     """
-    columns = [name for name in pq.read_schema(files[0]).names if name != "image"]
+    columns = [name for name in pq.read_schema(files[0]).names if name not in ("image", RESAMPLED)]
     prompts = pd.concat([pq.read_table(file, columns=columns).to_pandas() for file in files], ignore_index=True)
     wanted, start, cells = sorted(set(choose(prompts))), 0, []
     for source in map(pq.ParquetFile, files):

@@ -19,7 +19,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors import SafetensorError
 from transformers import CLIPTextModel
 
@@ -28,6 +28,7 @@ from resurgence.diffusion.device import DTYPES, resolve_device
 from resurgence.diffusion.unet import ddim_of
 from resurgence.files import atomic_folder
 from resurgence.pretrained.checksums import missing_base, offline, verify_loaded
+from resurgence.pretrained.finite import check_finite
 from resurgence.pretrained.loading import check_complete, load_pretrained
 
 log = logging.getLogger(__name__)
@@ -48,8 +49,9 @@ def load_base(
 
     Raises:
         FileNotFoundError: says where the base was looked for and which command fetches it.
-        ValueError: an unknown device, pickled weights, a folder of another pipeline, or other checksums than
-            config/weights.yaml has.
+        ValueError: an unknown device, pickled weights, a folder of another pipeline, other checksums than
+            config/weights.yaml has, weights that are not finite in the precision, or a noise schedule that cannot be
+            sampled.
     """
     torch.set_flush_denormal(True)
     local, device, dtype = Path(path), resolve_device(device), DTYPES[precision]
@@ -80,7 +82,10 @@ def load_base(
         raise ValueError(f"base.path = {str(path)!r}: the weights do not fit its config.json ({reason})") from error
     for part in ("unet", "vae", "text_encoder"):
         check_complete(getattr(pipe, part), f"base.path = {str(path)!r}", part)
+        remedy = "fetch the base again" if precision == "fp32" else "fetch the base again, or use precision fp32"
+        check_finite(getattr(pipe, part).state_dict(), local if local.is_file() else f"{path}/{part}", remedy)
     pipe.scheduler = ddim_of(pipe.scheduler)
+    check_schedule(pipe.scheduler, path)
     pipe.set_progress_bar_config(disable=True)
     for module in (pipe.unet, pipe.vae, pipe.text_encoder):
         module.eval().requires_grad_(False)
@@ -104,6 +109,21 @@ def check_folder(folder: Path) -> None:
     name = json.loads(index.read_text()).get("_class_name")
     if name != "StableDiffusionPipeline":
         raise ValueError(f"{index}: _class_name = {name!r}; give a StableDiffusionPipeline (SD 1.x or 2.x)")
+
+
+def check_schedule(scheduler: DDIMScheduler, path: str | Path) -> None:
+    """Raise ValueError for a noise schedule outside (0, 1]; 0 is allowed where the prediction is not the noise.
+
+    DDIM divides a predicted noise by the root of alpha_bar: a base with zero terminal SNR has to predict the velocity
+    (Lin et al. 2024, arXiv 2305.08891, section 3.2).
+    """
+    alphas, kind = scheduler.alphas_cumprod, scheduler.config.prediction_type
+    bad = ~((alphas > 0) & (alphas <= 1)) if kind == "epsilon" else ~((alphas >= 0) & (alphas <= 1))
+    if bad.any():
+        step = int(bad.nonzero()[0])
+        raise ValueError(f"{path}/scheduler: prediction_type = {kind!r}, but alpha_bar is {alphas[step]:g} at timestep "
+                         f"{step}, by whose root DDIM divides; correct prediction_type (v_prediction where a base was "
+                         "trained with rescale_betas_zero_snr), rescale_betas_zero_snr or the betas")  # fmt: skip
 
 
 def export(base: str | Path, folders: Sequence[Path], out: Path, revision: str | None = None) -> None:

@@ -3,6 +3,9 @@
 The noise of an image depends on its row's seed only, so images of batches of 1, 7 or 64, in any order, agree to float
 rounding (at most one grey level). Text is encoded once per unique prompt; PNG encoding runs in threads while the next
 batch is sampled.
+
+An image whose latents or pixels are not finite in half precision is sampled again in fp32, from the same weights, which
+were rounded to half precision when they were loaded; in fp32 it ends the job. Converted to pixels it would be black.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,7 +24,8 @@ from PIL import Image
 
 from resurgence.config.fields import ConfigError
 from resurgence.config.stages import SamplingConfig
-from resurgence.diffusion.device import exact
+from resurgence.diffusion.device import DTYPES, exact
+from resurgence.diffusion.image_sets import RESAMPLED
 from resurgence.diffusion.text import encode_prompts
 from resurgence.diffusion.unet import ddim, predict
 from resurgence.progress import Progress
@@ -94,13 +99,100 @@ def denoise(
     return deque(states, maxlen=1)[0][1]  # x_0, the last of them
 
 
+def finite_samples(values: torch.Tensor) -> torch.Tensor:
+    """Which samples of a batch (B, ...) have no NaN or infinite value: (B,) bool."""
+    return values.isfinite().flatten(1).all(1)
+
+
 @torch.no_grad()
-def decode(pipe: StableDiffusionPipeline, latents: torch.Tensor) -> torch.Tensor:
-    """Decode latents (B, C, h, w) to uint8 images (B, 3, H, W) on the CPU."""
+def decode(pipe: StableDiffusionPipeline, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decode latents (B, C, h, w): uint8 images (B, 3, H, W), and which have finite latents and pixels, (B,) bool.
+
+    Both are on the CPU; images that are not finite have arbitrary pixels.
+    """
     chunk = max(1, DECODE_PIXELS // (latents[0, 0].numel() * pipe.vae_scale_factor**2))
     scaled = (latents / pipe.vae.config.scaling_factor).to(pipe.vae.dtype)
     images = torch.cat([pipe.vae.decode(part, return_dict=False)[0].float() for part in scaled.split(chunk)])
-    return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    finite = finite_samples(latents) & finite_samples(images)
+    return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu(), finite.cpu()
+
+
+@contextmanager
+def single_precision(pipe: StableDiffusionPipeline) -> Iterator[None]:
+    """Within the block the pipeline computes in fp32; afterwards its weights are as they were, bit for bit."""
+    dtypes = {part: part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)}
+    try:
+        for part in dtypes:
+            torch.nn.Module.to(part, torch.float32)  # diffusers' own `to` warns of a change of the type
+        yield
+    finally:
+        for part, dtype in dtypes.items():
+            torch.nn.Module.to(part, dtype)
+
+
+def first_fault(
+    pipe: StableDiffusionPipeline, noise: torch.Tensor, text: torch.Tensor, empty: torch.Tensor, cfg: SamplingConfig
+) -> str:
+    """Where the numbers of a batch cease to be finite, for messages; arguments as in `denoise`."""
+    if not (text.isfinite().all() and empty.isfinite().all()):
+        return "in the text encoder"
+    noise = noise.to(pipe.unet.device, torch.float32)
+    states = ddim(pipe.scheduler, partial(predict, pipe.unet), noise, text, empty, cfg.steps, cfg.guidance)
+    faulty = (number for number, (_, x) in enumerate(states) if not x.isfinite().all())
+    step = next(faulty, None)
+    return "in the decoder" if step is None else f"in step {step} of {cfg.steps}"
+
+
+def sample_in_fp32(
+    pipe: StableDiffusionPipeline, rows: pd.DataFrame, shape: tuple[int, int, int], cfg: SamplingConfig
+) -> torch.Tensor:
+    """Sample in fp32 the images that were not finite in the precision of the pipeline: uint8 (n, 3, H, W) on the CPU.
+
+    Args:
+        rows: n rows of the prompt set. shape: of the latents.
+
+    Raises:
+        ValueError: they are not finite in fp32 either; names the step and the first prompt.
+    """
+    noise, precision = initial_noise(rows["seed"], shape), precision_of(pipe)
+    with single_precision(pipe), exact(pipe.device):
+        text, empty = encode_prompts(pipe, list(rows["prompt"])), encode_prompts(pipe, [""])
+        if precision != "fp32":
+            images, finite = decode(pipe, denoise(pipe, noise, text, empty, cfg))
+            if finite.all():
+                log.warning("%d images are not finite in %s: sampled again in fp32", len(rows), precision)
+                return images
+        fault = first_fault(pipe, noise, text, empty, cfg)
+    prompt, seed = rows["prompt"].iloc[0], rows["seed"].iloc[0]
+    raise ValueError(f"sampling: NaN or infinite numbers {fault} in fp32 (prompt {prompt!r}, seed {seed}); the weights "
+                     "have diverged: train them again with a lower lr, or lower guidance")  # fmt: skip
+
+
+def precision_of(pipe: StableDiffusionPipeline) -> str:
+    """The precision of the UNet: fp32, fp16 or bf16."""
+    return next(name for name, dtype in DTYPES.items() if dtype == pipe.unet.dtype)
+
+
+def generate(
+    pipe: StableDiffusionPipeline, rows: pd.DataFrame, text: torch.Tensor, empty: torch.Tensor, cfg: SamplingConfig
+) -> list[Image.Image]:
+    """Sample one batch; images that were sampled again in fp32 say so in their `info`.
+
+    Args:
+        rows: B rows of the prompt set. text: (B, L, d), of their prompts. empty: (1, L, d), the embedding of "".
+
+    Raises:
+        ValueError: an image that is not finite in fp32.
+    """
+    shape = latent_shape(pipe, cfg.size)
+    with exact(pipe.device):
+        images, finite = decode(pipe, denoise(pipe, initial_noise(rows["seed"], shape), text, empty, cfg))
+    if not finite.all():
+        images[~finite] = sample_in_fp32(pipe, rows[~finite.numpy()], shape, cfg)
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    for number in (~finite).nonzero().flatten().tolist():
+        pictures[number].info[RESAMPLED] = True
+    return pictures
 
 
 def sample(
@@ -113,11 +205,12 @@ def sample(
 
     Raises:
         MemoryError: not even one image fits on the device. Before that the batch is halved.
+        ValueError: an image that is not finite in fp32.
     """
     configure_speed(pipe, cfg)
     codes, unique = pd.factorize(prompts["prompt"])
-    order, seeds = np.argsort(codes, kind="stable"), prompts["seed"].to_numpy()
-    shape, empty = latent_shape(pipe, cfg.size), encode_prompts(pipe, [""])
+    order, empty = np.argsort(codes, kind="stable"), encode_prompts(pipe, [""])
+    shape = latent_shape(pipe, cfg.size)
     embeddings = PromptWindow(pipe, unique) if len(unique) else {}
     progress = Progress("sampling", len(order), "images")
     start, batch = 0, cfg.batch
@@ -125,9 +218,7 @@ def sample(
         rows = order[start : start + batch]
         images = None
         try:
-            text = embeddings[codes[rows].tolist()]
-            with exact(pipe.device):
-                images = decode(pipe, denoise(pipe, initial_noise(seeds[rows], shape), text, empty, cfg))
+            images = generate(pipe, prompts.iloc[rows], embeddings[codes[rows].tolist()], empty, cfg)
         except torch.OutOfMemoryError as error:
             if batch == 1:
                 raise MemoryError(f"one image of {shape} latents does not fit on {pipe.device}: {error}") from error
@@ -137,6 +228,6 @@ def sample(
             torch.cuda.empty_cache()
             continue
         for row, image in zip(rows, images, strict=True):
-            yield int(row), Image.fromarray(image.permute(1, 2, 0).numpy())
+            yield int(row), image
         start += len(rows)
         progress.add(len(rows))

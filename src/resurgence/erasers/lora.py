@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from resurgence.diffusion.attention import projections
-from resurgence.diffusion.deltas import Delta
+from resurgence.diffusion.deltas import AGAIN, DIVERGED, Delta
+from resurgence.pretrained.finite import check_finite
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -113,7 +114,7 @@ def save_loras(loras: Mapping[str, Lora], folder: Path) -> None:
     They belong on the refined UNet, at scale 1.
 
     Raises:
-        ValueError: if two concepts have the same slug.
+        ValueError: if two concepts have the same slug, or a LoRA is not finite.
     """
     from diffusers import StableDiffusionPipeline
 
@@ -121,6 +122,7 @@ def save_loras(loras: Mapping[str, Lora], folder: Path) -> None:
     for name, lora in zip(names, loras.values(), strict=True):
         layers = {f"{n}.lora_A.weight": down.cpu().contiguous() for n, (down, _) in lora.items()}
         layers |= {f"{n}.lora_B.weight": up.cpu().contiguous() for n, (_, up) in lora.items()}
+        check_finite(layers, Path(folder) / name / WEIGHTS, DIVERGED)
         StableDiffusionPipeline.save_lora_weights(Path(folder) / name, unet_lora_layers=layers, weight_name=WEIGHTS)
 
 
@@ -128,7 +130,7 @@ def load_loras(folder: Path, concepts: Sequence[str]) -> dict[str, Lora]:
     """Read what `save_loras` wrote.
 
     Raises:
-        FileNotFoundError: naming the concept whose file is missing.
+        FileNotFoundError: naming the concept whose file is missing. ValueError: a LoRA is not finite.
     """
     from safetensors.torch import load_file
 
@@ -138,6 +140,7 @@ def load_loras(folder: Path, concepts: Sequence[str]) -> dict[str, Lora]:
         if not path.is_file():
             raise FileNotFoundError(f"LoRA of {concept!r}: {str(path)!r} does not exist; train the LoRAs first")
         tensors = load_file(path)
+        check_finite(tensors, path, AGAIN)
         names = [key.removeprefix("unet.").removesuffix(".lora_A.weight") for key in tensors if ".lora_A." in key]
         pairs = ((name, tuple(tensors[f"unet.{name}.lora_{side}.weight"] for side in "AB")) for name in names)
         loras[concept] = dict(pairs)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from resurgence.files import sha256
+from resurgence.pretrained.finite import check_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,18 +56,24 @@ def read_tensors(path: Path, key: str, fetch: str) -> Any:
     """Read safetensors, or a pickle of tensors and plain containers only; nothing in the file is executed.
 
     Raises:
-        ValueError: the file is truncated, has another format, or its pickle asks for anything but tensors.
+        ValueError: the file is truncated, has another format, its pickle asks for anything but tensors, or a value is
+            not finite.
     """
     try:
         if Path(path).suffix in PICKLED:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        return load_file(path)
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            tensors = load_file(path)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0][:200]
         raise ValueError(f"{key} = {str(path)!r}: not a file of tensors only ({reason}); {fetch}") from error
     except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise ValueError(f"{key} = {str(path)!r} cannot be read ({reason}): truncated or damaged; {fetch}") from error
+    if isinstance(tensors, Mapping):
+        named = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+        check_finite(named, f"{key} = {str(path)!r}", fetch)
+    return tensors
 
 
 def fill(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], key: str, fetch: str) -> None:
@@ -102,7 +109,8 @@ def load_pretrained(
         key: the setting that names it, for messages. options: of from_pretrained.
 
     Raises:
-        FileNotFoundError: no such model, or a truncated file. ValueError: the weights of another architecture.
+        FileNotFoundError: no such model, or a truncated file.
+        ValueError: the weights of another architecture, or weights that are not finite.
     """
     from transformers import PreTrainedConfig
 
@@ -126,6 +134,7 @@ def load_pretrained(
         raise ValueError(
             f"{key} = {name!r}: the file of weights lacks {missing[0]!r} ({count}): another architecture; {fetch}"
         )
+    check_finite(model.state_dict(), f"{key} = {str(Path(name) / subfolder)!r}", fetch)
     return model.eval()
 
 

@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from resurgence.config.scorers import Metric, ScorerConfig, loader, metrics, ranked, scorer_config
+from resurgence.config.scorers import BLANK, Metric, ScorerConfig, loader, metrics, ranked, scorer_config
 from resurgence.files import atomic_file
 from resurgence.scorers.configs import CelebrityConfig, ClipConfig, FrechetConfig, InceptionConfig, RecogniserConfig
 
@@ -106,7 +106,7 @@ def score_images(
     keep_features: Collection[str] = (),
     base: torch.Tensor | None = None,
 ) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
-    """Score some images: the prompt-set columns with every scorer's columns, and the features to be stored.
+    """Score some images: columns of the prompt set, `blank`, every scorer's columns; and the features to be stored.
 
     Args:
         images: uint8 (N, 3, H, W), in the order of prompts. base: those of the base, of the same rows.
@@ -124,13 +124,14 @@ def score_images(
         raise ValueError(
             f"images {images.dtype} {tuple(images.shape)} for {len(prompts)} prompts; expected uint8 (N, 3, H, W)"
         )
-    table, features, labels = [prompts.reset_index(drop=True)], {}, {}
+    prompts = prompts.reset_index(drop=True)
+    table, features, labels = [prompts, pd.DataFrame({BLANK: blank(images)}, index=prompts.index)], {}, {}
     for name, (config, scorer) in scorers.items():
         start = time.monotonic()
         if config.reads_base and base is None:
             raise ValueError(f"scorer {name} reads the base's images of the same rows; give them (--base-images)")
         if config.columns:
-            values = scorer.score(images, table[0], task, base)
+            values = scorer.score(images, prompts, task, base)
             table.append(columns_table(name, config, values, pd.concat(table, axis=1)))
             labels |= {c: list(value.labels) for c, value in values.items() if isinstance(value, LabelValues)}
         if name in keep_features:
@@ -139,6 +140,18 @@ def score_images(
     scores = pd.concat(table, axis=1)
     scores.attrs = {LABELS: labels} if labels else {}
     return scores, features
+
+
+def blank(images: torch.Tensor) -> np.ndarray:
+    """Which images are blank: 1.0 or 0.0, (N,). Each channel's standard deviation is below 1 of 255.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+    """
+    import numpy as np
+
+    deviations = [part.flatten(2).float().std(2, correction=0).amax(1).cpu().numpy() for part in images.split(64)]
+    return (np.concatenate(deviations) < 1).astype(np.float64)
 
 
 def columns_table(name: str, config: ScorerConfig, values: Mapping[str, Any], table: pd.DataFrame) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 
 from resurgence.config.fields import known
 from resurgence.pretrained.checksums import verify_loaded
+from resurgence.pretrained.finite import check_finite
 from resurgence.pretrained.loading import check_file
 from resurgence.scorers.concept_columns import concept_columns
 
@@ -101,7 +102,7 @@ def load(config: ClipConfig, device: torch.device | str = "cpu") -> ClipScorer:
             weights of name and pretrained come from open_clip's cache or its hub.
 
     Raises:
-        FileNotFoundError, ValueError: a missing file, or weights that do not fit the configuration.
+        FileNotFoundError, ValueError: a missing file, or weights that do not fit the configuration or are not finite.
     """
     import open_clip
 
@@ -131,6 +132,7 @@ def load(config: ClipConfig, device: torch.device | str = "cpu") -> ClipScorer:
                 'online, `python -c "import open_clip; open_clip.create_model_and_transforms'
                 f"('{name}', '{pretrained}')\"`, which fills the hub's cache, or name a folder by scorers.clip.path"
             ) from error
+    check_finite(model.state_dict(), f"scorers.clip: {path or name}", config.fetch)
     return ClipScorer(model.eval(), preprocess, load_tokenizer(source, path), device)
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from resurgence.pretrained.finite import check_finite
 from resurgence.pretrained.loading import check_file
 
 
@@ -61,6 +62,7 @@ def load_recogniser(folder: Path, device: torch.device | str = "cpu") -> tuple[R
 
     Raises:
         FileNotFoundError: a file is missing; the message says how to get the shipped recogniser.
+        ValueError: a weight is not finite.
     """
     fetch = "run `dvc pull data/miniature/dvc.yaml`, or `make world`"
     config, weights = (
@@ -68,5 +70,7 @@ def load_recogniser(folder: Path, device: torch.device | str = "cpu") -> tuple[R
     )
     cfg = json.loads(config.read_text())
     model = Recogniser(len(cfg["classes"]), cfg["width"], cfg["size"])
-    model.load_state_dict(load_file(weights))
+    tensors = load_file(weights)
+    check_finite(tensors, weights, fetch)
+    model.load_state_dict(tensors)
     return model.eval().to(device), cfg["classes"]

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from resurgence.config.task import Task
-from resurgence.diffusion.image_sets import image_files, read_image_set
+from resurgence.diffusion.image_sets import RESAMPLED, image_files, read_image_set
 from resurgence.scorers import LoadedScorer, score_images
 
 BLOCK = 512  # images that are scored at once
@@ -27,6 +27,7 @@ def blocks(files: Sequence[Path], size: int = BLOCK) -> Iterator[Block]:
     rest: Block | None = None
     for file in files:
         rows, images = read_image_set(file)
+        rows = rows.drop(columns=RESAMPLED, errors="ignore")  # not every file of a set has it
         if rest is not None:
             rows, images = pd.concat([rest[0], rows], ignore_index=True), torch.cat([rest[1], images])
         while len(rows) > size:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from resurgence.config.fields import build
 from resurgence.data.prompts import expand
-from resurgence.diffusion.image_sets import write_image_set
+from resurgence.diffusion.image_sets import RESAMPLED, resampled_count, write_image_set
 from resurgence.diffusion.sampling import SamplingConfig, sample
 from resurgence.stages.base import load_pipe
 from resurgence.stages.job import Job, main
@@ -20,7 +20,7 @@ def write_samples(job: Job, rows: pd.DataFrame, folder: Path) -> dict:
     pipe = load_pipe(job, settings.pop("precision", "fp32"))
     cfg = build(SamplingConfig, settings, "sampling")
     write_image_set(folder / "images.parquet", rows, sample(pipe, rows, cfg))
-    return {"images": len(rows)}
+    return {"images": len(rows), RESAMPLED: resampled_count([folder / "images.parquet"])}
 
 
 def make(job: Job, folder: Path) -> dict:

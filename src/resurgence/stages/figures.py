@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from resurgence.analysis.headline import headline, titles
+from resurgence.analysis.headline import blank_warning, headline, titles
 from resurgence.analysis.read import read_curves, read_table
 from resurgence.figures.comparison import draw_comparison
 from resurgence.figures.sensitive_words import words_figure
@@ -27,9 +27,10 @@ td, th {{ border-bottom: 1px solid #ddd; padding: 0.3em 0.7em; text-align: right
 """
 
 
-def page(resurgence: pd.DataFrame, seeds: pd.DataFrame) -> str:
-    """One table a metric as HTML."""
-    parts = []
+def page(cells: pd.DataFrame, resurgence: pd.DataFrame, seeds: pd.DataFrame) -> str:
+    """One table a metric as HTML, below a warning if images are blank."""
+    warning = blank_warning(cells)
+    parts = [f"<p><strong>{html.escape(warning)}</strong></p>"] if warning else []
     for metric, title in titles().items():
         if (resurgence["metric"] == metric).any():
             table = headline(resurgence, seeds, metric).to_html(index=False, border=0)
@@ -54,7 +55,8 @@ def make(job: Job) -> None:
     for metric in job.settings["metrics"]:
         draw_comparison(tables.parent, metric)
         stems.append(out / f"compare_{metric}")
-    page_file.write_text(page(*(read_table(tables / f"{name}.csv") for name in ("resurgence", "seeds"))), "utf-8")
+    stored = [read_table(tables / f"{name}.csv") for name in ("cells", "resurgence", "seeds")]
+    page_file.write_text(page(*stored), "utf-8")
     pictures = [stem.with_name(f"{stem.name}.{kind}") for stem in stems for kind in ("png", "svg")]
     job.write_made("figures", [page_file, *pictures])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from resurgence.analysis.headline import terminal
+from resurgence.analysis.headline import blank_warning, terminal
 from resurgence.analysis.read import read_table
 from resurgence.progress import duration
 
@@ -15,12 +15,15 @@ from resurgence.progress import duration
 def summary(results: Path, level: float) -> str:
     """The last lines of a run; empty while there are no tables."""
     cost, report = results / "cost/cost.csv", results / "report.html"
-    tables = [results / f"tables/{name}.csv" for name in ("resurgence", "seeds")]
+    tables = [results / f"tables/{name}.csv" for name in ("cells", "resurgence", "seeds")]
     if not all(file.exists() for file in (*tables, cost)):
         return ""
     runs = pd.read_csv(cost)
     devices = ", ".join(sorted(set(runs["device"])))
-    lines = [terminal(*map(read_table, tables), level)]
+    cells, resurgence, seeds = map(read_table, tables)
+    lines = [terminal(resurgence, seeds, level)]
+    if warning := blank_warning(cells):
+        lines.append(warning)
     if report.exists():
         lines.append(f"Report: {report.absolute()}")
     lines.append(f"Cost: {duration(runs['seconds'].sum())} of work in {len(runs)} steps on {devices}")

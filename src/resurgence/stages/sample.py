@@ -15,7 +15,7 @@ import pandas as pd
 
 from resurgence.config.fields import build
 from resurgence.diffusion.deltas import DELTA_FILE, apply_folder
-from resurgence.diffusion.image_sets import shard_file, shard_rows, write_image_set
+from resurgence.diffusion.image_sets import RESAMPLED, resampled_count, shard_file, shard_rows, write_image_set
 from resurgence.diffusion.sampling import SamplingConfig, sample
 from resurgence.files import sha256
 from resurgence.provenance.manifest import MANIFEST
@@ -75,9 +75,10 @@ def make(job: Job, folder: Path) -> dict:
             write_image_set(file, part, sample(pipe, part, cfg))
     if before:
         log.info("%d of %d files were there from an interrupted run", before, len(shards) * len(weights))
+    resampled = resampled_count(state.glob("*.parquet"))
     for file in sorted(state.glob("*.parquet")):
         shutil.move(file, folder / file.name)
-    return {"images": len(rows) * len(weights)}
+    return {"images": len(rows) * len(weights), RESAMPLED: resampled}
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
+from resurgence.pretrained.finite import check_finite
 from resurgence.progress import Progress
 from resurgence.training.checkpoint import Saver, stop_on_sigterm
 
 log = logging.getLogger(__name__)
 CHECK_EVERY = 10  # steps between two readings of the curve: each waits for the GPU
+REMEDY = "lower lr, or use precision fp32"
 GRADIENT_NORM = "gradient_norm"  # in the curve of a run that clips: the norms before clipping
 
 
@@ -51,7 +53,8 @@ def train(run: Run, saver: Saver, saved: Mapping[str, Any] | None = None) -> dic
         saved: the state from which to resume, as `saver.load` returns it; None: start at step 0.
 
     Raises:
-        ValueError: a value of the curve that is not finite, naming step and lr.
+        ValueError: a value of the curve, or a weight at a checkpoint or at the end, that is not finite, naming step and
+            lr; or a training with GradScaler in which no gradient was finite, so that no step changed the weights.
         SystemExit: 143 after SIGTERM, with the state saved.
     """
     first = restore(run, saved) if saved else 0
@@ -63,6 +66,8 @@ def train(run: Run, saver: Saver, saved: Mapping[str, Any] | None = None) -> dic
             if done % CHECK_EVERY == 0 or done == run.steps or at_checkpoint or ending or saver.is_due:
                 record(run.curve, pending)
                 pending = []
+                if at_checkpoint or done == run.steps:
+                    check_weights(run, done)
                 if at_checkpoint:
                     run.write(done)
                 saver.save(state_of(run, done), force=at_checkpoint or ending)
@@ -71,6 +76,17 @@ def train(run: Run, saver: Saver, saved: Mapping[str, Any] | None = None) -> dic
                 raise SystemExit(143)
             progress.add()
     return run.curve
+
+
+def check_weights(run: Run, done: int) -> None:
+    """Raise ValueError if the weights after a step are not finite, or if GradScaler skipped every step."""
+    place = f"{run.name}: step {done} with lr = {run.lr(done - 1):g}"
+    for tensors in (run.weights, run.average):
+        check_finite(tensors, place, REMEDY)
+    norms = run.curve.get(GRADIENT_NORM, [])
+    if run.scaler.is_enabled() and done == run.steps and norms and not torch.tensor(norms).isfinite().any():
+        raise ValueError(f"{place}: no gradient of {done} steps is finite, so no step changed a weight; use precision "
+                         "bf16 or fp32")  # fmt: skip
 
 
 def update(run: Run, step: int) -> tuple[float, Mapping[str, torch.Tensor], torch.Tensor | None]:
@@ -116,8 +132,7 @@ def record(
         for name, value in values.items():
             value = value.cpu()
             if not value.isfinite().all():
-                hint = "lower lr, or use precision fp32"
-                raise ValueError(f"{name} is {value.tolist()} at step {step} with lr = {lr:g}; {hint}")
+                raise ValueError(f"{name} is {value.tolist()} at step {step} with lr = {lr:g}; {REMEDY}")
             curve.setdefault(name, []).append(value.tolist())
         if norm is not None:  # may be infinite in fp16: GradScaler then skips the step
             curve.setdefault(GRADIENT_NORM, []).append(norm.tolist())

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from resurgence.diffusion.deltas import DELTA_FILE, LORA_FILE, changed, save_delta
+from resurgence.diffusion.deltas import DELTA_FILE, DIVERGED, LORA_FILE, changed, save_delta
 from resurgence.files import atomic_folder
+from resurgence.pretrained.finite import check_finite
 from resurgence.seeds import generator
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ def save_checkpoint(
 
     Args:
         values: of the trainable parameters. before: all parameters before a full fine-tune; {}: a LoRA.
+
+    Raises:
+        ValueError: a value that is not finite.
     """
     from diffusers import StableDiffusionPipeline
     from peft import get_peft_model_state_dict
@@ -63,4 +67,5 @@ def save_checkpoint(
             save_delta(changed({name: before[name] for name in values}, values, "unet"), temporary / DELTA_FILE)
         else:
             layers = get_peft_model_state_dict(unet)
+            check_finite(layers, folder / LORA_FILE, DIVERGED)
             StableDiffusionPipeline.save_lora_weights(temporary, unet_lora_layers=layers, weight_name=LORA_FILE)

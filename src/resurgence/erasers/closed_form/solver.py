@@ -27,6 +27,7 @@ from resurgence.diffusion.attention import as_delta
 from resurgence.diffusion.deltas import Delta
 from resurgence.diffusion.text import Encoder, fill
 from resurgence.erasers import EraserData
+from resurgence.pretrained.finite import check_finite
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -115,8 +116,11 @@ def factorise(matrix: torch.Tensor, settings: str) -> Factor:
         settings: the values of lamb and scale, for the message.
 
     Raises:
-        ValueError: if the matrix is not positive definite in float64, naming the settings and the condition number.
+        ValueError: if the matrix is not finite, or not positive definite in float64, naming the settings and the
+            condition number.
     """
+    remedy = "check the base's text encoder and the moments"
+    check_finite({"the system": matrix}, f"closed form with {settings}", remedy)
     values = torch.linalg.eigvalsh(matrix)
     condition = float(values[-1] / values[0]) if values[0] > 0 else float("inf")
     cholesky, failed = torch.linalg.cholesky_ex(matrix)
@@ -164,8 +168,9 @@ def report(stage: str, condition: float, changes: Mapping[str, float]) -> dict:
 
 
 def edited_delta(stage: str, weights: Mapping[str, torch.Tensor], edit: Edit) -> tuple[Delta, dict]:
-    """The delta of an edit of projections, and its report."""
+    """The delta of an edit of projections, and its report; raises ValueError for a projection that is not finite."""
     edited = apply_edit(weights, edit)
+    check_finite(edited, stage, "raise lamb")
     return as_delta(edited), report(stage, edit.condition, relative_change(weights, edited))
 
 

@@ -20,6 +20,7 @@ from resurgence.diffusion.sampling import SamplingConfig, sample
 from resurgence.diffusion.text import encode_prompts
 from resurgence.erasers.gradient.spm import product
 from resurgence.erasers.lora import Lora
+from resurgence.pretrained.finite import check_finite
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -53,6 +54,7 @@ def opened(unet: UNet2DConditionModel, adapters: Mapping[str, Lora], strengths: 
 
     Raises:
         KeyError: an adapter of a layer that this UNet does not have.
+        ValueError: a weight that is not finite in the UNet's precision.
     """
     modules = dict(unet.named_modules())
     before: dict[str, torch.Tensor] = {}
@@ -62,6 +64,7 @@ def opened(unet: UNet2DConditionModel, adapters: Mapping[str, Lora], strengths: 
                 weight = modules[name].weight
                 before.setdefault(name, weight.detach().clone())
                 weight.data += strengths[concept] * product(up.float(), down.float()).to(weight)
+        check_finite({name: modules[name].weight for name in before}, "opened adapters", "use precision fp32 or bf16")
         yield
     finally:
         for name, weight in before.items():

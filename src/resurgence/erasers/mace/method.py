@@ -24,6 +24,7 @@ from resurgence.erasers.mace.concept_loras import ConceptData, Training, train_c
 from resurgence.erasers.mace.config import MaceConfig, MaceRefinementConfig
 from resurgence.erasers.mace.fusion import accumulate, fuse_closed, fuse_constrained
 from resurgence.erasers.token_sets import tokens_of
+from resurgence.pretrained.finite import check_finite
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -142,6 +143,7 @@ def fuse(
     scale = cfg.fuse_preserve_scale
     moment = corpus_moment(data, scale, cfg.preserve_weight)
     fused, matrix, factor = fuse_closed(base, from_delta(refined, pipe.unet), sums, scale, moment, cfg.lamb)
+    check_finite(fused, "fusion", "raise lamb")
     if cfg.fusion == "constrained":
         preserved = retained_means(pipe, task, cfg, encoder) if cfg.preserve_retained else None
         fused = fuse_constrained(base, fused, matrix, preserved, cfg.max_relative_change)
