@@ -52,7 +52,7 @@ def known_sha256(path: Path) -> str:
         if stored == status and len(digest) == 64:
             return digest
     digest = sha256(path)
-    if _status(file) == status and time.time_ns() - int(status[3]) > SETTLED:
+    if _status(file) == status and time.time_ns() - max(map(int, status[3:])) > SETTLED:
         with suppress(OSError):
             entry.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=entry.parent)  # several processes may write it at the same time

@@ -80,9 +80,9 @@ def differences(path: Path) -> list[str]:
     files = listed(folder, path)
     loaded = [file for file in files_below(path) if file.suffix in LOADED]
     added = [file for file in loaded if file.relative_to(folder).as_posix() not in files]
-    found = as_written(folder, files, known_sha256)
-    found += [f"{file} was added to {folder} after that was written" for file in added]
-    return [f"{error}; restore it, or run the command that writes {folder} again" for error in found]
+    errors = as_written(folder, files, known_sha256)
+    errors += [f"{file} was added to {folder} after that was written" for file in added]
+    return [f"{error}; restore it, or run the command that writes {folder} again" for error in errors]
 
 
 def label_of(folder: Path) -> str:

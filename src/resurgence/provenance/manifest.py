@@ -160,7 +160,7 @@ def write_artefact(
         ValueError: the folder of this name holds other artefacts below it, or the block wrote no file.
     """
     started, folder = time.monotonic(), Path(folder)
-    nested = sorted(folder.glob(f"*/**/{MANIFEST}"))
+    nested = [path for path in files_below(folder) if path.name == MANIFEST and path.parent != folder]
     if nested:
         raise ValueError(f"{folder} holds another artefact, {nested[0].parent}; write to a folder of its own")
     manifest = described(kind, parameters, inputs, seeds)

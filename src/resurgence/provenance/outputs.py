@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from resurgence.files import files_below
-from resurgence.provenance.manifest import MANIFEST, read_manifest, unlisted
+from resurgence.provenance.manifest import MANIFEST, RUN, read_manifest
 
 FULL = 2**20  # bytes; a disk with less free space is full
 
@@ -18,7 +18,7 @@ def places(path: Path) -> Iterator[Path]:
     path = Path.cwd() / path
     yield Path(os.path.realpath(path))
     for prefix in (path, *path.parents):
-        if prefix.is_symlink():
+        if prefix.is_symlink() and prefix.exists():  # no ring of links
             yield Path(os.path.realpath(prefix.parent)) / prefix.name
             yield from places(prefix.parent / os.readlink(prefix))
 
@@ -48,8 +48,8 @@ def check_apart(option: str, out: Path, inputs: Mapping[str, Path]) -> Path:
         ValueError: it is an input or the working folder, contains one, or lies in an input.
     """
     target = Path(os.path.realpath(out))
-    if target.is_symlink():
-        raise ValueError(f"{option} {out} is a link that leads to itself; remove the link, or name another folder")
+    if ring := next((place for place in (target, *target.parents) if place.is_symlink()), None):
+        raise ValueError(f"{option} {out}: {ring} is a link that leads to itself; remove it, or name another folder")
     if contains(target, Path.cwd()):
         raise ValueError(f"{option} {out} is the working folder or contains it; name a folder below the working folder")
     for name, path in inputs.items():
@@ -87,12 +87,20 @@ def check_output(option: str, out: Path, inputs: Mapping[str, Path]) -> Path:
             f"{option} {out} exists and was not written by this program (it holds no {MANIFEST} of an artefact), so it "
             "is not replaced; name a new folder"
         )
-    if foreign := unlisted(target, files["files"]):
+    if more := foreign(target, files["files"]):
         raise ValueError(
-            f"{option} {out} holds {foreign[0]}, which is not part of the artefact and would be lost; move that file, "
+            f"{option} {out} holds {more[0]}, which is not part of the artefact and would be lost; move that file, "
             "or name a new folder"
         )
     return target
+
+
+def foreign(folder: Path, files: Iterable[str]) -> list[str]:
+    """The files and links in the folder of an artefact that no step wrote, as paths from it."""
+    listed = {MANIFEST, RUN, *files}
+    listed |= {parent.as_posix() for name in files for parent in Path(name).parents}
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+    return sorted(set(names) - listed)
 
 
 def check_file(option: str, file: Path, is_earlier: Callable[[Path], bool]) -> None:
@@ -132,6 +140,7 @@ def check_writable(folders: Iterable[Path]) -> None:
 
 def check_space(folder: Path, needed: int) -> None:
     """Raise OSError where the disk of a folder has less free space than these bytes."""
-    if (free := shutil.disk_usage(existing(folder)).free) < needed:
-        raise OSError(f"{folder} needs {needed / 2**20:.0f} MiB or more, its disk has {free / 2**20:.0f} MiB left; "
+    disk = shutil.disk_usage(existing(folder))
+    if disk.total and disk.free < needed:  # some file systems do not tell
+        raise OSError(f"{folder} needs {needed / 2**20:.0f} MiB or more, its disk has {disk.free / 2**20:.0f} MiB left; "
                       "free some space, or use a folder on another disk")  # fmt: skip

@@ -21,11 +21,11 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from resurgence.config.load import load_study
-from resurgence.files import atomic_folder, json_text, write_json
+from resurgence.files import atomic_folder, files_below, json_text, write_json
 from resurgence.provenance.manifest import MANIFEST, RUN, described, files_of, read_manifest, run_file
 from resurgence.provenance.manifest_table import TABLE, pack_manifests, without_command
 from resurgence.provenance.outputs import check_file, check_writable
-from resurgence.provenance.verify import OMITTED
+from resurgence.provenance.verify import OMITTED, named
 
 RESULTS = "results"
 TOP = (
@@ -42,7 +42,7 @@ LARGE = ("features.safetensors",)  # of the scores, eleven times their size: a r
 
 def tree(place: Path) -> list[Path]:
     """A file, or all files below a folder but caches and unfinished artefacts."""
-    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    files = [place] if place.is_file() else files_below(place)
     hidden = ("__pycache__", ".egg-info")
 
     def shown(path: Path) -> bool:
@@ -57,7 +57,7 @@ def results(root: Path, images: bool) -> tuple[list[Path], list[str]]:
     place = root / RESULTS
     files = {path for name in (*WHOLE, *(WITH_IMAGES if images else ())) for path in tree(place / name)}
     omitted = []
-    for manifest in sorted(place.rglob(MANIFEST)):
+    for manifest in named(place, MANIFEST):
         folder = manifest.parent
         facts = [path for path in (manifest, folder / RUN, *folder.glob("prompts.*")) if path.is_file()]
         files |= set(facts)
