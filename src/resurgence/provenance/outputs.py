@@ -142,5 +142,5 @@ def check_space(folder: Path, needed: int) -> None:
     """Raise OSError where the disk of a folder has less free space than these bytes."""
     disk = shutil.disk_usage(existing(folder))
     if disk.total and disk.free < needed:  # some file systems do not tell
-        raise OSError(f"{folder} needs {needed / 2**20:.0f} MiB or more, its disk has {disk.free / 2**20:.0f} MiB left; "
-                      "free some space, or use a folder on another disk")  # fmt: skip
+        raise OSError(f"{folder} needs {needed / 2**20:.0f} MiB or more, its disk has {disk.free / 2**20:.0f} MiB "
+                      "left; free some space, or use a folder on another disk")  # fmt: skip
