@@ -73,6 +73,7 @@ rule all:
 
 onstart:
     check_present(STUDY, {job.rule.name for job in workflow.dag.needrun_jobs()})
+    check_writable(map(Path, ("results", "logs", "scratch")))
     resume.claim(Path())
 
 

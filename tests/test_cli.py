@@ -100,7 +100,7 @@ def predict(pipe: StableDiffusionPipeline, prompt: str) -> torch.Tensor:
         return pipe.unet(x, 501, pipe.encode_prompt([prompt], "cpu", 1, False)[0]).sample
 
 
-@pytest.mark.parametrize("name", ["uce", "mace", "lora", "full", "images base", "images", "scores"])
+@pytest.mark.parametrize("name", ["uce", "mace", "lora", "full", "images base", "images", "scores", "export"])
 def test_every_command_writes_a_complete_artefact(place: Path, name: str) -> None:
     assert verify(place / name) == []
     assert not [p for p in place.iterdir() if p.name.startswith(".")]  # no temporary folder, no training state
@@ -216,11 +216,11 @@ def test_help_does_not_import_torch() -> None:
         ("erase --base {p}/base --task {p}/task.yaml --eraser mace --out {t}/x --template photo", "--template"),
         ("finetune --base {p}/base --images {p}/clip --out {t}/x", "no pictures"),
         ("finetune --base {p}/base --images {p}/pictures --out {t}/x --set lr=-1", "lr"),
-        ("sample --base {p}/base --task {p}/task.yaml --out {t}/x --delta {p}/lora", "step-000002"),
+        ("sample --base {p}/base --task {p}/task.yaml --out {t}/x --delta {p}/mace {p}/lora", "step-000002"),
         ("sample --base {p}/base --task {p}/task.yaml --out {t}/x --device cuda:99", "cuda:99"),
         ("score --images {p}/images --task {p}/task.yaml --out {t}/x", "at least one scorer"),
         ("score --images {p}/pictures --task {p}/task.yaml --out {t}/x --clip {p}/clip", "no image set"),
-        ("export --base {p}/base --delta {p}/mace --out {p}/pictures", "model_index.json"),
+        ("export --base {p}/base --delta {p}/mace --out {p}/pictures", "not replaced"),
     ],
 )
 def test_mistakes_are_told_in_one_line_and_leave_nothing(

@@ -134,19 +134,6 @@ def test_verify_names_what_is_missing_cut_or_another(project: Path) -> None:
     assert checksums.verify("elsewhere", Path("w"), entries) == []
 
 
-def test_a_file_is_read_once_and_again_when_it_changed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = []
-    monkeypatch.setattr(checksums, "sha256", lambda path: read.append(path) or sha256(path))
-    file = project / "a"
-    file.write_bytes(b"one")
-    first = checksums.digest(file)
-    assert checksums.digest(file) == first and len(read) == 1
-    os.utime(file, ns=(1, 1))
-    assert checksums.digest(file) == first and len(read) == 2
-    file.write_bytes(b"two")
-    assert checksums.digest(file) == sha256(file) != first
-
-
 def test_lock_completes_the_table_and_then_holds(project: Path, capsys: pytest.CaptureFixture) -> None:
     (project / "w").mkdir()
     (project / "w/model.safetensors").write_bytes(b"first")

@@ -9,12 +9,16 @@ import json
 import os
 import platform
 import shutil
+import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 CHECKOUT = Path(__file__).resolve().parents[2]  # the repository that this package lies in, if it runs from one
+LARGE = 16 * 2**20  # bytes; smaller files are hashed each time
+SETTLED = 2 * 10**9  # nanoseconds; a file system may give two changes within this time the same date
 
 
 def resolve_path(path: str | Path, root: Path = Path()) -> str:
@@ -31,9 +35,53 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def known_sha256(path: Path) -> str:
+    """SHA-256 of a file, from the user's cache if the file has not changed since it was last hashed.
+
+    The cache is a small file for each large file, in $XDG_CACHE_HOME/resurgence/digests (default: ~/.cache). It holds
+    device, inode, size, and times of change of content and inode, in nanoseconds; if one of them differs, the file is
+    hashed again. A file that changed a moment ago is not stored. Without a writable cache every file is hashed.
+    """
+    file = os.path.realpath(path)
+    status, folder = _status(file), os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if int(status[2]) < LARGE or not os.path.isabs(folder):
+        return sha256(path)
+    entry = Path(folder) / "resurgence/digests" / hashlib.sha256(os.fsencode(file)).hexdigest()
+    with suppress(OSError, ValueError):
+        *stored, digest = entry.read_text(encoding="utf-8").split()
+        if stored == status and len(digest) == 64:
+            return digest
+    digest = sha256(path)
+    if _status(file) == status and time.time_ns() - max(map(int, status[3:])) > SETTLED:
+        with suppress(OSError):
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=entry.parent)  # several processes may write it at the same time
+            with open(handle, "w", encoding="utf-8") as stream:
+                stream.write(" ".join([*status, digest]))
+            os.replace(temporary, entry)
+    return digest
+
+
+def _status(file: str) -> list[str]:
+    """Device, inode, size in bytes, and times of change of content and inode in nanoseconds."""
+    status = os.stat(file)
+    numbers = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return [str(number) for number in numbers]
+
+
 def digest_of_text(value: Any) -> str:
     """SHA-256 of a value as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, sorted; links to folders are followed, except to a folder that they lie in."""
+    files = list[Path]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = Path(os.path.realpath(place))
+        folders[:] = [name for name in folders if Path(os.path.realpath(real / name)) not in (real, *real.parents)]
+        files += [path for name in names if (path := Path(place, name)).is_file()]
+    return sorted(files)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -46,19 +94,23 @@ def lock(file: Path) -> IO[str] | None:
     """Take the lock of a file, held as long as what is returned is open; None while another process holds it.
 
     Raises:
-        OSError: the file system has no locks.
+        OSError: the file system has no locks, or the file cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle = open(file, "a+")  # noqa: SIM115 the open file is the lock
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    while True:
+        handle = open(file, "a+")  # noqa: SIM115 the open file is the lock
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            return None
+        except OSError:
+            handle.close()
+            raise
+        with suppress(FileNotFoundError):  # its last holder may have removed the file since it was opened
+            if os.path.samestat(os.fstat(handle.fileno()), file.stat()):
+                return handle
         handle.close()
-        return None
-    except OSError:
-        handle.close()
-        raise
-    return handle
 
 
 def sign(handle: IO[str]) -> None:
@@ -87,9 +139,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `folder`; it replaces `folder` as a whole at the end of the block.
 
-    Between the two renames there is no folder of this name, never a mixture. After an error nothing is left.
+    Between the two renames there is no folder of this name, never a mixture. After an error nothing is left. If
+    `folder` is a link, the folder that it leads to is replaced, and the link stays.
     """
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))
     temporary, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
     temporary.mkdir(parents=True)

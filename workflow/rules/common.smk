@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from resurgence.config.load import make_study
 from resurgence.config.model_path import PATTERN as MODEL
 from resurgence.data import coco
+from resurgence.provenance.outputs import check_writable
 from resurgence.workflow import graph, job_items, report_settings, resources, resume
 from resurgence.workflow.job_settings import text
 from resurgence.workflow.rule_table import RULES, every_manifest

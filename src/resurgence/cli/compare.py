@@ -5,11 +5,21 @@ from __future__ import annotations
 from argparse import Namespace
 
 from resurgence.figures.comparison import draw_comparison, write_comparison
+from resurgence.provenance.manifest import as_written, read_manifest
+from resurgence.stages.runtime import only_writer
 
 
 def run(args: Namespace) -> None:
-    """Print the comparison and the paths of its pictures."""
-    print(write_comparison(args.results, args.metric))
-    draw_comparison(args.results, args.metric)
+    """Print the comparison and the paths of its pictures.
+
+    Raises:
+        ValueError: a table has changed since it was written. OSError: the results cannot be written.
+    """
+    tables = args.results / "tables"
+    if (made := tables / "made.json").is_file() and (errors := as_written(tables, read_manifest(made)["files"])):
+        raise ValueError("\n".join(f"{error}; run the study again: snakemake --cores all" for error in errors))
+    with only_writer(args.results / "cost" / f"compare_{args.metric}"):
+        print(write_comparison(args.results, args.metric))
+        draw_comparison(args.results, args.metric)
     for folder in ("figures", "cost"):
         print(args.results / folder / f"compare_{args.metric}.png")

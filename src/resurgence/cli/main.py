@@ -26,6 +26,8 @@ from resurgence.workflow.resume import resume_arguments
 from resurgence.workflow.stage_digests import expected_arguments
 from resurgence.workflow.weights_needed import weights_arguments
 
+OUT = "folder to write; must be absent, empty or an earlier result, which is replaced as a whole"
+
 
 class Command(NamedTuple):
     """One subcommand."""
@@ -54,7 +56,7 @@ def base_arguments(parser: argparse.ArgumentParser, deltas: bool = True) -> None
             "--delta", type=Path, nargs="+", action="extend", default=[], metavar="DIR",
             help="folders written by erase or finetune (a step-NNNNNN of it), applied to the base in this order",
         )  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, replaced as a whole")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=OUT)
 
 
 def set_argument(parser: argparse.ArgumentParser, option: str, what: str) -> None:
@@ -96,7 +98,9 @@ def finetune_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--size", type=int, help="pixels a side that the images are scaled to (default: the base's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the fine-tuning (default: 0)")
-    parser.add_argument("--scratch", type=Path, metavar="DIR", help="state to resume from (default: beside --out)")
+    parser.add_argument(
+        "--scratch", type=Path, metavar="DIR", help="state to resume from, removed at the end (default: beside --out)"
+    )
     set_argument(parser, "--set", "settings of the fine-tuning; listed below")
     parser.epilog = settings_help("settings", FinetuneConfig)
 
@@ -137,7 +141,7 @@ def score_arguments(parser: argparse.ArgumentParser) -> None:
         "--base-images", type=Path, metavar="DIR", help="the base's images of the same prompts, if a scorer reads them"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, replaced as a whole")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=OUT)
 
 
 def compare_arguments(parser: argparse.ArgumentParser) -> None:

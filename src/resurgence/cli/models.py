@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from resurgence.cli.guard import output, training_state
 from resurgence.config.erasers import EraserConfig, eraser_config, method_module
 from resurgence.config.fields import ConfigError, at_least, build, one_place
 from resurgence.config.task import Task, load_task
 from resurgence.provenance.code_version import code_version
-from resurgence.provenance.manifest import MANIFEST, write_artefact
+from resurgence.provenance.inputs import BASE_DELTAS, label_of, parents
+from resurgence.provenance.manifest import write_artefact
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -51,12 +54,6 @@ def settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
     return found
 
 
-def check_out(out: Path, mark: str) -> None:
-    """Raise ValueError for a folder that a command must not replace: one that it did not write itself."""
-    if out.exists() and not (out / mark).exists() and (out.is_file() or any(out.iterdir())):
-        raise ValueError(f"--out {out} exists and holds no {mark}, so it is not replaced; name a new folder")
-
-
 def load(args: Namespace, precision: str = "fp32") -> StableDiffusionPipeline:
     """Load the base on its device and apply the given folders in order."""
     from resurgence.diffusion.deltas import apply_folder
@@ -71,14 +68,16 @@ def load(args: Namespace, precision: str = "fp32") -> StableDiffusionPipeline:
 def inputs(args: Namespace, **more: Path | None) -> dict[str, Path]:
     """Return the files that a command reads, by name; a base from the hub is fixed by its revision instead."""
     found = {"base": Path(args.base)} if Path(args.base).exists() else {}
-    found |= {f"delta {number}": folder for number, folder in enumerate(args.delta)}
+    found |= {f"delta {number}: {label_of(folder)}": folder for number, folder in enumerate(args.delta)}
     return found | {name: path for name, path in more.items() if path is not None}
 
 
 def described(args: Namespace, **more: Any) -> dict[str, Any]:
     """Return the parameters of the manifest."""
-    hub = {} if Path(args.base).exists() else {"base": {"id": args.base, "revision": args.revision}}
-    return hub | more
+    base = Path(args.base)
+    hub = {} if base.exists() else {"base": {"id": args.base, "revision": args.revision}}
+    exported = {BASE_DELTAS: deltas} if base.exists() and (deltas := parents(base)) else {}
+    return hub | exported | more
 
 
 def erase(args: Namespace) -> None:
@@ -86,28 +85,30 @@ def erase(args: Namespace) -> None:
     from resurgence.diffusion.deltas import save_delta
     from resurgence.erasers import method
 
-    check_out(args.out, MANIFEST)
     task, config = load_task(args.task), eraser_config(args.eraser)
     values = {**task.erasers.get(args.eraser, {}), **settings(args.set, "--set")}
     cfg = build(config, values, f"erasers.{args.eraser}")
     making = {"sampling": settings(args.sampling, "--sampling"), "masks": settings(args.mask, "--mask")}
     parameters = described(args, task=asdict(task), eraser=args.eraser, settings=cfg, **making)
     given = inputs(args, task=args.task, prior=args.prior, images=args.concept_images, concept_masks=args.masks)
-    run = {"code": code_version("resurgence.cli.models:erase", method_module(args.eraser))}
-    with write_artefact(args.out, "erased delta", parameters, given, {"seed": args.seed}, run) as folder:
-        pipe = load(args)
-        data = eraser_data(args, pipe, task, cfg)
-        delta = method(args.eraser).erase(pipe, task, cfg, data, args.seed, folder)
-        save_delta(delta, folder / "delta.safetensors")
-        if config.has_words:
-            from resurgence.figures.sensitive_words import words_figure
-            from resurgence.figures.style import save
+    run = {"argv": sys.argv, "code": code_version("resurgence.cli.models:erase", method_module(args.eraser))}
+    with output(args, given) as out:
+        with write_artefact(out, "erased delta", parameters, given, {"seed": args.seed}, run) as folder:
+            pipe = load(args)
+            data = eraser_data(args, pipe, task, cfg, out.with_name(f".{out.name}.state"))
+            delta = method(args.eraser).erase(pipe, task, cfg, data, args.seed, folder)
+            save_delta(delta, folder / "delta.safetensors")
+            if config.has_words:
+                from resurgence.figures.sensitive_words import words_figure
+                from resurgence.figures.style import save
 
-            save(words_figure(json.loads((folder / "sensitive.json").read_text())), folder / "sensitive")
-    shutil.rmtree(data.state, ignore_errors=True)
+                save(words_figure(json.loads((folder / "sensitive.json").read_text())), folder / "sensitive")
+        shutil.rmtree(data.state, ignore_errors=True)
 
 
-def eraser_data(args: Namespace, pipe: StableDiffusionPipeline, task: Task, cfg: EraserConfig) -> EraserData:
+def eraser_data(
+    args: Namespace, pipe: StableDiffusionPipeline, task: Task, cfg: EraserConfig, state: Path
+) -> EraserData:
     """Read or make what an eraser needs."""
     from resurgence.data.moments import second_moment
     from resurgence.diffusion.text import fill, load_captions
@@ -130,7 +131,7 @@ def eraser_data(args: Namespace, pipe: StableDiffusionPipeline, task: Task, cfg:
     made = {kind: concept_images(args, pipe, *groups[kind]) if kind in reads else {} for kind in groups}
     if "masks" in reads:
         masks = concept_masks(args, pipe, made["images"])
-    return EraserData(prior, domain, masks=masks, state=args.out.with_name(f".{args.out.name}.state"), **made)
+    return EraserData(prior, domain, masks=masks, state=state, **made)
 
 
 def lines(path: Path) -> list[str]:
@@ -194,12 +195,14 @@ def finetune(args: Namespace) -> None:
     from resurgence.training.finetune import FinetuneConfig
     from resurgence.training.finetune import finetune as run
 
-    check_out(args.out, MANIFEST)
     cfg = build(FinetuneConfig, settings(args.set, "--set"), "--set")
-    scratch = args.scratch or args.out.with_name(f".{args.out.name}.state")
     parameters, given = described(args, settings=cfg, size=args.size), inputs(args, images=args.images)
-    measured: dict[str, Any] = {"code": code_version("resurgence.cli.models:finetune")}
-    with write_artefact(args.out, "fine-tuned weights", parameters, given, {"seed": args.seed}, measured) as folder:
+    measured: dict[str, Any] = {"argv": sys.argv, "code": code_version("resurgence.cli.models:finetune")}
+    with (
+        output(args, given) as out,
+        training_state(args, out, given) as scratch,
+        write_artefact(out, "fine-tuned weights", parameters, given, {"seed": args.seed}, measured) as folder,
+    ):
         pipe = load(args)
         factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
         size = args.size or pipe.unet.config.sample_size * factor
@@ -207,7 +210,6 @@ def finetune(args: Namespace) -> None:
         curve = run(pipe, images, captions, cfg, args.seed, folder, scratch)
         (folder / "curve.json").write_text(json.dumps(curve, indent=1))
         measured["images"] = len(images)
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def sample(args: Namespace) -> None:
@@ -217,24 +219,24 @@ def sample(args: Namespace) -> None:
     from resurgence.diffusion.sampling import SamplingConfig
     from resurgence.diffusion.sampling import sample as run
 
-    check_out(args.out, MANIFEST)
     task, cfg = load_task(args.task), build(SamplingConfig, settings(args.set, "--set"), "--set")
     rows = prompt_set(task, lines(args.general) if args.general else [])
     if args.roles:
         rows = rows[rows["role"].isin(args.roles)].reset_index(drop=True)
     parameters = described(args, settings=cfg, precision=args.precision, roles=args.roles or "all")
     given = inputs(args, task=args.task, general=args.general)
-    adapters = {}
     if args.adapters is not None:
-        from resurgence.erasers.gradient.spm_transport import sample_opened
-        from resurgence.erasers.lora import load_loras
-
-        adapters = load_loras(args.adapters, task.erase)
         parameters, given = {**parameters, "transport": args.transport}, {**given, "adapters": args.adapters}
-    run_facts = {"images": len(rows), "code": code_version("resurgence.cli.models:sample")}
-    with write_artefact(args.out, "image set", parameters, given, {}, run_facts) as folder:
+    facts = {"argv": sys.argv, "images": len(rows), "code": code_version("resurgence.cli.models:sample")}
+    with output(args, given) as out, write_artefact(out, "image set", parameters, given, {}, facts) as folder:
         pipe = load(args, args.precision)
-        made = sample_opened(pipe, rows, cfg, adapters, args.transport) if adapters else run(pipe, rows, cfg)
+        if args.adapters is None:
+            made = run(pipe, rows, cfg)
+        else:
+            from resurgence.erasers.gradient.spm_transport import sample_opened
+            from resurgence.erasers.lora import load_loras
+
+            made = sample_opened(pipe, rows, cfg, load_loras(args.adapters, task.erase), args.transport)
         write_image_set(folder / "images.parquet", rows, made)
         run_facts[RESAMPLED] = resampled_count([folder / "images.parquet"])
 
@@ -243,5 +245,6 @@ def export(args: Namespace) -> None:
     """Write a full diffusers folder of the base with the given folders applied."""
     from resurgence.diffusion.pipeline import export as run
 
-    check_out(args.out, "model_index.json")
-    run(args.base, args.delta, args.out, args.revision)
+    given, facts = inputs(args), {"argv": sys.argv, "code": code_version("resurgence.cli.models:export")}
+    with output(args, given) as out, write_artefact(out, "exported model", described(args), given, {}, facts) as folder:
+        run(args.base, args.delta, folder, args.revision)

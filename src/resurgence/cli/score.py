@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resurgence.cli.models import check_out, settings
+from resurgence.cli.guard import output
+from resurgence.cli.models import settings
 from resurgence.config.fields import ConfigError
 from resurgence.config.scorers import code_of, metrics
 from resurgence.config.task import load_task
 from resurgence.provenance.code_version import code_version
-from resurgence.provenance.manifest import MANIFEST, read_manifest, write_artefact
+from resurgence.provenance.manifest import read_manifest, write_artefact
 from resurgence.scorers import load_scorers, write_scores
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ def score(args: Namespace) -> None:
     from resurgence.diffusion.image_sets import image_files
     from resurgence.scorers.score_files import base_files, score_files
 
-    check_out(args.out, MANIFEST)
     chosen = chosen_scorers(args)
     task, sets = load_task(args.task), image_files(args.images)
     read_manifest(args.images)
@@ -55,7 +55,7 @@ def score(args: Namespace) -> None:
     given = {"images": args.images, "task": args.task, "base images": args.base_images, **paths}
     given = {name: path for name, path in given.items() if path is not None and path.exists()}
     run = {"argv": sys.argv, "code": code_version("resurgence.cli.score:score", *code_of(chosen))}
-    with write_artefact(args.out, "scores", {"scorers": chosen}, given, {}, run) as folder:
+    with output(args, given) as out, write_artefact(out, "scores", {"scorers": chosen}, given, {}, run) as folder:
         scorers = load_scorers(chosen, resolve_device(args.device))
         featured = [name for name, (config, _) in scorers.items() if config.gives_features]
         for name, files in sets.items():

@@ -10,7 +10,6 @@ look for GPUs. Import it where a base is loaded: after the job has taken its GPU
 from __future__ import annotations
 
 import json
-import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -26,12 +25,11 @@ from transformers import CLIPTextModel
 from resurgence.diffusion.deltas import apply_folder
 from resurgence.diffusion.device import DTYPES, resolve_device
 from resurgence.diffusion.unet import ddim_of
-from resurgence.files import atomic_folder
 from resurgence.pretrained.checksums import missing_base, offline, verify_loaded
 from resurgence.pretrained.finite import check_finite
 from resurgence.pretrained.loading import check_complete, load_pretrained
+from resurgence.provenance.outputs import check_space
 
-log = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -127,10 +125,14 @@ def check_schedule(scheduler: DDIMScheduler, path: str | Path) -> None:
 
 
 def export(base: str | Path, folders: Sequence[Path], out: Path, revision: str | None = None) -> None:
-    """Write a full diffusers folder: the base with the folders applied in order, and the study's DDIM scheduler."""
+    """Write a full diffusers folder: the base with the folders applied in order, and the study's DDIM scheduler.
+
+    Raises:
+        OSError: the disk of `out` has no space for the weights.
+    """
     pipe = load_base(base, revision=revision)
     for folder in folders:
         apply_folder(pipe, folder)
-    with atomic_folder(out) as temporary:
-        pipe.save_pretrained(temporary, safe_serialization=True)
-    log.info("wrote %s", out)
+    modules = (pipe.unet, pipe.vae, pipe.text_encoder)
+    check_space(out, sum(p.numel() * p.element_size() for module in modules for p in module.parameters()))
+    pipe.save_pretrained(out, safe_serialization=True)

@@ -8,17 +8,15 @@ a study needs: workflow/weights_needed.py.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resurgence.config.fields import build, read_yaml
-from resurgence.files import resolve_path, sha256
+from resurgence.files import known_sha256, resolve_path
 
 TABLE, LOCK = Path("config/weights.yaml"), Path("config/weights.lock")
-DIGESTS = Path("scratch/weights.json")  # checksums by path, size and time of change, so that each file is read once
 
 
 @dataclass(frozen=True)
@@ -74,20 +72,6 @@ def locate(name: str, revision: str | None = None, root: Path = Path()) -> Path 
     return snapshot if commit and snapshot.is_dir() else None
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, from the scratch folder if the file has not changed since it was last computed."""
-    file = path.resolve()
-    status = [file.stat().st_size, file.stat().st_mtime_ns]
-    digests = json.loads(DIGESTS.read_text()) if DIGESTS.is_file() else {}
-    if digests.get(str(file), [])[:2] != status:
-        digests[str(file)] = [*status, sha256(file)]
-        DIGESTS.parent.mkdir(exist_ok=True)
-        temporary = DIGESTS.with_name(f"{DIGESTS.name}.{os.getpid()}")  # several jobs may write at the same time
-        temporary.write_text(json.dumps(digests, indent=1))
-        temporary.rename(DIGESTS)
-    return digests[str(file)][2]
-
-
 def file_of(path: Path, name: str) -> Path:
     """A file of an entry: in its folder, or the path itself where the weights are one file."""
     return path if path.is_file() else path / name
@@ -110,7 +94,7 @@ def verify(name: str, path: Path, entries: Mapping[str, Entry]) -> list[str]:
         file = file_of(path, file_name)
         if not file.is_file():
             raise FileNotFoundError(f"{path} has no {file_name}; {remedy(name, entry)}")
-        if expected and not (checksum := digest(file)).startswith(expected):
+        if expected and not (checksum := known_sha256(file)).startswith(expected):
             size = file.resolve().stat().st_size
             raise ValueError(
                 f"{file} ({size} bytes) has the SHA-256 {checksum}, expected {expected}: it is truncated or another "

@@ -22,13 +22,22 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from resurgence.files import atomic_folder, digest_of_text, json_text, plain, sha256, write_json
+from resurgence.files import (
+    atomic_folder,
+    digest_of_text,
+    files_below,
+    json_text,
+    known_sha256,
+    plain,
+    sha256,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 FORMAT = 2
@@ -43,8 +52,8 @@ def run_file(manifest: Path) -> Path:
 
 def files_of(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder, by its path in it, without the manifest and run files."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p not in (folder / MANIFEST, folder / RUN))
-    return {p.relative_to(folder).as_posix(): sha256(p) for p in files}
+    files = [path for path in files_below(folder) if path not in (folder / MANIFEST, folder / RUN)]
+    return {path.relative_to(folder).as_posix(): known_sha256(path) for path in files}
 
 
 def digest_of(path: Path) -> str:
@@ -60,7 +69,7 @@ def digest_of(path: Path) -> str:
         return digest_of_text(files_of(path))
     if not path.is_file():
         raise FileNotFoundError(f"input {path} is missing; run the step that writes it, or correct the path")
-    return sha256(path)
+    return known_sha256(path)
 
 
 def git(*arguments: str) -> str | None:
@@ -151,7 +160,7 @@ def write_artefact(
         ValueError: the folder of this name holds other artefacts below it, or the block wrote no file.
     """
     started, folder = time.monotonic(), Path(folder)
-    nested = sorted(folder.glob(f"*/**/{MANIFEST}"))
+    nested = [path for path in files_below(folder) if path.name == MANIFEST and path.parent != folder]
     if nested:
         raise ValueError(f"{folder} holds another artefact, {nested[0].parent}; write to a folder of its own")
     manifest = described(kind, parameters, inputs, seeds)
@@ -203,18 +212,18 @@ def verify(folder: Path) -> list[str]:
 
 def unlisted(folder: Path, wanted: Iterable[str]) -> list[str]:
     """The files below an artefact's folder that its manifest does not list."""
-    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    files = {path.relative_to(folder).as_posix() for path in files_below(folder)}
     return sorted(files - set(wanted) - {MANIFEST, RUN})
 
 
-def as_written(folder: Path, wanted: Mapping[str, str]) -> list[str]:
+def as_written(folder: Path, wanted: Mapping[str, str], digest_of_file: Callable[[Path], str] = sha256) -> list[str]:
     """One sentence for each missing or changed file of a list: path from the folder -> SHA-256."""
     problems = []
     for name, digest in sorted(wanted.items()):
         path = Path(os.path.normpath(folder / name))
         if not path.is_file():
             problems.append(f"{path} is missing")
-        elif (seen := sha256(path)) != digest:
+        elif (seen := digest_of_file(path)) != digest:
             problems.append(f"{path} has changed since it was written (sha256 {seen[:12]})")
     return problems
 
@@ -227,7 +236,7 @@ def damages(manifests: Iterable[Path]) -> list[str]:
     found = []
     for path in manifests:
         try:
-            wrong = as_written(path.parent, read_manifest(path)["files"])
+            wrong = as_written(path.parent, read_manifest(path)["files"], known_sha256)
         except (FileNotFoundError, ValueError) as error:
             wrong = [str(error)]
         found += [f"{problem}; delete {path.parent} and give the command again" for problem in wrong]

@@ -9,6 +9,7 @@ weight movements are there (manifest_table.py): the chain ends at the inputs tha
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
@@ -158,7 +159,8 @@ def dvc_entries(root: Path, files: list[str]) -> Iterator[str]:
         outs: dict[Path, tuple[str, str]] = {}
         for stage, entry in locked.get("stages", {}).items():
             place = lock.parent / declared["stages"][stage].get("wdir", ".")
-            outs |= {(place / out["path"]).resolve().relative_to(root): (stage, out["md5"]) for out in entry["outs"]}
+            paths = {os.path.relpath(place / out["path"], root): out["md5"] for out in entry["outs"]}
+            outs |= {Path(path): (stage, md5) for path, md5 in paths.items()}
         if any(folder in outs for folder in folders):
             told = lock.relative_to(root)
             yield from (f"  {out}: md5 {md5}, stage {stage} of {told}" for out, (stage, md5) in sorted(outs.items()))
@@ -177,10 +179,27 @@ def world_of(root: Path) -> Iterator[str]:
             yield f"  {part}: seed {settings['seed']}{steps}"
 
 
+def below(root: Path, file: Path) -> Path:
+    """The path of a file below the folder of a study, of which results/ may be a link to another disk.
+
+    Raises:
+        ValueError: the file is not in the study.
+    """
+    path, real = Path(os.path.normpath(file)), Path(os.path.realpath(file))
+    disk = Path(os.path.realpath(root / "results"))
+    if path.is_relative_to(root):
+        return path
+    if real.is_relative_to(root):
+        return real
+    if real.is_relative_to(disk):
+        return root / "results" / real.relative_to(disk)
+    raise ValueError(f"{file} is not below {root}; run the command in the folder of the study that wrote it")
+
+
 def provenance(file: Path, number: int | None, root: Path = Path()) -> Iterator[str]:
     """All lines."""
     root = root.resolve()
-    file = (root / file).resolve()
+    file = below(root, root / file)
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing; run the study, or `dvc pull`")
     if number is not None and file.is_file():

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from resurgence.files import files_below
 from resurgence.provenance.manifest import MANIFEST, as_written, read_manifest, run_file, unlisted
 
 OMITTED = "omitted.json"  # files in manifests that an archive omits, as paths from the results tree
@@ -16,7 +17,12 @@ UNLISTED = {"benchmarks", "expected.json", "world"}
 
 def made_files(root: Path) -> list[Path]:
     """The manifests of shared folders."""
-    return sorted(path for name in MADE for path in root.rglob(name) if set(read_json_keys(path)) >= {"kind", "files"})
+    return [path for path in named(root, *MADE) if set(read_json_keys(path)) >= {"kind", "files"}]
+
+
+def named(root: Path, *names: str) -> list[Path]:
+    """The files of these names below a folder, also behind links to other disks."""
+    return [path for path in files_below(root) if path.name in names]
 
 
 def read_json_keys(path: Path) -> list[str]:
@@ -35,19 +41,19 @@ def omitted(root: Path) -> set[Path]:
 
 def problems(root: Path) -> Iterator[str]:
     """One sentence for each problem below a folder."""
-    artefacts, left_out = {path.parent for path in root.rglob(MANIFEST)}, omitted(root)
+    artefacts, left_out = {path.parent for path in named(root, MANIFEST)}, omitted(root)
     listed: set[Path] = {(root / OMITTED).resolve()}
     for folder in sorted(artefacts):
         yield from problems_of(folder, left_out)
-    listed |= {run_file(path).resolve() for name in MADE for path in root.rglob(name)}
+    listed |= {run_file(path).resolve() for path in named(root, *MADE)}
     for path in made_files(root):
         files = read_manifest(path)["files"]
         yield from as_written(path.parent, expected(path.parent, files, left_out))
         listed |= {path.resolve(), *((path.parent / name).resolve() for name in files)}
-    for path in sorted(root.rglob("*")):
+    for path in files_below(root):
         place = path.relative_to(root)
         inside = not artefacts.isdisjoint(path.parents)
-        if path.is_file() and not inside and path.resolve() not in listed and not set(place.parts) & UNLISTED:
+        if not inside and path.resolve() not in listed and not set(place.parts) & UNLISTED:
             if path.name in MADE:
                 yield f"{path} is damaged: it is no manifest"
             elif path.name not in (".gitkeep", ".gitignore"):
@@ -72,5 +78,5 @@ def problems_of(folder: Path, left_out: set[Path]) -> list[str]:
 def count(root: Path) -> int:
     """Number of files in all manifests without those that an archive omits."""
     left_out = omitted(root)
-    manifests = [*root.rglob(MANIFEST), *made_files(root)]
+    manifests = [*named(root, MANIFEST), *made_files(root)]
     return sum(len(expected(path.parent, read_manifest(path)["files"], left_out)) for path in manifests)

@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from resurgence.config.task import TaskPart
+from resurgence.provenance.inputs import check_parents
 from resurgence.provenance.manifest import MANIFEST, RUN, described, write_artefact, write_made
+from resurgence.provenance.outputs import check_apart
 from resurgence.stages.runtime import become_only_writer, check_inputs, end_imports, take_gpu
 
 log = logging.getLogger(__name__)
@@ -113,7 +115,11 @@ def parse_inputs(texts: Iterable[str]) -> dict[str, tuple[Path, ...]]:
 
 
 def start(arguments: Sequence[str] | None = None) -> Job:
-    """Read the command line, start the log, lock the output, verify the inputs, and lock a GPU."""
+    """Read the command line, start the log, lock the output, verify the inputs, and lock a GPU.
+
+    Raises:
+        TimeoutError, OSError: see `become_only_writer`. ValueError: see `check_inputs` and `check_parents`.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", type=json.loads, required=True, help="settings as JSON")
     parser.add_argument("--out", type=Path, required=True, help="the file that is written last")
@@ -133,6 +139,7 @@ def start(arguments: Sequence[str] | None = None) -> Job:
     become_only_writer(job.out)
     if not args.unverified:
         check_inputs(job.files)
+    check_parents(job.folders("changes"))
     if args.gpu:
         take_gpu()
     return job
@@ -149,6 +156,7 @@ def main(kind: str, make: Callable[[Job, Path], dict[str, Any] | None]) -> None:
     seeds = {"seed": job.settings["seed"]} if "seed" in job.settings else {}
     run: dict[str, Any] = {"argv": sys.argv, "code": job.code}
     kind = kind.format_map(job.settings)
+    check_apart("--out", job.out.parent, job.manifest_inputs())
     with write_artefact(job.out.parent, kind, job.settings, job.manifest_inputs(), seeds, run) as folder:
         try:
             run |= make(job, folder) or {}

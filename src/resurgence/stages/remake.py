@@ -10,7 +10,7 @@ from pathlib import Path
 
 from resurgence.analysis.packed_scores import PACKED, unpack
 from resurgence.provenance.manifest import MANIFEST, read_manifest
-from resurgence.provenance.verify import count, made_files, omitted, problems
+from resurgence.provenance.verify import count, made_files, named, omitted, problems
 from resurgence.scorers import FEATURES
 
 
@@ -173,7 +173,7 @@ def run(args: Namespace) -> None:
     Raises:
         ValueError: there are problems. FileNotFoundError: there is nothing to verify.
     """
-    if not any(args.folder.rglob(MANIFEST)) and not made_files(args.folder):
+    if not named(args.folder, MANIFEST) and not made_files(args.folder):
         raise FileNotFoundError(f"{args.folder} holds no {MANIFEST}; give a results tree or an artefact")
     packed(args.folder)  # scores that were not pulled are an error before anything is hashed
     errors = list(problems(args.folder))

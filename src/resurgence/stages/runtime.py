@@ -12,6 +12,7 @@ result. It runs before CUDA is initialised, so the process sees no other device.
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import logging
 import os
@@ -21,16 +22,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
 from resurgence.files import lock, sign
 from resurgence.provenance.manifest import MANIFEST, damages
+from resurgence.provenance.outputs import check_writable
 from resurgence.workflow.resume import WRITERS
 
 log = logging.getLogger(__name__)
 POLL = 0.5  # seconds between two attempts to take a lock
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # errors of a file system without locks
 _held: list[IO[str]] = []  # locks of this process: an open file each
 
 
@@ -64,25 +67,63 @@ def end_imports() -> None:
     atexit.register(gc.freeze)
 
 
-def become_only_writer(out: Path) -> None:
-    """Hold the lock of an output: a job of a killed Snakemake may still be writing it.
+def take_lock(file: Path, out: Path, seconds: float, remedy: str) -> IO[str] | None:
+    """Take the lock of an output, after so many seconds at most; None, with a warning, on a file system without locks.
 
     Raises:
-        TimeoutError: another process is still writing it after RESURGENCE_WAIT seconds.
+        TimeoutError: another process holds it. OSError: the disk of the lock is full, read-only or not permitted.
     """
-    file = WRITERS / out.as_posix().replace("/", "%")
-    until = time.monotonic() + float(os.environ.get("RESURGENCE_WAIT", "60"))
+    until = time.monotonic() + seconds
     try:
-        while (handle := lock(file)) is None and time.monotonic() <= until:
+        while (handle := lock(file)) is None and time.monotonic() < until:
             time.sleep(POLL)
+        if handle is not None:
+            sign(handle)
+            return handle
     except OSError as error:
-        log.warning("no file locks on %s (%s): a second job could write %s at the same time", Path.cwd(), error, out)
-        return
-    if handle is None:
-        writer = file.read_text().strip()
-        raise TimeoutError(f"{out} is still being written by another process ({writer}); run: resurgence resume")
-    sign(handle)
-    _held.append(handle)
+        if error.errno not in NO_LOCKS:
+            raise OSError(f"{file} cannot be written ({error.strerror}); free some space, or use a folder that can be "
+                          "written") from error  # fmt: skip
+        log.warning("no file locks on %s (%s): a second job could write %s at the same time", file.parent, error, out)
+        return None
+    raise TimeoutError(f"{out} is still being written by another process ({file.read_text().strip()}); {remedy}")
+
+
+def job_lock(out: Path) -> Path:
+    """The lock of a job with this output."""
+    return WRITERS / out.as_posix().replace("/", "%")
+
+
+def become_only_writer(out: Path) -> None:
+    """Hold the lock of an output until the process ends: a job of a killed Snakemake may still be writing it.
+
+    Raises:
+        TimeoutError, OSError: see `take_lock`; another process is still writing after RESURGENCE_WAIT seconds.
+    """
+    seconds = float(os.environ.get("RESURGENCE_WAIT", "60"))
+    if (handle := take_lock(job_lock(out), out, seconds, "run: resurgence resume")) is not None:
+        _held.append(handle)
+
+
+@contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Hold the lock of a folder that a command writes: a file beside it, which is removed at the end.
+
+    In the folder of a study the lock of a job with the same output is held too.
+
+    Raises:
+        TimeoutError, OSError: see `take_lock`; nothing is waited for.
+    """
+    target, remedy = Path(os.path.realpath(out)), "wait until it has ended, or name another output"
+    check_writable([target.parent])
+    beside, of_job = target.with_name(f".{target.name}.lock"), job_lock(Path(os.path.relpath(out)) / MANIFEST)
+    with ExitStack() as stack:
+        if (handle := take_lock(beside, out, 0, remedy)) is not None:
+            stack.enter_context(handle)
+        stack.callback(beside.unlink, missing_ok=True)  # called before the lock is released
+        if WRITERS.is_dir() and (handle := take_lock(of_job, out, 0, remedy)) is not None:
+            stack.enter_context(handle)
+        yield
 
 
 def visible_devices() -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from resurgence.files import atomic_file
+from resurgence.provenance.outputs import check_space
 
 log = logging.getLogger(__name__)
 STATE_FILE = "state.pt"
@@ -31,6 +32,12 @@ SHARE = 20  # saving takes at most 1/SHARE of the time
 def checkpoint_name(step: int) -> str:
     """Return the folder of a checkpoint: step-000100."""
     return f"step-{step:06d}"
+
+
+def check_disk(folder: Path, steps: Iterable[int], tensors: Iterable[torch.Tensor]) -> None:
+    """Raise OSError where the disk of a folder has no space for the checkpoints that are not there yet."""
+    missing = [step for step in steps if not (folder / checkpoint_name(step)).exists()]
+    check_space(folder, len(missing) * sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
 
 def fingerprint(facts: Iterable[object], tensors: Iterable[torch.Tensor]) -> str:

@@ -26,7 +26,7 @@ from resurgence.diffusion.text import encode_prompts
 from resurgence.diffusion.unet import predict
 from resurgence.seeds import generator
 from resurgence.training import loop
-from resurgence.training.checkpoint import Saver, checkpoint_name, copy_checkpoints, fingerprint
+from resurgence.training.checkpoint import Saver, check_disk, checkpoint_name, copy_checkpoints, fingerprint
 from resurgence.training.lora import prepare, restore, save_checkpoint
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ def finetune(
 
     Raises:
         ValueError: inputs that do not fit, or a loss that is not finite, naming step and lr.
+        OSError: no space for the checkpoints.
         SystemExit: 143 after SIGTERM, with the state saved.
     """
     check_inputs(pipe, images, captions, cfg.precision)
@@ -158,6 +159,7 @@ def finetune(
     before = {name: p.detach().to("cpu", copy=True) for name, p in unet.state_dict().items()} if full else {}
     try:
         trainable = prepare(unet, None if full else cfg.rank, seed, cfg.gradient_checkpointing)
+        check_disk(state or folder, cfg.checkpoints, trainable.values())
         with exact(pipe.device):
             curve = train(pipe, data, trainable, before, cfg, seed, state or folder, saver)
     finally:

@@ -14,16 +14,18 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import shutil
 import tarfile
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from resurgence.config.load import load_study
-from resurgence.files import atomic_folder, json_text, write_json
+from resurgence.files import atomic_folder, files_below, json_text, write_json
 from resurgence.provenance.manifest import MANIFEST, RUN, described, files_of, read_manifest, run_file
 from resurgence.provenance.manifest_table import TABLE, pack_manifests, without_command
-from resurgence.provenance.verify import OMITTED
+from resurgence.provenance.outputs import check_file, check_writable
+from resurgence.provenance.verify import OMITTED, named
 
 RESULTS = "results"
 TOP = (
@@ -33,13 +35,14 @@ TOP = (
 TREES = ("config", "studies", "workflow", "profiles", "envs", "src", "docs")
 WHOLE = ("tables", "figures", "experiments", "cost", "report.html", "erased", "finetuned", "scores")  # of results/
 WITH_IMAGES = ("grids", "data", "images")
+PREFIX = "resurgence-"  # of the folder in an archive
 EPOCH = 315532800  # 1980-01-01: no time of change depends on the machine
 LARGE = ("features.safetensors",)  # of the scores, eleven times their size: a reference leaves them out
 
 
 def tree(place: Path) -> list[Path]:
     """A file, or all files below a folder but caches and unfinished artefacts."""
-    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    files = [place] if place.is_file() else files_below(place)
     hidden = ("__pycache__", ".egg-info")
 
     def shown(path: Path) -> bool:
@@ -54,7 +57,7 @@ def results(root: Path, images: bool) -> tuple[list[Path], list[str]]:
     place = root / RESULTS
     files = {path for name in (*WHOLE, *(WITH_IMAGES if images else ())) for path in tree(place / name)}
     omitted = []
-    for manifest in sorted(place.rglob(MANIFEST)):
+    for manifest in named(place, MANIFEST):
         folder = manifest.parent
         facts = [path for path in (manifest, folder / RUN, *folder.glob("prompts.*")) if path.is_file()]
         files |= set(facts)
@@ -125,6 +128,16 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
+def is_archive(file: Path) -> bool:
+    """Whether a file is an archive of a study."""
+    try:
+        with tarfile.open(file) as tar:
+            first = tar.next()
+    except (tarfile.TarError, EOFError):
+        return False
+    return first is not None and first.name.startswith(PREFIX)
+
+
 def write(out: Path, top: str, root: Path = Path(), images: bool = False) -> int:
     """Write the archive; returns how many files it holds.
 
@@ -172,9 +185,11 @@ def run(args: Namespace) -> None:
         print(f"{args.reference / RESULTS}: {size / 2**20:.1f} MiB")
         print(f"Check it: resurgence verify {args.reference / RESULTS} --tables")
         return
-    top = f"resurgence-{load_study([Path('params.yaml')]).study}"
+    top = f"{PREFIX}{load_study([Path('params.yaml')]).study}"
     out = args.out or Path(f"{top}.tar.gz")
-    number = write(out, top, images=args.images)
+    check_file("--out", out, is_archive)
+    check_writable([out.parent])
+    number = write(Path(os.path.realpath(out)), top, images=args.images)
     print(f"{out}: {number} files, {out.stat().st_size / 2**20:.1f} MiB")
     print(f"Check it: tar xzf {out.name} && cd {top} && sha256sum --quiet -c SHA256SUMS")
     print("          PYTHONPATH=src python -m resurgence.cli verify results")

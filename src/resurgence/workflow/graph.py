@@ -12,8 +12,9 @@ from pathlib import Path
 from resurgence.config.fields import read_yaml
 from resurgence.config.model_path import ModelPath
 from resurgence.config.study import Cell, Erasure, Study
+from resurgence.files import files_below
 from resurgence.provenance.code_version import code_version
-from resurgence.provenance.manifest import MANIFEST
+from resurgence.provenance.manifest import MANIFEST, RUN
 from resurgence.workflow import job_settings, report_settings
 
 Inputs = dict[str, list[str]]
@@ -30,14 +31,14 @@ DATA = {
     "anchors": "anchor_images",
     "retained": "retained_images",
 }
-WEIGHTS = {".json", ".safetensors", ".txt"}  # endings of the files of a model in a folder
+WEIGHTS = {".json", ".safetensors", ".txt"}  # endings of the files of a model in a folder; RUN of an export is none
 
 
 def files_of(place: str | Path) -> list[str]:
     """The weights and settings in a local folder, or one file of weights; none for a hub id: its revision fixes it."""
     place = Path(place)
-    files = [place] if place.is_file() else [path for path in place.rglob("*") if path.suffix in WEIGHTS]
-    return sorted(path.as_posix() for path in files)
+    below = (path for path in files_below(place) if path.suffix in WEIGHTS and path.name != RUN)
+    return sorted(path.as_posix() for path in ([place] if place.is_file() else below))
 
 
 def named(inputs: Mapping[str, str | Iterable[str]]) -> list[str]:

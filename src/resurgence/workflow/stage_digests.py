@@ -8,6 +8,7 @@ result is read.
 from __future__ import annotations
 
 import functools
+import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from resurgence.config.load import load_study
 from resurgence.files import digest_of_text, plain, resolve_path, write_json
 from resurgence.provenance.manifest import MANIFEST, digest_of
+from resurgence.provenance.outputs import check_file
 from resurgence.workflow.jobs import Job, jobs
 from resurgence.workflow.snakemake import check_package
 
@@ -42,8 +44,18 @@ def expected_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=EXPECTED, metavar="FILE", help=f"default: {EXPECTED}")
 
 
+def is_expected(file: Path) -> bool:
+    """Whether a file holds the digests of stages."""
+    try:
+        stages = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(stages, dict) and all(isinstance(s, dict) and "digest" in s for s in stages.values())
+
+
 def run(args: Namespace) -> None:
     """Write the file: stage -> its digest, and those of its outputs."""
+    check_file("--out", args.out, is_expected)
     check_package()
     study_jobs = jobs(load_study([Path(resolve_path("params.yaml"))]))
     digest = digests(study_jobs)

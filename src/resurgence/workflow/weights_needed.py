@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import yaml
 
 from resurgence.config.fields import read_yaml
-from resurgence.files import atomic_file, resolve_path
-from resurgence.pretrained.checksums import LOCK, TABLE, Entry, digest, file_of, locate, offline, remedy, table, verify
+from resurgence.files import atomic_file, known_sha256, resolve_path
+from resurgence.pretrained.checksums import LOCK, TABLE, Entry, file_of, locate, offline, remedy, table, verify
 from resurgence.workflow.graph import files_of
 from resurgence.workflow.job_settings import reads
 from resurgence.workflow.rule_table import RULES
@@ -135,7 +135,10 @@ def lock(present: list[Weights]) -> None:
         folder = path.parent if path.is_file() else path
         unlisted = [Path(file).relative_to(folder).as_posix() for file in files_of(path)]
         names = entries[weights.place].files if weights.place in entries else unlisted
-        locked[weights.place] = {"revision": commit, "files": {name: digest(file_of(path, name)) for name in names}}
+        locked[weights.place] = {
+            "revision": commit,
+            "files": {name: known_sha256(file_of(path, name)) for name in names},
+        }
     LOCK.parent.mkdir(exist_ok=True)
     with atomic_file(LOCK) as temporary:
         temporary.write_text(yaml.safe_dump(dict(sorted(locked.items()))))
