@@ -227,7 +227,8 @@ def sample(args: Namespace) -> None:
     given = inputs(args, task=args.task, general=args.general)
     if args.adapters is not None:
         parameters, given = {**parameters, "transport": args.transport}, {**given, "adapters": args.adapters}
-    facts = {"argv": sys.argv, "images": len(rows), "code": code_version("resurgence.cli.models:sample")}
+    code = code_version("resurgence.cli.models:sample")
+    facts: dict[str, Any] = {"argv": sys.argv, "images": len(rows), "code": code}
     with output(args, given) as out, write_artefact(out, "image set", parameters, given, {}, facts) as folder:
         pipe = load(args, args.precision)
         if args.adapters is None:
@@ -238,7 +239,7 @@ def sample(args: Namespace) -> None:
 
             made = sample_opened(pipe, rows, cfg, load_loras(args.adapters, task.erase), args.transport)
         write_image_set(folder / "images.parquet", rows, made)
-        run_facts[RESAMPLED] = resampled_count([folder / "images.parquet"])
+        facts[RESAMPLED] = resampled_count([folder / "images.parquet"])
 
 
 def export(args: Namespace) -> None:
