@@ -73,9 +73,13 @@ def test_more_seeds_keep_the_first_ones(task: Task) -> None:
     assert few < many
 
 
-def test_a_prompt_with_two_owners_is_named(task: Task) -> None:
-    clash = dataclasses.replace(task, synonyms={"ship": ("boat",), "dog": ("boat",)})
-    with pytest.raises(ValueError, match=r"'a photo of the boat' belongs to synonym 'ship' and to synonym 'dog'"):
+@pytest.mark.parametrize("spelling", ["big ship", "Big  Ship", "big\u00a0ship"])
+def test_a_prompt_with_two_owners_is_named(task: Task, spelling: str) -> None:
+    clash = dataclasses.replace(
+        task, retain=("dog", spelling), templates=("a photo of the {}", "a photo of the big {}"), labels=()
+    )
+    told = r"role retain, concept .*role erase, concept 'ship', template 'a photo of the big \{\}', so their images"
+    with pytest.raises(ValueError, match=told):
         prompt_set(clash)
 
 

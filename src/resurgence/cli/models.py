@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +84,7 @@ def described(args: Namespace, **more: Any) -> dict[str, Any]:
 def erase(args: Namespace) -> None:
     """Erase a task's concepts: delta.safetensors, and what the eraser tells about it."""
     from resurgence.diffusion.deltas import save_delta
+    from resurgence.diffusion.text_checks import check_erasure
     from resurgence.erasers import method
 
     check_out(args.out, MANIFEST)
@@ -96,6 +97,7 @@ def erase(args: Namespace) -> None:
     run = {"code": code_version("resurgence.cli.models:erase", method_module(args.eraser))}
     with write_artefact(args.out, "erased delta", parameters, given, {"seed": args.seed}, run) as folder:
         pipe = load(args)
+        check_erasure(pipe.tokenizer, task, cfg)
         data = eraser_data(args, pipe, task, cfg)
         delta = method(args.eraser).erase(pipe, task, cfg, data, args.seed, folder)
         save_delta(delta, folder / "delta.safetensors")
@@ -110,18 +112,12 @@ def erase(args: Namespace) -> None:
 def eraser_data(args: Namespace, pipe: StableDiffusionPipeline, task: Task, cfg: EraserConfig) -> EraserData:
     """Read or make what an eraser needs."""
     from resurgence.data.moments import second_moment
-    from resurgence.diffusion.text import fill, load_captions
+    from resurgence.diffusion.text import check_lengths, fill, load_captions
     from resurgence.erasers import EraserData
 
     reads, prior, domain, masks = cfg.reads(task.kind), None, None, {}
-    if "domain" in reads:
-        captions = load_captions(getattr(cfg, "captions", ""), task.kind)
-        domain = second_moment(pipe, [caption for concept in task.retain for caption in fill(captions, concept)])
-    if "prior" in reads and args.prior is not None:
-        prior = second_moment(pipe, lines(args.prior))
-    elif "prior" in reads:
-        log.warning("no --prior: the captions of the retained concepts also stand for general captions")
-        prior = domain
+    general = lines(args.prior) if "prior" in reads and args.prior is not None else []
+    check_lengths(pipe.tokenizer, general)
     groups = {
         "images": (task.erase, args.concept_images, args.per_concept),
         "anchors": (sorted(set(task.mapping.values())), None, args.per_anchor),
@@ -130,6 +126,14 @@ def eraser_data(args: Namespace, pipe: StableDiffusionPipeline, task: Task, cfg:
     made = {kind: concept_images(args, pipe, *groups[kind]) if kind in reads else {} for kind in groups}
     if "masks" in reads:
         masks = concept_masks(args, pipe, made["images"])
+    if "domain" in reads:
+        captions = load_captions(getattr(cfg, "captions", ""), task.kind)
+        domain = second_moment(pipe, [caption for concept in task.retain for caption in fill(captions, concept)])
+    if "prior" in reads and general:
+        prior = second_moment(pipe, general)
+    elif "prior" in reads:
+        log.warning("no --prior: the captions of the retained concepts also stand for general captions")
+        prior = domain
     return EraserData(prior, domain, masks=masks, state=args.out.with_name(f".{args.out.name}.state"), **made)
 
 
@@ -161,6 +165,7 @@ def concept_images(
 
     if file is not None:
         rows, pixels = read_image_set(file)
+        check_held("--concept-images", file, concepts, rows.get("concept", ()))
     else:
         at_least("--per-concept, --per-anchor and --per-retained", number, 1)
         one_place("--template", args.template)
@@ -174,6 +179,16 @@ def concept_images(
     return {concept: signed[torch.tensor([c == concept for c in rows["concept"]])] for concept in concepts}
 
 
+def check_held(option: str, file: Path, concepts: Iterable[str], held: Iterable[str]) -> None:
+    """Raise ConfigError for a concept that a file has nothing of, naming those that it has."""
+    names = dict.fromkeys(held)
+    for concept in concepts:
+        if concept not in names:
+            has = ", ".join(map(repr, names)) or "none"
+            raise ConfigError(option, str(file), f"holds nothing of {concept!r}, only of the concepts {has}; "
+                              "give the data of the erased concepts, or leave the option out")  # fmt: skip
+
+
 def concept_masks(
     args: Namespace, pipe: StableDiffusionPipeline, images: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
@@ -183,7 +198,9 @@ def concept_masks(
     from resurgence.data.masks import MaskConfig, segment
 
     if args.masks is not None:
-        return load_file(args.masks)
+        masks = load_file(args.masks)
+        check_held("--masks", args.masks, images, masks)
+        return masks
     cfg = build(MaskConfig, settings(args.mask, "--mask"), "--mask")
     return {concept: segment(pictures, concept, cfg, pipe, pipe.device) for concept, pictures in images.items()}
 
@@ -191,13 +208,14 @@ def concept_masks(
 def finetune(args: Namespace) -> None:
     """Fine-tune: step-NNNNNN/ for each checkpoint and curve.json; goes on where an interrupted run stopped."""
     from resurgence.data.image_folder import read_training_images
+    from resurgence.diffusion.text_checks import count_long
     from resurgence.training.finetune import FinetuneConfig
     from resurgence.training.finetune import finetune as run
 
     check_out(args.out, MANIFEST)
     cfg = build(FinetuneConfig, settings(args.set, "--set"), "--set")
     scratch = args.scratch or args.out.with_name(f".{args.out.name}.state")
-    parameters, given = described(args, settings=cfg, size=args.size), inputs(args, images=args.images)
+    parameters, given = described(args, settings=cfg.parameters(), size=args.size), inputs(args, images=args.images)
     measured: dict[str, Any] = {"code": code_version("resurgence.cli.models:finetune")}
     with write_artefact(args.out, "fine-tuned weights", parameters, given, {"seed": args.seed}, measured) as folder:
         pipe = load(args)
@@ -206,7 +224,7 @@ def finetune(args: Namespace) -> None:
         images, captions, measured["left_out"] = read_training_images(args.images, size)
         curve = run(pipe, images, captions, cfg, args.seed, folder, scratch)
         (folder / "curve.json").write_text(json.dumps(curve, indent=1))
-        measured["images"] = len(images)
+        measured |= {"images": len(images), "long_captions": count_long(pipe.tokenizer, captions, cfg.long_captions)}
     shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -216,6 +234,7 @@ def sample(args: Namespace) -> None:
     from resurgence.diffusion.image_sets import write_image_set
     from resurgence.diffusion.sampling import SamplingConfig
     from resurgence.diffusion.sampling import sample as run
+    from resurgence.diffusion.text_checks import check_prompt_set
 
     check_out(args.out, MANIFEST)
     task, cfg = load_task(args.task), build(SamplingConfig, settings(args.set, "--set"), "--set")
@@ -234,6 +253,7 @@ def sample(args: Namespace) -> None:
     run_facts = {"images": len(rows), "code": code_version("resurgence.cli.models:sample")}
     with write_artefact(args.out, "image set", parameters, given, {}, run_facts) as folder:
         pipe = load(args, args.precision)
+        check_prompt_set(pipe.tokenizer, rows)
         made = sample_opened(pipe, rows, cfg, adapters, args.transport) if adapters else run(pipe, rows, cfg)
         write_image_set(folder / "images.parquet", rows, made)
 

@@ -21,7 +21,7 @@ from PIL import Image
 from resurgence.config.fields import ConfigError
 from resurgence.config.stages import SamplingConfig
 from resurgence.diffusion.device import exact
-from resurgence.diffusion.text import encode_prompts
+from resurgence.diffusion.text import check_lengths, encode_prompts
 from resurgence.diffusion.unet import ddim, predict
 from resurgence.progress import Progress
 
@@ -112,10 +112,12 @@ def sample(
         prompts: columns prompt and seed.
 
     Raises:
+        ValueError: a prompt is longer than the model reads.
         MemoryError: not even one image fits on the device. Before that the batch is halved.
     """
     configure_speed(pipe, cfg)
     codes, unique = pd.factorize(prompts["prompt"])
+    check_lengths(pipe.tokenizer, unique)  # of all, before the first image
     order, seeds = np.argsort(codes, kind="stable"), prompts["seed"].to_numpy()
     shape, empty = latent_shape(pipe, cfg.size), encode_prompts(pipe, [""])
     embeddings = PromptWindow(pipe, unique) if len(unique) else {}

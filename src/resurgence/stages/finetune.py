@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from resurgence.config.fields import build
+from resurgence.config.names import Named
 from resurgence.diffusion.deltas import DELTA_FILE, apply_folder, round_deltas
 from resurgence.diffusion.image_sets import read_image_set
+from resurgence.diffusion.text_checks import check_benign, count_long
+from resurgence.provenance.manifest import read_manifest
 from resurgence.stages.base import load_pipe
 from resurgence.stages.job import Job, main
 from resurgence.training.finetune import FinetuneConfig, finetune
+
+
+def erased_by(changes: Iterable[Path]) -> list[Named]:
+    """The concepts that deltas erase, by their manifests."""
+    tasks = {folder: read_manifest(folder)["parameters"].get("task", {}) for folder in changes}
+    return [(f"erase of {folder}", concept) for folder, task in tasks.items() for concept in task.get("erase", ())]
 
 
 def make(job: Job, folder: Path) -> dict:
@@ -20,11 +30,13 @@ def make(job: Job, folder: Path) -> dict:
         apply_folder(pipe, change if (change / DELTA_FILE).is_file() else max(change.glob("step-*")))
     rows, images = read_image_set(job.folder("set") / "images.parquet")
     cfg = build(FinetuneConfig, job.settings["settings"], "settings")
-    signed = images.float() / 127.5 - 1
-    curve = finetune(pipe, signed, rows["prompt"].tolist(), cfg, job.settings["seed"], folder, job.state)
+    check_benign(pipe.tokenizer, rows["concept"], erased_by(job.folders("changes")))
+    signed, captions = images.float() / 127.5 - 1, rows["prompt"].tolist()
+    curve = finetune(pipe, signed, captions, cfg, job.settings["seed"], folder, job.state)
     round_deltas(folder, job.settings["delta_precision"])
     (folder / "curve.json").write_text(json.dumps(curve, indent=1))
-    return {"images": len(rows), "steps": cfg.steps}
+    long = count_long(pipe.tokenizer, captions, cfg.long_captions)
+    return {"images": len(rows), "long_captions": long, "steps": cfg.steps}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Summary of a finished study: the resurgence table, the path of the report, and the cost."""
+"""Summary of a finished study: the resurgence table, concepts that the base hardly draws, report, and cost."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from resurgence.analysis.base_concepts import hardly_drawn, warning
 from resurgence.analysis.headline import terminal
 from resurgence.analysis.read import read_table
 from resurgence.progress import duration
+from resurgence.provenance.manifest import read_manifest
 
 
 def summary(results: Path, level: float) -> str:
@@ -21,6 +23,8 @@ def summary(results: Path, level: float) -> str:
     runs = pd.read_csv(cost)
     devices = ", ".join(sorted(set(runs["device"])))
     lines = [terminal(*map(read_table, tables), level)]
+    if found := hardly_drawn(read_manifest(results / "tables/made.json")["parameters"], results.parent):
+        lines.append(warning(found))
     if report.exists():
         lines.append(f"Report: {report.absolute()}")
     lines.append(f"Cost: {duration(runs['seconds'].sum())} of work in {len(runs)} steps on {devices}")
