@@ -48,5 +48,5 @@ def hardly_drawn(settings: Mapping[str, Any], root: Path) -> dict[str, dict[str,
 def warning(found: Mapping[str, Mapping[str, float]]) -> str:
     """One line that names the concepts of `hardly_drawn`."""
     names = [f"{c!r} of {task} ({number(v)} %)" for task, values in found.items() for c, v in values.items()]
-    return (f"Warning: the base itself draws {', '.join(names)} in less than {LEAST:g} % of its images, so erasing that "
+    return (f"Warning: the base itself draws {', '.join(names)} in less than {LEAST:g} % of its images; erasing that "
             "shows little: choose concepts that the base draws")  # fmt: skip

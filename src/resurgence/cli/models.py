@@ -208,7 +208,7 @@ def concept_masks(
 def finetune(args: Namespace) -> None:
     """Fine-tune: step-NNNNNN/ for each checkpoint and curve.json; goes on where an interrupted run stopped."""
     from resurgence.data.image_folder import read_training_images
-    from resurgence.diffusion.text_checks import count_long
+    from resurgence.diffusion.text_checks import count_long, erased_by, warn_of_erased
     from resurgence.training.finetune import FinetuneConfig
     from resurgence.training.finetune import finetune as run
 
@@ -222,9 +222,10 @@ def finetune(args: Namespace) -> None:
         factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
         size = args.size or pipe.unet.config.sample_size * factor
         images, captions, measured["left_out"] = read_training_images(args.images, size)
+        warn_of_erased(pipe.tokenizer, captions, erased_by(args.delta))
         curve = run(pipe, images, captions, cfg, args.seed, folder, scratch)
         (folder / "curve.json").write_text(json.dumps(curve, indent=1))
-        measured |= {"images": len(images), "long_captions": count_long(pipe.tokenizer, captions, cfg.long_captions)}
+        measured |= {"images": len(images), "long_captions": count_long(pipe.tokenizer, captions)}
     shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 
 from resurgence.config.fields import known
+from resurgence.config.names import Form, check_distinct
 from resurgence.pretrained.checksums import verify_loaded
 from resurgence.pretrained.loading import check_file
 from resurgence.scorers.concept_columns import concept_columns
@@ -82,12 +83,19 @@ class ClipScorer:
     def score(
         self, images: torch.Tensor, prompts: pd.DataFrame, task: Task, base: torch.Tensor | None = None
     ) -> dict[str, Any]:
-        """Columns clip_*, one row an image; images uint8 (N, 3, H, W)."""
+        """Columns clip_*, one row an image; images uint8 (N, 3, H, W).
+
+        Raises:
+            ConfigError: two labels are one to CLIP, so that rounding would choose between them.
+        """
         e = self.features(images)  # (N, d)
         codes, unique = pd.factorize(prompts["prompt"])
         t = self.text_features(list(unique))[codes]  # (N, d)
         labels = list(task.labels or task.erase + task.retain)
-        cosines = e @ self.text_features([LABEL.format(label) for label in labels]).T  # (N, L)
+        texts = [LABEL.format(label) for label in labels]
+        ids = dict(zip(labels, map(tuple, self.tokenizer(texts).tolist()), strict=True))
+        check_distinct([("labels", label) for label in labels], Form(ids.__getitem__, "tokens of CLIP"))
+        cosines = e @ self.text_features(texts).T  # (N, L)
         columns = label_columns(cosines.numpy(), labels, prompts["concept"].fillna("").tolist())
         return {"clip_score": LOGIT_SCALE * (e * t).sum(1).double().numpy(), **columns}
 

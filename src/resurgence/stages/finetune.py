@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from resurgence.config.fields import build
-from resurgence.config.names import Named
 from resurgence.diffusion.deltas import DELTA_FILE, apply_folder, round_deltas
 from resurgence.diffusion.image_sets import read_image_set
-from resurgence.diffusion.text_checks import check_benign, count_long
-from resurgence.provenance.manifest import read_manifest
+from resurgence.diffusion.text_checks import check_benign, count_long, erased_by
 from resurgence.stages.base import load_pipe
 from resurgence.stages.job import Job, main
 from resurgence.training.finetune import FinetuneConfig, finetune
-
-
-def erased_by(changes: Iterable[Path]) -> list[Named]:
-    """The concepts that deltas erase, by their manifests."""
-    tasks = {folder: read_manifest(folder)["parameters"].get("task", {}) for folder in changes}
-    return [(f"erase of {folder}", concept) for folder, task in tasks.items() for concept in task.get("erase", ())]
 
 
 def make(job: Job, folder: Path) -> dict:
@@ -35,8 +26,7 @@ def make(job: Job, folder: Path) -> dict:
     curve = finetune(pipe, signed, captions, cfg, job.settings["seed"], folder, job.state)
     round_deltas(folder, job.settings["delta_precision"])
     (folder / "curve.json").write_text(json.dumps(curve, indent=1))
-    long = count_long(pipe.tokenizer, captions, cfg.long_captions)
-    return {"images": len(rows), "long_captions": long, "steps": cfg.steps}
+    return {"images": len(rows), "long_captions": count_long(pipe.tokenizer, captions), "steps": cfg.steps}
 
 
 if __name__ == "__main__":

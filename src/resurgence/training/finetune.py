@@ -23,7 +23,7 @@ from resurgence.config.stages import FinetuneConfig
 from resurgence.diffusion.device import DTYPES, exact
 from resurgence.diffusion.latents import posterior
 from resurgence.diffusion.text import encode_prompts
-from resurgence.diffusion.text_checks import count_long
+from resurgence.diffusion.text_checks import check_long
 from resurgence.diffusion.unet import predict
 from resurgence.seeds import generator
 from resurgence.training import loop
@@ -150,7 +150,7 @@ def finetune(
         SystemExit: 143 after SIGTERM, with the state saved.
     """
     check_inputs(pipe, images, captions, cfg.precision)
-    count_long(pipe.tokenizer, captions, cfg.long_captions)
+    check_long(pipe.tokenizer, captions, cfg.long_captions)
     unet = pipe.unet
     # without private entries: diffusers lists its defaults in another order in each process
     noise = sorted((key, value) for key, value in pipe.scheduler.config.items() if not key.startswith("_"))
