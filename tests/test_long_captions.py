@@ -253,6 +253,17 @@ def test_commands_stop_and_leave_nothing(base: Path, place: Path, capsys: pytest
         assert "Traceback" not in told and not Path("out").exists()
 
 
+@pytest.mark.parametrize("key", ["retain", "labels", "finetune"])
+def test_names_of_equal_tokens_in_the_command_sample(
+    base: Path, place: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    names = [*TASK["retain"], *(["ship"] if key == "labels" else [])]
+    values = {key: [*names, "R2D2", "r 2 d 2"] if key != "finetune" else ["R2D2", "r 2 d 2"]}
+    (place / "task.yaml").write_text(yaml.safe_dump({**TASK, **values}))
+    code, told = command(base, capsys, "sample", "--task", "task.yaml", "--out", "out", "--set", "steps=1")
+    assert code == 1 and f"{key} = 'r 2 d 2': has the same tokens as 'R2D2' in {key}; remove one" in told
+
+
 @pytest.mark.parametrize("eraser", ["mace", "fmn"])
 @pytest.mark.parametrize("held", [["dog", "bird"], ["Ship"]])
 def test_given_images_without_the_erased_concept(

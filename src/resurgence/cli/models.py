@@ -18,6 +18,7 @@ import yaml
 
 from resurgence.config.erasers import EraserConfig, eraser_config, method_module
 from resurgence.config.fields import ConfigError, at_least, build, one_place
+from resurgence.config.names import check_names
 from resurgence.config.task import Task, load_task
 from resurgence.provenance.code_version import code_version
 from resurgence.provenance.manifest import MANIFEST, write_artefact
@@ -235,6 +236,7 @@ def sample(args: Namespace) -> None:
     from resurgence.diffusion.image_sets import write_image_set
     from resurgence.diffusion.sampling import SamplingConfig
     from resurgence.diffusion.sampling import sample as run
+    from resurgence.diffusion.text import token_form
     from resurgence.diffusion.text_checks import check_prompt_set
 
     check_out(args.out, MANIFEST)
@@ -254,6 +256,7 @@ def sample(args: Namespace) -> None:
     run_facts = {"images": len(rows), "code": code_version("resurgence.cli.models:sample")}
     with write_artefact(args.out, "image set", parameters, given, {}, run_facts) as folder:
         pipe = load(args, args.precision)
+        check_names(task, token_form(pipe.tokenizer))
         check_prompt_set(pipe.tokenizer, rows)
         made = sample_opened(pipe, rows, cfg, adapters, args.transport) if adapters else run(pipe, rows, cfg)
         write_image_set(folder / "images.parquet", rows, made)
