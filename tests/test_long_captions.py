@@ -137,7 +137,8 @@ def test_the_stage_sample_stops_at_any_row(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=TOLD):
         run(templates=["a photo of the {}", LONG])
     with pytest.raises(
-        ValueError, match=r"'a photo of the R2D2' \(role retain, .* has the same tokens as 'a photo of the R 2 D 2'"
+        ValueError,
+        match=r"prompt = 'a photo of the R2D2': \(role retain, .* has the same tokens as 'a photo of the R 2 D 2'",
     ):
         run(erase=["R 2 D 2"], retain=["R2D2"], synonyms={})
     assert not list(tmp_path.rglob("*.parquet")), "no shard was sampled"

@@ -6,7 +6,8 @@ of a tokenizer. A model reads tokens, so two spellings with the same tokens are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resurgence.config.fields import ConfigError
@@ -94,17 +95,28 @@ def check_mapping(mapping: Mapping[str, str], task: Task | TaskPart, form: Form 
     check_distinct([(where, target) for target, where in spellings.items()], form, "write both the same way")
 
 
-def check_prompts(rows: Iterable[Mapping[Hashable, Any]], form: Form = TEXT) -> None:
-    """Raise ValueError for equal prompts of different concepts, roles or templates: their images would be equal.
+def prompts_of(task: Task) -> Iterator[dict[str, str]]:
+    """The prompts of a task with concept, role and template, in the order of the prompt set."""
+    words = {"erase": [(c, c) for c in task.erase], "retain": [(c, c) for c in task.retain]}
+    words["synonym"] = [(concept, word) for concept, synonyms in task.synonyms.items() for word in synonyms]
+    for role, pairs in words.items():
+        for (concept, word), template in itertools.product(pairs, task.templates):
+            yield {"prompt": template.replace("{}", word), "concept": concept, "role": role, "template": template}
+
+
+def check_prompts(rows: Iterable[Mapping[Any, Any]], form: Form = TEXT) -> None:
+    """Raise ConfigError for equal prompts of different concepts, roles or templates: their images would be equal.
 
     Args:
         rows: of a prompt set, with the keys prompt, concept, role and template; those of role general are not compared.
     """
-    owners: dict[Hashable, Mapping[Hashable, Any]] = {}
+    owners: dict[Hashable, Mapping[Any, Any]] = {}
     for row in (row for row in rows if row["role"] != "general"):
         owner = owners.setdefault(form.of(row["prompt"]), row)
         if any(owner[key] != row[key] for key in ("prompt", "role", "concept", "template")):
-            uses = [f"role {r['role']}, concept {r['concept']!r}, template {r['template']!r}" for r in (row, owner)]
-            collision = spelled(form, row["prompt"], owner["prompt"], uses[1])
-            raise ValueError(f"prompt {row['prompt']!r} ({uses[0]}) {collision}, so their images would be the same; "
-                             "remove a concept, synonym or template from the task")  # fmt: skip
+            use, where = (
+                f"role {r['role']}, concept {r['concept']!r}, template {r['template']!r}" for r in (row, owner)
+            )
+            collision = spelled(form, row["prompt"], owner["prompt"], where)
+            remedy = "so their images would be the same; remove a concept, synonym or template from the task"
+            raise ConfigError("prompt", row["prompt"], f"({use}) {collision}, {remedy}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resurgence.config.fields import NAME, ConfigError, at_least, build, known, read_yaml
-from resurgence.config.names import check_distinct, check_names
+from resurgence.config.names import check_distinct, check_names, check_prompts, prompts_of
 from resurgence.config.spelling import normal_form
 
 
@@ -46,6 +46,7 @@ class Task:
         self._check_synonyms()
         self._check_mapping()
         check_names(self)
+        check_prompts(prompts_of(self))
         self._check_seeds()
         if not self.labels:
             object.__setattr__(self, "labels", self.erase + self.retain)

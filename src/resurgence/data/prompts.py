@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from resurgence.config.names import check_prompts
 from resurgence.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -61,16 +60,12 @@ def prompt_set(task: Task, general: Sequence[str] = (), seeds: Sequence[int] | N
     Returns:
         Columns prompt, concept, role, template, seed, index. In the role synonym the concept is the erased or retained
         one and the prompt contains its synonym; in the role general concept and template are empty.
-
-    Raises:
-        ValueError: two roles, concepts or templates have the same prompt, so their images would be the same.
     """
     synonyms = [(concept, word) for concept, words in task.synonyms.items() for word in words]
     words = {"erase": [(c, c) for c in task.erase], "retain": [(c, c) for c in task.retain], "synonym": synonyms}
     rows = []
     for role, pairs in words.items():
         rows += expand(pairs, task.templates, task.seeds.get(role, 0), role, first=task.first_seed)
-    check_prompts(rows)
     images = Counter(str(r["prompt"]) for r in rows)
     for number, caption in enumerate(general):
         rows.append(row(caption, "", "general", "", images[caption]))
