@@ -8,7 +8,7 @@ import torch
 from resurgence.data.moments import load_moments, moment_and_count, save_moments, second_moment
 from tiny import make_pipeline
 
-CORPUS = ["a photo of the ship", "the cat", "", "a picture of the sky above a street", "the cat", "a dog " * 40] * 3
+CORPUS = ["a photo of the ship", "the cat", "", "a picture of the sky above a street", "the cat", "the " * 75] * 3
 
 
 @pytest.fixture(scope="module", params=["eos", "zero"])
@@ -70,3 +70,10 @@ def test_round_trip(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["moments.safetensors"]
     with pytest.raises(FileNotFoundError, match="run the moments stage"):
         load_moments(tmp_path / "other.safetensors")
+
+
+def test_a_caption_that_would_be_cut_is_an_error(pipe):
+    with pytest.raises(
+        ValueError, match=r"caption 'the the .* has 78 tokens, the model reads 77; use a shorter template"
+    ):
+        second_moment(pipe, [*CORPUS, "the " * 76])

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from resurgence.config.fields import ConfigError
 from resurgence.config.task import Task, make_task
 from resurgence.data.prompts import COLUMNS, expand, prompt_set
 from resurgence.seeds import seed_of
@@ -73,10 +74,12 @@ def test_more_seeds_keep_the_first_ones(task: Task) -> None:
     assert few < many
 
 
-def test_a_prompt_with_two_owners_is_named(task: Task) -> None:
-    clash = dataclasses.replace(task, synonyms={"ship": ("boat",), "dog": ("boat",)})
-    with pytest.raises(ValueError, match=r"'a photo of the boat' belongs to synonym 'ship' and to synonym 'dog'"):
-        prompt_set(clash)
+@pytest.mark.parametrize("spelling", ["big ship", "Big  Ship", "big\u00a0ship"])
+def test_a_prompt_with_two_owners_is_named(task: Task, spelling: str) -> None:
+    told = r"role retain, concept .*role erase, concept 'ship', template 'a photo of the big \{\}', so their images"
+    templates = ("a photo of the {}", "a photo of the big {}")
+    with pytest.raises(ConfigError, match=told):
+        dataclasses.replace(task, retain=("dog", spelling), templates=templates, labels=())
 
 
 def test_uses_are_kept_apart() -> None:

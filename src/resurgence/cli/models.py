@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import yaml
 from resurgence.cli.guard import output, training_state
 from resurgence.config.erasers import EraserConfig, eraser_config, method_module
 from resurgence.config.fields import ConfigError, at_least, build, one_place
+from resurgence.config.names import check_names
 from resurgence.config.task import Task, load_task
 from resurgence.provenance.code_version import code_version
 from resurgence.provenance.inputs import BASE_DELTAS, label_of, parents
@@ -83,6 +84,7 @@ def described(args: Namespace, **more: Any) -> dict[str, Any]:
 def erase(args: Namespace) -> None:
     """Erase a task's concepts: delta.safetensors, and what the eraser tells about it."""
     from resurgence.diffusion.deltas import save_delta
+    from resurgence.diffusion.text_checks import check_erasure
     from resurgence.erasers import method
 
     task, config = load_task(args.task), eraser_config(args.eraser)
@@ -95,6 +97,7 @@ def erase(args: Namespace) -> None:
     with output(args, given) as out:
         with write_artefact(out, "erased delta", parameters, given, {"seed": args.seed}, run) as folder:
             pipe = load(args)
+            check_erasure(pipe.tokenizer, task, cfg)
             data = eraser_data(args, pipe, task, cfg, out.with_name(f".{out.name}.state"))
             delta = method(args.eraser).erase(pipe, task, cfg, data, args.seed, folder)
             save_delta(delta, folder / "delta.safetensors")
@@ -111,18 +114,12 @@ def eraser_data(
 ) -> EraserData:
     """Read or make what an eraser needs."""
     from resurgence.data.moments import second_moment
-    from resurgence.diffusion.text import fill, load_captions
+    from resurgence.diffusion.text import check_lengths, fill, load_captions
     from resurgence.erasers import EraserData
 
     reads, prior, domain, masks = cfg.reads(task.kind), None, None, {}
-    if "domain" in reads:
-        captions = load_captions(getattr(cfg, "captions", ""), task.kind)
-        domain = second_moment(pipe, [caption for concept in task.retain for caption in fill(captions, concept)])
-    if "prior" in reads and args.prior is not None:
-        prior = second_moment(pipe, lines(args.prior))
-    elif "prior" in reads:
-        log.warning("no --prior: the captions of the retained concepts also stand for general captions")
-        prior = domain
+    general = lines(args.prior) if "prior" in reads and args.prior is not None else []
+    check_lengths(pipe.tokenizer, general)
     groups = {
         "images": (task.erase, args.concept_images, args.per_concept),
         "anchors": (sorted(set(task.mapping.values())), None, args.per_anchor),
@@ -131,6 +128,14 @@ def eraser_data(
     made = {kind: concept_images(args, pipe, *groups[kind]) if kind in reads else {} for kind in groups}
     if "masks" in reads:
         masks = concept_masks(args, pipe, made["images"])
+    if "domain" in reads:
+        captions = load_captions(getattr(cfg, "captions", ""), task.kind)
+        domain = second_moment(pipe, [caption for concept in task.retain for caption in fill(captions, concept)])
+    if "prior" in reads and general:
+        prior = second_moment(pipe, general)
+    elif "prior" in reads:
+        log.warning("no --prior: the captions of the retained concepts also stand for general captions")
+        prior = domain
     return EraserData(prior, domain, masks=masks, state=state, **made)
 
 
@@ -162,6 +167,7 @@ def concept_images(
 
     if file is not None:
         rows, pixels = read_image_set(file)
+        check_held("--concept-images", file, concepts, rows.get("concept", ()))
     else:
         at_least("--per-concept, --per-anchor and --per-retained", number, 1)
         one_place("--template", args.template)
@@ -175,6 +181,16 @@ def concept_images(
     return {concept: signed[torch.tensor([c == concept for c in rows["concept"]])] for concept in concepts}
 
 
+def check_held(option: str, file: Path, concepts: Iterable[str], held: Iterable[str]) -> None:
+    """Raise ConfigError for a concept that a file has nothing of, naming those that it has."""
+    names = dict.fromkeys(held)
+    for concept in concepts:
+        if concept not in names:
+            has = ", ".join(map(repr, names)) or "none"
+            raise ConfigError(option, str(file), f"holds nothing of {concept!r}, only of the concepts {has}; "
+                              "give the data of the erased concepts, or leave the option out")  # fmt: skip
+
+
 def concept_masks(
     args: Namespace, pipe: StableDiffusionPipeline, images: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
@@ -184,7 +200,9 @@ def concept_masks(
     from resurgence.data.masks import MaskConfig, segment
 
     if args.masks is not None:
-        return load_file(args.masks)
+        masks = load_file(args.masks)
+        check_held("--masks", args.masks, images, masks)
+        return masks
     cfg = build(MaskConfig, settings(args.mask, "--mask"), "--mask")
     return {concept: segment(pictures, concept, cfg, pipe, pipe.device) for concept, pictures in images.items()}
 
@@ -192,11 +210,12 @@ def concept_masks(
 def finetune(args: Namespace) -> None:
     """Fine-tune: step-NNNNNN/ for each checkpoint and curve.json; goes on where an interrupted run stopped."""
     from resurgence.data.image_folder import read_training_images
+    from resurgence.diffusion.text_checks import count_long, erased_by, warn_of_erased
     from resurgence.training.finetune import FinetuneConfig
     from resurgence.training.finetune import finetune as run
 
     cfg = build(FinetuneConfig, settings(args.set, "--set"), "--set")
-    parameters, given = described(args, settings=cfg, size=args.size), inputs(args, images=args.images)
+    parameters, given = described(args, settings=cfg.parameters(), size=args.size), inputs(args, images=args.images)
     measured: dict[str, Any] = {"argv": sys.argv, "code": code_version("resurgence.cli.models:finetune")}
     with (
         output(args, given) as out,
@@ -207,9 +226,10 @@ def finetune(args: Namespace) -> None:
         factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
         size = args.size or pipe.unet.config.sample_size * factor
         images, captions, measured["left_out"] = read_training_images(args.images, size)
+        warn_of_erased(pipe.tokenizer, captions, erased_by(args.delta))
         curve = run(pipe, images, captions, cfg, args.seed, folder, scratch)
         (folder / "curve.json").write_text(json.dumps(curve, indent=1))
-        measured["images"] = len(images)
+        measured |= {"images": len(images), "long_captions": count_long(pipe.tokenizer, captions)}
 
 
 def sample(args: Namespace) -> None:
@@ -218,6 +238,8 @@ def sample(args: Namespace) -> None:
     from resurgence.diffusion.image_sets import RESAMPLED, resampled_count, write_image_set
     from resurgence.diffusion.sampling import SamplingConfig
     from resurgence.diffusion.sampling import sample as run
+    from resurgence.diffusion.text import token_form
+    from resurgence.diffusion.text_checks import check_prompt_set
 
     task, cfg = load_task(args.task), build(SamplingConfig, settings(args.set, "--set"), "--set")
     rows = prompt_set(task, lines(args.general) if args.general else [])
@@ -231,6 +253,8 @@ def sample(args: Namespace) -> None:
     facts: dict[str, Any] = {"argv": sys.argv, "images": len(rows), "code": code}
     with output(args, given) as out, write_artefact(out, "image set", parameters, given, {}, facts) as folder:
         pipe = load(args, args.precision)
+        check_names(task, token_form(pipe.tokenizer))
+        check_prompt_set(pipe.tokenizer, rows)
         if args.adapters is None:
             made = run(pipe, rows, cfg)
         else:

@@ -15,6 +15,7 @@ from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.experiment_cells import cells_of, row_of, setting_of
 from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
 from resurgence.config.model_path import method_name
+from resurgence.config.names import check_apart, check_mapping, erased_names
 from resurgence.config.scorers import scorer_config
 from resurgence.files import read_lines, resolve_path
 
@@ -214,7 +215,14 @@ def check_erasers(study: Study, root: Path) -> None:
                     for key in ("captions", "words"):
                         if isinstance(file := settings.get(key), str) and file:
                             check_lines(f"erasers.{eraser}.{key}", file, root, of_templates=key == "captions")
-                    study.task(name, eraser, variant)
+                    check_destinations(study, name, eraser, variant)
+
+
+def check_destinations(study: Study, task: str, eraser: str, variant: str) -> None:
+    """The words that erased concepts become, by the mapping of task or variant, or by a setting, are not erased."""
+    mapped, config = study.task(task, eraser, variant), study.eraser_config(task, eraser, variant)
+    if config is not None:
+        check_mapping(config.destinations(mapped), mapped, key=f"erasers.{eraser}.variants.{variant}: destination")
 
 
 def check_finetunes(study: Study) -> None:
@@ -230,10 +238,9 @@ def check_finetunes(study: Study) -> None:
         if study.finetune_sets[name].tercile is None and not concepts:
             remedy = f"is empty, and the set {name} shows it; name the random concepts, or list concepts in the set"
             raise ConfigError(f"{study.tasks.folder}/{task}.yaml: finetune", [], remedy)
-        for concept in concepts:
-            if concept in study.loaded[task].erase:
-                remedy = f"is erased by the task {task}: the set would teach it again; remove it from the set"
-                raise ConfigError(f"finetune_sets.{name}.concepts", concept, remedy)
+        remedy = f"the task {task} erases it, and the set would teach it again; remove it from the set"
+        shown = [(f"finetune_sets.{name}.concepts", concept) for concept in concepts]
+        check_apart(shown, erased_names(study.loaded[task]), remedy)
 
 
 def check_terciles(study: Study, root: Path) -> None:

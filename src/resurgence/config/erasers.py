@@ -9,9 +9,12 @@ from __future__ import annotations
 import functools
 import importlib
 from importlib.metadata import entry_points
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from resurgence.config.fields import ConfigError, known
+
+if TYPE_CHECKING:
+    from resurgence.config.task import Task, TaskPart
 
 ERASERS = {  # name -> module:configuration class
     "uce": "resurgence.erasers.closed_form.configs:UceConfig",
@@ -59,6 +62,13 @@ class EraserConfig:
     def reads(self, kind: str) -> frozenset[str]:
         """The names of DATA that the method reads with these settings, for a task of this kind."""
         return self.needs
+
+    def destinations(self, task: Task | TaskPart) -> dict[str, str]:
+        """Erased concept -> the word that it becomes: its mapping concept, unless the settings name another.
+
+        Only checks read this; a method whose settings name another word reads its own definition.
+        """
+        return {concept: task.mapping[concept] for concept in task.erase}
 
     def unet_passes(self, erased: int, retained: int) -> Passes:
         """Samples that pass the UNet in a whole run; 0 where it is negligible or unknown.

@@ -23,6 +23,7 @@ from resurgence.config.fields import (
     unique,
 )
 from resurgence.config.model_path import DEFAULT
+from resurgence.config.names import check_distinct
 from resurgence.config.stages import TercileConfig
 
 NONE = "none"  # the eraser that changes nothing: a control
@@ -121,7 +122,7 @@ class FinetuneSet:
         lists = {f"concepts.{kind}".rstrip("."): words for kind, words in concepts.items()}
         for key, words in {**lists, "templates": self.templates}.items():
             if isinstance(words, tuple):
-                unique(key, words)
+                check_distinct((key, word) for word in words)
                 if not words:
                     raise ConfigError(key, [], "must not be empty; name at least one, or write task")
 

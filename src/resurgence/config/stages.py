@@ -5,8 +5,9 @@ The stages' own modules import them from here, so that a study is read without P
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -142,6 +143,8 @@ class FinetuneConfig:
     """Less memory, more time, same result; the authors' full run: true."""
     shuffle_captions: bool = False
     """As a control: permute the captions over the images."""
+    long_captions: Literal["truncate", "error"] = "truncate"
+    """What to do with captions longer than the base reads: cut their ends off, counted in run.json, or stop."""
 
     def __post_init__(self) -> None:
         if self.ema and self.algorithm == "lora":
@@ -152,3 +155,10 @@ class FinetuneConfig:
         if list(marks) != sorted(set(marks)) or marks[0] < 1 or marks[-1] != self.steps:
             raise ConfigError("checkpoints", list(marks), f"must rise from 1 or more to the last step, {self.steps}")
         object.__setattr__(self, "checkpoints", tuple(marks))
+
+    def parameters(self) -> dict[str, Any]:
+        """The settings, for the manifest: without `long_captions` at its default, which older results do not name."""
+        values = dataclasses.asdict(self)
+        if self.long_captions == "truncate":
+            del values["long_captions"]
+        return values

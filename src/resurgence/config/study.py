@@ -149,9 +149,9 @@ class Study:
 
     def finetune_settings(self, finetune: str, variant: str) -> dict[str, Any]:
         """All settings of a fine-tune."""
-        return dataclasses.asdict(
-            self.finetunes[finetune].resolved(variant, f"finetunes.{finetune}.variants.{variant}")
-        )
+        config = self.finetunes[finetune].resolved(variant, f"finetunes.{finetune}.variants.{variant}")
+        settings: dict[str, Any] = config.parameters()
+        return settings
 
     def set_of(self, finetune: str, variant: str) -> str:
         """Name of the fine-tuning set of a fine-tune."""

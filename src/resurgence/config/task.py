@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from resurgence.config.fields import NAME, ConfigError, at_least, build, known, read_yaml, unique
+from resurgence.config.fields import NAME, ConfigError, at_least, build, known, read_yaml
+from resurgence.config.names import check_distinct, check_names, check_prompts, prompts_of
+from resurgence.config.spelling import normal_form
 
 
 @dataclass(frozen=True)
@@ -34,55 +36,50 @@ class Task:
             if not getattr(self, key):
                 raise ConfigError(key, [], "must not be empty; name at least one")
         for key in ("erase", "retain", "finetune", "labels", "templates"):
-            unique(key, getattr(self, key))
             for word in getattr(self, key):
-                if not word.strip():
+                if not normal_form(word):
                     raise ConfigError(key, word, "is empty; write the word or remove the entry")
         for template in self.templates:
             if template.count("{}") != 1 or template.replace("{}", "").count("{"):
                 raise ConfigError("templates", template, "must hold {} exactly once, where the concept goes")
-        self._check_sets()
+        check_distinct(("templates", template) for template in self.templates)
+        self._check_synonyms()
         self._check_mapping()
+        check_names(self)
+        check_prompts(prompts_of(self))
         self._check_seeds()
         if not self.labels:
             object.__setattr__(self, "labels", self.erase + self.retain)
-        for concept in self.erase + self.retain:
-            if concept not in self.labels:
-                remedy = f"add {concept!r}: its images are scored against the labels"
-                raise ConfigError("labels", list(self.labels), remedy)
+        self._check_labels()
 
-    def _check_sets(self) -> None:
-        for key in ("retain", "finetune"):
-            for concept in getattr(self, key):
-                if concept in self.erase:
-                    raise ConfigError(key, concept, f"is also in erase; remove it from {key} or from erase")
-        for concept in self.finetune:
-            if concept in self.retain:
-                remedy = "is also in retain; remove it, or use a set with concepts: retain"
-                raise ConfigError("finetune", concept, remedy)
+    def _check_synonyms(self) -> None:
         for concept, words in self.synonyms.items():
             known("synonyms", concept, self.erase + self.retain)
             if not words:
                 raise ConfigError(f"synonyms.{concept}", [], "must not be empty; remove the key or name a synonym")
-            unique(f"synonyms.{concept}", words)
             for word in words:
-                if word in self.erase + self.retain + self.finetune or not word.strip():
-                    remedy = "is a concept of this task or empty; write another word"
-                    raise ConfigError(f"synonyms.{concept}", word, remedy)
+                if not normal_form(word):
+                    raise ConfigError(f"synonyms.{concept}", word, "is empty; write another word")
 
     def _check_mapping(self) -> None:
         for concept, target in self.mapping.items():
             known("mapping", concept, self.erase)
-            if not target.strip():
+            if not normal_form(target):
                 raise ConfigError(f"mapping.{concept}", target, "must not be empty; name the concept to map to")
-            if target == concept:
-                raise ConfigError(f"mapping.{concept}", target, "maps the concept to itself; name a wider concept")
-            if target in self.erase:
-                raise ConfigError(f"mapping.{concept}", target, "is itself erased; name a concept that stays")
         for concept in self.erase:
             if concept not in self.mapping:
                 remedy = f"has no entry for {concept!r}; add one, or write one word for all"
                 raise ConfigError("mapping", self.mapping, remedy)
+
+    def _check_labels(self) -> None:
+        spellings = {normal_form(label): label for label in self.labels}
+        for concept in self.erase + self.retain:
+            if concept not in self.labels:
+                label = spellings.get(normal_form(concept))
+                cure = (
+                    f"add {concept!r}" if label is None else f"write {concept!r} instead of {label!r}, as the concept"
+                )
+                raise ConfigError("labels", list(self.labels), f"{cure}: its images are scored against the labels")
 
     def _check_seeds(self) -> None:
         for role, count in self.seeds.items():

@@ -60,23 +60,12 @@ def prompt_set(task: Task, general: Sequence[str] = (), seeds: Sequence[int] | N
     Returns:
         Columns prompt, concept, role, template, seed, index. In the role synonym the concept is the erased or retained
         one and the prompt contains its synonym; in the role general concept and template are empty.
-
-    Raises:
-        ValueError: two roles or two concepts have the same prompt, so their images would be the same.
     """
     synonyms = [(concept, word) for concept, words in task.synonyms.items() for word in words]
     words = {"erase": [(c, c) for c in task.erase], "retain": [(c, c) for c in task.retain], "synonym": synonyms}
     rows = []
     for role, pairs in words.items():
         rows += expand(pairs, task.templates, task.seeds.get(role, 0), role, first=task.first_seed)
-    owners: dict[str, tuple[object, object]] = {}
-    for r in rows:
-        owner = owners.setdefault(str(r["prompt"]), (r["role"], r["concept"]))
-        if owner != (r["role"], r["concept"]):
-            raise ValueError(
-                f"prompt {r['prompt']!r} belongs to {owner[0]} {owner[1]!r} and to {r['role']} {r['concept']!r}; "
-                f"remove one of the two from task {task.name!r}"
-            )
     images = Counter(str(r["prompt"]) for r in rows)
     for number, caption in enumerate(general):
         rows.append(row(caption, "", "general", "", images[caption]))

@@ -26,7 +26,7 @@ from resurgence.config.fields import ConfigError
 from resurgence.config.stages import SamplingConfig
 from resurgence.diffusion.device import DTYPES, exact
 from resurgence.diffusion.image_sets import RESAMPLED
-from resurgence.diffusion.text import encode_prompts
+from resurgence.diffusion.text import check_lengths, encode_prompts
 from resurgence.diffusion.unet import ddim, predict
 from resurgence.progress import Progress
 
@@ -204,11 +204,13 @@ def sample(
         prompts: columns prompt and seed.
 
     Raises:
+        ValueError: a prompt is longer than the model reads.
         MemoryError: not even one image fits on the device. Before that the batch is halved.
         ValueError: an image that is not finite in fp32.
     """
     configure_speed(pipe, cfg)
     codes, unique = pd.factorize(prompts["prompt"])
+    check_lengths(pipe.tokenizer, unique)  # of all, before the first image
     order, empty = np.argsort(codes, kind="stable"), encode_prompts(pipe, [""])
     shape = latent_shape(pipe, cfg.size)
     embeddings = PromptWindow(pipe, unique) if len(unique) else {}

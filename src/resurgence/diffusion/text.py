@@ -18,6 +18,7 @@ import torch
 from torch.func import functional_call
 
 from resurgence.config.fields import templates
+from resurgence.config.names import Form
 from resurgence.files import read_lines
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 BATCH = 64  # captions in a pass of the text encoder
+MANY = 1024  # captions that are tokenized at once
+SHOWN = 200  # characters of a caption in a message
 
 # Without an article, so that a name ("Ada Lovelace") and a described mapping concept ("a person") are both right.
 CAPTIONS = (
@@ -74,16 +77,42 @@ def fill(templates: Sequence[str], concept: str) -> list[str]:
     return [template.replace("{}", concept) for template in templates]
 
 
+def token_form(tokenizer: PreTrainedTokenizerBase) -> Form:
+    """Names compared by the tokens that the model reads of them."""
+    return Form(lambda text: tuple(tokenizer(text, add_special_tokens=False).input_ids), "tokens")
+
+
+def long_captions(tokenizer: PreTrainedTokenizerBase, captions: Iterable[str]) -> dict[str, int]:
+    """Number of tokens of each caption that is longer than the model reads, beginning and end token included."""
+    unique, counts, limit = list(dict.fromkeys(captions)), dict[str, int](), tokenizer.model_max_length
+    for start in range(0, len(unique), MANY):
+        part = unique[start : start + MANY]
+        numbers = map(len, tokenizer(part, verbose=False).input_ids)
+        counts |= {caption: number for caption, number in zip(part, numbers, strict=True) if number > limit}
+    return counts
+
+
+def too_long(caption: str, count: int, limit: int) -> ValueError:
+    """The error for a caption whose end would be cut off; the end may be the concept."""
+    shown = caption if len(caption) <= SHOWN else f"{caption[:SHOWN]}..."
+    return ValueError(f"caption {shown!r} has {count} tokens, the model reads {limit}; use a shorter template")
+
+
+def check_lengths(tokenizer: PreTrainedTokenizerBase, captions: Iterable[str]) -> None:
+    """Raise ValueError for a caption that is longer than the model reads."""
+    for caption, count in long_captions(tokenizer, captions).items():
+        raise too_long(caption, count, tokenizer.model_max_length)
+
+
 def token_ids(tokenizer: PreTrainedTokenizerBase, caption: str) -> list[int]:
     """The un-padded token ids of a caption, beginning and end token included.
 
     Raises:
         ValueError: if the caption is too long: its end would be cut off without notice.
     """
-    ids = list(tokenizer(caption).input_ids)
+    ids = list(tokenizer(caption, verbose=False).input_ids)
     if len(ids) > tokenizer.model_max_length:
-        limit = tokenizer.model_max_length
-        raise ValueError(f"caption {caption!r} has {len(ids)} tokens, the model reads {limit}; use a shorter template")
+        raise too_long(caption, len(ids), tokenizer.model_max_length)
     return ids
 
 
@@ -104,11 +133,21 @@ def concept_positions(tokenizer: PreTrainedTokenizerBase, caption: str, concept:
     return sorted({start + i for start in starts for i in range(len(word))})
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask (N, L) of captions, padded or truncated to the length that the model reads."""
-    length = tokenizer.model_max_length
-    inputs = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    return inputs.input_ids, inputs.attention_mask
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], truncate: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask (N, L) of captions, padded to the length that the model reads.
+
+    Raises:
+        ValueError: a caption is longer and `truncate` is false.
+    """
+    limit = tokenizer.model_max_length
+    options = {"padding": "max_length", "max_length": limit, "truncation": truncate, "verbose": False}
+    inputs = tokenizer(list(captions), **options)
+    for caption, ids in zip(captions, inputs.input_ids, strict=True):
+        if len(ids) > limit:
+            raise too_long(caption, len(ids), limit)
+    return torch.tensor(inputs.input_ids), torch.tensor(inputs.attention_mask)
 
 
 def embed(
@@ -131,17 +170,17 @@ def embed(
     return functional_call(encoder, dict(parameters), inputs, options)[0]
 
 
-def encode_prompts(pipe: StableDiffusionPipeline, prompts: Sequence[str], batch: int = BATCH) -> torch.Tensor:
-    """Embed prompts as the pipeline does: (N, L, d). A prompt longer than the model reads is cut, with a warning."""
-    limit = pipe.tokenizer.model_max_length
-    parts = []
-    for start in range(0, len(prompts), batch):
-        part = list(prompts[start : start + batch])
-        for prompt, ids in zip(part, pipe.tokenizer(part).input_ids, strict=True):
-            if len(ids) > limit:
-                log.warning("prompt %r has %d tokens, the model reads the first %d", prompt, len(ids), limit)
-        parts.append(embed(pipe.text_encoder, *tokenize(pipe.tokenizer, part)))
-    return torch.cat(parts)
+def encode_prompts(
+    pipe: StableDiffusionPipeline, prompts: Sequence[str], batch: int = BATCH, truncate: bool = False
+) -> torch.Tensor:
+    """Embed prompts as the pipeline does: (N, L, d).
+
+    Raises:
+        ValueError: a prompt is longer than the model reads and `truncate` is false.
+    """
+    starts = range(0, len(prompts), batch)
+    parts = [tokenize(pipe.tokenizer, prompts[start : start + batch], truncate) for start in starts]
+    return torch.cat([embed(pipe.text_encoder, *part) for part in parts])
 
 
 class Encoder:
@@ -158,7 +197,7 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> torch.Tensor:
-        """Embed captions: (N, L, d). Captions longer than the model reads are cut, as the pipeline does."""
+        """Embed captions: (N, L, d); ValueError for one that is longer than the model reads."""
         starts = range(0, len(captions), self.batch)
         parts = [tokenize(self.tokenizer, captions[start : start + self.batch]) for start in starts]
         return torch.cat([embed(self.model, *part) for part in parts])

@@ -30,6 +30,8 @@ INFRASTRUCTURE = (
     "resurgence.cli",  # reads the command line
     "resurgence.config.erasers",  # names and declares methods; the one that runs is an entry of the code version
     "resurgence.config.fields",  # refuses bad settings; those that pass are parameters of the artefact
+    "resurgence.config.names",  # refuses names that collide
+    "resurgence.diffusion.text_checks",  # refuses names and captions by their tokens, counts long ones
     "resurgence.files",  # writes under a temporary name, digests files
     "resurgence.pretrained",  # checks files of weights, which are inputs
     "resurgence.progress",  # log lines

@@ -11,6 +11,7 @@ Rows of role `synonym` have the class as their concept; rows of role `general` h
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 
 from resurgence.config.fields import known
+from resurgence.config.names import Form, check_distinct
 from resurgence.pretrained.checksums import verify_loaded
 from resurgence.pretrained.finite import check_finite
 from resurgence.pretrained.loading import check_file
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from resurgence.config.task import Task
     from resurgence.scorers.configs import ClipConfig
 
+log = logging.getLogger(__name__)
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 LABEL, LOGIT_SCALE = "a photo of the {}", 100.0
 
@@ -80,15 +83,31 @@ class ClipScorer:
         parts = [F.normalize(self.model.encode_text(part.to(self.device)).float(), dim=-1).cpu() for part in ids]
         return torch.cat(parts)
 
+    def warn_of_long(self, texts: list[str]) -> None:
+        """Log how many texts are longer than CLIP reads: with room for one more token, another is in the last place."""
+        ids = self.tokenizer(texts)
+        length = ids.shape[1]
+        if number := int((self.tokenizer(texts, length + 1)[:, :length] != ids).any(1).sum()):
+            log.warning("%d of %d prompts are longer than the %d tokens that CLIP reads; it scores their beginnings",
+                        number, len(texts), length)  # fmt: skip
+
     def score(
         self, images: torch.Tensor, prompts: pd.DataFrame, task: Task, base: torch.Tensor | None = None
     ) -> dict[str, Any]:
-        """Columns clip_*, one row an image; images uint8 (N, 3, H, W)."""
+        """Columns clip_*, one row an image; images uint8 (N, 3, H, W).
+
+        Raises:
+            ConfigError: two labels are one to CLIP, so that rounding would choose between them.
+        """
         e = self.features(images)  # (N, d)
         codes, unique = pd.factorize(prompts["prompt"])
+        self.warn_of_long(list(unique))
         t = self.text_features(list(unique))[codes]  # (N, d)
         labels = list(task.labels or task.erase + task.retain)
-        cosines = e @ self.text_features([LABEL.format(label) for label in labels]).T  # (N, L)
+        texts = [LABEL.format(label) for label in labels]
+        ids = dict(zip(labels, map(tuple, self.tokenizer(texts).tolist()), strict=True))
+        check_distinct([("labels", label) for label in labels], Form(ids.__getitem__, "tokens of CLIP"))
+        cosines = e @ self.text_features(texts).T  # (N, L)
         columns = label_columns(cosines.numpy(), labels, prompts["concept"].fillna("").tolist())
         return {"clip_score": LOGIT_SCALE * (e * t).sum(1).double().numpy(), **columns}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from resurgence.config.fields import build
 from resurgence.diffusion.deltas import load_delta, round_deltas, save_delta
+from resurgence.diffusion.text_checks import check_erasure
 from resurgence.erasers import eraser_config, method
 from resurgence.stages.base import load_pipe
 from resurgence.stages.eraser_data import eraser_data
@@ -17,6 +18,7 @@ def make(job: Job, folder: Path) -> None:
     """Write delta.safetensors, and the eraser's reports."""
     settings, task, data, pipe = job.settings, job.task, eraser_data(job), load_pipe(job)
     eraser, cfg = method(settings["method"]), build(eraser_config(settings["method"]), settings["settings"], "settings")
+    check_erasure(pipe.tokenizer, task, cfg)
     trained = job.optional("loras")
     if trained is None:
         delta = eraser.erase(pipe, task, cfg, data, settings["seed"], folder)

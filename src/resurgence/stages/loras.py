@@ -7,6 +7,7 @@ from pathlib import Path
 
 from resurgence.config.fields import build
 from resurgence.diffusion.deltas import save_delta
+from resurgence.diffusion.text_checks import check_erasure
 from resurgence.erasers import eraser_config, method
 from resurgence.erasers.lora import save_loras
 from resurgence.stages.base import load_pipe
@@ -18,6 +19,7 @@ def make(job: Job, folder: Path) -> dict:
     """Write refined.safetensors, loras/<concept>/, curves.json and closed_form.json."""
     settings, pipe, task, data = job.settings, load_pipe(job), job.task, eraser_data(job)
     cfg = build(eraser_config(settings["method"]), settings["settings"], "settings")
+    check_erasure(pipe.tokenizer, task, cfg)
     trained = method(settings["method"]).train_loras(pipe, task, cfg, data, settings["seed"])
     save_delta(trained.refined, folder / "refined.safetensors")
     save_loras(trained.loras, folder / "loras")

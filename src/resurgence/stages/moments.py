@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from resurgence.data.moments import moment_and_count, save_moments
-from resurgence.diffusion.text import fill
+from resurgence.diffusion.text import check_lengths, fill
 from resurgence.files import read_lines
 from resurgence.stages.base import load_pipe
 from resurgence.stages.job import Job, main
@@ -21,7 +21,9 @@ def captions_of(job: Job) -> list[str]:
 
 def make(job: Job, folder: Path) -> dict:
     """Write moments.safetensors."""
-    moment, count = moment_and_count(load_pipe(job), captions_of(job))
+    pipe, captions = load_pipe(job), captions_of(job)
+    check_lengths(pipe.tokenizer, captions)  # of all, before minutes are spent on the first
+    moment, count = moment_and_count(pipe, captions)
     save_moments(folder / "moments.safetensors", moment, count)
     return {"captions": count}
 

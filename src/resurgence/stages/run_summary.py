@@ -1,4 +1,4 @@
-"""Summary of a finished study: the resurgence table, the path of the report, and the cost."""
+"""Summary of a finished study: the resurgence table, concepts that the base hardly draws, report, and cost."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from resurgence.analysis.base_concepts import hardly_drawn, warning
 from resurgence.analysis.headline import blank_warning, terminal
 from resurgence.analysis.read import read_table
 from resurgence.progress import duration
+from resurgence.provenance.manifest import read_manifest
 
 
 def summary(results: Path, level: float) -> str:
@@ -22,8 +24,10 @@ def summary(results: Path, level: float) -> str:
     devices = ", ".join(sorted(set(runs["device"])))
     cells, resurgence, seeds = map(read_table, tables)
     lines = [terminal(resurgence, seeds, level)]
-    if warning := blank_warning(cells):
-        lines.append(warning)
+    if message := blank_warning(cells):
+        lines.append(message)
+    if found := hardly_drawn(read_manifest(results / "tables/made.json")["parameters"], results.parent):
+        lines.append(warning(found))
     if report.exists():
         lines.append(f"Report: {report.absolute()}")
     lines.append(f"Cost: {duration(runs['seconds'].sum())} of work in {len(runs)} steps on {devices}")

@@ -17,6 +17,7 @@ from resurgence.config.fields import build
 from resurgence.diffusion.deltas import DELTA_FILE, apply_folder
 from resurgence.diffusion.image_sets import RESAMPLED, resampled_count, shard_file, shard_rows, write_image_set
 from resurgence.diffusion.sampling import SamplingConfig, sample
+from resurgence.diffusion.text_checks import check_prompt_set
 from resurgence.files import sha256
 from resurgence.provenance.manifest import MANIFEST
 from resurgence.stages.base import load_pipe
@@ -68,6 +69,7 @@ def make(job: Job, folder: Path) -> dict:
         before += len(files) - len(missing)
         if missing:
             pipe = load_pipe(job, precision)
+            check_prompt_set(pipe.tokenizer, rows)
             for changed in folders:
                 apply_folder(pipe, changed)
         for shard, file in missing:

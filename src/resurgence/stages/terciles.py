@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from resurgence.config.fields import build
+from resurgence.config.spelling import normal_form
 from resurgence.config.stages import TercileConfig
 from resurgence.data.terciles import draw_concepts, similarities, terciles
 from resurgence.files import read_lines, write_json
@@ -19,8 +20,11 @@ log = logging.getLogger(__name__)
 def make(job: Job, folder: Path) -> dict:
     """Write terciles.json: task, number, concepts (drawn), candidates of this third."""
     cfg, task = build(TercileConfig, job.settings["tercile"], "tercile"), job.settings["task"]
-    excluded = set(task["erase"]) | {word for words in task["synonyms"].values() for word in words}
-    names = [name for name in dict.fromkeys(read_lines(Path(cfg.candidates))) if name not in excluded]
+    excluded = {normal_form(word) for words in (task["erase"], *task["synonyms"].values()) for word in words}
+    spellings: dict[str, str] = {}  # the first of each name
+    for line in read_lines(Path(cfg.candidates)):
+        spellings.setdefault(normal_form(line), line)
+    names = [name for form, name in spellings.items() if form not in excluded]
     scorer = load(build(ClipConfig, job.settings["clip"], "scorers.clip"), "cpu")
     texts = [scorer.text_features([cfg.template.format(n) for n in group]) for group in (task["erase"], names)]
     values = similarities(*texts, cfg.similarity)

@@ -23,6 +23,7 @@ from resurgence.config.stages import FinetuneConfig
 from resurgence.diffusion.device import DTYPES, exact
 from resurgence.diffusion.latents import posterior
 from resurgence.diffusion.text import encode_prompts
+from resurgence.diffusion.text_checks import check_long
 from resurgence.diffusion.unet import predict
 from resurgence.seeds import generator
 from resurgence.training import loop
@@ -100,7 +101,8 @@ def encode(pipe: StableDiffusionPipeline, images: torch.Tensor, captions: Sequen
     sides = [posterior(pipe.vae, side) for side in (images, images.flip(-1))[: 1 + flips]]
     mean, std = (torch.stack(part) for part in zip(*sides, strict=True))
     unique = list(dict.fromkeys(captions))
-    return Data(mean, std, encode_prompts(pipe, unique), [unique.index(caption) for caption in captions])
+    text = encode_prompts(pipe, unique, truncate=True)
+    return Data(mean, std, text, [unique.index(caption) for caption in captions])
 
 
 def shuffled(captions: Sequence[str], seed: int) -> list[str]:
@@ -143,11 +145,13 @@ def finetune(
         One row a step: step, loss, lr, gradient_norm (before clipping).
 
     Raises:
-        ValueError: inputs that do not fit, or a loss that is not finite, naming step and lr.
+        ValueError: inputs that do not fit, captions that the settings refuse for their length, or a loss that is not
+            finite, naming step and lr.
         OSError: no space for the checkpoints.
         SystemExit: 143 after SIGTERM, with the state saved.
     """
     check_inputs(pipe, images, captions, cfg.precision)
+    check_long(pipe.tokenizer, captions, cfg.long_captions)
     unet = pipe.unet
     # without private entries: diffusers lists its defaults in another order in each process
     noise = sorted((key, value) for key, value in pipe.scheduler.config.items() if not key.startswith("_"))

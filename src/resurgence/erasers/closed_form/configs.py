@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from resurgence.config.erasers import EraserConfig
 from resurgence.config.fields import Captions, Natural, NotNegative, Positive
-from resurgence.config.task import Task
+from resurgence.config.task import Task, TaskPart
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class UceConfig(EraserConfig):
     destination: str | None = None  # null: the task's mapping concept, ours; " " is the first script's default
     captions: Captions = ("{}",)  # both scripts; templates with one {}: a list, a file, or "" for MACE's
 
-    def destinations(self, task: Task) -> dict[str, str]:
+    def destinations(self, task: Task | TaskPart) -> dict[str, str]:
         """Erased concept -> the word that it becomes."""
         return {c: task.mapping[c] if self.destination is None else self.destination for c in task.erase}
 

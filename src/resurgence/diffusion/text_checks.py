@@ -1,0 +1,104 @@
+"""Checks of names, prompts and captions by the tokens that the base reads, before anything is computed from them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from resurgence.config.names import Named, check_apart, check_mapping, check_names, check_prompts
+from resurgence.diffusion.text import SHOWN, check_lengths, fill, load_captions, long_captions, token_form
+from resurgence.provenance.manifest import MANIFEST, read_manifest
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedTokenizerBase
+
+    from resurgence.config.erasers import EraserConfig
+    from resurgence.config.task import Task, TaskPart
+
+log = logging.getLogger(__name__)
+
+
+def check_erasure(tokenizer: PreTrainedTokenizerBase, task: Task | TaskPart, cfg: EraserConfig) -> None:
+    """Raise ValueError for names of a task that are one to the model, or a caption of an erased concept that it cuts.
+
+    Args:
+        cfg: settings of an eraser, whose fields `captions` and `template` say how it writes captions.
+    """
+    form = token_form(tokenizer)
+    check_names(task, form)
+    check_mapping(cfg.destinations(task), task, form, "destination")
+    for key in ("captions", "template"):
+        if (source := getattr(cfg, key, None)) is not None:
+            templates = load_captions((source,) if key == "template" else source, task.kind)
+            check_lengths(tokenizer, (caption for concept in task.erase for caption in fill(templates, concept)))
+
+
+def check_prompt_set(tokenizer: PreTrainedTokenizerBase, rows: pd.DataFrame) -> None:
+    """Raise ValueError for a prompt that the model cuts, or two that are one to it.
+
+    Args:
+        rows: a prompt set, with the columns of data/prompts.py.
+    """
+    check_lengths(tokenizer, rows["prompt"])
+    check_prompts(rows.drop_duplicates(["prompt", "role", "concept"]).to_dict("records"), token_form(tokenizer))
+
+
+def check_benign(tokenizer: PreTrainedTokenizerBase, shown: Iterable[str], erased: Iterable[Named]) -> None:
+    """Raise ValueError for a concept of a fine-tuning set that is an erased one to the model."""
+    names = [("fine-tuning set", concept) for concept in dict.fromkeys(shown)]
+    check_apart(names, erased, "the set would teach it again; remove it from the set", token_form(tokenizer))
+
+
+def erased_by(folders: Iterable[Path]) -> list[Named]:
+    """What deltas erase by the manifests in or above their folders: concepts, and their synonyms where these are known.
+
+    A LoRA from elsewhere has no manifest.
+    """
+    names: list[Named] = []
+    for folder in folders:
+        place = folder if (folder / MANIFEST).is_file() else folder.parent
+        task = read_manifest(place)["parameters"].get("task", {}) if (place / MANIFEST).is_file() else {}
+        for concept in task.get("erase", ()):
+            names += [(f"what {place} erases", word) for word in (concept, *task.get("synonyms", {}).get(concept, ()))]
+    return names
+
+
+def warn_of_erased(
+    tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], erased: Sequence[Named]
+) -> dict[str, int]:
+    """Number of training captions that hold the tokens of each erased word, so that it is taught again; logged."""
+    words = {tuple(tokenizer(name[1], add_special_tokens=False).input_ids): name for name in erased}
+    lengths, found = {len(ids) for ids in words}, Counter[Named]()
+    for ids in tokenizer(list(captions), verbose=False).input_ids if words else ():
+        parts = {tuple(ids[i : i + length]) for length in lengths for i in range(len(ids) - length + 1)}
+        found.update(words[part] for part in parts & words.keys())
+    for (where, word), number in found.items():
+        log.warning("%d of %d training captions hold %r, %s: it is taught again", number, len(captions), word, where)
+    return {word: number for (_, word), number in found.items()}
+
+
+def count_long(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> int:
+    """Number of captions that are longer than the model reads."""
+    counts = long_captions(tokenizer, captions)
+    return sum(caption in counts for caption in captions)
+
+
+def check_long(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], rule: Literal["truncate", "error"]) -> None:
+    """Log how many training captions will be cut because they are longer than the model reads.
+
+    Raises:
+        ValueError: there is one, and the rule is `error`.
+    """
+    if not (counts := long_captions(tokenizer, captions)):
+        return
+    caption, limit = max(counts, key=counts.__getitem__), tokenizer.model_max_length
+    number = sum(name in counts for name in captions)
+    text = (f"{number} of {len(captions)} training captions have more tokens than the {limit} that the base reads; "
+            f"the longest has {counts[caption]}: {caption[:SHOWN]!r}")  # fmt: skip
+    if rule == "error":
+        raise ValueError(f"{text}; shorten them, or set long_captions: truncate")
+    log.warning("%s; their ends are cut off", text)
