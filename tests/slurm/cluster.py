@@ -137,6 +137,6 @@ def finish(tree: Tree, process: subprocess.Popen, code: int = 0, seconds: float 
 
 
 def digests(tree: Tree) -> dict[str, str]:
-    """SHA-256 of every table."""
-    files = sorted((tree.root / "results/tables").glob("*"))
+    """SHA-256 of every table and their manifest; not of made.run.json, which describes the run."""
+    files = sorted(set((tree.root / "results/tables").glob("*")) - {tree.root / "results/tables/made.run.json"})
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
