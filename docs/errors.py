@@ -38,9 +38,9 @@ PACKAGES = {
 HEAD = """\
 # Messages, causes, remedies
 
-A wrong input is refused in one sentence before time is spent: the file or key, the value, and what to do. This page lists the
-sentences, by the part of the program that says them; `<...>` stands for a value of yours. `python docs/errors.py` writes it
-from the source code. A traceback is a bug: please report it with the log that it names.
+A wrong input is refused in one sentence before time is spent: the file or key, the value, and what to do. This page
+lists the sentences, by the part of the program that says them; `<...>` stands for a value of yours. `python
+docs/errors.py` writes it from the source code. A traceback is a bug: please report it with the log that it names.
 """
 
 
@@ -91,23 +91,28 @@ def name_of(node: ast.expr) -> str:
 
 
 def raised(tree: ast.Module) -> Iterator[tuple[ast.Call, dict[str, list[ast.expr]]]]:
-    """Calls of error classes in `raise` statements, with the variables of the function around each and the module."""
-    constants: dict[str, list[ast.expr]] = {
-        node.targets[0].id: [node.value]
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Name)
-        and isinstance(node.value, ast.Constant)
-    }
-    for function in ast.walk(tree):
-        if isinstance(function, ast.FunctionDef):
-            assigned = {name: [*values] for name, values in constants.items()}
-            for node in ast.walk(function):
-                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                    assigned.setdefault(node.targets[0].id, []).append(node.value)
-            for node in ast.walk(function):
-                if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+    """Calls of error classes in `raise` statements, with constants of the module and variables assigned just before."""
+    constants: dict[str, list[ast.expr]] = {}
+    for node in tree.body:
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and isinstance(node.value, ast.Constant)
+        ):
+            constants[node.targets[0].id] = [node.value]
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    for function in functions:
+        assigned, is_new = dict(constants), True  # is_new: nothing has been raised since the last assignment
+        statements = [node for node in ast.walk(function) if isinstance(node, ast.Assign | ast.Raise)]
+        for node in sorted(statements, key=lambda node: node.lineno):
+            if isinstance(node, ast.Raise):
+                is_new = False
+                if isinstance(node.exc, ast.Call):
                     yield node.exc, assigned
+            elif isinstance(node.targets[0], ast.Name):
+                name = node.targets[0].id
+                assigned = {**assigned, name: [*(assigned.get(name, []) if is_new else []), node.value]}
+                is_new = True
 
 
 def messages(source: Path = SOURCE) -> list[Message]:
@@ -117,24 +122,26 @@ def messages(source: Path = SOURCE) -> list[Message]:
         package = file.relative_to(source).parts[0] if file.parent != source else ""
         for call, assigned in raised(ast.parse(file.read_text(encoding="utf-8"))):
             if ast.unparse(call.func) in ERRORS and call.args:
-                for text in joined([*separated(call, assigned)]):
-                    cause, mark, remedy = text.rpartition("; " if "; " in text else ": ")
-                    rows[Message(package, *((cause, remedy) if mark else (text, "")))] = None
+                for text in joined([texts(argument, assigned) for argument in marked(call)]):
+                    if not re.fullmatch(r"<\w+>", text):  # a message that another function has written
+                        rows[Message(package, *split(text))] = None
     return sorted(rows, key=lambda row: list(PACKAGES).index(row.package))
 
 
-def separated(call: ast.Call, assigned: dict[str, list[ast.expr]]) -> Iterator[list[str]]:
-    """The parts of a message: of a ConfigError key, value and remedy."""
-    parts = [texts(argument, assigned) for argument in call.args]
-    if ast.unparse(call.func) == "ConfigError":
-        key, value, remedy = parts
-        yield key
-        yield [" = "]
-        yield value
-        yield [": "]
-        yield remedy
-    else:
-        yield parts[0]
+def marked(call: ast.Call) -> list[ast.expr]:
+    """The parts of a message; of a ConfigError key, value and remedy with the marks between them."""
+    if ast.unparse(call.func) != "ConfigError":
+        return [call.args[0]]
+    key, value, remedy = call.args
+    return [key, ast.Constant(" = "), value, ast.Constant(": "), remedy]
+
+
+def split(text: str) -> tuple[str, str]:
+    """Cause and remedy: at the last semicolon; without one after the value of a key, or before a value at the end."""
+    for pattern in (r"(.*); (.*)", r"([^:]+ = .*?): (.*)", r"(.*): (.*)", r"(.*), (where .*)", r"(.*) (<\w+>)"):
+        if match := re.fullmatch(pattern, text, flags=re.DOTALL):
+            return match[1], match[2]
+    return text, ""
 
 
 def page() -> str:

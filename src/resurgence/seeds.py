@@ -18,10 +18,10 @@ def seed_of(*purpose: str | int) -> int:
         ValueError: the purpose is empty, or a part of it is neither text nor an integer.
     """
     if not purpose:
-        raise ValueError("seed_of() needs a purpose, for example seed_of('image', prompt, 0)")
+        raise ValueError("seed_of() needs a purpose; write for example seed_of('image', prompt, 0)")
     for part in purpose:
         if isinstance(part, bool) or not isinstance(part, str | int):
-            raise ValueError(f"a seed's purpose is made of text and integers, got {part!r} in {purpose!r}")
+            raise ValueError(f"a seed's purpose holds {part!r}: {purpose!r}; write text and integers")
     digest = hashlib.sha256(", ".join(map(repr, purpose)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

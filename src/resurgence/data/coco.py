@@ -122,7 +122,9 @@ def read_list(path: Path, count: int) -> list[dict[str, object]]:
         rows = list(csv.DictReader(file))
     needed = ("prompt", "evaluation_seed", "coco_id")
     if not rows or any(key not in rows[0] for key in needed):
-        raise ValueError(f"{path} has the columns {list(rows[0]) if rows else []}, needed are {', '.join(needed)}")
+        raise ValueError(
+            f"{path} has the columns {list(rows[0]) if rows else []}, needed are {', '.join(needed)}; give the authors' list"
+        )
     if len(rows) < count:
         raise ValueError(f"{path} has {len(rows)} rows, {count} are wanted; give the whole list, or fewer")
     return [

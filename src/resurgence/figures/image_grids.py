@@ -105,10 +105,12 @@ def grid(
     """
     if len(images) != len(rows) or any(len(line) != len(columns) for line in images):
         lengths = [len(line) for line in images]
-        raise ValueError(f"{len(rows)} row and {len(columns)} column labels for rows of {lengths} images")
+        raise ValueError(
+            f"{len(rows)} row and {len(columns)} column labels for rows of {lengths} images; give one for each"
+        )
     shapes = [np.shape(image) for line in images for image in line if image is not None]
     if not shapes:
-        raise ValueError("a grid needs at least one image")
+        raise ValueError("a grid needs at least one image; give one")
     label_width = LABEL_WIDTH if any(rows) else 0
     native = max(max(shape[1:]) for shape in shapes)
     size = cell_size(native, len(columns), label_width)

@@ -184,7 +184,7 @@ def run(args: Namespace) -> None:
     if errors:
         print("\n".join(errors))
         verb = "differ" if args.against else "are not as they were written"
-        raise ValueError(f"{len(errors)} files or rows of {args.folder} {verb}")
+        raise ValueError(f"{len(errors)} files or rows of {args.folder} {verb}; run the study again, or `dvc checkout`")
     if args.tables:
         metrics = lost_metrics(args.folder)
         but = f"; {metrics} cannot be, the features are left out" if metrics else ""

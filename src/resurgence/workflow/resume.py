@@ -155,6 +155,6 @@ def resume(args: Namespace) -> None:
     if any(Path(".snakemake/locks").glob("*")):
         done = subprocess.run([*snakemake, "--unlock", *options], capture_output=True, text=True)
         if done.returncode:
-            raise OSError(f"snakemake --unlock fails:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+            raise OSError(f"snakemake --unlock fails; it says\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
     release()
     os.execv(sys.executable, [*snakemake, "--rerun-incomplete", *options])
