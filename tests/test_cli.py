@@ -208,7 +208,7 @@ def test_help_does_not_import_torch() -> None:
     ("arguments", "told"),
     [
         ("erase --base {p}/base --task {p}/none.yaml --eraser uce --out {t}/x", "none.yaml"),
-        ("erase --base {p}/none --task {p}/task.yaml --eraser uce --out {t}/x", "hf download"),
+        ("erase --base {p}/none --task {p}/task.yaml --eraser uce --out {t}/x", "correct the path"),
         ("erase --base {p}/base --task {p}/task.yaml --eraser uce --out {t}/x --set lam=1", "did you mean 'lamb'"),
         ("erase --base {p}/base --task {p}/task.yaml --eraser uce --out {t}/x --set lamb", "key=value"),
         ("erase --base {p}/base --task {p}/task.yaml --eraser uce --out {p}/pictures", "not replaced"),

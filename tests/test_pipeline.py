@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from safetensors.torch import save_file
 
 from resurgence.diffusion import deltas, device, pipeline
 from resurgence.diffusion.unet import ddim_of
@@ -75,7 +76,7 @@ def test_single_file_takes_its_configuration_from_the_folder_beside_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "tiny.safetensors"
-    file.write_bytes(b"")
+    save_file({}, file)
     (tmp_path / "tiny").symlink_to(folder)
     seen = {}
 

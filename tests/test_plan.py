@@ -15,7 +15,9 @@ from resurgence.config.load import make_study
 from resurgence.config.study import Study
 from resurgence.config.task import load_task, make_task
 from resurgence.data.prompts import prompt_set
+from resurgence.files import plain, sha256, write_json
 from resurgence.workflow import plan
+from resurgence.workflow.jobs import Job, jobs
 from test_config import TASK, write_world
 
 ROOT = Path(__file__).parents[1]
@@ -72,12 +74,58 @@ def test_images_of_counts_every_model(study: Study) -> None:
     assert plan.images_of(study) == rows * (1 + 1 + 2 * 2)
 
 
-def test_measured_seconds_are_means(tmp_path: Path) -> None:
-    for number, seconds in enumerate((2.0, 4.0)):
-        folder = tmp_path / "score" / f"task-{number}"
-        folder.mkdir(parents=True)
-        (folder / "s0.jsonl").write_text(json.dumps({"s": seconds}) + "\n")
-    assert plan.measured_seconds(tmp_path) == {"score": 3.0}
+def finish(job: Job, seconds: list[float], device: str = "cpu", **changes: object) -> None:
+    """Write what a finished job leaves: manifest with these changes of its settings, run, and Snakemake's benchmark."""
+    manifest = {"format": 2, "parameters": plain({**job.settings, **changes}), "files": {}}
+    write_json(job.out, manifest)
+    write_json(job.out.with_name("run.json"), {"device": device, "manifest": sha256(job.out)})
+    job.benchmark.parent.mkdir(parents=True, exist_ok=True)
+    job.benchmark.write_text("".join(json.dumps({"s": value}) + "\n" for value in seconds))
+
+
+@pytest.fixture
+def sampling(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Job]:
+    """The jobs of the study that sample a model, in its folder."""
+    monkeypatch.chdir(tmp_path)
+    return [job for job in jobs(study) if job.rule.name == "sample"]
+
+
+def test_measured_seconds_are_means_of_all_runs(sampling: list[Job]) -> None:
+    finish(sampling[0], [2.0, 4.0])
+    finish(sampling[1], [6.0])
+    assert plan.measured_seconds(sampling, "CPU") == {"sample": 4.0}
+
+
+def test_seconds_of_other_settings_count_no_more(sampling: list[Job]) -> None:
+    finish(sampling[0], [2.0])
+    finish(sampling[1], [90.0], sampling={**sampling[1].settings["sampling"], "size": 512})
+    assert plan.measured_seconds(sampling, "CPU") == {"sample": 2.0}
+
+
+def test_seconds_on_a_cpu_say_nothing_of_a_gpu_unless_the_rule_uses_none(study: Study, sampling: list[Job]) -> None:
+    prompts = next(job for job in jobs(study) if job.rule.name == "prompts")
+    finish(prompts, [1.0])
+    finish(sampling[0], [2.0])
+    finish(sampling[1], [0.5], device="NVIDIA A100")
+    assert plan.measured_seconds([prompts, *sampling], "GPU") == {"prompts": 1.0, "sample": 0.5}
+    assert plan.measured_seconds([prompts, *sampling], "CPU") == {"prompts": 1.0, "sample": 2.0}
+
+
+def test_seconds_of_another_base_do_not_count(study: Study, sampling: list[Job]) -> None:
+    """The miniature has run in this tree, and a study of SD 1.4 is planned in it."""
+    for job in sampling:
+        finish(job, [2.0])
+    other = dataclasses.replace(study, base=dataclasses.replace(study.base, name="sd14"))
+    assert plan.measured_seconds(jobs(study), "CPU") == {"sample": 2.0}
+    assert plan.measured_seconds(jobs(other), "CPU") == {}
+
+
+def test_an_unfinished_or_damaged_job_does_not_count(sampling: list[Job]) -> None:
+    finish(sampling[0], [2.0])
+    finish(sampling[1], [4.0])
+    sampling[0].out.unlink()
+    sampling[1].out.write_text("{")
+    assert plan.measured_seconds(sampling, "CPU") == {}
 
 
 def test_lines_add_up(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

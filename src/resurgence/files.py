@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
 import dataclasses
 import fcntl
 import hashlib
+import io
 import json
 import os
 import platform
@@ -19,6 +22,9 @@ from typing import IO, Any
 CHECKOUT = Path(__file__).resolve().parents[2]  # the repository that this package lies in, if it runs from one
 LARGE = 16 * 2**20  # bytes; smaller files are hashed each time
 SETTLED = 2 * 10**9  # nanoseconds; a file system may give two changes within this time the same date
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # the beginning of a file that Git LFS has not fetched
 
 
 def resolve_path(path: str | Path, root: Path = Path()) -> str:
@@ -84,10 +90,86 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(files)
 
 
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, with or without a byte-order mark.
+
+    Raises:
+        OSError: the file cannot be read. ValueError: it is in another encoding, or no text.
+    """
+    content = Path(path).read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path} is in UTF-16; save it in UTF-8, e.g. by iconv -f UTF-16 -t UTF-8")
+    if content.startswith(LFS_POINTER):
+        raise ValueError(f"{path} is a Git LFS pointer, not the text itself; run git lfs pull there")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
+        raise ValueError(
+            f"{path}: line {line} holds the byte {byte:#04x}, which is not UTF-8; save the file in UTF-8, e.g. by "
+            "iconv -f WINDOWS-1252 -t UTF-8"
+        ) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"{path}: line {line} holds a zero byte, so it is UTF-16 or no text; save it in UTF-8")
+    return text
+
+
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file in UTF-8, without white space around them and without empty ones."""
-    text = Path(path).read_text(encoding="utf-8")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    """The lines of a text file, without white space around them and without empty ones; raises as `read_text` does."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; raises as `read_text` does, and ValueError for what is not JSON."""
+    try:
+        return json.loads(text := read_text(path))
+    except json.JSONDecodeError as error:
+        shown = text[max(0, error.pos - 20) : error.pos + 20]
+        raise ValueError(
+            f"{path}: line {error.lineno} is not JSON at {shown!r} ({error.msg}); correct it or write the file again"
+        ) from error
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by its first row; raises as `read_text` does, and ValueError for a row of other length."""
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    rows = []
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                columns = len(reader.fieldnames or ())
+                raise ValueError(
+                    f"{path}: the row at line {reader.line_num} has not {columns} values, as the first row has; put "
+                    "text with commas in quotes"
+                )
+            rows.append(row)
+    except csv.Error as error:
+        raise ValueError(
+            f"{path} is not CSV after line {reader.line_num} ({error}); put text in double quotes"
+        ) from error
+    return rows
+
+
+def check_weights_file(path: Path) -> None:
+    """Raise ValueError for a file that has the name of safetensors and another content, before a library reads it.
+
+    Only the first 64 bytes are read.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        head = file.read(64)
+    size = path.stat().st_size
+    if head.startswith(LFS_POINTER):
+        raise ValueError(f"{path} is a Git LFS pointer of {size} bytes, not the weights; run git lfs pull there")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ValueError(
+            f"{path} is a web page of {size} bytes, not weights; download the file itself, e.g. hf download"
+        )
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")) and head[8:9] != b"{":
+        raise ValueError(f"{path} is a pickle with the name of safetensors, which can execute code; convert it")
+    if len(head) < 8 or not 0 < int.from_bytes(head[:8], "little") <= size - 8:
+        raise ValueError(f"{path} is damaged ({size} bytes that are no safetensors); fetch it or run its step again")
 
 
 def lock(file: Path) -> IO[str] | None:

@@ -9,6 +9,19 @@ import pytest
 from tree import Tree, clone
 
 CASES = {
+    "octal": ("steps: 4,", "steps: 010,", ["small.yaml, line 22", "'010'", "would be 8; write 10"]),
+    "key twice": (
+        "study: small",
+        "study: small\nstudy: again",
+        ["small.yaml", "'study'", "is listed twice; remove one"],
+    ),
+    "size of no latents": ("size: 16}", "size: 17}", ["sampling.size", "17", "must be a multiple of 2"]),
+    "seed of 64 bits": (
+        "statistics: {",
+        "seeds: {erase: [9223372036854775808]}\nstatistics: {",
+        ["seeds.erase[0]", "less than"],
+    ),
+    "not finite": ("guidance: 4.0", "guidance: .nan", ["sampling.guidance", "nan", "must be a finite number"]),
     "unknown key": ("erasers:", "eraserz: {}\nerasers:", ["eraserz", "did you mean 'erasers'"]),
     "number read as text": ("lamb: 1.0", "lamb: 1e-4", ["erasers.mace.lamb", "'1e-4'", "write 1.0e-4"]),
     "unknown eraser": (

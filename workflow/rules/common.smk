@@ -8,6 +8,7 @@ from snakemake.utils import validate
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
 
+from resurgence.config.fields import read_yaml
 from resurgence.config.load import make_study
 from resurgence.config.model_path import PATTERN as MODEL
 from resurgence.data import coco
@@ -17,6 +18,9 @@ from resurgence.workflow.job_settings import text
 from resurgence.workflow.rule_table import RULES, every_manifest
 from resurgence.workflow.weights_needed import check_present
 
+# Snakemake takes the last of two equal keys, and 010 for 8; here these are errors
+for file in workflow.configfiles:
+    read_yaml(Path(file))
 STUDY = make_study(config)
 validate(config, str(ROOT / "workflow/schemas/params.schema.yaml"), set_default=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from resurgence.analysis.headline import cell_row, gain, last_steps, number, ver
 from resurgence.analysis.read import read_table
 from resurgence.config.fields import known
 from resurgence.config.model_path import ModelPath, method_name
+from resurgence.files import read_json
 
 KEYS = ["task", "eraser", "variant"]
 PARTS = ("delta", "loras")  # folders of the artefacts of an eraser
@@ -27,7 +27,7 @@ def costs(results: Path, cells: pd.DataFrame) -> pd.DataFrame:
     erased = cells[cells["state"] == "erased"][["base", *KEYS, "erase_seed"]].drop_duplicates()
     for base, task, eraser, variant, seed in erased.itertuples(index=False):
         folder = results / "erased" / base / str(ModelPath(task).then("erase", eraser, variant, int(seed)))
-        runs = [json.loads((folder / part / "run.json").read_text()) for part in PARTS if (folder / part).is_dir()]
+        runs = [read_json(folder / part / "run.json") for part in PARTS if (folder / part).is_dir()]
         file = folder / "delta/delta.safetensors"
         size = file.stat().st_size / 2**20 if file.exists() else 0.0
         rows.append((task, eraser, variant, size, sum(float(run["seconds"]) for run in runs)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
+
+from resurgence.files import read_json
 
 NUMBERS = [
     "step", "value", "low", "high", "base_value", "erased_value", "finetuned_value",
@@ -29,15 +30,15 @@ def read_runs(folders: Iterable[Path]) -> pd.DataFrame:
     """Kind, seconds, device and folder of finished artefacts (manifest.json and run.json of each)."""
     rows = []
     for folder in map(Path, folders):
-        kind = json.loads((folder / "manifest.json").read_text())["kind"]
-        run = json.loads((folder / "run.json").read_text())
+        kind = read_json(folder / "manifest.json")["kind"]
+        run = read_json(folder / "run.json")
         rows.append((kind, float(run["seconds"]), run["device"], folder.as_posix()))
     return pd.DataFrame(rows, columns=["kind", "seconds", "device", "folder"])
 
 
 def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     """Curves of a JSON file: a list of {step, loss}, or concept -> losses in order (the LoRAs of MACE)."""
-    stored = json.loads(Path(path).read_text())
+    stored = read_json(Path(path))
     if isinstance(stored, list):
         return {"loss": [(point["step"], point["loss"]) for point in stored]}
     if not isinstance(stored, dict) or not all(isinstance(values, list) for values in stored.values()):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import logging
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from resurgence import __version__
+from resurgence import __version__, errors
 from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.stages import FinetuneConfig, SamplingConfig
 from resurgence.provenance.trace import provenance_arguments
@@ -178,7 +179,7 @@ COMMANDS = {
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
-    parser = argparse.ArgumentParser(prog="resurgence", description=__doc__.partition("\n")[0])
+    parser = errors.Parser(prog="resurgence", description=__doc__.partition("\n")[0])
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -190,16 +191,17 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, or 1 after an error told in one line."""
+    """Run a command; return 0, or 1 after an error told in one line. A fault of the program itself is raised."""
     args = make_parser().parse_args(arguments)
+    sys.excepthook = functools.partial(errors.report, f"resurgence {args.command}", True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     module, _, function = COMMANDS[args.command].run.partition(":")
     try:
         getattr(importlib.import_module(module), function)(args)
-    except (ValueError, OSError, MemoryError) as error:
+    except errors.expected() as error:
         if args.verbose:
             raise
-        print(f"resurgence {args.command}: {error}", file=sys.stderr)
+        print(f"resurgence {args.command}: {errors.sentence(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -15,13 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from resurgence.cli.guard import output, training_state
 from resurgence.config.erasers import EraserConfig, eraser_config, method_module
-from resurgence.config.fields import ConfigError, at_least, build, one_place
+from resurgence.config.fields import ConfigError, Count, Seed, at_least, build, one_place, parse, yaml_value
 from resurgence.config.names import check_names
+from resurgence.config.stages import MaskConfig, SamplingConfig
 from resurgence.config.task import Task, load_task
+from resurgence.files import check_weights_file, read_lines
 from resurgence.provenance.code_version import code_version
 from resurgence.provenance.inputs import BASE_DELTAS, label_of, parents
 from resurgence.provenance.manifest import write_artefact
@@ -41,7 +41,7 @@ def settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
     """Parse key=value pairs; values are JSON or YAML, so 1e-4, [1, 2], null and plain words all work.
 
     Raises:
-        ConfigError: a pair without =, or a key given twice.
+        ConfigError: a pair without =, a key given twice, or a value that is not valid YAML or octal in it.
     """
     found: dict[str, Any] = {}
     for pair in pairs or []:
@@ -51,7 +51,7 @@ def settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
         try:
             found[key] = json.loads(text)
         except ValueError:
-            found[key] = yaml.safe_load(text)
+            found[key] = yaml_value(text, option, pair)
     return found
 
 
@@ -90,6 +90,7 @@ def erase(args: Namespace) -> None:
     task, config = load_task(args.task), eraser_config(args.eraser)
     values = {**task.erasers.get(args.eraser, {}), **settings(args.set, "--set")}
     cfg = build(config, values, f"erasers.{args.eraser}")
+    check_data_options(args)
     making = {"sampling": settings(args.sampling, "--sampling"), "masks": settings(args.mask, "--mask")}
     parameters = described(args, task=asdict(task), eraser=args.eraser, settings=cfg, **making)
     given = inputs(args, task=args.task, prior=args.prior, images=args.concept_images, concept_masks=args.masks)
@@ -107,6 +108,20 @@ def erase(args: Namespace) -> None:
 
                 save(words_figure(json.loads((folder / "sensitive.json").read_text())), folder / "sensitive")
         shutil.rmtree(data.state, ignore_errors=True)
+
+
+def check_data_options(args: Namespace) -> None:
+    """Raise ConfigError or ValueError for an option of the data of an eraser, before the base is loaded."""
+    parse(Seed, args.seed, "--seed")
+    for option in ("per_concept", "per_anchor", "per_retained"):
+        parse(Count, getattr(args, option), f"--{option.replace('_', '-')}")
+    one_place("--template", args.template)
+    build(SamplingConfig, settings(args.sampling, "--sampling"), "--sampling")
+    build(MaskConfig, settings(args.mask, "--mask"), "--mask")
+    if args.prior is not None:
+        lines(args.prior)
+    if args.masks is not None and args.masks.is_file():
+        check_weights_file(args.masks)
 
 
 def eraser_data(
@@ -147,10 +162,9 @@ def lines(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give a text file with one caption a line")
-    found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not found:
+    if not (captions := read_lines(path)):
         raise ValueError(f"{path} is empty; write one caption a line")
-    return found
+    return captions
 
 
 def concept_images(
@@ -163,14 +177,12 @@ def concept_images(
 
     from resurgence.data.prompts import expand
     from resurgence.diffusion.image_sets import read_image_set
-    from resurgence.diffusion.sampling import SamplingConfig, sample
+    from resurgence.diffusion.sampling import sample
 
     if file is not None:
         rows, pixels = read_image_set(file)
         check_held("--concept-images", file, concepts, rows.get("concept", ()))
     else:
-        at_least("--per-concept, --per-anchor and --per-retained", number, 1)
-        one_place("--template", args.template)
         pairs = [(concept, concept) for concept in concepts]
         rows = pd.DataFrame(expand(pairs, [args.template], number, "concept", "concept image"))
         values = {"steps": 30, **settings(args.sampling, "--sampling")}
@@ -195,13 +207,18 @@ def concept_masks(
     args: Namespace, pipe: StableDiffusionPipeline, images: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Read or find the concept in its images: concept -> (N, 1, H, W) bool."""
-    from safetensors.torch import load_file
-
-    from resurgence.data.masks import MaskConfig, segment
+    from resurgence.data.masks import segment
+    from resurgence.pretrained.loading import read_safetensors
 
     if args.masks is not None:
-        masks = load_file(args.masks)
+        masks, _ = read_safetensors(args.masks)
         check_held("--masks", args.masks, images, masks)
+        for concept, pictures in images.items():
+            wanted = (len(pictures), 1, *pictures.shape[-2:])
+            if masks[concept].shape != wanted:
+                shape = tuple(masks[concept].shape)
+                raise ValueError(f"--masks {args.masks}: {concept!r} has {shape}, its images need {wanted}; give "
+                                 "masks of these images, or leave --masks out")  # fmt: skip
         return masks
     cfg = build(MaskConfig, settings(args.mask, "--mask"), "--mask")
     return {concept: segment(pictures, concept, cfg, pipe, pipe.device) for concept, pictures in images.items()}
@@ -210,11 +227,15 @@ def concept_masks(
 def finetune(args: Namespace) -> None:
     """Fine-tune: step-NNNNNN/ for each checkpoint and curve.json; goes on where an interrupted run stopped."""
     from resurgence.data.image_folder import read_training_images
+    from resurgence.diffusion.sampling import latent_shape
     from resurgence.diffusion.text_checks import count_long, erased_by, warn_of_erased
     from resurgence.training.finetune import FinetuneConfig
     from resurgence.training.finetune import finetune as run
 
     cfg = build(FinetuneConfig, settings(args.set, "--set"), "--set")
+    parse(Seed, args.seed, "--seed")
+    if args.size is not None:
+        at_least("--size", args.size, 8)
     parameters, given = described(args, settings=cfg.parameters(), size=args.size), inputs(args, images=args.images)
     measured: dict[str, Any] = {"argv": sys.argv, "code": code_version("resurgence.cli.models:finetune")}
     with (
@@ -223,9 +244,8 @@ def finetune(args: Namespace) -> None:
         write_artefact(out, "fine-tuned weights", parameters, given, {"seed": args.seed}, measured) as folder,
     ):
         pipe = load(args)
-        factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-        size = args.size or pipe.unet.config.sample_size * factor
-        images, captions, measured["left_out"] = read_training_images(args.images, size)
+        side = latent_shape(pipe, args.size)[-1] * pipe.vae_scale_factor
+        images, captions, measured["left_out"] = read_training_images(args.images, side)
         warn_of_erased(pipe.tokenizer, captions, erased_by(args.delta))
         curve = run(pipe, images, captions, cfg, args.seed, folder, scratch)
         (folder / "curve.json").write_text(json.dumps(curve, indent=1))
@@ -236,7 +256,6 @@ def sample(args: Namespace) -> None:
     """Sample a task's prompt set: images.parquet."""
     from resurgence.data.prompts import prompt_set
     from resurgence.diffusion.image_sets import RESAMPLED, resampled_count, write_image_set
-    from resurgence.diffusion.sampling import SamplingConfig
     from resurgence.diffusion.sampling import sample as run
     from resurgence.diffusion.text import token_form
     from resurgence.diffusion.text_checks import check_prompt_set

@@ -17,7 +17,8 @@ from resurgence.config.fields import NAME, ConfigError, build, known, nearest, o
 from resurgence.config.model_path import method_name
 from resurgence.config.names import check_apart, check_mapping, erased_names
 from resurgence.config.scorers import scorer_config
-from resurgence.files import read_lines, resolve_path
+from resurgence.config.world_words import world_entries
+from resurgence.files import read_json, read_lines, resolve_path
 
 if TYPE_CHECKING:
     from resurgence.config.study import Study
@@ -69,6 +70,7 @@ def check_study(study: Study, root: Path) -> None:
     """Raise ConfigError for the first inconsistency."""
     check_names(study)
     check_files(study, root)
+    check_size(study, root)
     if study.tasks.concepts is not None:
         check_concepts(study, root / study.tasks.concepts)
     check_limits(study)
@@ -139,12 +141,23 @@ def check_files(study: Study, root: Path) -> None:
         known("tasks.general_for", name, study.tasks.names)
 
 
+def check_size(study: Study, root: Path) -> None:
+    """The size of the images is a multiple of the autoencoder's factor; for a base from the hub, the job checks it."""
+    config = root / study.base.path / "vae/config.json"
+    if study.sampling.size is None or not config.is_file():
+        return
+    factor = 2 ** (len(read_json(config).get("block_out_channels", [None])) - 1)
+    if study.sampling.size % factor:
+        remedy = f"must be a multiple of {factor}, the factor of the autoencoder of {study.base.path}"
+        raise ConfigError("sampling.size", study.sampling.size, remedy)
+
+
 def check_concepts(study: Study, path: Path) -> None:
     """Every concept is in the world of the base; a mapping concept may also be a scene or a hypernym."""
     world = read_yaml(path)
-    names = {entry["name"] for entry in world["concepts"]}
-    wide = names | {entry["name"] for entry in world.get("scenes", [])}
-    wide |= {word for entry in world["concepts"] for word in entry.get("hypernyms", [])}
+    drawn, scenes = (world_entries(world, key, str(path)) for key in ("concepts", "scenes"))
+    names = {entry.name for entry in drawn}
+    wide = names | {entry.name for entry in scenes} | {word for entry in drawn for word in entry.hypernyms}
 
     def check(key: str, words: Iterable[str], allowed: set[str]) -> None:
         for word in words:

@@ -19,19 +19,28 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator
 
+from resurgence.files import read_text
+
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 EXPONENT = re.compile(r"([-+]?\d+)\.?(\d*)[eE]([-+]?)(\d+)")
-STRICT = ConfigDict(strict=True, extra="forbid")
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 UNKNOWN = "unexpected_keyword_argument"  # pydantic's name of the error
-LIMITS = {"greater_than": "more than", "greater_than_equal": "at least", "less_than": "less than"}
+LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
+SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
+LIMITS = {
+    **{"greater_than": "more than", "greater_than_equal": "at least"},
+    **{"less_than": "less than", "less_than_equal": "at most"},
+}
 WORDS = {"int_type": "a whole number", "float_type": "a number", "string_type": "text", "bool_type": "true or false"}
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is 7 times faster, where PyYAML has it
 T = TypeVar("T")
 NO_TEMPLATE = 'is empty; write at least one template with {}, or "" for the built-in ones'
 ONE_PLACE = "must hold {} exactly once, where the concept goes"
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Seed = Natural
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Natural = Annotated[int, Field(ge=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**62)]  # seed + number of the image is stored as int64
+DdimSteps = Annotated[int, Field(ge=1, le=1000)]  # DDIM steps: not more than the base was trained with
+Guidance = Annotated[float, Field(ge=0, le=1000)]  # the prediction grows with it, and overflows
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -196,13 +205,20 @@ def config_error(error: Any, kind: Any, value: Any, key: str) -> ConfigError:
             remedy = "must be a mapping of keys to values"
         case limit if limit in LIMITS:
             (bound,) = details.values()
-            remedy = (
-                "must be positive" if (limit, bound) == ("greater_than", 0) else f"must be {LIMITS[limit]} {bound:g}"
-            )
+            shown = bound if isinstance(bound, int) else f"{bound:g}"
+            remedy = "must be positive" if (limit, bound) == ("greater_than", 0) else f"must be {LIMITS[limit]} {shown}"
         case "int_type" | "float_type" if isinstance(entered, str) and (number := EXPONENT.fullmatch(entered)):
             digits, fraction, sign, power = number.groups("")
             fixed = f"{digits}.{fraction or 0}e{sign or '+'}{power}"
             remedy = f"is text in YAML 1.1, which wants point and sign in the number; write {fixed}"
+        case "int_type" if isinstance(entered, str) and LEADING_ZERO.fullmatch(entered):
+            remedy = f"is text, as it begins with 0; write {entered.lstrip('+-0')}"
+        case "finite_number":
+            remedy = "must be a finite number; write one, or leave the key out for the default"
+        case "int_parsing_size":
+            remedy = "is too large; write a whole number below 2^62"
+        case "string_type" if not isinstance(entered, Mapping | list | None):
+            remedy = f"must be text, got {type(entered).__name__}; put it in quotes"
         case other:
             remedy = f"must be {WORDS[other]}, got {type(entered).__name__}" if other in WORDS else error["msg"]
     return ConfigError(where, entered, remedy)
@@ -223,8 +239,20 @@ def dataclass_in(kind: Any) -> Any:
     return next(filter(None, map(dataclass_in, typing.get_args(kind))), None)
 
 
-class UniqueKeys(Loader):  # type: ignore[misc]
-    """YAML in which a key written twice is an error instead of the last one winning."""
+class StrictYaml(Loader):  # type: ignore[misc]
+    """YAML in which a key written twice is an error, and so is a number that YAML 1.1 reads otherwise than written."""
+
+    def number(self, node: yaml.ScalarNode) -> Any:
+        """The value of a whole number or fraction; ConfigError for octal (010 is 8) and sexagesimal (1:30 is 90)."""
+        text, where = str(node.value), f"line {node.start_mark.line + 1}"
+        integer = node.tag == "tag:yaml.org,2002:int"
+        value = self.construct_yaml_int(node) if integer else self.construct_yaml_float(node)
+        if integer and LEADING_ZERO.fullmatch(text):
+            sign, decimal = "-" * text.startswith("-"), text.replace("_", "").lstrip("+-0") or "0"
+            raise ConfigError(where, text, f"is octal in YAML 1.1 and would be {value}; write {sign}{decimal}")
+        if SEXAGESIMAL.fullmatch(text):
+            raise ConfigError(where, text, f"is in base 60 in YAML 1.1 and would be {value}; write it in quotes")
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping of a node; raises ConfigError for a key written twice."""
@@ -234,14 +262,32 @@ class UniqueKeys(Loader):  # type: ignore[misc]
         return items
 
 
+StrictYaml.add_constructor("tag:yaml.org,2002:int", StrictYaml.number)
+StrictYaml.add_constructor("tag:yaml.org,2002:float", StrictYaml.number)
+
+
+def yaml_value(text: str, key: str, value: str) -> Any:
+    """The value of YAML text; raises ConfigError for bad syntax, a key written twice, an octal or sexagesimal number.
+
+    Args:
+        key, value: what the text belongs to, for messages: a file or an option.
+    """
+    try:
+        return yaml.load(text, Loader=StrictYaml)
+    except yaml.YAMLError as error:
+        remedy = f"is not valid YAML: {' '.join(str(error).split())}; correct that line, or put text in quotes"
+        raise ConfigError(key, value, remedy) from error
+    except ConfigError as error:
+        raise ConfigError(f"{key} {value}, {error.key}", error.value, error.remedy) from error
+    except (ValueError, OverflowError, RecursionError) as error:  # 2024-13-45, nesting
+        raise ConfigError(key, value, f"has a value that is no YAML ({error}); put text in quotes") from error
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping; raise ConfigError for a missing file, bad syntax or a key written twice."""
+    """Read a YAML mapping; raise ConfigError for a missing file and as `yaml_value` does, ValueError as `read_text`."""
     if not Path(path).is_file():
         raise ConfigError("file", str(path), "does not exist; check the name and the folder you run in")
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=UniqueKeys)
-    except yaml.YAMLError as error:
-        raise ConfigError("file", str(path), f"is not valid YAML: {error}") from error
+    values = yaml_value(read_text(Path(path)), "file", str(path))
     if not isinstance(values, dict):
-        raise ConfigError("file", str(path), "must hold a mapping of keys to values")
+        raise ConfigError("file", str(path), "must hold a mapping of keys to values; write key: value lines")
     return values

@@ -13,7 +13,8 @@ from resurgence.config.fields import (
     NAME,
     ConfigError,
     Count,
-    NotNegative,
+    DdimSteps,
+    Guidance,
     Seed,
     build,
     known,
@@ -85,9 +86,9 @@ class ConceptImages:
     """Images of each retained concept."""
     template: str = "a photo of the {}"
     """Prompt, with {} where the concept goes."""
-    steps: Count = 30
+    steps: DdimSteps = 30
     """DDIM steps."""
-    guidance: NotNegative = 7.5
+    guidance: Guidance = 7.5
     """Scale of classifier-free guidance; 1 or less: no guidance."""
 
     def __post_init__(self) -> None:
@@ -167,7 +168,7 @@ class Statistics:
     """Resamples of the bootstrap."""
     level: float = 0.95
     """Level of the intervals, between 0 and 1."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the resampling."""
 
     def __post_init__(self) -> None:

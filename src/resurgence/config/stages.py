@@ -11,20 +11,31 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from resurgence.config.fields import ConfigError, Count, Fraction, NotNegative, Positive, one_place
+from resurgence.config.fields import (
+    ConfigError,
+    Count,
+    DdimSteps,
+    Fraction,
+    Guidance,
+    Natural,
+    NotNegative,
+    Positive,
+    Seed,
+    one_place,
+)
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """Settings of the sampler; the defaults are the paper's."""
 
-    steps: Count = 50
+    steps: DdimSteps = 50
     """DDIM steps."""
-    guidance: NotNegative = 7.5
+    guidance: Guidance = 7.5
     """Scale of classifier-free guidance; 1 or less: no guidance."""
     batch: Count = 16
     """Images in a forward pass; changes an image by rounding only."""
-    size: Annotated[int, Field(ge=8)] | None = None
+    size: Annotated[int, Field(ge=8, le=8192)] | None = None
     """Pixels a side; null: the base's own."""
     shard: Count | None = None
     """Most images in a file, after which an interrupted job resumes; null: all in one."""
@@ -54,8 +65,8 @@ class MaskConfig:
     # cross-attention
     template: str = "a photo of {}"
     """Caption under which the attention is read."""
-    timesteps: tuple[int, ...] = (100, 200, 300, 400)
-    """Timesteps of the noise, whose attention is averaged."""
+    timesteps: tuple[Annotated[int, Field(ge=0, lt=1000)], ...] = (100, 200, 300, 400)
+    """DdimSteps of the noise, whose attention is averaged."""
     # grounded-sam
     detector: str = "IDEA-Research/grounding-dino-base"
     """Folder or hub id of Grounding DINO."""
@@ -77,8 +88,8 @@ class MaskConfig:
     def __post_init__(self) -> None:
         for key in ("template", "phrase"):
             one_place(key, getattr(self, key))
-        if not self.timesteps or min(self.timesteps) < 0:
-            raise ConfigError("timesteps", list(self.timesteps), "must name at least one timestep, none negative")
+        if not self.timesteps:
+            raise ConfigError("timesteps", [], "must not be empty; write at least one timestep, e.g. [100]")
         for key in ("detector", "sam"):
             if not getattr(self, key).strip():
                 raise ConfigError(key, getattr(self, key), "is empty; write a folder or a hub id")
@@ -100,7 +111,7 @@ class TercileConfig:
     """Thirds of equal width of similarity, or of equally many candidates."""
     template: str = "{}"
     """Text that the name stands in."""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of the draw."""
 
     def __post_init__(self) -> None:
@@ -121,7 +132,7 @@ class FinetuneConfig:
     """Learning rate of AdamW, betas (0.9, 0.999), eps 1e-8; the authors' full run: 1e-5."""
     lr_scheduler: Literal["cosine", "constant"] = "cosine"
     """After the warm-up; the authors' full run: constant."""
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Natural = 0
     """Steps of linear warm-up."""
     batch: Count = 1
     """Images a forward pass; the authors' full run: 8."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from resurgence.config.fields import NAME, ConfigError, at_least, build, known, read_yaml
+from resurgence.config.fields import NAME, ConfigError, Count, Seed, build, known, read_yaml
 from resurgence.config.names import check_distinct, check_names, check_prompts, prompts_of
 from resurgence.config.spelling import normal_form
 
@@ -22,8 +22,8 @@ class Task:
     retain: tuple[str, ...]
     mapping: dict[str, str]  # concept -> mapping concept; in YAML one word may stand for all
     templates: tuple[str, ...]  # of the prompts, "a portrait of the {}"
-    seeds: dict[str, int]  # images per template and concept (or synonym), by role: erase, retain, synonym
-    first_seed: int | None = None  # image i of each prompt has seed first_seed + i; null: derived seeds (prompts.py)
+    seeds: dict[str, Count]  # images per template and concept (or synonym), by role: erase, retain, synonym
+    first_seed: Seed | None = None  # image i of each prompt has seed first_seed + i; null: derived seeds (prompts.py)
     synonyms: dict[str, tuple[str, ...]] = field(default_factory=dict)  # prompted with role "synonym"
     finetune: tuple[str, ...] = ()  # random concepts of the same domain, neither erased nor retained
     labels: tuple[str, ...] = ()  # label set of the CLIP accuracy; empty: erase and retain
@@ -82,10 +82,8 @@ class Task:
                 raise ConfigError("labels", list(self.labels), f"{cure}: its images are scored against the labels")
 
     def _check_seeds(self) -> None:
-        for role, count in self.seeds.items():
+        for role in self.seeds:
             known("seeds", role, ("erase", "retain", "synonym"))
-            at_least(f"seeds.{role}", count, 1)
-        at_least("first_seed", self.first_seed or 0, 0)
         for role in ("erase", "retain", *(("synonym",) if self.synonyms else ())):
             if role not in self.seeds:
                 raise ConfigError("seeds", self.seeds, f"has no {role!r}; add the images per template and concept")
@@ -95,7 +93,7 @@ def make_task(values: Mapping[str, Any], where: str = "task") -> Task:
     """Build a task from a mapping; one word under `mapping` stands for every erased concept."""
     values = dict(values)
     if isinstance(values.get("mapping"), str) and isinstance(values.get("erase"), list | tuple):
-        values["mapping"] = dict.fromkeys(values["erase"], values["mapping"])
+        values["mapping"] = {word: values["mapping"] for word in values["erase"] if isinstance(word, str)}
     return build(Task, values, where)
 
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import logging
 import random
+import sys
 import urllib.error
 import urllib.request
 import zipfile
@@ -22,8 +24,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from resurgence import errors
 from resurgence.config.consistency import COCO_CAPTIONS, COCO_SAMPLE
-from resurgence.files import atomic_file, sha256
+from resurgence.files import atomic_file, read_rows, sha256
 from resurgence.pretrained.checksums import offline
 from resurgence.progress import Progress
 from resurgence.seeds import seed_of
@@ -118,13 +121,11 @@ def read_list(path: Path, count: int) -> list[dict[str, object]]:
     Raises:
         ValueError: a list without these columns, or a shorter one.
     """
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path)
     needed = ("prompt", "evaluation_seed", "coco_id")
     if not rows or any(key not in rows[0] for key in needed):
-        raise ValueError(
-            f"{path} has the columns {list(rows[0]) if rows else []}, needed are {', '.join(needed)}; give the authors' list"
-        )
+        columns = list(rows[0]) if rows else []
+        raise ValueError(f"{path} has the columns {columns}, needed are {', '.join(needed)}; give the authors' list")
     if len(rows) < count:
         raise ValueError(f"{path} has {len(rows)} rows, {count} are wanted; give the whole list, or fewer")
     return [
@@ -134,13 +135,14 @@ def read_list(path: Path, count: int) -> list[dict[str, object]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Fetch the archive, or write its captions or a sample of them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = errors.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("annotations", "captions", "sample"))
     parser.add_argument("--archive", type=Path, default=Path(ARCHIVE))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=5000, help="captions of the sample")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--list", type=Path, help="a published list, whose first rows are the sample")
+    sys.excepthook = functools.partial(errors.report, parser.prog, False)
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     if args.what == "annotations":

@@ -12,8 +12,6 @@ Folders are read with their sub-folders. What is left out is counted, by reason.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import re
@@ -28,7 +26,7 @@ import torch
 
 from resurgence.data.pictures import SUFFIXES, picture_files, read_picture, square
 from resurgence.diffusion.image_sets import threads
-from resurgence.files import read_lines
+from resurgence.files import read_lines, read_rows
 
 log = logging.getLogger(__name__)
 CAPTION_KEYS = ("text", "prompt", "caption")
@@ -181,10 +179,10 @@ def metadata_rows(file: Path, left_out: dict[str, list[str]]) -> list[tuple[Path
         if file.suffix == ".jsonl":
             rows: list[dict[str, Any]] = [json.loads(line) for line in read_lines(file)]
         elif file.suffix == ".csv":
-            rows = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8-sig"), newline="")))
+            rows = list(read_rows(file))
         else:
             rows = pq.read_table(file).to_pylist()
-    except (json.JSONDecodeError, csv.Error, pa.ArrowException) as error:
+    except (json.JSONDecodeError, pa.ArrowException) as error:
         raise ValueError(f"{file} cannot be read ({error}); write one object a line, or a table") from error
     captions = []
     for number, row in enumerate(rows, 1):

@@ -7,29 +7,27 @@ its precision is a setting of the study: bf16 keeps 8 bits of each value, fp16 1
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from resurgence.diffusion.device import DTYPES
+from resurgence.diffusion.lora_files import read_lora
 from resurgence.files import atomic_file
 from resurgence.pretrained.finite import check_finite
+from resurgence.pretrained.loading import read_safetensors
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-T = TypeVar("T")
 Delta = dict[str, torch.Tensor]
 """'unet.<parameter>' or 'text_encoder.<parameter>' -> the parameter's new value."""
 PARTS = ("unet", "text_encoder")
 DELTA_FILE = "delta.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"
-AGAIN = "fetch it again, or make it again with a lower lr"  # remedy for a file that is not finite
 DIVERGED = "the step diverged: lower its lr, or raise lamb in a closed form"
 
 
@@ -42,11 +40,6 @@ def changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor
         for name in sorted(after)
         if not torch.equal(before[name].to(after[name].device), after[name])
     }
-
-
-def of_part(values: Mapping[str, T], part: str) -> dict[str, T]:
-    """The entries of one part of the pipeline, such as `unet`, by their names within it."""
-    return {name.removeprefix(f"{part}."): value for name, value in values.items() if name.startswith(f"{part}.")}
 
 
 def parameters(pipe: StableDiffusionPipeline) -> dict[str, torch.Tensor]:
@@ -65,12 +58,7 @@ def load_delta(path: Path) -> Delta:
     """Read a delta; raise FileNotFoundError or ValueError naming the file that is missing, damaged or not finite."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing; run the step that writes it (resurgence erase or finetune)")
-    try:
-        delta = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and run the step that writes it again") from error
-    check_finite(delta, path, AGAIN)
-    return delta
+    return read_safetensors(path)[0]
 
 
 @torch.no_grad()
@@ -106,6 +94,8 @@ def apply_folder(pipe: StableDiffusionPipeline, folder: Path) -> None:
         FileNotFoundError: the folder has neither file; the message names the folders below it that have one.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise FileNotFoundError(f"{folder} is a file; put it into a folder, as {DELTA_FILE} or, a LoRA, as {LORA_FILE}")
     delta, lora = folder / DELTA_FILE, folder / LORA_FILE
     if not (delta.exists() or lora.exists()):
         steps = sorted({str(p.parent) for name in (DELTA_FILE, LORA_FILE) for p in folder.glob(f"*/{name}")})
@@ -139,56 +129,16 @@ def round_deltas(folder: Path, precision: str) -> None:
         save_delta(in_precision(load_delta(file), precision), file)
 
 
-OLDER_NAMES = {".processor.": ".", ".lora_linear_layer.down": ".lora_A", ".lora_linear_layer.up": ".lora_B"}
-"""Names in LoRA files of earlier diffusers versions, beyond those that diffusers itself converts."""
-
-
-def lora_scale(module: str, rank: int, alphas: Mapping[str, torch.Tensor], metadata: Mapping) -> float:
-    """Return alpha / rank of one module; alpha = rank where the file does not say otherwise, as in diffusers."""
-    from peft.utils.other import get_pattern_key
-
-    if f"{module}.alpha" in alphas:
-        return float(alphas[f"{module}.alpha"]) / rank
-    if not metadata:
-        return 1.0
-    if metadata.get("use_dora"):
-        raise ValueError(f"{module}: DoRA adapters cannot be merged as W + scale B A; export plain LoRA weights")
-    patterns = metadata.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(list(patterns), module), metadata["lora_alpha"])
-    return alpha / (rank**0.5 if metadata.get("use_rslora") else rank)
-
-
 def lora_delta(pipe: StableDiffusionPipeline, path: Path) -> Delta:
-    """Return W' = W + scale B A, computed in float32, for every module of a LoRA file in diffusers format.
+    """Return W' = W + scale B A, computed in float32, for every module of a LoRA file (`read_lora`).
 
     Raises:
-        ValueError: a tensor that is not finite or not part of a plain LoRA, or a module that the base does not have.
+        ValueError: a file that is no LoRA of this base, or a tensor that is not finite.
     """
-    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
-
-    with safe_open(path, "pt") as file:
-        header = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    check_finite(tensors, path, AGAIN)
-    weights = parameters(pipe)
-    tensors = convert_unet_state_dict_to_peft(tensors)
-    for old, new in OLDER_NAMES.items():
-        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
-    alphas = {name: t for name, t in tensors.items() if name.endswith(".alpha")}
-    downs = {n.removesuffix(".lora_A.weight"): t for n, t in tensors.items() if n.endswith(".lora_A.weight")}
-    expected = {f"{m}.lora_{side}.weight" for m in downs for side in "AB"} | {f"{m}.alpha" for m in downs}
-    if unknown := sorted(set(tensors) - expected):
-        raise ValueError(f"{path}: {unknown[0]} is no part of a plain LoRA (A, B, alpha); save it in diffusers format")
-    delta: Delta = {}
-    for module, down in downs.items():
-        name = module if f"{module}.weight" in weights else module.replace("text_encoder.text_model.", "text_encoder.")
-        if f"{name}.weight" not in weights:
-            raise ValueError(f"{path}: the base has no module {module!r}; use the base that the LoRA was trained on")
-        part, inner = module.split(".", 1)
-        scale = lora_scale(inner, len(down), of_part(alphas, part), of_part(header, part))
-        weight = weights[f"{name}.weight"].detach().float().cpu()
-        up = tensors[f"{module}.lora_B.weight"].float()
+    weights, delta = parameters(pipe), {}
+    for name, (down, up, scale) in read_lora(path, weights).items():
+        weight = weights[name].detach().float().cpu()
         # `pipe.fuse_lora()` gives the same bytes in fp32, but rounds A and B first in a half-precision base
-        product = (up.flatten(1) @ down.float().flatten(1)).reshape(weight.shape)  # convolutions: B is 1 x 1
-        delta[f"{name}.weight"] = weight + scale * product
+        product = (up.float().flatten(1) @ down.float().flatten(1)).reshape(weight.shape)  # convolutions: B is 1 x 1
+        delta[name] = weight + scale * product
     return delta

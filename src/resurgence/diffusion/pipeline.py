@@ -9,11 +9,11 @@ look for GPUs. Import it where a base is loaded: after the job has taken its GPU
 
 from __future__ import annotations
 
-import json
-import re
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -22,15 +22,17 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors import SafetensorError
 from transformers import CLIPTextModel
 
+from resurgence.diffusion.base_checks import check_folder, check_parts, variant_of
 from resurgence.diffusion.deltas import apply_folder
 from resurgence.diffusion.device import DTYPES, resolve_device
 from resurgence.diffusion.unet import ddim_of
-from resurgence.pretrained.checksums import missing_base, offline, verify_loaded
+from resurgence.files import check_weights_file
+from resurgence.pretrained.checksums import HUB_ID, locate, missing_base, offline, verify_loaded
 from resurgence.pretrained.finite import check_finite
 from resurgence.pretrained.loading import check_complete, load_pretrained
 from resurgence.provenance.outputs import check_space
 
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+log = logging.getLogger(__name__)
 
 
 def load_base(
@@ -47,9 +49,9 @@ def load_base(
 
     Raises:
         FileNotFoundError: says where the base was looked for and which command fetches it.
-        ValueError: an unknown device, pickled weights, a folder of another pipeline, other checksums than
-            config/weights.yaml has, weights that are not finite in the precision, or a noise schedule that cannot be
-            sampled.
+        ValueError: an unknown device, pickled weights, a folder of another pipeline, parts that do not fit together
+            (base_checks.py), other checksums than config/weights.yaml has, weights that are not finite in the
+            precision, or a noise schedule that cannot be sampled.
     """
     torch.set_flush_denormal(True)
     local, device, dtype = Path(path), resolve_device(device), DTYPES[precision]
@@ -59,18 +61,12 @@ def load_base(
         raise ValueError(f"{path}: pickled weights can execute code and are not read; convert them to .safetensors")
     if not local.exists() and not HUB_ID.fullmatch(str(path)):
         raise FileNotFoundError(missing_base(path, revision, FileNotFoundError("no such file or folder")))
+    if local.is_file():
+        check_weights_file(local)
+    elif local.is_dir():
+        check_folder(local)
     try:
-        if local.is_file():
-            folder = local.with_suffix("")
-            config = {"config": str(folder)} if (folder / "model_index.json").exists() else {}
-            options |= config | {"local_files_only": offline()}
-            pipe = StableDiffusionPipeline.from_single_file(str(local), **options)
-        else:
-            check_folder(local)
-            verify_loaded(path, revision)
-            text = load_pretrained(CLIPTextModel, str(path), "base.path", revision, "text_encoder", dtype=dtype)
-            options |= {"text_encoder": text, "feature_extractor": None, "use_safetensors": True}
-            pipe = StableDiffusionPipeline.from_pretrained(str(path), revision=revision, **options)
+        pipe = from_file(local, options) if local.is_file() else from_folder(str(path), revision, options)
     except (OSError, SafetensorError) as error:
         raise FileNotFoundError(missing_base(path, revision, error)) from error
     except ValueError as error:
@@ -82,6 +78,7 @@ def load_base(
         check_complete(getattr(pipe, part), f"base.path = {str(path)!r}", part)
         remedy = "fetch the base again" if precision == "fp32" else "fetch the base again, or use precision fp32"
         check_finite(getattr(pipe, part).state_dict(), local if local.is_file() else f"{path}/{part}", remedy)
+    check_parts(pipe, str(path))
     pipe.scheduler = ddim_of(pipe.scheduler)
     check_schedule(pipe.scheduler, path)
     pipe.set_progress_bar_config(disable=True)
@@ -90,23 +87,34 @@ def load_base(
     return pipe.to(device)
 
 
+def from_file(file: Path, options: dict[str, Any]) -> StableDiffusionPipeline:
+    """The pipeline of a single .safetensors file, configured by the folder beside it or the hub's cache."""
+    folder = file.with_suffix("")
+    config = {"config": str(folder)} if (folder / "model_index.json").exists() else {}
+    return StableDiffusionPipeline.from_single_file(str(file), local_files_only=offline(), **config, **options)
+
+
+def from_folder(name: str, revision: str | None, options: dict[str, Any]) -> StableDiffusionPipeline:
+    """The pipeline of a diffusers folder or hub id; of a part with weights of one variant only, such as fp16, those."""
+    verify_loaded(name, revision)
+    folder, variants = locate(name, revision), {}
+    for part in ("unet", "vae", "text_encoder"):
+        variants[part] = variant_of(folder / part) if folder is not None else None
+        if variants[part] is not None:
+            log.info("%s of %s: only weights of the variant %s are there", part, name, variants[part])
+    text = {"dtype": options["dtype"], "variant": variants["text_encoder"]}
+    encoder = load_pretrained(CLIPTextModel, name, "base.path", revision, "text_encoder", **text)
+    return StableDiffusionPipeline.from_pretrained(
+        name, revision=revision, variant=variants["unet"] or variants["vae"], text_encoder=encoder,
+        feature_extractor=None, use_safetensors=True, **options,
+    )  # fmt: skip
+
+
 def disable_progress_bars() -> None:
     """Keep the progress bars of diffusers and transformers out of log files."""
     if not sys.stderr.isatty():
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-
-
-def check_folder(folder: Path) -> None:
-    """Raise when a local folder is not a Stable Diffusion pipeline; names that are no folder are left to the hub."""
-    if not folder.is_dir():
-        return
-    index = folder / "model_index.json"
-    if not index.exists():
-        raise FileNotFoundError(f"{folder} has no model_index.json; give one written by diffusers' save_pretrained")
-    name = json.loads(index.read_text()).get("_class_name")
-    if name != "StableDiffusionPipeline":
-        raise ValueError(f"{index}: _class_name = {name!r}; give a StableDiffusionPipeline (SD 1.x or 2.x)")
 
 
 def check_schedule(scheduler: DDIMScheduler, path: str | Path) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.func import functional_call
 
+from resurgence.config.fields import ConfigError
+
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, SchedulerMixin, UNet2DConditionModel
 
@@ -67,8 +69,13 @@ def ddim(
     Args:
         scheduler: the base's. predict: of the UNet. x: (B, C, h, w), noise. text: (B, L, d).
         empty: (1, L, d), the embedding of "". guidance: 1 or less: none.
+
+    Raises:
+        ConfigError: more steps than the base was trained with.
     """
     scheduler = ddim_of(scheduler)
+    if steps > (trained := scheduler.config.num_train_timesteps):
+        raise ConfigError("steps", steps, f"the base was trained with {trained} timesteps; write at most {trained}")
     scheduler.set_timesteps(steps)
     guided = guidance > 1
     context = torch.cat([empty.expand_as(text), text]) if guided else text

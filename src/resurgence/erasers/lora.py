@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from resurgence.diffusion.attention import projections
-from resurgence.diffusion.deltas import AGAIN, DIVERGED, Delta
+from resurgence.diffusion.deltas import DIVERGED, Delta
 from resurgence.pretrained.finite import check_finite
+from resurgence.pretrained.loading import read_safetensors
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -130,18 +131,20 @@ def load_loras(folder: Path, concepts: Sequence[str]) -> dict[str, Lora]:
     """Read what `save_loras` wrote.
 
     Raises:
-        FileNotFoundError: naming the concept whose file is missing. ValueError: a LoRA is not finite.
+        FileNotFoundError: naming the concept whose file is missing.
+        ValueError: a LoRA that is damaged, not whole or not finite.
     """
-    from safetensors.torch import load_file
-
     loras = {}
     for concept in concepts:
         path = Path(folder) / slug(concept) / WEIGHTS
         if not path.is_file():
             raise FileNotFoundError(f"LoRA of {concept!r}: {str(path)!r} does not exist; train the LoRAs first")
-        tensors = load_file(path)
-        check_finite(tensors, path, AGAIN)
+        tensors, _ = read_safetensors(path)
         names = [key.removeprefix("unet.").removesuffix(".lora_A.weight") for key in tensors if ".lora_A." in key]
+        sides = {f"unet.{name}.lora_{side}.weight" for name in names for side in "AB"}
+        if not names or (wrong := sorted(sides ^ set(tensors))):
+            what = f"{wrong[0]} has no partner" if names else "no LoRA is in it"
+            raise ValueError(f"{path}: {what}; it is not a file that an eraser wrote: train the LoRAs again")
         pairs = ((name, tuple(tensors[f"unet.{name}.lora_{side}.weight"] for side in "AB")) for name in names)
         loras[concept] = dict(pairs)
     return loras

@@ -9,6 +9,7 @@ a study needs: workflow/weights_needed.py.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from resurgence.config.fields import build, read_yaml
 from resurgence.files import known_sha256, resolve_path
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TABLE, LOCK = Path("config/weights.yaml"), Path("config/weights.lock")
 
 
@@ -126,8 +128,16 @@ def missing_base(path: str | Path, revision: str | None, error: Exception) -> st
     from huggingface_hub import constants
 
     reason = " ".join(str(error).split())[:300]
+    cause = f"cannot load the base {str(path)!r} ({type(error).__name__}: {reason})"
+    if Path(path).exists():
+        return (
+            f"{cause}. {Path(path).absolute()} is there but not complete: copy or fetch it again as a whole, with "
+            "safetensors (diffusers' save_pretrained writes such a folder)."
+        )
+    if not HUB_ID.fullmatch(str(path)):
+        return f"{cause}. No file or folder {Path(path).absolute()}, and no hub id; correct the path."
     return (
-        f"cannot load the base {str(path)!r} ({type(error).__name__}: {reason}). Looked for the local folder or file "
+        f"{cause}. Looked for the local folder or file "
         f"{Path(path).absolute()} and for the hub id {path}{f' at revision {revision}' if revision else ''} in "
         f"{constants.HF_HUB_CACHE}. While online, {remedy(str(path), table().get(str(path)), revision)} (a gated model "
         f"needs `hf auth login` and its licence accepted first), or give the path of a folder that diffusers' "

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from resurgence.files import sha256
+from resurgence.files import check_weights_file, sha256
 from resurgence.pretrained.finite import check_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+AGAIN = "fetch it again, or make it again with a lower lr"  # remedy for a file that is not finite
 SHORTEST = 8  # hexadecimal digits of a checksum: torch.hub's file names have this many
 PICKLED = (".pt", ".pth", ".pkl", ".bin", ".ckpt")
 
@@ -60,6 +61,8 @@ def read_tensors(path: Path, key: str, fetch: str) -> Any:
             not finite.
     """
     try:
+        if Path(path).suffix == ".safetensors":
+            check_weights_file(path)
         if Path(path).suffix in PICKLED:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
         else:
@@ -74,6 +77,23 @@ def read_tensors(path: Path, key: str, fetch: str) -> Any:
         named = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
         check_finite(named, f"{key} = {str(path)!r}", fetch)
     return tensors
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        ValueError: the file is a Git LFS pointer, truncated or something else, or a value is not finite.
+    """
+    check_weights_file(path)
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); fetch it or run its step again") from error
+    check_finite(tensors, path, AGAIN)
+    return tensors, metadata
 
 
 def fill(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], key: str, fetch: str) -> None:
@@ -115,6 +135,8 @@ def load_pretrained(
     from transformers import PreTrainedConfig
 
     fetch = f"fetch it again (`hf download {name}{f' --revision {revision}' if revision else ''}`), or name a folder"
+    if Path(name).exists():
+        fetch = "copy or fetch the folder again as a whole, or name another"
     source = {"revision": revision, "subfolder": subfolder}
     try:
         model_type = PreTrainedConfig.get_config_dict(name, **source)[0].get("model_type")

@@ -32,6 +32,7 @@ INFRASTRUCTURE = (
     "resurgence.config.fields",  # refuses bad settings; those that pass are parameters of the artefact
     "resurgence.config.names",  # refuses names that collide
     "resurgence.diffusion.text_checks",  # refuses names and captions by their tokens, counts long ones
+    "resurgence.errors",  # how an error is told
     "resurgence.files",  # writes under a temporary name, digests files
     "resurgence.pretrained",  # checks files of weights, which are inputs
     "resurgence.progress",  # log lines

@@ -6,12 +6,11 @@ artefacts. `restore` writes each run.json back beside its manifest.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from resurgence.files import sha256, write_json
+from resurgence.files import read_json, sha256, write_json
 from resurgence.provenance.manifest import MANIFEST, RUN, run_file
 
 RECORD = Path("results/cost/runs.json")
@@ -20,7 +19,7 @@ RECORD = Path("results/cost/runs.json")
 def record(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Folder -> content of its run.json, with the digest of its manifest."""
     return {
-        folder.as_posix(): {**json.loads((folder / RUN).read_text()), "manifest": sha256(folder / MANIFEST)}
+        folder.as_posix(): {**read_json(folder / RUN), "manifest": sha256(folder / MANIFEST)}
         for folder in map(Path, folders)
     }
 
@@ -29,9 +28,9 @@ def run_of(place: Path, root: Path = Path()) -> dict[str, Any]:
     """The run of an artefact's folder or a made.json, from its run file or the record; empty if neither has it."""
     manifest = root / place / MANIFEST if (root / place).is_dir() else root / place
     folder, digest, file = manifest.parent.relative_to(root), sha256(manifest), run_file(manifest)
-    run = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    run = read_json(file) if file.is_file() else {}
     if run.get("manifest") != digest and manifest.name == MANIFEST and (root / RECORD).is_file():
-        run = json.loads((root / RECORD).read_text(encoding="utf-8")).get(folder.as_posix(), {})
+        run = read_json(root / RECORD).get(folder.as_posix(), {})
     return run if run.get("manifest") == digest else {}
 
 
@@ -44,11 +43,11 @@ def restore(root: Path = Path()) -> int:
     if not (root / RECORD).is_file():
         return 0
     written = 0
-    for place, entry in json.loads((root / RECORD).read_text()).items():
+    for place, entry in read_json(root / RECORD).items():
         folder = root / place
         if not (folder / MANIFEST).is_file() or sha256(folder / MANIFEST) != entry["manifest"]:
             continue
-        present = json.loads((folder / RUN).read_text()) if (folder / RUN).exists() else {}
+        present = read_json(folder / RUN) if (folder / RUN).exists() else {}
         if present.get("manifest") != entry["manifest"]:
             write_json(folder / RUN, entry)
             written += 1

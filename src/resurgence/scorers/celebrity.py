@@ -21,7 +21,6 @@ Gaussian mixture, multiplies the probabilities in a group and takes the first gr
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from resurgence.files import read_json, read_text
 from resurgence.pretrained.loading import check_file, fill, read_tensors
 
 if TYPE_CHECKING:
@@ -164,8 +164,8 @@ def load(config: CelebrityConfig, device: torch.device | str = "cpu") -> Celebri
     folder, key, fetch = Path(config.path), "scorers.celebrity.path", config.fetch
     for name in (CONFIG, LABELS):
         check_file(folder / name, None, key, fetch)
-    stored = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    labels = (folder / LABELS).read_text(encoding="utf-8").splitlines()
+    stored = read_json(folder / CONFIG)
+    labels = read_text(folder / LABELS).splitlines()
     if stored.get("architecture") != ARCHITECTURE:
         raise ValueError(f"{key}: {folder / CONFIG} says architecture = {stored.get('architecture')!r}, not "
                          f"{ARCHITECTURE!r}; {fetch}")  # fmt: skip

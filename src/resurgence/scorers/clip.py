@@ -10,7 +10,6 @@ Rows of role `synonym` have the class as their concept; rows of role `general` h
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 
 from resurgence.config.fields import known
 from resurgence.config.names import Form, check_distinct
+from resurgence.files import read_json
 from resurgence.pretrained.checksums import verify_loaded
 from resurgence.pretrained.finite import check_finite
 from resurgence.pretrained.loading import check_file
@@ -160,7 +160,7 @@ def load_tokenizer(source: str, path: str | Path | None) -> Callable[[list[str]]
     import open_clip
 
     if path is not None:
-        text = json.loads((Path(path) / CONFIG).read_text())["model_cfg"]["text_cfg"]
+        text = read_json(Path(path) / CONFIG)["model_cfg"]["text_cfg"]
         folder = Path(path) / text.get("hf_tokenizer_name", ".")
         if folder.is_dir() and folder.resolve() != Path(path).resolve():
             length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)

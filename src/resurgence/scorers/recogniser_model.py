@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from resurgence.pretrained.finite import check_finite
-from resurgence.pretrained.loading import check_file
+from resurgence.files import read_json
+from resurgence.pretrained.loading import check_file, fill, read_tensors
 
 
 class Block(nn.Module):
@@ -68,9 +68,9 @@ def load_recogniser(folder: Path, device: torch.device | str = "cpu") -> tuple[R
     config, weights = (
         check_file(Path(folder) / name, None, "recogniser", fetch) for name in ("config.json", "model.safetensors")
     )
-    cfg = json.loads(config.read_text())
+    cfg = read_json(config)
+    if lacking := [key for key in ("classes", "width", "size") if key not in cfg]:
+        raise ValueError(f"recogniser: {config} has no {lacking[0]}; {fetch}")
     model = Recogniser(len(cfg["classes"]), cfg["width"], cfg["size"])
-    tensors = load_file(weights)
-    check_finite(tensors, weights, fetch)
-    model.load_state_dict(tensors)
+    fill(model, read_tensors(weights, "recogniser", fetch), "recogniser", fetch)
     return model.eval().to(device), cfg["classes"]

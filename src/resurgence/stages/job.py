@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from resurgence import errors
 from resurgence.config.task import TaskPart
 from resurgence.provenance.inputs import check_parents
 from resurgence.provenance.manifest import MANIFEST, RUN, described, write_artefact, write_made
@@ -117,10 +118,12 @@ def parse_inputs(texts: Iterable[str]) -> dict[str, tuple[Path, ...]]:
 def start(arguments: Sequence[str] | None = None) -> Job:
     """Read the command line, start the log, lock the output, verify the inputs, and lock a GPU.
 
+    An exception that ends the job is told as `errors.report` does.
+
     Raises:
         TimeoutError, OSError: see `become_only_writer`. ValueError: see `check_inputs` and `check_parents`.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = errors.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", type=json.loads, required=True, help="settings as JSON")
     parser.add_argument("--out", type=Path, required=True, help="the file that is written last")
     parser.add_argument("--inputs", nargs="*", default=[], metavar="NAME=FILE", help="manifests and files")
@@ -130,6 +133,7 @@ def start(arguments: Sequence[str] | None = None) -> Job:
     device = os.environ.get("RESURGENCE_DEVICE", "auto")
     parser.add_argument("--device", default=device, help="auto, cpu or cuda (default: RESURGENCE_DEVICE, else auto)")
     args = parser.parse_args(arguments)
+    sys.excepthook = functools.partial(errors.report, str(args.out), False)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     slurm = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
     log.info("host %s%s: %s of %d inputs", platform.node(), slurm, args.out, len(args.inputs))

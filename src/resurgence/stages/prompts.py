@@ -4,22 +4,34 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
-
 from resurgence.config.task import TaskPart
 from resurgence.data.prompts import prompt_set
+from resurgence.files import read_rows
 from resurgence.stages.job import Job, main
+
+
+def read_general(path: Path) -> tuple[list[str], list[int]]:
+    """Prompts and seeds of any content, from the columns prompt and seed of a CSV file.
+
+    Raises:
+        ValueError: another file, no such columns, or a seed that is no whole number of 63 bits.
+    """
+    rows = read_rows(path)
+    if not rows or not {"prompt", "seed"} <= set(rows[0]):
+        columns = list(rows[0]) if rows else "no rows"
+        raise ValueError(f"tasks.general = {str(path)!r}: has {columns}; it needs the columns prompt, seed")
+    for number, row in enumerate(rows, 2):
+        if not row["seed"].strip().isdecimal() or int(row["seed"]) >= 2**63:
+            raise ValueError(f"tasks.general = {str(path)!r}: row {number} has the seed {row['seed']!r}; write a whole "
+                             "number below 2^63")  # fmt: skip
+    return [row["prompt"] for row in rows], [int(row["seed"]) for row in rows]
 
 
 def make(job: Job, folder: Path) -> dict:
     """Write prompts.csv."""
-    general = pd.read_csv(job.settings["general"], keep_default_na=False) if "general" in job.settings else None
-    if general is not None and not {"prompt", "seed"} <= set(general):
-        raise ValueError(
-            f"tasks.general = {job.settings['general']!r}: has the columns {list(general)}; it needs prompt, seed"
-        )
     task = TaskPart({"first_seed": None, **job.settings["task"]}, f"the settings of {job.out}")
-    rows = prompt_set(task) if general is None else prompt_set(task, general["prompt"], general["seed"])
+    general = read_general(Path(job.settings["general"])) if "general" in job.settings else ()
+    rows = prompt_set(task, *general)
     rows.to_csv(folder / "prompts.csv", index=False)
     return {"images": len(rows)}
 

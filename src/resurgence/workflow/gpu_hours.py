@@ -6,7 +6,6 @@ settings. Nothing here is measured, and `resurgence plan` says so.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from resurgence.config.fields import ConfigError, build, nearest, read_yaml
 from resurgence.config.model_path import ModelPath
 from resurgence.config.optimisation import Optimisation
 from resurgence.config.task import Task
-from resurgence.files import resolve_path
+from resurgence.files import read_rows, resolve_path
 from resurgence.workflow.jobs import Job
 
 if TYPE_CHECKING:
@@ -80,8 +79,7 @@ def general_images(study: Study, task: str) -> int:
         return 0
     if not Path(path).is_file():
         return 5000
-    with open(path, encoding="utf-8", newline="") as file:
-        return sum(1 for _ in csv.DictReader(file))
+    return len(read_rows(Path(path)))
 
 
 def prompts_of(task: Task) -> int:

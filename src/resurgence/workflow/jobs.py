@@ -32,6 +32,11 @@ class Job:
         return {path.as_posix(): path.parent if path.name == MANIFEST else path for path in paths}
 
     @property
+    def benchmark(self) -> Path:
+        """The file of Snakemake's measurements of its runs."""
+        return Path(self.rule.benchmark.format(base=self.out.parts[2], **self.wildcards))
+
+    @property
     def above(self) -> list[Path]:
         """The results among its inputs."""
         return [path for path in map(Path, self.digested) if path.parts[0] == "results"]

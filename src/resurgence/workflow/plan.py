@@ -17,12 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from resurgence.config.fields import at_least
 from resurgence.config.load import load_study
 from resurgence.config.study import Study
-from resurgence.files import read_lines, resolve_path
+from resurgence.files import plain, read_lines, resolve_path
 from resurgence.progress import duration
+from resurgence.provenance.manifest import read_manifest
+from resurgence.provenance.runs import run_of
 from resurgence.workflow.gpu_hours import PNG, Cost, Coster, by_rule, general_images, prompts_of, read_rates
-from resurgence.workflow.jobs import jobs
+from resurgence.workflow.jobs import Job, jobs
 from resurgence.workflow.rule_table import DATA, RULES
 from resurgence.workflow.snakemake import configured, job_counts, outputs, snakemake
 from resurgence.workflow.weights_needed import examine
@@ -48,13 +51,39 @@ def dry_runs(overlays: Sequence[Path], extra: Sequence[str] = ()) -> tuple[Count
     return job_counts(texts[0]), job_counts(texts[1]), outputs(texts[0])
 
 
-def measured_seconds(benchmarks: Path) -> dict[str, float]:
-    """Mean seconds of a job of each rule that has run here."""
-    seconds = {}
-    for folder in sorted(benchmarks.glob("*")):
-        if records := [json.loads(line) for file in folder.rglob("*.jsonl") for line in read_lines(file)]:
-            seconds[folder.name] = statistics.fmean(float(record["s"]) for record in records)
-    return seconds
+def benchmark_seconds(file: Path) -> list[float]:
+    """Seconds of the runs in a benchmark file of Snakemake; empty if there is none."""
+    return [float(json.loads(line)["s"]) for line in read_lines(file)] if file.is_file() else []
+
+
+def comparable(job: Job, device: str, root: Path) -> bool:
+    """Whether a job has run with its present settings, and, if its rule uses a GPU, on this kind of device."""
+    try:
+        same = read_manifest(root / job.out)["parameters"] == plain(job.settings)
+        ran_on = "CPU" if run_of(job.out, root).get("device", "cpu") == "cpu" else "GPU"
+    except (FileNotFoundError, ValueError):  # not finished, or damaged
+        return False
+    return same and (ran_on == device or not job.rule.gpu)
+
+
+def measured_seconds(jobs: Iterable[Job], device: str, root: Path = Path()) -> dict[str, float]:
+    """Mean seconds of a job of each rule, of the jobs of this study that have run here.
+
+    A job counts only with the base, the settings (so the size) and the kind of device of the study: the seconds of
+    another one say nothing about it.
+
+    Args:
+        device: CPU or GPU.
+    """
+    seconds: dict[str, list[float]] = {}
+    for job in jobs:
+        runs = benchmark_seconds(root / job.benchmark)
+        if runs and comparable(job, device, root):
+            seconds.setdefault(job.rule.name, []).extend(runs)
+    for name in COCO:
+        if runs := benchmark_seconds(root / f"results/benchmarks/{name}/coco.jsonl"):
+            seconds[name] = runs
+    return {name: statistics.fmean(runs) for name, runs in seconds.items()}
 
 
 def images_of(study: Study) -> int:
@@ -165,12 +194,14 @@ def plan_arguments(parser: ArgumentParser) -> None:
 
 def plan(args: Namespace) -> None:
     """Print the plan of the study in this folder."""
+    at_least("--cores", args.cores, 1)
     study = load_study([Path(resolve_path("params.yaml")), *args.overlay])
     extra = [*(["--until", *args.until] if args.until else []), *(["--", *args.target] if args.target else [])]
     todo, total, outs = dry_runs(args.overlay, extra)
-    measured, rates = measured_seconds(Path("results/benchmarks")), read_rates()
-    if study.base.name in rates.work and device_of(study) == "GPU":
-        costs = by_rule([job for job in jobs(study) if job.out in outs], Coster(study, rates, args.gpu))
+    study_jobs, rates, device = jobs(study), read_rates(), device_of(study)
+    measured = measured_seconds(study_jobs, device)
+    if study.base.name in rates.work and device == "GPU":
+        costs = by_rule([job for job in study_jobs if job.out in outs], Coster(study, rates, args.gpu))
         print("\n".join(computed(study, todo, total, costs, measured, args.gpu)))
         return
     seconds = COCO | {rule.name: rule.seconds for rule in RULES.values()} | measured

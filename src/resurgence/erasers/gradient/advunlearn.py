@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from resurgence.config.task import Task
-from resurgence.diffusion.deltas import of_part
+from resurgence.diffusion.lora_files import of_part
 from resurgence.diffusion.text import embed, token_ids, tokenize
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained

@@ -13,7 +13,7 @@ import torch
 
 from resurgence.config.task import Task
 from resurgence.diffusion.attention import attention_maps
-from resurgence.diffusion.deltas import of_part
+from resurgence.diffusion.lora_files import of_part
 from resurgence.diffusion.text import fill, load_captions
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained

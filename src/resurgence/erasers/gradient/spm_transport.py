@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from resurgence.diffusion.lora_files import ANOTHER_BASE, check_pair
 from resurgence.diffusion.sampling import SamplingConfig, sample
 from resurgence.diffusion.text import encode_prompts
 from resurgence.erasers.gradient.spm import product
@@ -46,6 +47,16 @@ def transport_strength(
     rows, columns = ([set(pipe.tokenizer(x).input_ids) - special for x in texts] for texts in (prompts, concepts))
     tokens = torch.tensor([[len(row & column) / len(column) for column in columns] for row in rows])
     return {"sentence": sentence, "tokens": tokens, "both": torch.maximum(sentence, tokens)}[measure]
+
+
+def check_adapters(unet: UNet2DConditionModel, adapters: Mapping[str, Lora]) -> None:
+    """Raise ValueError for an adapter of a layer that this UNet does not have, or has in another shape."""
+    modules = dict(unet.named_modules())
+    for concept, adapter in adapters.items():
+        for name, (down, up) in adapter.items():
+            if name not in modules:
+                raise ValueError(f"adapter of {concept!r}: the base has no module {name!r}; {ANOTHER_BASE}")
+            check_pair(f"adapter of {concept!r}: {name}", down, up, modules[name].weight)
 
 
 @contextmanager
@@ -85,7 +96,11 @@ def sample_opened(
 
     Yields:
         (position of the row, image).
+
+    Raises:
+        ValueError: an adapter of another base.
     """
+    check_adapters(pipe.unet, adapters)
     codes, unique = pd.factorize(prompts["prompt"])
     strengths = transport_strength(pipe, list(unique), list(adapters), measure)  # (P, C)
     for number, row in enumerate(strengths.tolist()):

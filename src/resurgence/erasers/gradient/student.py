@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from resurgence.diffusion.deltas import of_part
+from resurgence.diffusion.lora_files import of_part
 from resurgence.diffusion.text import embed, encode_prompts, tokenize
 from resurgence.diffusion.unet import predict
 from resurgence.erasers.gradient.parameters import selected

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from resurgence.config.erasers import Passes
-from resurgence.config.fields import ConfigError, Count, Natural, NotNegative, Positive, Template
+from resurgence.config.fields import ConfigError, Count, DdimSteps, Guidance, Natural, NotNegative, Positive, Template
 from resurgence.config.optimisation import Optimisation, Selection
 
 
@@ -17,8 +17,8 @@ class TrajectoryOptimisation(Optimisation):
     trains_text_encoder: ClassVar[bool] = False
     sampler: ClassVar[str] = "x_t"  # the setting that says which model samples the latents; base: once, in advance
 
-    ddim_steps: Count = 50  # of a whole trajectory: scripts
-    guidance: NotNegative = 3.0  # of sampling: scripts, and SDD's authors in their runs, 1 in their script
+    ddim_steps: DdimSteps = 50  # of a whole trajectory: scripts
+    guidance: Guidance = 3.0  # of sampling: scripts, and SDD's authors in their runs, 1 in their script
     trajectories: Count = 4  # ours; sampled by the base for each concept
     template: Template = "{}"  # ours: the caption of a concept
 
@@ -105,7 +105,7 @@ class SpmConfig(TrajectoryOptimisation):
     anchors: Natural = 4  # random embeddings for each sample: code; 0: no anchoring
     anchor_weight: NotNegative = 1000.0  # lambda: code
     x_t: Literal["base", "student"] = "base"  # who samples x_t: the base once (ours), or the adapted model (code)
-    ddim_steps: Count = 30  # of a whole trajectory: code
+    ddim_steps: DdimSteps = 30  # of a whole trajectory: code
 
     def step_passes(self, erased: int) -> Passes:
         """The concept and the anchors; with an adapter for each concept all of this for each of them."""
