@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from resurgence.analysis.comparison import read_tables
 from resurgence.figures.comparison import draw_comparison, write_comparison
 from resurgence.provenance.manifest import as_written, read_manifest
 from resurgence.stages.runtime import only_writer
@@ -18,6 +19,7 @@ def run(args: Namespace) -> None:
     tables = args.results / "tables"
     if (made := tables / "made.json").is_file() and (errors := as_written(tables, read_manifest(made)["files"])):
         raise ValueError("\n".join(f"{error}; run the study again: snakemake --cores all" for error in errors))
+    read_tables(args.results, args.metric)  # refuses missing tables before anything is written
     with only_writer(args.results / "cost" / f"compare_{args.metric}"):
         print(write_comparison(args.results, args.metric))
         draw_comparison(args.results, args.metric)
