@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from resurgence.cli import main
 from resurgence.data.image_folder import read_training_images
 from resurgence.data.pictures import MOST, read_picture
+from tiny import make_pipeline
 
 # EXIF orientation -> how the stored pixels (H, W, C) become upright
 UPRIGHT = {
@@ -270,3 +272,15 @@ def test_bad_paths_are_named(tmp_path: Path) -> None:
     draw(tmp_path, "0.png")
     with pytest.raises(ValueError, match=r"0\.png is a single file; give"):
         read_training_images(tmp_path / "0.png", 8)
+
+
+def test_the_manifest_lists_what_is_left_out(tmp_path: Path) -> None:
+    make_pipeline().save_pretrained(tmp_path / "base")
+    draw(tmp_path / "set", "0.png", "1.png")
+    (tmp_path / "set/0.txt").write_text("a dog")
+    options = (
+        f"--base {tmp_path}/base --images {tmp_path}/set --out {tmp_path}/out --set steps=1 batch=1 accumulation=1"
+    )
+    assert main.main(["finetune", *options.split()]) == 0
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["parameters"]["left_out"] == {"without caption": ["1.png"]}

@@ -238,18 +238,17 @@ def finetune(args: Namespace) -> None:
         at_least("--size", args.size, 8)
     parameters, given = described(args, settings=cfg.parameters(), size=args.size), inputs(args, images=args.images)
     measured: dict[str, Any] = {"argv": sys.argv, "code": code_version("resurgence.cli.models:finetune")}
-    with (
-        output(args, given) as out,
-        training_state(args, out, given) as scratch,
-        write_artefact(out, "fine-tuned weights", parameters, given, {"seed": args.seed}, measured) as folder,
-    ):
+    with output(args, given) as out, training_state(args, out, given) as scratch:
         pipe = load(args)
         side = latent_shape(pipe, args.size)[-1] * pipe.vae_scale_factor
-        images, captions, measured["left_out"] = read_training_images(args.images, side)
+        images, captions, left_out = read_training_images(args.images, side)
         warn_of_erased(pipe.tokenizer, captions, erased_by(args.delta))
-        curve = run(pipe, images, captions, cfg, args.seed, folder, scratch)
-        (folder / "curve.json").write_text(json.dumps(curve, indent=1))
         measured |= {"images": len(images), "long_captions": count_long(pipe.tokenizer, captions)}
+        if left_out:
+            parameters["left_out"] = left_out
+        with write_artefact(out, "fine-tuned weights", parameters, given, {"seed": args.seed}, measured) as folder:
+            curve = run(pipe, images, captions, cfg, args.seed, folder, scratch)
+            (folder / "curve.json").write_text(json.dumps(curve, indent=1))
 
 
 def sample(args: Namespace) -> None:
