@@ -279,7 +279,7 @@ def test_the_manifest_lists_what_is_left_out(tmp_path: Path) -> None:
     draw(tmp_path / "set", "0.png", "1.png")
     (tmp_path / "set/0.txt").write_text("a dog")
     options = (
-        f"--base {tmp_path}/base --images {tmp_path}/set --out {tmp_path}/out --set steps=1 batch=1 accumulation=1"
+        f"--base {tmp_path}/base --images {tmp_path}/set --out {tmp_path}/out --set steps=1 batch=1"
     )
     assert main.main(["finetune", *options.split()]) == 0
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
