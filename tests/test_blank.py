@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -18,10 +20,14 @@ from resurgence.analysis import headline, tables
 from resurgence.analysis.estimates import ImageSet, estimates
 from resurgence.analysis.read import read_table
 from resurgence.config.task import Task
-from resurgence.scorers import blank, score_images, write_scores
+from resurgence.files import write_json
+from resurgence.scorers import LoadedScorer, ScorerConfig, blank, score_images, write_scores
 from resurgence.stages.figures import page
 from resurgence.stages.run_summary import summary
 from scored import study_sets, write_scores_folder
+
+TASK = Task(name="x", kind="object", erase=("a",), retain=("b",), mapping={"a": "b"}, templates=("{}",),
+            seeds={"erase": 1, "retain": 1})  # fmt: skip
 
 
 def picture(kind: str) -> np.ndarray:
@@ -63,11 +69,21 @@ def test_the_same_as_the_standard_deviation_in_double_precision(images: np.ndarr
 def test_the_column_of_the_scores() -> None:
     rows = pd.DataFrame({"prompt": ["a", "b", "c"], "seed": [0, 1, 2], "concept": "", "role": "erase"})
     images = torch.from_numpy(np.stack([picture(kind) for kind in ("one dot", "red", "half")]))
-    task = Task(name="x", kind="object", erase=("a",), retain=("b",), mapping={"a": "b"}, templates=("{}",),
-                seeds={"erase": 1, "retain": 1})  # fmt: skip
-    scores, _ = score_images(images, rows, task, {})
+    scores, _ = score_images(images, rows, TASK, {})
     assert list(scores) == [*rows, "blank"] and scores["blank"].tolist() == [0.0, 1.0, 0.0]
     assert len(blank(images.repeat(50, 1, 1, 1))) == 150
+
+
+def test_no_scorer_can_declare_the_column() -> None:
+    @dataclass(frozen=True)
+    class Config(ScorerConfig):
+        columns: ClassVar = ("blank",)
+
+    scorer = SimpleNamespace(score=lambda images, *_: {"blank": [0.0] * len(images)})
+    rows = pd.DataFrame({"prompt": ["a"], "seed": [0], "concept": "", "role": "erase"})
+    images = torch.from_numpy(picture("half"))[None]
+    with pytest.raises(ValueError, match="scorer mine: the column 'blank' is there already; rename it"):
+        score_images(images, rows, TASK, {"mine": LoadedScorer(Config(), scorer)})
 
 
 # --- tables
@@ -201,6 +217,7 @@ def test_the_warning_is_in_the_terminal_the_page_and_the_report(
     files, text = written(with_blanks(sets, share), tmp_path)
     stored = [read_table(tmp_path / f"tables/{name}.csv") for name in ("cells", "resurgence", "seeds")]
     (tmp_path / "cost").mkdir()
+    write_json(tmp_path / "tables/made.json", {"parameters": {"models": []}, "files": {}})
     pd.DataFrame({"device": ["cpu"], "seconds": [1.0]}).to_csv(tmp_path / "cost/cost.csv")
     shown = [text, files["resurgence.md"].decode(), page(*stored), summary(tmp_path, 0.95)]
     assert ["in 8 of 14 image sets more than 1 % of the images are blank, 3" in one for one in shown] == [share > 0] * 4
