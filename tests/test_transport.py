@@ -127,4 +127,4 @@ def test_command(tmp_path, capsys):
     assert manifest["parameters"]["transport"] == "tokens" and "adapters" in manifest["inputs"]
     command[command.index(tmp_path / "adapters")] = tmp_path / "nowhere"
     assert main.main([str(word) for word in command + settings]) != 0
-    assert "LoRA of 'ship'" in capsys.readouterr().err
+    assert f"{tmp_path / 'nowhere'} is missing" in capsys.readouterr().err
