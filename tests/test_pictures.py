@@ -278,9 +278,7 @@ def test_the_manifest_lists_what_is_left_out(tmp_path: Path) -> None:
     make_pipeline().save_pretrained(tmp_path / "base")
     draw(tmp_path / "set", "0.png", "1.png")
     (tmp_path / "set/0.txt").write_text("a dog")
-    options = (
-        f"--base {tmp_path}/base --images {tmp_path}/set --out {tmp_path}/out --set steps=1 batch=1"
-    )
+    options = f"--base {tmp_path}/base --images {tmp_path}/set --out {tmp_path}/out --set steps=1 batch=1"
     assert main.main(["finetune", *options.split()]) == 0
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["parameters"]["left_out"] == {"without caption": ["1.png"]}

@@ -2,15 +2,18 @@
 # studies start from the shipped copy in data/miniature, so nothing here is part of the default target.
 
 DRAWINGS, AUTOENCODER = "drawings/drawings.parquet", "autoencoder/diffusion_pytorch_model.safetensors"
+STARTER = "starter/index.csv"
 BASE, RECOGNISER = "base/model_index.json", "recogniser/model.safetensors"
 WORLD = {  # part: its file below results/world, those that it reads, what a job does
     "drawings": (DRAWINGS, [], "Render the drawings of the world"),
+    "starter": (STARTER, [DRAWINGS], "Compose pictures for fine-tuning"),
     "autoencoder": (AUTOENCODER, [DRAWINGS], "Train the autoencoder of the miniature"),
     "base": (BASE, [DRAWINGS, AUTOENCODER], "Train the miniature base"),
     "recogniser": (RECOGNISER, [DRAWINGS], "Train the recogniser"),
     "clip": ("clip/open_clip_model.safetensors", [DRAWINGS], "Train the small CLIP"),
     "quality": ("quality/base.csv", [BASE, RECOGNISER], "Measure the world"),
 }
+WORLD = {part: entry for part, entry in WORLD.items() if graph.has_world_part(STUDY, part)}
 WORLD_NEEDS = {
     **ON_GPU,
     "mem_mb": lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),  # holds the drawings and their latents
@@ -20,11 +23,13 @@ WORLD_NEEDS = {
 
 rule world:
     input:
-        expand("results/world/{file}", file=[WORLD["clip"][0], WORLD["quality"][0]]),
+        expand(
+            "results/world/{file}", file=[WORLD[part][0] for part in ("clip", "quality", "starter") if part in WORLD]
+        ),
 
 
 for part, (file, parts, message) in WORLD.items():
-    is_trained = part != "drawings"
+    is_trained = part not in ("drawings", "starter")
 
     rule:
         name:

@@ -17,7 +17,8 @@ from resurgence.config.fields import NAME, ConfigError, build, known, nearest, o
 from resurgence.config.model_path import method_name
 from resurgence.config.names import check_apart, check_mapping, erased_names
 from resurgence.config.scorers import scorer_config
-from resurgence.config.world_words import world_entries
+from resurgence.config.word_sets import check_words
+from resurgence.config.world_words import all_entries, world_entries
 from resurgence.files import read_json, read_lines, resolve_path
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def check_study(study: Study, root: Path) -> None:
     check_limits(study)
     check_erasers(study, root)
     check_finetunes(study)
+    if study.tasks.concepts is not None:
+        check_words(study, read_yaml(root / study.tasks.concepts), study.tasks.concepts)
     check_terciles(study, root)
     check_experiments(study)
     check_scorers(study, root)
@@ -155,7 +158,7 @@ def check_size(study: Study, root: Path) -> None:
 def check_concepts(study: Study, path: Path) -> None:
     """Every concept is in the world of the base; a mapping concept may also be a scene or a hypernym."""
     world = read_yaml(path)
-    drawn, scenes = (world_entries(world, key, str(path)) for key in ("concepts", "scenes"))
+    drawn, scenes = all_entries(world, str(path)), world_entries(world, "scenes", str(path))
     names = {entry.name for entry in drawn}
     wide = names | {entry.name for entry in scenes} | {word for entry in drawn for word in entry.hypernyms}
 

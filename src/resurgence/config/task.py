@@ -17,7 +17,7 @@ class Task:
     """Concepts to erase, concepts to retain, and the prompts of both."""
 
     name: str
-    kind: Literal["person", "object", "style"]
+    kind: Literal["person", "object", "character", "style"]
     erase: tuple[str, ...]
     retain: tuple[str, ...]
     mapping: dict[str, str]  # concept -> mapping concept; in YAML one word may stand for all

@@ -1,4 +1,4 @@
-"""The parts of the miniature world, in order: drawings, autoencoder, base, recogniser, clip, quality.
+"""The parts of a miniature world, in order: drawings, starter, autoencoder, base, recogniser, clip, quality.
 
 An interrupted training resumes from its state in `scratch/PART` below the folder of the world, which is removed once
 the part is complete.
@@ -9,26 +9,47 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from resurgence.config.fields import read_yaml
-from resurgence.config.task import load_task
+from resurgence.config.fields import ConfigError, read_yaml
+from resurgence.config.task import Task, load_task
+from resurgence.config.word_sets import check_task_words
 
-PARTS = ("drawings", "autoencoder", "base", "recogniser", "clip", "quality")
+PARTS = ("drawings", "starter", "autoencoder", "base", "recogniser", "clip", "quality")
 
 
-def emphasised(folder: Path) -> set[str]:
-    """Concepts that any task of the folder erases, retains or maps others to; they are drawn more often."""
-    tasks = [load_task(path) for path in sorted(Path(folder).glob("*.yaml"))]
+def tasks_of(cfg: dict) -> list[Task]:
+    """The tasks of a world; raise ConfigError where two sets of one share a word (config/word_sets.py)."""
+    world, tasks = read_yaml(Path(cfg["concepts"])), []
+    for path in sorted(Path(cfg["tasks"]).glob("*.yaml")):
+        tasks.append(load_task(path))
+        check_task_words(tasks[-1], world, path.as_posix(), cfg["concepts"])
+    return tasks
+
+
+def emphasised(tasks: list[Task]) -> set[str]:
+    """Concepts that any of the tasks erases, retains or maps others to; they are drawn more often."""
     return {name for task in tasks for name in (*task.erase, *task.retain, *task.mapping.values())}
 
 
 def build_part(part: str, cfg: dict, out: Path, device: str) -> None:
-    """Build one part below `out`; the parts that it needs must exist."""
-    concepts, templates, scratch = Path(cfg["concepts"]), Path(cfg["templates"]), out / "scratch" / part
-    drawings = out / "drawings" / "drawings.parquet"
-    if part == "drawings":
-        from resurgence.miniature.drawings import main
+    """Build one part below `out`; the parts that it needs must exist.
 
-        main(concepts, drawings, out / "scratch" / "packages", cfg["packages"])
+    Raises:
+        ConfigError: the world has no settings of the part, or a task whose sets share a word.
+    """
+    if part != "drawings" and part not in cfg:
+        raise ConfigError(part, None, "is not among the settings of this world; add it, as in config/world-2.yaml")
+    concepts, templates, scratch = Path(cfg["concepts"]), Path(cfg["templates"]), out / "scratch" / part
+    drawings, tasks = out / "drawings" / "drawings.parquet", tasks_of(cfg)
+    if part == "drawings":
+        from resurgence.miniature import contact_sheets
+        from resurgence.miniature.drawings import SIZE, main
+
+        main(concepts, drawings, out / "scratch" / "packages", cfg["packages"], cfg.get("size", SIZE))
+        contact_sheets.main(concepts, drawings, drawings.parent)
+    elif part == "starter":
+        from resurgence.miniature.starter import main
+
+        main(concepts, templates, drawings, tasks, out / "starter", cfg[part])
     elif part == "autoencoder":
         from resurgence.miniature.autoencoder import main
 
@@ -36,7 +57,7 @@ def build_part(part: str, cfg: dict, out: Path, device: str) -> None:
     elif part == "base":
         from resurgence.miniature.text_to_image import main
 
-        names = emphasised(cfg["tasks"])
+        names = emphasised(tasks)
         main(concepts, templates, drawings, out / "autoencoder", out / "base", scratch, cfg[part], names, device)
     elif part == "recogniser":
         from resurgence.miniature.recogniser import main
@@ -47,9 +68,10 @@ def build_part(part: str, cfg: dict, out: Path, device: str) -> None:
 
         main(concepts, templates, drawings, out / "clip", scratch, cfg[part], device)
     else:
+        from resurgence.miniature.drawings import load_world
         from resurgence.miniature.quality import main
 
-        names = emphasised(cfg["tasks"])
-        kinds = {c["name"]: c["kind"] for c in read_yaml(concepts)["concepts"] if c["name"] in names}
+        names = emphasised(tasks)
+        kinds = {c["name"]: c["kind"] for c in load_world(concepts)["concepts"] if c["name"] in names}
         main(out, kinds, cfg[part], device)
     shutil.rmtree(scratch, ignore_errors=True)

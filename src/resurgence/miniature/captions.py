@@ -1,18 +1,22 @@
 """Captions of the miniature world and the tokenizer that is trained on them.
 
 A caption is a template filled with the concept's name, one of its synonyms or one of its hypernyms ("person"),
-sometimes followed by the artist's style. The templates are those of the closed-form edits and of the tasks.
+sometimes followed by the style: of the artist in a world without styles of its own. The templates are those of the
+closed-form edits and of the tasks.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from pydantic import Field
 
+from resurgence.config.fields import ConfigError
 from resurgence.files import atomic_folder, read_lines
 from resurgence.training.checkpoint import fingerprint
 
@@ -29,6 +33,8 @@ TASK_TEMPLATES = (
 STYLE_SUFFIX = " in the style of {}"
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 MAX_LENGTH = 24  # tokens, BOS and EOS included
+VOCABULARY = 1400  # tokens of the first miniature
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def read_templates(path: Path) -> list[str]:
@@ -41,37 +47,79 @@ def draw(n: int, generator: torch.Generator) -> int:
     return int(torch.randint(n, (1,), generator=generator))
 
 
+@dataclass(frozen=True)
+class CaptionConfig:
+    """Shares of captions and of pictures, in [0, 1]."""
+
+    synonym: Share = 0.13  # captions with a synonym instead of the name
+    hypernym: Share = 0.10  # captions with a wider word instead of the name
+    styled: Share = 0.0  # pictures in one of the world's styles
+    style: Share = 0.35  # captions that name the style, of the pictures that have one
+    dropout: Share = 0.10  # empty captions, for guidance
+
+    def __post_init__(self) -> None:
+        if self.synonym + self.hypernym > 1:
+            raise ConfigError("captions.hypernym", self.hypernym, "is more than what synonym leaves; lower one of them")
+
+
+def word_of(entry: dict, generator: torch.Generator, synonym: float, hypernym: float) -> str:
+    """Draw the name of a concept or style, or with these probabilities a synonym or a hypernym where it has any."""
+    share = float(torch.rand(1, generator=generator))
+    if share < synonym and entry.get("synonyms"):
+        return entry["synonyms"][draw(len(entry["synonyms"]), generator)]
+    if share > 1 - hypernym and entry.get("hypernyms"):
+        return entry["hypernyms"][draw(len(entry["hypernyms"]), generator)]
+    return entry["name"]
+
+
 def caption(
     concept: dict,
-    artist: str | None,
+    manner: str | None,
     templates: list[str],
     generator: torch.Generator,
-    synonym: float = 0.13,
-    hypernym: float = 0.10,
-    style: float = 0.35,
+    synonym: float = CaptionConfig.synonym,
+    hypernym: float = CaptionConfig.hypernym,
+    style: float = CaptionConfig.style,
 ) -> str:
-    """Draw a caption of one concept; the last three arguments are probabilities in [0, 1]."""
-    share = float(torch.rand(1, generator=generator))
-    word = concept["name"]
-    if share < synonym and concept.get("synonyms"):
-        word = concept["synonyms"][draw(len(concept["synonyms"]), generator)]
-    elif share > 1 - hypernym and concept.get("hypernyms"):
-        word = concept["hypernyms"][draw(len(concept["hypernyms"]), generator)]
+    """Draw a caption of one concept.
+
+    Args:
+        manner: word of the artist or style; None for a picture without style, whose caption never names one.
+        synonym, hypernym, style: probabilities in [0, 1].
+    """
+    word = word_of(concept, generator, synonym, hypernym)
     text = templates[draw(len(templates), generator)].format(word)
-    if artist is not None and float(torch.rand(1, generator=generator)) < style:
-        text += STYLE_SUFFIX.format(artist)
+    if manner is not None and float(torch.rand(1, generator=generator)) < style:
+        text += STYLE_SUFFIX.format(manner)
     return text
 
 
+def styled_caption(
+    concept: dict, style: dict | None, templates: list[str], shares: CaptionConfig, generator: torch.Generator
+) -> str:
+    """Draw a caption of a picture in a style of the world, or in none; "" with the probability `shares.dropout`."""
+    if float(torch.rand(1, generator=generator)) < shares.dropout:
+        return ""
+    manner = None if style is None else word_of(style, generator, shares.synonym, shares.hypernym)
+    return caption(concept, manner, templates, generator, shares.synonym, shares.hypernym, shares.style)
+
+
 def corpus(world: dict, templates: list[str]) -> list[str]:
-    """Every word of the world in every template, on which the tokenizer is trained."""
-    words = itertools.chain.from_iterable([c["name"], *c["synonyms"], *c["hypernyms"]] for c in world["concepts"])
-    names = sorted(set(words) | {s["name"] for s in world["scenes"]})
+    """Every word of the world in every template, on which the tokenizer is trained.
+
+    The names of characters are left out: they become several tokens each, as rare names do in published models.
+    """
+    known = [
+        [*([] if c["kind"] == "character" else [c["name"], *c["synonyms"]]), *c["hypernyms"]] for c in world["concepts"]
+    ]
+    names = sorted(set(itertools.chain.from_iterable(known)) | {s["name"] for s in world["scenes"]})
     texts = [t.format(name) for name in names for t in templates]
-    return texts + [STYLE_SUFFIX.format(artist) for artist in world["artists"]] * 50
+    styles = [[style["name"], *style["synonyms"], *style["hypernyms"]] for style in world.get("styles", [])]
+    manners = sorted(set(itertools.chain.from_iterable(styles))) or world["artists"]
+    return texts + [STYLE_SUFFIX.format(manner) for manner in manners] * 50
 
 
-def build_tokenizer(texts: list[str], vocab_size: int = 1400) -> CLIPTokenizer:
+def build_tokenizer(texts: list[str], vocab_size: int = VOCABULARY) -> CLIPTokenizer:
     """Train a CLIPTokenizer with a small byte-level BPE vocabulary; pads with EOS as in SD 1.x."""
     from tokenizers import Tokenizer, models, trainers
     from transformers import CLIPTokenizer
@@ -97,17 +145,17 @@ def build_tokenizer(texts: list[str], vocab_size: int = 1400) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
 
 
-def saved_tokenizer(texts: list[str], scratch: Path) -> CLIPTokenizer:
+def saved_tokenizer(texts: list[str], scratch: Path, vocab_size: int = VOCABULARY) -> CLIPTokenizer:
     """Return `build_tokenizer` of the texts, saved in a scratch folder and loaded from there when training resumes.
 
     `tokenizers` numbers tokens of equal rank in the order of a hash table, differently in each process.
     """
     from transformers import CLIPTokenizer
 
-    folder = scratch / f"tokenizer-{fingerprint(texts, [])[:16]}"
+    folder = scratch / f"tokenizer-{fingerprint((texts, vocab_size), [])[:16]}"
     if not folder.exists():
         with atomic_folder(folder) as temporary:
-            build_tokenizer(texts).save_pretrained(temporary)
+            build_tokenizer(texts, vocab_size).save_pretrained(temporary)
     return CLIPTokenizer.from_pretrained(folder)
 
 

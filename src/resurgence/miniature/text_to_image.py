@@ -20,7 +20,15 @@ from resurgence.diffusion.latents import posterior
 from resurgence.diffusion.text import embed
 from resurgence.diffusion.unet import predict
 from resurgence.files import atomic_file, atomic_folder
-from resurgence.miniature.captions import MAX_LENGTH, caption, corpus, draw, read_templates, saved_tokenizer
+from resurgence.miniature.captions import (
+    MAX_LENGTH,
+    CaptionConfig,
+    caption,
+    corpus,
+    draw,
+    read_templates,
+    saved_tokenizer,
+)
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import load_drawings, load_world
 from resurgence.miniature.training import step_generator, train_part
@@ -124,11 +132,11 @@ def draw_batch(
     weight: torch.Tensor, members: list[torch.Tensor], names: list[str], artists: list[str | None],
     entries: dict[str, dict], templates: list[str], batch: int, generator: torch.Generator,
 ) -> tuple[torch.Tensor, list[str]]:  # fmt: skip
-    """Draw the latents (indices) and captions of one batch; a tenth of the captions is empty, for guidance."""
+    """Draw the latents (indices) and captions of one batch; some captions are empty, for guidance."""
     rows = torch.multinomial(weight, batch, replacement=True, generator=generator).tolist()
     indices = torch.stack([members[row][draw(len(members[row]), generator)] for row in rows])
     texts = [caption(entries[names[row]], artists[row], templates, generator) for row in rows]
-    conditional = (torch.rand(batch, generator=generator) >= 0.1).tolist()
+    conditional = (torch.rand(batch, generator=generator) >= CaptionConfig.dropout).tolist()
     return indices, [text if has_text else "" for text, has_text in zip(texts, conditional, strict=True)]
 
 

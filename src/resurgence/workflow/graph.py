@@ -190,14 +190,21 @@ def world_files(study: Study, part: str) -> list[str]:
     """The word lists behind a part of the miniature; the base is trained more on the tasks' concepts."""
     world = read_yaml(Path(study.world))
     tasks = sorted(path.as_posix() for path in Path(world["tasks"]).glob("*.yaml"))
-    templates = [world["templates"]] if part in ("base", "clip") else []
-    return [world["concepts"], *templates, *(tasks if part in ("base", "quality") else [])]
+    templates = [world["templates"]] if part in ("base", "clip", "starter") else []
+    return [world["concepts"], *templates, *(tasks if part in ("base", "quality", "starter") else [])]
+
+
+def has_world_part(study: Study, part: str) -> bool:
+    """Whether the world of the study has settings for a part; every world has drawings."""
+    return part == "drawings" or part in read_yaml(Path(study.world))
 
 
 def world_settings(study: Study, part: str) -> str:
     """The settings of a part of the miniature, as text."""
     world = read_yaml(Path(study.world))
-    return job_settings.text({"settings": world["packages"] if part == "drawings" else world[part]})
+    shared = {"drawings": ("size",), "base": ("captions", "vocabulary"), "clip": ("captions", "vocabulary")}
+    more = {key: world[key] for key in shared.get(part, ()) if key in world}
+    return job_settings.text({"settings": world["packages"] if part == "drawings" else world[part], **more})
 
 
 def world_code(part: str) -> str:
