@@ -18,8 +18,6 @@ def run(args: Namespace) -> None:
         OSError: the results cannot be written.
     """
     tables = args.results / "tables"
-    if not tables.is_dir():
-        raise FileNotFoundError(f"--results {args.results} has no tables; give the results folder of a finished study")
     if (made := tables / "made.json").is_file() and (errors := as_written(tables, read_manifest(made)["files"])):
         raise ValueError("\n".join(f"{error}; run the study again: snakemake --cores all" for error in errors))
     read_tables(args.results, args.metric)  # refuses missing tables before anything is written
