@@ -211,7 +211,7 @@ BAD: dict[str, tuple[Change, tuple[str, str, str]]] = {  # what is done -> where
         scheduler("DDPMScheduler", beta_schedule="sigmoid"),
         (f"{SCHEDULER}: beta_schedule", "'sigmoid'", "known: linear, scaled_linear"),
     ),
-    "noise above 1": (put(SCHEDULER, beta_end=3.0), ("beta_start, beta_end", "3.0", "SD has 0.00085, 0.012 and 1000")),
+    "noise above 1": (put(SCHEDULER, beta_end=3.0), ("scheduler: prediction_type", "alpha_bar is 0", "or the betas")),
 }  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def test_general_prompts_keep_their_seeds(tmp_path: Path) -> None:
     read = pd.read_csv(tmp_path / "prompts.csv", keep_default_na=False)
     assert read["seed"].tolist() == rows["seed"].tolist()
     file.write_text("caption\nx\n")
-    with pytest.raises(ValueError, match=r"tasks\.general = .*columns \['caption'\]; it needs prompt, seed"):
+    with pytest.raises(ValueError, match=r"tasks\.general = .*has \['caption'\]; it needs the columns prompt, seed"):
         prompts.make(job, tmp_path)
 
 
@@ -84,7 +84,8 @@ def test_features_of_a_folder_of_pictures_of_any_size(tmp_path: Path) -> None:
     settings = {"path": str(tmp_path / "recogniser")}
     block = {"scorer": "recogniser", "settings": settings, "pictures": str(tmp_path / "pictures")}
     job = Job(block, tmp_path / "out/manifest.json", (), "cpu")
-    assert reference_features.make(job, tmp_path) == {"images": 3}
+    left_out = [str(tmp_path / "pictures/licence.txt")]
+    assert reference_features.make(job, tmp_path) == {"images": 3, "left_out": left_out}
     stored = load_file(tmp_path / "features.safetensors")["recogniser"]
     scorer = recogniser.load(RecogniserConfig(str(tmp_path / "recogniser")))
     for row, name in enumerate(("a.jpg", "b.png", "c.png")):

@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from resurgence.diffusion.image_sets import shard_file, shard_rows, write_image_set
+from resurgence.provenance.manifest import files_of
 from resurgence.scorers import read_scores
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,7 @@ def write_set(folder: Path, seed: int, most: int | None, changed: dict[int, int]
         own = rows.iloc[part.start : part.stop].reset_index(drop=True)
         images = ((i, Image.fromarray(pixels[row])) for i, row in enumerate(part))
         write_image_set(shard_file(folder, "step-000000", number, len(parts)), own, images)
-    (folder / "manifest.json").write_text(json.dumps({"kind": "image set", "files": {}}))
+    (folder / "manifest.json").write_text(json.dumps({"kind": "image set", "files": files_of(folder)}))
     return pixels
 
 
