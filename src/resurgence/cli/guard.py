@@ -28,8 +28,11 @@ def output(args: Namespace, inputs: Mapping[str, Path]) -> Iterator[Path]:
 
     Raises:
         ValueError: --out is not to be replaced, an input is not as it was written, or a delta lacks its parents.
-        OSError: another process writes --out, or its disk cannot be written.
+        OSError: an input is missing, another process writes --out, or its disk cannot be written.
     """
+    for path in inputs.values():  # before the base is loaded, not when the manifest is written
+        if not path.exists():
+            raise FileNotFoundError(f"input {path} is missing; run the step that writes it, or correct the path")
     out = check_output("--out", args.out, inputs)
     with only_writer(args.out):
         check_whole(inputs.values())
