@@ -33,7 +33,7 @@ RAISES = "def run(args):\n    {}\n"
     [
         (OSError(errno.ENOSPC, "", "/data/out"), ["/data/out: No space left", "name a folder on another disk"]),
         (OSError(errno.EDQUOT, "", "/data/out"), ["/data/out: ", "your quota is used up"]),
-        (PermissionError(errno.EACCES, "", "/root/x"), ["/root/x: Permission denied", "change the permissions"]),
+        (PermissionError(errno.EACCES, "", "/data/x"), ["/data/x: Permission denied", "change the permissions"]),
         (OSError(errno.EROFS, "", "/ro/x"), ["/ro/x: Read-only", "the disk is mounted read-only"]),
         (FileNotFoundError(errno.ENOENT, "", "a.csv"), ["a.csv: No such file", "check the name"]),
         (IsADirectoryError(errno.EISDIR, "", "folder"), ["folder: Is a directory", "name a file"]),
