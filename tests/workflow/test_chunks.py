@@ -30,6 +30,7 @@ def test_shards_order_and_cores_leave_the_tables_alone(finished: tuple[Tree, str
     assert len(pd.read_csv(tree.root / "results/tables/cells.csv")) > 0
 
 
+@pytest.mark.nightly
 def test_batches_change_images_and_tables_by_rounding_only(copy: Tree) -> None:
     """What a batch of another shape is summed to differs in its last digits; a pixel may round to the next level."""
     before = {file: read_sets([file])[1].int() for file in copy.root.glob("results/images/**/*.parquet")}
