@@ -87,7 +87,10 @@ def read_training_images(path: Path, size: int) -> TrainingImages:
         raise FileNotFoundError(f"{path} holds no pictures with captions{reasons and f': {reasons}'}; {remedy}")
     with threads() as pool:
         pictures = list(pool.map(lambda source: square(read_picture(source.picture, source.name), size), sources))
-    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    if tables:  # as image sets are laid out in memory, by which the autoencoder's rounding differs
+        pixels = pixels.contiguous()
+    images = pixels.float() / 127.5 - 1
     return TrainingImages(images, [source.caption for source in sources], left_out)
 
 
