@@ -189,6 +189,11 @@ def test_difference_is_newcombes_square_and_add() -> None:
     assert interval(gain, 0.95) == pytest.approx((low, high))
 
 
+def test_differences_stay_between_minus_and_plus_100() -> None:
+    gain = difference(share(ones(39, 40), ["x"] * 40), share(ones(0, 40), ["x"] * 40, "b"))
+    assert interval(gain, 0.95)[1] == 100.0
+
+
 def test_equal_images_may_still_differ_in_those_that_were_not_drawn() -> None:
     """Before and after agree in all of 40 images: as exact as that none of 40 changed."""
     values = np.random.default_rng(0).random((40, 1)) < 0.5

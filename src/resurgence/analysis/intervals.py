@@ -75,7 +75,8 @@ def interval(estimate: Estimate, level: float) -> tuple[float, float]:
 def reaches(estimate: Estimate, level: float) -> tuple[float, float]:
     """Lengths of the interval of a function of shares below and above its value.
 
-    Neither is shorter than the exact interval of "none of the images", so that equal tables do not have length zero.
+    Neither is shorter than the exact interval of "none of the images", so that equal tables do not have length zero,
+    and the interval holds no value that the function cannot take.
     """
     parts, function = estimate.parts, estimate.function
     values = np.array([part.value for part in parts])
@@ -91,7 +92,10 @@ def reaches(estimate: Estimate, level: float) -> tuple[float, float]:
         for slope, part in zip(estimate.gradient, parts, strict=True)
     )
     below, above = (max(math.sqrt(max(end @ estimate.correlations @ end, 0.0)), shortest) for end in ends.T)
-    return below, above
+    scales = np.array([part.scale or 1.0 for part in parts])
+    largest = np.where(estimate.gradient > 0, scales, 0.0)
+    center = function(values)
+    return min(below, center - function(scales - largest)), min(above, function(largest) - center)
 
 
 def least_level(decided: Callable[[float], bool]) -> float:
@@ -101,7 +105,7 @@ def least_level(decided: Callable[[float], bool]) -> float:
         decided: of a level; holds at all levels below the largest at which it holds.
     """
     low, high = -12.0, 0.0  # powers of ten
-    if not decided(1e-9):
+    if not decided(1e-6):
         return 1.0
     if decided(1 - 10**low):
         return 10**low
