@@ -32,7 +32,7 @@ def finished(folder: Path, drawn: dict[str, int]) -> Path:
         models[model] = None
     settings = {"base": "miniature", "models": list(models), "controls": []}
     places = [{**e, "path": str(folder / e["path"])} for e in (entry(settings, model) for model in models)]
-    write_tables(by_step(places), folder / "results/tables", 100, 0.95, 0)
+    write_tables(by_step(places), folder / "results/tables", 0.95)
     write_json(
         folder / "results/tables/made.json", {"format": 2, "kind": "tables", "parameters": settings, "files": {}}
     )

@@ -104,7 +104,7 @@ def with_blanks(sets: list[ImageSet], share: float, only: str | None = None) -> 
 def written(sets: list[ImageSet], place: Path) -> tuple[dict[str, bytes], str]:
     """The files of the tables, and the text for the terminal."""
     entries = [write_scores_folder(place / "scores" / str(number), one) for number, one in enumerate(sets)]
-    text = tables.write_tables(entries, place / "tables", 100, 0.95, 0)
+    text = tables.write_tables(entries, place / "tables", 0.95)
     return {file.name: file.read_bytes() for file in sorted((place / "tables").iterdir())}, text
 
 
@@ -176,7 +176,7 @@ def test_scores_are_read_back_from_a_file_with_an_empty_column(sets: list[ImageS
     file = Path(entries[0]["path"])
     rows = pd.read_parquet(file / "scores.parquet")
     write_scores(file, rows.assign(blank=None), {})
-    tables.write_tables(entries, tmp_path / "tables", 100, 0.95, 0)
+    tables.write_tables(entries, tmp_path / "tables", 0.95)
     assert (rows_of("cells.csv", tmp_path).query("metric == 'blank' and value == ''")["state"] == "base").all()
 
 
@@ -224,5 +224,5 @@ def test_the_warning_is_in_the_terminal_the_page_and_the_report(
 
 
 def test_tables_without_the_column_have_no_warning(sets: list[ImageSet]) -> None:
-    estimated, _ = estimates(sets, 50, 0)
+    estimated, _ = estimates(sets)
     assert "blank" not in set(estimated["metric"]) and headline.blank_warning(tables.cells(estimated, 0.95)) == ""

@@ -292,7 +292,7 @@ def test_a_model_without_any_face_has_an_undefined_accuracy_and_a_defined_one(tm
             )
         rows = rows.drop(columns=["recogniser_top1", "recogniser_correct", "recogniser_probability"])
         sets.append(write_scores_folder(tmp_path / str(number), ImageSet(one.key, rows, one.features)))
-    told = tables.write_tables(sets, tmp_path / "tables", 200, 0.95, 0)
+    told = tables.write_tables(sets, tmp_path / "tables", 0.95)
     table = pd.read_csv(tmp_path / "tables/resurgence.csv")
     own = table[(table["task"] == "identities-4") & (table["role"] == "erase")].set_index("metric")
     assert own.loc["celebrity_accuracy"][["erased_value", "resurgence"]].isna().all()

@@ -405,7 +405,7 @@ def test_loading_the_base_bears_on_every_stage_that_loads_it(copy: Path, before:
 
 
 def test_a_statistic_bears_on_tables_and_experiments(copy: Path, before: dict[str, str]) -> None:
-    edit = ("analysis/bootstrap.py", "def jackknife(", "@functools.cache\ndef jackknife(")
+    edit = ("analysis/random_effects.py", "def jackknife(", "@functools.cache\ndef jackknife(")
     assert changed(copy, before, edit) == {"stages.tables", "stages.experiment"}
 
 

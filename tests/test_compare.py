@@ -54,6 +54,9 @@ def results(tmp_path: Path) -> Path:
         (folder / "delta/delta.safetensors").write_bytes(bytes(2**20 * (2 if eraser == "a" else 1)))
     (tmp_path / "tables").mkdir()
     pd.DataFrame(cells).astype({"erase_seed": "Int64"}).to_csv(tmp_path / "tables/cells.csv", index=False)
+    means = pd.DataFrame(cells).drop(columns=["erase_seed", "finetune_seed"])
+    keys = [key for key in means if key not in ("value", "low", "high")]
+    means.groupby(keys, dropna=False).mean().reset_index().to_csv(tmp_path / "tables/means.csv", index=False)
     pd.DataFrame(rows).to_csv(tmp_path / "tables/resurgence.csv", index=False)
     ends = ("median", "deviation", "mean", "low", "high")
     values = (0, 0, 0, 0, 0), (25, 5, 24.5, 19, 31), (1, 1, 1, 1, 1)  # step 10, step 20, retained concepts
@@ -72,10 +75,14 @@ def test_values_are_those_of_the_last_step_and_the_median_over_seeds(results: Pa
         "31.0",
         "24.5 [19.0, 31.0], 2 runs: 25.0 ± 5.0",
     ]
-    assert table.loc["b", ["erased", "resurgence", "came back"]].tolist() == ["90.0 -> 2.0", "0.0 [-1.0, 1.0]", "no"]
+    assert table.loc["b", ["erased", "resurgence", "came back"]].tolist() == [
+        "90.0 -> 2.0",
+        "0.0 [-1.0, 1.0] this run",
+        "no (up to 1.0)",
+    ]
     assert table["retained"].tolist() == ["90.0 -> 86.0", "90.0 -> 82.0"]
     assert table["retained after"].tolist() == ["71.0", "42.0"]
-    assert table["came back"].tolist() == ["yes (2 of 2)", "no"]
+    assert table["came back"].tolist() == ["yes (2 of 2)", "no (up to 1.0)"]
     # seconds: the LoRAs count; sizes: that of the delta
     assert table["seconds"].tolist() == ["13.5", "0.5"] and table["MiB"].tolist() == ["2.0", "1.0"]
     assert "24.5 [19.0, 31.0], 2 runs: 25.0 ± 5.0" in text
@@ -86,8 +93,9 @@ def test_values_are_those_of_the_last_step_and_the_median_over_seeds(results: Pa
 
 def test_price_shows_resurgence_seconds_and_size(results: Path) -> None:
     """What is drawn is what the tables hold: intervals of the last step, seconds with LoRAs, sizes."""
-    cells, resurgence, seeds = read_tables(results, "accuracy")
-    figure = cost_figure(resurgence_values(resurgence, seeds, "accuracy"), "accuracy", costs(results, cells))
+    read = read_tables(results, "accuracy")
+    values = resurgence_values(read["resurgence"], read["seeds"], "accuracy")
+    figure = cost_figure(values, "accuracy", costs(results, read["cells"]))
     back, seconds, size = figure.axes
     (bars,) = back.containers
     assert bars.lines[0].get_xdata().tolist() == [24.5, 0.0]

@@ -22,10 +22,11 @@ from scored import study_sets
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """cells.csv, resurgence.csv and seeds.csv of a synthetic study with two erase seeds."""
+    """The tables of a synthetic study with two erase seeds."""
     out = tmp_path_factory.mktemp("tables")
-    estimated = estimates(study_sets(steps=(40, 80), erase_seeds=(0, 1)), 100, 0)[0]
+    estimated = estimates(study_sets(steps=(40, 80), erase_seeds=(0, 1)))[0]
     tables.cells(estimated, 0.95).to_csv(out / "cells.csv", index=False)
+    tables.means(estimated, 0.95).to_csv(out / "means.csv", index=False)
     tables.resurgence(estimated, 0.95).to_csv(out / "resurgence.csv", index=False)
     tables.over_seeds(estimated, 0.95).to_csv(out / "seeds.csv", index=False)
     return out
@@ -34,6 +35,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cells(folder: Path) -> pd.DataFrame:
     return read_module.read_table(folder / "cells.csv")
+
+
+@pytest.fixture(scope="module")
+def means(folder: Path) -> pd.DataFrame:
+    return read_module.read_table(folder / "means.csv")
 
 
 def axes_of(figure: Figure, title: str) -> object:
@@ -55,21 +61,21 @@ def test_table_read_from_a_file_keeps_names_and_numbers(cells: pd.DataFrame) -> 
 
 
 def test_the_summary_of_a_file_is_that_of_the_table(folder: Path) -> None:
-    estimated = estimates(study_sets(steps=(40, 80), erase_seeds=(0, 1)), 100, 0)[0]
+    estimated = estimates(study_sets(steps=(40, 80), erase_seeds=(0, 1)))[0]
     table = tables.resurgence(estimated, 0.95)
     read = [read_module.read_table(folder / f"{name}.csv") for name in ("resurgence", "seeds")]
     assert headline.terminal(*read, 0.95) == headline.terminal(table, tables.over_seeds(estimated, 0.95), 0.95)
 
 
-def test_bars_have_the_heights_and_intervals_of_the_table(cells: pd.DataFrame) -> None:
-    axis = axes_of(study.before_after(cells, "clip_score"), "identities-4: erased concepts")
+def test_bars_have_the_heights_and_intervals_of_the_table(means: pd.DataFrame, cells: pd.DataFrame) -> None:
+    axis = axes_of(study.before_after(means, cells, "clip_score"), "identities-4: erased concepts")
     key = {"metric": "clip_score", "task": "identities-4", "role": "erase"}
     expected = []
     for eraser in ("mace", "uce"):
-        expected.append(chosen(cells, **key, state="base")[["value", "low", "high"]].median())
-        expected.append(chosen(cells, **key, state="erased", eraser=eraser)[["value", "low", "high"]].median())
-        last = chosen(cells, **key, state="finetuned", eraser=eraser, step=80.0)
-        expected.append(last[["value", "low", "high"]].median())
+        states = [{"state": "base"}, {"state": "erased", "eraser": eraser}, {"step": 80.0, "eraser": eraser}]
+        expected += [chosen(means, **key, **state).squeeze() for state in states]
+        value = chosen(cells, **key, **states[1])["value"].mean()
+        assert expected[-2]["value"] == pytest.approx(value, rel=1e-5)
     np.testing.assert_allclose([bar.get_height() for bar in axis.patches], [row["value"] for row in expected])
     ends = [
         container.lines[2][0].get_segments()[0][:, 1] for container in axis.containers if hasattr(container, "lines")
@@ -80,37 +86,37 @@ def test_bars_have_the_heights_and_intervals_of_the_table(cells: pd.DataFrame) -
     assert [len(line.get_ydata()) for line in dots] == [2, 2, 2, 2]  # seeds of erased and fine-tuned models
 
 
-def test_curves_start_at_the_erased_model_and_show_the_base(cells: pd.DataFrame) -> None:
-    axis = axes_of(study.curves(cells, "recogniser_accuracy"), "ship: erased concepts")
+def test_curves_start_at_the_erased_model_and_show_the_base(means: pd.DataFrame) -> None:
+    axis = axes_of(study.curves(means, "recogniser_accuracy"), "ship: erased concepts")
     key = {"metric": "recogniser_accuracy", "task": "ship", "role": "erase"}
     drawn = {line.get_color(): line for line in axis.lines if line.get_marker() not in ("", "None")}
     uce = drawn[style.LINES[1]]
     np.testing.assert_array_equal(uce.get_xdata(), [0, 40, 80])
-    expected = [chosen(cells, **key, state="erased", eraser="uce")["value"].median()]
-    expected += [chosen(cells, **key, eraser="uce", step=step)["value"].median() for step in (40.0, 80.0)]
+    expected = [chosen(means, **key, state="erased", eraser="uce")["value"].item()]
+    expected += [chosen(means, **key, eraser="uce", step=step)["value"].item() for step in (40.0, 80.0)]
     np.testing.assert_allclose(uce.get_ydata(), expected)
     dashed = [line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == "--"]
-    assert dashed == [chosen(cells, **key, state="base")["value"].iloc[0]]
+    assert dashed == [chosen(means, **key, state="base")["value"].item()]
     assert len(axis.collections) == 2  # a band for each model
 
 
 def test_gains_start_at_zero_and_hold_the_paired_difference(folder: Path) -> None:
-    table = read_module.read_table(folder / "resurgence.csv")
+    table = read_module.read_table(folder / "seeds.csv")
     axis = axes_of(study.gains(table, "recogniser_accuracy"), "ship: erased concepts")
     mace = next(line for line in axis.lines if line.get_marker() == style.MARKS[0])
     rows = chosen(table, metric="recogniser_accuracy", task="ship", role="erase", eraser="mace")
-    expected = [0.0, *rows.groupby("step")["resurgence"].median()]
+    expected = [0.0, *rows.sort_values("step")["resurgence_mean"]]
     np.testing.assert_allclose(mace.get_ydata(), expected)
 
 
-def test_many_models_are_drawn_in_several_panels_without_bands(cells: pd.DataFrame) -> None:
-    tuned = cells[cells["state"] == "finetuned"]
-    more = pd.concat([cells, *(tuned.assign(finetune_variant=f"v{k}") for k in range(5))])
+def test_many_models_are_drawn_in_several_panels_without_bands(means: pd.DataFrame) -> None:
+    tuned = means[means["state"] == "finetuned"]
+    more = pd.concat([means, *(tuned.assign(finetune_variant=f"v{k}") for k in range(5))])
     groups = study.models_of(more, 8)
     assert [(task, len(models)) for task, models in groups] == [("identities-4", 6)] * 2 + [("ship", 6)] * 2
     figure = study.curves(more, "clip_accuracy")
     assert len(figure.axes) == 8 and len(figure.axes[0].containers) == 6  # error bars
-    assert study.before_after(more, "clip_accuracy").get_size_inches()[0] <= 16
+    assert study.before_after(more, more, "clip_accuracy").get_size_inches()[0] <= 16
 
 
 def test_no_two_states_or_lines_share_a_colour() -> None:
@@ -153,7 +159,7 @@ def test_cost_adds_the_seconds_of_each_stage(tmp_path: Path) -> None:
 
 def test_files_are_equal_for_equal_tables_and_narrow_enough(folder: Path, tmp_path: Path) -> None:
     made = study.write_figures(folder, tmp_path / "a", ["recogniser_accuracy"])
-    again = study.curves(read_module.read_table(folder / "cells.csv"), "recogniser_accuracy")
+    again = study.curves(read_module.read_table(folder / "means.csv"), "recogniser_accuracy")
     style.save(again, tmp_path / "b" / "steps_recogniser_accuracy")
     names = ["before_after_recogniser_accuracy", "steps_recogniser_accuracy", "resurgence_recogniser_accuracy"]
     assert [stem.name for stem in made] == names
@@ -173,10 +179,10 @@ def test_an_unknown_metric_is_an_error(folder: Path, tmp_path: Path) -> None:
         study.write_figures(folder, tmp_path, ["fid"])
 
 
-def test_labels_do_not_overlap(cells: pd.DataFrame, tmp_path: Path) -> None:
-    tuned = cells[cells["state"] == "finetuned"]
-    more = pd.concat([cells, *(tuned.assign(finetune_variant=f"tercile-{k}") for k in range(3))])
-    figure = study.before_after(more, "recogniser_accuracy")
+def test_labels_do_not_overlap(means: pd.DataFrame, tmp_path: Path) -> None:
+    tuned = means[means["state"] == "finetuned"]
+    more = pd.concat([means, *(tuned.assign(finetune_variant=f"tercile-{k}") for k in range(3))])
+    figure = study.before_after(more, more, "recogniser_accuracy")
     style.save(figure, tmp_path / "bars")
     for axis in figure.axes:
         boxes = [text.get_window_extent() for text in axis.get_xticklabels()]

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resurgence.analysis import bootstrap, claims, tables
-from resurgence.analysis.bootstrap import Estimate
+from resurgence.analysis import claims, tables
 from resurgence.analysis.estimates import estimates
+from resurgence.analysis.intervals import holm, interval
+from resurgence.analysis.random_effects import Estimate, Part, difference, over_runs
 from resurgence.analysis.weight_movement import correlations
 from resurgence.config.experiment import Cells, Claim
 from resurgence.figures.experiments import bars, curves, heatmap, line, similarities, weights
@@ -20,38 +21,38 @@ from scored import study_sets
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    every, _ = estimates(study_sets(), 300, 0, only="recogniser_accuracy")
+    every, _ = estimates(study_sets(), only="recogniser_accuracy")
     return tables.paired_rows(every)
 
 
 def test_only_one_metric_is_estimated_and_it_is_that_of_the_tables(rows: list[dict]) -> None:
     assert {row["metric"] for row in rows} == {"recogniser_accuracy"}
-    whole, _ = estimates(study_sets(), 300, 0)
+    whole, _ = estimates(study_sets())
     whole = [row for row in tables.paired_rows(whole) if row["metric"] == "recogniser_accuracy"]
     assert len(whole) == len(rows)
     for one, other in zip(rows, whole, strict=True):
+        assert interval(one["estimates"]["gain"], 0.95) == interval(other["estimates"]["gain"], 0.95)
         assert one["estimates"]["gain"].value == other["estimates"]["gain"].value
-        np.testing.assert_array_equal(one["estimates"]["gain"].replicates, other["estimates"]["gain"].replicates)
 
 
-def test_pooled_is_the_mean_over_seeds_at_the_last_step(rows: list[dict]) -> None:
-    seeds = [{**row, "erase_seed": seed} for seed in (0, 1) for row in rows]
-    for row in seeds[len(rows) :]:  # a second seed, in which everything is 10 points higher
-        up = {k: e._replace(value=e.value + 10, replicates=e.replicates + 10) for k, e in row["estimates"].items()}
-        row["estimates"] = up
-    made = claims.pool_seeds(seeds)
-    for row in made:
-        own = [r for r in rows if (r["task"], r["eraser"], r["role"]) == (row["task"], row["eraser"], row["role"])]
-        last = max(r["step"] for r in own)
-        single = next(r for r in own if r["step"] == last)
-        assert row["step"] == last and row["runs"] == 2
-        assert row["gain"].value == pytest.approx(single["estimates"]["gain"].value + 5)
-        assert row["gains"] == pytest.approx([single["estimates"]["gain"].value + shift for shift in (0, 10)])
-        np.testing.assert_allclose(row["gain"].replicates, single["estimates"]["gain"].replicates + 5)
-    table = claims.table(made, 0.95)
-    assert (table["deviation"] == 5).all() and (table["median"].round(4) == table["resurgence"].round(4)).all()
-    assert (table["p_holm"] >= table["p"]).all() and (table["n"] > 0).all()
-    assert claims.display_table(table)["n"].str.endswith("(2 runs)").all()
+def test_pooled_is_the_mean_over_seeds_at_the_last_step() -> None:
+    sets = study_sets(erase_seeds=(0, 1), erasers=("mace",))
+    paired = tables.paired_rows(estimates(sets, only="recogniser_accuracy")[0])
+    pooled = claims.pool_seeds(paired)
+    assert {row["runs"] for row in pooled} == {2} and {row["step"] for row in pooled} == {100}
+    for row in pooled:
+        runs = [r["estimates"] for r in paired if all(r[key] == row[key] for key in ("task", "role", "step"))]
+        gains = [run["gain"] for run in runs]
+        assert row["gain"].value == pytest.approx(np.mean([gain.value for gain in gains]))
+        assert interval(row["gain"], 0.95) == interval(over_runs(gains), 0.95) and row["gain"].runs == 2
+        assert row["gains"] == [gain.value for gain in gains] and row["base"].parts[0].runs == 1
+    table = claims.table(pooled, 0.95)
+    deviations = [abs(a - b) / 2 for a, b in (row["gains"] for row in pooled)]
+    np.testing.assert_allclose(table["deviation"], deviations, rtol=1e-5)
+    assert (table["p_holm"] >= table["p"]).all() and set(table["n"]) == {row["gain"].n for row in pooled}
+    assert claims.display_table(table)["n"].str.endswith(" x 2").all()
+    single = [row for row in paired if row["erase_seed"] == 0]
+    assert claims.display_table(claims.table(claims.pool_seeds(single), 0.95))["n"].str.endswith(", this run").all()
 
 
 def test_half_recovery() -> None:
@@ -68,9 +69,33 @@ def test_half_recovery() -> None:
     np.testing.assert_allclose(many, [50 / 6, 15])
 
 
+def test_interval_of_half_recovery_ends_where_the_limits_of_the_distance_to_it_cross(rows: list[dict]) -> None:
+    """At the first end the upper limit of tuned - (erased + base) / 2 is 0, at the second the lower one."""
+    ends = claims.half_recovery_table(claims.pool_seeds(rows, last=False), 0.95)
+    assert (ends["steps_low"] <= ends["steps"]).all() and (ends["steps"] <= ends["steps_high"]).all()
+    row = ends[(ends["task"] == "identities-4") & (ends["eraser"] == "mace")].squeeze()
+    chosen = [r for r in rows if (r["task"], r["eraser"], r["role"]) == ("identities-4", "mace", "erase")]
+    points = {0: chosen[0]["estimates"]["erased"]} | {r["step"]: r["estimates"]["finetuned"] for r in chosen}
+    points = dict(sorted(points.items()))
+    base, half = chosen[0]["estimates"]["base"], []
+    for estimate in points.values():
+        middle = Estimate(
+            (base.value + points[0].value) / 2, (*base.parts, *points[0].parts), lambda v: float(v.mean()), base.n
+        )
+        half.append(interval(difference(estimate, middle), 0.95))
+    for end, limits in ((row["steps_high"], [low for low, _ in half]), (row["steps_low"], [high for _, high in half])):
+        if math.isfinite(end):
+            assert np.interp(end, list(points), limits) == pytest.approx(0, abs=1e-6)
+        else:
+            assert max(limits) < 0
+    assert 0 < row["steps_low"] < 100
+
+
 def spread(value: float, width: float) -> Estimate:
     """An estimate whose 95 % interval is value -+ width, about."""
-    return Estimate(value, value + width / 1.96 * np.random.default_rng(0).standard_normal(20_000), 40)
+    table = np.random.default_rng(0).standard_normal((1000, 1))
+    table = value + (table - table.mean()) / table.std() * np.sqrt(1000) * width / 1.96
+    return Estimate(value, (Part("a", "u", table, 1000, 1.0),), lambda v: float(v[0]), 1000)
 
 
 @pytest.mark.parametrize(
@@ -94,23 +119,31 @@ def spread(value: float, width: float) -> Estimate:
 )
 def test_verdict(expect: str, value: float, width: float, than: float, decided: bool | None) -> None:
     claim = Claim("", Cells(), expect, than=than)
-    assert claims.verdict(spread(value, width), 40, claim, 0.95) is decided
+    assert claims.verdict(spread(value, width), claim, 0.95) is decided
+
+
+def share(number: int, images: int) -> Estimate:
+    """The share of `images` in percent, of which a number is 1."""
+    values = 100.0 * (np.arange(images) < number)
+    part = Part(("a", number), "u", values[:, None], images, 0.5, 100.0)
+    return Estimate(part.value, (part,), lambda v: float(v[0]), images)
 
 
 @pytest.mark.parametrize(("images", "margin", "decided"), [(40, 5, None), (40, 10, True), (100, 5, True)])
 def test_none_of_few_images_does_not_mean_never(images: int, margin: float, decided: bool | None) -> None:
-    """0 of 40 images: up to 8.8 % of all would show in none of them with a chance of 2.5 %. One of many decides no more
-    than none of as many does."""
-    once_seen = np.random.default_rng(0).binomial(images, 1 / images, 2000) * 100 / images
-    few = Estimate(100 / images, once_seen, images, clusters=images)
-    assert claims.claim_interval(few, images, 0.95) == bootstrap.interval(few, 0.95)
-    never = Estimate(0.0, np.zeros(200), images, clusters=5)
-    reach = claims.claim_interval(never, images, 0.95)[1]
-    assert (1 - reach / 100) ** images == pytest.approx(0.025)
-    assert claims.verdict(never, images, Claim("", Cells(), "equal", margin=margin), 0.95) is decided
-    assert claims.verdict(never, images, Claim("", Cells(), "above", margin=margin), 0.95) is (
-        False if decided else None
-    )
+    """0 of 40 images: up to 8.8 % of all would show in none of them with a chance of 2.5 %."""
+    never = share(0, images)
+    assert claims.verdict(never, Claim("", Cells(), "equal", margin=margin), 0.95) is decided
+    above = claims.verdict(never, Claim("", Cells(), "above", margin=margin), 0.95)
+    assert above is (False if decided else None)
+
+
+def test_claims_of_a_page_are_judged_together() -> None:
+    """Four claims of which the second is decided alone (p = 0.02) and not among four (Holm: 0.06)."""
+    table = pd.DataFrame({"p": [0.001, 0.02, 0.3, 0.6], "verdict": ["same", "different", "cannot tell", "cannot tell"]})
+    judged = claims.judge(table, 0.95)
+    np.testing.assert_allclose(judged["p_holm"], [0.004, 0.06, 0.6, 0.6])
+    assert judged["verdict"].tolist() == ["same", *["cannot tell"] * 3]
 
 
 def test_p_is_adjusted_within_the_last_steps_of_a_role(rows: list[dict]) -> None:
@@ -119,13 +152,14 @@ def test_p_is_adjusted_within_the_last_steps_of_a_role(rows: list[dict]) -> None
     last = every[every["step"] == 100]
     assert every.loc[every["step"] < 100, "p_holm"].isna().all() and len(last) == len(ends)
     for role, part in ends.groupby("role"):
-        expected = bootstrap.holm(part["p"])
+        expected = holm(part["p"])
         np.testing.assert_allclose(part["p_holm"], expected, rtol=1e-5)
         np.testing.assert_allclose(last[last["role"] == role]["p_holm"].sort_values(), np.sort(expected), rtol=1e-5)
 
 
 def test_no_interval_decides_nothing() -> None:
-    assert claims.verdict(Estimate(3.0, np.array([]), 4), 4, Claim("", Cells(), "above"), 0.95) is None
+    one = Estimate(3.0, (Part("a", "u", np.array([[3.0]]), 1, 1.0),), lambda v: float(v[0]), 1)
+    assert claims.verdict(one, Claim("", Cells(), "above"), 0.95) is None
 
 
 def test_judged_compares_the_cells_it_names(rows: list[dict]) -> None:
@@ -135,8 +169,11 @@ def test_judged_compares_the_cells_it_names(rows: list[dict]) -> None:
     found = claims.evaluate_claims(ends, [claim], 0.95).iloc[0]
     gain = {r["eraser"]: r["gain"] for r in ends if r["task"] == task and r["role"] == "erase"}
     assert found["value"] == pytest.approx(gain["mace"].value - gain["uce"].value, abs=1e-4)
-    low, high = np.quantile(gain["mace"].replicates - gain["uce"].replicates, [0.0, 1.0])
-    assert low <= found["low"] < found["high"] <= high
+    expected = interval(difference(gain["mace"], gain["uce"]), 0.95)
+    np.testing.assert_allclose(found[["low", "high"]].astype(float), expected, rtol=1e-5)
+    assert found["n"] == gain["mace"].n == 32 and found["runs"] == 1
+    at_p = [claims.verdict(difference(gain["mace"], gain["uce"]), claim, 1 - found["p"] * k) for k in (0.98, 1.02)]
+    assert at_p[0] is None and at_p[1] is not None
     assert "minus that of identities-4, uce" in found["compared"]
     with pytest.raises(LookupError, match="no row"):
         claims.evaluate_claims(ends, [Claim("B", Cells(task="nothing"), "above")], 0.95)

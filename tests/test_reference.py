@@ -55,21 +55,21 @@ def with_general(one: ImageSet, seed: int) -> ImageSet:
 def test_distance_to_real_images_is_that_of_the_general_prompts(tmp_path: Path) -> None:
     sets = [with_general(one, i) for i, one in enumerate(study_sets(steps=(100,), erasers=("mace",)))]
     real = np.random.default_rng(99).normal(0, 1, (60, FEATURES))
-    made, _ = estimates(sets, 100, 0, real)
+    made, _ = estimates(sets, real)
     found = made[made["metric"] == "frechet_reference"]
     assert set(found["role"]) == {"general"} and len(found) == len(sets)
     for row in found.to_dict("records"):
         (own,) = (s for s in sets if all(s.key[k] == row[k] for k in ("task", "state", "step")))
         mask = (own.rows["role"] == "general").to_numpy()
         assert row["estimate"].value == pytest.approx(frechet.distance(real, own.features[mask]), rel=1e-9)
-        assert len(row["estimate"].replicates) == 32 and row["estimate"].n == 40
+        assert len(row["estimate"].parts[0].table) == 32 and row["estimate"].n == 40
     entries = [write_scores_folder(tmp_path / str(i), one) for i, one in enumerate(sets)]
-    tables.write_tables(entries, tmp_path / "tables", 100, 0.95, 0, real)
+    tables.write_tables(entries, tmp_path / "tables", 0.95, real)
     table = pd.read_csv(tmp_path / "tables/resurgence.csv")
     assert (table["metric"] == "frechet_reference").sum() == 2
     assert "Fréchet distance to real images" in (tmp_path / "tables/resurgence.md").read_text()
     with pytest.raises(ValueError, match="has 5 features, the real images 7: of another scorer"):
-        estimates(sets, 100, 0, np.zeros((9, 7)) + np.arange(9)[:, None])
+        estimates(sets, np.zeros((9, 7)) + np.arange(9)[:, None])
 
 
 def test_features_of_a_folder_of_pictures_of_any_size(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from resurgence import seeds as seeds_module
 from resurgence.analysis import headline, tables
 from resurgence.analysis.estimates import ImageSet, estimates, image_set, read_states
 from resurgence.scorers import frechet
@@ -33,7 +32,7 @@ def sets() -> list[ImageSet]:
 
 @pytest.fixture(scope="module")
 def estimated(sets: list[ImageSet]) -> pd.DataFrame:
-    return estimates(sets, 300, 0)[0]
+    return estimates(sets)[0]
 
 
 @pytest.fixture(scope="module")
@@ -93,20 +92,15 @@ def test_values_are_means_of_the_rows(
     assert row["resurgence_low"] <= row["resurgence"] <= row["resurgence_high"]
 
 
-def test_interval_is_the_clustered_bootstrap_of_the_paired_differences(
-    sets: list[ImageSet], table: pd.DataFrame
-) -> None:
-    task, names = "identities-4", sorted(PEOPLE["erase"])
+def test_interval_is_students_of_the_paired_differences_of_concepts(sets: list[ImageSet], table: pd.DataFrame) -> None:
+    task = "identities-4"
     before, after = (rows_of(sets, task, eraser="mace", **k) for k in ({"state": "erased"}, {"step": 50}))
     joined = after.merge(before, on=["prompt", "seed", "role", "concept"])
     joined = joined[joined["role"] == "erase"]
-    sums = [(p["clip_score_x"] - p["clip_score_y"]).to_numpy() for _, p in joined.groupby("concept", sort=True)]
-    generator = seeds_module.numpy_generator("bootstrap", 0, task, *names)
-    draws = generator.integers(0, 4, size=(300, 4))
-    means = [np.concatenate([sums[k] for k in draw]).mean() for draw in draws]
+    means = [(p["clip_score_x"] - p["clip_score_y"]).mean() for _, p in joined.groupby("concept", sort=True)]
     row = pick(table, task=task, eraser="mace", step=50, role="erase", metric="clip_score")
-    low = scipy.stats.norm.cdf(-math.sqrt(4 / 3) * scipy.stats.t.ppf(0.975, 3))  # four concepts
-    expected = np.quantile(means, [low, 1 - low])
+    assert len(means) == 4
+    expected = scipy.stats.t.interval(0.95, 3, np.mean(means), scipy.stats.sem(means))
     np.testing.assert_allclose([row["resurgence_low"], row["resurgence_high"]], expected, rtol=1e-5)
 
 
@@ -145,9 +139,9 @@ def test_synonyms_of_retained_concepts_are_a_role_of_their_own() -> None:
     assert roles == {"ship": {"erase", "synonym"}, "cat": {"retain", "synonym-retain"}}
 
 
-def test_the_cluster_used_is_recorded(sets: list[ImageSet]) -> None:
-    draws = estimates(sets, 300, 0)[1]
-    used = {(row.task, row.role): (row.cluster, row.clusters, row.images) for row in draws.itertuples()}
+def test_the_random_units_are_recorded(sets: list[ImageSet]) -> None:
+    units = estimates(sets)[1]
+    used = {(row.task, row.role): (row.unit, row.units, row.images) for row in units.itertuples()}
     assert used["identities-4", "erase"] == ("concept", 4, 32)
     assert used["ship", "erase"] == ("pair", 8, 8)
     assert used["ship", "retain"] == ("concept", 3, 24)
@@ -158,13 +152,7 @@ def test_nothing_depends_on_the_order_of_sets_and_rows(sets: list[ImageSet], tab
     for one in reversed(sets):
         order = np.random.default_rng(len(shuffled)).permutation(len(one.rows))
         shuffled.append(image_set(one.key, one.rows.iloc[order], one.features[order]))
-    pd.testing.assert_frame_equal(tables.resurgence(estimates(shuffled, 300, 0)[0], 0.95), table)
-
-
-def test_the_seed_of_the_statistics_changes_intervals_only(sets: list[ImageSet], table: pd.DataFrame) -> None:
-    other = tables.resurgence(estimates(sets, 300, 1)[0], 0.95)
-    assert (other["resurgence"] == table["resurgence"]).all()
-    assert (other["resurgence_low"] != table["resurgence_low"]).any()
+    pd.testing.assert_frame_equal(tables.resurgence(estimates(shuffled)[0], 0.95), table)
 
 
 def test_the_control_without_erasing_recovers_nothing(sets: list[ImageSet]) -> None:
@@ -172,15 +160,18 @@ def test_the_control_without_erasing_recovers_nothing(sets: list[ImageSet]) -> N
     none = {"base": "miniature", "task": "identities-4", **TUNED, "eraser": "none"}
     erased = image_set({**none, "state": "erased"}, base.rows, base.features)
     tuned = image_set({**none, "state": "finetuned"}, base.rows, base.features)
-    made = tables.resurgence(estimates([base, erased, tuned], 100, 0)[0], 0.95)
+    made = tables.resurgence(estimates([base, erased, tuned])[0], 0.95)
     assert (made["resurgence"] == 0).all() and made["recovered_fraction"].isna().all()
-    assert (made.loc[made["metric"] == "recogniser_accuracy", ["resurgence_low", "resurgence_high"]] == 0).all().all()
+    rows = made[(made["metric"] == "recogniser_accuracy") & (made["role"] == "erase")]
+    reach = 100 * (1 - 0.025 ** (1 / 32))  # none of 32 images changed
+    low, high = rows[["resurgence_low", "resurgence_high"]].squeeze()
+    assert -2 * reach < low == -high < -reach
 
 
 def test_over_seeds_is_the_median_and_largest_deviation() -> None:
     sets = study_sets(steps=(100,), erase_seeds=(0, 1, 2), erasers=("mace",))
-    table = tables.resurgence(estimates(sets, 100, 0)[0], 0.95)
-    estimated = estimates(sets, 100, 0)[0]
+    table = tables.resurgence(estimates(sets)[0], 0.95)
+    estimated = estimates(sets)[0]
     seeds = tables.over_seeds(estimated, 0.95)
     row = pick(seeds, task="ship", role="erase", metric="clip_accuracy")
     values = table[(table["task"] == "ship") & (table["role"] == "erase") & (table["metric"] == "clip_accuracy")]
@@ -189,31 +180,46 @@ def test_over_seeds_is_the_median_and_largest_deviation() -> None:
     assert row["finetuned_median"] == middle
     assert row["finetuned_deviation"] == pytest.approx(max(abs(values["finetuned_value"] - middle)))
     assert row["resurgence_mean"] == pytest.approx(values["resurgence"].mean(), rel=1e-5)
-    assert min(values["resurgence_low"]) <= row["resurgence_low"] <= row["resurgence_mean"] <= row["resurgence_high"]
+    assert row["resurgence_low"] < row["resurgence_mean"] < row["resurgence_high"]
+    assert row["scope"] == "seeds" and row["n"] == values["n"].iloc[0]
     text = headline.terminal(table, seeds, 0.95)
     assert ", 3 runs: " in text and "of 3" in text
 
 
-def test_interval_over_seeds_is_that_of_the_images_of_all_seeds() -> None:
-    """The mean over seeds of a difference is the difference of per-image means, so one set of these has the same."""
-    seeds = (0, 1, 2)
-    sets = study_sets(steps=(100,), erase_seeds=seeds, erasers=("mace",))
-    chosen = {"task": "identities-4", "role": "erase", "metric": "clip_accuracy"}
-    many = pick(tables.over_seeds(estimates(sets, 400, 0)[0], 0.95), **chosen)
+def test_interval_over_seeds_is_that_of_concepts_and_seeds() -> None:
+    """The analysis of variance of the differences of each concept and seed, written out; and the mean of the states."""
+    sets = study_sets(steps=(100,), erase_seeds=(0, 1, 2), erasers=("mace",))
+    chosen = {"task": "identities-4", "role": "erase", "metric": "clip_score"}
+    estimated = estimates(sets)[0]
+    row = pick(tables.over_seeds(estimated, 0.95), **chosen)
 
-    def averaged(state: str) -> ImageSet:
-        own = [one for one in sets if one.key["task"] == "identities-4" and one.key["state"] == state]
-        assert len(own) == len(seeds)
-        numbers = own[0].rows.select_dtypes("number").columns.difference(["seed"])
-        rows = own[0].rows.copy()
-        rows[numbers] = sum(one.rows[numbers].astype(float) for one in own) / len(own)
-        return image_set(own[0].key, rows)
+    def concepts(state: str) -> np.ndarray:
+        runs = [s.rows for s in sets if s.key["task"] == "identities-4" and s.key["state"] == state]
+        return np.stack([r[r["role"] == "erase"].groupby("concept")["clip_score"].mean() for r in runs], axis=1)
 
-    (base,) = (one for one in sets if one.key["task"] == "identities-4" and one.key["state"] == "base")
-    one = [image_set(base.key, base.rows), averaged("erased"), averaged("finetuned")]
-    single = pick(tables.resurgence(estimates(one, 400, 0)[0], 0.95), **chosen)
-    for name in ("resurgence_low", "resurgence_high"):
-        assert many[name] == pytest.approx(single[name], abs=1e-3)
+    table = concepts("finetuned") - concepts("erased")
+    units, runs = 3 * table.mean(1).var(ddof=1), 4 * table.mean(0).var(ddof=1)
+    rest = (table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()).ravel() @ table.ravel() / 6
+    terms = [(units, 3, units > rest), (runs, 2, runs > rest)]
+    terms.append((rest, 6, 1 - (units > rest) - (runs > rest)))
+    total = sum(square * weight for square, _, weight in terms)
+    df = total**2 / sum((square * weight) ** 2 / degrees for square, degrees, weight in terms)
+    reach = scipy.stats.t.ppf(0.975, df) * math.sqrt(total / 12)
+    ends = row[["resurgence_low", "resurgence_high"]].astype(float)
+    np.testing.assert_allclose(ends, (table.mean() - reach, table.mean() + reach), rtol=1e-4)
+    means = tables.means(estimated, 0.95)
+    erased = pick(means, **chosen, state="erased")
+    assert erased["value"] == pytest.approx(concepts("erased").mean(), rel=1e-5) and erased["runs"] == 3
+    assert pick(means, **chosen, state="base")["scope"] == "this run"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [(0.1, 30, "yes"), (-9, 9, "no (up to 9.0 %)"), (-9, 9.1, "open"), (-30, -1, "no"), (math.nan, math.nan, "open")],
+)
+def test_came_back_says_yes_no_or_open(low: float, high: float, word: str) -> None:
+    row = {"metric": "clip_accuracy", "resurgence_low": low, "resurgence_high": high, "base_value": 90.0}
+    assert headline.verdict(pd.DataFrame([row]), pd.DataFrame()) == word
 
 
 def make_pair(change: str) -> list[ImageSet]:
@@ -251,19 +257,19 @@ def make_pair(change: str) -> list[ImageSet]:
 )
 def test_unpaired_images_are_named(change: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        estimates(make_pair(change), 100, 0)
+        estimates(make_pair(change))
 
 
 def test_missing_states_are_named(sets: list[ImageSet]) -> None:
     with pytest.raises(ValueError, match="task 'identities-4' of base 'miniature' has no image set of the base"):
-        estimates(sets[1:3], 100, 0)
+        estimates(sets[1:3])
     with pytest.raises(ValueError, match="image set given twice: erased"):
-        estimates([*sets[:2], sets[1]], 100, 0)
+        estimates([*sets[:2], sets[1]])
     tuned = next(s for s in sets if s.key["state"] == "finetuned")
     with pytest.raises(ValueError, match=r"has .* and no erased image set has; score that one too"):
-        tables.resurgence(estimates([sets[0], tuned], 100, 0)[0], 0.95)
+        tables.resurgence(estimates([sets[0], tuned])[0], 0.95)
     with pytest.raises(ValueError, match="no scores"):
-        estimates([], 100, 0)
+        estimates([])
 
 
 @pytest.mark.parametrize(
@@ -287,7 +293,7 @@ def test_general_prompts_have_a_score_and_no_accuracy() -> None:
     rows = score(prompts, {"erase": 0.5, "retain": 0.5, "general": 0.2}, 0)
     rows.loc[rows["role"] == "general", ["recogniser_correct", "clip_correct", "clip_probability"]] = np.nan
     one = image_set({"base": "miniature", "task": "t", "state": "base"}, rows, features(rows, 0, 0))
-    cells = tables.cells(estimates([one], 100, 0)[0], 0.95)
+    cells = tables.cells(estimates([one])[0], 0.95)
     assert set(cells.loc[cells["role"] == "general", "metric"]) == {"clip_score", "frechet"}
 
 
@@ -310,10 +316,10 @@ def entries(sets: list[ImageSet], tmp_path: Path) -> list[dict]:
 
 def test_files_are_complete_and_equal_for_equal_scores(entries: list[dict], tmp_path: Path) -> None:
     entries = json.loads(json.dumps(entries))  # keys as they come from a configuration
-    told = tables.write_tables(entries, tmp_path / "a", 200, 0.95, 0)
-    tables.write_tables(entries[::-1], tmp_path / "b", 200, 0.95, 0)
+    told = tables.write_tables(entries, tmp_path / "a", 0.95)
+    tables.write_tables(entries[::-1], tmp_path / "b", 0.95)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["cells.csv", "intervals.csv", "metrics.json", "resurgence.csv", "resurgence.md", "seeds.csv"]
+    assert names == sorted(tables.FILES)
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     read = pd.read_csv(tmp_path / "a" / "resurgence.csv")
@@ -332,7 +338,7 @@ def test_reading_states_names_the_features(entries: list[dict], tmp_path: Path) 
 
 
 def test_without_fine_tuning_there_is_a_cell_table_and_no_resurgence(sets: list[ImageSet]) -> None:
-    estimated = estimates([s for s in sets if s.key["state"] != "finetuned"], 100, 0)[0]
+    estimated = estimates([s for s in sets if s.key["state"] != "finetuned"])[0]
     table = tables.resurgence(estimated, 0.95)
     assert table.empty and ", ".join(table.columns) == COLUMNS
     seeds = tables.over_seeds(estimated, 0.95)
@@ -342,13 +348,12 @@ def test_without_fine_tuning_there_is_a_cell_table_and_no_resurgence(sets: list[
 
 def test_summary_shows_the_last_step_with_its_interval(table: pd.DataFrame, sets: list[ImageSet]) -> None:
     row = pick(table, task="identities-4", eraser="mace", step=100, role="erase", metric="recogniser_accuracy")
-    seeds = tables.over_seeds(estimates(sets, 300, 0)[0], 0.95)
+    seeds = tables.over_seeds(estimates(sets)[0], 0.95)
     line = next(t for t in headline.terminal(table, seeds, 0.95).splitlines() if t.startswith("identities-4  mace"))
     shown = [headline.number(row[c]) for c in ("resurgence", "resurgence_low", "resurgence_high")]
-    assert "{} [{}, {}]".format(*shown) in line and " 100 " in line and " 50 " not in line
+    assert "{} [{}, {}] this run".format(*shown) in line and " 100 " in line and " 50 " not in line
     assert ("yes" in line) == (row["resurgence_low"] > 0)
-    draws = estimates(sets, 10, 0)[1]
-    text = headline.markdown(table, seeds, draws, 0.95)
+    text = headline.markdown(table, seeds, estimates(sets)[1], 0.95)
     for title in ("Recogniser accuracy", "CLIP accuracy", "Fréchet distance", "H_c", "H_o", "Intervals"):
         assert f"## {title}" in text or title in text
     widths = [line.count("|") for line in text.splitlines() if line.startswith("| identities-4")]
@@ -373,4 +378,4 @@ def test_numbers_are_short(value: float, text: str) -> None:
 
 def test_a_set_without_features_has_no_frechet(sets: list[ImageSet]) -> None:
     plain = [dataclasses.replace(one, features=None) for one in sets[:2]]
-    assert "frechet" not in set(estimates(plain, 100, 0)[0]["metric"])
+    assert "frechet" not in set(estimates(plain)[0]["metric"])

@@ -23,7 +23,7 @@ def test_shards_order_and_cores_leave_the_tables_alone(finished: tuple[Tree, str
     told = tree.snakemake("tables", "--cores", "1", "--prioritize", LAST)
     assert order(told) != order(finished[1])
     assert len(list(tree.root.glob("results/images/small/pets/images/*-of-0002.parquet"))) == 2
-    names = ["cells.csv", "resurgence.csv", "intervals.csv", "seeds.csv", "metrics.json", "resurgence.md"]
+    names = ["cells.csv", "means.csv", "resurgence.csv", "intervals.csv", "seeds.csv", "metrics.json", "resurgence.md"]
     for name in names:
         one, other = (root / "results/tables" / name for root in (finished[0].root, tree.root))
         assert one.read_bytes() == other.read_bytes(), name

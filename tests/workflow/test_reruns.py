@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,7 +107,7 @@ FORMULAS: dict[str, tuple[str, str, str, list[str]]] = {
     "closed form": ("erasers/closed_form/uce.py", "gram = cross = torch.zeros(", "gram = cross = 0 * torch.zeros(",
                     [*model_jobs("uce"), *SHOWN]),
     "metric": ("scorers/clip.py", "LOGIT_SCALE * (e * t)", "1.5 * LOGIT_SCALE * (e * t)", [*SCORED, *TABLES]),
-    "statistic": ("analysis/bootstrap.py", "np.where(finite, values, 0.0)", "1.0 * np.where(finite, values, 0.0)",
+    "statistic": ("analysis/random_effects.py", "np.where(finite, values, 0.0)", "1.0 * np.where(finite, values, 0.0)",
                   TABLES),
 }  # fmt: skip
 
@@ -152,15 +151,13 @@ def signals(tree: Tree) -> None:
 
 
 def moved_module(tree: Tree) -> None:
-    """bootstrap becomes analysis/resampling, and estimates a module beside the package's folders."""
+    """intervals becomes analysis/limits, and estimates a module beside the package's folders."""
     source = tree.root / SOURCE
-    (source / "analysis/bootstrap.py").rename(source / "analysis/resampling.py")
+    (source / "analysis/intervals.py").rename(source / "analysis/limits.py")
     (source / "analysis/estimates.py").rename(source / "statistics.py")
     for file in source.rglob("*.py"):
         text = file.read_text()
-        new = text.replace("resurgence.analysis.bootstrap", "resurgence.analysis.resampling")
-        new = re.sub(r"from resurgence\.analysis import bootstrap\b", "from resurgence.analysis import resampling", new)
-        new = re.sub(r'(?<![\w."])bootstrap\.(?=\w)', "resampling.", new)
+        new = text.replace("resurgence.analysis.intervals", "resurgence.analysis.limits")
         new = new.replace("resurgence.analysis.estimates", "resurgence.statistics")
         if new != text:
             file.write_text(new)
@@ -201,10 +198,11 @@ def test_equal_bytes_stop_the_wave(copy: Tree) -> None:
 @pytest.mark.nightly
 def test_setting_of_a_metric(copy: Tree) -> None:
     """Really run."""
-    copy.edit(SMALL, "resamples: 100", "resamples: 120")
+    before = (copy.root / "results/tables/cells.csv").read_text()
+    copy.edit(SMALL, "resamples: 100", "resamples: 100, level: 0.5")
     assert copy.jobs() == TABLES
     assert messages(copy.snakemake("--cores", "2")) == TABLES
-    assert "120" in (copy.root / "results/tables/intervals.csv").read_text()
+    assert before != (copy.root / "results/tables/cells.csv").read_text()
     assert copy.jobs() == []
 
 

@@ -6,6 +6,7 @@ rule tables:
         inputs("tables"),
     output:
         cells="results/tables/cells.csv",
+        means="results/tables/means.csv",
         resurgence="results/tables/resurgence.csv",
         seeds="results/tables/seeds.csv",
         intervals="results/tables/intervals.csv",

@@ -1,12 +1,12 @@
 """Results of an experiment: its cells averaged over seeds, steps to half recovery, and verdicts on a paper's claims.
 
-Seeds are averaged resample by resample: all models of a task have the same draws of concepts, so the interval of the
-mean is one over concepts. The spread over seeds is reported separately, as the published study's median and largest
-deviation.
+Intervals are over concepts and seeds (intervals.py). The published study's statistic, the median over seeds and the
+largest deviation from it, stands beside them.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resurgence.analysis import bootstrap
-from resurgence.analysis.bootstrap import Estimate
 from resurgence.analysis.headline import markdown_table, number
+from resurgence.analysis.intervals import holm, interval, least_level, p_value
+from resurgence.analysis.measures import median_deviation
+from resurgence.analysis.random_effects import Estimate, combine, difference, mean_of, over_runs
 from resurgence.config.experiment import Cells, Claim
 from resurgence.config.model_path import method_name
 
 STATES = ("base", "erased", "finetuned", "gain")
 CELL = ["task", "eraser", "finetune"]
 COLUMNS = [
-    *CELL, "step", "role", "metric", "runs", "n", "base_value",
+    *CELL, "step", "role", "metric", "runs", "n", "scope", "base_value",
     *(f"{state}_{end}" for state in ("erased", "finetuned") for end in ("value", "low", "high")),
     "resurgence", "resurgence_low", "resurgence_high", "p", "p_holm", "median", "deviation",
 ]  # fmt: skip
@@ -50,7 +51,7 @@ def pool_seeds(rows: Iterable[Mapping[str, Any]], last: bool = True) -> list[dic
         if last and key[3] != ends[key[:3]]:
             continue
         row = {**dict(zip(COLUMNS[:6], key, strict=True)), "runs": len(group)}
-        row |= {state: bootstrap.mean_of([run["estimates"][state] for run in group]) for state in STATES}
+        row |= {state: over_runs([run["estimates"][state] for run in group]) for state in STATES}
         pooled.append(row | {"gains": [run["estimates"]["gain"].value for run in group]})
     return pooled
 
@@ -63,19 +64,20 @@ def table(rows: Sequence[Mapping[str, Any]], level: float) -> pd.DataFrame:
     records = []
     for row in rows:
         record = {key: row[key] for key in COLUMNS[:7]} | {"n": row["gain"].n, "base_value": row["base"].value}
+        record["scope"] = row["gain"].scope
         for state, name in (("erased", "erased_value"), ("finetuned", "finetuned_value"), ("gain", "resurgence")):
-            low, high = bootstrap.interval(row[state], level)
+            low, high = interval(row[state], level)
             start = name.removesuffix("_value")
             record |= {name: row[state].value, f"{start}_low": low, f"{start}_high": high}
-        record["p"] = bootstrap.p_value(row["gain"])
-        record["median"], record["deviation"] = bootstrap.median_deviation(row["gains"])
+        record["p"] = p_value(row["gain"])
+        record["median"], record["deviation"] = median_deviation(row["gains"])
         records.append(record)
     frame = pd.DataFrame(records, columns=COLUMNS)
     frame["p_holm"] = np.nan
     ends = frame["step"] == frame.groupby(CELL)["step"].transform("max")
     for _, part in frame[ends].groupby("role"):
-        frame.loc[part.index, "p_holm"] = bootstrap.holm(part["p"].to_numpy(dtype=np.float64))
-    floats = COLUMNS[8:]
+        frame.loc[part.index, "p_holm"] = holm(part["p"].to_numpy(dtype=np.float64))
+    floats = COLUMNS[COLUMNS.index("base_value") :]
     frame[floats] = frame[floats].astype(float).map(lambda value: float(f"{value:.6g}") + 0.0)
     return frame
 
@@ -84,17 +86,22 @@ def display_table(frame: pd.DataFrame) -> pd.DataFrame:
     """The table as text, for pages: n, values of base, erased and fine-tuned, resurgence with interval, spread."""
     rows = []
     for row in frame.to_dict("records"):
-        interval = f"[{number(row['resurgence_low'])}, {number(row['resurgence_high'])}]"
+        ends = f"[{number(row['resurgence_low'])}, {number(row['resurgence_high'])}]"
         rows.append({
             "task": row["task"], "eraser": row["eraser"], "fine-tune": row["finetune"], "concepts": row["role"],
-            "step": str(row["step"]), "n": f"{row['n']} ({row['runs']} runs)" if row["runs"] > 1 else str(row["n"]),
+            "step": str(row["step"]), "n": images_text(row["n"], row["runs"]),
             "base -> erased -> fine-tuned":
                 " -> ".join(number(row[f"{state}_value"]) for state in ("base", "erased", "finetuned")),
-            "resurgence": f"{number(row['resurgence'])} {interval}",
+            "resurgence": f"{number(row['resurgence'])} {ends}",
             "p (Holm)": "-" if math.isnan(row["p_holm"]) else f"{row['p_holm']:.2g}",
             "median ± deviation": f"{number(row['median'])} ± {number(row['deviation'])}",
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def images_text(n: int, runs: int) -> str:
+    """Images of one run x runs, or that the interval is about this run."""
+    return f"{n} x {runs}" if runs > 1 else f"{n}, this run"
 
 
 def half_recovery(steps: Sequence[float], values: np.ndarray, erased: np.ndarray, base: np.ndarray) -> np.ndarray:
@@ -116,7 +123,11 @@ def half_recovery(steps: Sequence[float], values: np.ndarray, erased: np.ndarray
 
 
 def half_recovery_table(rows: Sequence[Mapping[str, Any]], level: float) -> pd.DataFrame:
-    """Steps to half recovery of each cell, with the interval over concepts, from `pool_seeds` at every step."""
+    """Steps to half recovery of each cell, from `pool_seeds` at every step.
+
+    Their interval holds the steps at which the distance from half recovery, fine-tuned - (erased + base) / 2, may be 0
+    (Fieller 1954): it ends where the limits of that distance, linear between checkpoints, cross 0.
+    """
     cells: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["role"] == "erase":
@@ -127,8 +138,9 @@ def half_recovery_table(rows: Sequence[Mapping[str, Any]], level: float) -> pd.D
         steps, tuned = [float(row["step"]) for row in group], [row["finetuned"] for row in group]
         erased, base = group[0]["erased"], group[0]["base"]
         value = half_recovery(steps, np.array([e.value for e in tuned]), np.array(erased.value), np.array(base.value))
-        replicates = half_recovery(steps, np.stack([e.replicates for e in tuned]), erased.replicates, base.replicates)
-        low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")  # keeps infinity
+        gaps = [combine(lambda t, e, b: t - (e + b) / 2, e, erased, base, n=e.n) for e in (erased, *tuned)]
+        limits = np.array([interval(gap, level) for gap in gaps])
+        high, low = (half_recovery(steps, end[1:], end[0], -end[0]) if end[0] < 0 else 0 for end in limits.T)
         ends = {"steps": float(value), "steps_low": float(low), "steps_high": float(high)}
         texts = [f"{end:.0f}" if math.isfinite(end) else f"> {steps[-1]:.0f}" for end in ends.values()]
         text = f"{texts[0]} [{texts[1]}, {texts[2]}]" if base.value > erased.value else "-"  # nothing was erased
@@ -136,10 +148,8 @@ def half_recovery_table(rows: Sequence[Mapping[str, Any]], level: float) -> pd.D
     return pd.DataFrame(records, columns=[*CELL, "steps", "steps_low", "steps_high", "last_step", "text"])
 
 
-def quantity(rows: Sequence[Mapping[str, Any]], cells: Cells, value: str) -> tuple[Estimate, int]:
-    """The mean of base, erased, finetuned or resurgence over the rows of some cells, and its number of images.
-
-    Seeds count once in that number. Draws of different tasks are independent, so their order does not matter.
+def quantity(rows: Sequence[Mapping[str, Any]], cells: Cells, value: str) -> Estimate:
+    """The mean of base, erased, finetuned or resurgence over the rows of some cells.
 
     Raises:
         LookupError: no row is in these cells.
@@ -148,30 +158,17 @@ def quantity(rows: Sequence[Mapping[str, Any]], cells: Cells, value: str) -> tup
     chosen = [row for row in rows if cells.holds(dict(row))]
     if not chosen:
         raise LookupError(f"no row holds {asdict(cells)}")
-    return bootstrap.mean_of([row[state] for row in chosen]), sum(row["gain"].n // row["runs"] for row in chosen)
+    return mean_of([row[state] for row in chosen])
 
 
-def claim_interval(estimate: Estimate, images: int, level: float) -> tuple[float, float]:
-    """The interval by which a claim is decided: that of the bootstrap unless all replicates are equal.
-
-    All are equal when the data have no variation, for example 0 % of all images. A property of a share p of images is
-    absent from G of them with probability (1 - p)^G, so the interval is value +- 100 (1 - ((1 - level) / 2)^(1 / G)).
-    """
-    low, high = bootstrap.interval(estimate, level)
-    if math.isnan(low) or estimate.method != "bootstrap" or np.ptp(estimate.replicates) > 0:
-        return low, high
-    reach = 100 * (1 - ((1 - level) / 2) ** (1 / max(1, images)))
-    return estimate.value - reach, estimate.value + reach
-
-
-def verdict(estimate: Estimate, images: int, claim: Claim, level: float) -> bool | None:
+def verdict(estimate: Estimate, claim: Claim, level: float) -> bool | None:
     """Whether the estimate agrees with the claim (True), contradicts it (False), or is inconclusive (None).
 
     Above and below: agrees if the interval lies on that side of `than`, contradicts if it lies on the other side of
     than + margin (than - margin), so that any effect is smaller than the margin. Equal: agrees if the interval lies
     within the margin around `than`, contradicts if it lies outside.
     """
-    low, high = (end - claim.than for end in claim_interval(estimate, images, level))
+    low, high = (end - claim.than for end in interval(estimate, level))
     if math.isnan(low):
         return None
     if claim.expect == "below":
@@ -187,21 +184,32 @@ def verdict(estimate: Estimate, images: int, claim: Claim, level: float) -> bool
 
 
 def evaluate_claims(rows: Sequence[Mapping[str, Any]], claims: Iterable[Claim], level: float) -> pd.DataFrame:
-    """One row a claim: the sentence, what is compared, the estimate with its interval, the verdict."""
-    columns = ["claim", "compared", "value", "low", "high", "n", "verdict"]
+    """One row a claim: the sentence, what is compared, the estimate with its interval, the verdict.
+
+    Columns: p is 1 minus the largest level at which the interval decides the claim, either way; `verdict` that of the
+    claim alone, which `judge` changes where a page has several.
+    """
+    columns = ["claim", "compared", "value", "low", "high", "n", "runs", "p", "verdict"]
     records = []
     for claim in claims:
-        estimate, images = quantity(rows, claim.of, claim.value)
+        estimate = quantity(rows, claim.of, claim.value)
         if claim.against is not None:
-            other, other_images = quantity(rows, claim.against, claim.value)
-            estimate, images = bootstrap.difference(estimate, other), min(images, other_images)
-        low, high = claim_interval(estimate, images, level)
+            estimate = difference(estimate, quantity(rows, claim.against, claim.value))
+        decided = functools.partial(lambda e, c, at: verdict(e, c, at) is not None, estimate, claim)
+        low, high = interval(estimate, level)
         records.append({
             "claim": claim.says, "compared": comparison_text(claim), "value": float(f"{estimate.value:.6g}"),
-            "low": float(f"{low:.6g}"), "high": float(f"{high:.6g}"), "n": estimate.n,
-            "verdict": VERDICTS[verdict(estimate, images, claim, level)],
+            "low": float(f"{low:.6g}"), "high": float(f"{high:.6g}"), "n": estimate.n, "runs": estimate.runs,
+            "p": float(f"{least_level(decided):.3g}"), "verdict": VERDICTS[verdict(estimate, claim, level)],
         })  # fmt: skip
     return pd.DataFrame(records, columns=columns)
+
+
+def judge(claims: pd.DataFrame, level: float) -> pd.DataFrame:
+    """The claims of one page with p_holm, their p adjusted for their number; undecided where it exceeds 1 - level."""
+    adjusted = holm(claims["p"])
+    undecided = ~(adjusted <= 1 - level)
+    return claims.assign(p_holm=adjusted, verdict=claims["verdict"].mask(undecided, VERDICTS[None]))
 
 
 def comparison_text(claim: Claim) -> str:
@@ -218,13 +226,15 @@ def comparison_text(claim: Claim) -> str:
 
 
 def claims_table(frame: pd.DataFrame) -> str:
-    """The claims as Markdown."""
+    """The claims as Markdown; with p_holm, the p adjusted for all claims of a page, if `judge` added it."""
+    p = frame["p_holm" if "p_holm" in frame else "p"]
     texts = pd.DataFrame({
         "the paper": frame["claim"],
         "compared here": frame["compared"],
         "our number": [f"{number(v)} [{number(a)}, {number(b)}]"
                        for v, a, b in zip(frame["value"], frame["low"], frame["high"], strict=True)],
-        "n": frame["n"].astype(str),
-        "verdict": frame["verdict"],
+        "n": [images_text(n, runs) for n, runs in zip(frame["n"], frame["runs"], strict=True)],
+        "p (Holm)" if "p_holm" in frame else "p": [f"{value:.2g}" for value in p],
+        "verdict" if "p_holm" in frame else "verdict alone": frame["verdict"],
     })  # fmt: skip
     return markdown_table(texts)

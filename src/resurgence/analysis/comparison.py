@@ -66,7 +66,7 @@ def comparison_table(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str,
 def resurgence_values(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Resurgence of the erased concepts at the last step of each cell, as numbers: KEYS, finetune, value, low, high.
 
-    With several seeds the mean, with its interval over concepts.
+    With several seeds the mean, with its interval over concepts and seeds.
     """
     rows = []
     chosen = resurgence[(resurgence["metric"] == metric) & (resurgence["role"] == "erase")]
@@ -77,8 +77,8 @@ def resurgence_values(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str
     return pd.DataFrame(rows, columns=[*KEYS, "finetune", "value", "low", "high"])
 
 
-def read_tables(results: Path, metric: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Cells, resurgence and seeds of a finished study.
+def read_tables(results: Path, metric: str) -> dict[str, pd.DataFrame]:
+    """Cells, means, resurgence and seeds of a finished study by name.
 
     Raises:
         FileNotFoundError: no tables. ConfigError: a metric that the tables do not contain.
@@ -86,6 +86,6 @@ def read_tables(results: Path, metric: str) -> tuple[pd.DataFrame, pd.DataFrame,
     tables = results / "tables"
     if not (tables / "resurgence.csv").exists():
         raise FileNotFoundError(f"{tables / 'resurgence.csv'} is missing; run the study first: snakemake --cores all")
-    cells, resurgence, seeds = (read_table(tables / f"{name}.csv") for name in ("cells", "resurgence", "seeds"))
-    known("--metric", metric, sorted(set(resurgence["metric"])))
-    return cells, resurgence, seeds
+    read = {name: read_table(tables / f"{name}.csv") for name in ("cells", "means", "resurgence", "seeds")}
+    known("--metric", metric, sorted(set(read["resurgence"]["metric"])))
+    return read

@@ -1,7 +1,7 @@
 """Estimates of every metric in every image set, from per-image scores, for the tables.
 
 An image set holds the images that one model (base, erased, or fine-tuned up to a step) generated from a task's prompts.
-All sets of a task must have the same prompts and seeds, and are resampled by the same draws (bootstrap.py).
+All sets of a task must have the same prompts and seeds, so that their units are paired (random_effects.py).
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resurgence import seeds
-from resurgence.analysis import bootstrap
-from resurgence.analysis.bootstrap import Clusters, Estimate
+from resurgence.analysis.measures import harmonic_c, harmonic_o
+from resurgence.analysis.random_effects import Estimate, Units, combine, groups_of, jackknife, mean_estimate, units_of
 from resurgence.config.scorers import BLANK, metrics, ranked
 from resurgence.scorers import read_scores
 from resurgence.scorers.frechet import Moments, between, moments
@@ -46,11 +45,11 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Role:
-    """The rows of one role, the same in all image sets of a task, and their draws."""
+    """The rows of one role, the same in all image sets of a task, and their random units."""
 
     mask: np.ndarray  # (n,) bool
-    clusters: Clusters
-    counts: np.ndarray  # (R, G)
+    units: Units
+    name: tuple  # roles of the same concepts have the same units: the erased ones and their synonyms
 
 
 def image_set(key: Mapping[str, Any], rows: pd.DataFrame, features: np.ndarray | None = None) -> ImageSet:
@@ -126,25 +125,28 @@ def check_pairs(sets: list[ImageSet]) -> None:
         raise ValueError(f"{name_of(base.key)} lacks {pairs(extra)} of {name_of(other.key)}; sample the base again")
 
 
-def roles_of(base: ImageSet, resamples: int, seed: int) -> dict[str, Role]:
-    """The draws of each role of a task, the same for all its image sets.
-
-    Roles with the same concepts (erased ones and their synonyms) share their draws, so a resample of a harmonic mean
-    uses one draw of concepts.
-    """
+def roles_of(base: ImageSet) -> dict[str, Role]:
+    """The random units of each role of a task, the same for all its image sets."""
     roles = {}
     for role in [r for r in ROLES if (base.rows["role"] == r).any()]:
         mask = (base.rows["role"] == role).to_numpy()
         concepts = base.rows.loc[mask, "concept"]
-        clusters = bootstrap.clusters_of(concepts)
-        purpose = sorted(set(concepts)) if clusters.unit == "concept" else [role, str(concepts.iloc[0])]
-        generator = seeds.numpy_generator("bootstrap", seed, base.key["task"], *purpose)
-        roles[role] = Role(mask, clusters, bootstrap.draw_counts(clusters.number, resamples, generator))
+        units = units_of(concepts)
+        names = sorted(set(concepts)) if units.kind == "concept" else [role]
+        roles[role] = Role(mask, units, (base.key["base"], base.key["task"], *names))
     return roles
 
 
+def part_name(images: ImageSet, role: str, metric: str) -> tuple:
+    """The name of a metric of a role of an image set: equal names are equal numbers."""
+    return (*images.key.values(), role, metric)
+
+
 def frechet_estimates(sets: list[ImageSet], roles: Mapping[str, Role]) -> dict[tuple[int, str], Estimate]:
-    """Fréchet distance of each set to the base by set number and role, with leave-one-out replicates.
+    """Fréchet distance of each set to the base by set number and role, by the jackknife.
+
+    A sample with replacement repeats images, which shrinks the covariance and biases the distance to one side; leaving
+    groups of units out does not.
 
     Raises:
         ValueError: features of some sets and not of others.
@@ -156,7 +158,7 @@ def frechet_estimates(sets: list[ImageSet], roles: Mapping[str, Role]) -> dict[t
     distances = {}
     most = most_groups(sets[0].features)
     for name, role in roles.items():
-        sizes = np.bincount(bootstrap.groups_of(role.clusters, most))
+        sizes = np.bincount(groups_of(role.units, most))
         if sizes.sum() - sizes.max() < 2:
             continue  # a covariance needs two images when a group is left out
         base = sets[0].features[role.mask]
@@ -170,10 +172,10 @@ def frechet_estimates(sets: list[ImageSet], roles: Mapping[str, Role]) -> dict[t
                 cache[key] = moments(base[mask])
             return between(cache[key], moments(features[mask]))
 
-        distances[0, name] = Estimate(0.0, np.zeros(2), len(base), "jackknife")  # the base against itself
-        for number, images in enumerate(sets[1:], 1):
-            function = partial(value, features=images.features[role.mask])
-            distances[number, name] = bootstrap.jackknife(function, role.clusters, most)
+        for number, images in enumerate(sets):
+            function = partial(value, features=images.features[role.mask]) if number else lambda mask: 0.0  # the base
+            part = part_name(images, name, "frechet")
+            distances[number, name] = jackknife(function, role.units, part, role.name, most)
     return distances
 
 
@@ -191,7 +193,8 @@ def reference_estimates(sets: list[ImageSet], role: Role, reference: np.ndarray)
             raise ValueError(f"{name_of(images.key)} has {features.shape[1]} features, the real images "
                              f"{reference.shape[1]}: of another scorer; score one of them again")  # fmt: skip
         distance = lambda mask, x=features: between(real, moments(x[mask]))  # noqa: E731
-        distances.append(bootstrap.jackknife(distance, role.clusters, most_groups(reference)))
+        part = part_name(images, "general", "frechet_reference")
+        distances.append(jackknife(distance, role.units, part, role.name, most_groups(reference)))
     return distances
 
 
@@ -210,17 +213,17 @@ def harmonic(values: Mapping[tuple[str, str], Estimate]) -> tuple[str, Estimate]
     for metric in [m for m, declared in ranked(reverse=name == "H_o").items() if declared.accuracy]:
         parts = [values.get((role, metric)) for role in ("erase", "retain", "synonym")[: 3 if name == "H_o" else 2]]
         if all(part is not None for part in parts):
-            function = bootstrap.harmonic_o if name == "H_o" else bootstrap.harmonic_c
-            return name, bootstrap.combine(in_percent(function), *parts, n=sum(part.n for part in parts))
+            function = harmonic_o if name == "H_o" else harmonic_c
+            return name, combine(in_percent(function), *parts, n=sum(part.n for part in parts))
     return None
 
 
 def task_estimates(
-    sets: list[ImageSet], resamples: int, seed: int, reference: np.ndarray | None = None, only: str | None = None
+    sets: list[ImageSet], reference: np.ndarray | None = None, only: str | None = None
 ) -> tuple[list[dict], list[dict]]:
-    """Every metric (or only one) of every image set of one task, the base first; and a description of the draws."""
+    """Every metric (or only one) of every image set of one task, the base first; and a description of the units."""
     check_pairs(sets)
-    roles = roles_of(sets[0], resamples, seed)
+    roles = roles_of(sets[0])
     frechet = frechet_estimates(sets, roles) if only in (None, "frechet") else {}
     has_real = reference is not None and "general" in roles
     real = reference_estimates(sets, roles["general"], reference) if has_real else []
@@ -228,20 +231,21 @@ def task_estimates(
     # a metric that is undefined in all images of one set (no face in any) is NaN there, not left out
     scored = {
         (role, metric)
-        for (role, draws), (metric, m) in itertools.product(roles.items(), means.items())
+        for (role, part), (metric, m) in itertools.product(roles.items(), means.items())
         if any(
-            m.column in images.rows and (metric == BLANK or images.rows.loc[draws.mask, m.column].notna().any())
+            m.column in images.rows and (metric == BLANK or images.rows.loc[part.mask, m.column].notna().any())
             for images in sets
         )
     }
     rows = []
     for number, images in enumerate(sets):
         values: dict[tuple[str, str], Estimate] = {}
-        for role, draws in roles.items():
+        for role, part in roles.items():
             for metric, m in means.items():
                 if (role, metric) in scored and m.column in images.rows:
-                    column = m.scale * images.rows.loc[draws.mask, m.column].to_numpy(dtype=np.float64)
-                    values[role, metric] = bootstrap.bootstrap_mean(column, draws.clusters, draws.counts)
+                    column = m.scale * images.rows.loc[part.mask, m.column].to_numpy(dtype=np.float64)
+                    names = part_name(images, role, metric), part.name
+                    values[role, metric] = mean_estimate(column, part.units, *names, m.scale if m.share else None)
             if (number, role) in frechet:
                 values[role, "frechet"] = frechet[number, role]
             if role == "general" and real:
@@ -252,12 +256,12 @@ def task_estimates(
             {**images.key, "role": role, "metric": metric, "n": estimate.n, "estimate": estimate}
             for (role, metric), estimate in values.items() if only in (None, metric)
         ]  # fmt: skip
-    draws_rows = [
+    units = [
         {"base": sets[0].key["base"], "task": sets[0].key["task"], "role": name, "images": int(role.mask.sum()),
-         "cluster": role.clusters.unit, "clusters": role.clusters.number, "resamples": resamples}
+         "unit": role.units.kind, "units": role.units.number}
         for name, role in roles.items()
     ]  # fmt: skip
-    return rows, draws_rows
+    return rows, units
 
 
 def with_blank(sets: list[ImageSet]) -> list[ImageSet]:
@@ -268,13 +272,9 @@ def with_blank(sets: list[ImageSet]) -> list[ImageSet]:
 
 
 def estimates(
-    sets: Iterable[ImageSet],
-    resamples: int,
-    seed: int,
-    reference: np.ndarray | None = None,
-    only: str | None = None,
+    sets: Iterable[ImageSet], reference: np.ndarray | None = None, only: str | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Every metric of every image set as an Estimate, and a description of the draws.
+    """Every metric of every image set as an Estimate, and a description of the random units.
 
     Args:
         reference: features of real images (m, F), for their distance to the images of general prompts.
@@ -286,7 +286,7 @@ def estimates(
     groups: dict[tuple, list[ImageSet]] = {}
     for images in with_blank(list(sets)):
         groups.setdefault((images.key["base"], images.key["task"]), []).append(images)
-    rows, draws = [], []
+    rows, units = [], []
     for (base, task), group in sorted(groups.items()):
         group.sort(key=lambda images: (STATES.index(images.key["state"]), name_of(images.key)))
         names = [name_of(images.key) for images in group]
@@ -295,9 +295,9 @@ def estimates(
         if group[0].key["state"] != "base":
             raise ValueError(f"task {task!r} of base {base!r} has no image set of the base; sample and score it")
         log.info("task %s: %d image sets of %d images", task, len(group), len(group[0].rows))
-        task_rows, task_draws = task_estimates(group, resamples, seed, reference, only)
+        task_rows, task_units = task_estimates(group, reference, only)
         rows += task_rows
-        draws += task_draws
+        units += task_units
     if not rows:
         raise ValueError("no scores: give at least the image set of a base")
-    return pd.DataFrame(rows, dtype=object), pd.DataFrame(draws)
+    return pd.DataFrame(rows, dtype=object), pd.DataFrame(units)

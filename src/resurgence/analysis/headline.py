@@ -16,6 +16,7 @@ ROLES = {
     "erase": "erased concepts", "all": "all", "synonym": "their synonyms", "retain": "retained concepts",
     "synonym-retain": "synonyms of retained", "general": "general prompts",
 }  # fmt: skip
+SMALL = 0.1  # of the base's value: a concept has not come back if the interval ends below this
 CELL = ["base", "task", "eraser", "variant", "finetune", "finetune_variant"]
 
 
@@ -52,7 +53,8 @@ def cell_row(rows: pd.DataFrame, seeds: pd.DataFrame) -> pd.Series | None:
 
 
 def gain(rows: pd.DataFrame, seeds: pd.DataFrame) -> str:
-    """Resurgence of a cell and role with its interval; with several seeds the mean, then median ± largest deviation.
+    """Resurgence of a cell and role with its interval, which is about this run where one seed ran; with several seeds
+    the mean over them, then median ± largest deviation.
 
     Args:
         rows: of resurgence.csv, one a seed. seeds: seeds.csv.
@@ -62,18 +64,24 @@ def gain(rows: pd.DataFrame, seeds: pd.DataFrame) -> str:
         return "-"
     value = row["resurgence_mean" if len(rows) > 1 else "resurgence"]
     text = f"{number(value)} [{number(row['resurgence_low'])}, {number(row['resurgence_high'])}]"
-    if len(rows) > 1:
-        text += f", {len(rows)} runs: {number(row['resurgence_median'])} ± {number(row['resurgence_deviation'])}"
-    return text
+    if len(rows) == 1:
+        return f"{text} this run"
+    return f"{text}, {len(rows)} runs: {number(row['resurgence_median'])} ± {number(row['resurgence_deviation'])}"
 
 
 def verdict(rows: pd.DataFrame, seeds: pd.DataFrame) -> str:
-    """Whether the interval lies above 0 (yes), below (less), or contains it (no); with several seeds, in how many runs
-    it lies above."""
+    """Whether the concepts came back: yes if the interval lies above 0; no, with its upper end, if that is at most
+    SMALL times the base's value; open otherwise. With several seeds, also in how many runs it lies above 0."""
     row = cell_row(rows, seeds)
     if row is None:
         return "-"
-    word = "yes" if row["resurgence_low"] > 0 else "less" if row["resurgence_high"] < 0 else "no"
+    low, high, word = row["resurgence_low"], row["resurgence_high"], "open"
+    if low > 0:
+        word = "yes"
+    elif high <= SMALL * rows["base_value"].median():
+        declared = ranked().get(row["metric"])
+        unit = " %" if declared is not None and declared.share else ""
+        word = f"no (up to {number(high)}{unit})" if high > 0 else "no"
     return word if len(rows) == 1 else f"{word} ({(rows['resurgence_low'] > 0).sum()} of {len(rows)})"
 
 
@@ -164,7 +172,8 @@ def terminal(resurgence: pd.DataFrame, seeds: pd.DataFrame, level: float) -> str
         parts.append(f"{title}\n\n{aligned(drop_repeats(table, ['task', 'eraser']))}\n\n")
     if not parts:
         return "No fine-tuned model has an accuracy: no resurgence table.\n"
-    note = f"Brackets: {100 * level:g} % interval of fine-tuned minus erased; came back: it lies above 0."
+    note = (f"Brackets: {100 * level:g} % interval of fine-tuned minus erased over concepts and seeds, or of this run; "
+            "came back: it lies above 0.")  # fmt: skip
     return f"{''.join(parts)}{note}\n"
 
 
@@ -194,13 +203,14 @@ def markdown_table(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
-def markdown(resurgence: pd.DataFrame, seeds: pd.DataFrame, draws: pd.DataFrame, level: float) -> str:
+def markdown(resurgence: pd.DataFrame, seeds: pd.DataFrame, units: pd.DataFrame, level: float) -> str:
     """resurgence.md: one table a metric at the last step, and how the intervals are computed."""
     parts = [
         "# Resurgence",
         "At the last step of each fine-tune: base -> erased -> fine-tuned; resurgence is fine-tuned minus erased, same "
-        f"prompts and seeds, with its {100 * level:g} % interval; `came back` says whether that lies above 0; "
-        "`recovered` is (fine-tuned - erased) / (base - erased).",
+        f"prompts and seeds, with its {100 * level:g} % interval over concepts (images where there is one concept) and "
+        "seeds, or of `this run` where one seed ran; `came back`: yes if it lies above 0, no if it ends at or below "
+        f"{100 * SMALL:g} % of the base's value, else open; `recovered` is (fine-tuned - erased) / (base - erased).",
     ]
     for metric, title in titles().items():
         if (resurgence["metric"] == metric).any():
@@ -209,10 +219,11 @@ def markdown(resurgence: pd.DataFrame, seeds: pd.DataFrame, draws: pd.DataFrame,
     if runs > 1:
         parts.append(
             f"Cells with several seeds (up to {runs} runs): medians over the seeds; of the resurgence the mean with "
-            "its interval over concepts, then median ± largest deviation; `came back` (in how many runs alone)."
+            "its interval, then median ± largest deviation; `came back` (in how many runs alone)."
             " All of it is in seeds.csv."
         )
-    method = ("Bootstrap of the mean, resampling whole clusters, percentiles expanded to Student's t; leave-one-out "
-              "for the Fréchet distance.")  # fmt: skip
-    parts += ["## Intervals", method, markdown_table(draws)]
+    method = ("Random units and seeds, Satterthwaite's degrees of freedom. Shares: Clopper and Pearson's interval at "
+              "the effective number of images (Korn and Graubard); their differences and harmonic means: MOVER. Other "
+              "means: Student's t; Fréchet distance: the jackknife.")  # fmt: skip
+    parts += ["## Intervals", method, markdown_table(units)]
     return "\n\n".join(parts) + "\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -17,13 +17,8 @@ NUMBERS = [
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read cells.csv, resurgence.csv or seeds.csv; empty names are empty text, empty numbers NaN."""
+    """Read cells.csv, means.csv, resurgence.csv or seeds.csv; empty names are empty text, empty numbers NaN."""
     return pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in NUMBERS})
-
-
-def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Median over seeds of value, low and high."""
-    return rows.groupby(list(by), sort=False, as_index=False, dropna=False)[["value", "low", "high"]].median()
 
 
 def read_runs(folders: Iterable[Path]) -> pd.DataFrame:

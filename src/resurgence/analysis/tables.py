@@ -2,8 +2,10 @@
 
 Inputs: one scores folder an image set (state base, erased, or fine-tuned at a step), with the keys of its cell.
 Outputs: cells.csv (every image set by itself), resurgence.csv (fine-tuned minus erased, paired by prompt and seed),
-seeds.csv (statistics over the seeds of a cell), intervals.csv (draws of the intervals), resurgence.md, metrics.json
-(the last steps, nested, for `dvc metrics`).
+means.csv (image sets of the same cell, the mean over its seeds), seeds.csv (resurgence over the seeds of a cell),
+intervals.csv (the random units of the intervals), resurgence.md, metrics.json (the last steps, nested, for
+`dvc metrics`). Intervals of cells.csv and resurgence.csv are about the run of the row, those of means.csv and seeds.csv
+about concepts and seeds where their column scope says so.
 No image is read. All floats have 6 significant digits and the rows a fixed order, so equal scores give equal files.
 """
 
@@ -16,20 +18,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resurgence.analysis import bootstrap, headline
+from resurgence.analysis import headline
 from resurgence.analysis.estimates import KEYS, KEYS_OF, ROLES, STATES, estimates, name_of, read_states
+from resurgence.analysis.intervals import interval
+from resurgence.analysis.measures import median_deviation, recovered_fraction
+from resurgence.analysis.random_effects import Estimate, difference, over_runs
 from resurgence.config.scorers import metrics
 from resurgence.files import write_json, write_text
 
 NUMBERS = ["erase_seed", "finetune_seed", "step", "n", "runs"]
-FILES = ("cells.csv", "intervals.csv", "metrics.json", "resurgence.csv", "resurgence.md", "seeds.csv")
+FILES = ("cells.csv", "intervals.csv", "means.csv", "metrics.json", "resurgence.csv", "resurgence.md", "seeds.csv")
 CELLS = [*KEYS, "state", "step", "role", "metric", "n", "value", "low", "high"]
+MEANS = [k for k in CELLS if not k.endswith("_seed")]
+MEANS[MEANS.index("n") : MEANS.index("n") + 1] = ["runs", "n", "scope"]
 RESURGENCE = [
     *KEYS, "step", "role", "metric", "n", "base_value", "erased_value", "finetuned_value",
     "resurgence", "resurgence_low", "resurgence_high", "recovered_fraction",
 ]  # fmt: skip
 SEEDS = [
-    *headline.CELL, "step", "role", "metric", "runs",
+    *headline.CELL, "step", "role", "metric", "runs", "n", "scope",
     *(f"{name}_{what}" for name in ("erased", "finetuned", "resurgence") for what in ("median", "deviation")),
     "resurgence_mean", "resurgence_low", "resurgence_high",
 ]  # fmt: skip
@@ -41,7 +48,7 @@ def tidy(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> pd.DataFrame:
     for name in frame:
         if name in NUMBERS:
             frame[name] = frame[name].astype("Int64")
-        elif name in ("state", "role", "metric") or name in KEYS:
+        elif name in ("state", "role", "metric", "scope") or name in KEYS:
             frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
         else:
             frame[name] = [float(f"{value:.6g}") + 0.0 for value in frame[name].astype(float)]
@@ -54,13 +61,31 @@ def tidy(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> pd.DataFrame:
     return frame.sort_values(order, kind="stable", na_position="first", key=ranked).reset_index(drop=True)
 
 
+def numbers(estimate: Estimate, level: float) -> tuple[float, float, float]:
+    """Value and interval."""
+    return (estimate.value, *interval(estimate, level))
+
+
 def cells(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
-    """cells.csv: the value of every metric in every image set with its interval."""
+    """cells.csv: the value of every metric in every image set with the interval of this run."""
     rows = []
     for row in estimated.to_dict("records"):
-        low, high = bootstrap.interval(row["estimate"], level)
-        rows.append({**row, "value": row["estimate"].value, "low": low, "high": high})
+        rows.append({**row, **dict(zip(CELLS[-3:], numbers(row["estimate"], level), strict=True))})
     return tidy(rows, CELLS)
+
+
+def means(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
+    """means.csv: the mean of every metric over the seeds of an image set, with its interval."""
+    groups: dict[tuple, list[Estimate]] = {}
+    keys = [key for key in MEANS if key in estimated and key != "n"]
+    for row in estimated.to_dict("records"):
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row["estimate"])
+    rows = []
+    for key, runs in groups.items():
+        mean = over_runs(runs)
+        row = {**dict(zip(keys, key, strict=True)), "runs": len(runs), "n": mean.n, "scope": mean.scope}
+        rows.append(row | dict(zip(MEANS[-3:], numbers(mean, level), strict=True)))
+    return tidy(rows, MEANS)
 
 
 def paired_rows(estimated: pd.DataFrame) -> list[dict[str, Any]]:
@@ -80,7 +105,7 @@ def paired_rows(estimated: pd.DataFrame) -> list[dict[str, Any]]:
         for state in before:
             if before[state] is None:
                 raise ValueError(f"{name_of(row)} has {row['metric']} and no {state} image set has; score that one too")
-        gain = bootstrap.difference(row["estimate"], before["erased"])
+        gain = difference(row["estimate"], before["erased"])
         rows.append({**row, "estimates": {**before, "finetuned": row["estimate"], "gain": gain}})
     return rows
 
@@ -90,49 +115,44 @@ def resurgence(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
     rows = []
     for row in paired_rows(estimated):
         gain = row["estimates"]["gain"]
-        low, high = bootstrap.interval(gain, level)
         values = [row["estimates"][state].value for state in STATES]
-        numbers = [*values, gain.value, low, high, bootstrap.recovered_fraction(*values)]
-        rows.append({**row, "n": gain.n, **dict(zip(RESURGENCE[12:], numbers, strict=True))})
+        columns = [*values, *numbers(gain, level), recovered_fraction(*values)]
+        rows.append({**row, "n": gain.n, **dict(zip(RESURGENCE[12:], columns, strict=True))})
     return tidy(rows, RESURGENCE)
 
 
 def over_seeds(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
     """seeds.csv: the authors' statistic, median and largest deviation over the seeds of erasing and fine-tuning; and
-    the mean resurgence, whose interval is one over concepts, as all seeds have the same draws."""
+    the mean resurgence with its interval over concepts and seeds."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in paired_rows(estimated):
         groups.setdefault(tuple(row[key] for key in SEEDS[:9]), []).append(row["estimates"])
     rows = []
     for key, runs in groups.items():
-        row = {**dict(zip(SEEDS[:9], key, strict=True)), "runs": len(runs)}
+        mean = over_runs([run["gain"] for run in runs])
+        row = {**dict(zip(SEEDS[:9], key, strict=True)), "runs": len(runs), "n": mean.n}
+        row["scope"] = mean.scope
         for name, state in (("erased",) * 2, ("finetuned",) * 2, ("resurgence", "gain")):
             values = [run[state].value for run in runs]
-            row[f"{name}_median"], row[f"{name}_deviation"] = bootstrap.median_deviation(values)
-        mean = bootstrap.mean_of([run["gain"] for run in runs])
-        ends = (mean.value, *bootstrap.interval(mean, level))
-        rows.append(row | dict(zip(SEEDS[-3:], ends, strict=True)))
+            row[f"{name}_median"], row[f"{name}_deviation"] = median_deviation(values)
+        rows.append(row | dict(zip(SEEDS[-3:], numbers(mean, level), strict=True)))
     return tidy(rows, SEEDS)
 
 
 def write_tables(
-    entries: Iterable[Mapping[str, Any]],
-    out: Path,
-    resamples: int,
-    level: float,
-    seed: int,
-    reference: np.ndarray | None = None,
+    entries: Iterable[Mapping[str, Any]], out: Path, level: float, reference: np.ndarray | None = None
 ) -> str:
     """Write all tables below `out`; returns the table for the terminal. `reference`: features of real images (m, F)."""
-    estimated, draws = estimates(read_states(entries), resamples, seed, reference)
+    estimated, units = estimates(read_states(entries), reference)
     table = resurgence(estimated, level)
     seeds = over_seeds(estimated, level)
     every = cells(estimated, level)
-    files = {"cells": every, "resurgence": table, "seeds": seeds, "intervals": draws}
+    files = {"cells": every, "resurgence": table, "seeds": seeds, "intervals": units}
+    files["means"] = means(estimated, level)
     for name, frame in files.items():
         write_text(out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
     write_json(out / "metrics.json", headline.metrics(table))
     warning = headline.blank_warning(every)
-    page = headline.markdown(table, seeds, draws, level)
+    page = headline.markdown(table, seeds, units, level)
     write_text(out / "resurgence.md", f"{page}\n**{warning}**\n" if warning else page)
     return headline.terminal(table, seeds, level) + (f"{warning}\n" if warning else "")

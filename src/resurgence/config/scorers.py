@@ -36,9 +36,14 @@ class Metric:
 
     column: str | None  # None: a distance, which resurgence.analysis.estimates computes from features
     title: str  # in tables and figures, with the unit
-    scale: float = 1.0
+    scale: float = 1.0  # 100: the column is between 0 and 1, and the metric a share of the images in percent
     shows_concept: bool = False  # the larger, the more of the concept: reports say whether it came back
     accuracy: bool = False  # share of images with their concept, in percent: leads the report, enters H_c and H_o
+
+    @property
+    def share(self) -> bool:
+        """Whether it lies between 0 and 100 %, so that its intervals do."""
+        return self.scale == 100.0
 
 
 BLANK = "blank"

@@ -162,10 +162,10 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Bootstrap of the intervals, clustered by concept and paired by prompt and seed."""
+    """Intervals; resamples and seed are those of the rank correlations, the other intervals need none."""
 
     resamples: Annotated[int, Field(ge=100)] = 2000
-    """Resamples of the bootstrap."""
+    """Resamples of the models for the interval of a rank correlation."""
     level: float = 0.95
     """Level of the intervals, between 0 and 1."""
     seed: Seed = 0

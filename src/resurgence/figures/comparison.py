@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from resurgence.analysis.comparison import KEYS, comparison_table, costs, read_tables, resurgence_values
 from resurgence.analysis.headline import aligned, drop_repeats, markdown_table, title_of
-from resurgence.analysis.read import over_seeds
 from resurgence.config.model_path import method_name
 from resurgence.figures.style import BLUE, GREY, LINES, ORANGE, ROLES, STYLE, errors, save
 from resurgence.figures.style import MARKS as SHAPES
@@ -25,17 +24,21 @@ MARKS = ((ORANGE, "s"), ("#009E73", "^"))  # of the fine-tunes, in their order
 
 
 @matplotlib.rc_context(STYLE)
-def comparison_figure(cells: pd.DataFrame, metric: str) -> Figure:
-    """For each task a panel of erased and one of retained concepts: a line an eraser, from erased to fine-tuned."""
-    cells = cells[cells["metric"] == metric]
-    tasks, names = sorted(set(cells["task"])), models_in(cells[cells["eraser"] != ""])
-    finetunes = list(dict.fromkeys(cells[cells["state"] == "finetuned"]["finetune"]))
+def comparison_figure(means: pd.DataFrame, metric: str) -> Figure:
+    """For each task a panel of erased and one of retained concepts: a line an eraser, from erased to fine-tuned.
+
+    Args:
+        means: means.csv.
+    """
+    means = means[means["metric"] == metric]
+    tasks, names = sorted(set(means["task"])), models_in(means[means["eraser"] != ""])
+    finetunes = list(dict.fromkeys(means[means["state"] == "finetuned"]["finetune"]))
     figure = Figure(figsize=(12, 1.2 + 0.34 * len(names) * len(tasks)), layout="constrained")
     axes = figure.subplots(len(tasks), 2, squeeze=False, sharey=True, sharex=True)
     figure.suptitle(f"{title_of(metric)}: erased, and after fine-tuning")
     for line, task in zip(axes, tasks, strict=True):
         for axis, role in zip(line, ROLES, strict=True):
-            panel(axis, cells[(cells["task"] == task) & (cells["role"] == role)], names, finetunes)
+            panel(axis, means[(means["task"] == task) & (means["role"] == role)], names, finetunes)
             axis.set_title(f"{task}: {ROLES[role]}", fontsize=10)
     for axis in axes[-1]:
         axis.set_xlabel(title_of(metric))
@@ -70,9 +73,8 @@ def panel(axis: Axes, rows: pd.DataFrame, names: list[tuple[str, str]], finetune
         part = part[part["step"] == part.groupby(KEYS, dropna=False)["step"].transform("max")]
         parts.append((part, f"after fine-tuning: {finetune}", colour, mark))
     for shift, (part, label, colour, mark) in zip((-0.22, 0.0, 0.22), parts, strict=False):
-        medians = over_seeds(part, KEYS)
         style = {"fmt": mark, "color": colour, "markersize": 5, "label": label}
-        axis.errorbar(medians["value"], positions(medians, names, shift), xerr=errors(medians), **style)
+        axis.errorbar(part["value"], positions(part, names, shift), xerr=errors(part), **style)
     label_erasers(axis, names)
 
 
@@ -108,8 +110,8 @@ def cost_figure(values: pd.DataFrame, metric: str, cost: pd.DataFrame) -> Figure
 
 def write_comparison(results: Path, metric: str) -> str:
     """Write cost/compare_<metric>.csv, .md, .svg and .png; returns the table as text."""
-    cells, resurgence, seeds = read_tables(results, metric)
-    cost = costs(results, cells)
+    read = read_tables(results, metric)
+    resurgence, seeds, cost = read["resurgence"], read["seeds"], costs(results, read["cells"])
     table = comparison_table(resurgence, seeds, metric, cost)
     out = results / "cost"
     write_text(out / f"compare_{metric}.csv", table.to_csv(index=False))
@@ -121,5 +123,4 @@ def write_comparison(results: Path, metric: str) -> str:
 
 def draw_comparison(results: Path, metric: str) -> None:
     """Write figures/compare_<metric>.svg and .png."""
-    cells, *_ = read_tables(results, metric)
-    save(comparison_figure(cells, metric), results / "figures" / f"compare_{metric}")
+    save(comparison_figure(read_tables(results, metric)["means"], metric), results / "figures" / f"compare_{metric}")

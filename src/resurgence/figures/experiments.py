@@ -1,6 +1,6 @@
 """Figures of experiments, drawn only from their tables: bars, lines over a setting, curves over steps, heat maps.
 
-Bars and points are means over seeds, their intervals are intervals over concepts.
+Bars and points are means over seeds, their intervals are over concepts and seeds, or of one run where one seed ran.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def bars(rows: pd.DataFrame, along: str, title: str) -> Figure:
     for axis in axes.ravel():
         axis.set_visible(axis.has_data())
     handles: list[Artist] = [Patch(color=colour, label=STATES[state][0]) for state, _, colour in WAY]
-    handles.append(Line2D([], [], color="black", linewidth=1, marker="_", label="interval over concepts"))
+    handles.append(Line2D([], [], color="black", linewidth=1, marker="_", label="interval"))
     if (rows["runs"] > 1).any():
         thin = {"color": "black", "linewidth": 0.7, "marker": "_", "markersize": 4}
         handles.append(Line2D([], [], **thin, label="seeds: median, largest deviation"))

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from resurgence.analysis.headline import title_of
-from resurgence.analysis.read import over_seeds, read_table
+from resurgence.analysis.read import read_table
 from resurgence.config.model_path import method_name
 from resurgence.figures.style import BLUE, GREY, LINES, MARKS, ROLES, STATES, STYLE, WIDTH, errors, panels, save
 
@@ -24,7 +24,7 @@ MODEL = ["eraser", "variant", "finetune", "finetune_variant"]
 
 def last_steps(cells: pd.DataFrame) -> pd.DataFrame:
     """Drop the fine-tuned image sets of all but the last step of their cell."""
-    keys = [*MODEL, "base", "task", "erase_seed", "finetune_seed", "state"]
+    keys = [name for name in (*MODEL, "base", "task", "erase_seed", "finetune_seed", "state") if name in cells]
     last = cells.groupby(keys, dropna=False)["step"].transform("max")
     return cells[(cells["state"] != "finetuned") | (cells["step"] == last)]
 
@@ -54,15 +54,20 @@ def model_name(model: Mapping[str, str], joint: str) -> str:
 
 
 @matplotlib.rc_context(STYLE)
-def before_after(cells: pd.DataFrame, metric: str) -> Figure:
-    """Bars base, erased and fine-tuned (last step) of each model, for erased and retained concepts of each task."""
-    cells = last_steps(cells[cells["metric"] == metric])
-    groups, roles = models_of(cells, 8), [role for role in ROLES if (cells["role"] == role).any()]
+def before_after(means: pd.DataFrame, cells: pd.DataFrame, metric: str) -> Figure:
+    """Bars base, erased and fine-tuned (last step) of each model, for erased and retained concepts of each task.
+
+    Args:
+        means: means.csv, the bars. cells: cells.csv, the dots: one a seed.
+    """
+    means, cells = (last_steps(table[table["metric"] == metric]) for table in (means, cells))
+    groups, roles = models_of(means, 8), [role for role in ROLES if (means["role"] == role).any()]
     widest = max((len(models) for _, models in groups), default=1)
     figure, axes = panels(len(groups), len(roles), 2.9, title_of(metric), max(3.4, 0.95 * widest))
     for line, (task, models) in zip(axes, groups, strict=True):
         for axis, role in zip(line, roles, strict=True):
-            bars(axis, cells[(cells["task"] == task) & (cells["role"] == role)], models)
+            shown = [table[(table["task"] == task) & (table["role"] == role)] for table in (means, cells)]
+            bars(axis, *shown, models)
             axis.set_title(f"{task}: {ROLES[role]}", fontsize=10)
         line[0].set_ylabel(title_of(metric), fontsize=9)
     handles = [Patch(color=colour, label=name) for name, colour in STATES.values()]
@@ -70,34 +75,38 @@ def before_after(cells: pd.DataFrame, metric: str) -> Figure:
     return figure
 
 
-def bars(axis: Axes, rows: pd.DataFrame, models: list[dict[str, str]]) -> None:
-    """Three bars for each fine-tuned model: base, erased and fine-tuned."""
+def bars(axis: Axes, rows: pd.DataFrame, runs: pd.DataFrame, models: list[dict[str, str]]) -> None:
+    """Three bars for each fine-tuned model: base, erased and fine-tuned; dots where there are several runs."""
     for position, model in enumerate(models):
         for number, (state, (_, colour)) in enumerate(STATES.items()):
             part = of_model(rows, state, model)
             if part.empty:
                 continue
-            median, x = over_seeds(part, ["state"]), position + 0.27 * (number - 1)
-            axis.bar(x, median["value"], 0.25, color=colour)
-            axis.errorbar(x, median["value"], errors(median), fmt="none", ecolor="black", elinewidth=1, capsize=2.5)
-            if len(part) > 1:
-                axis.plot([x] * len(part), part["value"], ".", color="black", markersize=4, alpha=0.6)
+            x, values = position + 0.27 * (number - 1), of_model(runs, state, model)["value"]
+            axis.bar(x, part["value"], 0.25, color=colour)
+            axis.errorbar(x, part["value"], errors(part), fmt="none", ecolor="black", elinewidth=1, capsize=2.5)
+            if len(values) > 1:
+                axis.plot([x] * len(values), values, ".", color="black", markersize=4, alpha=0.6)
     axis.set_xticks(range(len(models)), [model_name(model, "\n") for model in models], fontsize=8)
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xlim(-0.6, len(models) - 0.4)
     axis.grid(axis="x", visible=False)
 
 
-def curves(cells: pd.DataFrame, metric: str) -> Figure:
+def curves(means: pd.DataFrame, metric: str) -> Figure:
     """The metric over fine-tuning steps, from the erased model at step 0; the base as a dashed line."""
     title = title_of(metric)
-    return curve_panels(cells[cells["metric"] == metric], f"{title} over fine-tuning steps", title)
+    return curve_panels(means[means["metric"] == metric], f"{title} over fine-tuning steps", title)
 
 
-def gains(resurgence: pd.DataFrame, metric: str) -> Figure:
-    """Fine-tuned minus erased over steps, with the interval of the paired difference; 0 is the erased model."""
-    names = {"resurgence": "value", "resurgence_low": "low", "resurgence_high": "high"}
-    tuned = resurgence[resurgence["metric"] == metric].rename(columns=names).assign(state="finetuned")
+def gains(seeds: pd.DataFrame, metric: str) -> Figure:
+    """Fine-tuned minus erased over steps, with the interval of the paired difference; 0 is the erased model.
+
+    Args:
+        seeds: seeds.csv.
+    """
+    names = {"resurgence_mean": "value", "resurgence_low": "low", "resurgence_high": "high"}
+    tuned = seeds[seeds["metric"] == metric].rename(columns=names).assign(state="finetuned")
     start = tuned.drop_duplicates(["task", *MODEL[:2], "role"]).assign(state="erased", value=0.0, low=0.0, high=0.0)
     title = f"Resurgence over fine-tuning steps, {title_of(metric)}"
     return curve_panels(pd.concat([start, tuned]), title, "fine-tuned minus erased")
@@ -127,7 +136,7 @@ def lines(axis: Axes, rows: pd.DataFrame, models: list[dict[str, str]]) -> dict[
         axis.axhspan(base["low"], base["high"], color=GREY, alpha=0.12, linewidth=0)
     for number, (model, colour, mark) in enumerate(zip(models, LINES, MARKS, strict=False)):
         start = of_model(rows, "erased", model).assign(step=0)
-        points = over_seeds(pd.concat([start, of_model(rows, "finetuned", model)]), ["step"]).sort_values("step")
+        points = pd.concat([start, of_model(rows, "finetuned", model)]).sort_values("step")
         x = points["step"].astype(float)
         if len(models) <= BANDS:
             axis.fill_between(x, points["low"], points["high"], color=colour, alpha=0.15, linewidth=0)
@@ -192,20 +201,20 @@ def write_figures(tables: Path, out: Path, metrics: Sequence[str]) -> list[Path]
     """Write the figures of some metrics below `out`; returns their paths without suffix.
 
     Args:
-        tables: folder of cells.csv and resurgence.csv.
+        tables: folder of cells.csv, means.csv and seeds.csv.
 
     Raises:
         ValueError: a metric that is not in the tables.
     """
-    cells, resurgence = read_table(tables / "cells.csv"), read_table(tables / "resurgence.csv")
+    cells, means, seeds = (read_table(tables / f"{name}.csv") for name in ("cells", "means", "seeds"))
     figures = {}
     for metric in metrics:
         if metric not in set(cells["metric"]):
             known = sorted(set(cells["metric"]))
             raise ValueError(f"metric {metric!r} is not in {tables / 'cells.csv'}; choose one of {known}")
-        figures[f"before_after_{metric}"] = before_after(cells, metric)
-        figures[f"steps_{metric}"] = curves(cells, metric)
-        figures[f"resurgence_{metric}"] = gains(resurgence, metric)
+        figures[f"before_after_{metric}"] = before_after(means, cells, metric)
+        figures[f"steps_{metric}"] = curves(means, metric)
+        figures[f"resurgence_{metric}"] = gains(seeds, metric)
     for name, figure in figures.items():
         save(figure, out / name)
     return [out / name for name in figures]

@@ -1,8 +1,8 @@
 """Style of all figures, and writing them as SVG and PNG.
 
 Figures are drawn from CSV or JSON files, never from images. The SVG has no dates and a fixed salt, so equal tables give
-equal bytes. With several seeds a bar or line is the median over them, its interval the medians of the ends of their
-intervals, and the dots are the seeds.
+equal bytes. With several seeds a bar or line is the mean over them with its interval over concepts and seeds, and the
+dots are the seeds.
 """
 
 from __future__ import annotations

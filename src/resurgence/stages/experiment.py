@@ -15,9 +15,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from resurgence.analysis import bootstrap, claims
+from resurgence.analysis import claims
 from resurgence.analysis.estimates import ImageSet, estimates, read_states
 from resurgence.analysis.headline import markdown_table, title_of
+from resurgence.analysis.measures import recovered_fraction
 from resurgence.analysis.score_folders import by_step, entry
 from resurgence.analysis.tables import paired_rows
 from resurgence.analysis.weight_movement import MEASURES, correlations, within_tasks
@@ -72,7 +73,7 @@ def curves(job: Job, data: Measurements) -> Result:
     level = job.settings["statistics"]["level"]
     table, halves = claims.table(data.curves, level), claims.half_recovery_table(data.curves, level)
     halves = halves[["task", "eraser", "finetune", "text"]].rename(columns={"text": "steps to half recovery"})
-    legend = "Steps to half recovery, linear between checkpoints, with the interval over concepts:"
+    legend = "Steps to half recovery, linear between checkpoints, with their interval:"
     return Result(table, draw.curves(table, job.settings["title"]), [legend, markdown_table(halves)])
 
 
@@ -109,7 +110,7 @@ def measured(job: Job) -> Result:
     """An experiment that is computed from scores."""
     settings, statistics = job.settings, job.settings["statistics"]
     sets = read_states(by_step(entry(settings, model) for model in settings["models"]))
-    every, _ = estimates(sets, statistics["resamples"], statistics["seed"], only=settings["metric"])
+    every, _ = estimates(sets, only=settings["metric"])
     rows = [row for row in paired_rows(every) if row["role"] in settings["roles"]]
 
     def position(row: dict) -> tuple[int, ...]:
@@ -186,7 +187,7 @@ def weight_table(job: Job, rows: list[dict]) -> pd.DataFrame:
         cell = {"task": row["task"], "eraser": names[0], "finetune": names[1], "erase_seed": row["erase_seed"]}
         cell |= {"finetune_seed": row["finetune_seed"], "role": row["role"], "n": row["estimates"]["gain"].n}
         values = [row["estimates"][state].value for state in ("base", "erased", "finetuned")]
-        cell |= {"resurgence": row["estimates"]["gain"].value, "recovered": bootstrap.recovered_fraction(*values)}
+        cell |= {"resurgence": row["estimates"]["gain"].value, "recovered": recovered_fraction(*values)}
         groups = steps[str(row["step"])]
         table.append(cell | {f"{g}_{m}": value for g, measures in groups.items() for m, value in measures.items()})
     frame = pd.DataFrame(table)

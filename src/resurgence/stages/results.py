@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from resurgence.analysis.claims import claims_table
+from resurgence.analysis.claims import claims_table, judge
 from resurgence.files import write_text
 from resurgence.stages.job import Job, start
+
+HOLM = "decided at the level of the intervals after Holm's adjustment for all of them; below, each claim alone"
 
 
 def make(job: Job) -> None:
@@ -16,10 +18,10 @@ def make(job: Job) -> None:
     claims = [pd.read_csv(file).assign(experiment=name) for name, file in files.items() if file.is_file()]
     parts = [f"# Experiments of the study {job.settings['study']} on {job.settings['base']}"]
     if claims:
-        every = pd.concat(claims, ignore_index=True)
+        every = judge(pd.concat(claims, ignore_index=True), job.settings["level"])
         counts = every["verdict"].value_counts()
         verdicts = ", ".join(f"{counts.get(word, 0)} {word}" for word in ("same", "different", "cannot tell"))
-        parts += [f"## What the paper claims\n\n{len(every)} claims: {verdicts}.", claims_table(every)]
+        parts += [f"## What the paper claims\n\n{len(every)} claims: {verdicts}; {HOLM}.", claims_table(every)]
     for name in names:
         text = (out / name / f"{name}.md").read_text(encoding="utf-8")
         parts.append(text.replace(f"]({name}.png)", f"]({name}/{name}.png)").rstrip())

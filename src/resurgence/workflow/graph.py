@@ -21,7 +21,10 @@ Inputs = dict[str, list[str]]
 """Name of an input -> its files."""
 TABLES = tuple(
     f"results/tables/{name}"
-    for name in ("cells.csv", "resurgence.csv", "seeds.csv", "intervals.csv", "metrics.json", "resurgence.md")
+    for name in (
+        *("cells.csv", "means.csv", "resurgence.csv", "seeds.csv", "intervals.csv"),
+        *("metrics.json", "resurgence.md"),
+    )
 )
 # data that an eraser may read of a task, and its folder
 DATA = {

@@ -124,7 +124,8 @@ def experiment_reads(study: Study, name: str) -> list[str]:
 
 def results(study: Study) -> dict[str, Any]:
     """All experiments in their order."""
-    return {"study": study.study, "base": study.base.name, "experiments": list(study.experiments)}
+    level = study.statistics.level
+    return {"study": study.study, "base": study.base.name, "experiments": list(study.experiments), "level": level}
 
 
 def cost(study: Study) -> dict[str, Any]:

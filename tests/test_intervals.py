@@ -1,0 +1,377 @@
+"""Intervals and p values: against exact intervals, the analysis of variance as loops, and simulated coverage."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from resurgence.analysis import measures
+from resurgence.analysis.intervals import effective_images, holm, interval, least_level, p_value, share_limits
+from resurgence.analysis.random_effects import (
+    Estimate,
+    Part,
+    Units,
+    combine,
+    difference,
+    jackknife,
+    mean_estimate,
+    mean_of,
+    over_runs,
+    units_of,
+    variance,
+)  # fmt: skip
+
+CONCEPTS = [f"c{k}" for k in range(6) for _ in range(4)]
+
+
+@pytest.fixture(scope="module")
+def coverage():
+    """The simulation whose table is in docs/intervals.md."""
+    file = Path(__file__).parents[1] / "benchmarks/coverage.py"
+    spec = importlib.util.spec_from_file_location("coverage_simulation", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def share(values: np.ndarray, concepts: list[str], name: str = "a") -> Estimate:
+    """The share of (n, runs) values of 0 and 1, in percent."""
+    units, columns = units_of(concepts), enumerate(100.0 * values.T)
+    return over_runs([mean_estimate(column, units, (name, s), "u", 100.0) for s, column in columns])
+
+
+def mean(table: np.ndarray, name: str = "a", units: str = "u") -> Estimate:
+    """The mean of a table (units, runs), which has no limits."""
+    part = Part(name, units, table, table.size, 1.0, None, table.shape[1])
+    return Estimate(part.value, (part,), lambda v: float(v[0]), len(table))
+
+
+def ones(number: int, n: int, runs: int = 1) -> np.ndarray:
+    """(n, runs), of which the first `number` rows are 1."""
+    return np.repeat((np.arange(n) < number)[:, None], runs, axis=1).astype(float)
+
+
+# variance
+
+
+def test_variance_is_that_of_crossed_random_effects() -> None:
+    """Mean squares by loops over units and runs; all components of this table are positive."""
+    table = np.random.default_rng(4).normal(0, 1, (7, 3)) + 2 * np.arange(7)[:, None] + np.array([0, 3, 9])
+    total = table.mean()
+    units = 3 * sum((table[u].mean() - total) ** 2 for u in range(7)) / 6
+    runs = 7 * sum((table[:, s].mean() - total) ** 2 for s in range(3)) / 2
+    cells = [(table[u, s], table[u].mean(), table[:, s].mean()) for u in range(7) for s in range(3)]
+    rest = sum((value - unit - run + total) ** 2 for value, unit, run in cells) / 12
+    spread, df = variance(mean(table).parts, [1.0])
+    assert units > rest and runs > rest
+    assert spread == pytest.approx((units + runs - rest) / 21)
+    assert df == pytest.approx((units + runs - rest) ** 2 / (units**2 / 6 + runs**2 / 2 + rest**2 / 12))
+
+
+def test_a_negative_component_counts_as_zero() -> None:
+    table = np.random.default_rng(0).normal(0, 1, (9, 4))
+    table -= table.mean(0)  # the runs differ less than the rest lets expect
+    spread, _ = variance(mean(table).parts, [1.0])
+    residual = table - table.mean(1, keepdims=True)
+    rest = (residual**2).sum() / 24
+    assert spread == pytest.approx(max(4 * table.mean(1).var(ddof=1), rest) / 36)
+
+
+def test_one_run_has_students_interval() -> None:
+    values = np.random.default_rng(2).normal(5, 2, 20)
+    expected = scipy.stats.t.interval(0.9, 19, values.mean(), scipy.stats.sem(values))
+    estimate = mean_estimate(values, units_of(["x"] * 20), "a", "u")
+    np.testing.assert_allclose(interval(estimate, 0.9), expected, rtol=1e-9)
+    assert estimate.runs == 1 and estimate.scope == "this run"
+
+
+def test_units_of_different_size_have_their_weight() -> None:
+    """The variance of a ratio of sums, sum of (y - mean n)^2 / (G - 1) G / N^2."""
+    generator = np.random.default_rng(3)
+    concepts = [f"c{k}" for k in generator.integers(0, 7, 60)]
+    values = generator.random(60)
+    sums = {c: [v for v, name in zip(values, concepts, strict=True) if name == c] for c in sorted(set(concepts))}
+    deviations = [sum(part) - values.mean() * len(part) for part in sums.values()]
+    expected = sum(d**2 for d in deviations) / 6 * 7 / 60**2
+    estimate = mean_estimate(values, units_of(concepts), "a", "u")
+    assert estimate.value == pytest.approx(values.mean()) and estimate.parts[0].spread == pytest.approx((expected, 6))
+
+
+def test_independent_tables_add_their_variances() -> None:
+    generator = np.random.default_rng(1)
+    a, b = generator.normal(0, 1, (8, 1)), generator.normal(0, 3, (5, 1))
+    spread, df = variance([*mean(a, "a", "x").parts, *mean(b, "b", "y").parts], [1.0, -1.0])
+    va, vb = a.var(ddof=1) / 8, b.var(ddof=1) / 5
+    assert spread == pytest.approx(va + vb)
+    assert df == pytest.approx((va + vb) ** 2 / (va**2 / 7 + vb**2 / 4))  # Welch
+
+
+def test_runs_that_both_tables_share_are_added_before_their_variance() -> None:
+    """Two tables whose runs differ in opposite directions: their sum has no spread over runs."""
+    runs = np.array([[-5.0, 0.0, 5.0]])
+    a = mean(np.arange(4.0)[:, None] + runs, "a", "x").parts
+    b = mean(np.arange(6.0)[:, None] - runs, "b", "y").parts
+    units = np.arange(4.0).var(ddof=1) / 4 + np.arange(6.0).var(ddof=1) / 6
+    assert variance([*a, *b], [1.0, 1.0])[0] == pytest.approx(units)
+    assert variance([*a, *b], [1.0, -1.0])[0] == pytest.approx(units + 100 / 3)
+
+
+def test_with_different_numbers_of_runs_the_runs_are_fixed() -> None:
+    three, one = mean(np.random.default_rng(0).normal(0, 1, (6, 3))), mean(np.arange(6.0)[:, None], "b")
+    gain = difference(three, one)
+    rows = three.parts[0].table.mean(1) - np.arange(6.0)
+    assert gain.scope == "this run"
+    assert variance(gain.parts, gain.gradient) == pytest.approx((rows.var(ddof=1) / 6, 5))
+
+
+# shares
+
+
+@pytest.mark.parametrize("number", [0, 1, 7, 20, 39, 40])
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_one_concept_and_one_seed_is_exact(number: int, level: float) -> None:
+    exact = scipy.stats.binomtest(number, 40).proportion_ci(level, "exact")
+    got = interval(share(ones(number, 40), ["ship"] * 40), level)
+    np.testing.assert_allclose(got, (100 * exact.low, 100 * exact.high), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("concepts", "runs", "images"),
+    [(["ship"] * 40, 1, 40), (["ship"] * 40, 3, 60), (CONCEPTS, 1, 24), (CONCEPTS, 3, 24)],
+)
+def test_none_of_n_images_is_not_never(concepts: list[str], runs: int, images: float) -> None:
+    """0 of 40: up to 8.8 %, the share that leaves all of them out with a probability of 2.5 %."""
+    for number in (0, len(concepts)):
+        low, high = interval(share(ones(number, len(concepts), runs), concepts), 0.95)
+        length = 1 - 0.025 ** (1 / images)
+        assert (low, high) == pytest.approx((100 - 100 * length, 100) if number else (0, 100 * length))
+
+
+def test_effective_images_are_those_of_the_variance_and_its_degrees_of_freedom() -> None:
+    generator = np.random.default_rng(8)
+    rate = generator.beta(1, 1, 6).repeat(4)
+    estimate = share((generator.random(24) < rate)[:, None].astype(float), CONCEPTS)
+    (part,) = estimate.parts
+    p = estimate.value / 100
+    means = part.table[:, 0] / 100
+    ratio = scipy.stats.t.ppf(0.975, 23) / scipy.stats.t.ppf(0.975, 5)
+    expected = p * (1 - p) / (means.var(ddof=1) / 6) * 24 / 23 * ratio**2
+    assert effective_images(part, 0.95) == pytest.approx(expected) and expected < 24
+    low, high = share_limits(part, 0.95)
+    x = p * expected
+    assert low == pytest.approx(100 * scipy.stats.beta.ppf(0.025, x, expected - x + 1))
+    assert high == pytest.approx(100 * scipy.stats.beta.ppf(0.975, x + 1, expected - x))
+
+
+def test_the_same_model_under_several_fine_tunes_is_one_run() -> None:
+    """An eraser without a random step has one erased model: three columns of its table are no three runs."""
+    once = mean_estimate(100 * ones(0, 40)[:, 0], units_of(["ship"] * 40), "erased", "u", 100.0)
+    assert interval(over_runs([once] * 3), 0.95)[1] == pytest.approx(100 * (1 - 0.025 ** (1 / 40)))
+
+
+# differences
+
+
+def test_difference_is_newcombes_square_and_add() -> None:
+    generator = np.random.default_rng(5)
+    before, after = share(ones(3, 40), ["x"] * 40, "b"), share(generator.random((40, 1)) < 0.5, ["x"] * 40)
+    gain = difference(after, before)
+    r = np.corrcoef(after.parts[0].table[:, 0], before.parts[0].table[:, 0])[0, 1]
+    (l1, u1), (l0, u0) = (interval(e, 0.95) for e in (after, before))
+    d1, e1, d0, e0 = after.value - l1, u1 - after.value, before.value - l0, u0 - before.value
+    low = gain.value - math.sqrt(d1**2 + e0**2 - 2 * r * d1 * e0)
+    high = gain.value + math.sqrt(e1**2 + d0**2 - 2 * r * e1 * d0)
+    assert interval(gain, 0.95) == pytest.approx((low, high))
+
+
+def test_differences_stay_between_minus_and_plus_100() -> None:
+    gain = difference(share(ones(39, 40), ["x"] * 40), share(ones(0, 40), ["x"] * 40, "b"))
+    assert interval(gain, 0.95)[1] == 100.0
+
+
+def test_equal_images_may_still_differ_in_those_that_were_not_drawn() -> None:
+    """Before and after agree in all of 40 images: as exact as that none of 40 changed."""
+    values = np.random.default_rng(0).random((40, 1)) < 0.5
+    gain = difference(share(values, ["x"] * 40), share(values, ["x"] * 40, "b"))
+    reach = 100 * (1 - 0.025 ** (1 / 40))
+    assert interval(gain, 0.95) == pytest.approx((-reach, reach)) and p_value(gain) == 1.0
+
+
+def test_a_part_that_occurs_twice_counts_once() -> None:
+    """(a - e) - (b - e) is a - b, whatever e."""
+    generator = np.random.default_rng(6)
+    a, b, e = (share(generator.random((24, 3)) < p, CONCEPTS, n) for n, p in (("a", 0.5), ("b", 0.3), ("e", 0.1)))
+    twice, direct = difference(difference(a, e), difference(b, e)), difference(a, b)
+    assert interval(twice, 0.95) == pytest.approx(interval(direct, 0.95)) and twice.value == pytest.approx(direct.value)
+
+
+def test_mean_of_cells_and_harmonic_means_are_functions_of_their_shares() -> None:
+    erased, retained = share(ones(2, 24), CONCEPTS, "e"), share(ones(20, 24), CONCEPTS, "r")
+    h = combine(lambda e, r: 100 * measures.harmonic_c(e / 100, r / 100), erased, retained, n=48)
+    assert h.value == pytest.approx(200 / (1 / (1 - 2 / 24) + 24 / 20))
+    low, high = interval(h, 0.95)
+    assert 0 <= low < h.value < high <= 100
+    both = mean_of([erased, retained])
+    assert both.value == pytest.approx((erased.value + retained.value) / 2) and both.n == 48
+    np.testing.assert_allclose(both.gradient, [0.5, 0.5])
+
+
+# p values
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_p_value_and_interval_agree(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    after, before = (share(generator.random((24, 3)) < p, CONCEPTS, n) for n, p in (("a", 0.25), ("b", 0.1)))
+    gain = difference(after, before)
+    p = p_value(gain)
+    for level in (0.5, 0.8, 0.9, 0.95, 0.999, 1 - 0.99 * p, 1 - 1.01 * p):
+        low, high = interval(gain, level)
+        assert (low > 0 or high < 0) == (p < 1 - level)
+
+
+def test_p_value_of_students_t() -> None:
+    values = np.random.default_rng(1).normal(1.5, 1, 12)
+    estimate = mean_estimate(values, units_of(["x"] * 12), "a", "u")
+    assert p_value(estimate) == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue, rel=1e-3)
+
+
+def test_no_effect_is_rejected_as_often_as_the_level_says(coverage) -> None:
+    """10 % before and after, ten concepts and three seeds: at most 5 % of p values below 0.05, up to chance."""
+    generator = np.random.default_rng(0)
+    draws = [coverage.draw(0.1, 10, 3, 400, generator)[0] for _ in range(2)]
+    gains = [difference(coverage.estimate(a, "a"), coverage.estimate(b, "b")) for a, b in zip(*draws, strict=True)]
+    ends = [interval(gain, 0.95) for gain in gains]
+    assert 0.005 < np.mean([low > 0 or high < 0 for low, high in ends]) < 0.07
+
+
+def test_p_without_variation_is_bounded_by_the_number_of_images() -> None:
+    gain = difference(share(ones(8, 8), ["x"] * 8), share(ones(0, 8), ["x"] * 8, "b"))
+    p = p_value(gain)
+    assert 1e-12 < p < 0.01
+    low, _ = interval(gain, 1 - 1.01 * p)
+    assert low > 0 and interval(gain, 1 - 0.99 * p)[0] <= 0
+
+
+def test_least_level() -> None:
+    assert least_level(lambda level: level < 0.97) == pytest.approx(0.03, rel=1e-3)
+    assert least_level(lambda level: False) == 1.0 and least_level(lambda level: True) == 1e-12
+
+
+def test_holm_is_its_definition() -> None:
+    p = np.random.default_rng(0).random(7) ** 3
+    p[2] = np.nan
+    adjusted = holm(p)
+    for level in (0.01, 0.05, 0.2, 0.5):
+        rejected, left = set(), [i for i in range(7) if np.isfinite(p[i])]
+        while left and min(p[i] for i in left) <= level / len(left):
+            best = min(left, key=lambda i: p[i])
+            rejected.add(best)
+            left.remove(best)
+        assert rejected == {i for i in range(7) if adjusted[i] <= level}
+    assert np.isnan(adjusted[2])
+
+
+# coverage; the full simulation is benchmarks/coverage.py
+
+
+@pytest.mark.parametrize("concepts", [1, 5, 10, 30])
+def test_intervals_of_shares_cover_what_they_say(coverage, concepts: int) -> None:
+    """Each of 15 cases up to 2.5 standard errors of 200 simulations; together 3,000 have a standard error of 0.4."""
+    least = 90 if concepts == 5 else 93
+    common = []
+    for rate in coverage.RATES:
+        for seeds in coverage.SEEDS:
+            hits, _ = coverage.covered(None, rate, concepts, seeds, 200)
+            assert 100 * hits >= least - 250 * math.sqrt(least / 100 * (1 - least / 100) / 200), (rate, seeds)
+            common += [hits] if rate >= 0.1 else []
+    assert 94 <= 100 * np.mean(common) <= 98.5
+
+
+def test_fixed_seeds_or_students_t_would_not_cover(coverage) -> None:
+    """What the rule is for: at 5 %, ten concepts, t covers below 93 %; one concept at 50 %, seeds as if fixed, too."""
+    generator = np.random.default_rng(0)
+    students, fixed = [], []
+    for images in coverage.draw(0.05, 10, 3, 300, generator)[0]:
+        table = 100 * images.mean(1)
+        low, high = interval(mean(table), 0.95)
+        students.append(low <= 5 <= high)
+    for images in coverage.draw(0.5, 1, 3, 300, generator)[0]:
+        low, high = interval(mean(100 * images[0].mean(1, keepdims=True)), 0.95)
+        fixed.append(low <= 50 <= high)
+    assert np.mean(students) < 0.93 and np.mean(fixed) < 0.8
+
+
+# rows, groups, measures
+
+
+def test_rows_that_do_not_count_leave_the_mean() -> None:
+    values = np.array([1.0, np.nan, 0.0, 0.0, np.nan, np.nan])
+    estimate = mean_estimate(values, units_of(["a", "a", "b", "b", "c", "c"]), "a", "u", 1.0)
+    assert estimate.value == pytest.approx(1 / 3) and estimate.n == 3
+    assert 0 <= interval(estimate, 0.95)[0] < 1 / 3 < interval(estimate, 0.95)[1] <= 1
+
+
+def test_without_any_row_that_counts_there_is_no_value_and_no_interval() -> None:
+    estimate = mean_estimate([np.nan] * 3, units_of(["a", "b", "c"]), "a", "u", 100.0)
+    assert estimate.n == 0 and math.isnan(estimate.value)
+    assert all(math.isnan(end) for end in interval(estimate, 0.95)) and math.isnan(p_value(estimate))
+
+
+def test_jackknife_of_a_mean_is_students_interval() -> None:
+    values = np.random.default_rng(2).normal(5, 2, 20)
+    estimate = jackknife(lambda kept: values[kept].mean(), units_of(["x"] * 20), "a", "u")
+    expected = scipy.stats.t.interval(0.95, 19, values.mean(), scipy.stats.sem(values))
+    np.testing.assert_allclose(interval(estimate, 0.95), expected, rtol=1e-9)
+
+
+def test_jackknife_leaves_whole_concepts_out_in_at_most_32_groups() -> None:
+    masks: list[np.ndarray] = []
+    units = units_of([f"c{i:02d}" for i in range(40) for _ in range(3)])
+    estimate = jackknife(lambda mask: float(not masks.append(mask.copy())), units, "a", "u")
+    assert estimate.parts[0].table.shape == (32, 1) and len(masks) == 33
+    for mask in masks:
+        assert (mask.reshape(40, 3).all(1) | ~mask.reshape(40, 3).any(1)).all()
+    assert (np.sum([~mask for mask in masks], axis=0) == 1).all()  # every row once
+
+
+def test_one_unit_has_no_interval() -> None:
+    estimate = jackknife(lambda mask: 3.0, units_of(["x"]), "a", "u")
+    assert estimate.value == 3.0 and math.isnan(interval(estimate, 0.95)[0])
+
+
+def test_units_do_not_depend_on_the_order_of_the_rows() -> None:
+    a = units_of(["dog", "cat", "dog"])
+    assert a == Units(a.codes, 2, "concept") and a.codes.tolist() == [1, 0, 1]
+    assert units_of(["ship"] * 3).kind == "pair"
+
+
+def test_harmonic_means_are_the_formulas_of_mace() -> None:
+    assert measures.harmonic_c(0.1, 0.8) == pytest.approx(2 / (1 / 0.9 + 1 / 0.8))
+    assert measures.harmonic_o(0.1, 0.8, 0.3) == pytest.approx(3 / (1 / 0.9 + 1 / 0.8 + 1 / 0.7))
+    assert measures.harmonic_o(0.1, 0.8, 0.3) == pytest.approx(scipy.stats.hmean([0.9, 0.8, 0.7]))
+    assert measures.harmonic_c(0.0, 1.0) == 1.0
+
+
+@pytest.mark.parametrize("accuracies", [(1.0, 0.8), (0.1, 0.0), (1.0, 0.0)])
+def test_harmonic_mean_is_zero_when_a_term_is(accuracies: tuple[float, float]) -> None:
+    assert measures.harmonic_c(*accuracies) == 0.0
+    assert measures.harmonic_o(0.1, 0.8, 1.0) == 0.0
+
+
+def test_recovered_fraction() -> None:
+    assert measures.recovered_fraction(0.9, 0.1, 0.5) == pytest.approx(0.5)
+    assert measures.recovered_fraction(0.0, 8.0, 2.0) == pytest.approx(0.75)  # a distance to the base
+    assert math.isnan(measures.recovered_fraction(0.4, 0.4, 0.9))
+
+
+def test_median_and_largest_deviation() -> None:
+    assert measures.median_deviation([0.2, 0.9, 0.3]) == (0.3, pytest.approx(0.6))
+    assert measures.median_deviation([0.4]) == (0.4, 0.0)
+    with pytest.raises(ValueError, match="at least one"):
+        measures.median_deviation([])
