@@ -21,7 +21,7 @@ from resurgence.cli import main
 from resurgence.cli.models import settings
 from resurgence.cli.score import means
 from resurgence.config.fields import ConfigError
-from resurgence.data.image_folder import read_training_images
+from resurgence.data.training_images import read_training_images
 from resurgence.diffusion.deltas import apply_folder
 from resurgence.diffusion.image_sets import read_image_set
 from resurgence.diffusion.pipeline import load_base

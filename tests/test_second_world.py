@@ -21,7 +21,7 @@ from resurgence.config.fields import ConfigError, read_yaml
 from resurgence.config.load import load_study, make_study, merge
 from resurgence.config.task import load_task, make_task
 from resurgence.config.word_sets import check_task_words, words_by_concept
-from resurgence.data.image_folder import read_training_images
+from resurgence.data.training_images import read_training_images
 from resurgence.files import read_lines
 from resurgence.miniature import contact_sheets, starter
 from resurgence.miniature.build import build_part, tasks_of

@@ -175,10 +175,10 @@ def test_a_reference_verifies_and_a_score_tampered_with_care_is_found(experiment
     made["files"]["scores/scores.parquet"] = sha256(file)
     (root / "made.json").write_text(json.dumps(made))
     assert list(problems(root)) == []
-    with pytest.raises(ValueError, match=r"6 files or rows of .* differ"):
+    with pytest.raises(ValueError, match=r"7 files or rows of .* differ"):
         run(arguments)
     lines = list(tables_again(root))
-    assert {Path(line.split()[0]).name for line in lines} == {"cells.csv", "resurgence.csv", "seeds.csv"}
+    assert {Path(line.split()[0]).name for line in lines} == {"cells.csv", "means.csv", "resurgence.csv", "seeds.csv"}
 
 
 def test_changing_a_claim_makes_its_experiment_again_and_nothing_else(changed: Tree) -> None:

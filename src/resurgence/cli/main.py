@@ -95,7 +95,8 @@ def finetune_arguments(parser: argparse.ArgumentParser) -> None:
     base_arguments(parser)
     parser.add_argument(
         "--images", type=Path, required=True, metavar="PARQUET|DIR",
-        help="image set, Parquet of `datasets`, or pictures with captions in metadata, .txt files or their names",
+        help="image set, Parquet of `datasets` (a file, a folder or 'DIR/*.parquet'), or a folder of pictures with "
+        "captions in metadata, in .txt files or, without these, as names",
     )  # fmt: skip
     parser.add_argument("--size", type=int, help="pixels a side that the images are scaled to (default: the base's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the fine-tuning (default: 0)")

@@ -226,7 +226,7 @@ def concept_masks(
 
 def finetune(args: Namespace) -> None:
     """Fine-tune: step-NNNNNN/ for each checkpoint and curve.json; goes on where an interrupted run stopped."""
-    from resurgence.data.image_folder import read_training_images
+    from resurgence.data.training_images import read_sources, set_paths, training_set
     from resurgence.diffusion.sampling import latent_shape
     from resurgence.diffusion.text_checks import count_long, erased_by, warn_of_erased
     from resurgence.training.finetune import FinetuneConfig
@@ -236,12 +236,16 @@ def finetune(args: Namespace) -> None:
     parse(Seed, args.seed, "--seed")
     if args.size is not None:
         at_least("--size", args.size, 8)
-    parameters, given = described(args, settings=cfg.parameters(), size=args.size), inputs(args, images=args.images)
+    paths = set_paths(args.images)
+    named = {f"images {number}: {path.name}": path for number, path in enumerate(paths)}
+    named = {"images": args.images} if paths == [args.images] else named
+    parameters, given = described(args, settings=cfg.parameters(), size=args.size), inputs(args, **named)
     measured: dict[str, Any] = {"argv": sys.argv, "code": code_version("resurgence.cli.models:finetune")}
     with output(args, given) as out, training_state(args, out, given) as scratch:
+        sources, left_out = training_set(args.images)
         pipe = load(args)
-        side = latent_shape(pipe, args.size)[-1] * pipe.vae_scale_factor
-        images, captions, left_out = read_training_images(args.images, side)
+        images = read_sources(sources, latent_shape(pipe, args.size)[-1] * pipe.vae_scale_factor)
+        captions = [source.caption for source in sources]
         warn_of_erased(pipe.tokenizer, captions, erased_by(args.delta))
         measured |= {"images": len(images), "long_captions": count_long(pipe.tokenizer, captions)}
         if left_out:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from resurgence.diffusion.pictures import read_picture
 from resurgence.files import atomic_file
 
 ROW_GROUP = 256  # images in a row group of the Parquet file
@@ -133,9 +134,10 @@ def read_image_set(path: Path) -> tuple[pd.DataFrame, torch.Tensor]:
 
 
 def decode_images(cells: Sequence[bytes], path: Path) -> torch.Tensor:
-    """Decode PNGs of one size, uint8 (N, 3, H, W); `path` is for messages."""
+    """Decode images of one size, uint8 (N, 3, H, W); `path` is for messages."""
     with threads() as pool:
-        images = list(pool.map(lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), cells))
+        names = (f"image {number} of {path}" for number in range(len(cells)))
+        images = list(pool.map(lambda data, name: np.asarray(read_picture(data or b"", name)), cells, names))
     if len({image.shape for image in images}) > 1:
         raise ValueError(f"image set {path}: the images have different sizes; sample all of them with one size")
     stacked = np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from resurgence.data.pictures import picture_files, read_picture
 from resurgence.diffusion.device import resolve_device
+from resurgence.diffusion.pictures import picture_files, read_picture
 from resurgence.progress import Progress
 from resurgence.scorers import load_scorers
 from resurgence.stages.job import Job, main
@@ -26,8 +26,9 @@ def make(job: Job, folder: Path) -> dict:
     """
     name, pictures = job.settings["scorer"], Path(job.settings["pictures"])
     scorer = load_scorers({name: job.settings["settings"]}, resolve_device(job.device))[name].scorer
-    files, others = picture_files(pictures)
-    log.info("%s: %d pictures; %d other files left out", pictures, len(files), len(others))
+    files, others, hidden = picture_files(pictures)
+    left_out = [str(file) for file in (*others, *hidden)]
+    log.info("%s: %d pictures; %d other or hidden files left out", pictures, len(files), len(left_out))
     if len(files) < 2:
         raise ValueError(f"scorers.frechet.reference = {str(pictures)!r}: holds {len(files)} pictures; give at least 2")
     progress, features = Progress("features", len(files), "pictures"), []
@@ -36,7 +37,7 @@ def make(job: Job, folder: Path) -> dict:
         features.append(scorer.features(pixels))
         progress.add(1)
     save_file({name: torch.cat(features).contiguous()}, folder / "features.safetensors")
-    return {"images": len(files), "left_out": [str(file) for file in others]}
+    return {"images": len(files), "left_out": left_out}
 
 
 if __name__ == "__main__":
