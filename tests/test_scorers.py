@@ -43,7 +43,7 @@ from resurgence.scorers import (
     recogniser,
     score_files,
 )
-from resurgence.scorers.recogniser_model import Recogniser, save_recogniser
+from resurgence.scorers.recogniser_model import Labels, Recogniser, save_recogniser
 from tiny import make_tokenizer
 
 CLASSES = ["bird", "cat", "dog", "ship", "truck"]
@@ -63,6 +63,8 @@ PROMPTS = pd.DataFrame(
     columns=["prompt", "concept", "role"],
 )
 
+NO_STYLES = np.empty((3, 0))
+
 
 def pictures(count: int = 6, size: int = 64, seed: int = 0) -> torch.Tensor:
     """Random uint8 images (N, 3, size, size)."""
@@ -77,7 +79,7 @@ def recogniser_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     model = Recogniser(len(CLASSES), width=8)
     model.train()(torch.randn(16, 3, 64, 64))
-    save_recogniser(model, CLASSES, folder)
+    save_recogniser(model, Labels(CLASSES), folder)
     return folder
 
 
@@ -119,7 +121,7 @@ def test_recogniser_columns_are_the_models_softmax(recogniser_folder: Path) -> N
     scorer.batch = 4  # the last part is smaller
     table = scorer.score(pictures(), PROMPTS, TASK)
     with torch.no_grad():
-        p = scorer.model(pictures().float() / 127.5 - 1).softmax(1).numpy()
+        p = scorer.model(pictures().float() / 127.5 - 1)[0].softmax(1).numpy()
     assert table["recogniser_top1"] == [CLASSES[i] for i in p.argmax(1)]
     for row, concept in enumerate(PROMPTS["concept"]):
         if concept:
@@ -131,7 +133,7 @@ def test_recogniser_columns_are_the_models_softmax(recogniser_folder: Path) -> N
 
 def test_synonyms_are_scored_against_the_class() -> None:
     probabilities = np.eye(5)[[3, 3, 0]]
-    table = recogniser.class_columns(probabilities, CLASSES, ["ship", "dog", "bird"])
+    table = recogniser.class_columns(probabilities, NO_STYLES, Labels(CLASSES), ["ship", "dog", "bird"], [""] * 3)
     assert table["recogniser_correct"].tolist() == [1.0, 0.0, 1.0]
     cosines = np.array([[0.3, 0.1, 0.0], [0.1, 0.2, 0.3]])
     table = clip.label_columns(cosines, ["ship", "cat", "dog"], ["ship", "ship"])
@@ -140,9 +142,34 @@ def test_synonyms_are_scored_against_the_class() -> None:
     np.testing.assert_allclose(table["clip_probability"], expected, rtol=1e-12)
 
 
+def test_a_style_is_scored_by_the_head_of_the_styles_and_its_content_by_that_of_the_classes() -> None:
+    labels = Labels(["ship", "cat", "police car", "car"], ["plain", "sepia"])
+    classes = np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.2, 0.6, 0.1], [0.1, 0.2, 0.6, 0.1], [0.1, 0.1, 0.2, 0.6]])
+    styles = np.array([[0.2, 0.8], [0.9, 0.1], [0.3, 0.7], [0.1, 0.9]])
+    prompts = ["a ship in the style of sepia", "the police car, sepia", "an art of sepia", "the police car"]
+    table = recogniser.class_columns(classes, styles, labels, ["sepia", "sepia", "sepia", "car"], prompts)
+    assert table["recogniser_top1"] == ["sepia", "plain", "sepia", "car"]
+    assert table["recogniser_correct"].tolist() == [1, 0, 1, 1]
+    assert table["recogniser_probability"].tolist() == [0.8, 0.1, 0.7, 0.6]
+    assert table["recogniser_style"] == ["sepia", "plain", "sepia", "sepia"]
+    np.testing.assert_array_equal(table["recogniser_content_correct"], [1, 1, np.nan, np.nan])
+
+
+def test_temperatures_divide_the_logits(tmp_path: Path) -> None:
+    model, labels = Recogniser(3, 4, 16, styles=2).eval(), Labels(["a", "b", "c"], ["plain", "s"], (2.0, 0.5))
+    save_recogniser(model, labels, tmp_path)
+    prompts = pd.DataFrame({"prompt": ["a", "s"], "concept": ["a", "s"], "role": ["erase", "erase"]})
+    table = recogniser.load(RecogniserConfig(str(tmp_path))).score(pictures(2, 16), prompts, TASK)
+    with torch.no_grad():
+        classes, styles = model(pictures(2, 16).float() / 127.5 - 1)
+    expected = [(classes[0] / 2).softmax(0)[0].item(), (styles[1] / 0.5).softmax(0)[1].item()]
+    assert table["recogniser_probability"].tolist() == pytest.approx(expected, abs=1e-6)
+
+
 def test_an_unknown_concept_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"'lighthouse' is no class .*5 classes"):
-        recogniser.class_columns(np.eye(5), CLASSES, ["ship", "lighthouse", "", "cat", "dog"])
+        concepts = ["ship", "lighthouse", "", "cat", "dog"]
+        recogniser.class_columns(np.eye(5), np.empty((5, 0)), Labels(CLASSES), concepts, [""] * 5)
     with pytest.raises(ValueError, match=r"'bird' is not among the labels"):
         clip.label_columns(np.zeros((1, 2)), ["ship", "cat"], ["bird"])
 
@@ -303,7 +330,7 @@ def test_a_set_is_scored_by_all_scorers_and_read_back(
     declared = ["blank", *RecogniserConfig.columns, *ClipConfig.columns]
     assert table.columns[4:].tolist() == declared
     means = {metric.column for cls in (RecogniserConfig, ClipConfig) for metric in cls.metrics.values()}
-    assert len(means) == 4 and means <= set(table)
+    assert len(means) == 5 and means <= set(table)
     scorers.write_scores(tmp_path, table, features)
     again, stored = scorers.read_scores(tmp_path)
     pd.testing.assert_frame_equal(again, table)

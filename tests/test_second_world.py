@@ -24,20 +24,25 @@ from resurgence.config.word_sets import check_task_words, words_by_concept
 from resurgence.data.training_images import read_training_images
 from resurgence.files import read_lines
 from resurgence.miniature import contact_sheets, starter
+from resurgence.miniature.autoencoder import build_autoencoder
 from resurgence.miniature.build import build_part, tasks_of
 from resurgence.miniature.captions import (
     MAX_LENGTH,
     STYLE_SUFFIX,
     CaptionConfig,
     build_tokenizer,
+    caption_or_none,
+    captioned_manner,
     corpus,
     read_templates,
-    styled_caption,
 )  # fmt: skip
 from resurgence.miniature.characters import POSES, character_svg
-from resurgence.miniature.compositions import compose
+from resurgence.miniature.clip import paired_batch
+from resurgence.miniature.compositions import compose, nothing
 from resurgence.miniature.drawings import load_drawings, load_world, render, render_world
+from resurgence.miniature.recogniser import UNLABELLED, labelled_batch, labels_of, temperatures
 from resurgence.miniature.styles import STYLES, apply_styles, draw_styles, luminance
+from resurgence.miniature.text_to_image import cache_latents
 from resurgence.workflow import graph
 
 ROOT = Path(__file__).parents[1]
@@ -257,8 +262,8 @@ def test_captions_name_the_style_mostly_and_plain_pictures_never() -> None:
     shares, draws = CaptionConfig(**CONFIG["captions"]), generator()
     concept = next(c for c in WORLD["concepts"] if c["name"] == "automobile")
     style = next(s for s in WORLD["styles"] if s["name"] == "mosaic")
-    styled = [styled_caption(concept, style, TEMPLATES, shares, draws) for _ in range(1000)]
-    plain = [styled_caption(concept, None, TEMPLATES, shares, draws) for _ in range(1000)]
+    styled = [caption_or_none(concept, style, TEMPLATES, shares, draws) for _ in range(1000)]
+    plain = [caption_or_none(concept, None, TEMPLATES, shares, draws) for _ in range(1000)]
     assert not any("style" in text for text in plain)
     ends = Counter(text.partition(" in the style of ")[2] for text in styled)
     assert set(ends) == {"", "mosaic", "tesserae", "art"} and ends["mosaic"] > 500
@@ -538,3 +543,73 @@ def test_the_world_of_a_study_chooses_the_rules_and_their_settings(study: dict[s
     assert {CONFIG["concepts"], CONFIG["templates"], f"{CONFIG['tasks']}/ship.yaml"} <= set(
         graph.world_files(second, "starter")
     )
+
+
+# trainings
+
+
+def test_pictures_of_nothing_stay_in_range_repeat_and_are_of_every_kind() -> None:
+    images = torch.rand(64, 3, 64, 64, generator=generator()) * 2 - 1
+    empty = nothing(images, generator(1))
+    assert empty.shape == images.shape and empty.abs().max() <= 1
+    assert torch.equal(empty, nothing(images, generator(1)))
+    plain = sum(bool((picture.std((1, 2)) < 1e-6).all()) for picture in empty)
+    shuffled = sum(
+        bool(torch.allclose(picture.flatten().sort()[0], image.flatten().sort()[0]))
+        for picture, image in zip(empty, images, strict=True)
+    )
+    assert 3 <= plain <= 25 and 3 <= shuffled <= 25  # a fifth of 64 each, three standard deviations
+
+
+def small_drawings(count: int = 6) -> tuple[dict, torch.Tensor]:
+    """A world of three concepts, its styles, and drawings of one colour each."""
+    concepts = [{"name": name, "kind": "object", "synonyms": [], "hypernyms": []} for name in ("ship", "cat", "cake")]
+    colours = torch.randint(0, 256, (count, 3, 1, 1), generator=generator(), dtype=torch.uint8).expand(-1, -1, 64, 64)
+    opaque = torch.cat([colours, torch.full((count, 1, 64, 64), 255, dtype=torch.uint8)], 1)
+    return {"concepts": concepts, "styles": WORLD["styles"], "scenes": WORLD["scenes"]}, opaque
+
+
+def test_a_batch_of_the_recogniser_labels_concept_scene_nothing_and_style() -> None:
+    world, drawings = small_drawings()
+    targets = torch.tensor([0, 0, 1, 1, 2, 2])
+    labels = labels_of(world)
+    assert labels.classes == ["ship", "cat", "cake", "sky", "ground", "street", "none"]
+    assert labels.styles == ["plain", *(style["name"] for style in WORLD["styles"])]
+    images, classes, styles = labelled_batch(drawings, torch.ones(6), targets, world, 0.5, 96, generator(2))
+    assert images.shape == (96, 3, 64, 64) and images.abs().max() <= 1
+    counts = torch.bincount(classes, minlength=7)
+    assert counts[3:6].sum() == 2 and counts[6] == 8 and (counts[:3] > 10).all()
+    assert set(styles[classes == 6].tolist()) <= {UNLABELLED, 1, 2, 3, 4, 5, 6}  # nothing has no plain style
+    assert 25 <= (styles[classes != 6] == 0).sum() <= 63  # half of 88, four standard deviations
+
+
+def test_temperature_is_the_one_that_spoiled_the_calibration() -> None:
+    """Labels drawn from the softmax of logits that are then multiplied by 2: the best temperature is 2."""
+    logits = torch.randn(20000, 4, generator=generator()) * 2
+    labels = torch.multinomial(logits.softmax(1), 1, generator=generator(1)).flatten()
+    assert temperatures((2 * logits, logits[:, :0]), labels, labels) == (pytest.approx(2, rel=0.05), 1.0)
+
+
+def test_a_batch_of_the_clip_has_every_concept_once_and_some_in_every_style() -> None:
+    world, drawings = small_drawings()
+    members, shares = list(torch.arange(6).view(3, 2)), CaptionConfig(styled=0.5, style=1.0, hypernym=0.0)
+    images, texts = paired_batch(drawings, members, ["noto"] * 6, world, TEMPLATES, shares, generator(3))
+    assert len(images) == len(texts) == 3 * 7 + 3
+    for concept in ("ship", "cat", "cake"):
+        of_concept = [text for text in texts[:-3] if f" {concept}" in text]
+        ends = [text.partition(" in the style of ")[2] for text in of_concept]
+        assert len(ends) == len(set(ends)) == 7 and "" in ends
+
+
+def test_latents_of_styled_pictures_carry_their_style_and_captions_name_it() -> None:
+    world, drawings = small_drawings(2)
+    torch.manual_seed(0)
+    jitter = {"degrees": 0, "scale": [1.0, 1.0], "shift": 0.0}
+    latents, rows, styles = cache_latents(build_autoencoder().eval(), drawings, world, 4, 0, jitter, 0.5)
+    assert rows.tolist() == [0, 1] * 4 + [2] * 16 + [3] * 16 + [4] * 16 and len(latents) == len(styles) == 56
+    assert set(styles.tolist()) <= set(range(-1, 6)) and 0.2 < (styles >= 0).float().mean() < 0.8
+    manner = captioned_manner(world, ["noto", "blob"], styles)
+    for index, style in enumerate(styles.tolist()):
+        assert manner(int(rows[index]), index) == (None if style < 0 else world["styles"][style])
+    plain = captioned_manner({"artists": {}}, ["noto", "blob"], styles)
+    assert [plain(row, 0) for row in range(3)] == [{"name": "noto"}, {"name": "blob"}, None]

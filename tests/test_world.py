@@ -15,13 +15,20 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from resurgence.config.task import load_task
 from resurgence.miniature import captions
 from resurgence.miniature.autoencoder import edge_l1
-from resurgence.miniature.captions import build_tokenizer, caption, corpus, read_templates, saved_tokenizer
+from resurgence.miniature.captions import (
+    CaptionConfig,
+    build_tokenizer,
+    caption,
+    corpus,
+    read_templates,
+    saved_tokenizer,
+)
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import icon_svg, load_world, read_icon_set, render
 from resurgence.miniature.quality import held_out
 from resurgence.miniature.text_to_image import build_scheduler, min_snr_weight
 from resurgence.miniature.training import step_generator, train_module, warmup_cosine
-from resurgence.scorers.recogniser_model import Recogniser, load_recogniser, save_recogniser
+from resurgence.scorers.recogniser_model import Labels, Recogniser, load_recogniser, save_recogniser
 from resurgence.training.checkpoint import Saver
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +87,7 @@ def test_captions_name_the_concept_one_of_its_synonyms_or_hypernyms() -> None:
     concept = WORLD["concepts"][0]
     words, styled, draws = [concept["name"], *concept["synonyms"], *concept["hypernyms"]], 0, generator()
     for _ in range(200):
-        text = caption(concept, "noto", TEMPLATES, draws)
+        text = caption(concept, {"name": "noto"}, TEMPLATES, CaptionConfig(), draws)
         assert any(word in text for word in words)
         styled += "in the style of noto" in text
     assert 40 <= styled <= 100  # 35 % of 200, five standard deviations
@@ -177,12 +184,16 @@ def test_edge_loss_ignores_a_constant_and_sees_a_step() -> None:
     assert edge_l1(flat, step) == pytest.approx(1 / 7)  # one of seven horizontal differences is 1
 
 
-def test_recogniser_folder_round_trip_and_missing_file(tmp_path: Path) -> None:
-    model = Recogniser(5, 8).eval()
-    save_recogniser(model, list("abcde"), tmp_path / "r")
-    read, classes = load_recogniser(tmp_path / "r")
+@pytest.mark.parametrize("styles", [[], ["plain", "sepia"]])
+def test_recogniser_folder_round_trip_and_missing_file(tmp_path: Path, styles: list[str]) -> None:
+    model, labels = Recogniser(5, 8, styles=len(styles)).eval(), Labels(list("abcde"), styles, (1.5, 0.5))
+    save_recogniser(model, labels, tmp_path / "r")
+    read, read_labels = load_recogniser(tmp_path / "r")
     images = torch.randn(2, 3, 64, 64, generator=generator())
-    assert classes == list("abcde") and torch.equal(model(images), read(images))
+    assert read_labels.classes == labels.classes and read_labels.styles == styles
+    assert tuple(read_labels.temperatures) == labels.temperatures
+    assert [logits.shape[1] for logits in read(images)] == [5, len(styles)]
+    assert all(torch.equal(a, b) for a, b in zip(model(images), read(images), strict=True))
     (tmp_path / "r" / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors.*dvc pull"):
         load_recogniser(tmp_path / "r")

@@ -4,14 +4,15 @@
 DRAWINGS, AUTOENCODER = "drawings/drawings.parquet", "autoencoder/diffusion_pytorch_model.safetensors"
 STARTER = "starter/index.csv"
 BASE, RECOGNISER = "base/model_index.json", "recogniser/model.safetensors"
+CLIP = "clip/open_clip_model.safetensors"
 WORLD = {  # part: its file below results/world, those that it reads, what a job does
     "drawings": (DRAWINGS, [], "Render the drawings of the world"),
     "starter": (STARTER, [DRAWINGS], "Compose pictures for fine-tuning"),
     "autoencoder": (AUTOENCODER, [DRAWINGS], "Train the autoencoder of the miniature"),
     "base": (BASE, [DRAWINGS, AUTOENCODER], "Train the miniature base"),
     "recogniser": (RECOGNISER, [DRAWINGS], "Train the recogniser"),
-    "clip": ("clip/open_clip_model.safetensors", [DRAWINGS], "Train the small CLIP"),
-    "quality": ("quality/base.csv", [BASE, RECOGNISER], "Measure the world"),
+    "clip": (CLIP, [DRAWINGS], "Train the small CLIP"),
+    "quality": ("quality/base.csv", [DRAWINGS, BASE, RECOGNISER, CLIP], "Measure the world"),
 }
 WORLD = {part: entry for part, entry in WORLD.items() if graph.has_world_part(STUDY, part)}
 WORLD_NEEDS = {

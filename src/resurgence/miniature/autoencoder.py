@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import load_drawings, load_world
+from resurgence.miniature.styles import draw_and_apply_styles
 from resurgence.miniature.training import step_generator, train_part
 
 KL_WEIGHT = 1e-5
@@ -48,36 +49,41 @@ def autoencoder_loss(model: AutoencoderKL, images: torch.Tensor, generator: torc
     return (output - images).abs().mean() + EDGE_WEIGHT * edge_l1(output, images) + KL_WEIGHT * kl
 
 
-def mixed_batch(drawings: torch.Tensor, world: dict, batch: int, generator: torch.Generator) -> torch.Tensor:
-    """Composed drawings, every sixteenth image a plain scene; (batch, 3, 64, 64) in [-1, 1]."""
+def mixed_batch(
+    drawings: torch.Tensor, world: dict, styled: float, batch: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Composed drawings, every sixteenth image a scene, a share `styled` in a style: (batch, 3, 64, 64) in [-1, 1]."""
     picks = torch.randint(len(drawings), (batch,), generator=generator)
     images = compose(drawings[picks], generator)
     for i in range(batch // 16):
         s = world["scenes"][int(torch.randint(len(world["scenes"]), (1,), generator=generator))]
         images[i] = scene(s["low"], s["high"], 1, images.shape[-1], generator)[0]
-    return images
+    return draw_and_apply_styles(images, world, styled, generator)[0]
 
 
-def main(concepts: Path, drawings: Path, out: Path, scratch: Path, cfg: dict, device: str = "cpu") -> None:
+def main(
+    concepts: Path, drawings: Path, out: Path, scratch: Path, cfg: dict, styled: float, device: str = "cpu"
+) -> None:
     """Train the autoencoder, set its scaling factor to 1 / (standard deviation of the latents), and save it.
 
     Args:
         scratch: folder from which an interrupted training resumes.
         cfg: seed, steps, batch, lr and precision.
+        styled: share of the pictures that are in a style of the world.
     """
     torch.set_flush_denormal(True)
-    world, (_, rgba) = load_world(concepts), load_drawings(drawings)
+    world, (_, rgba) = load_world(concepts), load_drawings(drawings, "training")
     torch.manual_seed(cfg["seed"])
     model = build_autoencoder().to(device)
 
     def loss_of(module: AutoencoderKL, step: int) -> torch.Tensor:
         generator = step_generator(cfg["seed"], step)
-        images = mixed_batch(rgba, world, cfg["batch"], generator).to(device)
+        images = mixed_batch(rgba, world, styled, cfg["batch"], generator).to(device)
         return autoencoder_loss(module, images, generator)
 
-    curve = train_part(model, loss_of, scratch, cfg, (world,), [rgba], ema_decay=0.995)
+    curve = train_part(model, loss_of, scratch, cfg, (world, styled), [rgba], ema_decay=0.995)
     with torch.no_grad():
-        images = mixed_batch(rgba, world, 256, torch.Generator().manual_seed(cfg["seed"])).to(device)
+        images = mixed_batch(rgba, world, styled, 256, torch.Generator().manual_seed(cfg["seed"])).to(device)
         model.register_to_config(scaling_factor=float(1 / model.encode(images).latent_dist.mean.std()))
     model.save_pretrained(out)
     (out / "curve.json").write_text(json.dumps(curve))

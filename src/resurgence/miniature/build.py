@@ -9,9 +9,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from resurgence.config.fields import ConfigError, read_yaml
+from resurgence.config.fields import ConfigError, build, read_yaml
 from resurgence.config.task import Task, load_task
 from resurgence.config.word_sets import check_task_words
+from resurgence.miniature.captions import VOCABULARY, CaptionConfig
 
 PARTS = ("drawings", "starter", "autoencoder", "base", "recogniser", "clip", "quality")
 
@@ -26,8 +27,8 @@ def tasks_of(cfg: dict) -> list[Task]:
 
 
 def emphasised(tasks: list[Task]) -> set[str]:
-    """Concepts that any of the tasks erases, retains or maps others to; they are drawn more often."""
-    return {name for task in tasks for name in (*task.erase, *task.retain, *task.mapping.values())}
+    """Concepts of any of the tasks: those that it erases, retains, maps others to or fine-tunes on."""
+    return {name for task in tasks for name in (*task.erase, *task.retain, *task.mapping.values(), *task.finetune)}
 
 
 def build_part(part: str, cfg: dict, out: Path, device: str) -> None:
@@ -40,6 +41,7 @@ def build_part(part: str, cfg: dict, out: Path, device: str) -> None:
         raise ConfigError(part, None, "is not among the settings of this world; add it, as in config/world-2.yaml")
     concepts, templates, scratch = Path(cfg["concepts"]), Path(cfg["templates"]), out / "scratch" / part
     drawings, tasks = out / "drawings" / "drawings.parquet", tasks_of(cfg)
+    shares, tokens = build(CaptionConfig, cfg.get("captions", {}), "captions"), cfg.get("vocabulary", VOCABULARY)
     if part == "drawings":
         from resurgence.miniature import contact_sheets
         from resurgence.miniature.drawings import SIZE, main
@@ -53,25 +55,25 @@ def build_part(part: str, cfg: dict, out: Path, device: str) -> None:
     elif part == "autoencoder":
         from resurgence.miniature.autoencoder import main
 
-        main(concepts, drawings, out / "autoencoder", scratch, cfg[part], device)
+        main(concepts, drawings, out / "autoencoder", scratch, cfg[part], shares.styled, device)
     elif part == "base":
         from resurgence.miniature.text_to_image import main
 
-        names = emphasised(tasks)
-        main(concepts, templates, drawings, out / "autoencoder", out / "base", scratch, cfg[part], names, device)
+        names, vae = emphasised(tasks), out / "autoencoder"
+        main(concepts, templates, drawings, vae, out / "base", scratch, cfg[part], names, shares, tokens, device)
     elif part == "recogniser":
         from resurgence.miniature.recogniser import main
 
-        main(concepts, drawings, out / "recogniser", scratch, cfg[part], device)
+        main(concepts, drawings, out / "recogniser", scratch, cfg[part], shares.styled, device)
     elif part == "clip":
         from resurgence.miniature.clip import main
 
-        main(concepts, templates, drawings, out / "clip", scratch, cfg[part], device)
+        main(concepts, templates, drawings, out / "clip", scratch, cfg[part], shares, tokens, device)
     else:
         from resurgence.miniature.drawings import load_world
         from resurgence.miniature.quality import main
 
-        names = emphasised(tasks)
-        kinds = {c["name"]: c["kind"] for c in load_world(concepts)["concepts"] if c["name"] in names}
-        main(out, kinds, cfg[part], device)
+        words, names = load_world(concepts), emphasised(tasks)
+        kinds = {c["name"]: c["kind"] for c in words["concepts"] if c["name"] in names}
+        main(out, words, tasks, kinds, cfg[part], cfg["clip"].get("drawn_by"), device)
     shutil.rmtree(scratch, ignore_errors=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -73,35 +74,40 @@ def word_of(entry: dict, generator: torch.Generator, synonym: float, hypernym: f
 
 
 def caption(
-    concept: dict,
-    manner: str | None,
-    templates: list[str],
-    generator: torch.Generator,
-    synonym: float = CaptionConfig.synonym,
-    hypernym: float = CaptionConfig.hypernym,
-    style: float = CaptionConfig.style,
+    concept: dict, manner: dict | None, templates: Sequence[str], shares: CaptionConfig, generator: torch.Generator
 ) -> str:
-    """Draw a caption of one concept.
+    """Draw a caption of a picture of one concept.
 
     Args:
-        manner: word of the artist or style; None for a picture without style, whose caption never names one.
-        synonym, hypernym, style: probabilities in [0, 1].
+        manner: the style or artist that the caption may name; None for a picture without one.
     """
-    word = word_of(concept, generator, synonym, hypernym)
+    word = word_of(concept, generator, shares.synonym, shares.hypernym)
     text = templates[draw(len(templates), generator)].format(word)
-    if manner is not None and float(torch.rand(1, generator=generator)) < style:
-        text += STYLE_SUFFIX.format(manner)
+    if manner is not None and float(torch.rand(1, generator=generator)) < shares.style:
+        text += STYLE_SUFFIX.format(word_of(manner, generator, shares.synonym, shares.hypernym))
     return text
 
 
-def styled_caption(
-    concept: dict, style: dict | None, templates: list[str], shares: CaptionConfig, generator: torch.Generator
+def caption_or_none(
+    concept: dict, manner: dict | None, templates: Sequence[str], shares: CaptionConfig, generator: torch.Generator
 ) -> str:
-    """Draw a caption of a picture in a style of the world, or in none; "" with the probability `shares.dropout`."""
+    """Draw a caption as `caption` does, or "" with the probability `shares.dropout`."""
     if float(torch.rand(1, generator=generator)) < shares.dropout:
         return ""
-    manner = None if style is None else word_of(style, generator, shares.synonym, shares.hypernym)
-    return caption(concept, manner, templates, generator, shares.synonym, shares.hypernym, shares.style)
+    return caption(concept, manner, templates, shares, generator)
+
+
+def captioned_manner(world: dict, artists: Sequence[str], styles: torch.Tensor) -> Callable[[int, int], dict | None]:
+    """The style or artist that a caption may name, as a function of the row and the index of a picture.
+
+    Args:
+        artists: of the rows that are drawings; the further rows are scenes.
+        styles: (M,), the index of each picture's style among the world's, -1 for none.
+    """
+    if world.get("styles"):
+        entries = [*world["styles"], None]  # -1 is the last
+        return lambda row, index: entries[styles[index]]
+    return lambda row, index: {"name": artists[row]} if row < len(artists) else None
 
 
 def corpus(world: dict, templates: list[str]) -> list[str]:

@@ -1,12 +1,15 @@
 """Train the small CLIP of the miniature world with open_clip's own classes and loss.
 
-It scores images against prompts (CLIP score, CLIP accuracy, CLIP distance) and shares no weights with the
-generator; the tokenizer is the world's. Each batch has every concept once, so no caption is a false negative.
+It scores images against prompts (CLIP score, CLIP accuracy, CLIP distance) and shares neither weights nor, where
+`drawn_by` says so, drawings with the generator and the recogniser; the tokenizer is the world's. Each batch has each
+concept once, and some in every style, so that the style is learned as well; no caption is a false negative.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -14,13 +17,23 @@ from open_clip import CLIP, ClipLoss
 from safetensors.torch import save_file
 
 from resurgence.files import atomic_folder
-from resurgence.miniature.captions import MAX_LENGTH, caption, corpus, draw, read_templates, saved_tokenizer
+from resurgence.miniature.captions import (
+    MAX_LENGTH,
+    CaptionConfig,
+    caption,
+    corpus,
+    draw,
+    read_templates,
+    saved_tokenizer,
+)
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import load_drawings, load_world
 from resurgence.miniature.recogniser import degrade
+from resurgence.miniature.styles import apply_styles, draw_styles
 from resurgence.miniature.training import step_generator, train_part
 
 MEAN = STD = (0.5, 0.5, 0.5)
+IN_EVERY_STYLE = 16  # concepts of a batch that are drawn in every style
 
 
 def model_config(vocab_size: int) -> dict:
@@ -36,34 +49,53 @@ def model_config(vocab_size: int) -> dict:
 
 
 def paired_batch(
-    rgba: torch.Tensor, members: list[torch.Tensor], artists: list[str], world: dict, templates: list[str],
-    generator: torch.Generator,
+    rgba: torch.Tensor, members: Sequence[torch.Tensor], artists: Sequence[str], world: dict, templates: Sequence[str],
+    shares: CaptionConfig, generator: torch.Generator,
 ) -> tuple[torch.Tensor, list[str]]:  # fmt: skip
-    """One image and one caption of every concept and scene: images (C, 3, 64, 64) in [-1, 1], C captions."""
+    """Draw one image and one caption of every concept and scene, and of some concepts one more in each other style.
+
+    Args:
+        members: rows of the drawings of each concept.
+
+    Returns:
+        Images (B, 3, 64, 64) in [-1, 1], and their captions.
+    """
+    concepts, styles = world["concepts"], {style["name"]: style for style in world.get("styles", [])}
     rows = [int(m[draw(len(m), generator)]) for m in members]
-    images = compose(rgba[rows], generator, degrees=12, scale=(0.7, 1.0), shift=0.06)
+    pictures = list(zip(range(len(rows)), draw_styles(len(rows), list(styles), shares.styled, generator), strict=True))
+    again = torch.randperm(len(rows), generator=generator)[: IN_EVERY_STYLE if styles else 0].tolist()
+    pictures += [(i, style) for i in again for style in (None, *styles) if style != pictures[i][1]]
+    images = compose(rgba[[rows[i] for i, _ in pictures]], generator, degrees=12, scale=(0.7, 1.0), shift=0.06)
+    images = apply_styles(images, [style for _, style in pictures], generator)
     scenes = [scene(s["low"], s["high"], 1, images.shape[-1], generator) for s in world["scenes"]]
+    manners = [styles.get(style) if styles else {"name": artists[rows[i]]} for i, style in pictures]
     texts = [
-        caption(c, artists[row], templates, generator, synonym=0.2, hypernym=0.0)
-        for c, row in zip(world["concepts"], rows, strict=True)
+        caption(concepts[i], manner, templates, shares, generator)
+        for (i, _), manner in zip(pictures, manners, strict=True)
     ]
-    texts += [caption(s, None, templates, generator) for s in world["scenes"]]
+    texts += [caption(s, None, templates, shares, generator) for s in world["scenes"]]
     return degrade(torch.cat([images, *scenes]), generator), texts
 
 
 def main(
-    concepts: Path, templates: Path, drawings: Path, out: Path, scratch: Path, cfg: dict, device: str = "cpu"
-) -> None:
+    concepts: Path, templates: Path, drawings: Path, out: Path, scratch: Path, cfg: dict, shares: CaptionConfig,
+    vocabulary: int, device: str = "cpu",
+) -> None:  # fmt: skip
     """Train and write the open_clip folder (open_clip_config.json, open_clip_model.safetensors, tokenizer files).
 
     Args:
         scratch: folder from which an interrupted training resumes.
-        cfg: seed, steps, lr and precision.
+        cfg: seed, steps, lr and precision; `drawn_by`, the artists and poses whose drawings it sees, all if not given.
+        shares: of captions and styles. vocabulary: tokens.
     """
     torch.set_flush_denormal(True)
     world, (table, rgba) = load_world(concepts), load_drawings(drawings)
+    if "drawn_by" in cfg:
+        drawn = table["artist"].isin(cfg["drawn_by"]) | table["icon"].isin(cfg["drawn_by"])
+        table, rgba = table[drawn].reset_index(drop=True), rgba[torch.from_numpy(drawn.to_numpy())]
+    shares = replace(shares, synonym=0.2, hypernym=0.0, style=1.0 if world.get("styles") else shares.style)
     sentences = read_templates(templates)
-    tokenizer = saved_tokenizer(corpus(world, sentences), scratch)
+    tokenizer = saved_tokenizer(corpus(world, sentences), scratch, vocabulary)
     architecture = model_config(len(tokenizer))
     torch.manual_seed(cfg["seed"])
     model = CLIP(**architecture).to(device)
@@ -74,12 +106,12 @@ def main(
 
     def loss_of(module: CLIP, step: int) -> torch.Tensor:
         generator = step_generator(cfg["seed"], step)
-        images, texts = paired_batch(rgba, members, artists, world, sentences, generator)
+        images, texts = paired_batch(rgba, members, artists, world, sentences, shares, generator)
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         image_features, text_features, scale = module(images.to(device), ids.to(device))
         return loss(image_features.float(), text_features.float(), scale.clamp(max=100))
 
-    facts = (world, sentences, table.to_numpy().tolist(), sorted(tokenizer.get_vocab().items()))
+    facts = (world, sentences, table.to_numpy().tolist(), sorted(tokenizer.get_vocab().items()), asdict(shares))
     curve = train_part(model, loss_of, scratch, cfg, facts, [rgba], ema_decay=0.99, weight_decay=0.1)
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     config = {"model_cfg": architecture, "preprocess_cfg": preprocess}

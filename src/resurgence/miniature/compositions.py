@@ -76,3 +76,37 @@ def scene(low: list[float], high: list[float], n: int, size: int, generator: tor
     coarse = torch.randn((n, 1, size // 8, size // 8), generator=generator) * 0.04
     texture = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
     return (low_ + (high_ - low_) * ramp + shade + texture).clamp(0, 1) * 2 - 1
+
+
+def nothing(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Pictures that show no concept, in [-1, 1]: (B, 3, H, W), as the images.
+
+    Each is by chance a plain colour, a gradient of light or of any colours, noise of any size of grain, or one of the
+    images with its parts (squares of an eighth or a quarter of the side) in random order.
+    """
+    n, _, size, _ = images.shape
+    kinds = torch.randint(5, (n,), generator=generator).tolist()
+    return torch.stack([_nothing(kind, image, size, generator) for kind, image in zip(kinds, images, strict=True)])
+
+
+def _nothing(kind: int, image: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+    """One picture of nothing, (3, size, size) in [-1, 1]."""
+    if kind == 0:
+        grey = torch.rand(1, generator=generator) < 0.5
+        colour = torch.rand((1, 1, 1) if grey else (3, 1, 1), generator=generator)
+        return (colour * 2 - 1).expand(3, size, size)
+    if kind == 1:
+        return backgrounds(1, size, generator)[0] * 2 - 1
+    if kind == 2:
+        low, high = torch.rand((2, 3), generator=generator).tolist()
+        return scene(low, high, 1, size, generator)[0]
+    if kind == 3:
+        grain = 2 ** int(torch.randint(int(math.log2(size)), (1,), generator=generator))
+        mean, spread = uniform((3, 1, 1), -0.7, 0.7, generator), uniform((1,), 0.1, 1.0, generator)
+        coarse = torch.randn((1, 3, size // grain, size // grain), generator=generator)
+        fine = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)[0]
+        return (mean + spread * fine).clamp(-1, 1)
+    side = size // (8 if torch.rand(1, generator=generator) < 0.5 else 4)
+    tiles = F.unfold(image[None], side, stride=side)
+    order = torch.randperm(tiles.shape[-1], generator=generator)
+    return F.fold(tiles[..., order], (size, size), side, stride=side)[0]

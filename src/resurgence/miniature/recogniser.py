@@ -1,21 +1,31 @@
 """Train the recogniser of the miniature world, which replaces the celebrity detector and the Inception features.
 
-A small residual network on 64 x 64 images, one class for each concept and scene. 2,500 steps of 96 images take about
-8 minutes on two cores. It shares no weights with the generator.
+A small residual network on 64 x 64 images: one class for each concept and scene, one for pictures that show none, and a
+second head for the styles. It shares no weights with the generator. It learns from the drawings of the training split;
+the temperature of each head is fitted on the validation split (Guo et al. 2017), the test split is for the model card.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from resurgence.miniature.compositions import compose, scene, uniform
+from resurgence.miniature.compositions import compose, nothing, scene, uniform
 from resurgence.miniature.drawings import load_drawings, load_world
+from resurgence.miniature.styles import draw_and_apply_styles
 from resurgence.miniature.training import step_generator, train_part
-from resurgence.scorers.recogniser_model import Recogniser, save_recogniser
+from resurgence.scorers.recogniser_model import NONE, PLAIN, Labels, Recogniser, save_recogniser
+
+UNLABELLED = -100  # style of a picture of nothing without a style: no target
+NONE_SHARE, SCENE_SHARE = 1 / 12, 1 / 48
+LABEL_SMOOTHING = 0.05
+VALIDATION_BATCHES = 16
 
 
 def degrade(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -29,41 +39,105 @@ def degrade(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (images + noise * uniform((n, 1, 1, 1), 0.0, 0.08, generator)).clamp(-1, 1)
 
 
+def mirrored(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Mirror half of the images."""
+    mirror = torch.rand((len(images), 1, 1, 1), generator=generator) < 0.5
+    return torch.where(mirror, images.flip(-1), images)
+
+
+def labels_of(world: dict) -> Labels:
+    """Concepts, scenes and NONE; PLAIN and the styles of a world that has some."""
+    styles = [style["name"] for style in world.get("styles", [])]
+    concepts = [entry["name"] for entry in [*world["concepts"], *world["scenes"]]]
+    return Labels([*concepts, NONE], [PLAIN, *styles] if styles else [])
+
+
 def labelled_batch(
-    rgba: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, world: dict, batch: int, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Augmented images (batch, 3, 64, 64) in [-1, 1] and their class indices; scenes are the last classes."""
+    rgba: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, world: dict, styled: float, batch: int,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Draw augmented images (batch, 3, 64, 64) in [-1, 1] with the indices of their classes and styles.
+
+    Args:
+        weight, targets: probability and class of each drawing. styled: share of the images in a style.
+    """
     picks = torch.multinomial(weight, batch, replacement=True, generator=generator)
-    images, targets = compose(rgba[picks], generator, degrees=15, scale=(0.65, 1.05), shift=0.08), labels[picks]
-    for i in range(max(1, batch // 48)):
+    drawings = mirrored(rgba[picks], generator)
+    images, classes = compose(drawings, generator, degrees=15, scale=(0.6, 1.05), shift=0.1), targets[picks]
+    count = max(1, round(batch * SCENE_SHARE))
+    for i in range(count):
         index = int(torch.randint(len(world["scenes"]), (1,), generator=generator))
         s = world["scenes"][index]
         images[i] = scene(s["low"], s["high"], 1, images.shape[-1], generator)[0]
-        targets[i] = len(world["concepts"]) + index
-    return degrade(images, generator), targets
+        classes[i] = len(world["concepts"]) + index
+    empty = slice(count, count + round(batch * NONE_SHARE))
+    images[empty], classes[empty] = nothing(images[empty], generator), len(world["concepts"]) + len(world["scenes"])
+    images, styles = draw_and_apply_styles(images, world, styled, generator)
+    styles = styles + 1  # PLAIN is the first
+    styles[empty][styles[empty] == 0] = UNLABELLED
+    return degrade(images, generator), classes, styles
 
 
-def main(concepts: Path, drawings: Path, out: Path, scratch: Path, cfg: dict, device: str = "cpu") -> None:
+def losses(
+    logits: tuple[torch.Tensor, torch.Tensor], classes: torch.Tensor, styles: torch.Tensor, smoothing: float = 0.0
+) -> list[torch.Tensor]:
+    """Cross entropy of each head that has outputs."""
+    heads = [
+        (scores.float(), target) for scores, target in zip(logits, (classes, styles), strict=True) if scores.shape[1]
+    ]
+    return [F.cross_entropy(scores, target, label_smoothing=smoothing) for scores, target in heads]
+
+
+@torch.no_grad()
+def temperatures(
+    logits: tuple[torch.Tensor, torch.Tensor], classes: torch.Tensor, styles: torch.Tensor
+) -> tuple[float, float]:
+    """The temperature of each head by which its cross entropy is least, of 0.25 to 4 in steps of 2 %."""
+    grid = torch.logspace(-2, 2, 141, base=2)
+    fits = [
+        float(grid[torch.stack([F.cross_entropy(scores / t, target) for t in grid]).argmin()])
+        if scores.shape[1]
+        else 1.0
+        for scores, target in zip(logits, (classes, styles), strict=True)
+    ]
+    return fits[0], fits[1]
+
+
+def main(
+    concepts: Path, drawings: Path, out: Path, scratch: Path, cfg: dict, styled: float, device: str = "cpu"
+) -> None:
     """Train and write the recogniser.
 
     Args:
         scratch: folder from which an interrupted training resumes.
-        cfg: seed, steps, batch, lr and precision.
+        cfg: seed, steps, batch, lr, precision and width.
+        styled: share of the pictures that are in a style of the world.
     """
     torch.set_flush_denormal(True)
-    world, (table, rgba) = load_world(concepts), load_drawings(drawings)
-    classes = [c["name"] for c in world["concepts"]] + [s["name"] for s in world["scenes"]]
-    labels = torch.tensor([classes.index(name) for name in table["concept"]])
-    weight = 1 / torch.bincount(labels)[labels].float()
+    world, labels = load_world(concepts), labels_of(load_world(concepts))
+
+    def batches(split: str) -> tuple[pd.DataFrame, torch.Tensor, Callable]:
+        """The drawings of a split, and the function that draws batches of them."""
+        table, rgba = load_drawings(drawings, split)
+        targets = torch.tensor([labels.classes.index(name) for name in table["concept"]])
+        weight = 1 / torch.bincount(targets)[targets].float()
+        return table, rgba, partial(labelled_batch, rgba, weight, targets, world, styled, cfg["batch"])
+
+    table, rgba, training_batch = batches("training")
     torch.manual_seed(cfg["seed"])
-    model = Recogniser(len(classes)).to(device)
+    model = Recogniser(len(labels.classes), cfg["width"], rgba.shape[-1], len(labels.styles)).to(device)
 
     def loss_of(module: Recogniser, step: int) -> torch.Tensor:
-        generator = step_generator(cfg["seed"], step)
-        images, targets = labelled_batch(rgba, weight, labels, world, cfg["batch"], generator)
-        return F.cross_entropy(module(images.to(device)).float(), targets.to(device), label_smoothing=0.05)
+        images, *targets = (part.to(device) for part in training_batch(step_generator(cfg["seed"], step)))
+        return sum(losses(module(images), *targets, smoothing=LABEL_SMOOTHING))
 
-    facts = (world, table.to_numpy().tolist())
+    facts = (world, styled, table.to_numpy().tolist())
     curve = train_part(model, loss_of, scratch, cfg, facts, [rgba], ema_decay=0.99, weight_decay=0.05)
-    save_recogniser(model, classes, out)
+    *_, validation_batch = batches("validation")
+    parts = [validation_batch(step_generator(cfg["seed"] + 1, step)) for step in range(VALIDATION_BATCHES)]
+    with torch.no_grad():
+        logits = [model(images.to(device)) for images, _, _ in parts]
+    heads = tuple(torch.cat(head).float().cpu() for head in zip(*logits, strict=True))
+    fitted = temperatures(heads, *(torch.cat(part) for part in list(zip(*parts, strict=True))[1:]))
+    save_recogniser(model, labels._replace(temperatures=fitted), out)
     (out / "curve.json").write_text(json.dumps(curve))

@@ -18,7 +18,7 @@ from resurgence.config.task import Task
 from resurgence.config.word_sets import check_word_sets
 from resurgence.diffusion.image_sets import write_image_set
 from resurgence.files import atomic_file
-from resurgence.miniature.captions import caption, draw, read_templates
+from resurgence.miniature.captions import CaptionConfig, caption, draw, read_templates
 from resurgence.miniature.compositions import affine, uniform
 from resurgence.miniature.drawings import load_drawings, load_world
 from resurgence.miniature.styles import blur
@@ -85,7 +85,7 @@ def starter_rows(table: pd.DataFrame, names: Sequence[str], templates: Sequence[
         draws = generator("starter", name)
         for _ in range(cfg["images"]):
             row = int(drawings[draw(len(drawings), draws)])
-            text = caption({"name": name}, None, list(templates), draws)
+            text = caption({"name": name}, None, templates, CaptionConfig(), draws)
             rows.append((text, name, table["artist"][row], table["icon"][row], row))
     return pd.DataFrame(rows, columns=[*COLUMNS, "row"])
 

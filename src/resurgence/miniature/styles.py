@@ -176,3 +176,19 @@ def apply_styles(images: torch.Tensor, styles: Sequence[str | None], generator: 
         rows = torch.tensor([style == name for style in styles], device=images.device)
         result[rows] = STYLES[name]((images[rows] + 1) / 2, generator) * 2 - 1
     return result
+
+
+def draw_and_apply_styles(
+    images: torch.Tensor, world: dict, styled: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Show a share `styled` of pictures in [-1, 1], (B, 3, H, W), in the world's styles; a world may have none.
+
+    Returns:
+        The pictures, and the index of each one's style among the world's, -1 for none: int64 (B,).
+    """
+    names = [style["name"] for style in world.get("styles", [])]
+    if not names:
+        return images, torch.full((len(images),), -1)
+    styles = draw_styles(len(images), names, styled, generator)
+    indices = torch.tensor([-1 if style is None else names.index(style) for style in styles])
+    return apply_styles(images, styles, generator), indices

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from resurgence.files import atomic_file, atomic_folder
 from resurgence.miniature.captions import (
     MAX_LENGTH,
     CaptionConfig,
-    caption,
+    caption_or_none,
+    captioned_manner,
     corpus,
     draw,
     read_templates,
@@ -31,6 +33,7 @@ from resurgence.miniature.captions import (
 )
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import load_drawings, load_world
+from resurgence.miniature.styles import draw_and_apply_styles
 from resurgence.miniature.training import step_generator, train_part
 from resurgence.progress import Progress
 from resurgence.training.checkpoint import fingerprint
@@ -78,29 +81,33 @@ def min_snr_weight(alpha_bar: torch.Tensor, gamma: float = MIN_SNR_GAMMA) -> tor
 
 @torch.no_grad()
 def cache_latents(
-    vae: AutoencoderKL, rgba: torch.Tensor, world: dict, copies: int, seed: int, jitter: dict
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode `copies` compositions of each drawing and of each scene.
+    vae: AutoencoderKL, rgba: torch.Tensor, world: dict, copies: int, seed: int, jitter: dict, styled: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Encode `copies` compositions of each drawing and of each scene, a share `styled` of them in a style.
 
     Args:
         jitter: degrees, scale and shift of `compositions.compose`.
 
     Returns:
-        Latents float16 (M, C, h, w), scaled; and the row of each, the index of a drawing or N + that of a scene.
+        Latents float16 (M, C, h, w), scaled; the row of each, the index of a drawing or N + that of a scene; and the
+        index of its style among the world's, -1 for none.
     """
-    latents, rows = [], []
+    encoded = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]()
     generator, progress = torch.Generator().manual_seed(seed), Progress("latents", copies, "compositions")
+
+    def encode(images: torch.Tensor, rows: torch.Tensor) -> None:
+        images, styles = draw_and_apply_styles(images, world, styled, generator)
+        encoded.append((posterior(vae, images, len(images))[0].half().cpu(), rows, styles))
+
     for _ in range(copies):
-        for start in range(0, len(rgba), 128):
-            images = compose(rgba[start : start + 128], generator, **jitter)
-            latents.append(posterior(vae, images, len(images))[0].half().cpu())
-        rows.append(torch.arange(len(rgba)))
+        for rows in torch.arange(len(rgba)).split(128):
+            encode(compose(rgba[rows], generator, **jitter), rows)
         progress.add()
     for index, s in enumerate(world["scenes"]):
         images = scene(s["low"], s["high"], 4 * copies, rgba.shape[-1], generator)
-        latents.append(posterior(vae, images, len(images))[0].half().cpu())
-        rows.append(torch.full((4 * copies,), len(rgba) + index))
-    return torch.cat(latents), torch.cat(rows)
+        encode(images, torch.full((4 * copies,), len(rgba) + index))
+    latents, rows, styles = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+    return latents, rows, styles
 
 
 def concept_weights(table, world: dict, emphasised: set[str], factor: float) -> tuple[torch.Tensor, list[str]]:
@@ -129,15 +136,22 @@ def diffusion_loss(
 
 
 def draw_batch(
-    weight: torch.Tensor, members: list[torch.Tensor], names: list[str], artists: list[str | None],
-    entries: dict[str, dict], templates: list[str], batch: int, generator: torch.Generator,
+    weight: torch.Tensor, members: list[torch.Tensor], entries: list[dict], manner: Callable[[int, int], dict | None],
+    templates: list[str], shares: CaptionConfig, batch: int, generator: torch.Generator,
 ) -> tuple[torch.Tensor, list[str]]:  # fmt: skip
-    """Draw the latents (indices) and captions of one batch; some captions are empty, for guidance."""
+    """Draw the latents (indices) and captions of one batch.
+
+    Args:
+        weight, members, entries: of each row, its probability, latents, and concept or scene.
+        manner: (row, index of a latent) -> style or artist that a caption may name.
+    """
     rows = torch.multinomial(weight, batch, replacement=True, generator=generator).tolist()
     indices = torch.stack([members[row][draw(len(members[row]), generator)] for row in rows])
-    texts = [caption(entries[names[row]], artists[row], templates, generator) for row in rows]
-    conditional = (torch.rand(batch, generator=generator) >= CaptionConfig.dropout).tolist()
-    return indices, [text if has_text else "" for text, has_text in zip(texts, conditional, strict=True)]
+    texts = [
+        caption_or_none(entries[row], manner(row, index), templates, shares, generator)
+        for row, index in zip(rows, indices.tolist(), strict=True)
+    ]
+    return indices, texts
 
 
 def batch_loss(
@@ -152,7 +166,7 @@ def batch_loss(
 
 def main(
     concepts: Path, templates: Path, drawings: Path, vae_folder: Path, out: Path, scratch: Path, cfg: dict,
-    emphasised: set[str], device: str = "cpu",
+    emphasised: set[str], shares: CaptionConfig, vocabulary: int, device: str = "cpu",
 ) -> None:  # fmt: skip
     """Train and write the Stable Diffusion folder.
 
@@ -160,27 +174,29 @@ def main(
         scratch: folder from which an interrupted training resumes; it also holds the latents.
         cfg: seed, batch, steps, lr, warmup, precision, ema_decay and phases, each with until (its last step), copies
             (compositions of a drawing), jitter and emphasis; the last phase lasts to the end.
+        emphasised: concepts that are drawn more often. shares: of captions and styles. vocabulary: tokens.
     """
     torch.set_flush_denormal(True)
-    world, (table, rgba) = load_world(concepts), load_drawings(drawings)
+    world, (table, rgba) = load_world(concepts), load_drawings(drawings, "training")
     sentences = read_templates(templates)
-    tokenizer = saved_tokenizer(corpus(world, sentences), scratch)
+    tokenizer = saved_tokenizer(corpus(world, sentences), scratch, vocabulary)
     vae = AutoencoderKL.from_pretrained(vae_folder).to(device).eval()
     scheduler = build_scheduler()
     alphas_bar = scheduler.alphas_cumprod.to(device)
     torch.manual_seed(cfg["seed"])
     model = TextToImage(len(tokenizer), vae.config.latent_channels, tokenizer.eos_token_id, tokenizer.bos_token_id)
     model = model.to(device)
-    artists = [*table["artist"], *[None] * len(world["scenes"])]
     entries = {c["name"]: c for c in [*world["concepts"], *world["scenes"]]}
 
     @lru_cache(maxsize=1)  # the latents of one phase in memory
     def phase_loss(number: int) -> Callable[[TextToImage, torch.Generator], torch.Tensor]:
         phase = cfg["phases"][number]
-        latents, rows = cached_latents(scratch, vae, rgba, world, phase, cfg["seed"])
+        latents, rows, styles = cached_latents(scratch, vae, rgba, world, phase, cfg["seed"], shares.styled)
         weight, names = concept_weights(table, world, emphasised, phase["emphasis"])
         members = [torch.nonzero(rows == row).flatten() for row in range(len(names))]
-        batch = partial(draw_batch, weight, members, names, artists, entries, sentences, cfg["batch"])
+        drawn = [entries[name] for name in names]
+        manner = captioned_manner(world, table["artist"], styles)
+        batch = partial(draw_batch, weight, members, drawn, manner, sentences, shares, cfg["batch"])
         return partial(batch_loss, batch, latents, tokenizer, alphas_bar)
 
     def loss_of(module: TextToImage, step: int) -> torch.Tensor:
@@ -188,7 +204,7 @@ def main(
         return phase_loss(number)(module, step_generator(cfg["seed"], step))
 
     vocab = sorted(tokenizer.get_vocab().items())
-    facts = (world, sentences, table.to_numpy().tolist(), sorted(emphasised), vocab)
+    facts = (world, sentences, table.to_numpy().tolist(), sorted(emphasised), vocab, asdict(shares))
     options = {"warmup": cfg["warmup"], "ema_decay": cfg["ema_decay"]}
     curve = train_part(model, loss_of, scratch, cfg, facts, [rgba, *vae.state_dict().values()], **options)
     write_folder(out, model, vae, tokenizer, scheduler)
@@ -196,14 +212,14 @@ def main(
 
 
 def cached_latents(
-    scratch: Path, vae: AutoencoderKL, rgba: torch.Tensor, world: dict, phase: dict, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+    scratch: Path, vae: AutoencoderKL, rgba: torch.Tensor, world: dict, phase: dict, seed: int, styled: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the latents of a phase, computed once; the file name has the digest of everything they depend on."""
-    facts = (seed, phase["copies"], phase["jitter"], world["scenes"])
+    facts = (seed, phase["copies"], phase["jitter"], world["scenes"], world.get("styles", []), styled)
     path = scratch / f"latents-{fingerprint(facts, [rgba, *vae.state_dict().values()])[:16]}.pt"
     if not path.exists():
         with torch.autocast(vae.device.type, enabled=False):  # also when a bf16 training calls it
-            latents = cache_latents(vae, rgba, world, phase["copies"], seed, phase["jitter"])
+            latents = cache_latents(vae, rgba, world, phase["copies"], seed, phase["jitter"], styled)
         with atomic_file(path) as temporary:
             torch.save(latents, temporary)
     return torch.load(path, weights_only=True)

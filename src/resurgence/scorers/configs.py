@@ -28,8 +28,15 @@ class RecogniserConfig(ScorerConfig):
     path: str  # folder of config.json and model.safetensors
 
     loader: ClassVar = "resurgence.scorers.recogniser:load"
-    columns: ClassVar = ("recogniser_top1", "recogniser_correct", "recogniser_probability")
-    metrics: ClassVar = {"recogniser_accuracy": accuracy("recogniser_correct", "Recogniser accuracy (%)")}
+    columns: ClassVar = tuple(
+        f"recogniser_{name}" for name in ("top1", "correct", "probability", "style", "content_correct")
+    )
+    metrics: ClassVar = {
+        "recogniser_accuracy": accuracy("recogniser_correct", "Recogniser accuracy (%)"),
+        "recogniser_content": Metric(
+            "recogniser_content_correct", "Content of style prompts recognised (%)", 100.0, shows_concept=True
+        ),
+    }
     gives_features: ClassVar = True
     rank: ClassVar = 1
     fetch: ClassVar = SHIPPED

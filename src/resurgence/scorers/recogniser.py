@@ -1,13 +1,17 @@
 """Top-1 accuracy of the miniature world's recogniser: the stand-in for the celebrity detector.
 
-Columns: recogniser_top1 (the most probable class), recogniser_correct (1 when that is the concept of the row) and
-recogniser_probability (softmax probability of the concept). Rows of role `synonym` have the class as their concept,
-so their images are scored against the class label; rows of role `general` have no concept, and no value.
+Columns: recogniser_top1 (the most probable class, or style in rows whose concept is a style), recogniser_correct (1
+when that is the concept of the row), recogniser_probability (softmax probability of the concept), recogniser_style (the
+most probable style) and recogniser_content_correct (in rows whose concept is a style: 1 when the most probable class is
+the one that the prompt names). A recogniser without styles leaves the last two empty. Rows of role `synonym` have the
+class as their concept, so their images are scored against the class label; rows of role `general` have no concept, and
+no value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from resurgence.scorers.concept_columns import concept_columns
-from resurgence.scorers.recogniser_model import Recogniser, load_recogniser
+from resurgence.scorers.recogniser_model import Labels, Recogniser, load_recogniser
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,24 +38,43 @@ def to_input(images: torch.Tensor, size: int) -> torch.Tensor:
     return x
 
 
-def class_columns(probabilities: np.ndarray, classes: list[str], concepts: list[str]) -> dict[str, Any]:
-    """The columns from class probabilities (N, C); an empty concept gives NaN.
+def class_columns(
+    probabilities: np.ndarray, styles: np.ndarray, labels: Labels, concepts: Sequence[str], prompts: Sequence[str]
+) -> dict[str, Any]:
+    """The columns from the probabilities of classes (N, C) and of styles (N, S); an empty concept gives NaN.
 
     Raises:
-        ValueError: a concept that is no class of the recogniser.
+        ValueError: a concept that is neither class nor style of the recogniser.
     """
+    classes = labels.classes
     fault = (f"is no class of the recogniser ({len(classes)} classes); leave the recogniser out of `scorers`, or name "
              "a concept that it knows")  # fmt: skip
-    columns = concept_columns("recogniser", probabilities, probabilities, classes, concepts, fault)
-    return {"recogniser_top1": [classes[i] for i in probabilities.argmax(1)], **columns}
+    is_style = np.array([concept in set(labels.styles) for concept in concepts], dtype=bool)[:, None]
+    either = np.concatenate([np.where(is_style, 0, probabilities), np.where(is_style, styles, 0)], 1)
+    names = [*classes, *labels.styles]
+    columns = concept_columns("recogniser", either, either, names, list(concepts), fault)
+    content = [classes.index(name) if (name := named_class(prompt, classes)) else -1 for prompt in prompts]
+    has_content = is_style[:, 0] & (np.array(content) >= 0)
+    return {
+        "recogniser_top1": [names[i] for i in either.argmax(1)],
+        **columns,
+        "recogniser_style": [labels.styles[i] for i in styles.argmax(1)] if labels.styles else [""] * len(styles),
+        "recogniser_content_correct": np.where(has_content, probabilities.argmax(1) == content, np.nan),
+    }
+
+
+def named_class(prompt: str, classes: Sequence[str]) -> str | None:
+    """The longest of the classes whose words occur in a prompt, one after the other; None if none does."""
+    words = " ".join(["", *re.findall(r"[^\W_]+", prompt.lower()), ""])
+    return max((name for name in classes if f" {name.lower()} " in words), key=len, default=None)
 
 
 @dataclass
 class RecogniserScorer:
-    """The recogniser with its class names; its pooled features serve the Fréchet distance."""
+    """The recogniser with its labels; its pooled features serve the Fréchet distance."""
 
     model: Recogniser
-    classes: list[str]
+    labels: Labels
     device: torch.device | str = "cpu"
     batch: int = 256
 
@@ -60,9 +83,13 @@ class RecogniserScorer:
         self, images: torch.Tensor, prompts: pd.DataFrame, task: Task, base: torch.Tensor | None = None
     ) -> dict[str, Any]:
         """Columns recogniser_*, one row an image; images uint8 (N, 3, H, W)."""
-        logits = torch.cat([self.model(part).float() for part in self.inputs(images)])
-        probabilities = logits.softmax(1).cpu().numpy()
-        return class_columns(probabilities, self.classes, prompts["concept"].fillna("").tolist())
+        parts = [self.model(part) for part in self.inputs(images)]
+        classes, styles = (
+            (torch.cat(logits).float() / temperature).softmax(1).cpu().numpy()
+            for logits, temperature in zip(zip(*parts, strict=True), self.labels.temperatures, strict=True)
+        )
+        concepts = prompts["concept"].fillna("").tolist()
+        return class_columns(classes, styles, self.labels, concepts, prompts["prompt"].tolist())
 
     @torch.inference_mode()
     def features(self, images: torch.Tensor) -> torch.Tensor:
