@@ -120,15 +120,19 @@ def check_lines(key: str, name: str, root: Path, of_templates: bool = False) -> 
         one_place(key, line)
 
 
+def check_model(key: str, path: str, revision: str | None, root: Path, fetch: str = "") -> None:
+    """A model's path is there, or may be a hub id, which alone has a revision."""
+    is_hub_id = HUB_ID.fullmatch(path) and not (root / path.split("/")[0]).exists()
+    if not (root / path).exists() and not is_hub_id:
+        raise ConfigError(f"{key}.path", path, f"no such folder; {fetch}write a hub id such as CompVis/name")
+    if revision is not None and not is_hub_id:
+        raise ConfigError(f"{key}.revision", revision, "only a hub id has revisions; remove it for a folder")
+
+
 def check_files(study: Study, root: Path) -> None:
     """Files and folders that the configuration names."""
-    base = study.base.path
-    hub = HUB_ID.fullmatch(base) and not (root / base.split("/")[0]).exists()
-    if not (root / base).exists() and not hub:
-        remedy = "no such folder; run `dvc pull data/miniature/dvc.yaml`, or write a hub id such as CompVis/name"
-        raise ConfigError("base.path", base, remedy)
-    if study.base.revision is not None and not hub:
-        raise ConfigError("base.revision", study.base.revision, "only a hub id has revisions; remove it for a folder")
+    base = study.base
+    check_model("base", base.path, base.revision, root, "run `dvc pull data/miniature/dvc.yaml`, or ")
     domain = study.moments.domain if isinstance(study.moments.domain, dict) else {"": study.moments.domain}
     for kind in {task.kind for task in study.loaded.values()} if "" not in domain else ():
         if kind not in domain:
@@ -231,6 +235,8 @@ def check_erasers(study: Study, root: Path) -> None:
                     for key in ("captions", "words"):
                         if isinstance(file := settings.get(key), str) and file:
                             check_lines(f"erasers.{eraser}.{key}", file, root, of_templates=key == "captions")
+                    if isinstance(path := settings.get("path"), str):
+                        check_model(f"erasers.{eraser}", path, settings.get("revision"), root, "correct it, or ")
                     check_destinations(study, name, eraser, variant)
 
 

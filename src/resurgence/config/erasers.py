@@ -33,6 +33,7 @@ ERASERS = {  # name -> module:configuration class
     "salun": "resurgence.erasers.gradient.image_configs:SalunConfig",
     "erasediff": "resurgence.erasers.gradient.image_configs:EraseDiffConfig",
     "scissorhands": "resurgence.erasers.gradient.image_configs:ScissorHandsConfig",
+    "checkpoint": "resurgence.erasers.checkpoint.config:CheckpointConfig",
 }
 GROUP = "resurgence.erasers"  # entry points of erasers in other packages
 DATA = ("prior", "domain", "images", "masks", "anchors", "retained")  # fields of EraserData that the graph can provide
@@ -56,6 +57,7 @@ class EraserConfig:
     closed_form: ClassVar[bool] = False  # the stage `erase` solves an equation, in seconds: a shorter time limit
     has_curve: ClassVar[bool] = False  # the stage `erase` writes curves.json, which the report draws
     has_words: ClassVar[bool] = False  # it writes sensitive.json (concept -> [word, probability]), drawn too
+    files: ClassVar[tuple[str, ...]] = ("captions", "words")  # settings that name a file, which the job reads
     trains_loras: ClassVar[bool] = False  # LoRAs are trained in a stage of their own, and `erase` fuses them
     fusion_settings: ClassVar[frozenset[str]] = frozenset()  # settings that these LoRAs do not depend on
 

@@ -46,7 +46,8 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
 PATHS = (
     "base.path", "tasks.folder", "tasks.concepts", "tasks.general", "moments.prior", "moments.domain",
     "moments.domain.*", "erasers.*.captions", "erasers.*.words", "erasers.*.variants.*.captions",
-    "erasers.*.variants.*.words", "finetune_sets.*.tercile.candidates", "scorers.*.path", "scorers.*.reference",
+    "erasers.*.variants.*.words", "erasers.*.path", "erasers.*.variants.*.path",
+    "finetune_sets.*.tercile.candidates", "scorers.*.path", "scorers.*.reference",
     "world",
 )  # fmt: skip
 """Keys of the configuration whose values are files or folders."""

@@ -36,11 +36,11 @@ MEAN = STD = (0.5, 0.5, 0.5)
 IN_EVERY_STYLE = 16  # concepts of a batch that are drawn in every style
 
 
-def model_config(vocab_size: int) -> dict:
-    """The open_clip configuration: ViT (patch 8, width 96) and a text tower of width 96."""
+def model_config(vocab_size: int, size: int) -> dict:
+    """The open_clip configuration: ViT (64 patches, width 96) and a text tower of width 96; size: pixels a side."""
     return {
         "embed_dim": 96,
-        "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 96, "layers": 4, "head_width": 24},
+        "vision_cfg": {"image_size": size, "patch_size": size // 8, "width": 96, "layers": 4, "head_width": 24},
         "text_cfg": {
             "context_length": MAX_LENGTH, "vocab_size": vocab_size, "width": 96, "heads": 4, "layers": 3,
             "hf_tokenizer_name": ".", "tokenizer_kwargs": {"clean": "whitespace"},
@@ -96,7 +96,7 @@ def main(
     shares = replace(shares, synonym=0.2, hypernym=0.0, style=1.0 if world.get("styles") else shares.style)
     sentences = read_templates(templates)
     tokenizer = saved_tokenizer(corpus(world, sentences), scratch, vocabulary)
-    architecture = model_config(len(tokenizer))
+    architecture = model_config(len(tokenizer), rgba.shape[-1])
     torch.manual_seed(cfg["seed"])
     model = CLIP(**architecture).to(device)
     names = table["concept"].to_numpy()

@@ -17,21 +17,27 @@ def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Ge
 
 
 def affine(
-    images: torch.Tensor, generator: torch.Generator, degrees: float, scale: tuple[float, float], shift: float
+    images: torch.Tensor,
+    generator: torch.Generator,
+    degrees: float,
+    scale: tuple[float, float],
+    shift: float,
+    stretch: float = 0.0,
 ) -> torch.Tensor:
     """Rotate, scale and shift each image by small random amounts.
 
     Args:
         images: (B, C, H, W), with premultiplied alpha so that edges blend correctly.
         degrees: largest rotation; scale: range of the size relative to the frame; shift: largest shift as a
-            fraction of the frame.
+            fraction of the frame; stretch: largest relative change of the width.
     """
     n = images.shape[0]
     angle = uniform((n,), -degrees, degrees, generator) * math.pi / 180
     inverse = 1 / uniform((n,), *scale, generator)
     cos, sin = torch.cos(angle) * inverse, torch.sin(angle) * inverse
     tx, ty = uniform((2, n), -2 * shift, 2 * shift, generator)
-    theta = torch.stack([torch.stack([cos, -sin, tx], 1), torch.stack([sin, cos, ty], 1)], 1)  # (B, 2, 3)
+    width = uniform((n, 1), 1 - stretch, 1 + stretch, generator) if stretch else 1.0
+    theta = torch.stack([torch.stack([cos, -sin, tx], 1) * width, torch.stack([sin, cos, ty], 1)], 1)  # (B, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", align_corners=False)
 
@@ -52,6 +58,7 @@ def compose(
     degrees: float = 8.0,
     scale: tuple[float, float] = (0.80, 0.98),
     shift: float = 0.04,
+    stretch: float = 0.0,
 ) -> torch.Tensor:
     """Place RGBA drawings on light backgrounds.
 
@@ -63,7 +70,7 @@ def compose(
     """
     rgba = drawings.float() / 255
     alpha = rgba[:, 3:]
-    moved = affine(torch.cat([rgba[:, :3] * alpha, alpha], 1), generator, degrees, scale, shift)
+    moved = affine(torch.cat([rgba[:, :3] * alpha, alpha], 1), generator, degrees, scale, shift, stretch)
     background = backgrounds(len(drawings), drawings.shape[-1], generator)
     return (moved[:, :3] + background * (1 - moved[:, 3:])).clamp(0, 1) * 2 - 1
 

@@ -8,6 +8,7 @@ the temperature of each head is fitted on the validation split (Guo et al. 2017)
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from resurgence.scorers.recogniser_model import NONE, PLAIN, Labels, Recogniser,
 
 UNLABELLED = -100  # style of a picture of nothing without a style: no target
 NONE_SHARE, SCENE_SHARE = 1 / 12, 1 / 48
+FILTERED, GROUP = 0.5, 8
 LABEL_SMOOTHING = 0.05
 VALIDATION_BATCHES = 16
 
@@ -45,6 +47,22 @@ def mirrored(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.where(mirror, images.flip(-1), images)
 
 
+def filtered(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Show a share of the images through random filters of 1 or 3 pixels, mixed with the image, in groups of eight.
+
+    Random convolution keeps shapes and changes colour and texture, in which artists differ (Xu et al. 2021, RandConv).
+    """
+    groups = []
+    for group in images.split(GROUP):
+        size = 1 if torch.rand(1, generator=generator) < 0.5 else 3
+        kernel = torch.randn((3, 3, size, size), generator=generator) / math.sqrt(3 * size * size)
+        changed = F.conv2d(F.pad(group, [size // 2] * 4, mode="replicate"), kernel)
+        share = torch.rand((len(group), 1, 1, 1), generator=generator)
+        share = share * (torch.rand(share.shape, generator=generator) < FILTERED)
+        groups.append((group + share * (changed - group)).clamp(-1, 1))
+    return torch.cat(groups)
+
+
 def labels_of(world: dict) -> Labels:
     """Concepts, scenes and NONE; PLAIN and the styles of a world that has some."""
     styles = [style["name"] for style in world.get("styles", [])]
@@ -63,7 +81,8 @@ def labelled_batch(
     """
     picks = torch.multinomial(weight, batch, replacement=True, generator=generator)
     drawings = mirrored(rgba[picks], generator)
-    images, classes = compose(drawings, generator, degrees=15, scale=(0.6, 1.05), shift=0.1), targets[picks]
+    images = compose(drawings, generator, degrees=15, scale=(0.6, 1.05), shift=0.1, stretch=0.2)
+    classes = targets[picks]
     count = max(1, round(batch * SCENE_SHARE))
     for i in range(count):
         index = int(torch.randint(len(world["scenes"]), (1,), generator=generator))
@@ -72,7 +91,7 @@ def labelled_batch(
         classes[i] = len(world["concepts"]) + index
     empty = slice(count, count + round(batch * NONE_SHARE))
     images[empty], classes[empty] = nothing(images[empty], generator), len(world["concepts"]) + len(world["scenes"])
-    images, styles = draw_and_apply_styles(images, world, styled, generator)
+    images, styles = draw_and_apply_styles(filtered(images, generator), world, styled, generator)
     styles = styles + 1  # PLAIN is the first
     styles[empty][styles[empty] == 0] = UNLABELLED
     return degrade(images, generator), classes, styles

@@ -45,7 +45,7 @@ WIDTH = 128  # of the text embeddings
 class TextToImage(nn.Module):
     """The two networks that are trained together."""
 
-    def __init__(self, vocab_size: int, latent_channels: int, eos: int, bos: int) -> None:
+    def __init__(self, vocab_size: int, latent_channels: int, eos: int, bos: int, side: int = 8) -> None:
         super().__init__()
         self.text_encoder = CLIPTextModel(
             CLIPTextConfig(
@@ -55,7 +55,7 @@ class TextToImage(nn.Module):
             )
         )  # fmt: skip
         self.unet = UNet2DConditionModel(
-            sample_size=8, in_channels=latent_channels, out_channels=latent_channels, layers_per_block=1,
+            sample_size=side, in_channels=latent_channels, out_channels=latent_channels, layers_per_block=1,
             block_out_channels=[64, 128, 128], cross_attention_dim=WIDTH, attention_head_dim=4,
             down_block_types=["CrossAttnDownBlock2D"] * 3, up_block_types=["CrossAttnUpBlock2D"] * 3,
         )  # fmt: skip
@@ -184,8 +184,8 @@ def main(
     scheduler = build_scheduler()
     alphas_bar = scheduler.alphas_cumprod.to(device)
     torch.manual_seed(cfg["seed"])
-    model = TextToImage(len(tokenizer), vae.config.latent_channels, tokenizer.eos_token_id, tokenizer.bos_token_id)
-    model = model.to(device)
+    tokens, side = (tokenizer.eos_token_id, tokenizer.bos_token_id), rgba.shape[-1] // 8
+    model = TextToImage(len(tokenizer), vae.config.latent_channels, *tokens, side).to(device)
     entries = {c["name"]: c for c in [*world["concepts"], *world["scenes"]]}
 
     @lru_cache(maxsize=1)  # the latents of one phase in memory

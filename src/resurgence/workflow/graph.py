@@ -67,10 +67,11 @@ def data_of(study: Study, item: Erasure, kinds: frozenset[str]) -> Inputs:
 
 
 def named_files(study: Study, item: Erasure) -> Inputs:
-    """The files that an eraser's settings name: caption templates, words."""
+    """The files that an eraser's settings name: caption templates, words, a checkpoint."""
     settings = study.eraser_settings(item.task, item.eraser, item.variant)
-    keys = [key for key in ("captions", "words") if settings.get(key) and isinstance(settings[key], str)]
-    return {key: [settings[key]] for key in keys}
+    config = study.eraser_config(item.task, item.eraser, item.variant)
+    keys = [key for key in (config.files if config else ()) if settings.get(key) and isinstance(settings[key], str)]
+    return {key: files_of(settings[key]) for key in keys}
 
 
 def loras(study: Study, item: Erasure) -> Inputs:

@@ -1,0 +1,1 @@
+"""An erased model from elsewhere, as an eraser: its difference from the base is the delta."""
