@@ -401,7 +401,7 @@ def test_sampling_bears_on_what_is_sampled(copy: Path, before: dict[str, str]) -
 def test_loading_the_base_bears_on_every_stage_that_loads_it(copy: Path, before: dict[str, str]) -> None:
     found = changed(copy, before, ("diffusion/pipeline.py", "module.eval().requires_grad_(False)", "module.eval()"))
     loading = ("concept_images", "erase", "finetune", "finetune_set", "geometry", "loras", "masks", "moments", "sample")
-    assert found == {"miniature.quality", *(f"stages.{name}" for name in loading)}
+    assert found == {"miniature.quality", "erasers.checkpoint.method", *(f"stages.{name}" for name in loading)}
 
 
 def test_a_statistic_bears_on_tables_and_experiments(copy: Path, before: dict[str, str]) -> None:

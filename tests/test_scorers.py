@@ -485,9 +485,10 @@ def test_two_scorers_do_not_write_one_column_and_a_missing_base_is_told() -> Non
 def test_metrics_have_the_order_of_the_tables_and_of_the_reports() -> None:
     """The order of the rows of published CSV files and of the sections of published reports; neither may move."""
     people = ["celebrity_accuracy", "celebrity_accuracy_all", "celebrity_no_face"]
+    classes = ["recogniser_accuracy", "recogniser_content"]
     clips, far = ["clip_accuracy", "clip_probability", "clip_score"], ["frechet", "frechet_reference"]
-    assert list(metrics()) == ["recogniser_accuracy", *clips, *people, *far, "blank"]
-    assert list(headline.titles()) == [*people, "recogniser_accuracy", *clips, *far, "blank", "H_c", "H_o"]
+    assert list(metrics()) == [*classes, *clips, *people, *far, "blank"]
+    assert list(headline.titles()) == [*people, *classes, *clips, *far, "blank", "H_c", "H_o"]
     accuracies = {r: [m for m, d in ranked(reverse=r).items() if d.accuracy] for r in (False, True)}
     assert accuracies[False] == ["celebrity_accuracy", "recogniser_accuracy", "clip_accuracy"]
     assert accuracies[True] == accuracies[False][::-1]
