@@ -233,6 +233,19 @@ def test_surgery_of_the_code_goes_tensor_by_tensor_on_unit_vectors(max_norm):
     assert opposed > 0
 
 
+def test_surgery_of_the_code_is_clipped_before_and_not_again(pipe, data):
+    """G_u is clipped to almost nothing; what surgery adds is not, and moves weights by Adam's first step, lr.
+
+    A gradient that is clipped behind the surgery stays far below Adam's epsilon of 1e-8.
+    """
+    before, moved = snapshot(pipe), {}
+    for surgery in ("code", "paper"):
+        cfg = dataclasses.replace(CFG, steps=1, surgery=surgery, max_norm=1e-12, lr=1e-2)
+        delta = erase(pipe, TASK, cfg, data, 0)
+        moved[surgery] = max(float((w - before[n]).abs().max()) for n, w in delta.items())
+    assert moved["code"] == pytest.approx(1e-2, rel=1e-2) and moved["paper"] < 1e-4
+
+
 @pytest.mark.parametrize("surgery", ["paper", "code", "sum"])
 def test_gradient_of_a_step_has_been_through_surgery(pipe, data, surgery):
     """With the discriminator's verdict and with its opposite: one of the two conflicts with retaining."""
