@@ -83,7 +83,7 @@ def predictions(pipe, unet, cfg, seed: int, step: int) -> tuple[torch.Tensor, to
         t = int(torch.randint(1000, (), generator=g))
         noise = torch.randn(4, 8, 8, generator=g)
         with torch.no_grad():
-            clean = pipe.vae.encode(image[None]).latent_dist.mean[0] * pipe.vae.config.scaling_factor
+            clean = pipe.vae.encode(image[None].to(pipe.vae.dtype)).latent_dist.mean[0] * pipe.vae.config.scaling_factor
         a = pipe.scheduler.alphas_cumprod[t]
         x = a**0.5 * clean + (1 - a) ** 0.5 * noise
         erased, kept = (embed(pipe, caption.replace("{}", word)) for word in (sample.concept, anchor))
