@@ -107,9 +107,9 @@ class Doco(AnchorObjective):
         self.optimiser = torch.optim.Adam(self.discriminator.parameters(), cfg.discriminator_lr, betas)
 
     @property
-    def max_norm(self) -> float | None:
-        """None for the surgery of the code, which clips G_u before it and nothing behind it."""
-        return None if self.cfg.surgery == "code" else self.cfg.max_norm
+    def clips(self) -> bool:
+        """True for the surgery of the code, which clips G_u before it and nothing behind it."""
+        return self.cfg.surgery == "code"
 
     def train_discriminator(self, concept: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
         """One step of D up the value of Eq. 8; its loss, the value with its sign changed."""

@@ -52,9 +52,9 @@ class Objective:
         self.student, self.task, self.cfg, self.seed = student, task, cfg, seed
 
     @property
-    def max_norm(self) -> float | None:
-        """Norm to which the trainer clips the gradient of `gradient`; None: it does not."""
-        return self.cfg.max_norm
+    def clips(self) -> bool:
+        """Whether `gradient` applies `max_norm` itself, so that the trainer does not clip its result again."""
+        return False
 
     def samples(self, step: int) -> list[Sample]:
         """The `batch` samples of a step."""
@@ -155,7 +155,8 @@ def run(
     weights = list(student.weights.values())
     if cfg.ema is not None:
         student.average = {name: w.detach().clone() for name, w in student.weights.items()}
-    half, limit = torch.bfloat16 if cfg.precision == "bf16" else None, objective.max_norm
+    half = torch.bfloat16 if cfg.precision == "bf16" else None
+    limit = None if objective.clips else cfg.max_norm
 
     def gradient(step: int) -> dict[str, torch.Tensor]:
         # no cache: a weight that was cast in a pass without gradients would keep none in the next one
