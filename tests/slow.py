@@ -26,9 +26,11 @@ TASK = Task(
 )  # fmt: skip
 
 
-def pipeline(kind: str) -> StableDiffusionPipeline:
+def pipeline(kind: str, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
     """A tiny pipeline with a noise schedule like that of Stable Diffusion: epsilon or velocity prediction."""
-    return make_pipeline(**KINDS[kind])
+    pipe = make_pipeline(**KINDS[kind]).to(dtype)
+    pipe.scheduler.alphas_cumprod = pipe.scheduler.alphas_cumprod.to(dtype)
+    return pipe
 
 
 def snapshot(pipe: StableDiffusionPipeline) -> dict[str, torch.Tensor]:
@@ -82,6 +84,7 @@ def predicted(
     pipe: StableDiffusionPipeline, unet: UNet2DConditionModel, x: torch.Tensor, t: int, text: torch.Tensor
 ) -> torch.Tensor:
     """The noise that a UNet sees in one x_t (C, h, w), from its noise or its velocity."""
+    x, text = x.to(unet.dtype), text.to(unet.dtype)
     out = unet(x[None], torch.tensor([t]), text[None]).sample[0]
     if pipe.scheduler.config.prediction_type == "epsilon":
         return out

@@ -40,10 +40,10 @@ def points(pipe, concepts, images: Mapping[str, torch.Tensor], batch: int, seed:
         picture = images[concept][int(torch.randint(len(images[concept]), (), generator=g))]
         template = CAPTIONS[int(torch.randint(len(CAPTIONS), (), generator=g))]
         t, noise = int(torch.randint(1000, (), generator=g)), torch.randn(4, 8, 8, generator=g)
-        clean = pipe.vae.encode(picture[None]).latent_dist.mode()[0] * pipe.vae.config.scaling_factor
+        clean = pipe.vae.encode(picture[None].to(pipe.vae.dtype)).latent_dist.mode()[0] * pipe.vae.config.scaling_factor
         a = pipe.scheduler.alphas_cumprod[t]
         captions = [template.replace("{}", word) for word in (concept, TASK.mapping.get(concept, concept))]
-        found.append(Point(a**0.5 * clean + (1 - a) ** 0.5 * noise, t, noise, *captions))
+        found.append(Point(a**0.5 * clean + (1 - a) ** 0.5 * noise.to(clean), t, noise, *captions))
     return found
 
 

@@ -33,6 +33,12 @@ def pipe(request):
     return pipeline(request.param)
 
 
+@pytest.fixture(scope="module", params=list(KINDS))
+def double(request):
+    """In float64, where the formula and the objective differ by rounding alone."""
+    return pipeline(request.param, torch.float64)
+
+
 def made(pipe, cfg, seed: int = 4) -> Advunlearn:
     """An objective whose model has moved away from the base."""
     student = Student(pipe, cfg.parameters)
@@ -111,21 +117,21 @@ def slow_loss(pipe, unet, encoder, cfg, seed: int, step: int, prefixes) -> torch
 @pytest.mark.parametrize(
     "changes", [{}, {"warmup": 9, "steps": 12}, {"parameters": "xattn", "embeddings": "frozen"}], ids=str
 )
-def test_loss_and_gradient_of_a_step_equal_the_formula(pipe, changes):
+def test_loss_and_gradient_of_a_step_equal_the_formula(double, changes):
     cfg = dataclasses.replace(
         CFG, **{"gamma": 0.7, "eta": 1.5, "attack_every": 100, "embeddings": "trained", **changes}
     )
-    objective = made(pipe, cfg)
-    g, width = torch.Generator().manual_seed(1), pipe.text_encoder.config.hidden_size
+    objective = made(double, cfg)
+    g, width = torch.Generator().manual_seed(1), double.text_encoder.config.hidden_size
     prefixes = {concept: torch.randn(2, width, generator=g) for concept in TASK.erase}
     objective.load({"prefixes": prefixes, "steps": dict.fromkeys(TASK.erase, 5)})
     weights = objective.student.weights
     unet_weights = {n: w for n, w in weights.items() if n.startswith("unet.")}
-    unet, encoder = unet_with(pipe, unet_weights), encoder_with(pipe, weights)
-    expected = slow_loss(pipe, unet, encoder, cfg, 4, 6, None if cfg.warmup else prefixes)
+    unet, encoder = unet_with(double, unet_weights), encoder_with(double, weights)
+    expected = slow_loss(double, unet, encoder, cfg, 4, 6, None if cfg.warmup else prefixes)
     expected.backward()
     found, shown = objective.gradient(6)
-    assert float(shown["loss"]) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(shown["loss"]) == pytest.approx(float(expected.detach()), rel=1e-6)
     modules, slow, fast = {"unet": unet, "text_encoder": encoder}, [], []
     for name, gradient in zip(weights, found, strict=True):
         part, _, own = name.partition(".")
@@ -133,7 +139,7 @@ def test_loss_and_gradient_of_a_step_equal_the_formula(pipe, changes):
             p = modules[part].get_parameter(own)
             slow.append(torch.zeros_like(p) if p.grad is None else p.grad)
             fast.append(gradient)
-    assert worst(fast, slow) < 1e-4 and max(float(s.abs().max()) for s in slow) > 0
+    assert worst(fast, slow) < 1e-6 and max(float(s.abs().max()) for s in slow) > 0
 
 
 # --- the prefix
@@ -204,19 +210,19 @@ def slow_attack(pipe, unet, encoder, cfg, seed: int, concept: str, step: int, st
 @pytest.mark.parametrize(
     "changes", [{}, {"attack_update": "adam"}, {"attack_start": "latest"}, {"parameters": "xattn"}], ids=str
 )
-def test_attack_is_gradient_descent_towards_the_original_prediction(pipe, changes):
+def test_attack_is_gradient_descent_towards_the_original_prediction(double, changes):
     """Two concepts at once; each gets what it gets alone."""
     cfg = dataclasses.replace(CFG, **changes)
-    objective = made(pipe, cfg)
-    latest = torch.randn(2, pipe.text_encoder.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    objective = made(double, cfg)
+    latest = torch.randn(2, double.text_encoder.config.hidden_size, generator=torch.Generator().manual_seed(1)).double()
     objective.prefixes["old cat"] = latest
     found = objective.attack(["ship", "old cat"], 6)
     weights = objective.student.weights
-    unet = unet_with(pipe, {n: w for n, w in weights.items() if n.startswith("unet.")})
-    encoder = encoder_with(pipe, weights)
+    unet = unet_with(double, {n: w for n, w in weights.items() if n.startswith("unet.")})
+    encoder = encoder_with(double, weights)
     for concept, prefix in zip(["ship", "old cat"], found, strict=True):
         start = latest if concept == "old cat" and cfg.attack_start == "latest" else None
-        expected = slow_attack(pipe, unet, encoder, cfg, 4, concept, 6, start)
+        expected = slow_attack(double, unet, encoder, cfg, 4, concept, 6, start)
         assert torch.allclose(prefix, expected, atol=2e-4), (prefix - expected).abs().max()
         if cfg.attack_update == "sign":
             assert float((prefix - expected).abs().max()) < 1e-6

@@ -83,7 +83,7 @@ def predictions(pipe, unet, cfg, seed: int, step: int) -> tuple[torch.Tensor, to
         t = int(torch.randint(1000, (), generator=g))
         noise = torch.randn(4, 8, 8, generator=g)
         with torch.no_grad():
-            clean = pipe.vae.encode(image[None]).latent_dist.mean[0] * pipe.vae.config.scaling_factor
+            clean = pipe.vae.encode(image[None].to(pipe.vae.dtype)).latent_dist.mean[0] * pipe.vae.config.scaling_factor
         a = pipe.scheduler.alphas_cumprod[t]
         x = a**0.5 * clean + (1 - a) ** 0.5 * noise
         erased, kept = (embed(pipe, caption.replace("{}", word)) for word in (sample.concept, anchor))
@@ -231,6 +231,19 @@ def test_surgery_of_the_code_goes_tensor_by_tensor_on_unit_vectors(max_norm):
         if cosine < 0 and max_norm is not None:
             assert float((got.double() * r).sum()) > 0  # corrected past orthogonality: G_u is shorter than 1
     assert opposed > 0
+
+
+def test_surgery_of_the_code_is_clipped_before_and_not_again(pipe, data):
+    """G_u is clipped to almost nothing; what surgery adds is not, and moves weights by Adam's first step, lr.
+
+    A gradient that is clipped behind the surgery stays far below Adam's epsilon of 1e-8.
+    """
+    before, moved = snapshot(pipe), {}
+    for surgery in ("code", "paper"):
+        cfg = dataclasses.replace(CFG, steps=1, surgery=surgery, max_norm=1e-12, lr=1e-2)
+        delta = erase(pipe, TASK, cfg, data, 0)
+        moved[surgery] = max(float((w - before[n]).abs().max()) for n, w in delta.items())
+    assert moved["code"] == pytest.approx(1e-2, rel=1e-2) and moved["paper"] < 1e-4
 
 
 @pytest.mark.parametrize("surgery", ["paper", "code", "sum"])

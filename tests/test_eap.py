@@ -115,7 +115,8 @@ class Slow:
             for number, (sample, (x, t)) in enumerate(zip(drawn, points, strict=True)):
                 c_a = self.word(sample.concept, step, number, turn)
                 kept = self.output(self.frozen, x, t, c_a if cfg.through == "both" else c_a.detach())
-                total = total + ((self.output(self.unet, x, t, c_a) - kept) ** 2).sum()
+                squares = (self.output(self.unet, x, t, c_a) - kept) ** 2
+                total = total + (squares.sum() if cfg.ascent == "gradient" else squares.sum() / squares.numel())
             seen = sorted({sample.concept for sample in drawn})
             for concept, g in zip(seen, torch.autograd.grad(total, [self.pi[c] for c in seen]), strict=True):
                 if cfg.ascent == "gradient":

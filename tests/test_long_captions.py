@@ -155,8 +155,8 @@ def test_moments_and_masks(base: Path, tmp_path: Path, pipe: StableDiffusionPipe
         segment(torch.zeros(1, 3, 16, 16), "ship", cfg, pipe)
 
 
-CAPTIONS = {name: key for name in ("uce", "time", "rece", "mace", "mace-refinement", "fmn", "ca", "doco", "salun",
-            "erasediff", "scissorhands") for key in ["captions"]}  # fmt: skip
+CAPTIONS = {name: key for name in ("uce", "time", "rece", "speed", "mace", "mace-refinement", "fmn", "ca", "doco",
+            "salun", "erasediff", "scissorhands") for key in ["captions"]}  # fmt: skip
 CAPTIONS |= dict.fromkeys(("esd", "sdd", "spm", "eap", "advunlearn"), "template")
 
 

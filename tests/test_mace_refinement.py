@@ -33,7 +33,7 @@ TASK = Task(
 CFG = MaceRefinementConfig(captions=CAPTIONS, train_preserve_scale=0.02, preserve_weight=2.5, lamb=0.4)
 CHANGED = {
     "captions": ("the {}",), "train_preserve_scale": 0.1, "preserve_weight": 1.0, "lamb": 1.0,
-    "scale_application": "official",
+    "scale_application": "official", "shared_words": "map",
 }  # fmt: skip
 
 
@@ -96,14 +96,49 @@ def test_edit_agrees_with_least_squares(pipe, data):
         assert (delta[f"unet.{name}.weight"] - weight - change).norm() / change.norm() < 1e-6
 
 
+ALIKE = {  # concept -> its mapping, the words in which both begin, and those in which they differ
+    "ship": ("old ship", "", "", "old"), "old cat": ("old dog", "old", "cat", "dog"),
+    "the dog": ("bird dog", "", "the", "bird"),
+}  # fmt: skip
+SHARED = dataclasses.replace(TASK, erase=tuple(ALIKE), mapping={c: row[0] for c, row in ALIKE.items()}, labels=())
+
+
+@pytest.mark.parametrize("rule", ["skip", "map"])
+def test_words_that_concept_and_mapping_share(pipe, rule):
+    """Least squares over the tokens that the two captions share, with or without those of the concept."""
+    cfg = MaceRefinementConfig(captions=CAPTIONS, train_preserve_scale=0.0, lamb=0.4, shared_words=rule)
+    delta, design, targets = erase(pipe, SHARED, cfg, EraserData(), 0), [], []
+
+    def count(text: str) -> int:
+        return len(pipe.tokenizer(text, add_special_tokens=False).input_ids)
+
+    for concept, (aim, begin, removed, added) in ALIKE.items():
+        for caption in CAPTIONS:
+            e, target = embed(pipe, caption.replace("{}", concept)), embed(pipe, caption.replace("{}", aim))
+            place = 1 + count(caption.split("{}")[0])
+            start, shift = place + count(begin), count(added) - count(removed)
+            for i in range(len(e)):
+                own = place <= i < place + count(concept)
+                j = i if i < start else i + shift
+                if start <= i < start + count(removed) or (own and rule == "skip") or j >= len(e):
+                    continue
+                design.append(e[i])
+                targets.append(target[j])
+    for name, weight in projection_weights(pipe.unet).items():
+        eye = 0.4**0.5 * torch.eye(weight.shape[1], dtype=torch.float64)
+        values = torch.cat([torch.stack(targets) @ weight.T, eye @ weight.T])
+        expected = torch.linalg.lstsq(torch.cat([torch.stack(design), eye]), values).solution.T
+        assert (delta[f"unet.{name}.weight"] - expected).norm() < 1e-6 * (expected - weight).norm()
+
+
 @pytest.mark.parametrize("key", [None, *CHANGED])
 def test_it_is_the_first_stage_of_mace(pipe, data, key):
     """Bit for bit, whatever the settings; and each setting has an effect."""
     cfg = CFG if key is None else dataclasses.replace(CFG, **{key: CHANGED[key]})
-    delta = erase(pipe, TASK, cfg, data, seed=3)
-    refined, _ = refine(pipe, TASK, MaceConfig(**dataclasses.asdict(cfg), steps=3, fusion="constrained"), data)
+    delta = erase(pipe, SHARED, cfg, data, seed=3)
+    refined, _ = refine(pipe, SHARED, MaceConfig(**dataclasses.asdict(cfg), steps=3, fusion="constrained"), data)
     assert delta.keys() == refined.keys() and all(torch.equal(w, refined[name]) for name, w in delta.items())
-    unchanged = erase(pipe, TASK, CFG, data, seed=3)
+    unchanged = erase(pipe, SHARED, CFG, data, seed=3)
     assert all(torch.equal(w, unchanged[name]) for name, w in delta.items()) == (key is None)
 
 

@@ -75,6 +75,19 @@ def test_official_noxattn_leaves_out_the_ends_of_the_unet(pipe):
     assert any("time_emb_proj" in n for n in names(pipe, "noxattn-official"))  # inside the blocks: trained
 
 
+def test_selection_of_2025_is_the_linear_and_convolution_layers_outside_cross_attention(pipe):
+    layers = {
+        f"unet.{name}.{own}"
+        for name, module in pipe.unet.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+        for own, _ in module.named_parameters()
+    }
+    assert names(pipe, "noxattn-2025") == layers - of_attentions(pipe.unet, True)
+    norms = names(pipe, "noxattn") - names(pipe, "noxattn-2025")
+    kinds = {type(pipe.unet.get_submodule(n.removeprefix("unet.").rpartition(".")[0])) for n in norms}
+    assert kinds == {torch.nn.GroupNorm, torch.nn.LayerNorm}
+
+
 def test_counts_in_stable_diffusion(sd14):
     """16 blocks with an attention of each kind: q, k, v, out and its bias."""
     counts = {selection: len(names(sd14, selection)) for selection in RULES}
@@ -82,6 +95,8 @@ def test_counts_in_stable_diffusion(sd14):
     assert counts["attention"] == 160 and counts["xattn-kv"] == 32
     assert counts["full"] == 686 and counts["noxattn"] == 606
     assert counts["noxattn-official"] == 606 - 4 - 2 - 2
+    norms = 22 * 4 + 16 * (2 + 3 * 2) + 2  # two of each of 22 ResNet blocks, four of each transformer, the last
+    assert counts["noxattn-2025"] == 606 - norms
     assert sum(p.numel() for p in selected(sd14, "full").values()) == 859_520_964
 
 

@@ -98,6 +98,8 @@ def reference(pipe, cfg: ReceConfig) -> dict[str, torch.Tensor]:
     weights = projection_weights(pipe.unet)
     eye = torch.eye(next(iter(weights.values())).shape[1], dtype=torch.float64)
     known, rows = pairs(pipe, cfg, cfg.tokens), kept(pipe, cfg, cfg.tokens)
+    if cfg.keep_empty:
+        rows += list(embed(pipe, "{}", "")[0])
     now = {
         name: least_squares(
             [(cfg.erase_scale, e, w @ target) for e, target in known]
@@ -130,6 +132,7 @@ def reference(pipe, cfg: ReceConfig) -> dict[str, torch.Tensor]:
         {"destination": " ", "captions": ("{}",), "epochs": 3},
         {"epoch_tokens": "last"},
         {"targets": "original"},
+        {"keep_empty": False},
         {"accumulate": True},
         {"targets": "original", "accumulate": True, "epochs": 3},
     ],
@@ -222,7 +225,7 @@ def test_report_and_untouched_pipeline(pipe, tmp_path):
 
 def test_no_unique_solution_names_the_setting(pipe):
     with pytest.raises(ValueError, match=r"lamb = 0, preserve_scale = 0: .*condition number"):
-        erase(pipe, TASK, ReceConfig(tokens="last", lamb=0.0, preserve_scale=0.0), EraserData(), 0)
+        erase(pipe, TASK, ReceConfig(tokens="last", lamb=0.0, preserve_scale=0.0, keep_empty=False), EraserData(), 0)
     with pytest.raises(ValueError, match=r"epoch_lamb = 0, epoch_preserve_scale = 0: .*condition number"):
         cfg = ReceConfig(epoch_tokens="last", epoch_lamb=0.0, epoch_preserve_scale=0.0)
         erase(pipe, TASK, cfg, EraserData(), 0)

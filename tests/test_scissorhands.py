@@ -25,6 +25,12 @@ def pipe(request):
     return pipeline(request.param)
 
 
+@pytest.fixture(scope="module", params=list(KINDS))
+def double(request):
+    """In float64, where the formula and the objective differ by rounding alone."""
+    return pipeline(request.param, torch.float64)
+
+
 @pytest.fixture(scope="module")
 def data() -> EraserData:
     return pictures()
@@ -99,23 +105,23 @@ def test_official_trimming_reaches_self_attention_of_two_decoder_blocks(data, mo
 
 
 @pytest.mark.parametrize("forget", ["ascent", "pseudo"])
-def test_gradient_of_a_step_equals_the_formula(pipe, data, forget):
-    objective = make(pipe, data, forget=forget, weight=0.4, projection="none", sparsity=0.99)
+def test_gradient_of_a_step_equals_the_formula(double, data, forget):
+    objective = make(double, data, forget=forget, weight=0.4, projection="none", sparsity=0.99)
     shake(objective.student)
-    unet = unet_with(pipe, objective.student.weights)
-    kept = slow_denoising(pipe, unet, retain_points(pipe, data, 3, 4, 5))
-    drawn = forget_points(pipe, data, 3, 4, 5)
+    unet = unet_with(double, objective.student.weights)
+    kept = slow_denoising(double, unet, retain_points(double, data, 3, 4, 5))
+    drawn = forget_points(double, data, 3, 4, 5)
     if forget == "ascent":
-        erased = slow_denoising(pipe, unet, drawn)
+        erased = slow_denoising(double, unet, drawn)
         expected = kept - 0.4 * erased
     else:
-        erased = slow_pseudo(pipe, unet, unet_with(pipe, objective.student.weights), drawn)
+        erased = slow_pseudo(double, unet, unet_with(double, objective.student.weights), drawn)
         expected = kept + 0.4 * erased
     found, shown = objective.gradient(5)
-    assert float(shown["loss"]) == pytest.approx(float(expected.detach()), rel=1e-5)
-    assert float(shown["remain"]) == pytest.approx(float(kept.detach()), rel=1e-5)
-    assert float(shown["forget"]) == pytest.approx(float(erased.detach()), rel=1e-5)
-    assert worst(found, gradients_of(unet, expected, list(objective.student.weights))) < 1e-4
+    assert float(shown["loss"]) == pytest.approx(float(expected.detach()), rel=1e-9)
+    assert float(shown["remain"]) == pytest.approx(float(kept.detach()), rel=1e-9)
+    assert float(shown["forget"]) == pytest.approx(float(erased.detach()), rel=1e-9)
+    assert worst(found, gradients_of(unet, expected, list(objective.student.weights))) < 1e-9
 
 
 @pytest.mark.parametrize(("projection", "weight"), [("remain", 30.0), ("forget", 0.2)])

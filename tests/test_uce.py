@@ -41,8 +41,9 @@ def embed(pipe, caption: str) -> tuple[torch.Tensor, int]:
     return rows, len(pipe.tokenizer(caption).input_ids) - 2
 
 
-def reference(pipe, rule: str, weight: torch.Tensor, lamb: float, s_e: float, s_p: float, aims: dict) -> torch.Tensor:
+def reference(pipe, cfg: UceConfig, weight: torch.Tensor, s_p: float, aims: dict) -> torch.Tensor:
     """The optimum of Eq. 7 for one projection by stacked least squares, one token row at a time."""
+    rule, lamb, s_e = cfg.tokens, cfg.lamb, cfg.erase_scale
     design, values = [], []
 
     def add(scale: float, e: torch.Tensor, target: torch.Tensor) -> None:
@@ -58,39 +59,84 @@ def reference(pipe, rule: str, weight: torch.Tensor, lamb: float, s_e: float, s_
         e, i = embed(pipe, concept)
         for row in [e[i]] if rule == "last" else e:
             add(s_p, row, row)
+    for row in embed(pipe, "")[0] if cfg.keep_empty else []:
+        add(s_p, row, row)
     for row in torch.eye(weight.shape[1], dtype=torch.float64):
         add(lamb, row, row)
     return torch.linalg.lstsq(torch.stack(design), torch.stack(values)).solution.T
 
 
 @pytest.mark.parametrize("rule", ["last-to-end", "last"])
-@pytest.mark.parametrize("destination", [None, " ", "the sky"])
-def test_edit_agrees_with_least_squares(pipe, rule, destination):
+@pytest.mark.parametrize(("destination", "keep_empty"), [(None, True), (" ", True), ("the sky", False)])
+def test_edit_agrees_with_least_squares(pipe, rule, destination, keep_empty):
     double = copy.deepcopy(pipe).to(torch.float64)
-    cfg = UceConfig(tokens=rule, destination=destination, lamb=0.3, erase_scale=1.5, preserve_scale=0.7)
+    cfg = UceConfig(
+        tokens=rule, destination=destination, lamb=0.3, erase_scale=1.5, preserve_scale=0.7, keep_empty=keep_empty
+    )
     delta = erase(double, TASK, cfg, EraserData(), seed=0)
     aims = TASK.mapping if destination is None else dict.fromkeys(TASK.erase, destination)
     assert delta.keys() == {f"unet.{n}.weight" for n in projection_weights(double.unet)}
     for name, weight in projection_weights(double.unet).items():
-        expected = reference(double, rule, weight, 0.3, 1.5, 0.7, aims)
+        expected = reference(double, cfg, weight, 0.7, aims)
         change = delta[f"unet.{name}.weight"] - weight
         assert (change - (expected - weight)).norm() / (expected - weight).norm() < 1e-6
 
 
-def test_automatic_preserve_scale(pipe):
-    for retain, scale in ((("queen", "bird", "sky"), 1 / 3), (tuple(f"the dog {i}" for i in range(12)), 0.1)):
-        task = dataclasses.replace(TASK, retain=retain, labels=())
-        automatic = erase(pipe, task, UceConfig(), EraserData(), 0)
-        stated = erase(pipe, task, UceConfig(preserve_scale=scale), EraserData(), 0)
-        other = erase(pipe, task, UceConfig(preserve_scale=2 * scale), EraserData(), 0)
-        assert all(torch.equal(w, stated[n]) for n, w in automatic.items())
-        assert not all(torch.equal(w, other[n]) for n, w in automatic.items())
+def test_defaults_are_the_first_script(pipe):
+    """Its system: S = s_e sum e e^T + s_p (sum_keep e e^T + E0^T E0) + lamb I with s_p = max(0.1, 1 / (K + 1))."""
+    double = copy.deepcopy(pipe).to(torch.float64)
+    delta = erase(double, TASK, UceConfig(), EraserData(), 0)
+    gram = 0.5 * torch.eye(double.text_encoder.config.hidden_size, dtype=torch.float64)
+    values = gram.clone()
+    for concept, aim in TASK.mapping.items():
+        (e, i), (target, j) = embed(double, concept), embed(double, aim)
+        for k in range(len(e) - max(i, j)):
+            gram += torch.outer(e[i + k], e[i + k])
+            values += torch.outer(target[j + k], e[i + k])
+    captions = [*TASK.retain, ""]
+    for caption in captions:
+        for row in embed(double, caption)[0]:
+            gram += max(0.1, 1 / len(captions)) * torch.outer(row, row)
+            values += max(0.1, 1 / len(captions)) * torch.outer(row, row)
+    for name, weight in projection_weights(double.unet).items():
+        change = weight @ values @ torch.linalg.inv(gram) - weight
+        assert (delta[f"unet.{name}.weight"] - weight - change).norm() < 1e-6 * change.norm()
+
+
+def test_retaining_the_empty_caption_lowers_its_change(pipe):
+    double = copy.deepcopy(pipe).to(torch.float64)
+    empty, moved = embed(double, "")[0], {}
+    for keep_empty in (True, False):
+        delta = erase(double, TASK, UceConfig(preserve_scale=1.0, keep_empty=keep_empty), EraserData(), 0)
+        weights = projection_weights(double.unet)
+        moved[keep_empty] = sum(
+            float(((delta[f"unet.{name}.weight"] - w) @ empty.T).square().sum()) for name, w in weights.items()
+        )
+    assert 0 < moved[True] < 0.8 * moved[False]
+
+
+@pytest.mark.parametrize(
+    ("retain", "keep_empty", "scale"),
+    [
+        (("queen", "bird", "sky"), True, 1 / 4), (("queen", "bird", "sky"), False, 1 / 3),
+        (tuple(f"the dog {i}" for i in range(12)), True, 0.1),
+    ],
+)  # fmt: skip
+def test_automatic_preserve_scale(pipe, retain, keep_empty, scale):
+    task = dataclasses.replace(TASK, retain=retain, labels=())
+    automatic, stated, other = (
+        erase(pipe, task, UceConfig(keep_empty=keep_empty, preserve_scale=s), EraserData(), 0)
+        for s in (None, scale, 2 * scale)
+    )
+    assert all(torch.equal(w, stated[n]) for n, w in automatic.items())
+    assert not all(torch.equal(w, other[n]) for n, w in automatic.items())
 
 
 def test_strong_edit_maps_the_concept_and_keeps_the_retained(pipe):
     """With hardly any regularisation W' e = W e' at the last subject token, and retained tokens stay."""
     double = copy.deepcopy(pipe).to(torch.float64)
-    delta = erase(double, TASK, UceConfig(tokens="last", lamb=1e-9, preserve_scale=1.0), EraserData(), 0)
+    cfg = UceConfig(tokens="last", lamb=1e-9, preserve_scale=1.0, keep_empty=False)
+    delta = erase(double, TASK, cfg, EraserData(), 0)
     for name, w in projection_weights(double.unet).items():
         edited = delta[f"unet.{name}.weight"]
         for concept in TASK.erase:
@@ -130,14 +176,22 @@ def test_report_and_untouched_pipeline(pipe, tmp_path):
 
 
 def test_no_unique_solution_names_lamb(pipe):
-    cfg = UceConfig(tokens="last", lamb=0.0)
+    cfg = UceConfig(tokens="last", lamb=0.0, keep_empty=False)
     with pytest.raises(ValueError, match=r"lamb = 0, .*condition number.*raise lamb"):
         erase(pipe, TASK, cfg, EraserData(), 0)
 
 
 @pytest.mark.parametrize(
     "bad",
-    [{"lamb": -0.1}, {"erase_scale": 0}, {"preserve_scale": -1}, {"tokens": "all"}, {"scale": 1}, {"lamb": "5e-1"}],
+    [
+        {"lamb": -0.1},
+        {"erase_scale": 0},
+        {"preserve_scale": -1},
+        {"tokens": "all"},
+        {"scale": 1},
+        {"lamb": "5e-1"},
+        {"keep_empty": "yes"},
+    ],
 )
 def test_bad_settings_name_the_key(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -25,6 +25,7 @@ SHORT = {"steps": 3, "batch": 2, "captions": ["a photo of the {}"], "ddim_steps"
 ERASURES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> eraser, its settings beside SHORT
     **{name: (name, {}) for name in ("uce", "time", "esd", "sdd", "ca", "fmn", "erasediff")},
     "rece": ("rece", {"epochs": 2}),
+    "speed": ("speed", {"augmentations": 2, "invariants": "centres"}),
     "mace": ("mace", {"lamb": 1.0}),
     "mace-refinement": ("mace-refinement", {"lamb": 1.0}),
     "esd-base": ("esd", {"x_t": "base"}),

@@ -20,6 +20,7 @@ ERASERS = {  # name -> module:configuration class
     "uce": "resurgence.erasers.closed_form.configs:UceConfig",
     "time": "resurgence.erasers.closed_form.configs:TimeConfig",
     "rece": "resurgence.erasers.closed_form.configs:ReceConfig",
+    "speed": "resurgence.erasers.closed_form.configs:SpeedConfig",
     "mace": "resurgence.erasers.mace.config:MaceConfig",
     "mace-refinement": "resurgence.erasers.mace.config:MaceRefinementConfig",
     "esd": "resurgence.erasers.gradient.trajectory_configs:EsdConfig",

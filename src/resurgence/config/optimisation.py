@@ -15,6 +15,7 @@ Selection = Literal[
     "attention",  # attn1 and attn2
     "noxattn",  # everything but attn2
     "noxattn-official",  # the same without the time embedding and the output layers, as ESD's first script
+    "noxattn-2025",  # noxattn without normalisation layers, as ESD-u of the script of 2025
     "full",  # the whole UNet
     "text-encoder",  # the whole text encoder
 ]

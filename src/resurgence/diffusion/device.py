@@ -11,6 +11,11 @@ import torch
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+def at_least_single(values: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32, or in float64 where it is that already: for losses of models in half precision."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def resolve_device(name: str | torch.device) -> torch.device:
     """Return the device of the name `auto`, `cpu`, `cuda` or `cuda:N`; auto is the GPU when there is one.
 

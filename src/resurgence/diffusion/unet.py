@@ -12,6 +12,7 @@ import torch
 from torch.func import functional_call
 
 from resurgence.config.fields import ConfigError
+from resurgence.diffusion.device import at_least_single
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, SchedulerMixin, UNet2DConditionModel
@@ -26,9 +27,9 @@ def predict(
     text: torch.Tensor,
     parameters: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """The UNet's prediction for noisy latents, noise or velocity as its base was trained: (B, C, h, w) float32.
+    """The UNet's prediction for noisy latents, noise or velocity as its base was trained: (B, C, h, w).
 
-    The pass runs in the UNet's own dtype.
+    The pass runs in the UNet's own dtype; the result is float32, or float64 of a UNet in float64.
 
     Args:
         x: (B, C, h, w). t: (B,), timesteps. text: (B, L, d).
@@ -37,9 +38,9 @@ def predict(
     dtype = unet.dtype
     inputs = (x.to(dtype), t, text.to(dtype))
     if not parameters:
-        return unet(*inputs, return_dict=False)[0].float()
+        return at_least_single(unet(*inputs, return_dict=False)[0])
     cast = {name: value.to(dtype) for name, value in parameters.items()}
-    return functional_call(unet, cast, inputs, {"return_dict": False})[0].float()
+    return at_least_single(functional_call(unet, cast, inputs, {"return_dict": False})[0])
 
 
 def ddim_of(scheduler: SchedulerMixin) -> DDIMScheduler:

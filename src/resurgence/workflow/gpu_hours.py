@@ -27,7 +27,7 @@ PNG = 2.0  # bytes a pixel of a lossless image, about
 KV, XATTN = 0.0223, 0.051  # of the UNet's parameters: keys and values, all projections of the cross-attentions
 # share of `parameters` in those of the UNet; the text encoder is that of SD 1.4 (SD 2.1: 0.39)
 SHARES = {"xattn": XATTN, "xattn-kv": KV, "selfattn": XATTN, "attention": 2 * XATTN, "noxattn": 1 - XATTN}
-SHARES |= {"noxattn-official": 1 - XATTN, "full": 1.0, "text-encoder": 0.143}
+SHARES |= {"noxattn-official": 1 - XATTN, "noxattn-2025": 1 - XATTN, "full": 1.0, "text-encoder": 0.143}
 
 
 @dataclass(frozen=True)

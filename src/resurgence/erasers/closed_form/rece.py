@@ -58,8 +58,9 @@ def paired(
 def sums(pipe: StableDiffusionPipeline, task: Task, cfg: ReceConfig, templates: tuple[str, ...]) -> tuple[Sums, Sums]:
     """The sums of the first edit, which are UCE's, and those of the epochs. Every caption is embedded once."""
     encoder = Encoder(pipe)
-    empty, zero = encoder([""])[0], torch.zeros((), dtype=torch.float64, device=pipe.device)
-    first, later = [zero] * 3, [zero, zero, empty.T @ empty]
+    zero = torch.zeros((), dtype=torch.float64, device=pipe.device)
+    empty = (e := encoder([""])[0]).T @ e
+    first, later = [zero, zero, empty if cfg.keep_empty else zero], [zero, zero, empty]
     embedded = encoder.each(templates, [*task.erase, *task.retain])  # (T, L, d) a concept
     for concept, aim, sources, targets in solver.caption_pairs(encoder, templates, embedded, cfg.destinations(task)):
         for template, *rows in zip(templates, sources, targets, strict=True):

@@ -2,7 +2,8 @@
 
     W' = argmin s_e sum_erase ||W' e(c*) - W e(c)||^2 + s_p sum_keep ||W' e - W e||^2 + lamb ||W' - W||_F^2
 
-for to_k and to_v of every cross-attention. The two published scripts differ in the token rows they use: `tokens`.
+for to_k and to_v of every cross-attention. The two published scripts differ in the token rows they use, `tokens`, and
+in the empty caption, which the first one retains beside the concepts with all its rows: `keep_empty`.
 """
 
 from __future__ import annotations
@@ -69,6 +70,9 @@ def edit(pipe: StableDiffusionPipeline, task: Task, cfg: UceConfig, data: Eraser
             e, e_target = subject_rows(source, target, *positions, cfg.tokens)
             gram, cross = gram + cfg.erase_scale * e.T @ e, cross + cfg.erase_scale * (e_target - e).T @ e
     scale = cfg.preservation(len(task.retain) * len(templates))
+    if cfg.keep_empty:
+        empty = encoder([""])[0]  # (L, d)
+        gram = gram + scale * empty.T @ empty
     for concept, states in zip(task.retain, embedded, strict=True):
         rows = kept_rows(pipe.tokenizer, templates, concept, states, cfg.tokens)
         gram = gram + scale * rows.T @ rows

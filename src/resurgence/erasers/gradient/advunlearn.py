@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from resurgence.config.task import Task
+from resurgence.diffusion.device import at_least_single
 from resurgence.diffusion.lora_files import of_part
 from resurgence.diffusion.text import embed, token_ids, tokenize
 from resurgence.erasers import EraserData
@@ -86,7 +87,7 @@ class Advunlearn(Objective):
         cfg, student = self.cfg, self.student
         weights = {name: w.detach() for name, w in student.weights.items()}
         draws = [generator("advunlearn attack", concept, self.seed, step) for concept in concepts]
-        table, starts = student.pipe.text_encoder.get_input_embeddings().weight.detach().float(), []
+        table, starts = at_least_single(student.pipe.text_encoder.get_input_embeddings().weight.detach()), []
         for concept, g in zip(concepts, draws, strict=True):
             words = torch.randint(len(table), (cfg.prefix_tokens,), generator=g).to(table.device)
             latest = self.prefixes.get(concept) if cfg.attack_start == "latest" else None

@@ -106,6 +106,11 @@ class Doco(AnchorObjective):
         betas = (0.5, 0.999)  # code
         self.optimiser = torch.optim.Adam(self.discriminator.parameters(), cfg.discriminator_lr, betas)
 
+    @property
+    def clips(self) -> bool:
+        """True for the surgery of the code, which clips G_u before it and nothing behind it."""
+        return self.cfg.surgery == "code"
+
     def train_discriminator(self, concept: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
         """One step of D up the value of Eq. 8; its loss, the value with its sign changed."""
         d = self.discriminator

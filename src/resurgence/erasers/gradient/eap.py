@@ -125,7 +125,11 @@ class Eap(TrajectoryObjective):
         return noise if self.cfg.compare == "noise" else clean_of(noise, x, self.student.alphas_bar[t])
 
     def search(self, drawn: Sequence[Sample], x: torch.Tensor, t: torch.Tensor, step: int) -> None:
-        """Algorithm 1: pi moves `search_steps` times up the preservation loss, the sum over elements and samples."""
+        """Algorithm 1: pi moves `search_steps` times up the preservation loss of its samples.
+
+        The loss of a sample is the sum over its elements, or with `ascent: adam` the mean, as in the script: Adam's
+        epsilon makes a difference where gradients are small.
+        """
         if self.cfg.pi == "reset":
             self.reset({sample.concept for sample in drawn})
         for turn in range(self.cfg.search_steps):
@@ -133,7 +137,8 @@ class Eap(TrajectoryObjective):
             student = self.student
             retained = student.noise({}, x, t, c_a) if self.cfg.through == "both" else student.frozen(x, t, c_a)
             predicted = student(x, t, c_a)
-            change = (self.compared(predicted, x, t) - self.compared(retained, x, t)).square().sum()
+            squares = (self.compared(predicted, x, t) - self.compared(retained, x, t)).square().flatten(1)  # (B, CHW)
+            change = (squares.sum(1) if self.cfg.ascent == "gradient" else squares.mean(1)).sum()
             moved = [self.pi[c] for c in {sample.concept: None for sample in drawn}]
             self.ascent.zero_grad()
             for pi, g in zip(moved, torch.autograd.grad(change, moved), strict=True):

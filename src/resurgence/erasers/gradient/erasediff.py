@@ -32,9 +32,10 @@ def barrier_multiplier(
 
 
 def cosine_multiplier(remain: Sequence[torch.Tensor], forget: Sequence[torch.Tensor], eta: float) -> torch.Tensor:
-    """max(0, eta - cos(remain, forget)); 0 where forget is 0."""
+    """max(0, eta - cos(remain, forget)), the cosine being 0 where remain is 0; 0 where forget is 0."""
     size = inner(forget, forget)
-    cosine = inner(forget, remain) / ((size * inner(remain, remain)).sqrt() + 1e-8)
+    lengths = size.sqrt() * inner(remain, remain).sqrt()
+    cosine = torch.where(lengths > 0, inner(forget, remain) / lengths, 0.0)
     return torch.where(size > 0, eta - cosine, 0.0).clamp(min=0)
 
 

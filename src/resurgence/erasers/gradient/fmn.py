@@ -13,6 +13,7 @@ import torch
 
 from resurgence.config.task import Task
 from resurgence.diffusion.attention import attention_maps
+from resurgence.diffusion.device import at_least_single
 from resurgence.diffusion.lora_files import of_part
 from resurgence.diffusion.text import fill, load_captions
 from resurgence.erasers import EraserData
@@ -37,7 +38,7 @@ def attention_norm(
     norms: list[torch.Tensor] = []
 
     def receive(_: str, probabilities: torch.Tensor) -> None:
-        a = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))  # (B, heads, Q, L)
+        a = at_least_single(probabilities)  # (B, heads, Q, L)
         norms.append(torch.linalg.vector_norm(a * tokens[:, None, None, :]))
 
     attention_maps(student.unet, receive, noisy, t, texts, of_part(student.weights, "unet"))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from resurgence.config.task import Task
+from resurgence.diffusion.device import at_least_single
 from resurgence.diffusion.latents import add_noise, latents_of
 from resurgence.diffusion.text import fill, load_captions
 from resurgence.erasers.gradient.student import Student
@@ -45,7 +46,7 @@ def noised(student: Student, draws: Iterable[Draw]) -> tuple[torch.Tensor, ...]:
 def concept_latents(
     method: str, student: Student, concepts: Mapping[str, str], images: Mapping[str, torch.Tensor], kind: str
 ) -> dict[str, torch.Tensor]:
-    """Latents (N, C, h, w) float32 of the images of each concept.
+    """Latents (N, C, h, w), at least float32, of the images of each concept.
 
     Args:
         method, kind: for the message, with the text that `concepts` has for each concept.
@@ -56,7 +57,7 @@ def concept_latents(
     for concept, text in concepts.items():
         if not len(images.get(concept, ())):
             raise ValueError(f"{method}: no images of {concept!r}{text}; make the {kind} images first")
-    return {concept: latents_of(student.pipe, images[concept]).float() for concept in concepts}
+    return {concept: at_least_single(latents_of(student.pipe, images[concept])) for concept in concepts}
 
 
 def caption_texts(

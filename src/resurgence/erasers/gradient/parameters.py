@@ -24,6 +24,11 @@ def is_self(name: str) -> bool:
     return ".attn1." in name
 
 
+def is_norm(name: str) -> bool:
+    """Whether a UNet parameter belongs to a normalisation layer: all others are linear or convolution layers."""
+    return "norm" in name.split(".")[-2]
+
+
 RULES: dict[str, Callable[[str], bool]] = {
     "xattn": is_cross,
     "xattn-kv": lambda name: is_cross(name) and (".to_k." in name or ".to_v." in name),
@@ -31,6 +36,7 @@ RULES: dict[str, Callable[[str], bool]] = {
     "attention": lambda name: is_self(name) or is_cross(name),
     "noxattn": lambda name: not is_cross(name),
     "noxattn-official": lambda name: not is_cross(name) and not name.startswith(OUTER),
+    "noxattn-2025": lambda name: not is_cross(name) and not is_norm(name),
     "full": lambda name: True,
 }
 

@@ -51,6 +51,11 @@ class Objective:
     def __init__(self, student: Student, task: Task | TaskPart, cfg: Any, data: EraserData, seed: int) -> None:
         self.student, self.task, self.cfg, self.seed = student, task, cfg, seed
 
+    @property
+    def clips(self) -> bool:
+        """Whether `gradient` applies `max_norm` itself, so that the trainer does not clip its result again."""
+        return False
+
     def samples(self, step: int) -> list[Sample]:
         """The `batch` samples of a step."""
         return samples(self.task.erase, self.cfg.batch, self.seed, step)
@@ -151,6 +156,7 @@ def run(
     if cfg.ema is not None:
         student.average = {name: w.detach().clone() for name, w in student.weights.items()}
     half = torch.bfloat16 if cfg.precision == "bf16" else None
+    limit = None if objective.clips else cfg.max_norm
 
     def gradient(step: int) -> dict[str, torch.Tensor]:
         # no cache: a weight that was cast in a pass without gradients would keep none in the next one
@@ -166,7 +172,7 @@ def run(
     training = loop.Run(
         "erasing", cfg.steps, student.weights, make_optimiser(weights, cfg), gradient,
         lr=lambda step: cfg.lr,
-        clip=None if cfg.max_norm is None else partial(torch.nn.utils.clip_grad_norm_, max_norm=cfg.max_norm),
+        clip=None if limit is None else partial(torch.nn.utils.clip_grad_norm_, max_norm=limit),
         average=student.average or {}, decay=lambda step: cfg.ema,
         checkpoints=cfg.checkpoints if place is not None else (), write=write,
         further=objective.state, load_further=objective.load,

@@ -22,6 +22,7 @@ class MaceRefinementConfig(EraserConfig):
     preserve_weight: NotNegative = 8e4  # omega, domain against prior corpus: authors'; 0: no domain corpus is needed
     lamb: NotNegative = 0.0  # weight of ||W' - W||^2: authors' for celebrities and artists; objects 10 to 1,000
     scale_application: Literal["paper", "official"] = "paper"  # once, the text; official: squared, as the code
+    shared_words: Literal["skip", "map"] = "skip"  # words in which concept and mapping begin or end: paper; map: code
 
     def __post_init__(self) -> None:
         self._check_unique("train_preserve_scale")

@@ -57,7 +57,9 @@ def refine(
     ):
         captions, pairs = (fill(templates, word) for word in (concept, aim)), []
         for source, target, e, e_target in zip(*captions, *embedded, strict=True):
-            positions = concept_positions(tokenizer, source, concept)
+            positions = concept_positions(tokenizer, source, concept)  # an error if the caption does not hold it
+            if cfg.shared_words == "map":  # only what the two captions share is paired, so nothing else is added
+                positions = []
             rows, aims = solver.paired_rows(
                 token_ids(tokenizer, source), token_ids(tokenizer, target), positions, len(e)
             )
