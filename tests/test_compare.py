@@ -124,6 +124,7 @@ def test_pages_of_the_methods_show_the_rows_and_pictures_of_the_study() -> None:
     study = read_yaml(DOCS.parent / "studies/methods.yaml")
     every = shown(DOCS / "results.md")
     pages = {page.stem: page.read_text(encoding="utf-8") for page in (DOCS / "methods").glob("*.md")}
+    pages.pop("checkpoint")  # what it gives depends on the model
     waiting = {name for name, text in pages.items() if "has not been run with this eraser yet" in text}
     assert pages.keys() == set(study["erasers"]) and set(every["eraser"]) == pages.keys() - waiting
     for eraser, rows in every.groupby("eraser"):
