@@ -1,14 +1,11 @@
 """The checked study, and functions of the rules on its records (resurgence.workflow.rule_table). No rules here."""
 
-import sys
 from pathlib import Path
 
 from snakemake.utils import validate
 
 ROOT = Path(workflow.basedir)
-sys.path.insert(0, str(ROOT / "src"))
 
-from resurgence.config.fields import read_yaml
 from resurgence.config.load import make_study
 from resurgence.config.model_path import PATTERN as MODEL
 from resurgence.data import coco

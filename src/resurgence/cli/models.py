@@ -25,6 +25,7 @@ from resurgence.files import check_weights_file, read_lines
 from resurgence.provenance.code_version import code_version
 from resurgence.provenance.inputs import BASE_DELTAS, label_of, parents
 from resurgence.provenance.manifest import write_artefact
+from resurgence.provenance.outputs import check_image_space
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -259,6 +260,7 @@ def sample(args: Namespace) -> None:
     """Sample a task's prompt set: images.parquet."""
     from resurgence.data.prompts import prompt_set
     from resurgence.diffusion.image_sets import RESAMPLED, resampled_count, write_image_set
+    from resurgence.diffusion.sampling import latent_shape
     from resurgence.diffusion.sampling import sample as run
     from resurgence.diffusion.text import token_form
     from resurgence.diffusion.text_checks import check_prompt_set
@@ -277,6 +279,7 @@ def sample(args: Namespace) -> None:
         pipe = load(args, args.precision)
         check_names(task, token_form(pipe.tokenizer))
         check_prompt_set(pipe.tokenizer, rows)
+        check_image_space(out, len(rows), latent_shape(pipe, cfg.size)[-1] * pipe.vae_scale_factor)
         if args.adapters is None:
             made = run(pipe, rows, cfg)
         else:
