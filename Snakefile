@@ -80,7 +80,9 @@ rule all:
 
 
 onstart:
-    check_present(STUDY, {job.rule.name for job in workflow.dag.needrun_jobs()})
+    needed = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    check_present(STUDY, needed)
+    check_tokens(STUDY, needed)
     check_writable(map(Path, ("results", "logs", "scratch")))
     resume.claim(Path())
 

@@ -13,6 +13,7 @@ from resurgence.provenance.outputs import check_writable
 from resurgence.workflow import graph, job_items, report_settings, resources, resume
 from resurgence.workflow.job_settings import text
 from resurgence.workflow.rule_table import RULES, every_manifest
+from resurgence.workflow.token_names import check_tokens
 from resurgence.workflow.weights_needed import check_present
 
 # Snakemake takes the last of two equal keys, and 010 for 8; here these are errors

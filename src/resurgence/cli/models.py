@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from resurgence.cli.guard import output, training_state
 from resurgence.config.erasers import EraserConfig, eraser_config, method_module
 from resurgence.config.fields import ConfigError, Count, Seed, at_least, build, one_place, parse, yaml_value
-from resurgence.config.names import check_names
+from resurgence.config.names import check_names, token_form
 from resurgence.config.stages import MaskConfig, SamplingConfig
 from resurgence.config.task import Task, load_task
 from resurgence.files import check_weights_file, read_lines
@@ -262,7 +262,6 @@ def sample(args: Namespace) -> None:
     from resurgence.diffusion.image_sets import RESAMPLED, resampled_count, write_image_set
     from resurgence.diffusion.sampling import latent_shape
     from resurgence.diffusion.sampling import sample as run
-    from resurgence.diffusion.text import token_form
     from resurgence.diffusion.text_checks import check_prompt_set
 
     task, cfg = load_task(args.task), build(SamplingConfig, settings(args.set, "--set"), "--set")
