@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import logging
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -285,7 +285,7 @@ def test_a_job_for_whose_images_the_disk_has_no_space_samples_none(place: Path) 
     sampling = {"steps": 1, "guidance": 2.0, "batch": 2, "size": 8192, "precision": "fp32", "shard": number // 4 * 2}
     block = {"base": {"path": "base", "revision": None}, "sampling": sampling}
     job = Job(block, Path("out/manifest.json"), {"prompts": (Path("prompts/manifest.json"),)}, "cpu")
-    first, second, *_ = shard_rows(number, number // 4 * 2, 2)
+    first, *_ = shard_rows(number, number // 4 * 2, 2)
     shard_file(sample_stage.unfinished(job), "step-000000", 0, -(-number // len(first))).write_bytes(b"")
     needed = (number - len(first)) * 3 * 8192**2 // 5 / 2**20
     with pytest.raises(OSError, match=rf"needs {needed:.0f} MiB or more, its disk has \d+ MiB left"):

@@ -58,13 +58,18 @@ def test_a_mistake_in_the_study_stops_snakemake(case: str, fresh: Tree, tmp_path
     ("old", "new", "encoding", "sentence"),
     [
         ("study:", "study:", "utf-16", "{} is in UTF-16; save it in UTF-8, e.g. by iconv -f UTF-16 -t UTF-8"),
-        ("study: small", "study: naïve", "latin-1", "{}: line 3 holds the byte 0xef, which is not UTF-8; save the file in "
-         "UTF-8, e.g. by iconv -f WINDOWS-1252 -t UTF-8"),
-        ("steps: 4,", "steps: 010,", "utf-8", "file {}, line 22 = '010': is octal in YAML 1.1 and would be 8; write 10"),
+        (
+            *("study: small", "study: naïve", "latin-1"),
+            "{}: line 3 holds the byte 0xef, which is not UTF-8; save the file in UTF-8, e.g. by iconv -f WINDOWS-1252",
+        ),
+        (
+            *("steps: 4,", "steps: 010,", "utf-8"),
+            "file {}, line 22 = '010': is octal in YAML 1.1 and would be 8; write 10",
+        ),
         ("study: small", "study: [", "utf-8", "file = '{}': is not valid YAML: "),
     ],
     ids=["UTF-16", "Latin-1", "octal", "syntax"],
-)  # fmt: skip
+)
 def test_a_file_that_snakemake_would_read_otherwise_is_refused_in_one_sentence(
     old: str, new: str, encoding: str, sentence: str, fresh: Tree, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resurgence.config.fields import ConfigError, dotted
+from resurgence.config.fields import ConfigError
 from resurgence.config.names import TEXT, Form, check_apart, check_distinct, check_mapping, check_names, erased_names
 from resurgence.config.spelling import normal_form
 from resurgence.files import read_lines
@@ -40,13 +40,12 @@ def check_names_in_files(study: Study, form: Form) -> None:
 
     As text, the names of a task are compared when it is read, and candidates that are erased are left out.
     """
-    for name, task in study.loaded.items():
+    for name, loaded in study.loaded.items():
         try:
-            check_names(task, form)
-            check_distinct([("templates", template) for template in task.templates], filled(form))
+            check_names(loaded, form)
+            check_distinct([("templates", template) for template in loaded.templates], filled(form))
         except ConfigError as error:
-            place = dotted(f"{study.tasks.folder}/{name}.yaml", error.key)
-            raise ConfigError(place, error.value, error.remedy) from None
+            raise error.within(f"{study.tasks.folder}/{name}.yaml") from None
     for task, name in sets_of(study):
         if (tercile := study.finetune_sets[name].tercile) is not None:
             names = erased_names(study.loaded[task])

@@ -11,7 +11,7 @@ from resurgence.files import files_below
 from resurgence.provenance.manifest import MANIFEST, RUN, read_manifest
 
 FULL = 2**20  # bytes; a disk with less free space is full
-PNG_SHARE = 0.2  # of the bytes of its pixels, that an image takes as PNG at least: drawings 0.2 to 0.5, photographs more
+PNG_SHARE = 0.2  # of the bytes of its pixels, that a PNG takes at least: of drawings 0.2 to 0.5, of photographs more
 
 
 def places(path: Path) -> Iterator[Path]:
