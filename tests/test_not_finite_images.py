@@ -290,3 +290,6 @@ def test_a_job_for_whose_images_the_disk_has_no_space_samples_none(place: Path) 
     needed = (number - len(first)) * 3 * 8192**2 // 5 / 2**20
     with pytest.raises(OSError, match=rf"needs {needed:.0f} MiB or more, its disk has \d+ MiB left"):
         sample_stage.make(job, Path("out"))
+    block["sampling"] = {"steps": 1, "guidance": 2.0, "batch": 2, "size": 8192}
+    with pytest.raises(OSError, match=r"concepts needs \d+ MiB or more"):
+        concept_images.write_samples(job, table(number), Path("concepts"))
