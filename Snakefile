@@ -3,15 +3,23 @@
 #     snakemake --cores all                                            the default study, params.yaml
 #     snakemake --cores all --configfile studies/miniature-full.yaml   another study, laid over it
 #     snakemake -n -q rules                                            only say what would be done
-import os
+import sys
+from pathlib import Path
 
 from snakemake.utils import min_version
 
 min_version("9.20")
+sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
+from resurgence.config.fields import read_yaml
+from resurgence.files import resolve_path
 
 # in a folder without one, with the defaults
-configfile: "params.yaml" if os.path.exists("params.yaml") else os.path.join(workflow.basedir, "params.yaml")
+PARAMS = resolve_path("params.yaml")
+read_yaml(Path(PARAMS))  # whose errors name the file
+
+
+configfile: PARAMS
 
 
 report: "workflow/report/study.rst"
@@ -72,7 +80,9 @@ rule all:
 
 
 onstart:
-    check_present(STUDY, {job.rule.name for job in workflow.dag.needrun_jobs()})
+    needed = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    check_present(STUDY, needed)
+    check_tokens(STUDY, needed)
     check_writable(map(Path, ("results", "logs", "scratch")))
     resume.claim(Path())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -234,6 +235,20 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(
     assert main.main([a.format(p=place, t=tmp_path) for a in arguments.split()]) == 1
     assert told in capsys.readouterr().err
     assert not list(tmp_path.iterdir()) and sorted(place.iterdir()) == before
+
+
+def test_images_for_which_the_disk_has_no_space(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An image of 8192 pixels takes a fifth of 3 * 8192^2 bytes, 38.4 MiB, or more."""
+    number = shutil.disk_usage(tmp_path).free // (384 * 2**20 // 10) + 100  # of the one erased concept
+    task = {**TASK, "templates": ["the {}"], "seeds": {"erase": number, "retain": 1, "synonym": 1}}
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
+    arguments = ["--base", place / "base", "--device", "cpu", "--task", tmp_path / "task.yaml", "--out", tmp_path / "x"]
+    assert main.main([str(a) for a in ("sample", *arguments, "--roles", "erase", "--set", "size=8192")]) == 1
+    needed = number * 384 / 10
+    assert f"{tmp_path}/x needs {needed:.0f} MiB or more, its disk has " in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["task.yaml"]
 
 
 def test_verbose_shows_the_traceback(tmp_path: Path) -> None:

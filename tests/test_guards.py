@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -86,11 +86,28 @@ def work() -> Iterator[tuple[Path, dict[str, Path]]]:
             yield root, inputs
 
 
+@pytest.fixture(scope="module")
+def reused(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], tuple[Path, dict[str, Path]]]:
+    """A world: the last one, or a new one if that has been changed."""
+    worlds: list[tuple[Path, dict[str, Path]]] = []
+
+    def last(is_changed: bool = False) -> tuple[Path, dict[str, Path]]:
+        if is_changed or not worlds:
+            root = tmp_path_factory.mktemp("world").resolve()
+            worlds.append((root, world(root)))
+        return worlds[-1]
+
+    return last
+
+
 @settings(max_examples=250, deadline=None)
 @given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4), st.booleans(), st.booleans())
-def test_no_output_destroys_anything(parts: list[str], is_absolute: bool, has_slash: bool) -> None:
+def test_no_output_destroys_anything(
+    reused: Callable[[bool], tuple[Path, dict[str, Path]]], parts: list[str], is_absolute: bool, has_slash: bool
+) -> None:
     """Whatever --out names: nothing but an earlier output is gone or changed, and no link has become a folder."""
-    with work() as (root, inputs):
+    root, inputs = reused()
+    with contextlib.chdir(root / "work"):
         text = "/".join([str(root)] * is_absolute + parts) + "/" * has_slash
         before, target = tree(root), Path(os.path.realpath(text))
         try:
@@ -100,6 +117,7 @@ def test_no_output_destroys_anything(parts: list[str], is_absolute: bool, has_sl
             assert str(error).startswith(("--out", f"{text.rstrip('/')}", str(target.parent))), error
             assert tree(root) == before
             return
+        reused(True)  # the next example gets another
         assert out == target and verify(out) == []
         after = tree(root)
         lost = {name for name in before if before[name] != after.get(name)}

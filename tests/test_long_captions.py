@@ -17,7 +17,7 @@ from PIL import Image
 
 from resurgence.cli import main
 from resurgence.config.fields import ConfigError
-from resurgence.config.names import Form
+from resurgence.config.names import Form, token_form
 from resurgence.config.stages import FinetuneConfig
 from resurgence.config.task import make_task
 from resurgence.data.masks import MaskConfig, segment
@@ -337,7 +337,7 @@ def test_prompts_longer_than_clip_reads_are_told(
 
 
 def test_a_form_has_a_word_for_messages() -> None:
-    form = text.token_form(make_tokenizer())
+    form = token_form(make_tokenizer())
     assert isinstance(form, Form) and form.noun == "tokens"
     assert form.of("Ship") == form.of("ship") != form.of("ships")
     with pytest.raises(ConfigError, match="the set would teach it again; remove it from the set"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,14 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from resurgence.config.fields import ConfigError
-from resurgence.config.load import load_study
-from resurgence.config.names import check_names
+from resurgence.config.load import load_study, merge
+from resurgence.config.names import check_names, token_form
 from resurgence.config.settings import FinetuneSet
 from resurgence.config.spelling import normal_form
+from resurgence.config.study import Study
 from resurgence.config.task import Task, load_task, make_task
-from resurgence.diffusion.text import token_form
-from tiny import make_tokenizer
+from resurgence.workflow.token_names import check_tokens
+from tiny import make_pipeline, make_tokenizer
 
 ROOT = Path(__file__).parents[1]
 TASK = {
@@ -215,6 +217,84 @@ def test_names_of_equal_tokens_are_named(name: str, other: str) -> None:
     labels = changed(labels=["ship", "cat", "dog", "bird", name, other])
     with pytest.raises(ConfigError, match=r"labels = .*same tokens"):
         check_names(labels, form)
+
+
+OF_A_STUDY: dict[str, tuple[dict[str, Any], list[str]]] = {
+    # overlay on the task below, which erases "R2D2" with the synonym "ice-cream"; what the error holds
+    "concept of a set": (
+        {"finetune_sets": {"random": {"concepts": ["bee", "r 2 d 2"]}}},
+        ["finetune_sets.random.concepts = 'r 2 d 2'", "'R2D2' in erase", "the task robot erases it"],
+    ),
+    "concept of a set and a synonym": (
+        {"finetune_sets": {"random": {"concepts": ["bee", "ice - cream"]}}},
+        ["finetune_sets.random.concepts = 'ice - cream'", "'ice-cream' in synonyms.R2D2", "remove it from the set"],
+    ),
+    "twice in a set": (
+        {"finetune_sets": {"random": {"concepts": ["co.", "co ."]}}},
+        ["finetune_sets.random.concepts = 'co .'", "'co.' in finetune_sets.random.concepts", "remove one"],
+    ),
+    "templates of a set": (
+        {"finetune_sets": {"random": {"concepts": ["bee"], "templates": ["a {}, old", "a {} , old"]}}},
+        ["finetune_sets.random.templates = 'a {} , old'", "'a {}, old'", "remove one"],
+    ),
+    "mapping of a variant": (
+        {"erasers": {"uce": {"variants": {"default": {"mapping": "ice - cream"}}}}},
+        ["erasers.uce.variants.default: destination.R2D2 = 'ice - cream'", "in synonyms.R2D2", "is itself erased"],
+    ),
+    "candidates of a tercile": (
+        {"finetune_sets": {"random": {"concepts": "task", "tercile": {"candidates": "names.txt", "number": 1}}}},
+        ["names.txt = 'ice - cream'", "'ice-cream' in synonyms.R2D2", "the task robot erases it; remove it from"],
+    ),
+    "synonyms of the task": (
+        {"tasks": {"folder": "tasks", "names": ["wigs"]}},
+        ["tasks/wigs.yaml: synonyms.robot = \"judge 's wig\"", "in retain", "write another word"],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    make_pipeline().save_pretrained(folder := tmp_path_factory.mktemp("base"))
+    return folder
+
+
+@pytest.fixture
+def folder(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the tasks of OF_A_STUDY, and a base."""
+    for name, words in (
+        ("robot", {"erase": ["R2D2"], "synonyms": {"R2D2": ["ice-cream"]}}),
+        ("wigs", {"erase": ["robot"], "synonyms": {"robot": ["judge 's wig"]}, "retain": ["judge's wig"]}),
+    ):
+        (tmp_path / "tasks").mkdir(exist_ok=True)
+        task = {**TASK, "name": name, "finetune": ["rose"], **words}
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    (tmp_path / "names.txt").write_text("ICE-CREAM\nbee\nice - cream\nfern\n")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(base, "base")
+    return tmp_path
+
+
+def study_of(folder: Path, overlay: dict[str, Any]) -> Study:
+    tasks = {"tasks": {"folder": "tasks", "names": ["robot"], "concepts": None}, "base": {"path": "base"}}
+    (folder / "overlay.yaml").write_text(yaml.safe_dump(merge(tasks, overlay)))
+    return load_study([ROOT / "params.yaml", folder / "overlay.yaml"])
+
+
+@pytest.mark.parametrize("case", OF_A_STUDY)
+def test_names_of_a_study_with_equal_tokens_stop_it_before_its_first_job(case: str, folder: Path) -> None:
+    overlay, parts = OF_A_STUDY[case]
+    study = study_of(folder, overlay)  # as text they differ
+    with pytest.raises(ConfigError, match="has the same tokens as") as error:
+        check_tokens(study, {"prompts", "sample"})
+    told(error, *parts)
+    check_tokens(study, {"sample"})  # no new names are read
+
+
+def test_names_of_a_study_with_other_tokens_pass(folder: Path) -> None:
+    check_tokens(study_of(folder, {}), {"prompts", "finetune_set"})
+    (folder / "base/tokenizer/tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"base/tokenizer has neither tokenizer\.json nor vocab\.json"):
+        check_tokens(study_of(folder, {}), {"prompts"})
 
 
 def test_names_of_other_tokens_pass() -> None:

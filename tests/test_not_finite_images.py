@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,15 @@ from PIL import Image
 
 from resurgence.cli import main
 from resurgence.diffusion import image_sets
-from resurgence.diffusion.image_sets import RESAMPLED, read_image_set, read_rows, resampled_count, write_image_set
+from resurgence.diffusion.image_sets import (
+    RESAMPLED,
+    read_image_set,
+    read_rows,
+    resampled_count,
+    shard_file,
+    shard_rows,
+    write_image_set,
+)
 from resurgence.diffusion.sampling import SamplingConfig, sample
 from resurgence.diffusion.text import token_ids
 from resurgence.diffusion.unet import ddim_of
@@ -267,3 +276,20 @@ def test_a_job_of_the_study_counts_them_over_its_files(place: Path, shard: int |
     assert sample_stage.make(job, Path("out")) == {"images": 5, RESAMPLED: 5}
     assert len(list(Path("out").glob("*.parquet"))) == (3 if shard else 1)
     assert concept_images.write_samples(job, table(3), Path("concepts")) == {"images": 3, RESAMPLED: 3}
+
+
+def test_a_job_for_whose_images_the_disk_has_no_space_samples_none(place: Path) -> None:
+    """Half of them are there from an interrupted run."""
+    number = 2 * shutil.disk_usage(place).free // (3 * 8192**2 // 5) + 400
+    table(number).assign(concept="ship", template="x", index=0).to_csv("prompts/prompts.csv", index=False)
+    sampling = {"steps": 1, "guidance": 2.0, "batch": 2, "size": 8192, "precision": "fp32", "shard": number // 4 * 2}
+    block = {"base": {"path": "base", "revision": None}, "sampling": sampling}
+    job = Job(block, Path("out/manifest.json"), {"prompts": (Path("prompts/manifest.json"),)}, "cpu")
+    first, *_ = shard_rows(number, number // 4 * 2, 2)
+    shard_file(sample_stage.unfinished(job), "step-000000", 0, -(-number // len(first))).write_bytes(b"")
+    needed = (number - len(first)) * 3 * 8192**2 // 5 / 2**20
+    with pytest.raises(OSError, match=rf"needs {needed:.0f} MiB or more, its disk has \d+ MiB left"):
+        sample_stage.make(job, Path("out"))
+    block["sampling"] = {"steps": 1, "guidance": 2.0, "batch": 2, "size": 8192}
+    with pytest.raises(OSError, match=r"concepts needs \d+ MiB or more"):
+        concept_images.write_samples(job, table(number), Path("concepts"))

@@ -105,28 +105,46 @@ def test_outputs_of_each_stage_are_those_of_its_target(pushed: Repository) -> No
     assert made == set(stage)
 
 
-def test_a_change_is_seen_by_both(second: Repository) -> None:
-    """On a fresh clone: one value or line at a time, taken back afterwards."""
-    after = {stage: set(STAGES[STAGES.index(stage) :]) for stage in STAGES}
-    changes = [
-        ("params.yaml", "resamples: 100", "resamples: 120", {"tables"}),
-        ("params.yaml", "    lr: 0.002", "    lr: 0.004", after["finetuned"]),
-        ("params.yaml", "lamb: 1.0", "lamb: 2.0", after["erased"]),
-        ("src/resurgence/scorers/clip.py", '"a photo of the {}", 100.0', '"a photo of the {}", 99.0', after["scores"]),
-        ("data/small/tasks/pets.yaml", "erase: 2, retain: 2", "erase: 3, retain: 2", {"data", *after["images"]}),
-        ("params.yaml", "device: cpu", "device: auto", set()),
-    ]
-    for path, old, new, affected in changes:
-        file = second.root / path
+FROM = {stage: set(STAGES[number:]) for number, stage in enumerate(STAGES)}  # a stage and all after it
+SEEN: dict[str, tuple[str, str, str, set[str]]] = {
+    "statistic": ("params.yaml", "resamples: 100", "resamples: 120", {"tables"}),
+    "code": (
+        "src/resurgence/scorers/clip.py",
+        '"a photo of the {}", 100.0',
+        '"a photo of the {}", 99.0',
+        FROM["scores"],
+    ),
+    "task": ("data/small/tasks/pets.yaml", "erase: 2, retain: 2", "erase: 3, retain: 2", {"data", *FROM["images"]}),
+    "device": ("params.yaml", "device: cpu", "device: auto", set()),
+    "fine-tune": ("params.yaml", "    lr: 0.002", "    lr: 0.004", FROM["finetuned"]),
+    "eraser": ("params.yaml", "lamb: 1.0", "lamb: 2.0", FROM["erased"]),
+}
+
+
+def seen_by_both(tree: Repository, names: list[str]) -> None:
+    """One value or line at a time, taken back afterwards; then nothing is left to do."""
+    for name in names:
+        path, old, new, affected = SEEN[name]
+        file = tree.root / path
         text = file.read_text()
         assert old in text, old
         file.write_text(text.replace(old, new, 1))
-        assert stages_to_run(second) == affected, new
-        second.dvc("repro", "expected")
-        assert set(second.changed()) == affected, new
+        assert stages_to_run(tree) == affected, new
+        tree.dvc("repro", "expected")
+        assert set(tree.changed()) == affected, new
         file.write_text(text)
-    second.dvc("repro", "expected")
-    assert CLEAN in second.dvc("status") and stages_to_run(second) == set()
+    tree.dvc("repro", "expected")
+    assert CLEAN in tree.dvc("status") and stages_to_run(tree) == set()
+
+
+def test_a_change_is_seen_by_both(second: Repository) -> None:
+    """On a fresh clone: of a setting, of the code, and of a file that a job reads."""
+    seen_by_both(second, ["statistic", "code", "task"])
+
+
+@pytest.mark.nightly
+def test_other_changes_are_seen_by_both(second: Repository) -> None:
+    seen_by_both(second, ["device", "fine-tune", "eraser"])
 
 
 def test_a_value_changed_before_adopting_is_named(pushed: Repository, tmp_path: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from tree import Tree, clone
+
+from resurgence.config.fields import ConfigError
+from resurgence.config.load import load_study
 
 
 @pytest.fixture
@@ -43,6 +47,10 @@ def test_features_of_real_images_are_made_once(tree: Tree) -> None:
         ("general_for: [pets]", "general_for: [cars]", "tasks.general_for = 'cars': not known here"),
     ],
 )
-def test_what_is_not_there_is_told(tree: Tree, old: str, new: str, message: str) -> None:
+def test_what_is_not_there_is_told(
+    tree: Tree, old: str, new: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tree.edit("tests/small.yaml", old, new)
-    assert message in tree.snakemake("-n", check=False)
+    monkeypatch.chdir(tree.root)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_study([Path("params.yaml"), Path(tree.overlay)])

@@ -1,14 +1,11 @@
 """The checked study, and functions of the rules on its records (resurgence.workflow.rule_table). No rules here."""
 
-import sys
 from pathlib import Path
 
 from snakemake.utils import validate
 
 ROOT = Path(workflow.basedir)
-sys.path.insert(0, str(ROOT / "src"))
 
-from resurgence.config.fields import read_yaml
 from resurgence.config.load import make_study
 from resurgence.config.model_path import PATTERN as MODEL
 from resurgence.data import coco
@@ -16,6 +13,7 @@ from resurgence.provenance.outputs import check_writable
 from resurgence.workflow import graph, job_items, report_settings, resources, resume
 from resurgence.workflow.job_settings import text
 from resurgence.workflow.rule_table import RULES, every_manifest
+from resurgence.workflow.token_names import check_tokens
 from resurgence.workflow.weights_needed import check_present
 
 # Snakemake takes the last of two equal keys, and 010 for 8; here these are errors

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from resurgence.cli.guard import output, training_state
 from resurgence.config.erasers import EraserConfig, eraser_config, method_module
 from resurgence.config.fields import ConfigError, Count, Seed, at_least, build, one_place, parse, yaml_value
-from resurgence.config.names import check_names
+from resurgence.config.names import check_names, token_form
 from resurgence.config.stages import MaskConfig, SamplingConfig
 from resurgence.config.task import Task, load_task
 from resurgence.files import check_weights_file, read_lines
 from resurgence.provenance.code_version import code_version
 from resurgence.provenance.inputs import BASE_DELTAS, label_of, parents
 from resurgence.provenance.manifest import write_artefact
+from resurgence.provenance.outputs import check_image_space
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -259,8 +260,8 @@ def sample(args: Namespace) -> None:
     """Sample a task's prompt set: images.parquet."""
     from resurgence.data.prompts import prompt_set
     from resurgence.diffusion.image_sets import RESAMPLED, resampled_count, write_image_set
+    from resurgence.diffusion.sampling import latent_shape
     from resurgence.diffusion.sampling import sample as run
-    from resurgence.diffusion.text import token_form
     from resurgence.diffusion.text_checks import check_prompt_set
 
     task, cfg = load_task(args.task), build(SamplingConfig, settings(args.set, "--set"), "--set")
@@ -277,6 +278,7 @@ def sample(args: Namespace) -> None:
         pipe = load(args, args.precision)
         check_names(task, token_form(pipe.tokenizer))
         check_prompt_set(pipe.tokenizer, rows)
+        check_image_space(out, len(rows), latent_shape(pipe, cfg.size)[-1] * pipe.vae_scale_factor)
         if args.adapters is None:
             made = run(pipe, rows, cfg)
         else:

@@ -15,8 +15,8 @@ from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.experiment_cells import cells_of, row_of, setting_of
 from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
 from resurgence.config.model_path import method_name
-from resurgence.config.names import check_apart, check_mapping, erased_names
 from resurgence.config.scorers import scorer_config
+from resurgence.config.study_names import check_study_names
 from resurgence.config.word_sets import check_words
 from resurgence.config.world_words import all_entries, world_entries
 from resurgence.files import read_json, read_lines, resolve_path
@@ -77,6 +77,7 @@ def check_study(study: Study, root: Path) -> None:
     check_limits(study)
     check_erasers(study, root)
     check_finetunes(study)
+    check_study_names(study)
     if study.tasks.concepts is not None:
         check_words(study, read_yaml(root / study.tasks.concepts), study.tasks.concepts)
     check_terciles(study, root)
@@ -219,7 +220,7 @@ def check_settings(config: type | None, settings: Mapping[str, Any], place: str)
 
 
 def check_erasers(study: Study, root: Path) -> None:
-    """Settings and mapping of every variant, for every task that it erases."""
+    """Settings of every variant, for every task that it erases."""
     for name, task in study.loaded.items():
         for eraser, settings in task.erasers.items():
             place = f"{study.tasks.folder}/{name}.yaml: erasers"
@@ -237,18 +238,10 @@ def check_erasers(study: Study, root: Path) -> None:
                             check_lines(f"erasers.{eraser}.{key}", file, root, of_templates=key == "captions")
                     if isinstance(path := settings.get("path"), str):
                         check_model(f"erasers.{eraser}", path, settings.get("revision"), root, "correct it, or ")
-                    check_destinations(study, name, eraser, variant)
-
-
-def check_destinations(study: Study, task: str, eraser: str, variant: str) -> None:
-    """The words that erased concepts become, by the mapping of task or variant, or by a setting, are not erased."""
-    mapped, config = study.task(task, eraser, variant), study.eraser_config(task, eraser, variant)
-    if config is not None:
-        check_mapping(config.destinations(mapped), mapped, key=f"erasers.{eraser}.variants.{variant}: destination")
 
 
 def check_finetunes(study: Study) -> None:
-    """Settings and sets of every variant; no set shows an erased concept."""
+    """Settings and sets of every variant."""
     for finetune, method in study.finetunes.items():
         build(method.config, method.settings, f"finetunes.{finetune}")
         for variant in method.variants:
@@ -260,9 +253,6 @@ def check_finetunes(study: Study) -> None:
         if study.finetune_sets[name].tercile is None and not concepts:
             remedy = f"is empty, and the set {name} shows it; name the random concepts, or list concepts in the set"
             raise ConfigError(f"{study.tasks.folder}/{task}.yaml: finetune", [], remedy)
-        remedy = f"the task {task} erases it, and the set would teach it again; remove it from the set"
-        shown = [(f"finetune_sets.{name}.concepts", concept) for concept in concepts]
-        check_apart(shown, erased_names(study.loaded[task]), remedy)
 
 
 def check_terciles(study: Study, root: Path) -> None:

@@ -53,6 +53,10 @@ class ConfigError(ValueError):
         super().__init__(f"{key} = {value!r}: {remedy}")
         self.key, self.value, self.remedy = key, value, remedy
 
+    def within(self, where: str) -> ConfigError:
+        """The same error for a key below another, or in a file."""
+        return ConfigError(dotted(where, self.key), self.value, self.remedy)
+
 
 def nearest(word: object, known: Iterable[str]) -> str:
     """The closest known word as a hint, followed by all of them."""
@@ -188,7 +192,7 @@ def config_error(error: Any, kind: Any, value: Any, key: str) -> ConfigError:
         where = f"{where}[{step}]" if isinstance(step, int) else dotted(where, step)
     cause = details.get("error")
     if isinstance(cause, ConfigError):
-        return ConfigError(dotted(where, cause.key), cause.value, cause.remedy)
+        return cause.within(where)
     match error["type"]:
         case "value_error":
             remedy = str(cause)

@@ -1,7 +1,7 @@
 """Names of concepts that must differ: compared as normalised text, and by tokens once there is a tokenizer.
 
-The comparison is a `Form`, which gives equal values for equal names: `TEXT`, or what `diffusion.text.token_form` makes
-of a tokenizer. A model reads tokens, so two spellings with the same tokens are one concept to it.
+The comparison is a `Form`, which gives equal values for equal names: `TEXT`, or what `token_form` makes of a tokenizer.
+A model reads tokens, so two spellings with the same tokens are one concept to it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ class Form(NamedTuple):
 
 
 TEXT = Form(normal_form, "text (case, white space and Unicode form do not count)")
+
+
+def token_form(tokenizer: Callable[..., Any]) -> Form:
+    """Names compared by the tokens that the model reads of them; the tokenizer is one of transformers."""
+    return Form(lambda text: tuple(tokenizer(text, add_special_tokens=False).input_ids), "tokens")
 
 
 def spelled(form: Form, word: str, other: str, where: str, key: str = "") -> str:

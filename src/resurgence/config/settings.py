@@ -119,13 +119,16 @@ class FinetuneSet:
             )
         if self.tercile is not None and self.concepts != "task":
             raise ConfigError("concepts", list(self.concepts), "give either this or tercile, not both")
+        for key, words in self.lists().items():
+            check_distinct((key, word) for word in words)
+            if not words:
+                raise ConfigError(key, [], "must not be empty; name at least one, or write task")
+
+    def lists(self) -> dict[str, tuple[str, ...]]:
+        """The lists of concepts and templates, by their keys in the block of the set."""
         concepts = self.concepts if isinstance(self.concepts, dict) else {"": self.concepts}
-        lists = {f"concepts.{kind}".rstrip("."): words for kind, words in concepts.items()}
-        for key, words in {**lists, "templates": self.templates}.items():
-            if isinstance(words, tuple):
-                check_distinct((key, word) for word in words)
-                if not words:
-                    raise ConfigError(key, [], "must not be empty; name at least one, or write task")
+        words = {**{f"concepts.{kind}".rstrip("."): of for kind, of in concepts.items()}, "templates": self.templates}
+        return {key: of for key, of in words.items() if isinstance(of, tuple)}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ import torch
 from torch.func import functional_call
 
 from resurgence.config.fields import templates
-from resurgence.config.names import Form
 from resurgence.files import read_lines
 
 if TYPE_CHECKING:
@@ -75,11 +74,6 @@ def load_captions(source: str | Sequence[str], kind: str) -> tuple[str, ...]:
 def fill(templates: Sequence[str], concept: str) -> list[str]:
     """The captions of a concept."""
     return [template.replace("{}", concept) for template in templates]
-
-
-def token_form(tokenizer: PreTrainedTokenizerBase) -> Form:
-    """Names compared by the tokens that the model reads of them."""
-    return Form(lambda text: tuple(tokenizer(text, add_special_tokens=False).input_ids), "tokens")
 
 
 def long_captions(tokenizer: PreTrainedTokenizerBase, captions: Iterable[str]) -> dict[str, int]:

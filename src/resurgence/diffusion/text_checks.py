@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from resurgence.config.names import Named, check_apart, check_mapping, check_names, check_prompts
-from resurgence.diffusion.text import SHOWN, check_lengths, fill, load_captions, long_captions, token_form
+from resurgence.config.names import Named, check_apart, check_mapping, check_names, check_prompts, token_form
+from resurgence.diffusion.text import SHOWN, check_lengths, fill, load_captions, long_captions
 from resurgence.provenance.manifest import MANIFEST, read_manifest
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from resurgence.files import files_below
 from resurgence.provenance.manifest import MANIFEST, RUN, read_manifest
 
 FULL = 2**20  # bytes; a disk with less free space is full
+PNG_SHARE = 0.2  # of the bytes of its pixels, that a PNG takes at least: of drawings 0.2 to 0.5, of photographs more
 
 
 def places(path: Path) -> Iterator[Path]:
@@ -144,3 +145,8 @@ def check_space(folder: Path, needed: int) -> None:
     if disk.total and disk.free < needed:  # some file systems do not tell
         raise OSError(f"{folder} needs {needed / 2**20:.0f} MiB or more, its disk has {disk.free / 2**20:.0f} MiB "
                       "left; free some space, or use a folder on another disk")  # fmt: skip
+
+
+def check_image_space(folder: Path, number: int, side: int) -> None:
+    """Raise OSError where the disk of a folder has no space for a number of square images, `side` pixels wide."""
+    check_space(folder, int(number * 3 * side**2 * PNG_SHARE))

@@ -9,7 +9,8 @@ import pandas as pd
 from resurgence.config.fields import build
 from resurgence.data.prompts import expand
 from resurgence.diffusion.image_sets import RESAMPLED, resampled_count, write_image_set
-from resurgence.diffusion.sampling import SamplingConfig, sample
+from resurgence.diffusion.sampling import SamplingConfig, latent_shape, sample
+from resurgence.provenance.outputs import check_image_space
 from resurgence.stages.base import load_pipe
 from resurgence.stages.job import Job, main
 
@@ -19,6 +20,7 @@ def write_samples(job: Job, rows: pd.DataFrame, folder: Path) -> dict:
     settings = dict(job.settings["sampling"])
     pipe = load_pipe(job, settings.pop("precision", "fp32"))
     cfg = build(SamplingConfig, settings, "sampling")
+    check_image_space(folder, len(rows), latent_shape(pipe, cfg.size)[-1] * pipe.vae_scale_factor)
     write_image_set(folder / "images.parquet", rows, sample(pipe, rows, cfg))
     return {"images": len(rows), RESAMPLED: resampled_count([folder / "images.parquet"])}
 

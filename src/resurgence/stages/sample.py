@@ -16,10 +16,11 @@ import pandas as pd
 from resurgence.config.fields import build
 from resurgence.diffusion.deltas import DELTA_FILE, apply_folder
 from resurgence.diffusion.image_sets import RESAMPLED, resampled_count, shard_file, shard_rows, write_image_set
-from resurgence.diffusion.sampling import SamplingConfig, sample
+from resurgence.diffusion.sampling import SamplingConfig, latent_shape, sample
 from resurgence.diffusion.text_checks import check_prompt_set
 from resurgence.files import sha256
 from resurgence.provenance.manifest import MANIFEST
+from resurgence.provenance.outputs import check_image_space
 from resurgence.stages.base import load_pipe
 from resurgence.stages.job import Job, main
 
@@ -70,6 +71,9 @@ def make(job: Job, folder: Path) -> dict:
         if missing:
             pipe = load_pipe(job, precision)
             check_prompt_set(pipe.tokenizer, rows)
+            check_image_space(
+                state, sum(len(shard) for shard, _ in missing), latent_shape(pipe, cfg.size)[-1] * pipe.vae_scale_factor
+            )
             for changed in folders:
                 apply_folder(pipe, changed)
         for shard, file in missing:
