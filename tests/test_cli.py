@@ -81,10 +81,10 @@ def write_scorers(path: Path) -> None:
     """A random recogniser of the task's classes and a random CLIP with open_clip's own tokenizer."""
     import open_clip
 
-    from resurgence.scorers.recogniser_model import Labels, Recogniser, save_recogniser
+    from resurgence.scorers.recogniser_model import Recogniser, save_recogniser
 
     torch.manual_seed(0)
-    save_recogniser(Recogniser(4, width=8), Labels(["ship", "dog", "bird", "cat"]), path / "recogniser")
+    save_recogniser(Recogniser(4, width=8), ["ship", "dog", "bird", "cat"], path / "recogniser")
     config = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8},

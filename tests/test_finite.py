@@ -35,7 +35,7 @@ from resurgence.pretrained.finite import check_finite, is_finite
 from resurgence.pretrained.loading import read_tensors
 from resurgence.scorers import clip
 from resurgence.scorers.configs import ClipConfig
-from resurgence.scorers.recogniser_model import Labels, Recogniser, load_recogniser, save_recogniser
+from resurgence.scorers.recogniser_model import Recogniser, load_recogniser, save_recogniser
 from resurgence.training.checkpoint import Saver
 from resurgence.training.loop import GRADIENT_NORM, Run, train
 from resurgence.training.lora import prepare, restore, save_checkpoint
@@ -280,7 +280,7 @@ def test_adapters_that_overflow_when_they_are_opened() -> None:
 
 @bad_values
 def test_a_recogniser(tmp_path: Path, value: float) -> None:
-    save_recogniser(Recogniser(3, 4, 16), Labels(["a", "b", "c"]), tmp_path)
+    save_recogniser(Recogniser(3, 4, 16), ["a", "b", "c"], tmp_path)
     spoil(tmp_path / "model.safetensors", "head.weight", value)
     with pytest.raises(ValueError, match=r"model\.safetensors': head\.weight has 1 of 72 values .* `make world`"):
         load_recogniser(tmp_path)

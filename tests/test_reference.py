@@ -16,7 +16,7 @@ from resurgence.analysis import tables
 from resurgence.analysis.estimates import ImageSet, estimates
 from resurgence.data.prompts import prompt_set
 from resurgence.scorers import RecogniserConfig, frechet, recogniser
-from resurgence.scorers.recogniser_model import Labels, Recogniser, save_recogniser
+from resurgence.scorers.recogniser_model import Recogniser, save_recogniser
 from resurgence.stages import prompts, reference_features
 from resurgence.stages.job import Job
 from scored import FEATURES, study_sets, write_scores_folder
@@ -74,7 +74,7 @@ def test_distance_to_real_images_is_that_of_the_general_prompts(tmp_path: Path) 
 
 def test_features_of_a_folder_of_pictures_of_any_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    save_recogniser(Recogniser(3, 8), Labels(["a", "b", "c"]), tmp_path / "recogniser")
+    save_recogniser(Recogniser(3, 8), ["a", "b", "c"], tmp_path / "recogniser")
     (tmp_path / "pictures").mkdir()
     generator = np.random.default_rng(0)
     for name, size in (("b.png", (40, 60)), ("a.jpg", (64, 64)), ("c.png", (100, 30))):

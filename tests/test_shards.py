@@ -16,7 +16,7 @@ from resurgence.diffusion import image_sets
 from resurgence.diffusion.deltas import load_delta
 from resurgence.diffusion.image_sets import write_image_set
 from resurgence.scorers import score_files
-from resurgence.scorers.recogniser_model import Labels, Recogniser, save_recogniser
+from resurgence.scorers.recogniser_model import Recogniser, save_recogniser
 from resurgence.stages import grids, sample, score
 from resurgence.stages.job import Job
 from tiny import make_pipeline
@@ -143,7 +143,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     make_pipeline(max_length=24).save_pretrained("base")
     torch.manual_seed(0)
-    save_recogniser(Recogniser(4, 8), Labels(CONCEPTS), Path("recogniser"))
+    save_recogniser(Recogniser(4, 8), CONCEPTS, Path("recogniser"))
     Path("prompts").mkdir()
     prompt_set(10).to_csv("prompts/prompts.csv", index=False)
     Path("prompts/manifest.json").write_text(json.dumps({"kind": "prompt set", "files": {}}))

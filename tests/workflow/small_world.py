@@ -47,13 +47,13 @@ def make_clip(folder: Path) -> None:
 
 def make_world(root: Path) -> None:
     """Write data/small below root."""
-    from resurgence.scorers.recogniser_model import Labels, Recogniser, save_recogniser
+    from resurgence.scorers.recogniser_model import Recogniser, save_recogniser
 
     small = root / "data" / "small"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         make_pipeline(max_length=24).save_pretrained(small / "base", safe_serialization=True)
-        save_recogniser(Recogniser(len(CONCEPTS), 8), Labels(CONCEPTS), small / "recogniser")
+        save_recogniser(Recogniser(len(CONCEPTS), 8), CONCEPTS, small / "recogniser")
         make_clip(small / "clip")
     (small / "tasks").mkdir()
     (small / "tasks" / "pets.yaml").write_text(TASK)

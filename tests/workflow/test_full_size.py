@@ -65,7 +65,7 @@ finetune: [Cher]
 @pytest.fixture(scope="module", params=["sd14", "sd21"])
 def tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """The finished study of a base of full size; removed afterwards, for it has 15 GB."""
-    from resurgence.scorers.recogniser_model import Labels, Recogniser, save_recogniser
+    from resurgence.scorers.recogniser_model import Recogniser, save_recogniser
 
     root = tmp_path_factory.mktemp(request.param)
     for part in PARTS:
@@ -74,7 +74,7 @@ def tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         make_published(request.param).save_pretrained(data / "base", safe_serialization=True)
-        save_recogniser(Recogniser(len(NAMES), 8), Labels(NAMES), data / "recogniser")
+        save_recogniser(Recogniser(len(NAMES), 8), NAMES, data / "recogniser")
         make_clip(data / "clip")
     (data / "tasks").mkdir()
     (data / "tasks/one.yaml").write_text(TASK)

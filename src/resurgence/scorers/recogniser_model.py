@@ -69,8 +69,9 @@ class Labels(NamedTuple):
     temperatures: tuple[float, float] = (1.0, 1.0)  # by which the logits of concepts and of styles are divided
 
 
-def save_recogniser(model: Recogniser, labels: Labels, folder: Path) -> None:
-    """Write config.json and model.safetensors."""
+def save_recogniser(model: Recogniser, labels: Labels | list[str], folder: Path) -> None:
+    """Write config.json and model.safetensors; a list holds the classes of a recogniser without styles."""
+    labels = Labels(labels) if isinstance(labels, list) else labels
     folder.mkdir(parents=True, exist_ok=True)
     config = {**labels._asdict(), "size": model.size, "width": model.stem[0].out_channels}
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
