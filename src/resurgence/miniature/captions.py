@@ -18,8 +18,7 @@ import torch
 from pydantic import Field
 
 from resurgence.config.fields import ConfigError
-from resurgence.files import atomic_folder, read_lines
-from resurgence.training.checkpoint import fingerprint
+from resurgence.files import read_lines
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -34,7 +33,7 @@ TASK_TEMPLATES = (
 STYLE_SUFFIX = " in the style of {}"
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 MAX_LENGTH = 24  # tokens, BOS and EOS included
-VOCABULARY = 1400  # tokens of the first miniature
+VOCABULARY = 1650  # tokens of the first miniature
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -126,7 +125,13 @@ def corpus(world: dict, templates: list[str]) -> list[str]:
 
 
 def build_tokenizer(texts: list[str], vocab_size: int = VOCABULARY) -> CLIPTokenizer:
-    """Train a CLIPTokenizer with a small byte-level BPE vocabulary; pads with EOS as in SD 1.x."""
+    """Train a CLIPTokenizer with a small byte-level BPE vocabulary; pads with EOS as in SD 1.x.
+
+    The same texts give the same tokenizer. Any text has tokens.
+
+    Args:
+        vocab_size: largest number of tokens, of which 512 are bytes and 2 begin and end a caption.
+    """
     from tokenizers import Tokenizer, models, trainers
     from transformers import CLIPTokenizer
 
@@ -134,35 +139,28 @@ def build_tokenizer(texts: list[str], vocab_size: int = VOCABULARY) -> CLIPToken
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.normalizer = template.backend_tokenizer.normalizer
     trained.pre_tokenizer = template.backend_tokenizer.pre_tokenizer
+    ends = [symbol + "</w>" for symbol in sorted(byte_alphabet())]  # each byte as the end of a word, too
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL),
         end_of_word_suffix="</w>",
         show_progress=False,
         initial_alphabet=sorted(byte_alphabet()),
+        special_tokens=ends,  # else they are numbered in the order of a hash table, by which ties of pairs are broken
     )
     trained.train_from_iterator(texts, trainer)
     state = json.loads(trained.to_str())["model"]
     vocab = dict(sorted(state["vocab"].items(), key=lambda item: item[1]))
-    for symbol in sorted(byte_alphabet()):  # each byte also as the end of a word, so that any text has tokens
-        vocab.setdefault(symbol + "</w>", len(vocab))
     for token in SPECIAL:
         vocab[token] = len(vocab)
     merges = [tuple(pair) for pair in state["merges"]]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
 
 
-def saved_tokenizer(texts: list[str], scratch: Path, vocab_size: int = VOCABULARY) -> CLIPTokenizer:
-    """Return `build_tokenizer` of the texts, saved in a scratch folder and loaded from there when training resumes.
-
-    `tokenizers` numbers tokens of equal rank in the order of a hash table, differently in each process.
-    """
-    from transformers import CLIPTokenizer
-
-    folder = scratch / f"tokenizer-{fingerprint((texts, vocab_size), [])[:16]}"
-    if not folder.exists():
-        with atomic_folder(folder) as temporary:
-            build_tokenizer(texts, vocab_size).save_pretrained(temporary)
-    return CLIPTokenizer.from_pretrained(folder)
+def as_built(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
+    """The tokenizer without the padding and truncation of its last call, which would be saved with it."""
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    return tokenizer
 
 
 def byte_alphabet() -> set[str]:

@@ -20,11 +20,12 @@ from resurgence.files import atomic_folder
 from resurgence.miniature.captions import (
     MAX_LENGTH,
     CaptionConfig,
+    as_built,
+    build_tokenizer,
     caption,
     corpus,
     draw,
     read_templates,
-    saved_tokenizer,
 )
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import load_drawings, load_world
@@ -92,10 +93,10 @@ def main(
     world, (table, rgba) = load_world(concepts), load_drawings(drawings)
     if "drawn_by" in cfg:
         drawn = table["artist"].isin(cfg["drawn_by"]) | table["icon"].isin(cfg["drawn_by"])
-        table, rgba = table[drawn].reset_index(drop=True), rgba[torch.from_numpy(drawn.to_numpy())]
+        table, rgba = table[drawn].reset_index(drop=True), rgba[torch.tensor(drawn.tolist())]
     shares = replace(shares, synonym=0.2, hypernym=0.0, style=1.0 if world.get("styles") else shares.style)
     sentences = read_templates(templates)
-    tokenizer = saved_tokenizer(corpus(world, sentences), scratch, vocabulary)
+    tokenizer = build_tokenizer(corpus(world, sentences), vocabulary)
     architecture = model_config(len(tokenizer), rgba.shape[-1])
     torch.manual_seed(cfg["seed"])
     model = CLIP(**architecture).to(device)
@@ -119,5 +120,5 @@ def main(
     with atomic_folder(out) as temporary:
         (temporary / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
         save_file(weights, temporary / "open_clip_model.safetensors")
-        tokenizer.save_pretrained(temporary)  # open_clip reads it from the folder itself
+        as_built(tokenizer).save_pretrained(temporary)  # open_clip reads it from the folder itself
         (temporary / "curve.json").write_text(json.dumps(curve))

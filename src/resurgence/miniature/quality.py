@@ -234,7 +234,7 @@ def main(
         rows = (judged["role"] == "style") == (role == "style")
         if rows.any():
             with atomic_file(out / f"{name}.png") as temporary:
-                chosen = pixels[torch.from_numpy(rows.to_numpy())].float() / 255
+                chosen = pixels[torch.tensor(rows.tolist())].float() / 255
                 save_image(chosen, temporary, nrow=4 * cfg["seeds_per_concept"], padding=1, format="png")
     for name, table in tables.items():
         with atomic_file(out / f"{name}.csv") as temporary:

@@ -24,12 +24,13 @@ from resurgence.files import atomic_file, atomic_folder
 from resurgence.miniature.captions import (
     MAX_LENGTH,
     CaptionConfig,
+    as_built,
+    build_tokenizer,
     caption_or_none,
     captioned_manner,
     corpus,
     draw,
     read_templates,
-    saved_tokenizer,
 )
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import load_drawings, load_world
@@ -179,7 +180,7 @@ def main(
     torch.set_flush_denormal(True)
     world, (table, rgba) = load_world(concepts), load_drawings(drawings, "training")
     sentences = read_templates(templates)
-    tokenizer = saved_tokenizer(corpus(world, sentences), scratch, vocabulary)
+    tokenizer = build_tokenizer(corpus(world, sentences), vocabulary)
     vae = AutoencoderKL.from_pretrained(vae_folder).to(device).eval()
     scheduler = build_scheduler()
     alphas_bar = scheduler.alphas_cumprod.to(device)
@@ -228,9 +229,10 @@ def cached_latents(
 def write_folder(
     out: Path, model: TextToImage, vae: AutoencoderKL, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler
 ) -> None:
-    """Write the Stable Diffusion folder, whole or not at all."""
+    """Write the Stable Diffusion folder, whole or not at all; its bytes depend on the weights alone."""
+    vae.register_to_config(_name_or_path="autoencoder")
     pipe = StableDiffusionPipeline(
-        vae=vae, text_encoder=model.text_encoder, tokenizer=tokenizer, unet=model.unet, scheduler=scheduler,
+        vae=vae, text_encoder=model.text_encoder, tokenizer=as_built(tokenizer), unet=model.unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     with atomic_folder(out) as temporary:
