@@ -160,3 +160,13 @@ def test_damaged_inputs_are_refused(tmp_path: Path) -> None:
     first, second = str(error.value).splitlines()
     assert f"{folders[0] / 'x'} has changed since it was written" in first and f"delete {folders[0]} and" in first
     assert f"{folders[1] / 'x'} is missing" in second
+
+
+def test_a_job_does_not_end_with_the_messages_of_libraries() -> None:
+    """At the end of a process nanobind prints a list of objects that garbage collection was kept from."""
+    code = (
+        "import atexit, logging, os, sys; from resurgence.stages.runtime import end_imports;"
+        "atexit.register(os.write, 2, b'a library'); end_imports(); logging.warning('the last line')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stderr == "WARNING:root:the last line\n"

@@ -121,7 +121,7 @@ config["scorers"] = {"ssim": {"sigma": float(sys.argv[1])}}
 config["figures"] = {"metrics": ["ssim"]}
 config["base"]["path"] = config["tasks"]["folder"]  # any folder
 study, job = make_study(config), SimpleNamespace(base="miniature", model="ship/mace/s0")
-print(list(metrics())[-2], [m for m in ("torch", "pandas", "torchmetrics") if m in sys.modules])
+print(list(metrics())[-4], [m for m in ("torch", "pandas", "torchmetrics") if m in sys.modules])
 print(RULES["score"].inputs(study, job)["base_images"])
 print(RULES["score"].version(study, job))
 """

@@ -166,6 +166,25 @@ def test_temperatures_divide_the_logits(tmp_path: Path) -> None:
     assert table["recogniser_probability"].tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def test_false_alarms_and_agreement_are_counted_row_by_row() -> None:
+    """By hand: an erased concept in pictures of others; two detectors that both say yes or both say no."""
+    rows = pd.DataFrame(
+        [
+            ("ship", "erase", "cat", 0.0, 1.0),
+            ("ship", "synonym", "ship", 1.0, 1.0),
+            ("cat", "retain", "ship", 0.0, 0.0),
+            ("cat", "retain", "cat", 1.0, 0.0),
+            ("", "general", "ship", math.nan, math.nan),
+        ],
+        columns=["concept", "role", "recogniser_top1", "recogniser_correct", "clip_correct"],
+    )
+    found = scorers.compared(rows.copy(), TASK, ["recogniser", "clip"])
+    np.testing.assert_array_equal(found["false_alarm"], [math.nan, math.nan, 1, 0, 1])
+    np.testing.assert_array_equal(found["agreement"], [0, 1, 1, 0, math.nan])
+    alone = scorers.compared(rows.drop(columns="recogniser_top1")[["concept", "clip_correct"]], TASK, ["clip"])
+    assert list(alone) == ["concept", "clip_correct"]
+
+
 def test_an_unknown_concept_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"'lighthouse' is no class .*5 classes"):
         concepts = ["ship", "lighthouse", "", "cat", "dog"]
@@ -327,7 +346,7 @@ def test_a_set_is_scored_by_all_scorers_and_read_back(
     rows = PROMPTS.assign(seed=np.arange(6) + 2**62)
     table, features = scorers.score_images(pictures(), rows, TASK, loaded, scorers.feature_names(settings))
     assert table.columns[:4].tolist() == ["prompt", "concept", "role", "seed"]
-    declared = ["blank", *RecogniserConfig.columns, *ClipConfig.columns]
+    declared = ["blank", *RecogniserConfig.columns, *ClipConfig.columns, "false_alarm", "agreement"]
     assert table.columns[4:].tolist() == declared
     means = {metric.column for cls in (RecogniserConfig, ClipConfig) for metric in cls.metrics.values()}
     assert len(means) == 5 and means <= set(table)
@@ -485,10 +504,10 @@ def test_two_scorers_do_not_write_one_column_and_a_missing_base_is_told() -> Non
 def test_metrics_have_the_order_of_the_tables_and_of_the_reports() -> None:
     """The order of the rows of published CSV files and of the sections of published reports; neither may move."""
     people = ["celebrity_accuracy", "celebrity_accuracy_all", "celebrity_no_face"]
-    classes = ["recogniser_accuracy", "recogniser_content"]
+    classes, common = ["recogniser_accuracy", "recogniser_content"], ["blank", "false_alarm", "agreement"]
     clips, far = ["clip_accuracy", "clip_probability", "clip_score"], ["frechet", "frechet_reference"]
-    assert list(metrics()) == [*classes, *clips, *people, *far, "blank"]
-    assert list(headline.titles()) == [*people, *classes, *clips, *far, "blank", "H_c", "H_o"]
+    assert list(metrics()) == [*classes, *clips, *people, *far, *common]
+    assert list(headline.titles()) == [*people, *classes, *clips, *far, *common, "H_c", "H_o"]
     accuracies = {r: [m for m, d in ranked(reverse=r).items() if d.accuracy] for r in (False, True)}
     assert accuracies[False] == ["celebrity_accuracy", "recogniser_accuracy", "clip_accuracy"]
     assert accuracies[True] == accuracies[False][::-1]
@@ -523,8 +542,8 @@ class HueConfig(CornerConfig):
 
 def test_a_plug_ins_metrics_follow_those_of_the_package(registered: Callable[..., None]) -> None:
     registered(hue="test_scorers:HueConfig")
-    assert list(metrics())[-4:] == ["frechet_reference", "hue", "hue_accuracy", "blank"]
-    assert list(headline.titles())[-5:] == ["hue", "hue_accuracy", "blank", "H_c", "H_o"]
+    assert list(metrics())[-6:-2] == ["frechet_reference", "hue", "hue_accuracy", "blank"]
+    assert list(headline.titles())[-7:-4] == ["hue", "hue_accuracy", "blank"]
     assert headline.title_of("hue") == "Hue" and headline.title_of("unknown") == "unknown"
     order = [m for m, d in ranked(reverse=True).items() if d.accuracy]
     assert order[:2] == ["clip_accuracy", "hue_accuracy"]  # H_o takes the CLIP accuracy where there is one

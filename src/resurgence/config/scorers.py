@@ -48,7 +48,15 @@ class Metric:
 
 BLANK = "blank"
 """Column of every score: 1 for an image of one colour, whose scores say nothing, else 0."""
-COMMON = {BLANK: Metric(BLANK, "Blank images (%)", 100.0)}  # metrics of all scores, after those of the scorers
+FALSE_ALARM = "false_alarm"
+"""Column of scores with a detector: 1 for an image of another prompt in which it sees an erased concept, else 0."""
+AGREEMENT = "agreement"
+"""Column of scores with two detectors: 1 for an image of which both say, or both deny, that its concept is there."""
+COMMON = {
+    BLANK: Metric(BLANK, "Blank images (%)", 100.0),
+    FALSE_ALARM: Metric(FALSE_ALARM, "Erased concept seen in images of others (%)", 100.0),
+    AGREEMENT: Metric(AGREEMENT, "Images on which the detectors agree (%)", 100.0),
+}  # metrics of all scores, after those of the scorers
 
 
 @dataclass(frozen=True)
@@ -162,5 +170,11 @@ def metrics() -> dict[str, Metric]:
 
 def ranked(reverse: bool = False) -> dict[str, Metric]:
     """All metrics by name, those of scorers of lower rank first; `reverse`: those of higher rank."""
-    names = sorted(entries(), key=lambda name: scorer_class(name).rank, reverse=reverse)
-    return {metric: metrics()[metric] for name in names for metric in scorer_class(name).metrics} | COMMON
+    return {
+        metric: metrics()[metric] for name in ranked_names(reverse) for metric in scorer_class(name).metrics
+    } | COMMON
+
+
+def ranked_names(reverse: bool = False) -> list[str]:
+    """The names of all scorers, those of lower rank first; `reverse`: those of higher rank."""
+    return sorted(entries(), key=lambda name: scorer_class(name).rank, reverse=reverse)

@@ -16,7 +16,18 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from resurgence.config.scorers import BLANK, Metric, ScorerConfig, loader, metrics, ranked, scorer_config
+from resurgence.config.scorers import (
+    AGREEMENT,
+    BLANK,
+    FALSE_ALARM,
+    Metric,
+    ScorerConfig,
+    loader,
+    metrics,
+    ranked,
+    ranked_names,
+    scorer_config,
+)
 from resurgence.files import atomic_file
 from resurgence.scorers.configs import CelebrityConfig, ClipConfig, FrechetConfig, InceptionConfig, RecogniserConfig
 
@@ -106,7 +117,8 @@ def score_images(
     keep_features: Collection[str] = (),
     base: torch.Tensor | None = None,
 ) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
-    """Score some images: columns of the prompt set, `blank`, every scorer's columns; and the features to be stored.
+    """Score some images: columns of the prompt set, `blank`, every scorer's columns, those that compare the detectors;
+    and the features to be stored.
 
     Args:
         images: uint8 (N, 3, H, W), in the order of prompts. base: those of the base, of the same rows.
@@ -137,9 +149,28 @@ def score_images(
         if name in keep_features:
             features[name] = scorer.features(images)
         log.info("%s: %d images, %.1f s", name, len(images), time.monotonic() - start)
-    scores = pd.concat(table, axis=1)
+    scores = compared(pd.concat(table, axis=1), task, list(scorers))
     scores.attrs = {LABELS: labels} if labels else {}
     return scores, features
+
+
+def compared(scores: pd.DataFrame, task: Task, names: Collection[str]) -> pd.DataFrame:
+    """The scores with `false_alarm` and `agreement`, where the scorers allow them.
+
+    The detectors are the scorers whose accuracies have the lowest and the highest rank, as in H_c and H_o; the first is
+    asked for false alarms. NaN: an image of an erased concept, or one whose prompt names no concept.
+    """
+    import numpy as np
+
+    accuracies = [m.column for m in ranked().values() if m.accuracy and m.column in scores]
+    tops = [f"{name}_top1" for name in ranked_names() if name in names and f"{name}_top1" in scores]
+    if tops:
+        seen, others = scores[tops[0]].isin(task.erase), ~scores["concept"].isin(task.erase)
+        scores[FALSE_ALARM] = np.where(others, seen, np.nan)
+    if len(accuracies) > 1:
+        first, last = scores[accuracies[0]], scores[accuracies[-1]]
+        scores[AGREEMENT] = np.where(first.notna() & last.notna(), first == last, np.nan)
+    return scores
 
 
 def blank(images: torch.Tensor) -> np.ndarray:

@@ -51,6 +51,7 @@ def importing() -> Iterator[None]:
     finally:
         if len(sys.modules) > modules:  # otherwise new objects are those of a model, which must be collected
             gc.freeze()
+            atexit.register(discard_last_messages)
         gc.enable()
 
 
@@ -64,7 +65,14 @@ def end_imports() -> None:
     """Enable garbage collection, but not of the imported objects, nor at the end of the process."""
     gc.freeze()
     gc.enable()
+    atexit.register(discard_last_messages)
     atexit.register(gc.freeze)
+
+
+def discard_last_messages() -> None:
+    """Discard what libraries print after Python's last line: nanobind lists the objects that were left, as leaks."""
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def take_lock(file: Path, out: Path, seconds: float, remedy: str) -> IO[str] | None:
