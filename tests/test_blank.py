@@ -74,15 +74,16 @@ def test_the_column_of_the_scores() -> None:
     assert len(blank(images.repeat(50, 1, 1, 1))) == 150
 
 
-def test_no_scorer_can_declare_the_column() -> None:
+@pytest.mark.parametrize("column", ["blank", "false_alarm", "agreement"])
+def test_no_scorer_can_declare_a_column_of_all_scores(column: str) -> None:
     @dataclass(frozen=True)
     class Config(ScorerConfig):
-        columns: ClassVar = ("blank",)
+        columns: ClassVar = (column,)
 
-    scorer = SimpleNamespace(score=lambda images, *_: {"blank": [0.0] * len(images)})
+    scorer = SimpleNamespace(score=lambda images, *_: {column: [0.0] * len(images)})
     rows = pd.DataFrame({"prompt": ["a"], "seed": [0], "concept": "", "role": "erase"})
     images = torch.from_numpy(picture("half"))[None]
-    with pytest.raises(ValueError, match="scorer mine: the column 'blank' is there already; rename it"):
+    with pytest.raises(ValueError, match=f"scorer mine: the column '{column}' is there already; rename it"):
         score_images(images, rows, TASK, {"mine": LoadedScorer(Config(), scorer)})
 
 

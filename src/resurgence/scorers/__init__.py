@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from resurgence.config.scorers import (
     AGREEMENT,
     BLANK,
+    COMMON,
     FALSE_ALARM,
     Metric,
     ScorerConfig,
@@ -202,7 +203,7 @@ def columns_table(name: str, config: ScorerConfig, values: Mapping[str, Any], ta
                          "let `columns` name what `score` returns")  # fmt: skip
     columns = {}
     for column in config.columns if len(values) else ():
-        if column in table:
+        if column in table or column in COMMON:
             raise ValueError(f"scorer {name}: the column {column!r} is there already; rename it")
         value, expected = values[column], (len(table),)
         if isinstance(value, LabelValues):
