@@ -67,13 +67,13 @@ def main(
 
     Args:
         scratch: folder from which an interrupted training resumes.
-        cfg: seed, steps, batch, lr, precision and latent_channels.
+        cfg: seed, steps, batch, lr, precision, and latent_channels unless 12.
         styled: share of the pictures that are in a style of the world.
     """
     torch.set_flush_denormal(True)
     world, (_, rgba) = load_world(concepts), load_drawings(drawings, "training")
     torch.manual_seed(cfg["seed"])
-    model = build_autoencoder(cfg["latent_channels"], rgba.shape[-1]).to(device)
+    model = build_autoencoder(cfg.get("latent_channels", 12), rgba.shape[-1]).to(device)
 
     def loss_of(module: AutoencoderKL, step: int) -> torch.Tensor:
         generator = step_generator(cfg["seed"], step)

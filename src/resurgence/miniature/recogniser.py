@@ -129,7 +129,7 @@ def main(
 
     Args:
         scratch: folder from which an interrupted training resumes.
-        cfg: seed, steps, batch, lr, precision and width.
+        cfg: seed, steps, batch, lr, precision, and width unless 32.
         styled: share of the pictures that are in a style of the world.
     """
     torch.set_flush_denormal(True)
@@ -144,7 +144,7 @@ def main(
 
     table, rgba, training_batch = batches("training")
     torch.manual_seed(cfg["seed"])
-    model = Recogniser(len(labels.classes), cfg["width"], rgba.shape[-1], len(labels.styles)).to(device)
+    model = Recogniser(len(labels.classes), cfg.get("width", 32), rgba.shape[-1], len(labels.styles)).to(device)
 
     def loss_of(module: Recogniser, step: int) -> torch.Tensor:
         images, *targets = (part.to(device) for part in training_batch(step_generator(cfg["seed"], step)))
