@@ -97,6 +97,18 @@ def test_damaged_single_file_is_named(tmp_path: Path) -> None:
         pipeline.load_base(tmp_path / "bad.safetensors")
 
 
+def test_a_single_file_without_configuration_names_the_folder_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    save_file(
+        {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3)}, tmp_path / "tiny.safetensors"
+    )
+    with pytest.raises(FileNotFoundError) as error:
+        pipeline.load_base(tmp_path / "tiny.safetensors")
+    assert f"a diffusers base of the same kind to {tmp_path / 'tiny'}, or set HF_HUB_OFFLINE=0" in str(error.value)
+
+
 def test_resolve_device() -> None:
     assert device.resolve_device("cpu") == torch.device("cpu")
     assert device.resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")

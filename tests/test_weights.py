@@ -7,12 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
 
 from resurgence.config.load import load_study, make_study, merge
+from resurgence.diffusion.base_checks import is_complete
 from resurgence.files import sha256
 from resurgence.pretrained import checksums
 from resurgence.pretrained.checksums import Entry
@@ -64,10 +68,12 @@ def write_table(entries: dict) -> None:
     checksums.TABLE.write_text(yaml.safe_dump(entries))
 
 
-def run(code: str, folder: Path, hub: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Python offline, with this hub cache."""
+def run(
+    code: str, folder: Path, hub: Path, *arguments: str, network: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    """Python with this hub cache; offline without variables of a network."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    env = {**kept, "HF_HOME": str(hub), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src")}
+    env = {**kept, "HF_HOME": str(hub), "PYTHONPATH": str(ROOT / "src"), **(network or {"HF_HUB_OFFLINE": "1"})}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
@@ -189,6 +195,61 @@ def test_a_hub_base_loads_offline_and_is_verified(base: Path, hub: Path, project
     assert f"hf download some-one/tiny {name} --revision {COMMIT}" in damaged
     assert f"hf download some-one/tiny {name} --revision {COMMIT[::-1]}" in missing
     assert str(hub / "hub") in missing and "hf auth login" in missing
+
+
+@pytest.fixture
+def endpoint() -> Iterator[tuple[str, list[str]]]:
+    """A hub that has nothing: its address, and the paths that were requested."""
+    requested: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requested.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", requested
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_complete_snapshot_is_loaded_without_asking_the_hub(
+    hub: Path, project: Path, endpoint: tuple[str, list[str]]
+) -> None:
+    """An incomplete one is asked for, by the same network. What the hub's library asks about itself does not count."""
+    address, requested = endpoint
+    done = run(LOADS, project, hub, "{}", COMMIT, network={"HF_ENDPOINT": address})
+    assert done.stdout.splitlines() == ["loaded torch.float32"], done.stderr
+    assert not any("tiny" in path for path in requested)
+    (hub / f"hub/models--some-one--tiny/snapshots/{COMMIT}/vae/config.json").unlink()
+    done = run(LOADS, project, hub, "{}", COMMIT, network={"HF_ENDPOINT": address})
+    assert done.stdout.startswith("FileNotFoundError cannot load the base 'some-one/tiny'"), done.stdout
+    assert any("some-one/tiny" in path for path in requested)
+
+
+def test_a_snapshot_without_a_listed_shard_is_not_complete(hub: Path) -> None:
+    snapshot = hub / "hub/models--some-one--tiny/snapshots" / COMMIT
+    assert is_complete(snapshot)
+    index = snapshot / "unet/diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "diffusion_pytorch_model-00002-of-00002.safetensors"}}))
+    assert not is_complete(snapshot)
+
+
+@pytest.mark.parametrize(("variables", "value"), [({}, "1"), ({"HF_HUB_OFFLINE": "0"}, "0")])
+def test_jobs_ask_no_hub_unless_the_variable_is_set(variables: dict[str, str], value: str, tmp_path: Path) -> None:
+    """In the process of a real job, which ends at its arguments: the hub's library has read the variable."""
+    kept = {key: text for key, text in os.environ.items() if not key.startswith("HF_")}
+    code = "import atexit, os; atexit.register(lambda: print(os.environ.get('HF_HUB_OFFLINE')))"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    env = {**kept, **variables, "PYTHONPATH": f"{tmp_path}:{ROOT / 'src'}"}
+    command = [sys.executable, "-m", "resurgence.stages.cost", "--help"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == value, done.stderr
 
 
 def test_check_of_a_study(project: Path, hub: Path, base: Path) -> None:

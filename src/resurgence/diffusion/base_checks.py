@@ -67,6 +67,19 @@ def check_folder(folder: Path) -> None:
     read_json(folder / "scheduler/scheduler_config.json")
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether a snapshot of the hub's cache has every file of a base; an interrupted download lacks some.
+
+    Raises:
+        ValueError: as `check_folder`, for files that are no base of this kind.
+    """
+    try:
+        check_folder(folder)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def check_model(folder: Path) -> None:
     """Check configuration and weights of one part; raises as `check_folder` does."""
     if not (folder / "config.json").is_file():
@@ -77,6 +90,10 @@ def check_model(folder: Path) -> None:
         there = ", ".join(sorted(file.name for file in folder.iterdir()))
         raise FileNotFoundError(f"{folder} holds no safetensors, only {there}; fetch it again with safetensors, as "
                                 "pickled weights (.bin) can execute code and are not read")  # fmt: skip
+    for index in folder.glob("*.safetensors.index.json"):
+        for shard in sorted(set(read_json(index).get("weight_map", {}).values())):
+            if not (folder / shard).is_file():
+                raise FileNotFoundError(f"{folder} lacks {shard}, which {index.name} lists; fetch the whole folder")
     for file in files:
         check_weights_file(file)
 

@@ -22,7 +22,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors import SafetensorError
 from transformers import CLIPTextModel
 
-from resurgence.diffusion.base_checks import check_folder, check_parts, variant_of
+from resurgence.diffusion.base_checks import check_folder, check_parts, is_complete, variant_of
 from resurgence.diffusion.deltas import apply_folder
 from resurgence.diffusion.device import DTYPES, resolve_device
 from resurgence.diffusion.unet import ddim_of
@@ -41,8 +41,9 @@ def load_base(
     """Load a diffusers folder, a hub id or a single .safetensors checkpoint, with the DDIM scheduler, in eval mode.
 
     A single file takes its configuration from the folder of the same name without suffix if there is one, else from
-    the hub's cache. HF_HUB_OFFLINE=1 keeps everything off the network. Denormals are flushed to zero from here on: they
-    cost a CPU five times the time.
+    the hub's cache. A hub id whose snapshot in the cache is complete is read from there without asking the hub, and
+    HF_HUB_OFFLINE=1 keeps everything off the network. Denormals are flushed to zero from here on: they cost a CPU five
+    times the time.
 
     Args:
         device: auto, cpu, cuda or cuda:N. precision: fp32, fp16 or bf16.
@@ -98,15 +99,16 @@ def from_folder(name: str, revision: str | None, options: dict[str, Any]) -> Sta
     """The pipeline of a diffusers folder or hub id; of a part with weights of one variant only, such as fp16, those."""
     verify_loaded(name, revision)
     folder, variants = locate(name, revision), {}
+    local = {"local_files_only": folder is not None and is_complete(folder)}  # a node without network waits for the hub
     for part in ("unet", "vae", "text_encoder"):
         variants[part] = variant_of(folder / part) if folder is not None else None
         if variants[part] is not None:
             log.info("%s of %s: only weights of the variant %s are there", part, name, variants[part])
-    text = {"dtype": options["dtype"], "variant": variants["text_encoder"]}
+    text = {"dtype": options["dtype"], "variant": variants["text_encoder"], **local}
     encoder = load_pretrained(CLIPTextModel, name, "base.path", revision, "text_encoder", **text)
     return StableDiffusionPipeline.from_pretrained(
         name, revision=revision, variant=variants["unet"] or variants["vae"], text_encoder=encoder,
-        feature_extractor=None, use_safetensors=True, **options,
+        feature_extractor=None, use_safetensors=True, **local, **options,
     )  # fmt: skip
 
 

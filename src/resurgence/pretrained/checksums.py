@@ -129,6 +129,13 @@ def missing_base(path: str | Path, revision: str | None, error: Exception) -> st
 
     reason = " ".join(str(error).split())[:300]
     cause = f"cannot load the base {str(path)!r} ({type(error).__name__}: {reason})"
+    if Path(path).is_file() and offline():
+        beside = Path(path).absolute().with_suffix("")
+        return (
+            f"{cause}. HF_HUB_OFFLINE is set (in jobs unless you set it), so the file is configured by a folder beside "
+            f"it: copy model_index.json and the folders of a diffusers base of the same kind to {beside}, or set "
+            "HF_HUB_OFFLINE=0"
+        )
     if Path(path).exists():
         return (
             f"{cause}. {Path(path).absolute()} is there but not complete: copy or fetch it again as a whole, with "

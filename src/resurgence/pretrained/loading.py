@@ -119,14 +119,21 @@ def fill(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], key: str, 
 
 
 def load_pretrained(
-    kind: type[PreTrainedModel], name: str, key: str, revision: str | None = None, subfolder: str = "", **options: Any
+    kind: type[PreTrainedModel],
+    name: str,
+    key: str,
+    revision: str | None = None,
+    subfolder: str = "",
+    local_files_only: bool = False,
+    **options: Any,
 ) -> PreTrainedModel:
     """Load a complete model of transformers from a folder or hub id, in eval mode.
 
     transformers itself only logs which weights a file lacks, and initialises them at random.
 
     Args:
-        key: the setting that names it, for messages. options: of from_pretrained.
+        key: the setting that names it, for messages. local_files_only: do not ask the hub. options: of
+            from_pretrained.
 
     Raises:
         FileNotFoundError: no such model, or a truncated file.
@@ -137,7 +144,7 @@ def load_pretrained(
     fetch = f"fetch it again (`hf download {name}{f' --revision {revision}' if revision else ''}`), or name a folder"
     if Path(name).exists():
         fetch = "copy or fetch the folder again as a whole, or name another"
-    source = {"revision": revision, "subfolder": subfolder}
+    source = {"revision": revision, "subfolder": subfolder, "local_files_only": local_files_only}
     try:
         model_type = PreTrainedConfig.get_config_dict(name, **source)[0].get("model_type")
         if model_type != kind.config_class.model_type:
