@@ -109,16 +109,38 @@ def test_second_job_waits_for_the_device(jobs: Jobs) -> None:
     [
         (True, {"CUDA_VISIBLE_DEVICES": "2,3"}, "2"),
         (True, {"CUDA_VISIBLE_DEVICES": ""}, "-"),
-        (True, {"CUDA_VISIBLE_DEVICES": "2,3", "SLURM_JOB_ID": "7"}, "2,3"),
+        (True, {"CUDA_VISIBLE_DEVICES": "2,3", "SLURM_JOB_ID": "7"}, "2"),
         (True, {"CUDA_VISIBLE_DEVICES": "2,3", "RESURGENCE_DEVICE": "cpu"}, "2,3"),
         (False, {"CUDA_VISIBLE_DEVICES": "2,3"}, "2,3"),
         (False, {}, "none"),
     ],
 )
 def test_variables_that_are_set_are_respected(jobs: Jobs, gpu: bool, more: dict[str, str], device: str) -> None:
-    """Of CUDA_VISIBLE_DEVICES one is taken; an empty one hides all; SLURM's choice and jobs without a GPU are left."""
+    """Of CUDA_VISIBLE_DEVICES one is taken; an empty one hides all; jobs without a GPU are left."""
     assert jobs.start(gpu=gpu, **more).wait(60) == 0
     assert jobs.lines()[0][2] == device
+
+
+def test_several_devices_of_one_slurm_allocation_are_shared_out(jobs: Jobs) -> None:
+    """By locks of the allocation: in another one the same numbers are other devices."""
+    inside = {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_JOB_ID": "7"}
+    for number, name in enumerate("ab"):
+        jobs.start(name, seconds=60, **inside)
+        jobs.wait_for(number + 1)
+    third = jobs.start("c", **inside)
+    assert b"waiting for a GPU: 0 1 in use" in third.stderr.readline()
+    assert jobs.start("d", **inside | {"SLURM_JOB_ID": "8"}).wait(60) == 0
+    assert [line[2] for line in jobs.lines()] == ["0", "1", "0", "0"]  # a, b; begin and end of d
+    jobs.running[1].kill()
+    assert third.wait(60) == 0 and jobs.lines()[-1][2] == "1"
+
+
+def test_the_single_device_of_a_slurm_job_is_not_locked(jobs: Jobs) -> None:
+    inside = {"CUDA_VISIBLE_DEVICES": "0", "SLURM_JOB_ID": "7"}
+    jobs.start("a", seconds=60, **inside)
+    jobs.wait_for(1)
+    assert jobs.start("b", **inside).wait(60) == 0
+    assert [line[2] for line in jobs.lines()] == ["0", "0", "0"]
 
 
 def test_devices_of_the_machine_come_from_nvidia_smi(jobs: Jobs) -> None:
@@ -126,9 +148,18 @@ def test_devices_of_the_machine_come_from_nvidia_smi(jobs: Jobs) -> None:
     (jobs.folder / "bin/nvidia-smi").write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
     (jobs.folder / "bin/nvidia-smi").chmod(0o755)
     path = f"{jobs.folder / 'bin'}:{os.environ['PATH']}"
-    started = [jobs.start(name, seconds=60, PATH=path) for name in "ab"]
+    # on a cluster whose SLURM assigns no devices all allocations see the same ones, so they share the locks
+    started = [
+        jobs.start(name, seconds=60, PATH=path, **{"SLURM_JOB_ID": name} if name == "b" else {}) for name in "ab"
+    ]
     jobs.wait_for(2)
     assert {line[2] for line in jobs.lines()} == {"0", "1"} and all(job.poll() is None for job in started)
+
+
+def test_without_variable_and_nvidia_smi_the_remedy_is_named(jobs: Jobs) -> None:
+    job = jobs.start(PATH=str(jobs.folder))
+    text = job.communicate(timeout=60)[1].decode()
+    assert job.returncode == 1 and "set CUDA_VISIBLE_DEVICES to those that jobs may use, such as 0,1" in text
 
 
 def test_second_writer_waits_then_gives_up(jobs: Jobs) -> None:

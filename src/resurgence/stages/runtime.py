@@ -6,7 +6,8 @@ result. It runs before CUDA is initialised, so the process sees no other device.
     RESURGENCE_DEVICE      cuda or cpu: where jobs that can use a GPU run; set by the Snakefile
     RESURGENCE_LOCKS       folder of the locks of GPUs on this machine (default: below the folder of temporary files)
     RESURGENCE_WAIT        seconds that a second writer of an output waits for the first (default: 60)
-    CUDA_VISIBLE_DEVICES   if set, one of these devices is used; unchanged inside a SLURM job
+    HF_HUB_OFFLINE         1 in jobs unless it is set: what they load from the hub was looked up before the first job
+    CUDA_VISIBLE_DEVICES   if set, one of these devices is used; a single one of a SLURM job stays as SLURM assigned it
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import gc
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -56,8 +58,12 @@ def importing() -> Iterator[None]:
 
 
 def begin_imports() -> None:
-    """Disable garbage collection in the process of a job until `end_imports`; see `importing`."""
+    """Prepare the process of a job: no network for the hub's libraries, which read that when they are imported.
+
+    Garbage collection is disabled until `end_imports`; see `importing`.
+    """
     if sys.argv[0] == "-m":  # while Python looks for the module of `python -m resurgence.stages.NAME`
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
         gc.disable()
 
 
@@ -135,9 +141,16 @@ def only_writer(out: Path) -> Iterator[None]:
 
 
 def visible_devices() -> list[str]:
-    """The GPUs available to this process: those of CUDA_VISIBLE_DEVICES, else those that nvidia-smi lists."""
+    """The GPUs available to this process: those of CUDA_VISIBLE_DEVICES, else those that nvidia-smi lists.
+
+    Raises:
+        FileNotFoundError: neither the variable nor the program.
+    """
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [device for device in chosen.split(",") if device]
+    if shutil.which("nvidia-smi") is None:
+        raise FileNotFoundError("nvidia-smi is not on the PATH, so the GPUs of this machine are not known; set "
+                                "CUDA_VISIBLE_DEVICES to those that jobs may use, such as 0,1")  # fmt: skip
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # number devices as nvidia-smi does
@@ -145,15 +158,23 @@ def visible_devices() -> list[str]:
 
 
 def take_gpu() -> None:
-    """Hold the lock of one GPU and hide the others; wait until one is free. Does nothing in a SLURM job."""
-    if os.environ.get("RESURGENCE_DEVICE") != "cuda" or "SLURM_JOB_ID" in os.environ:
+    """Hold the lock of one GPU and hide the others; wait until one is free.
+
+    The single device of a SLURM job is not locked. Of several, each job of a Snakemake inside of the
+    allocation takes one.
+    """
+    if os.environ.get("RESURGENCE_DEVICE") != "cuda":
         return
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         raise RuntimeError("CUDA is initialised before the job has taken a GPU; import nothing that looks for devices")
-    devices = visible_devices()
     default = Path(tempfile.gettempdir()) / f"resurgence-{os.getuid()}"
-    folder = Path(os.environ.get("RESURGENCE_LOCKS", default))
+    folder, allocation = Path(os.environ.get("RESURGENCE_LOCKS", default)), os.environ.get("SLURM_JOB_ID")
+    if allocation and "CUDA_VISIBLE_DEVICES" in os.environ:  # SLURM numbers the devices of each allocation from 0
+        folder /= f"slurm-{allocation}"
+    devices = visible_devices()
+    if allocation and len(devices) == 1:
+        return
     waiting = False
     while devices:
         for device in devices:
