@@ -208,7 +208,7 @@ def concept_masks(
     args: Namespace, pipe: StableDiffusionPipeline, images: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Read or find the concept in its images: concept -> (N, 1, H, W) bool."""
-    from resurgence.data.masks import segment
+    from resurgence.data.masks import segment_all
     from resurgence.pretrained.loading import read_safetensors
 
     if args.masks is not None:
@@ -222,7 +222,7 @@ def concept_masks(
                                  "masks of these images, or leave --masks out")  # fmt: skip
         return masks
     cfg = build(MaskConfig, settings(args.mask, "--mask"), "--mask")
-    return {concept: segment(pictures, concept, cfg, pipe, pipe.device) for concept, pictures in images.items()}
+    return segment_all(images, cfg, pipe, pipe.device)[0]
 
 
 def finetune(args: Namespace) -> None:

@@ -53,6 +53,8 @@ class MaskConfig:
     """Method that segments the concept in an image."""
     empty: Literal["error", "whole"] = "error"
     """When no segment results: stop, or take the whole image."""
+    max_replaced: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Largest share of the masks of a task that may be the whole image instead; more is an error."""
     batch: Count = 8
     """Images a forward pass; does not change any result."""
     # foreground
@@ -83,7 +85,7 @@ class MaskConfig:
     text_threshold: Fraction = 0.25
     """Least score of the words of a detection."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of both models; fp16 needs a GPU."""
+    """Of the detector; fp16 needs a GPU. SAM runs in fp32, as SAM ViT-H is reported to return garbage in fp16."""
 
     def __post_init__(self) -> None:
         for key in ("template", "phrase"):

@@ -7,6 +7,7 @@ of the base, `grounded-sam` by Grounding DINO and SAM, as in the paper.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +37,7 @@ def segment(
         device: where `grounded-sam` runs.
 
     Returns:
-        (N, 1, H, W) bool, on the CPU.
+        (N, 1, H, W) bool, on the CPU; of an image without the concept empty.
 
     Raises:
         ValueError: if a mask is empty and `cfg.empty` is error, naming concept and index.
@@ -67,5 +68,33 @@ def segment(
                 f"{THRESHOLDS[cfg.segmenter]}, use another segmenter, or set empty: whole"
             )
         log.warning("masks: %s finds no %r in image %d; the whole image is used", cfg.segmenter, concept, index)
-        masks[index] = True
     return masks
+
+
+def segment_all(
+    images: Mapping[str, torch.Tensor],
+    cfg: MaskConfig,
+    pipe: StableDiffusionPipeline | None = None,
+    device: str | torch.device = "cpu",
+) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """Find each concept in its images; where it is not found, the mask is the whole image. Arguments: see `segment`.
+
+    Returns:
+        Concept -> masks (N, 1, H, W) bool, and concept -> number of masks replaced by the whole image.
+
+    Raises:
+        ValueError: see `segment`, or more than the share `cfg.max_replaced` of all masks is replaced: rather a fault of
+            the segmenter than of the images.
+    """
+    masks = {concept: segment(pictures, concept, cfg, pipe, device) for concept, pictures in images.items()}
+    empty = {concept: ~found.flatten(1).any(1) for concept, found in masks.items()}
+    replaced, total = sum(int(e.sum()) for e in empty.values()), sum(map(len, masks.values()))
+    if replaced > cfg.max_replaced * total:
+        raise ValueError(
+            f"masks: {cfg.segmenter} finds nothing in {replaced} of {total} images, and max_replaced = "
+            f"{cfg.max_replaced:g} of them may be replaced by the whole image; look at the images, lower "
+            f"{THRESHOLDS[cfg.segmenter]}, use precision fp32 or another segmenter, or raise max_replaced"
+        )
+    for concept, found in masks.items():
+        found[empty[concept]] = True
+    return masks, {concept: int(e.sum()) for concept, e in empty.items()}

@@ -85,7 +85,10 @@ def retained_images(study: Study, task: str) -> dict[str, Any]:
 
 def masks(study: Study, task: str) -> dict[str, Any]:
     """Masks of the concept in each of its images."""
-    return {"base": base(study), "concepts": study.task(task).erase, "masks": dataclasses.asdict(study.masks)}
+    settings = dataclasses.asdict(study.masks)
+    if study.masks.empty == "error":  # then none is replaced
+        del settings["max_replaced"]
+    return {"base": base(study), "concepts": study.task(task).erase, "masks": settings}
 
 
 def has_loras(study: Study, eraser: str) -> bool:

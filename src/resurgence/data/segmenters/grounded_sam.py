@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class GroundedSam:
-    """The two models and their processors, in the precision of their weights."""
+    """The two models and their processors: the detector in the precision of its weights, SAM in fp32."""
 
     def __init__(
         self,
@@ -43,15 +43,18 @@ class GroundedSam:
     ) -> GroundedSam:
         """Load both models from folders or hub ids, once per process.
 
+        Args:
+            precision: of the detector. SAM stays in fp32: SAM ViT-H is reported to return garbage in fp16.
+
         Raises:
             FileNotFoundError, ValueError: naming what could not be loaded, or does not fit.
         """
         from transformers import AutoProcessor, GroundingDinoForObjectDetection, SamModel
 
-        dtype, parts = DTYPES[precision], []
-        for key, name, revision, kind in (
-            ("masks.detector", detector, detector_revision, GroundingDinoForObjectDetection),
-            ("masks.sam", sam, sam_revision, SamModel),
+        parts = []
+        for key, name, revision, kind, dtype in (
+            ("masks.detector", detector, detector_revision, GroundingDinoForObjectDetection, DTYPES[precision]),
+            ("masks.sam", sam, sam_revision, SamModel, torch.float32),
         ):
             verify_loaded(name, revision)
             parts.append(load_pretrained(kind, name, key, revision, dtype=dtype).to(device))
