@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from resurgence.diffusion import deltas, device, pipeline
 from resurgence.diffusion.unet import ddim_of
@@ -118,18 +118,32 @@ def test_resolve_device() -> None:
         device.resolve_device("tpuu")
 
 
-def test_exact_turns_tf32_off_on_a_gpu_only_and_puts_everything_back() -> None:
-    def flags() -> tuple[bool, bool, bool]:
-        cudnn = torch.backends.cudnn
-        return cudnn.allow_tf32, cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_lora_is_merged_in_fp32_and_then_cast(folder: Path, tmp_path: Path, precision: str) -> None:
+    """W + B A of the file's own weights; W rounded first gives other weights."""
+    save_lora(pipeline.load_base(folder), tmp_path / "lora", True, r=2, lora_alpha=4)
+    layers = load_file(tmp_path / "lora/pytorch_lora_weights.safetensors")
+    name = next(n.removesuffix(".lora_A.weight").removeprefix("unet.") for n in layers if "unet" in n and "to_k" in n)
+    down, up = (layers[f"unet.{name}.lora_{side}.weight"].double() for side in "AB")
+    weight, dtype = (
+        load_file(folder / "unet/diffusion_pytorch_model.safetensors")[f"{name}.weight"],
+        device.DTYPES[precision],
+    )
+    merged = pipeline.load_model(folder, [tmp_path / "lora"], precision=precision)
+    result = merged.unet.get_parameter(f"{name}.weight")
+    expected = ((weight.double() + 2 * up @ down).float()).to(dtype)  # alpha / r = 2
+    assert merged.unet.dtype == merged.vae.dtype == merged.text_encoder.dtype == result.dtype == dtype
+    assert (result != expected).float().mean() < 0.01  # fp32 and fp64 may round to two neighbours
+    rounded_first = (weight.to(dtype).double() + 2 * up @ down).to(dtype)
+    assert (result != rounded_first).float().mean() > 0.1
 
-    before = flags()
-    with device.exact(torch.device("cpu")):
-        assert flags() == before
-    with pytest.raises(KeyError), device.exact(torch.device("cuda")):
-        assert flags() == (False, True, True)
-        raise KeyError
-    assert flags() == before
+
+def test_weights_beyond_half_precision_are_named(folder: Path, tmp_path: Path) -> None:
+    weight = pipeline.load_base(folder).unet.conv_out.bias.detach().clone()
+    deltas.save_delta({"unet.conv_out.bias": torch.full_like(weight, 1e6)}, tmp_path / "erased" / deltas.DELTA_FILE)
+    with pytest.raises(ValueError, match=r"erased: conv_out.bias has \d+ of .* infinite .*use precision fp32 or bf16"):
+        pipeline.load_model(folder, [tmp_path / "erased"], precision="fp16")
+    assert pipeline.load_model(folder, [tmp_path / "erased"], precision="bf16").unet.conv_out.bias.isfinite().all()
 
 
 def test_export_writes_a_folder_that_diffusers_loads(folder: Path, tmp_path: Path) -> None:

@@ -58,13 +58,9 @@ def settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
 
 def load(args: Namespace, precision: str = "fp32") -> StableDiffusionPipeline:
     """Load the base on its device and apply the given folders in order."""
-    from resurgence.diffusion.deltas import apply_folder
-    from resurgence.diffusion.pipeline import load_base
+    from resurgence.diffusion.pipeline import load_model
 
-    pipe = load_base(args.base, args.device, precision, args.revision)
-    for folder in args.delta:
-        apply_folder(pipe, folder)
-    return pipe
+    return load_model(args.base, args.delta, args.device, precision, args.revision)
 
 
 def inputs(args: Namespace, **more: Path | None) -> dict[str, Path]:

@@ -57,7 +57,7 @@ def score(args: Namespace) -> None:
     run = {"argv": sys.argv, "code": code_version("resurgence.cli.score:score", *code_of(chosen))}
     with output(args, given) as out, write_artefact(out, "scores", {"scorers": chosen}, given, {}, run) as folder:
         scorers = load_scorers(chosen, resolve_device(args.device))
-        featured = [name for name, (config, _) in scorers.items() if config.gives_features]
+        featured = [name for name, loaded in scorers.items() if loaded.config.gives_features]
         for name, files in sets.items():
             scores, features = score_files(files, task, scorers, featured, base)
             write_scores(folder if len(sets) == 1 else folder / name, scores, features)

@@ -40,6 +40,8 @@ class Base:
     """A local diffusers folder, or a hub id such as CompVis/stable-diffusion-v1-4."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """With auto the GPU, if there is one; a change computes nothing again."""
+    deterministic: bool = True
+    """On a GPU, only kernels that give the same bytes again; false: any. A change computes nothing again."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of sampling. Erasing and fine-tuning start from fp32."""
     delta_precision: Literal["fp32", "fp16", "bf16"] = "fp32"

@@ -14,6 +14,7 @@ import torch
 
 from resurgence.config.fields import ConfigError
 from resurgence.config.stages import MaskConfig
+from resurgence.diffusion.device import exact
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -42,25 +43,8 @@ def segment(
     Raises:
         ValueError: if a mask is empty and `cfg.empty` is error, naming concept and index.
     """
-    if cfg.segmenter == "foreground":
-        from resurgence.data.segmenters.foreground import foreground
-
-        parts = [foreground(image, cfg.border, cfg.contrast, cfg.smallest) for image in images.cpu()]
-        masks = torch.stack(parts)[:, None]
-    elif cfg.segmenter == "cross-attention":
-        from resurgence.data.segmenters.cross_attention import cross_attention
-
-        if pipe is None:
-            raise ValueError("masks: cross-attention reads the base's attention; give the pipeline")
-        masks = cross_attention(pipe, images, concept, cfg.template, cfg.timesteps, cfg.batch)
-    else:
-        from resurgence.data.segmenters.grounded_sam import GroundedSam
-
-        if cfg.precision == "fp16" and torch.device(device).type != "cuda":
-            raise ConfigError("masks.precision", cfg.precision, f"needs a GPU, {device} is in use; write fp32")
-        sources = cfg.detector, cfg.detector_revision, cfg.sam, cfg.sam_revision
-        model = GroundedSam.load(*sources, str(device), cfg.precision)
-        masks = model(images, cfg.phrase.replace("{}", concept), cfg.threshold, cfg.text_threshold, cfg.batch)
+    with exact(device):
+        masks = detect(images, concept, cfg, pipe, device)
     for index in torch.nonzero(~masks.flatten(1).any(1)).flatten().tolist():
         if cfg.empty == "error":
             raise ValueError(
@@ -69,6 +53,34 @@ def segment(
             )
         log.warning("masks: %s finds no %r in image %d; the whole image is used", cfg.segmenter, concept, index)
     return masks
+
+
+def detect(
+    images: torch.Tensor,
+    concept: str,
+    cfg: MaskConfig,
+    pipe: StableDiffusionPipeline | None,
+    device: str | torch.device,
+) -> torch.Tensor:
+    """The masks of the segmenter of the settings; arguments and result as of `segment`."""
+    if cfg.segmenter == "foreground":
+        from resurgence.data.segmenters.foreground import foreground
+
+        parts = [foreground(image, cfg.border, cfg.contrast, cfg.smallest) for image in images.cpu()]
+        return torch.stack(parts)[:, None]
+    if cfg.segmenter == "cross-attention":
+        from resurgence.data.segmenters.cross_attention import cross_attention
+
+        if pipe is None:
+            raise ValueError("masks: cross-attention reads the base's attention; give the pipeline")
+        return cross_attention(pipe, images, concept, cfg.template, cfg.timesteps, cfg.batch)
+    from resurgence.data.segmenters.grounded_sam import GroundedSam
+
+    if cfg.precision == "fp16" and torch.device(device).type != "cuda":
+        raise ConfigError("masks.precision", cfg.precision, f"needs a GPU, {device} is in use; write fp32")
+    sources = cfg.detector, cfg.detector_revision, cfg.sam, cfg.sam_revision
+    model = GroundedSam.load(*sources, str(device), cfg.precision)
+    return model(images, cfg.phrase.replace("{}", concept), cfg.threshold, cfg.text_threshold, cfg.batch)
 
 
 def segment_all(

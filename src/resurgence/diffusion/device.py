@@ -1,4 +1,7 @@
-"""The device and the precision of a computation, and deterministic arithmetic."""
+"""The device and the arithmetic of a computation: the one place that decides precision and determinism on a GPU.
+
+Text encoding, VAE, sampling, masks, training and scorers run inside `exact`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,11 @@ from contextlib import contextmanager
 
 import torch
 
+from resurgence.config.fields import ConfigError
+
+VARIABLE = "RESURGENCE_DETERMINISTIC"  # true or false; set by the Snakefile from base.deterministic
+# cuBLAS is deterministic with it, and reads it when its handle is created: so before anything runs on a GPU
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -34,20 +42,42 @@ def resolve_device(name: str | torch.device) -> torch.device:
     return device
 
 
-@contextmanager
-def exact(device: torch.device) -> Iterator[None]:
-    """On a GPU: deterministic kernels, and fp32 convolutions in fp32 instead of TF32, PyTorch's default there.
+def is_deterministic() -> bool:
+    """Whether a GPU is to use only kernels that give the same bytes again: unless RESURGENCE_DETERMINISTIC is false.
 
-    Otherwise the batch size would show in the images, and a run would not repeat itself. For speed set the precision.
+    Raises:
+        ConfigError: another value than true or false.
     """
-    if device.type != "cuda":
+    value = os.environ.get(VARIABLE, "true")
+    if value not in ("true", "false"):
+        raise ConfigError(f"the environment variable {VARIABLE}", value, "write true or false, or unset it")
+    return value == "true"
+
+
+@contextmanager
+def exact(device: str | torch.device) -> Iterator[None]:
+    """The arithmetic of everything that is computed on a GPU; on a CPU nothing changes.
+
+    Convolutions and products of fp32 are computed in fp32, not in TF32: otherwise the batch size would show in the
+    images. If `is_deterministic`, an operation without a deterministic kernel is an error, and the kernels of attention
+    are deterministic too; under `warn_only` their backward passes would not be. Memory is not filled first.
+
+    Raises:
+        ConfigError: see `is_deterministic`. RuntimeError: in the block, an operation without a deterministic kernel.
+    """
+    if torch.device(device).type != "cuda":
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+    deterministic, memory, products = is_deterministic(), torch.utils.deterministic, torch.backends.cuda.matmul
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    filled, tf32 = memory.fill_uninitialized_memory, products.allow_tf32
+    torch.use_deterministic_algorithms(deterministic, warn_only=False)
+    memory.fill_uninitialized_memory = False  # by NaN: one more operation for each tensor
+    products.allow_tf32 = False
+    convolutions = {"benchmark": not deterministic, "deterministic": deterministic, "allow_tf32": False}
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, **convolutions):
             yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory, products.allow_tf32 = filled, tf32

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def posterior(vae: AutoencoderKL, images: torch.Tensor, batch: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of the scaled latents of images (N, 3, H, W) in [-1, 1]: (N, C, h, w) each."""
-    parts = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist for part in images.split(batch)]
+    with exact(vae.device):
+        parts = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist for part in images.split(batch)]
     factor = vae.config.scaling_factor
     return torch.cat([part.mean for part in parts]) * factor, torch.cat([part.std for part in parts]) * factor
 
@@ -29,8 +30,7 @@ def latents_of(pipe: StableDiffusionPipeline, images: torch.Tensor, batch: int =
     low, high = float(images.min()), float(images.max())
     if images.ndim != 4 or low < -1.001 or high > 1.001:
         raise ValueError(f"images {tuple(images.shape)} in [{low:g}, {high:g}]: expected (N, 3, H, W) in [-1, 1]")
-    with exact(pipe.vae.device):
-        return posterior(pipe.vae, images, batch)[0]
+    return posterior(pipe.vae, images, batch)[0]
 
 
 def add_noise(latents: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:

@@ -88,6 +88,34 @@ def load_base(
     return pipe.to(device)
 
 
+def load_model(
+    path: str | Path,
+    folders: Sequence[Path],
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    revision: str | None = None,
+) -> StableDiffusionPipeline:
+    """Load a base with what steps changed: applied in order in fp32, then cast.
+
+    A LoRA is merged into the weights of the file, and not into those that half precision has rounded.
+
+    Args:
+        folders: of the steps, see `apply_folder`. The others: see `load_base`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_base` and `apply_folder`, or weights that the precision makes
+            infinite.
+    """
+    pipe = load_base(path, device, "fp32" if folders else precision, revision)
+    for folder in folders:
+        apply_folder(pipe, folder)
+    if folders and precision != "fp32":
+        pipe.to(DTYPES[precision])
+        for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+            check_finite(part.state_dict(), f"{path} with {folders[-1]}", "use precision fp32 or bf16")
+    return pipe
+
+
 def from_file(file: Path, options: dict[str, Any]) -> StableDiffusionPipeline:
     """The pipeline of a single .safetensors file, configured by the folder beside it or the hub's cache."""
     folder = file.with_suffix("")
@@ -140,9 +168,7 @@ def export(base: str | Path, folders: Sequence[Path], out: Path, revision: str |
     Raises:
         OSError: the disk of `out` has no space for the weights.
     """
-    pipe = load_base(base, revision=revision)
-    for folder in folders:
-        apply_folder(pipe, folder)
+    pipe = load_model(base, folders, revision=revision)
     modules = (pipe.unet, pipe.vae, pipe.text_encoder)
     check_space(out, sum(p.numel() * p.element_size() for module in modules for p in module.parameters()))
     pipe.save_pretrained(out, safe_serialization=True)

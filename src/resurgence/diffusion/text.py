@@ -18,6 +18,7 @@ import torch
 from torch.func import functional_call
 
 from resurgence.config.fields import templates
+from resurgence.diffusion.device import exact
 from resurgence.files import read_lines
 
 if TYPE_CHECKING:
@@ -174,7 +175,8 @@ def encode_prompts(
     """
     starts = range(0, len(prompts), batch)
     parts = [tokenize(pipe.tokenizer, prompts[start : start + batch], truncate) for start in starts]
-    return torch.cat([embed(pipe.text_encoder, *part) for part in parts])
+    with exact(pipe.text_encoder.device):
+        return torch.cat([embed(pipe.text_encoder, *part) for part in parts])
 
 
 class Encoder:
@@ -194,7 +196,8 @@ class Encoder:
         """Embed captions: (N, L, d); ValueError for one that is longer than the model reads."""
         starts = range(0, len(captions), self.batch)
         parts = [tokenize(self.tokenizer, captions[start : start + self.batch]) for start in starts]
-        return torch.cat([embed(self.model, *part) for part in parts])
+        with exact(self.model.device):
+            return torch.cat([embed(self.model, *part) for part in parts])
 
     def each(self, templates: Sequence[str], concepts: Iterable[str]) -> Iterator[torch.Tensor]:
         """Embed the captions of one concept after the other: (T, L, d) each.

@@ -82,10 +82,11 @@ class Scorer(Protocol):
 
 
 class LoadedScorer(NamedTuple):
-    """A declaration and the scorer that it loaded."""
+    """A declaration, the scorer that it loaded, and the device that it was loaded for."""
 
     config: ScorerConfig
     scorer: Scorer
+    device: torch.device | str = "cpu"
 
 
 def load_scorers(
@@ -102,7 +103,7 @@ def load_scorers(
         if name not in featured:
             raise ValueError(f"features = {name!r}: not a loaded scorer with features of images; "
                              f"known: {', '.join(featured) or 'none'}")  # fmt: skip
-    return {n: LoadedScorer(c, loader(c)(c, device)) for n, c in configs.items() if c.loader}
+    return {n: LoadedScorer(c, loader(c)(c, device), device) for n, c in configs.items() if c.loader}
 
 
 def feature_names(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -133,22 +134,26 @@ def score_images(
     """
     import pandas as pd
 
+    from resurgence.diffusion.device import exact
+
     if len(images) != len(prompts) or images.ndim != 4 or str(images.dtype) != "torch.uint8":
         raise ValueError(
             f"images {images.dtype} {tuple(images.shape)} for {len(prompts)} prompts; expected uint8 (N, 3, H, W)"
         )
     prompts = prompts.reset_index(drop=True)
     table, features, labels = [prompts, pd.DataFrame({BLANK: blank(images)}, index=prompts.index)], {}, {}
-    for name, (config, scorer) in scorers.items():
+    for name, (config, scorer, device) in scorers.items():
         start = time.monotonic()
         if config.reads_base and base is None:
             raise ValueError(f"scorer {name} reads the base's images of the same rows; give them (--base-images)")
         if config.columns:
-            values = scorer.score(images, prompts, task, base)
+            with exact(device):
+                values = scorer.score(images, prompts, task, base)
             table.append(columns_table(name, config, values, pd.concat(table, axis=1)))
             labels |= {c: list(value.labels) for c, value in values.items() if isinstance(value, LabelValues)}
         if name in keep_features:
-            features[name] = scorer.features(images)
+            with exact(device):
+                features[name] = scorer.features(images)
         log.info("%s: %d images, %.1f s", name, len(images), time.monotonic() - start)
     scores = compared(pd.concat(table, axis=1), task, list(scorers))
     scores.attrs = {LABELS: labels} if labels else {}

@@ -149,6 +149,16 @@ def start(arguments: Sequence[str] | None = None) -> Job:
     return job
 
 
+def arithmetic() -> dict[str, bool]:
+    """The entry of run.json that says in which mode a GPU computed; none for a job without."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    from resurgence.diffusion.device import is_deterministic
+
+    return {"deterministic": is_deterministic()}
+
+
 def main(kind: str, make: Callable[[Job, Path], dict[str, Any] | None]) -> None:
     """Run a job that writes an artefact.
 
@@ -164,6 +174,7 @@ def main(kind: str, make: Callable[[Job, Path], dict[str, Any] | None]) -> None:
     with write_artefact(job.out.parent, kind, job.settings, job.manifest_inputs(), seeds, run) as folder:
         try:
             run |= make(job, folder) or {}
+            run |= arithmetic()
         except SystemExit:  # a training has saved its state and ends; the clean-up must not be interrupted
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise

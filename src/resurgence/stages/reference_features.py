@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from resurgence.diffusion.device import resolve_device
+from resurgence.diffusion.device import exact, resolve_device
 from resurgence.diffusion.pictures import picture_files, read_picture
 from resurgence.progress import Progress
 from resurgence.scorers import load_scorers
@@ -25,7 +25,8 @@ def make(job: Job, folder: Path) -> dict:
         ValueError: fewer than two pictures.
     """
     name, pictures = job.settings["scorer"], Path(job.settings["pictures"])
-    scorer = load_scorers({name: job.settings["settings"]}, resolve_device(job.device))[name].scorer
+    device = resolve_device(job.device)
+    scorer = load_scorers({name: job.settings["settings"]}, device)[name].scorer
     files, others, hidden = picture_files(pictures)
     left_out = [str(file) for file in (*others, *hidden)]
     log.info("%s: %d pictures; %d other or hidden files left out", pictures, len(files), len(left_out))
@@ -34,7 +35,8 @@ def make(job: Job, folder: Path) -> dict:
     progress, features = Progress("features", len(files), "pictures"), []
     for file in files:  # one by one: real pictures have different sizes
         pixels = torch.from_numpy(np.array(read_picture(file, str(file)))).permute(2, 0, 1)[None]
-        features.append(scorer.features(pixels))
+        with exact(device):
+            features.append(scorer.features(pixels))
         progress.add(1)
     save_file({name: torch.cat(features).contiguous()}, folder / "features.safetensors")
     return {"images": len(files), "left_out": left_out}

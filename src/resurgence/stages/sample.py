@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from resurgence.config.fields import build
-from resurgence.diffusion.deltas import DELTA_FILE, apply_folder
+from resurgence.diffusion.deltas import DELTA_FILE
 from resurgence.diffusion.image_sets import RESAMPLED, resampled_count, shard_file, shard_rows, write_image_set
 from resurgence.diffusion.sampling import SamplingConfig, latent_shape, sample
 from resurgence.diffusion.text_checks import check_prompt_set
@@ -69,13 +69,11 @@ def make(job: Job, folder: Path) -> dict:
         missing = [(shard, file) for shard, file in files if not file.exists()]
         before += len(files) - len(missing)
         if missing:
-            pipe = load_pipe(job, precision)
+            pipe = load_pipe(job, precision, changes=folders)
             check_prompt_set(pipe.tokenizer, rows)
             check_image_space(
                 state, sum(len(shard) for shard, _ in missing), latent_shape(pipe, cfg.size)[-1] * pipe.vae_scale_factor
             )
-            for changed in folders:
-                apply_folder(pipe, changed)
         for shard, file in missing:
             part = rows.iloc[shard.start : shard.stop].reset_index(drop=True)
             write_image_set(file, part, sample(pipe, part, cfg))
