@@ -7,7 +7,9 @@
 # make smoke    a whole study of tiny random models, from nothing to the report
 # make plan     what would be computed, what exists, and the time            (ARGS='--target fig7 --gpu h100')
 # make report   write results/report.html again
-# make setup    only the environment and the shipped data: the world, and the scores of the reference run
+# make setup    only the environment and the shipped data: the world, and the scores of the reference run; prints the driver
+#               of the GPU and what torch needs. TORCH=cu126, cu128 or cpu: torch for an older driver, or without a GPU; kept
+#               until another is given (TORCH=pinned: as in envs/)
 # make status   what is out of date, according to Snakemake and to DVC
 # make adopt    after `dvc pull`: mark the results that are up to date for Snakemake, print the others
 # make verify   compute tables and experiments again from the stored scores of results/, or of the reference run before a
@@ -22,7 +24,14 @@ STUDY ?=
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# the variant of torch: as given, else the one that is installed, else the pinned one
+TORCH ?= $(patsubst $(VENV)/.installed-%,%,$(firstword $(wildcard $(VENV)/.installed-*)))
+override TORCH := $(or $(TORCH),pinned)
+ifeq (,$(filter pinned cu126 cu128 cpu,$(TORCH)))
+$(error TORCH = $(TORCH) is unknown; write cu126, cu128, cpu or pinned)
+endif
+STAMP := $(VENV)/.installed$(addprefix -,$(filter-out pinned,$(TORCH)))
+PINS := -r envs/requirements.txt $(if $(filter pinned,$(TORCH)),-r envs/cuda.txt,--torch-backend $(TORCH))
 DATA := data/miniature/base/model_index.json
 REFERENCE_RUN := reference/miniature-full
 SCORES := $(REFERENCE_RUN)/results/scores/scores.parquet
@@ -32,17 +41,18 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: setup study test test-slurm test-nightly lint weights smoke plan report status adopt verify archive world world-drawings clean
 
 setup: $(STAMP) $(DATA) $(SCORES)
+	$(if $(filter setup,$(MAKECMDGOALS)),@$(BIN)/python tools/gpu_driver.py)
 
 # uv from the PATH, else a local copy in .uv
-$(STAMP): envs/requirements.txt pyproject.toml
+$(STAMP): envs/requirements.txt envs/cuda.txt pyproject.toml
 	@command -v uv >/dev/null || test -x .uv/bin/uv \
 	  || { $(PYTHON) -m venv .uv && .uv/bin/python -m pip install --quiet uv; } \
 	  || { rm -rf .uv && $(PYTHON) -m pip install --quiet --target .uv uv; }
 	PATH="$$PATH:$(CURDIR)/.uv/bin"; \
 	  { test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV); } \
-	  && uv pip install --compile-bytecode --python $(BIN)/python -r envs/requirements.txt \
+	  && uv pip install --compile-bytecode --python $(BIN)/python $(PINS) \
 	  && uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
-	@touch $@
+	@rm -f $(VENV)/.installed* && touch $@
 
 # the shipped world: drawings, base, recogniser, CLIP
 $(DATA): | $(STAMP)
