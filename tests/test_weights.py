@@ -305,3 +305,26 @@ def test_null_takes_out_what_the_study_below_has() -> None:
     params["finetunes"]["lora"]["variants"] = {"default": {}, "short": {"steps": 300, "checkpoints": [300]}}
     study = make_study(merge(params, {"finetunes": {"lora": {"variants": {"short": None}}}}), ROOT)
     assert list(study.finetunes["lora"].variants) == ["default"]
+
+
+def test_objects_do_not_wait_for_the_scorer_of_people(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in a study without people, nor in a run that scores no images of people."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(project / "empty"))
+    study = load("sd14")
+    needed = {weights.key for weights, _, _ in weights_needed.examine(study, ["score"])}
+    assert {"scorers.celebrity.path", "scorers.inception.path"} <= needed
+    objects = {weights.key for weights, _, _ in weights_needed.examine(study, ["score"], {"object"})}
+    assert objects == needed - {"scorers.celebrity.path"}
+    assert {weights.key for weights, _, _ in weights_needed.examine(study, ["score"], {"object", "person"})} == needed
+    for kind, wanted in (("style", False), ("object", True)):
+        overlay = {"scorers": {"celebrity": {"path": "data/weights/celebrity", "kinds": [kind]}}}
+        (project / "more.yaml").write_text(yaml.safe_dump(overlay))
+        only = load_study([ROOT / "params.yaml", project / "more.yaml"], ROOT)
+        keys = [weights.key for weights in weights_needed.weights_of(only, {})]
+        assert ("scorers.celebrity.path" in keys) == wanted
+    with pytest.raises(FileNotFoundError, match=r"scorers\.clip.*\n.*scorers.inception.path = ") as error:
+        shutil.copy(ROOT / checksums.TABLE, checksums.TABLE)
+        weights_needed.check_present(study, ["score"], {"object"})
+    assert "celebrity" not in str(error.value)

@@ -7,7 +7,7 @@ from snakemake.utils import validate
 ROOT = Path(workflow.basedir)
 
 from resurgence.config.load import make_study
-from resurgence.config.model_path import PATTERN as MODEL
+from resurgence.config.model_path import PATTERN as MODEL, ModelPath
 from resurgence.data import coco
 from resurgence.provenance.outputs import check_writable
 from resurgence.workflow import graph, job_items, report_settings, resources, resume
@@ -65,6 +65,12 @@ def needs(rule):
         "runtime": lambda wildcards, attempt: RULES[rule].minutes * attempt,
         "turn": 1,
     }
+
+
+def kinds_scored(jobs):
+    """The kinds of the tasks whose images some of these jobs score."""
+    models = [job.wildcards.model for job in jobs if job.rule.name == "score"]
+    return {STUDY.task(ModelPath.parse(model).task).kind for model in models}
 
 
 def of_stage(stage):

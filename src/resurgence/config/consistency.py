@@ -6,6 +6,7 @@ Each configuration class checks its fields by itself.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -275,12 +276,20 @@ def check_scorers(study: Study, root: Path) -> None:
     """
     table, offered = root / resolve_path(WEIGHTS, root), list[str]()
     fetched = set(read_yaml(table)) if table.is_file() else set()
-    for name, settings in study.scorers.items():
-        config = scorer_config(name, settings)
+    kinds = {task.kind for task in study.loaded.values()}
+    configs = {name: scorer_config(name, settings) for name, settings in study.scorers.items()}
+    for name, config in configs.items():
         path = getattr(config, "path", None)
-        if path is not None and not (root / path).exists() and path not in fetched:
+        if config.kinds is not None and not config.kinds:
+            raise ConfigError(f"scorers.{name}.kinds", [], "must not be empty; name kinds of tasks, or leave it out")
+        is_read = name == "clip" or config.kinds is None or kinds & set(config.kinds)
+        if is_read and path is not None and not (root / path).exists() and path not in fetched:
             raise ConfigError(f"scorers.{name}.path", path, f"no such file or folder; {config.fetch}")
         config.check(study, root)
+        for other, kind in itertools.product(config.features_of, kinds):
+            if name in study.scorers_of(kind) and other not in study.scorers_of(kind):
+                remedy = f"leaves out tasks of kind {kind}, for which {name} compares its features; add {kind}"
+                raise ConfigError(f"scorers.{other}.kinds", list(study.scorers[other].get("kinds", [])), remedy)
         offered += config.offered()
     for metric in study.figures.metrics:
         known("figures.metrics", metric, offered)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from resurgence.config.fields import ConfigError, build, known
+from resurgence.config.task import Kind
 
 if TYPE_CHECKING:
     from resurgence.config.study import Study
@@ -62,6 +63,8 @@ COMMON = {
 @dataclass(frozen=True)
 class ScorerConfig:
     """Settings and declarations of a scorer. A setting named `path` is a file or folder of weights."""
+
+    kinds: tuple[Kind, ...] | None = field(default=None, kw_only=True)  # of tasks whose images it scores; None: all
 
     loader: ClassVar[str] = ""  # module:function, (config, device) -> Scorer; empty: needs stored features only
     columns: ClassVar[tuple[str, ...]] = ()  # of its scores, in this order

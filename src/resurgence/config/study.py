@@ -174,6 +174,12 @@ class Study:
             return concepts.get(of.kind, ())
         return {"task": of.finetune, "retain": of.retain}[concepts] if isinstance(concepts, str) else concepts
 
+    def scorers_of(self, kind: str) -> dict[str, dict[str, Any]]:
+        """Name -> settings of the scorers that score the images of tasks of a kind, without the kinds."""
+        kinds = {name: settings.get("kinds") for name, settings in self.scorers.items()}
+        names = [name for name, of in kinds.items() if of is None or kind in of]
+        return {name: {key: v for key, v in self.scorers[name].items() if key != "kinds"} for name in names}
+
     def general_of(self, task: str) -> str | None:
         """File of the general prompts that the models of a task are sampled on too."""
         return self.tasks.general if self.tasks.general_for is None or task in self.tasks.general_for else None

@@ -11,13 +11,15 @@ from resurgence.config.fields import NAME, ConfigError, Count, Seed, build, know
 from resurgence.config.names import check_distinct, check_names, check_prompts, prompts_of
 from resurgence.config.spelling import normal_form
 
+Kind = Literal["person", "object", "character", "style"]
+
 
 @dataclass(frozen=True)
 class Task:
     """Concepts to erase, concepts to retain, and the prompts of both."""
 
     name: str
-    kind: Literal["person", "object", "character", "style"]
+    kind: Kind
     erase: tuple[str, ...]
     retain: tuple[str, ...]
     mapping: dict[str, str]  # concept -> mapping concept; in YAML one word may stand for all

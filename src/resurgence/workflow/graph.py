@@ -134,13 +134,16 @@ def sample(study: Study, model: ModelPath) -> Inputs:
 
 def score(study: Study, model: ModelPath) -> Inputs:
     """The images, the scorers, and the base's images of the same rows if a scorer compares with them."""
-    inputs = {"scorers": scorer_files(study, study.scorers), "images": [manifest(study, model, "images")]}
-    return inputs | ({"base_images": [manifest(study, model.task, "images")]} if job_settings.reads_base(study) else {})
+    scorers = scorer_files(study, study.scorers_of(study.task(model.task).kind))
+    inputs = {"scorers": scorers, "images": [manifest(study, model, "images")]}
+    reads_base = job_settings.reads_base(study, model.task)
+    return inputs | ({"base_images": [manifest(study, model.task, "images")]} if reads_base else {})
 
 
 def reference_features(study: Study) -> Inputs:
     """The real images, and the scorer whose features are compared."""
-    return {"scorers": scorer_files(study, study.scorers), "pictures": [study.scorers["frechet"]["reference"]]}
+    distance = study.scorers["frechet"]
+    return {"scorers": scorer_files(study, [distance["features"]]), "pictures": [distance["reference"]]}
 
 
 def weight_movement(study: Study, item: Cell) -> Inputs:

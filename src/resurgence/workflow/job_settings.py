@@ -157,7 +157,7 @@ def terciles(study: Study, task: str, name: str) -> dict[str, Any]:
     return {
         "tercile": dataclasses.asdict(study.tercile_of(name)),
         "task": part(study.task(task), "erase", "synonyms"),
-        "clip": study.scorers["clip"],
+        "clip": without_kinds(study, "clip"),
     }
 
 
@@ -180,22 +180,27 @@ def sample(study: Study) -> dict[str, Any]:
 
 def score(study: Study, task: str) -> dict[str, Any]:
     """Scores of images: the same settings for every model of a task."""
-    scorers = dict(study.scorers)
+    scorers = study.scorers_of(study.task(task).kind)
     if "frechet" in scorers:  # other real images change no score
         scorers["frechet"] = {key: value for key, value in scorers["frechet"].items() if key != "reference"}
     return {"scorers": scorers, "task": part(study.task(task), "erase", "retain", "labels")}
 
 
-def reads_base(study: Study) -> bool:
-    """Whether some scorer compares an image with the base's of the same row."""
-    return any(scorer_class(name).reads_base for name in study.scorers)
+def without_kinds(study: Study, scorer: str) -> dict[str, Any]:
+    """The settings of a scorer that bear on a score: the kinds only say which tasks it scores."""
+    return {key: value for key, value in study.scorers[scorer].items() if key != "kinds"}
+
+
+def reads_base(study: Study, task: str) -> bool:
+    """Whether some scorer of a task compares an image with the base's of the same row."""
+    return any(scorer_class(name).reads_base for name in study.scorers_of(study.task(task).kind))
 
 
 def reference(study: Study) -> dict[str, Any]:
     """Features of real images."""
     distance = study.scorers["frechet"]
     name = distance["features"]
-    return {"scorer": name, "settings": study.scorers[name], "pictures": distance["reference"]}
+    return {"scorer": name, "settings": without_kinds(study, name), "pictures": distance["reference"]}
 
 
 def has_reference(study: Study) -> bool:

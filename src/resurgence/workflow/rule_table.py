@@ -118,8 +118,9 @@ def eraser_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
 
 
 def scorer_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
-    """The study's scorers, and their application to image sets."""
-    return ("resurgence.scorers", "resurgence.scorers.score_files", *code_of(study.scorers))
+    """The scorers of a task, and their application to image sets."""
+    kind = study.task(ModelPath.parse(wildcards.model).task).kind
+    return ("resurgence.scorers", "resurgence.scorers.score_files", *code_of(study.scorers_of(kind)))
 
 
 def reference_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:

@@ -33,10 +33,11 @@ class Weights:
     place: str  # a path, or a hub id
     revision: str | None = None
     rules: Collection[str] = field(default=())  # whose jobs read it
+    kinds: Collection[str] | None = None  # of the tasks whose images it scores; None: all, or no scorer
 
 
 def weights_of(study: Study, entries: Mapping[str, Entry]) -> list[Weights]:
-    """The weights of base, segmenter and scorers."""
+    """The weights of base and segmenter, and of the scorers of the kinds of task that the study has."""
     loading = [rule.name for rule in RULES.values() if rule.loads_base]
     attention = ["masks"] if study.masks.segmenter == "cross-attention" else []
     weights = [Weights("base.path", study.base.path, study.base.revision, [*loading, *attention])]
@@ -45,12 +46,16 @@ def weights_of(study: Study, entries: Mapping[str, Entry]) -> list[Weights]:
         for key in ("detector", "sam"):
             revision = getattr(study.masks, f"{key}_revision")
             weights.append(Weights(f"masks.{key}", getattr(study.masks, key), revision, ("masks",)))
+    kinds = {task.kind for task in study.loaded.values()}
     for name, settings in study.scorers.items():
-        rules = ("score", "terciles") if name == "clip" else ("score",)
+        rules, of = ("score", "terciles") if name == "clip" else ("score",), settings.get("kinds")
+        if of is not None and not kinds & set(of) and name != "clip":
+            continue
         if "path" in settings:
-            weights.append(Weights(f"scorers.{name}.path", str(settings["path"]), None, rules))
+            weights.append(Weights(f"scorers.{name}.path", str(settings["path"]), None, rules, of))
         tag = f"{settings.get('name')}:{settings.get('pretrained')}"
-        weights += [Weights(f"scorers.{name}", p, e.revision, rules) for p, e in entries.items() if e.open_clip == tag]
+        places = {place: entry for place, entry in entries.items() if entry.open_clip == tag}
+        weights += [Weights(f"scorers.{name}", p, e.revision, rules, of) for p, e in places.items()]
     return weights
 
 
@@ -67,14 +72,21 @@ def missing(weights: Weights, entries: Mapping[str, Entry]) -> str:
     return f"{weights.key} = {place!r}: not in {Path(place).absolute()}{places}.{network} To have it, {get}{gated}"
 
 
-def examine(study: Study, rules: Collection[str] | None = None) -> Iterator[tuple[Weights, str, str]]:
+def examine(
+    study: Study, rules: Collection[str] | None = None, scored: Collection[str] | None = None
+) -> Iterator[tuple[Weights, str, str]]:
     """The weights that jobs of some rules (None: all) read, each with its state and a message.
 
     States: ok, unlocked (no checksum), missing, damaged.
+
+    Args:
+        scored: kinds of the tasks whose images the jobs of rule `score` score; None: all.
     """
     entries = table()
     for weights in weights_of(study, entries):
-        if rules is None or set(weights.rules) & set(rules):
+        wanted = set(weights.rules) if rules is None else set(weights.rules) & set(rules)
+        others = scored is not None and weights.kinds is not None and not set(weights.kinds) & set(scored)
+        if wanted - ({"score"} if others else set()):
             yield weights, *state_of(weights, entries)
 
 
@@ -93,9 +105,13 @@ def state_of(weights: Weights, entries: Mapping[str, Entry]) -> tuple[str, str]:
     return ("unlocked", f"{message}; no checksum yet of {', '.join(unlocked)}") if unlocked else ("ok", message)
 
 
-def check_present(study: Study, rules: Collection[str]) -> None:
-    """Before the first job: raise FileNotFoundError with all weights that the jobs of these rules cannot read."""
-    if bad := [message for _, state, message in examine(study, rules) if state in ("missing", "damaged")]:
+def check_present(study: Study, rules: Collection[str], scored: Collection[str] | None = None) -> None:
+    """Before the first job: raise FileNotFoundError with all weights that the jobs of these rules cannot read.
+
+    Args:
+        scored: see `examine`.
+    """
+    if bad := [message for _, state, message in examine(study, rules, scored) if state in ("missing", "damaged")]:
         raise FileNotFoundError("weights that this run needs:\n  " + "\n  ".join(bad))
 
 
