@@ -12,7 +12,7 @@ from resurgence.config.fields import ConfigError, build, mapping, read_yaml, uni
 from resurgence.config.settings import make_eraser, make_method
 from resurgence.config.stages import FinetuneConfig
 from resurgence.config.study import Study
-from resurgence.config.task import load_task
+from resurgence.config.task import Kind, Task, load_task
 from resurgence.files import resolve_path
 
 
@@ -38,9 +38,16 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
     study = build(Study, config, "")
     unique("tasks.names", study.tasks.names)
     files = {name: root / study.tasks.folder / f"{name}.yaml" for name in study.tasks.names}
-    study = dataclasses.replace(study, loaded={name: load_task(path) for name, path in files.items()}, source=source)
+    loaded = {name: with_seeds(load_task(path), study.tasks.seeds) for name, path in files.items()}
+    study = dataclasses.replace(study, loaded=loaded, source=source)
     check_study(study, root)
     return study
+
+
+def with_seeds(task: Task, seeds: Mapping[Kind, Mapping[Any, int]]) -> Task:
+    """The task with other numbers of images for the roles that it has: kind of task -> role -> number."""
+    changed = {role: seeds.get(task.kind, {}).get(role, number) for role, number in task.seeds.items()}
+    return dataclasses.replace(task, seeds=changed)
 
 
 PATHS = (

@@ -26,6 +26,7 @@ from resurgence.config.fields import (
 from resurgence.config.model_path import DEFAULT
 from resurgence.config.names import check_distinct
 from resurgence.config.stages import TercileConfig
+from resurgence.config.task import Kind
 
 NONE = "none"  # the eraser that changes nothing: a control
 
@@ -64,6 +65,8 @@ class Tasks:
     """CSV of prompts and seeds of any content, for CLIP score and FID; a rule writes data/coco/sample-5000.csv."""
     general_for: tuple[str, ...] | None = None
     """Tasks whose models are sampled on it too; null: all."""
+    seeds: dict[Kind, dict[Literal["erase", "retain", "synonym"], Count]] = field(default_factory=dict)
+    """Kind of task -> role -> images per template and concept, instead of the number in the task files."""
 
 
 @dataclass(frozen=True)
