@@ -11,9 +11,10 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from PIL import Image
 from resurgence.diffusion.pictures import read_picture
 from resurgence.files import atomic_file
 
+T = TypeVar("T")
 ROW_GROUP = 256  # images in a row group of the Parquet file
 RESAMPLED = "resampled_fp32"
 """Bool column of an image set of which an image was sampled again in fp32; and the key of that image's `info`."""
@@ -33,6 +35,16 @@ RESAMPLED = "resampled_fp32"
 def threads() -> ThreadPoolExecutor:
     """Threads that encode or decode images."""
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items in their order, each computed by a thread while the one before is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        iterator, end = iter(items), object()
+        following = pool.submit(next, iterator, end)
+        while (item := following.result()) is not end:
+            following = pool.submit(next, iterator, end)
+            yield item
 
 
 def png(image: Image.Image) -> bytes:

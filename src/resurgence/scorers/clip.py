@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 
 from resurgence.config.fields import known
 from resurgence.config.names import Form, check_distinct
+from resurgence.diffusion.image_sets import ahead, threads
 from resurgence.files import read_json
 from resurgence.pretrained.checksums import verify_loaded
 from resurgence.pretrained.finite import check_finite
@@ -66,15 +67,20 @@ class ClipScorer:
 
     @torch.inference_mode()
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Image embeddings of length 1, (N, d) float32 on the CPU; images uint8 (N, 3, H, W)."""
+        """Image embeddings of length 1, (N, d) float32 on the CPU; images uint8 (N, 3, H, W).
+
+        Threads resize the images of the next batch meanwhile; PIL releases the interpreter's lock.
+        """
+        with threads() as pool:
+            batches = (torch.stack(list(pool.map(self.prepared, part))) for part in images.cpu().split(self.batch))
+            parts = [self.model.encode_image(x.to(self.device)).float() for x in ahead(batches)]
+        return torch.cat([F.normalize(part, dim=-1).cpu() for part in parts])
+
+    def prepared(self, image: torch.Tensor) -> torch.Tensor:
+        """One image uint8 (3, H, W) as the model reads it."""
         from PIL import Image
 
-        parts = []
-        for part in images.split(self.batch):
-            pictures = [Image.fromarray(image) for image in part.permute(0, 2, 3, 1).cpu().numpy()]
-            x = torch.stack([self.preprocess(picture) for picture in pictures]).to(self.device)
-            parts.append(F.normalize(self.model.encode_image(x).float(), dim=-1).cpu())
-        return torch.cat(parts)
+        return self.preprocess(Image.fromarray(image.permute(1, 2, 0).numpy()))
 
     @torch.inference_mode()
     def text_features(self, texts: list[str]) -> torch.Tensor:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from resurgence.diffusion.image_sets import ahead, threads
 from resurgence.pretrained.loading import check_file, read_tensors
 
 if TYPE_CHECKING:
@@ -32,11 +33,14 @@ SIDE = 299
 
 def clean_resize(images: torch.Tensor) -> torch.Tensor:
     """Bicubic, antialiased, channels in float, clipped to [0, 255]: uint8 (B, 3, H, W) -> float (B, 3, 299, 299)."""
-    resized = [
-        [np.asarray(Image.fromarray(channel).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for channel in image]
-        for image in images.cpu().numpy().astype(np.float32)
-    ]
-    return torch.from_numpy(np.array(resized)).clamp(0, 255)
+    with threads() as pool:  # PIL releases the interpreter's lock
+        return torch.from_numpy(np.array(list(pool.map(resized, images.cpu().numpy())))).clamp(0, 255)
+
+
+def resized(image: np.ndarray) -> list[np.ndarray]:
+    """The channels of one image (3, H, W), each resized in float to 299 x 299."""
+    channels = map(Image.fromarray, image.astype(np.float32))
+    return [np.asarray(channel.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for channel in channels]
 
 
 @dataclass
@@ -51,14 +55,14 @@ class InceptionScorer:
     @torch.inference_mode()
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Pooled features (N, 2048), float32 on the CPU; images uint8 (N, 3, H, W)."""
-        parts = []
-        for part in images.split(self.batch):
-            if self.resize == "clean":
-                features = pooled(self.model, (clean_resize(part).to(self.device) - 128) / 128)
-            else:
-                features = self.model(part.to(self.device))
-            parts.append(features.float().cpu())
-        return torch.cat(parts)
+        batches, forward = iter(images.split(self.batch)), self.model
+        if self.resize == "clean":
+            batches, forward = ahead(map(clean_resize, batches)), self.of_resized
+        return torch.cat([forward(part.to(self.device)).float().cpu() for part in batches])
+
+    def of_resized(self, images: torch.Tensor) -> torch.Tensor:
+        """Features of resized images, (B, 3, 299, 299) in [0, 255]."""
+        return pooled(self.model, (images - 128) / 128)
 
 
 def pooled(model: NoTrainInceptionV3, x: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from resurgence.config.task import Task
-from resurgence.diffusion.image_sets import RESAMPLED, image_files, read_image_set
+from resurgence.diffusion.image_sets import RESAMPLED, ahead, image_files, read_image_set
 from resurgence.scorers import LoadedScorer, score_images
 
 BLOCK = 512  # images that are scored at once
@@ -78,7 +78,7 @@ def score_files(
     base: Sequence[Path] | None = None,
     size: int = BLOCK,
 ) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
-    """Score an image set block by block; see `scorers.score_images`.
+    """Score an image set block by block, and read the next block meanwhile; see `scorers.score_images`.
 
     Args:
         base: files of the base's image set of the same prompts, for scorers that read it.
@@ -89,7 +89,7 @@ def score_files(
     """
     parts = [
         score_images(images, rows, task, scorers, keep_features, base_images)
-        for rows, images, base_images in paired_blocks(files, base, size)
+        for rows, images, base_images in ahead(paired_blocks(files, base, size))
     ]
     labels = parts[0][0].attrs
     if any(scores.attrs != labels for scores, _ in parts):
