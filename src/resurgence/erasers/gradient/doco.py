@@ -23,7 +23,7 @@ from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.anchor_images import AnchorObjective
 from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.image_configs import DocoConfig
-from resurgence.erasers.gradient.student import Student, clean_of
+from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import inner
 from resurgence.seeds import generator
 
@@ -123,18 +123,19 @@ class Doco(AnchorObjective):
     def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         """G of Eq. 9; in the warm-up no gradients at all, so that the optimiser leaves every weight as it is."""
         cfg, student = self.cfg, self.student
-        x, t, noise, text, anchor_text = self.pairs(step)
-        alpha_bar = student.alphas_bar[t]
+        x, t, truth, text, anchor_text = self.pairs(step)
         adversarial, weights = cfg.unlearning == "adversarial", list(student.weights.values())
         warm = adversarial and step < cfg.warmup
 
         with torch.set_grad_enabled(not warm):
-            both = student(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, anchor_text]))
-            concept, retained = both.chunk(2)
-            retaining = F.mse_loss(retained, noise)  # the anchor's diffusion loss
-            anchor = retained if cfg.anchor_from == "current" else student.frozen(x, t, anchor_text)
-            if cfg.discriminate == "x0" and adversarial:
-                concept, anchor = clean_of(concept, x, alpha_bar), clean_of(anchor, x, alpha_bar)
+            points, times = torch.cat([x, x]), torch.cat([t, t])
+            concept, anchor = student.raw(student.weights, points, times, torch.cat([text, anchor_text])).chunk(2)
+            retaining = F.mse_loss(student.in_space(anchor, x, t), truth)  # the anchor's diffusion loss
+            if cfg.anchor_from == "frozen":
+                with torch.no_grad():
+                    anchor = student.raw({}, x, t, anchor_text)
+            space = "clean" if cfg.discriminate == "clean" and adversarial else student.space
+            concept, anchor = student.in_space(concept, x, t, space), student.in_space(anchor, x, t, space)
             if adversarial:
                 logits = self.discriminator(anchor) if cfg.anchor_from == "current" else None
                 loss = adversarial_loss(self.discriminator(concept), logits, cfg.generator)

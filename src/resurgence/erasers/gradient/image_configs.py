@@ -48,6 +48,7 @@ class FmnConfig(ImageOptimisation):
 
     module: ClassVar[str] = "resurgence.erasers.gradient.fmn"
     needs: ClassVar[frozenset[str]] = frozenset({"images"})
+    compares_predictions: ClassVar[bool] = False  # but attention
 
     parameters: Selection = "full"  # official; the authors also name the cross-attentions: xattn
     steps: Count = 35  # optimiser steps: official
@@ -77,7 +78,7 @@ class DocoConfig(ImageOptimisation):
     batch: Count = 8  # samples a step: paper
     max_norm: Positive | None = 1.0  # of the gradient: code
     unlearning: Literal["adversarial", "l2"] = "adversarial"  # G_u of Eq. 8, or of || eps(c*) - sg eps(c) ||^2
-    discriminate: Literal["noise", "x0"] = "noise"  # what D sees: predicted noise (paper), or predicted x_0 (code)
+    discriminate: Literal["space", "clean"] = "space"  # what D sees: `space` (paper: noise), or predicted x_0 (code)
     generator: Literal["minimax", "non-saturating"] = "minimax"  # theta's side: Eq. 8, or (code) -log D of the concept
     anchor_from: Literal["current", "frozen"] = "current"  # who predicts for c: eps_theta (Eq. 8), or eps_0 (code)
     surgery: Literal["paper", "code", "none", "sum"] = "paper"  # Eq. 9; code: tensor by tensor; sum: G_u + lamb G_r
@@ -178,7 +179,9 @@ class ScissorHandsConfig(ImageOptimisation):
     sparsity: float = 0.999  # the part of the weights that is not trimmed: script for classes; nudity: 0.995
     saliency_steps: Count = 10  # batches of the saliency's gradient: scripts
     saliency: Literal["gradient", "absolute"] = "gradient"  # of the mean loss (paper); sum of |batch gradient|: scripts
-    saliency_guidance: Guidance = 0.0  # paper; w in (1 + w) eps(c) - w eps("") of its loss; script for classes: 7.5
+    saliency_guidance: Guidance = (
+        0.0  # paper; w in (1 + w) eps(c) - w eps("") of its loss; script for classes: 7.5
+    )
     trim: Literal["all", "official"] = "all"  # paper; official: only self-attention in two decoder blocks
     initial: Literal["normal", "kaiming"] = "normal"  # new values, sd 0.02: script for classes; Kaiming uniform: nudity
     forget: Literal["ascent", "pseudo"] = "ascent"  # paper; pseudo (nudity): + weight times SalUn's forget loss

@@ -66,7 +66,7 @@ class Adapted(Student):
     """
 
     def __init__(self, pipe: StableDiffusionPipeline, cfg: SpmConfig, adapters: Sequence[str], seed: int) -> None:
-        super().__init__(pipe, cfg.parameters)
+        super().__init__(pipe, cfg.parameters, cfg.space)
         kinds = {f"unet.{n}.weight": m for n, m in pipe.unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
         names = [n for n in self.weights if n in kinds and (cfg.layers == "all" or ".attentions." in n)]
         if not names:

@@ -124,7 +124,6 @@ class EapConfig(TrajectoryOptimisation):
     target: Literal["neutral", "guided"] = "neutral"  # Eq. 5; guided: c_n with negative guidance, as ESD (script)
     neutral: str = ""  # c_n: script; the paper names " " and "a photo"
     negative_guidance: NotNegative = 1.0  # target guided: its strength, script
-    compare: Literal["noise", "clean"] = "noise"  # what is compared: predicted noise (Eq. 5), or x_0 (script)
     words: str = ""  # file, a word a line (paper: Oxford 3000); "": the tokenizer's whole words (paper tries them)
     exclude: Literal["concepts", "words", "none"] = "concepts"  # left out: concepts, paper; + their words; none: script
     closest: Count = 100  # K: paper; nudity 50
