@@ -40,7 +40,6 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 Natural = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**62)]  # seed + number of the image is stored as int64
 DdimSteps = Annotated[int, Field(ge=1, le=1000)]  # DDIM steps: not more than the base was trained with
-Guidance = Annotated[float, Field(ge=0, le=1000)]  # the prediction grows with it, and overflows
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -120,6 +119,16 @@ def not_empty(captions: tuple[str, ...]) -> tuple[str, ...]:
     return captions
 
 
+def scale_of_guidance(value: float) -> float:
+    """Return a scale of classifier-free guidance that is 0, 1 (none) or more."""
+    if 0 < value < 1:
+        raise ValueError("must be 0 or 1, both without guidance, or more than 1; write one of these")
+    return value
+
+
+GuidanceWeight = Annotated[float, Field(ge=0, le=1000)]  # the prediction grows with it, and overflows
+GAP = {"not": {"exclusiveMinimum": 0, "exclusiveMaximum": 1}}
+Guidance = Annotated[GuidanceWeight, AfterValidator(scale_of_guidance), Field(json_schema_extra=GAP)]
 Template = Annotated[str, AfterValidator(with_one_place)]
 Captions = str | Annotated[tuple[Template, ...], AfterValidator(not_empty)]  # templates, a file, or "": built in
 

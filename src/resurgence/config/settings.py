@@ -89,7 +89,7 @@ class ConceptImages:
     steps: DdimSteps = 30
     """DDIM steps."""
     guidance: Guidance = 7.5
-    """Scale of classifier-free guidance; 1 or less: no guidance."""
+    """Scale of classifier-free guidance, more than 1; 0 or 1: no guidance."""
 
     def __post_init__(self) -> None:
         one_place("template", self.template)

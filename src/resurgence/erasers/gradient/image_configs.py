@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from resurgence.config.erasers import Passes
-from resurgence.config.fields import Captions, ConfigError, Count, Guidance, Natural, NotNegative, Positive
+from resurgence.config.fields import Captions, ConfigError, Count, GuidanceWeight, Natural, NotNegative, Positive
 from resurgence.config.optimisation import Optimisation, Selection
 
 
@@ -110,7 +110,7 @@ class SalunConfig(ImageOptimisation):
     alpha: NotNegative = 0.5  # of L_remain: README; the command line's default is 0.1
     fraction: float = 0.5  # of the weights that train: paper
     mask_steps: Count = 100  # batches of the mask's gradient: the 800 images of the scripts
-    mask_guidance: Guidance = 7.5  # w in (1 + w) eps(c_f) - w eps("") of the mask's loss: scripts; 0: eps(c_f)
+    mask_guidance: GuidanceWeight = 7.5  # w in (1 + w) eps(c_f) - w eps("") of the mask's loss: scripts; 0: eps(c_f)
     target_from: Literal["current", "frozen"] = "current"  # sg eps_theta (paper and scripts), or eps_0
     captions: Captions = ("an image of {}",)  # templates; the scripts: "an image of a <class>"
 
@@ -179,9 +179,7 @@ class ScissorHandsConfig(ImageOptimisation):
     sparsity: float = 0.999  # the part of the weights that is not trimmed: script for classes; nudity: 0.995
     saliency_steps: Count = 10  # batches of the saliency's gradient: scripts
     saliency: Literal["gradient", "absolute"] = "gradient"  # of the mean loss (paper); sum of |batch gradient|: scripts
-    saliency_guidance: Guidance = (
-        0.0  # paper; w in (1 + w) eps(c) - w eps("") of its loss; script for classes: 7.5
-    )
+    saliency_guidance: GuidanceWeight = 0.0  # paper; w in (1 + w) eps(c) - w eps(""); script for classes: 7.5
     trim: Literal["all", "official"] = "all"  # paper; official: only self-attention in two decoder blocks
     initial: Literal["normal", "kaiming"] = "normal"  # new values, sd 0.02: script for classes; Kaiming uniform: nudity
     forget: Literal["ascent", "pseudo"] = "ascent"  # paper; pseudo (nudity): + weight times SalUn's forget loss

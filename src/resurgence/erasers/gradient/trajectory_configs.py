@@ -18,7 +18,7 @@ class TrajectoryOptimisation(Optimisation):
     sampler: ClassVar[str] = "x_t"  # the setting that says which model samples the latents; base: once, in advance
 
     ddim_steps: DdimSteps = 50  # of a whole trajectory: scripts
-    guidance: Guidance = 3.0  # of sampling: scripts, and SDD's authors in their runs, 1 in their script
+    guidance: Guidance = 3.0  # of sampling, 0 or 1: none; scripts, and SDD's authors in their runs, 1 in their script
     trajectories: Count = 4  # ours; sampled by the base for each concept
     template: Template = "{}"  # ours: the caption of a concept
 
