@@ -102,10 +102,16 @@ class SpmConfig(TrajectoryOptimisation):
     scale: Positive = 1.0  # of B A; alpha / rank in the code, 1 / 1
     eta: NotNegative = 1.0  # strength of the negative guidance: code
     surrogate: Literal["empty", "mapping"] = "empty"  # s: "" (code), or the task's mapping concept
-    anchors: Natural = 4  # random embeddings for each sample: code; 0: no anchoring
+    anchoring: Literal["latent", "retained"] = "latent"  # a: random embeddings (code), captions of retained concepts
+    anchors: Natural = 4  # for each sample: code; 0: no anchoring
     anchor_weight: NotNegative = 1000.0  # lambda: code
     x_t: Literal["base", "student"] = "base"  # who samples x_t: the base once (ours), or the adapted model (code)
     ddim_steps: DdimSteps = 30  # of a whole trajectory: code
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.anchoring != "latent" and not self.anchors:
+            raise ConfigError("anchoring", self.anchoring, "has no effect with anchors: 0; leave it out")
 
     def step_passes(self, erased: int) -> Passes:
         """The concept and the anchors; with an adapter for each concept all of this for each of them."""
