@@ -84,6 +84,8 @@ class DocoConfig(ImageOptimisation):
     surgery: Literal["paper", "code", "none", "sum"] = "paper"  # Eq. 9; code: tensor by tensor; sum: G_u + lamb G_r
     lamb: NotNegative = 1.0  # lambda of Eq. 9: paper and README
     warmup: Natural = 200  # first steps, which update D alone: paper; adversarial only
+    discriminators: Literal["shared", "concept"] = "shared"  # one D (paper), or (ours) one a concept, a concept a step
+    discriminator_width: Count = 64  # channels of D's first layer, doubled in each further one: code
     discriminator_lr: Positive = 1e-4  # README, objects and nudity; styles 5e-4
     last_stride: Literal[2, 1] = 2  # of D's last layer: paper; code: 1
 
@@ -91,6 +93,8 @@ class DocoConfig(ImageOptimisation):
         super().__post_init__()
         if self.unlearning == "adversarial" and self.warmup >= self.steps:
             raise ConfigError("warmup", self.warmup, f"must be less than steps ({self.steps})")
+        if self.unlearning == "l2" and self.discriminators != "shared":
+            raise ConfigError("discriminators", self.discriminators, "has no effect with unlearning: l2; leave it out")
 
     def step_passes(self, erased: int) -> Passes:
         """Concept and anchor, and a second way back through both, which costs as much as two more passes each."""
