@@ -17,18 +17,8 @@ from hypothesis import strategies as st
 from resurgence.cli import main
 from resurgence.cli.models import settings
 from resurgence.config.erasers import ERASERS, eraser_config
-from resurgence.config.fields import (
-    ConfigError,
-    Count,
-    Guidance,
-    GuidanceWeight,
-    Natural,
-    Seed,
-    build,
-    parse,
-    read_yaml,
-    yaml_value,
-)
+from resurgence.config.fields import ConfigError, Count, Natural, Seed, build, parse, read_yaml, yaml_value
+from resurgence.config.guidance import Guidance, GuidanceWeight
 from resurgence.config.settings import ConceptImages, Seeds, Statistics
 from resurgence.config.stages import FinetuneConfig, MaskConfig, SamplingConfig
 from resurgence.config.task import make_task

@@ -119,16 +119,6 @@ def not_empty(captions: tuple[str, ...]) -> tuple[str, ...]:
     return captions
 
 
-def scale_of_guidance(value: float) -> float:
-    """Return a scale of classifier-free guidance that is 0, 1 (none) or more."""
-    if 0 < value < 1:
-        raise ValueError("must be 0 or 1, both without guidance, or more than 1; write one of these")
-    return value
-
-
-GuidanceWeight = Annotated[float, Field(ge=0, le=1000)]  # the prediction grows with it, and overflows
-GAP = {"not": {"exclusiveMinimum": 0, "exclusiveMaximum": 1}}
-Guidance = Annotated[GuidanceWeight, AfterValidator(scale_of_guidance), Field(json_schema_extra=GAP)]
 Template = Annotated[str, AfterValidator(with_one_place)]
 Captions = str | Annotated[tuple[Template, ...], AfterValidator(not_empty)]  # templates, a file, or "": built in
 

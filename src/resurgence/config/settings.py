@@ -14,7 +14,6 @@ from resurgence.config.fields import (
     ConfigError,
     Count,
     DdimSteps,
-    Guidance,
     Seed,
     build,
     known,
@@ -23,6 +22,7 @@ from resurgence.config.fields import (
     parse,
     unique,
 )
+from resurgence.config.guidance import Guidance
 from resurgence.config.model_path import DEFAULT
 from resurgence.config.names import check_distinct
 from resurgence.config.stages import TercileConfig

@@ -16,13 +16,13 @@ from resurgence.config.fields import (
     Count,
     DdimSteps,
     Fraction,
-    Guidance,
     Natural,
     NotNegative,
     Positive,
     Seed,
     one_place,
 )
+from resurgence.config.guidance import Guidance
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def discriminator(channels: int, side: int, last_stride: int, seed: int, width: 
     """A PatchGAN over latents (B, channels, side, side): logits (B, 1, h, w), positive for the anchor.
 
     Layers of stride 2 halve the latents to 4 x 4, at most four: one for a side of 8, four for 64 as in the authors'
-    code, with `width` channels and twice as many in each further one. The last layer makes the logits, 2 x 2 of them, or 3 x 3 with a last stride of 1.
+    code; the first has `width` channels, each further one twice as many. The last layer makes the logits, 2 x 2 of
+    them, or 3 x 3 with a last stride of 1.
 
     Raises:
         ValueError: latents smaller than 4 x 4.

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from resurgence.config.erasers import Passes
-from resurgence.config.fields import Captions, ConfigError, Count, GuidanceWeight, Natural, NotNegative, Positive
+from resurgence.config.fields import Captions, ConfigError, Count, Natural, NotNegative, Positive
+from resurgence.config.guidance import GuidanceWeight
 from resurgence.config.optimisation import Optimisation, Selection
 
 
@@ -183,7 +184,7 @@ class ScissorHandsConfig(ImageOptimisation):
     sparsity: float = 0.999  # the part of the weights that is not trimmed: script for classes; nudity: 0.995
     saliency_steps: Count = 10  # batches of the saliency's gradient: scripts
     saliency: Literal["gradient", "absolute"] = "gradient"  # of the mean loss (paper); sum of |batch gradient|: scripts
-    saliency_guidance: GuidanceWeight = 0.0  # paper; w in (1 + w) eps(c) - w eps(""); script for classes: 7.5
+    saliency_guidance: GuidanceWeight = 0.0  # paper; w in (1 + w) eps(c) - w eps(""); classes: 7.5, script
     trim: Literal["all", "official"] = "all"  # paper; official: only self-attention in two decoder blocks
     initial: Literal["normal", "kaiming"] = "normal"  # new values, sd 0.02: script for classes; Kaiming uniform: nudity
     forget: Literal["ascent", "pseudo"] = "ascent"  # paper; pseudo (nudity): + weight times SalUn's forget loss

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from resurgence.config.erasers import Passes
-from resurgence.config.fields import ConfigError, Count, DdimSteps, Guidance, Natural, NotNegative, Positive, Template
+from resurgence.config.fields import ConfigError, Count, DdimSteps, Natural, NotNegative, Positive, Template
+from resurgence.config.guidance import Guidance
 from resurgence.config.optimisation import Optimisation, Selection
 
 
