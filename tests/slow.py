@@ -81,15 +81,34 @@ def embed(pipe: StableDiffusionPipeline, caption: str) -> torch.Tensor:
 
 
 def predicted(
-    pipe: StableDiffusionPipeline, unet: UNet2DConditionModel, x: torch.Tensor, t: int, text: torch.Tensor
+    pipe: StableDiffusionPipeline,
+    unet: UNet2DConditionModel,
+    x: torch.Tensor,
+    t: int,
+    text: torch.Tensor,
+    space: str = "prediction",
 ) -> torch.Tensor:
-    """The noise that a UNet sees in one x_t (C, h, w), from its noise or its velocity."""
+    """What a UNet predicts for one x_t (C, h, w): its output, the noise in x_t, or the clean latents."""
     x, text = x.to(unet.dtype), text.to(unet.dtype)
     out = unet(x[None], torch.tensor([t]), text[None]).sample[0]
-    if pipe.scheduler.config.prediction_type == "epsilon":
+    if space == "prediction":
         return out
     a = pipe.scheduler.alphas_cumprod[t]
-    return a**0.5 * out + (1 - a) ** 0.5 * x
+    noise = out if pipe.scheduler.config.prediction_type == "epsilon" else a**0.5 * out + (1 - a) ** 0.5 * x
+    return noise if space == "noise" else (x - (1 - a) ** 0.5 * noise) / a**0.5
+
+
+def truth(
+    pipe: StableDiffusionPipeline, clean: torch.Tensor, noise: torch.Tensor, t: int, space: str = "prediction"
+) -> torch.Tensor:
+    """What an ideal UNet predicts for clean latents (C, h, w) with noise."""
+    noise = noise.to(clean)
+    if space == "clean":
+        return clean
+    if space == "noise" or pipe.scheduler.config.prediction_type == "epsilon":
+        return noise
+    a = pipe.scheduler.alphas_cumprod[t]
+    return a**0.5 * noise - (1 - a) ** 0.5 * clean
 
 
 @torch.no_grad()
@@ -107,8 +126,8 @@ def ddim(
     for k in reversed(range(steps)):
         t = k * width + 1
         yield t, x
-        plain = predicted(pipe, unet, x, t, empty)
-        noise = plain + guidance * (predicted(pipe, unet, x, t, text) - plain)
+        plain = predicted(pipe, unet, x, t, empty, "noise")
+        noise = plain + guidance * (predicted(pipe, unet, x, t, text, "noise") - plain)
         a, before = alphas[t], alphas[t - width] if t >= width else alphas[0]
         clean = (x - (1 - a) ** 0.5 * noise) / a**0.5
         x = before**0.5 * clean + (1 - before) ** 0.5 * noise

@@ -10,17 +10,17 @@ import torch
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.trainer import samples
 from resurgence.seeds import seed_of
-from slow import TASK, embed, predicted
+from slow import TASK, embed, predicted, truth
 
 CAPTIONS = ("a photo of the {}", "the {} on the ground")
 
 
 class Point(NamedTuple):
-    """One noised image, its noise, and the captions c_f and c_r."""
+    """One noised image, what an ideal model predicts for it, and the captions c_f and c_r."""
 
     x: torch.Tensor
     t: int
-    noise: torch.Tensor
+    truth: torch.Tensor
     caption: str
     pseudo: str
 
@@ -43,7 +43,8 @@ def points(pipe, concepts, images: Mapping[str, torch.Tensor], batch: int, seed:
         clean = pipe.vae.encode(picture[None].to(pipe.vae.dtype)).latent_dist.mode()[0] * pipe.vae.config.scaling_factor
         a = pipe.scheduler.alphas_cumprod[t]
         captions = [template.replace("{}", word) for word in (concept, TASK.mapping.get(concept, concept))]
-        found.append(Point(a**0.5 * clean + (1 - a) ** 0.5 * noise.to(clean), t, noise, *captions))
+        x = a**0.5 * clean + (1 - a) ** 0.5 * noise.to(clean)
+        found.append(Point(x, t, truth(pipe, clean, noise, t), *captions))
     return found
 
 
@@ -64,7 +65,7 @@ def slow_denoising(pipe, unet, drawn: list[Point], guidance: float = 0.0) -> tor
         out = predicted(pipe, unet, p.x, p.t, embed(pipe, p.caption))
         if guidance:
             out = (1 + guidance) * out - guidance * predicted(pipe, unet, p.x, p.t, embed(pipe, ""))
-        terms.append(((p.noise - out) ** 2).mean())
+        terms.append(((p.truth - out) ** 2).mean())
     return torch.stack(terms).mean()
 
 

@@ -93,6 +93,31 @@ def test_kohyas_alpha_scales_by_the_rank(part: str, module: str, flat: str, tmp_
     assert torch.allclose(merged - weight, torch.ones_like(weight), atol=1e-6)
 
 
+@pytest.mark.parametrize("names", [("lora_A", "lora_B"), ("lora.down", "lora.up")], ids="-".join)
+@pytest.mark.parametrize(
+    ("part", "module", "stem"),
+    [
+        ("unet", KEY, f"unet.{KEY}"),
+        ("text_encoder", "encoder.layers.1.mlp.fc1", "text_encoder.text_model.encoder.layers.1.mlp.fc1"),
+    ],
+)
+def test_alpha_counts_in_files_with_diffusers_names(
+    part: str, module: str, stem: str, names: tuple, tmp_path: Path
+) -> None:
+    """W' = W + alpha / rank B A of the merged pipeline, by hand: 3 / 2 of two products of ones; without alpha, 2."""
+    for alpha, added in ((3.0, 3.0), (None, 2.0)):
+        pipe = make_pipeline()
+        weight = getattr(pipe, part).get_submodule(module).weight
+        before, (outputs, inputs) = weight.detach().clone(), weight.shape
+        sides = {names[0]: torch.ones(2, inputs), names[1]: torch.ones(outputs, 2)}
+        tensors = {f"{stem}.{name}.weight": value for name, value in sides.items()}
+        if alpha is not None:
+            tensors[f"{stem}.alpha"] = torch.tensor(alpha)
+        save_file(tensors, tmp_path / deltas.LORA_FILE)
+        deltas.apply_folder(pipe, tmp_path)
+        assert torch.allclose(weight - before, torch.full_like(weight, added), atol=1e-5)
+
+
 BAD: dict[str, tuple[Tensors, tuple[str, str]]] = {  # tensors of the file -> what is told beside the file, remedy
     "another width": ({A: torch.ones(2, 40), B: torch.ones(32, 2)}, ("(32, 40)", "use the base that the LoRA was")),
     "other outputs": ({A: torch.ones(2, 32), B: torch.ones(64, 2)}, ("(64, 32)", "use the base that the LoRA was")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from resurgence.cli import main
 from resurgence.cli.models import settings
-from resurgence.config.erasers import eraser_config
-from resurgence.config.fields import ConfigError, Count, Guidance, Natural, Seed, build, parse, read_yaml, yaml_value
+from resurgence.config.erasers import ERASERS, eraser_config
+from resurgence.config.fields import ConfigError, Count, Natural, Seed, build, parse, read_yaml, yaml_value
+from resurgence.config.guidance import Guidance, GuidanceWeight
 from resurgence.config.settings import ConceptImages, Seeds, Statistics
 from resurgence.config.stages import FinetuneConfig, MaskConfig, SamplingConfig
 from resurgence.config.task import make_task
@@ -301,13 +303,29 @@ def test_a_whole_number_is_accepted_within_its_bounds_only(kind: Any, number: in
 
 
 @given(st.floats(allow_subnormal=False))
-def test_guidance_is_finite_and_between_0_and_1000(number: float) -> None:
-    if 0 <= number <= 1000:
-        assert parse(Guidance, number, "key") == number
-    else:
-        with pytest.raises(ConfigError) as error:
-            parse(Guidance, number, "key")
-        tells(error.value, f"key = {number}", "must be")
+@example(0.5)
+@example(1.0)
+def test_guidance_is_finite_and_at_most_1000_and_as_a_scale_not_between_0_and_1(number: float) -> None:
+    for kind, allowed in ((GuidanceWeight, number >= 0), (Guidance, number == 0 or number >= 1)):
+        if allowed and number <= 1000:
+            assert parse(kind, number, "key") == number
+        else:
+            with pytest.raises(ConfigError) as error:
+                parse(kind, number, "key")
+            tells(error.value, f"key = {number}", "must be")
+
+
+@pytest.mark.parametrize("guidance", [0.001, 0.5, 0.999])
+@pytest.mark.parametrize("config", [SamplingConfig, ConceptImages, *(eraser_config(name) for name in ERASERS)])
+def test_every_scale_of_guidance_between_0_and_1_is_refused(config: Any, guidance: float) -> None:
+    """Sampling would ignore it. The weights of guided losses, w of (1 + w) eps(c) - w eps(""), may have any value."""
+    if "guidance" not in (names := {field.name for field in dataclasses.fields(config)}):
+        assert not names & {"guidance_scale", "cfg"}
+        return
+    needed = {"per_concept": 1} if config is ConceptImages else {}
+    with pytest.raises(ConfigError) as error:
+        build(config, {"guidance": guidance, **needed}, "x")
+    tells(error.value, f"x.guidance = {guidance}", "must be 0 or 1, both without guidance, or more than 1")
 
 
 ANY = st.recursive(

@@ -25,6 +25,7 @@ from slow import (
     same,
     shake,
     snapshot,
+    truth,
     unet_with,
     worst,
 )
@@ -75,12 +76,13 @@ def slow_loss(pipe, unet, cfg, chosen) -> torch.Tensor:
         x = a**0.5 * clean + (1 - a) ** 0.5 * noise.to(clean)
         erased, kept = (embed(pipe, caption.replace("{}", word)) for word in (concept, anchor))
         if cfg.loss == "noise-based":
-            target = noise
+            target = truth(pipe, clean, noise, t)
         else:
             target = predicted(pipe, frozen if cfg.target_from == "frozen" else unet, x, t, kept).detach()
         term = ((predicted(pipe, unet, x, t, erased) - target) ** 2).mean()
         if cfg.anchor_weight:
-            term = term + cfg.anchor_weight * ((predicted(pipe, unet, x, t, kept) - noise) ** 2).mean()
+            error = predicted(pipe, unet, x, t, kept) - truth(pipe, clean, noise, t)
+            term = term + cfg.anchor_weight * (error**2).mean()
         terms.append(term)
     return torch.stack(terms).mean()
 
@@ -127,7 +129,7 @@ def test_target_carries_no_gradient():
 
 
 def test_each_sample_draws_images_of_its_own_anchor_and_one_caption_for_both_words(pipe, data):
-    objective = Ca(Student(pipe, CFG.parameters), TASK, CFG, data, seed=0)
+    objective = Ca(Student(pipe, CFG.parameters, "noise"), TASK, CFG, data, seed=0)
     seen = set()
     for step in range(30):
         rows = zip(*objective.pairs(step), strict=True)

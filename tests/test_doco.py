@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -26,13 +27,14 @@ from slow import (
     same,
     shake,
     snapshot,
+    truth,
     unet_with,
     worst,
 )
 
 CAPTIONS = ("a photo of the {}", "the {} on the ground", "a sketch of the {}")
 CFG = DocoConfig(batch=3, captions=CAPTIONS, steps=6, warmup=0)
-CODE = {"discriminate": "x0", "generator": "non-saturating", "anchor_from": "frozen", "last_stride": 1}
+CODE = {"discriminate": "clean", "generator": "non-saturating", "anchor_from": "frozen", "last_stride": 1}
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -72,10 +74,14 @@ def judged(net: torch.nn.Sequential, x: torch.Tensor) -> torch.Tensor:
     return F.conv2d(x, last.weight, last.bias, stride=last.stride, padding=1)
 
 
-def predictions(pipe, unet, cfg, seed: int, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def snapshot_of(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in net.state_dict().items()}
+
+
+def predictions(pipe, unet, cfg, seed: int, step: int, task=TASK) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What D sees for c* and for c, and the anchor's diffusion loss, one sample at a time."""
     frozen, concepts, anchors, retaining = unet_with(pipe, {}), [], [], []
-    for sample in samples(TASK.erase, cfg.batch, seed, step):
+    for sample in samples(task.erase, cfg.batch, seed, step):
         g, anchor = sample.generator, TASK.mapping[sample.concept]
         images = DATA_ANCHORS[anchor]
         image = images[int(torch.randint(len(images), (), generator=g))]
@@ -87,12 +93,11 @@ def predictions(pipe, unet, cfg, seed: int, step: int) -> tuple[torch.Tensor, to
         a = pipe.scheduler.alphas_cumprod[t]
         x = a**0.5 * clean + (1 - a) ** 0.5 * noise
         erased, kept = (embed(pipe, caption.replace("{}", word)) for word in (sample.concept, anchor))
-        concept, own = predicted(pipe, unet, x, t, erased), predicted(pipe, unet, x, t, kept)
-        retaining.append(((own - noise) ** 2).mean())
+        retaining.append(((predicted(pipe, unet, x, t, kept) - truth(pipe, clean, noise, t)) ** 2).mean())
+        space = "clean" if cfg.discriminate == "clean" and cfg.unlearning == "adversarial" else "prediction"
+        concept, own = (predicted(pipe, unet, x, t, text, space) for text in (erased, kept))
         if cfg.anchor_from == "frozen":
-            own = predicted(pipe, frozen, x, t, kept).detach()
-        if cfg.discriminate == "x0" and cfg.unlearning == "adversarial":
-            concept, own = ((x - (1 - a) ** 0.5 * e) / a**0.5 for e in (concept, own))
+            own = predicted(pipe, frozen, x, t, kept, space).detach()
         concepts.append(concept)
         anchors.append(own)
     return torch.stack(concepts), torch.stack(anchors), torch.stack(retaining).mean()
@@ -124,8 +129,8 @@ def slow_loss(net, cfg, concept: torch.Tensor, anchor: torch.Tensor) -> torch.Te
 
 
 VARIANTS = [
-    {}, {"anchor_from": "frozen"}, {"generator": "non-saturating"}, {"discriminate": "x0"}, CODE,
-    {"unlearning": "l2"}, {"unlearning": "l2", "anchor_from": "frozen", "discriminate": "x0"},
+    {}, {"anchor_from": "frozen"}, {"generator": "non-saturating"}, {"discriminate": "clean"}, CODE,
+    {"unlearning": "l2"}, {"unlearning": "l2", "anchor_from": "frozen", "discriminate": "clean"},
 ]  # fmt: skip
 
 
@@ -135,7 +140,7 @@ def test_loss_and_gradient_of_a_step_equal_the_formula(pipe, data, changes):
     objective = made(pipe, data, cfg)
     unet = unet_with(pipe, objective.student.weights)
     concept, anchor, retaining = predictions(pipe, unet, cfg, 4, 6)
-    expected = slow_loss(objective.discriminator, cfg, concept, anchor)
+    expected = slow_loss(objective.judges[""].net, cfg, concept, anchor)
     slow = gradients_of(unet, expected, list(objective.student.weights))
     found, shown = objective.gradient(6)
     assert float(shown["loss"]) == pytest.approx(float(expected.detach()), rel=1e-5)
@@ -157,8 +162,8 @@ def test_discriminator_takes_one_step_of_adam_up_its_value(pipe, data, changes):
     """The first step of Adam moves each weight by lr g / (|g| + eps); g at the predictions before theta's step."""
     cfg = dataclasses.replace(CFG, discriminator_lr=1e-3, **changes)
     objective = made(pipe, data, cfg)
-    net = objective.discriminator
-    assert objective.optimiser.defaults["betas"] == (0.5, 0.999)
+    net = objective.judges[""].net
+    assert objective.judges[""].optimiser.defaults["betas"] == (0.5, 0.999)
     before = [p.detach().clone() for p in net.parameters()]
     with torch.no_grad():
         concept, anchor, _ = predictions(pipe, unet_with(pipe, objective.student.weights), cfg, 4, 6)
@@ -252,12 +257,12 @@ def test_gradient_of_a_step_has_been_through_surgery(pipe, data, surgery):
     cfg, conflicts = dataclasses.replace(CFG, surgery=surgery, lamb=0.8, anchor_from="frozen"), []
     for sign in (1, -1):
         objective = made(pipe, data, cfg)
-        for p in objective.discriminator[-1].parameters():
+        for p in objective.judges[""].net[-1].parameters():
             p.data.mul_(sign)
         unet, names = unet_with(pipe, objective.student.weights), list(objective.student.weights)
         concept, anchor, retaining = predictions(pipe, unet, cfg, 4, 0)
         parameters = [unet.get_parameter(name.removeprefix("unet.")) for name in names]
-        unlearn = slow_loss(objective.discriminator, cfg, concept, anchor)
+        unlearn = slow_loss(objective.judges[""].net, cfg, concept, anchor)
         u = torch.autograd.grad(unlearn, parameters, retain_graph=True)
         r = torch.autograd.grad(retaining, parameters)
         conflicts.append(float(flat(u) @ flat(r)) < 0)
@@ -287,6 +292,13 @@ def test_discriminator_fits_the_latents(side, halvings):
             assert net(x).shape == ((3, 1, 2, 2) if last == 2 else (3, 1, 3, 3))
         if side <= 32:
             assert torch.allclose(net(x), judged(net, x), rtol=1e-4, atol=1e-5)
+
+
+def test_discriminator_has_the_width_of_the_settings(pipe, data):
+    net = discriminator(4, 32, 2, seed=0, width=24)
+    assert [m.out_channels for m in net if isinstance(m, torch.nn.Conv2d)] == [24, 48, 96, 1]
+    objective = made(pipe, data, dataclasses.replace(CFG, discriminator_width=96))
+    assert objective.judges[""].net[0].out_channels == 96
 
 
 def test_too_small_latents_are_refused():
@@ -322,19 +334,19 @@ def test_warm_up_changes_the_discriminator_and_no_weight_of_the_unet(pipe, data,
     moved = [(delta[n] - before[n] * (1 - 1e-2 * 0.1)).abs().max() for n in delta]
     assert max(map(float, moved)) == pytest.approx(1e-2, rel=1e-3)  # Adam's first step is lr
     objective = Doco(Student(pipe, cfg.parameters), TASK, cfg, data, 0)
-    first = {n: p.clone() for n, p in objective.discriminator.state_dict().items()}
+    first = {n: p.clone() for n, p in objective.judges[""].net.state_dict().items()}
     found, _ = objective.gradient(0)
     assert found == [None] * len(found)
-    assert all(not torch.equal(p, first[n]) for n, p in objective.discriminator.state_dict().items())
+    assert all(not torch.equal(p, first[n]) for n, p in objective.judges[""].net.state_dict().items())
 
 
 def test_without_a_discriminator_there_is_no_warm_up(pipe, data):
     cfg = dataclasses.replace(CFG, unlearning="l2", warmup=200, steps=1)
     objective = Doco(Student(pipe, cfg.parameters), TASK, cfg, data, 0)
-    first = {n: p.clone() for n, p in objective.discriminator.state_dict().items()}
+    first = {n: p.clone() for n, p in objective.judges[""].net.state_dict().items()}
     found, shown = objective.gradient(0)
     assert all(g is not None for g in found) and set(shown) == {"loss", "retain"}
-    assert same(objective.discriminator.state_dict(), first)
+    assert same(objective.judges[""].net.state_dict(), first)
 
 
 def test_delta_holds_the_projections_and_the_pipeline_is_unchanged(pipe, data):
@@ -350,9 +362,10 @@ def test_delta_holds_the_projections_and_the_pipeline_is_unchanged(pipe, data):
     assert other.keys() == {f"unet.{n}" for n, _ in pipe.unet.named_parameters() if ".attn1." in n}
 
 
-def test_resumed_training_is_the_uninterrupted_one(pipe, data, tmp_path, monkeypatch):
-    """The discriminator and its optimiser go on from where they were, from the warm-up as well."""
-    cfg = dataclasses.replace(CFG, steps=6, warmup=2, lr=1e-3, checkpoints=(1, 4))
+@pytest.mark.parametrize("discriminators", ["shared", "concept"])
+def test_resumed_training_is_the_uninterrupted_one(pipe, data, tmp_path, monkeypatch, discriminators):
+    """The discriminators and their optimisers go on from where they were, from the warm-up as well."""
+    cfg = dataclasses.replace(CFG, discriminators=discriminators, steps=6, warmup=2, lr=1e-3, checkpoints=(1, 4))
     whole = erase(pipe, TASK, cfg, data, 0)
     plain, seen = Doco.gradient, []
 
@@ -375,15 +388,67 @@ def test_resumed_training_is_the_uninterrupted_one(pipe, data, tmp_path, monkeyp
     assert seen == [0, 1, 1, 2, 3, 4, 5, 4, 5]
 
 
+def test_a_discriminator_for_each_concept_takes_turns(pipe, data):
+    """A step is of one concept and moves the D of this concept alone; two steps are a round of both."""
+    cfg = dataclasses.replace(CFG, discriminators="concept")
+    objective = made(pipe, data, cfg)
+    assert list(objective.judges) == list(TASK.erase)
+    first = [{n: p.clone() for n, p in objective.judges[c].net.state_dict().items()} for c in TASK.erase]
+    assert not same(*first)
+    order = []
+    for step in range(6):
+        before = {c: snapshot_of(judge.net) for c, judge in objective.judges.items()}
+        [concept] = {sample.concept for sample in objective.samples(step)}
+        assert len(objective.samples(step)) == cfg.batch
+        objective.gradient(step)
+        moved = [c for c, judge in objective.judges.items() if not same(snapshot_of(judge.net), before[c])]
+        assert moved == [concept]
+        order.append(concept)
+    assert all(set(order[i : i + 2]) == set(TASK.erase) for i in (0, 2, 4))
+    alone = samples((order[1],), cfg.batch, 4, 1)
+    for one, other in zip(objective.samples(1), alone, strict=True):
+        assert torch.equal(torch.rand(3, generator=one.generator), torch.rand(3, generator=other.generator))
+
+
+def test_the_loss_of_a_step_is_of_the_discriminator_of_its_concept(pipe, data):
+    """D of each concept with weights of its own: the loss by hand, of the D whose turn it is."""
+    cfg = dataclasses.replace(CFG, discriminators="concept", surgery="none")
+    objective = made(pipe, data, cfg)
+    unet, losses = unet_with(pipe, objective.student.weights), []
+    for step in (2, 3):
+        [name] = {sample.concept for sample in objective.samples(step)}
+        one = dataclasses.replace(TASK, erase=(name,), mapping={name: TASK.mapping[name]})
+        concept, anchor, _ = predictions(pipe, unet, cfg, 4, step, one)
+        net = copy.deepcopy(objective.judges[name].net)
+        losses.append(
+            (float(objective.gradient(step)[1]["loss"]), float(slow_loss(net, cfg, concept, anchor).detach()))
+        )
+    assert all(shown == pytest.approx(slow, rel=1e-5) for shown, slow in losses)
+
+
+def test_one_concept_has_one_discriminator_either_way(pipe, data):
+    """Then the settings differ only in the first weights of D."""
+    task = dataclasses.replace(TASK, erase=("ship",), mapping={"ship": "street"})
+    objectives = []
+    for discriminators in ("shared", "concept"):
+        cfg = dataclasses.replace(CFG, discriminators=discriminators)
+        objectives.append(Doco(Student(pipe, cfg.parameters), task, cfg, data, 4))
+    (shared,), (apart,) = (list(objective.judges.values()) for objective in objectives)
+    apart.net.load_state_dict(shared.net.state_dict())
+    found = [objective.gradient(1) for objective in objectives]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][0], found[1][0], strict=True))
+    assert found[0][1] == found[1][1]
+
+
 def test_discriminator_learns_to_tell_two_kinds_apart(pipe, data):
     objective = Doco(Student(pipe, CFG.parameters), TASK, dataclasses.replace(CFG, discriminator_lr=1e-3), data, 0)
     g = torch.Generator().manual_seed(0)
     loss = []
     for _ in range(30):
         anchor, concept = (torch.randn(8, 4, 8, 8, generator=g) + shift for shift in (0.2, -0.2))
-        loss.append(objective.train_discriminator(concept, anchor).item())
+        loss.append(objective.judges[""].train(concept, anchor).item())
     assert loss[0] > 1.2 and loss[-1] < 0.5
-    assert objective.discriminator(anchor).mean().item() > 0 > objective.discriminator(concept).mean().item()
+    assert objective.judges[""].net(anchor).mean().item() > 0 > objective.judges[""].net(concept).mean().item()
 
 
 @pytest.mark.parametrize("changes", [{}, CODE, {"unlearning": "l2", "anchor_from": "frozen"}], ids=str)
@@ -413,7 +478,8 @@ def test_missing_anchors_are_named(pipe, data):
         {"lamb": -1.0}, {"discriminate": "image"}, {"generator": "wgan"}, {"anchor_from": "base"},
         {"surgery": "pcgrad"}, {"unlearning": "l1"}, {"warmup": -1}, {"steps": 10, "warmup": 10},
         {"discriminator_lr": 0.0}, {"last_stride": 3}, {"parameters": "text-encoder"}, {"batch": 0},
-        {"lr": -1.0}, {"prompts": ""}, {"steps": 1.5},
+        {"lr": -1.0}, {"prompts": ""}, {"steps": 1.5}, {"discriminator_width": 0}, {"discriminators": "each"},
+        {"unlearning": "l2", "discriminators": "concept"},
     ],
 )  # fmt: skip
 def test_bad_settings_name_the_key(bad):

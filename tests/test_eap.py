@@ -45,7 +45,7 @@ CFG = EapConfig(
     eta=50.0,  # the tiny UNet hardly reads its text
 )  # fmt: skip
 OTHER = dataclasses.replace(
-    CFG, compare="clean", target="guided", negative_guidance=1.3, neutral="a photo", ascent="adam", eta=0.05,
+    CFG, space="clean", target="guided", negative_guidance=1.3, neutral="a photo", ascent="adam", eta=0.05,
     through="student", hard=False, temperature=0.7, x_t="student", lamb=0.4, search_steps=3,
 )  # fmt: skip
 
@@ -63,7 +63,7 @@ def plain():
 
 def trained(pipe, cfg, seed: int = 0) -> tuple[Student, Eap]:
     """An objective in the middle of a training: student and base differ."""
-    student = Student(pipe, cfg.parameters)
+    student = Student(pipe, cfg.parameters, cfg.space)
     objective = Eap(student, TASK, cfg, EraserData(), seed)
     shake(student)
     return student, objective
@@ -92,9 +92,7 @@ class Slow:
         return path[stop][1], min(path[stop][0] + int(torch.randint(1000 // cfg.ddim_steps, (), generator=g)), 999)
 
     def output(self, unet, x, t, text) -> torch.Tensor:
-        noise = predicted(self.pipe, unet, x, t, text)
-        a = self.pipe.scheduler.alphas_cumprod[t]
-        return noise if self.cfg.compare == "noise" else (x - (1 - a) ** 0.5 * noise) / a**0.5
+        return predicted(self.pipe, unet, x, t, text, self.cfg.space)
 
     def word(self, concept: str, step: int, number: int, turn: int) -> torch.Tensor:
         """c_a = sum_k G_k e_k, with G a softmax or its maximum."""
@@ -352,7 +350,7 @@ def test_preservation_holds_the_words(plain, tmp_path):
     [
         {"lamb": -1.0}, {"negative_guidance": -1.0}, {"guidance": -0.5}, {"closest": 0}, {"search_steps": -1},
         {"eta": 0.0}, {"temperature": 0.0}, {"ddim_steps": 0}, {"trajectories": 0}, {"template": "a photo"},
-        {"target": "anchor"}, {"compare": "x0"}, {"exclude": "synonyms"}, {"distance": "dot"}, {"ascent": "sgd"},
+        {"target": "anchor"}, {"space": "x0"}, {"exclude": "synonyms"}, {"distance": "dot"}, {"ascent": "sgd"},
         {"through": "base"}, {"pi": "new"}, {"x_t": "images"}, {"parameters": "text-encoder"}, {"lr": 0.0},
         {"lambda": 1.0}, {"hard": 1},
     ],

@@ -63,6 +63,8 @@ def test_half_recovery() -> None:
     assert at([10, 30, 60]) == 150 + 150 * 20 / 30
     assert at([100, 0, 0]) == 25  # the first crossing counts
     assert math.isinf(at([10, 20, 49.9]))
+    erased, base = np.array(20.0), np.array(100.0)  # half of what was erased, not half of the base's value
+    assert at([50, 60, 70]) == 150 and at([20, 40, 70]) == 150 + 150 * 20 / 30
     nothing = claims.half_recovery([50], np.array([[80.0]]), np.array([50.0]), np.array([50.0]))
     assert math.isinf(nothing[0])  # nothing was erased
     many = claims.half_recovery([10, 20], np.array([[60.0, 0.0], [80.0, 100.0]]), np.zeros(2), np.full(2, 100.0))
@@ -96,6 +98,16 @@ def spread(value: float, width: float) -> Estimate:
     table = np.random.default_rng(0).standard_normal((1000, 1))
     table = value + (table - table.mean()) / table.std() * np.sqrt(1000) * width / 1.96
     return Estimate(value, (Part("a", "u", table, 1000, 1.0),), lambda v: float(v[0]), 1000)
+
+
+def test_the_table_has_the_step_at_which_half_of_what_was_erased_is_back() -> None:
+    """Erased to 20 of 100: half is back at 60, in step 100; half of the base's value, 50, would be step 75."""
+    cell = {"task": "ship", "eraser": "mace", "finetune": "lora", "role": "erase"}
+    ends = {"erased": spread(20, 1), "base": spread(100, 1)}
+    values = {50: 40, 100: 60, 200: 80}
+    rows = [{**cell, **ends, "step": step, "finetuned": spread(value, 1)} for step, value in values.items()]
+    row = claims.half_recovery_table(rows, 0.95).squeeze()
+    assert row["steps"] == pytest.approx(100) and 90 < row["steps_low"] < 101 and 99 < row["steps_high"] < 120
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_largest_takes_exactly_as_many_also_among_equals():
 def test_forget_and_retained_draws_are_not_the_same(pipe, data):
     pairs = ForgetRetain(Student(pipe, "xattn"), TASK, SalunConfig(batch=3, captions=CAPTIONS), data, 0)
     forget, retain, first = pairs.forget(0), pairs.retain(0), pairs.forget(0, "saliency")
-    assert not torch.equal(forget.noise, retain.noise) and not torch.equal(forget.noise, first.noise)
+    assert not torch.equal(forget.truth, retain.truth) and not torch.equal(forget.truth, first.truth)
     assert forget.t.tolist() != retain.t.tolist()
     assert torch.equal(retain.text, retain.other) and not torch.equal(forget.text, forget.other)
 

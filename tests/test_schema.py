@@ -67,6 +67,8 @@ def test_shipped_studies_fit(overlay: Path | None, shipped: dict[str, Any]) -> N
         ({"base": {"pth": "x"}}, "pth"),
         ({"seeds": {"erase": [-1]}}, "minimum"),
         ({"statistics": {"resamples": 99}}, "minimum"),
+        ({"sampling": {"guidance": 0.5}}, "should not be valid"),
+        ({"concept_images": {"guidance": 0.5}}, "should not be valid"),
         ({"statistics": {"level": "0.95"}}, "not of type 'number'"),
         ({"figures": {"metrics": "clip_score"}}, "not of type 'array'"),
         ({"base": {"device": "gpu"}}, "not one of"),

@@ -14,9 +14,10 @@ from torch import nn
 from resurgence.config.fields import build
 from resurgence.diffusion.deltas import DELTA_FILE, apply_delta, load_delta, lora_delta
 from resurgence.erasers import EraserData
-from resurgence.erasers.gradient.spm import Adapted, Membranes, Spm, SpmConfig, anchor, erase
+from resurgence.erasers.gradient.spm import Adapted, Membranes, Spm, SpmConfig, anchor, erase, retained_anchors
 from resurgence.erasers.gradient.trainer import samples
 from resurgence.erasers.lora import WEIGHTS, load_loras
+from resurgence.seeds import seed_of
 from slow import KINDS, TASK, ddim, embed, pipeline, predicted, relative, same, snapshot, unet_with, worst
 
 CFG = SpmConfig(
@@ -91,8 +92,17 @@ def slow_anchor(text: torch.Tensor, g: torch.Generator) -> torch.Tensor:
 
 def slow_loss(pipe, unet, cfg, task, pool, seed: int, step: int) -> torch.Tensor:
     """The two terms, one sample and one anchor at a time."""
+
+    def captions(g: torch.Generator, text: torch.Tensor) -> list[torch.Tensor]:
+        every = [embed(pipe, cfg.template.replace("{}", concept)) for concept in task.retain]
+        far = [min(1.0, 1 - float((text * e).sum() / (text.norm() * e.norm()))) for e in every]
+        return [
+            every[k] for k in torch.multinomial(torch.tensor(far, dtype=text.dtype), cfg.anchors, True, generator=g)
+        ]
+
     frozen, erasing, anchoring = unet_with(pipe, {}), [], []
-    for sample in samples(task.erase, cfg.batch, seed, step):
+    stream = seed_of("spm adapter", *task.erase, seed) if cfg.adapters == "concept" else seed
+    for sample in samples(task.erase, cfg.batch, stream, step):
         g, caption = sample.generator, cfg.template.replace("{}", sample.concept)
         if pool is not None:
             x, t = pool.draw(sample.concept, g)
@@ -106,24 +116,29 @@ def slow_loss(pipe, unet, cfg, task, pool, seed: int, step: int) -> torch.Tensor
             start = predicted(pipe, frozen, x, t, embed(pipe, word))
             target = start - cfg.eta * (predicted(pipe, frozen, x, t, text) - start)
         erasing.append(((predicted(pipe, unet, x, t, text) - target) ** 2).mean())
-        for _ in range(cfg.anchors):
-            a = slow_anchor(text, g)
+        for a in [slow_anchor(text, g) for _ in range(cfg.anchors)] if cfg.anchoring == "latent" else captions(g, text):
             kept = predicted(pipe, frozen, x, t, a).detach()
             anchoring.append(((predicted(pipe, unet, x, t, a) - kept) ** 2).mean())
     return torch.stack(erasing).mean() + cfg.anchor_weight * torch.stack(anchoring).mean()
 
 
 @pytest.mark.parametrize(
-    ("x_t", "surrogate", "eta", "scale"), [("base", "empty", 1.0, 1.0), ("student", "mapping", 0.6, 0.7)]
+    "changes",
+    [
+        {},
+        {"x_t": "student", "surrogate": "mapping", "eta": 0.6, "scale": 0.7, "adapters": "shared"},
+        {"anchoring": "retained"},
+    ],
+    ids=str,
 )
-def test_loss_and_gradient_of_a_step_equal_the_formula(double, x_t, surrogate, eta, scale):
+def test_loss_and_gradient_of_a_step_equal_the_formula(double, changes):
     """Linear layers and convolutions, also those with stride, of the whole UNet."""
-    cfg = dataclasses.replace(CFG, x_t=x_t, surrogate=surrogate, eta=eta, scale=scale, rank=2)
+    cfg = dataclasses.replace(CFG, rank=2, **changes)
     student = Adapted(double, cfg, ["all"], 4)
     objective = Spm(student, TASK, cfg, EraserData(), 4)
     shake(student)
     factors = parts_of(student, "all")
-    unet = hooked(double, [factors], scale)
+    unet = hooked(double, [factors], cfg.scale)
     expected = slow_loss(double, unet, cfg, TASK, objective.pool, 4, 6)
     expected.backward()
     found, shown = objective.gradient(6)
@@ -265,6 +280,49 @@ def test_anchors_are_drawn_with_probability_one_minus_cosine():
     assert float((near**2).mean()) == pytest.approx((math.pi - 4 / 3) / (2 * math.pi - 2), abs=0.03)  # 0.42
 
 
+def test_each_adapter_draws_noise_and_anchors_of_its_own(plain):
+    """Latents on the way from noise, timesteps and the directions of anchors, of every pair of adapters."""
+    cfg = dataclasses.replace(CFG, x_t="student", batch=4, ddim_steps=2)
+    objective = Membranes(Adapted(plain, cfg, list(TASK.erase), 0), TASK, cfg, EraserData(), 0)
+    text, drawn = torch.ones(4, 3, 8), [part.samples(2) for part in objective.parts]
+    assert [{s.concept for s in part} for part in drawn] == [{"ship"}, {"old cat"}]
+    noise = [torch.stack([torch.randn(4, 8, 8, generator=s.generator) for s in part]) for part in drawn]
+    anchors = [part.anchors(text, samples) for part, samples in zip(objective.parts, drawn, strict=True)]
+    for one, other in (noise, anchors):
+        near = F.cosine_similarity(one.flatten(1)[:, None], other.flatten(1)[None], dim=2)
+        assert float(near.abs().max()) < 0.9
+    again = Membranes(Adapted(plain, cfg, ["ship"], 0), SHIP, cfg, EraserData(), 0).parts[0].samples(2)
+    assert torch.equal(noise[0], torch.stack([torch.randn(4, 8, 8, generator=s.generator) for s in again]))
+
+
+def test_captions_of_the_retained_are_drawn_in_proportion_to_their_distance():
+    """Cosines 1, 0.5, 0 and -1 to the caption: shares 0, 1/5, 2/5, 2/5."""
+    text = torch.tensor([[1.0, 0.0]])
+    retained = torch.tensor([[[2.0, 0.0]], [[1.0, 3**0.5]], [[0.0, 1.0]], [[-4.0, 0.0]]])
+    drawn = retained_anchors(text, retained, 4000, torch.Generator().manual_seed(0))
+    shares = [float((drawn == e).flatten(1).all(1).float().mean()) for e in retained]
+    assert shares == pytest.approx([0, 0.2, 0.4, 0.4], abs=0.03) and sum(shares) == pytest.approx(1)
+
+
+def test_captions_of_the_retained_are_protected_by_anchoring_them(plain):
+    """After the same training a retained caption has changed less than with random anchors."""
+    changes = {}
+    text, g = torch.stack([embed(plain, f"a photo of the {c}") for c in SHIP.retain]), torch.Generator().manual_seed(3)
+    x, t = torch.randn(2, 4, 8, 8, generator=g), torch.tensor([500, 500])
+    for anchoring in ("latent", "retained"):
+        cfg = dataclasses.replace(LIGHT, anchoring=anchoring, lr=1e-2, anchor_weight=1000.0, batch=2, steps=8)
+        student = Adapted(plain, cfg, ["ship"], 0)
+        optimiser = torch.optim.Adam(student.weights.values(), lr=1e-2)
+        objective = Membranes(student, SHIP, cfg, EraserData(), 0)
+        for step in range(8):
+            for w, grad in zip(student.weights.values(), objective.gradient(step)[0], strict=True):
+                w.grad = grad
+            optimiser.step()
+        with torch.no_grad():
+            changes[anchoring] = relative(student(x, t, text), student.frozen(x, t, text))
+    assert changes["retained"] < 0.8 * changes["latent"]
+
+
 def test_no_anchors(plain):
     cfg = dataclasses.replace(CFG, anchors=0)
     student = Adapted(plain, cfg, ["all"], 0)
@@ -301,6 +359,7 @@ def test_anchoring_holds_the_anchors(plain):
     "bad",
     [
         {"rank": 0}, {"scale": 0.0}, {"scale": -1.0}, {"eta": -1.0}, {"anchors": -1}, {"anchor_weight": -1.0},
+        {"anchoring": "coco"}, {"anchoring": "retained", "anchors": 0},
         {"ddim_steps": 0}, {"trajectories": 0}, {"guidance": -0.5}, {"template": "a photo"}, {"layers": "linear"},
         {"parameters": "text-encoder"}, {"adapters": "each"}, {"surrogate": "dog"}, {"x_t": "images"}, {"steps": 0},
         {"anchor": 4},

@@ -24,7 +24,7 @@ class Neggrad(Objective):
         self.texts = dict(zip(names, student.texts(captions), strict=True))
 
     def errors(self, names: list[str], draws: list[torch.Generator]) -> torch.Tensor:
-        """Mean squared error of the predicted noise on an image of each concept."""
+        """Mean squared error of the prediction on an image of each concept."""
         count, device = len(self.student.alphas_bar), self.student.device
         which = [int(torch.randint(len(self.latents[n]), (), generator=g)) for n, g in zip(names, draws, strict=True)]
         x0 = torch.stack([self.latents[name][i] for name, i in zip(names, which, strict=True)]).float()
@@ -32,7 +32,7 @@ class Neggrad(Objective):
         noise = torch.stack([torch.randn(x0.shape[1:], generator=g) for g in draws]).to(device)
         x = add_noise(x0, noise, self.student.alphas_bar[t])
         text = torch.stack([self.texts[name] for name in names])
-        return (self.student(x, t, text) - noise).square().mean()
+        return (self.student(x, t, text) - self.student.truth(x0, noise, t)).square().mean()
 
     def loss(self, step: int) -> torch.Tensor:
         """Descent on the retained concepts, ascent on the erased ones."""

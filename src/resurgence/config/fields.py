@@ -40,7 +40,6 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 Natural = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**62)]  # seed + number of the image is stored as int64
 DdimSteps = Annotated[int, Field(ge=1, le=1000)]  # DDIM steps: not more than the base was trained with
-Guidance = Annotated[float, Field(ge=0, le=1000)]  # the prediction grows with it, and overflows
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]

@@ -21,6 +21,13 @@ Selection = Literal[
 ]
 
 
+Space = Literal[
+    "prediction",  # as the base was trained: its noise or its velocity
+    "noise",  # of a velocity v: sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t
+    "clean",  # x_0
+]
+
+
 @dataclass(frozen=True)
 class Optimisation(EraserConfig):
     """Settings of the shared trainer; a method's own config inherits them and sets its own defaults.
@@ -30,8 +37,10 @@ class Optimisation(EraserConfig):
 
     has_curve: ClassVar[bool] = True
     trains_text_encoder: ClassVar[bool] = True  # `parameters` may be text-encoder
+    compares_predictions: ClassVar[bool] = True  # its losses do, so `space` has an effect
 
     parameters: Selection = "xattn"  # which modules train, ESD-x; the delta holds exactly these
+    space: Space = "prediction"  # ours: of predictions and targets in all losses; noise is the same for epsilon bases
     steps: Count = 1000  # optimiser steps
     lr: Positive = 1e-5  # learning rate, the same in each step
     optimiser: Literal["adam", "adamw"] = "adam"  # betas (0.9, 0.999), eps 1e-8, PyTorch's
@@ -46,6 +55,8 @@ class Optimisation(EraserConfig):
         if self.parameters == "text-encoder" and not self.trains_text_encoder:
             remedy = f"this method trains the UNet; choose another, e.g. {type(self).parameters}"
             raise ConfigError("parameters", self.parameters, remedy)
+        if self.space != "prediction" and not self.compares_predictions:
+            raise ConfigError("space", self.space, "has no effect: this method compares no predictions; leave it out")
         if self.optimiser == "adam" and self.weight_decay:
             raise ConfigError("weight_decay", self.weight_decay, "adam has none here; write optimiser: adamw")
         if self.ema is not None and not 0 < self.ema < 1:

@@ -14,7 +14,6 @@ from resurgence.config.fields import (
     ConfigError,
     Count,
     DdimSteps,
-    Guidance,
     Seed,
     build,
     known,
@@ -23,6 +22,7 @@ from resurgence.config.fields import (
     parse,
     unique,
 )
+from resurgence.config.guidance import Guidance
 from resurgence.config.model_path import DEFAULT
 from resurgence.config.names import check_distinct
 from resurgence.config.stages import TercileConfig
@@ -94,7 +94,7 @@ class ConceptImages:
     steps: DdimSteps = 30
     """DDIM steps."""
     guidance: Guidance = 7.5
-    """Scale of classifier-free guidance; 1 or less: no guidance."""
+    """Scale of classifier-free guidance, more than 1; 0 or 1: no guidance."""
 
     def __post_init__(self) -> None:
         one_place("template", self.template)

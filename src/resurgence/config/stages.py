@@ -16,13 +16,13 @@ from resurgence.config.fields import (
     Count,
     DdimSteps,
     Fraction,
-    Guidance,
     Natural,
     NotNegative,
     Positive,
     Seed,
     one_place,
 )
+from resurgence.config.guidance import Guidance
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SamplingConfig:
     steps: DdimSteps = 50
     """DDIM steps."""
     guidance: Guidance = 7.5
-    """Scale of classifier-free guidance; 1 or less: no guidance."""
+    """Scale of classifier-free guidance, more than 1; 0 or 1: no guidance."""
     batch: Count = 16
     """Images in a forward pass; changes an image by rounding only."""
     size: Annotated[int, Field(ge=8, le=8192)] | None = None

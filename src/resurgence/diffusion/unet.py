@@ -69,7 +69,7 @@ def ddim(
 
     Args:
         scheduler: the base's. predict: of the UNet. x: (B, C, h, w), noise. text: (B, L, d).
-        empty: (1, L, d), the embedding of "". guidance: 1 or less: none.
+        empty: (1, L, d), the embedding of "". guidance: 0 or 1: none.
 
     Raises:
         ConfigError: more steps than the base was trained with.

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.utils import save_image
 
+from resurgence.config.fields import build
 from resurgence.config.task import Task
 from resurgence.data.prompts import expand
 from resurgence.diffusion.pipeline import load_base
@@ -206,11 +207,11 @@ def main(
         words: the concept list. kinds: task concept -> kind. drawn_by: artists and poses that the CLIP has seen.
         cfg: seed, copies (of each drawing), seeds_per_concept, and steps, guidance and batch of sampling.
     """
+    sampling = build(SamplingConfig, {key: cfg[key] for key in ("steps", "guidance", "batch")}, "quality")
     torch.set_flush_denormal(True)
     judges, out = Judges(world, device), world / "quality"
     drawn = on_drawings(judges, world / "drawings" / "drawings.parquet", words, cfg, drawn_by)
     prompts = prompts_of(kinds, tasks, cfg["seeds_per_concept"])
-    sampling = SamplingConfig(cfg["steps"], cfg["guidance"], cfg["batch"])
     images = [
         image for _, image in sorted(sample(load_base(world / "base", device), prompts, sampling), key=lambda i: i[0])
     ]

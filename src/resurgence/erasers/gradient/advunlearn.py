@@ -98,7 +98,7 @@ class Advunlearn(Objective):
         for _ in range(cfg.attack_steps):
             x, t = self.noisy(list(zip(concepts, draws, strict=True)))
             target = student.frozen(x, t, text)
-            predicted = student.noise(weights, x, t, self.behind(concepts, prefix, weights))
+            predicted = student.predicted(weights, x, t, self.behind(concepts, prefix, weights))
             prefix.grad = torch.autograd.grad(per_sample(predicted, target).sum(), prefix)[0]
             if cfg.attack_update == "sign":
                 prefix.data -= cfg.attack_lr * prefix.grad.sign()
@@ -158,7 +158,7 @@ class Advunlearn(Objective):
 
 def student_of(pipe: StableDiffusionPipeline, task: Task, cfg: AdvunlearnConfig, seed: int) -> Student:
     """The selected parameters, without the tables of embeddings if those are frozen."""
-    student = Student(pipe, cfg.parameters)
+    student = Student(pipe, cfg.parameters, cfg.space)
     if cfg.embeddings == "frozen":
         student.weights = {n: w for n, w in student.weights.items() if ".embeddings." not in n}
     return student

@@ -18,9 +18,9 @@ from resurgence.erasers.gradient.anchor_images import AnchorObjective
 from resurgence.erasers.gradient.erasure import trained
 
 
-def target_of(loss: str, noise: torch.Tensor, anchor: torch.Tensor | None) -> torch.Tensor:
+def target_of(loss: str, truth: torch.Tensor, anchor: torch.Tensor | None) -> torch.Tensor:
     """What c* is to predict, (B, C, h, w) without gradient: eps(x_t, c), or with `noise-based` the noise in x_t."""
-    return noise if loss == "noise-based" else anchor.detach()
+    return truth if loss == "noise-based" else anchor.detach()
 
 
 class Ca(AnchorObjective):
@@ -28,12 +28,12 @@ class Ca(AnchorObjective):
 
     def loss(self, step: int) -> torch.Tensor:
         """Mean squared error to the target, and the anchor term if it has a weight."""
-        x, t, noise, text, anchor_text = self.pairs(step)
+        x, t, truth, text, anchor_text = self.pairs(step)
         student, cfg = self.student, self.cfg
         anchor = None
         if cfg.anchor_weight:
             concept, anchor = student(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, anchor_text])).chunk(2)
-            retained = cfg.anchor_weight * F.mse_loss(anchor, noise)
+            retained = cfg.anchor_weight * F.mse_loss(anchor, truth)
         else:
             concept, retained = student(x, t, text), 0.0
         if cfg.loss == "model-based" and cfg.target_from == "frozen":
@@ -41,7 +41,7 @@ class Ca(AnchorObjective):
         elif cfg.loss == "model-based" and anchor is None:
             with torch.no_grad():
                 anchor = student(x, t, anchor_text)
-        return F.mse_loss(concept, target_of(cfg.loss, noise, anchor)) + retained
+        return F.mse_loss(concept, target_of(cfg.loss, truth, anchor)) + retained
 
 
 erase = trained(Ca)

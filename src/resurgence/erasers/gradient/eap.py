@@ -21,10 +21,11 @@ import torch.nn.functional as F
 
 from resurgence.config.fields import ConfigError
 from resurgence.config.task import Task
+from resurgence.diffusion.device import at_least_single
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.esd import TrajectoryObjective, esd_target
-from resurgence.erasers.gradient.student import Student, clean_of
+from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import Sample
 from resurgence.erasers.gradient.trajectory_configs import EapConfig
 from resurgence.files import read_lines
@@ -97,10 +98,12 @@ class Eap(TrajectoryObjective):
         near = torch.cat([similarity(erased, student.texts(chunk), cfg.distance) for chunk in chunks], 1)
         chosen = near.topk(cfg.closest).indices  # (concepts, K)
         used, rows = chosen.unique(return_inverse=True)
-        self.every = student.texts([captions[k] for k in used.tolist()])  # embeddings of the words in use
+        self.every = at_least_single(
+            student.texts([captions[k] for k in used.tolist()])
+        )  # embeddings of the words in use
         self.rows = dict(zip(task.erase, rows, strict=True))  # concept -> (K,) rows of `every`
         self.words = {c: [words[k] for k in row.tolist()] for c, row in zip(task.erase, chosen, strict=True)}
-        self.pi = {c: torch.zeros(cfg.closest, device=student.device) for c in task.erase}
+        self.pi = {c: torch.zeros(cfg.closest).to(self.every) for c in task.erase}
         optimiser = torch.optim.SGD if cfg.ascent == "gradient" else torch.optim.Adam
         self.ascent = optimiser([pi.requires_grad_() for pi in self.pi.values()], lr=cfg.eta, maximize=True)
 
@@ -120,10 +123,6 @@ class Eap(TrajectoryObjective):
             mixtures.append(torch.einsum("k,kld->ld", chosen, self.every[self.rows[sample.concept]]))
         return torch.stack(mixtures)
 
-    def compared(self, noise: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """What the losses compare, of a predicted noise."""
-        return noise if self.cfg.compare == "noise" else clean_of(noise, x, self.student.alphas_bar[t])
-
     def search(self, drawn: Sequence[Sample], x: torch.Tensor, t: torch.Tensor, step: int) -> None:
         """Algorithm 1: pi moves `search_steps` times up the preservation loss of its samples.
 
@@ -135,9 +134,8 @@ class Eap(TrajectoryObjective):
         for turn in range(self.cfg.search_steps):
             c_a = self.adversarial(drawn, step, turn)
             student = self.student
-            retained = student.noise({}, x, t, c_a) if self.cfg.through == "both" else student.frozen(x, t, c_a)
-            predicted = student(x, t, c_a)
-            squares = (self.compared(predicted, x, t) - self.compared(retained, x, t)).square().flatten(1)  # (B, CHW)
+            retained = student.predicted({}, x, t, c_a) if self.cfg.through == "both" else student.frozen(x, t, c_a)
+            squares = (student(x, t, c_a) - retained).square().flatten(1)  # (B, CHW)
             change = (squares.sum(1) if self.cfg.ascent == "gradient" else squares.mean(1)).sum()
             moved = [self.pi[c] for c in {sample.concept: None for sample in drawn}]
             self.ascent.zero_grad()
@@ -154,12 +152,11 @@ class Eap(TrajectoryObjective):
         c_a = self.adversarial(drawn, step, cfg.search_steps).detach()
         texts = [self.neutral.expand_as(text), c_a, *([text] if cfg.target == "guided" else [])]
         points, times = torch.cat([x] * len(texts)), torch.cat([t] * len(texts))
-        frozen = self.compared(student.frozen(points, times, torch.cat(texts)), points, times)
+        frozen = student.frozen(points, times, torch.cat(texts))
         target, retained, *concept = frozen.chunk(len(texts))
         if concept:
             target = esd_target(target, concept[0], cfg.negative_guidance)
-        points, times = torch.cat([x, x]), torch.cat([t, t])
-        erased, adversarial = self.compared(student(points, times, torch.cat([text, c_a])), points, times).chunk(2)
+        erased, adversarial = student(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, c_a])).chunk(2)
         erasing, preservation = F.mse_loss(erased, target), F.mse_loss(adversarial, retained)
         return {"loss": erasing + cfg.lamb * preservation, "erasing": erasing, "preservation": preservation}
 

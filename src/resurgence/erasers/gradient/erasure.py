@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def whole_student(pipe: StableDiffusionPipeline, task: Task, cfg: Any, seed: int) -> Student:
     """A student of all parameters that the settings select."""
-    return Student(pipe, cfg.parameters)
+    return Student(pipe, cfg.parameters, cfg.space)
 
 
 def trained(

@@ -58,7 +58,7 @@ class ForgetRetain(Objective):
 
 def denoising_loss(student: Student, at: Noised) -> torch.Tensor:
     """The loss of diffusion training, mean of || eps_theta(x_t, c) - noise ||^2 over samples and elements."""
-    return F.mse_loss(student(at.x, at.t, at.text), at.noise)
+    return F.mse_loss(student(at.x, at.t, at.text), at.truth)
 
 
 def pseudo_target(student: Student, weights: Weights, at: Noised, target_from: str) -> torch.Tensor:
@@ -66,13 +66,13 @@ def pseudo_target(student: Student, weights: Weights, at: Noised, target_from: s
     if target_from == "frozen":
         return student.frozen(at.x, at.t, at.other)
     with torch.no_grad():
-        return student.noise(weights, at.x, at.t, at.other)
+        return student.predicted(weights, at.x, at.t, at.other)
 
 
 def pseudo_loss(student: Student, weights: Weights, at: Noised, target_from: str) -> torch.Tensor:
     """Mean of || eps(x_t, c_f) - sg eps(x_t, c_r) ||^2 over samples and elements, of these weights."""
     target = pseudo_target(student, weights, at, target_from)
-    return F.mse_loss(student.noise(weights, at.x, at.t, at.text), target)
+    return F.mse_loss(student.predicted(weights, at.x, at.t, at.text), target)
 
 
 def forget_gradients(objective: ForgetRetain, steps: int, guidance: float, absolute: bool) -> list[torch.Tensor]:
@@ -91,7 +91,7 @@ def forget_gradients(objective: ForgetRetain, steps: int, guidance: float, absol
         predicted = student(at.x, at.t, at.text)
         if guidance:
             predicted = (1 + guidance) * predicted - guidance * student(at.x, at.t, empty.expand_as(at.text))
-        for sum_, g in zip(total, gradients(F.mse_loss(predicted, at.noise), weights), strict=True):
+        for sum_, g in zip(total, gradients(F.mse_loss(predicted, at.truth), weights), strict=True):
             sum_ += g.abs() if absolute else g
     return total
 

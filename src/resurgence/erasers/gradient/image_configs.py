@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from resurgence.config.erasers import Passes
-from resurgence.config.fields import Captions, ConfigError, Count, Guidance, Natural, NotNegative, Positive
+from resurgence.config.fields import Captions, ConfigError, Count, Natural, NotNegative, Positive
+from resurgence.config.guidance import GuidanceWeight
 from resurgence.config.optimisation import Optimisation, Selection
 
 
@@ -48,6 +49,7 @@ class FmnConfig(ImageOptimisation):
 
     module: ClassVar[str] = "resurgence.erasers.gradient.fmn"
     needs: ClassVar[frozenset[str]] = frozenset({"images"})
+    compares_predictions: ClassVar[bool] = False  # but attention
 
     parameters: Selection = "full"  # official; the authors also name the cross-attentions: xattn
     steps: Count = 35  # optimiser steps: official
@@ -77,12 +79,14 @@ class DocoConfig(ImageOptimisation):
     batch: Count = 8  # samples a step: paper
     max_norm: Positive | None = 1.0  # of the gradient: code
     unlearning: Literal["adversarial", "l2"] = "adversarial"  # G_u of Eq. 8, or of || eps(c*) - sg eps(c) ||^2
-    discriminate: Literal["noise", "x0"] = "noise"  # what D sees: predicted noise (paper), or predicted x_0 (code)
+    discriminate: Literal["space", "clean"] = "space"  # what D sees: `space` (paper: noise), or predicted x_0 (code)
     generator: Literal["minimax", "non-saturating"] = "minimax"  # theta's side: Eq. 8, or (code) -log D of the concept
     anchor_from: Literal["current", "frozen"] = "current"  # who predicts for c: eps_theta (Eq. 8), or eps_0 (code)
     surgery: Literal["paper", "code", "none", "sum"] = "paper"  # Eq. 9; code: tensor by tensor; sum: G_u + lamb G_r
     lamb: NotNegative = 1.0  # lambda of Eq. 9: paper and README
     warmup: Natural = 200  # first steps, which update D alone: paper; adversarial only
+    discriminators: Literal["shared", "concept"] = "shared"  # one D (paper), or (ours) one a concept, a concept a step
+    discriminator_width: Count = 64  # channels of D's first layer, doubled in each further one: code
     discriminator_lr: Positive = 1e-4  # README, objects and nudity; styles 5e-4
     last_stride: Literal[2, 1] = 2  # of D's last layer: paper; code: 1
 
@@ -90,6 +94,8 @@ class DocoConfig(ImageOptimisation):
         super().__post_init__()
         if self.unlearning == "adversarial" and self.warmup >= self.steps:
             raise ConfigError("warmup", self.warmup, f"must be less than steps ({self.steps})")
+        if self.unlearning == "l2" and self.discriminators != "shared":
+            raise ConfigError("discriminators", self.discriminators, "has no effect with unlearning: l2; leave it out")
 
     def step_passes(self, erased: int) -> Passes:
         """Concept and anchor, and a second way back through both, which costs as much as two more passes each."""
@@ -109,7 +115,7 @@ class SalunConfig(ImageOptimisation):
     alpha: NotNegative = 0.5  # of L_remain: README; the command line's default is 0.1
     fraction: float = 0.5  # of the weights that train: paper
     mask_steps: Count = 100  # batches of the mask's gradient: the 800 images of the scripts
-    mask_guidance: Guidance = 7.5  # w in (1 + w) eps(c_f) - w eps("") of the mask's loss: scripts; 0: eps(c_f)
+    mask_guidance: GuidanceWeight = 7.5  # w in (1 + w) eps(c_f) - w eps("") of the mask's loss: scripts; 0: eps(c_f)
     target_from: Literal["current", "frozen"] = "current"  # sg eps_theta (paper and scripts), or eps_0
     captions: Captions = ("an image of {}",)  # templates; the scripts: "an image of a <class>"
 
@@ -178,7 +184,7 @@ class ScissorHandsConfig(ImageOptimisation):
     sparsity: float = 0.999  # the part of the weights that is not trimmed: script for classes; nudity: 0.995
     saliency_steps: Count = 10  # batches of the saliency's gradient: scripts
     saliency: Literal["gradient", "absolute"] = "gradient"  # of the mean loss (paper); sum of |batch gradient|: scripts
-    saliency_guidance: Guidance = 0.0  # paper; w in (1 + w) eps(c) - w eps("") of its loss; script for classes: 7.5
+    saliency_guidance: GuidanceWeight = 0.0  # paper; w in (1 + w) eps(c) - w eps(""); classes: 7.5, script
     trim: Literal["all", "official"] = "all"  # paper; official: only self-attention in two decoder blocks
     initial: Literal["normal", "kaiming"] = "normal"  # new values, sd 0.02: script for classes; Kaiming uniform: nudity
     forget: Literal["ascent", "pseudo"] = "ascent"  # paper; pseudo (nudity): + weight times SalUn's forget loss

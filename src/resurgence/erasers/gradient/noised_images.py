@@ -19,7 +19,7 @@ class Noised(NamedTuple):
 
     x: torch.Tensor  # (B, C, h, w)
     t: torch.Tensor  # (B,)
-    noise: torch.Tensor  # (B, C, h, w), what is in x
+    truth: torch.Tensor  # (B, C, h, w), what an ideal model predicts for x: the noise in it, or v or x_0
     text: torch.Tensor  # (B, L, d), a caption of a concept
     other: torch.Tensor  # (B, L, d), the same caption with another concept; see where it is drawn
 
@@ -28,7 +28,7 @@ Draw = tuple[torch.Tensor, Sequence[torch.Tensor], torch.Generator]  # latents (
 
 
 def noised(student: Student, draws: Iterable[Draw]) -> tuple[torch.Tensor, ...]:
-    """Noise an image of each draw: (x_t (B, C, h, w), t (B,), noise (B, C, h, w), a row of each table (B, ...)).
+    """Noise an image of each draw: (x_t (B, C, h, w), t (B,), its truth (B, C, h, w), a row of each table (B, ...)).
 
     Image, caption (the row, which all tables of a draw share), t and noise are drawn in this order.
     """
@@ -40,7 +40,7 @@ def noised(student: Student, draws: Iterable[Draw]) -> tuple[torch.Tensor, ...]:
         noise = torch.randn(latents.shape[1:], generator=generator).to(latents.device)
         parts.append((latents[image], t, noise, *(table[caption] for table in tables)))
     latents, t, noise, *rows = (torch.stack(column) for column in zip(*parts, strict=True))
-    return add_noise(latents, noise, student.alphas_bar[t]), t, noise, *rows
+    return add_noise(latents, noise, student.alphas_bar[t]), t, student.truth(latents, noise, t), *rows
 
 
 def concept_latents(

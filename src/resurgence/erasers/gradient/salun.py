@@ -49,7 +49,7 @@ class Salun(ForgetRetain):
         target = pseudo_target(self.student, self.student.weights, forget, self.cfg.target_from)
         x, t, _, text, _ = (torch.cat(both) for both in zip(forget, retain, strict=True))
         erased, retained = self.student(x, t, text).chunk(2)
-        return F.mse_loss(erased, target) + self.cfg.alpha * F.mse_loss(retained, retain.noise)
+        return F.mse_loss(erased, target) + self.cfg.alpha * F.mse_loss(retained, retain.truth)
 
     def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         """The loss's gradient inside the mask, 0 outside: there Adam's moments and its step stay 0."""

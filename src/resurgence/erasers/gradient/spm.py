@@ -4,8 +4,9 @@
          + anchor_weight E_a || eps_{W + B A}(x_t, a) - eps_0(x_t, a) ||^2                              anchoring
 
 A membrane is a rank-1 adapter B A on the weight W of every linear and convolution layer. s is the surrogate of the
-erased concept c*, "" by default; a are random embeddings, accepted with probability 1 - cos(c*, a). Several concepts:
-each has a separate adapter, trained independently; they are merged by summing, W' = W + scale sum B A.
+erased concept c*, "" by default; a are random embeddings, or captions of the retained concepts, of probabilities
+proportional to 1 - cos(c*, a). Several concepts: each has a separate adapter, trained independently; they are merged by
+summing, W' = W + scale sum B A.
 Separate adapters can be scaled by how near a prompt is to their concept (spm_transport.py).
 """
 
@@ -26,10 +27,10 @@ from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.esd import TrajectoryObjective, esd_target
 from resurgence.erasers.gradient.student import Student, Weights
-from resurgence.erasers.gradient.trainer import Objective, final_weights, in_precision_of_base
+from resurgence.erasers.gradient.trainer import Objective, Sample, final_weights, in_precision_of_base, samples
 from resurgence.erasers.gradient.trajectory_configs import SpmConfig
 from resurgence.erasers.lora import Lora, save_loras, slugs
-from resurgence.seeds import generator
+from resurgence.seeds import generator, seed_of
 from resurgence.training.checkpoint import checkpoint_name
 
 if TYPE_CHECKING:
@@ -53,6 +54,12 @@ def anchor(text: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
     return noise * (length * text.norm() / noise.norm())
 
 
+def retained_anchors(text: torch.Tensor, retained: torch.Tensor, count: int, draws: torch.Generator) -> torch.Tensor:
+    """Draw `count` of the embeddings `retained` (N, L, d), each with probability proportional to 1 - cos to text."""
+    near = F.cosine_similarity(text.flatten()[None], retained.flatten(1)).cpu()
+    return retained[torch.multinomial((1 - near).clamp(1e-6, 1), count, replacement=True, generator=draws)]
+
+
 def groups_of(task: Task, cfg: SpmConfig) -> dict[str, tuple[str, ...]]:
     """Adapter -> the concepts that it erases."""
     return {concept: (concept,) for concept in task.erase} if cfg.adapters == "concept" else {"shared": task.erase}
@@ -66,7 +73,7 @@ class Adapted(Student):
     """
 
     def __init__(self, pipe: StableDiffusionPipeline, cfg: SpmConfig, adapters: Sequence[str], seed: int) -> None:
-        super().__init__(pipe, cfg.parameters)
+        super().__init__(pipe, cfg.parameters, cfg.space)
         kinds = {f"unet.{n}.weight": m for n, m in pipe.unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
         names = [n for n in self.weights if n in kinds and (cfg.layers == "all" or ".attentions." in n)]
         if not names:
@@ -115,14 +122,32 @@ class Spm(TrajectoryObjective):
         super().__init__(student, task, cfg, data, seed)
         words = [cfg.template.replace("{}", task.mapping[c]) if cfg.surrogate == "mapping" else "" for c in task.erase]
         self.surrogates = dict(zip(task.erase, student.texts(words), strict=True))
+        if cfg.anchoring == "retained":
+            self.retained = student.texts([cfg.template.replace("{}", concept) for concept in task.retain])  # (N, L, d)
+
+    def samples(self, step: int) -> list[Sample]:
+        """The samples of a step; each adapter of one concept has draws of its own."""
+        cfg, concepts = self.cfg, self.task.erase
+        seed = self.seed if cfg.adapters == "shared" else seed_of("spm adapter", *concepts, self.seed)
+        return samples(concepts, cfg.batch, seed, step)
+
+    def anchors(self, text: torch.Tensor, drawn: Sequence[Sample]) -> torch.Tensor:
+        """The anchors of the samples, of which text (B, L, d) are the captions: (B * anchors, L, d)."""
+        count = self.cfg.anchors
+        if not count:
+            return text[:0]
+        if self.cfg.anchoring == "retained":
+            each = [retained_anchors(e, self.retained, count, s.generator) for e, s in zip(text, drawn, strict=True)]
+            return torch.cat(each)
+        near = [anchor(e, s.generator) for e, s in zip(text, drawn, strict=True) for _ in range(count)]
+        return torch.stack(near).to(text)
 
     def losses(self, step: int) -> dict[str, torch.Tensor]:
         """Erasing and anchoring term, and their weighted sum: one pass of the frozen model, one of the adapted."""
         drawn, cfg = self.samples(step), self.cfg
         text, surrogate = self.texts_of(drawn, self.texts), self.texts_of(drawn, self.surrogates)
         x, t = self.noisy(drawn)
-        near = [anchor(e, sample.generator) for e, sample in zip(text, drawn, strict=True) for _ in range(cfg.anchors)]
-        anchors = torch.stack(near).to(text) if near else text[:0]  # (batch * anchors, L, d)
+        anchors = self.anchors(text, drawn)
         points, times = x.repeat_interleave(cfg.anchors, 0), t.repeat_interleave(cfg.anchors, 0)
         frozen = self.student.frozen(
             torch.cat([x, x, points]), torch.cat([t, t, times]), torch.cat([surrogate, text, anchors])
@@ -131,7 +156,7 @@ class Spm(TrajectoryObjective):
         adapted = self.student(torch.cat([x, points]), torch.cat([t, times]), torch.cat([text, anchors]))
         erased, anchored = adapted.split([len(x), len(points)])
         erasing = F.mse_loss(erased, esd_target(start, concept, cfg.eta))
-        anchoring = F.mse_loss(anchored, retained) if near else torch.zeros_like(erasing)
+        anchoring = F.mse_loss(anchored, retained) if cfg.anchors else torch.zeros_like(erasing)
         return {"loss": erasing + cfg.anchor_weight * anchoring, "erasing": erasing, "anchoring": anchoring}
 
 
@@ -143,7 +168,8 @@ class Membranes(Objective):
         self.parts, self.groups = [], groups_of(task, cfg)
         for adapter, concepts in self.groups.items():
             mapping = {concept: task.mapping[concept] for concept in concepts}
-            part = TaskPart({"kind": task.kind, "erase": concepts, "mapping": mapping}, f"the adapter {adapter}")
+            fields = {"kind": task.kind, "erase": concepts, "retain": task.retain, "mapping": mapping}
+            part = TaskPart(fields, f"the adapter {adapter}")
             self.parts.append(Spm(student.only(adapter), part, cfg, data, seed))
 
     def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:

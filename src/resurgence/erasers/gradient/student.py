@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from resurgence.config.optimisation import Space
 from resurgence.diffusion.lora_files import of_part
 from resurgence.diffusion.text import embed, encode_prompts, tokenize
 from resurgence.diffusion.unet import predict
@@ -22,35 +23,38 @@ if TYPE_CHECKING:
 Weights = Mapping[str, torch.Tensor]
 
 
-def noise_of(prediction: torch.Tensor, x: torch.Tensor, alpha_bar: torch.Tensor, velocity: bool) -> torch.Tensor:
-    """The predicted noise: the prediction itself, or sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x of a velocity v.
+def in_space(
+    prediction: torch.Tensor, x: torch.Tensor, alpha_bar: torch.Tensor, velocity: bool, space: Space
+) -> torch.Tensor:
+    """A prediction of noise, or of velocity, as prediction, predicted noise or predicted x_0.
+
+    The velocity is v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022), and x_0 is computed from
+    it without a division, so that it is finite where alpha_bar is 0. Squared distances of velocities are multiplied
+    by alpha_bar in `noise` and by 1 - alpha_bar in `clean`, of noises by (1 - alpha_bar) / alpha_bar in `clean`.
 
     Args:
         prediction, x: (B, C, h, w). alpha_bar: (B,).
     """
-    if not velocity:
-        return prediction
     a = alpha_bar.view(-1, 1, 1, 1)
-    return a.sqrt() * prediction + (1 - a).sqrt() * x
-
-
-def clean_of(noise: torch.Tensor, x: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
-    """The predicted x_0 = (x_t - sqrt(1 - alpha_bar) noise) / sqrt(alpha_bar); (B, C, h, w), alpha_bar (B,)."""
-    a = alpha_bar.view(-1, 1, 1, 1)
-    return (x - (1 - a).sqrt() * noise) / a.sqrt()
+    signal, noise = a.sqrt(), (1 - a).sqrt()
+    if space == "clean":
+        return signal * x - noise * prediction if velocity else (x - noise * prediction) / signal
+    return signal * prediction + noise * x if space == "noise" and velocity else prediction
 
 
 class Student:
-    """A model being trained: call it for its predicted noise, `frozen` for that of the original.
+    """A model being trained: call it for its prediction in the space of the losses, `frozen` for the original's.
 
     Attributes:
+        space: what losses compare; see optimisation.Space.
         weights: the trained parameters, float32 leaves, by the names of a delta.
         average: their moving average when the trainer keeps one, else None.
         alphas_bar: (T,) the base's noise schedule.
         captions: all that `texts` has embedded: what the training depends on, wherever it was read.
     """
 
-    def __init__(self, pipe: StableDiffusionPipeline, parameters: str) -> None:
+    def __init__(self, pipe: StableDiffusionPipeline, parameters: str, space: Space = "prediction") -> None:
+        self.space = space
         self.pipe, self.unet, self.device = pipe, pipe.unet, pipe.unet.device
         dtype = torch.promote_types(pipe.unet.dtype, torch.float32)  # half-precision Adam would lose small updates
         chosen = selected(pipe, parameters)
@@ -65,18 +69,33 @@ class Student:
         # float32 weights of a half-precision base are rounded for the pass, not in memory
         return predict(self.unet, x, t, text, of_part(weights, "unet"))
 
-    def noise(self, weights: Weights, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Predicted noise with some weights replaced, e.g. by the moving average."""
-        return noise_of(self.raw(weights, x, t, text), x, self.alphas_bar[t], self.velocity)
+    def in_space(
+        self, prediction: torch.Tensor, x: torch.Tensor, t: torch.Tensor, space: Space | None = None
+    ) -> torch.Tensor:
+        """What `raw` predicts at x (B, C, h, w) and t (B,) in a space, by default that of the losses."""
+        return in_space(prediction, x, self.alphas_bar[t], self.velocity, space or self.space)
+
+    def truth(self, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """What an ideal model predicts for noised latents, in the space of the losses: (B, C, h, w)."""
+        if self.space == "clean":
+            return latents
+        if self.space == "noise" or not self.velocity:
+            return noise
+        a = self.alphas_bar[t].to(latents).view(-1, 1, 1, 1)
+        return a.sqrt() * noise - (1 - a).sqrt() * latents
+
+    def predicted(self, weights: Weights, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Prediction in the space of the losses with some weights replaced, e.g. by the moving average."""
+        return self.in_space(self.raw(weights, x, t, text), x, t)
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """eps_theta(x_t, c): x (B, C, h, w), t (B,), text (B, L, d) -> (B, C, h, w), with gradients."""
-        return self.noise(self.weights, x, t, text)
+        """eps_theta(x_t, c), or v or x_0: x (B, C, h, w), t (B,), text (B, L, d) -> (B, C, h, w), with gradients."""
+        return self.predicted(self.weights, x, t, text)
 
     @torch.no_grad()
     def frozen(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """eps_0(x_t, c) of the original; give several texts as one batch instead of calling again."""
-        return self.noise({}, x, t, text)
+        """The same of the original, eps_0(x_t, c); give several texts as one batch instead of calling again."""
+        return self.predicted({}, x, t, text)
 
     @torch.no_grad()
     def texts(self, prompts: Sequence[str]) -> torch.Tensor:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from resurgence.config.erasers import Passes
-from resurgence.config.fields import ConfigError, Count, DdimSteps, Guidance, Natural, NotNegative, Positive, Template
+from resurgence.config.fields import ConfigError, Count, DdimSteps, Natural, NotNegative, Positive, Template
+from resurgence.config.guidance import Guidance
 from resurgence.config.optimisation import Optimisation, Selection
 
 
@@ -18,7 +19,7 @@ class TrajectoryOptimisation(Optimisation):
     sampler: ClassVar[str] = "x_t"  # the setting that says which model samples the latents; base: once, in advance
 
     ddim_steps: DdimSteps = 50  # of a whole trajectory: scripts
-    guidance: Guidance = 3.0  # of sampling: scripts, and SDD's authors in their runs, 1 in their script
+    guidance: Guidance = 3.0  # of sampling, 0 or 1: none; scripts, and SDD's authors in their runs, 1 in their script
     trajectories: Count = 4  # ours; sampled by the base for each concept
     template: Template = "{}"  # ours: the caption of a concept
 
@@ -102,10 +103,16 @@ class SpmConfig(TrajectoryOptimisation):
     scale: Positive = 1.0  # of B A; alpha / rank in the code, 1 / 1
     eta: NotNegative = 1.0  # strength of the negative guidance: code
     surrogate: Literal["empty", "mapping"] = "empty"  # s: "" (code), or the task's mapping concept
-    anchors: Natural = 4  # random embeddings for each sample: code; 0: no anchoring
+    anchoring: Literal["latent", "retained"] = "latent"  # a: random embeddings (code), captions of retained concepts
+    anchors: Natural = 4  # for each sample: code; 0: no anchoring
     anchor_weight: NotNegative = 1000.0  # lambda: code
     x_t: Literal["base", "student"] = "base"  # who samples x_t: the base once (ours), or the adapted model (code)
     ddim_steps: DdimSteps = 30  # of a whole trajectory: code
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.anchoring != "latent" and not self.anchors:
+            raise ConfigError("anchoring", self.anchoring, "has no effect with anchors: 0; leave it out")
 
     def step_passes(self, erased: int) -> Passes:
         """The concept and the anchors; with an adapter for each concept all of this for each of them."""
@@ -124,7 +131,6 @@ class EapConfig(TrajectoryOptimisation):
     target: Literal["neutral", "guided"] = "neutral"  # Eq. 5; guided: c_n with negative guidance, as ESD (script)
     neutral: str = ""  # c_n: script; the paper names " " and "a photo"
     negative_guidance: NotNegative = 1.0  # target guided: its strength, script
-    compare: Literal["noise", "clean"] = "noise"  # what is compared: predicted noise (Eq. 5), or x_0 (script)
     words: str = ""  # file, a word a line (paper: Oxford 3000); "": the tokenizer's whole words (paper tries them)
     exclude: Literal["concepts", "words", "none"] = "concepts"  # left out: concepts, paper; + their words; none: script
     closest: Count = 100  # K: paper; nudity 50
