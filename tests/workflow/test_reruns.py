@@ -14,6 +14,7 @@ SHOWN = [
     "Cost of the study",
     "Figures of the study",
     "Grids of images and masks",
+    "Page of the study",
     "Report of the study",
     "Tables of the study",
 ]

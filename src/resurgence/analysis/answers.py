@@ -1,4 +1,4 @@
-"""The answer of a study in words: whether the concepts that an eraser removed came back, one sentence a task and eraser.
+"""The answer of a study in words: whether what an eraser removed came back, one sentence a task and eraser.
 
 The words follow `headline.outcome`, the verdict of the tables, and claim no more than it: without several seeds a
 sentence is about this run, and a verdict that is open says so.
@@ -6,6 +6,7 @@ sentence is about this run, and a verdict that is open says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,9 +26,10 @@ class Clause:
 
     finetune: str
     outcome: Outcome
-    low: float  # of the interval of the resurgence, NaN without one
+    gain: float  # the resurgence, the mean over runs
+    low: float  # its interval, NaN without one
     high: float
-    unit: str  # after a number
+    unit: str  # after a value
     runs: int
     above: int  # runs whose own interval lies above 0
     over_seeds: bool  # the interval is about all seeds, not about these runs
@@ -36,12 +38,9 @@ class Clause:
 
     @property
     def text(self) -> str:
-        """The verdict, to follow "the concepts"."""
-        return f"{self._verdict} after {self.finetune} {self._scope}{self._reason}"
-
-    @property
-    def _verdict(self) -> str:
-        return {"yes": "came back", "no": "did not come back", "open": "may or may not have come back"}[self.outcome]
+        """The verdict and why, to follow what an eraser erased."""
+        verdict = {"yes": "came back", "no": "did not come back", "open": "may or may not have come back"}[self.outcome]
+        return f"{verdict} after {self.finetune} {self._scope}{self._reason}"
 
     @property
     def _scope(self) -> str:
@@ -52,11 +51,15 @@ class Clause:
 
     @property
     def _reason(self) -> str:
+        points = " points" if self.unit else ""
+        if self.outcome == "yes":
+            interval = f"[{number(self.low)}, {number(self.high)}]"
+            return f": by {number(self.gain)}{points} {interval} of the base's {number(self.base)}{self.unit}"
         if self.outcome == "no":
-            return f": by {number(self.high)}{self.unit} at most, no more than {TENTH}" if self.high > 0 else ""
-        if self.outcome == "open" and self.low == self.low and self.high == self.high:
+            return f": by {number(self.high)}{points} at most, no more than {TENTH}" if self.high > 0 else ""
+        if math.isfinite(self.low) and math.isfinite(self.high):
             return f": the interval includes 0 and ends above {TENTH}"
-        return ": there is no interval" if self.outcome == "open" else ""
+        return ": there is no interval"
 
 
 def clause(rows: pd.DataFrame, seeds: pd.DataFrame) -> Clause:
@@ -70,6 +73,7 @@ def clause(rows: pd.DataFrame, seeds: pd.DataFrame) -> Clause:
     return Clause(
         finetune=method_name(first["finetune"], first["finetune_variant"]),
         outcome=outcome(low, high, base),
+        gain=float(row["resurgence_mean" if len(rows) > 1 else "resurgence"]),
         low=low,
         high=high,
         unit=unit(first["metric"]),
@@ -87,9 +91,9 @@ def answer(clauses: Sequence[Clause]) -> Outcome:
 
 
 def sentence(eraser: str, clauses: Sequence[Clause]) -> str:
-    """One sentence about an eraser on a task, and a second one where erasing left more than SMALL of the base's value."""
+    """One sentence about an eraser on a task, and another where erasing left more than SMALL of the base's value."""
     first = clauses[0]
-    text = f"The concepts that {eraser} erased {'; they '.join(c.text for c in clauses)}."
+    text = f"What {eraser} erased {'; it '.join(c.text for c in clauses)}."
     if first.erased > SMALL * first.base:
         left, whole = (number(value) + first.unit for value in (first.erased, first.base))
         text += f" Erasing itself left {left} of the base's {whole}."

@@ -71,8 +71,10 @@ def gain(rows: pd.DataFrame, seeds: pd.DataFrame) -> str:
 
 
 def outcome(low: float, high: float, base: float) -> Outcome:
-    """Whether concepts came back, by the interval of their resurgence: yes if it lies above 0; no if it ends at or below
-    SMALL times the base's value; open otherwise, also without an interval (NaN)."""
+    """Whether concepts came back, by the interval of their resurgence.
+
+    Yes if it lies above 0; no if it ends at or below SMALL times the base's value; open otherwise, also if it is NaN.
+    """
     if low > 0:
         return "yes"
     return "no" if high <= SMALL * base else "open"

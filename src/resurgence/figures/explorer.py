@@ -30,7 +30,7 @@ from resurgence.scorers import SCORES, read_scores
 from resurgence.scorers.score_files import PAIR
 
 SIDE = 128  # pixels, the longest side of a thumbnail
-QUALITY = 80  # of WebP
+QUALITY = 88  # of WebP
 LEAST = 300  # characters of a thumbnail in a page, at least; bounds how many images are read
 ROLES = ("erase", "retain", "synonym")  # the first ones to be shown; then others in the order of the prompt set
 
@@ -63,9 +63,11 @@ class TaskSets:
     name: str
     sets: list[Shown]
     prompts: pd.DataFrame
-    columns: list[str]  # of the scores that a page can show: numbers and names, not lists
-    scores: list[list[list[Any]]]  # of each set and row: the columns, then how much of the concept the image shows
-    thumbnails: dict[int, list[str]] = field(default_factory=dict)  # row -> base64 of WebP, one a set
+    tables: list[pd.DataFrame]  # the scores of each set, row by row
+    columns: list[str]  # of them that a page can show: numbers and names, not lists
+    # of the rows on the page, one a set: base64 of WebP; the columns, then how much of the concept the image shows
+    thumbnails: dict[int, list[str]] = field(default_factory=dict)
+    scores: dict[int, list[list[Any]]] = field(default_factory=dict)
 
 
 def image_sets(base: str, models: Iterable[str]) -> list[Shown]:
@@ -91,15 +93,14 @@ def read_task(name: str, sets: list[Shown]) -> TaskSets:
     Raises:
         ValueError: an image set or scores with other prompts or seeds than the first image set.
     """
-    prompts, scores = read_prompts(sets[0].images), []
+    prompts, tables = read_prompts(sets[0].images), []
     for shown in sets:
         rows = read_scores(shown.scores)[0]
         for place, table in ((shown.images[0], read_prompts(shown.images)), (shown.scores, rows)):
             if not table[PAIR].equals(prompts[PAIR]):
                 raise ValueError(f"{place} and {sets[0].images[0]} have other prompts or seeds; sample and score again")
-        scores.append(rows.drop(columns=list(prompts)))
-    columns = shown_columns(scores)
-    return TaskSets(name, sets, prompts, columns, [score_lines(table, columns) for table in scores])
+        tables.append(rows.drop(columns=list(prompts)))
+    return TaskSets(name, sets, prompts, tables, shown_columns(tables))
 
 
 def thumbnail(png: bytes, name: str) -> str:
@@ -125,7 +126,10 @@ def choose_rows(tasks: Sequence[TaskSets], budget: int) -> None:
     sizes = itertools.accumulate(len(tasks[number].sets) * LEAST for _, number, _ in ranked)
     possible = [(tasks[number], row) for (_, number, row), size in zip(ranked, sizes, strict=True) if size <= budget]
     for task in tasks:
-        task.thumbnails = read_thumbnails(task.sets, sorted(row for owner, row in possible if owner is task))
+        rows = sorted(row for owner, row in possible if owner is task)
+        lines = [score_lines(table.iloc[rows], task.columns) for table in task.tables]
+        task.scores = dict(zip(rows, map(list, zip(*lines, strict=True)), strict=True))
+        task.thumbnails = read_thumbnails(task.sets, rows)
     used, images = length([task_data(task, [], {}) for task in tasks]), dict[str, int]()
     for number, (task, row) in enumerate(possible):
         before = len(images)
@@ -187,7 +191,7 @@ def row_data(task: TaskSets, row: int, images: dict[str, int]) -> dict[str, Any]
     return {
         "n": row, "prompt": prompt["prompt"], "seed": str(prompt["seed"]), "role": prompt["role"],
         "images": [images.setdefault(text, len(images)) for text in task.thumbnails[row]],
-        "scores": [lines[row] for lines in task.scores],
+        "scores": task.scores[row],
     }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ LIMIT = 10_000_000  # bytes of a page
 FOLDER = "figures/page"  # of the templates
 STATES = ("base", "erased", "finetuned")
 WHOLE = ("erase", "all")  # roles of which tables show the resurgence
+COLUMNS = {name: ROLES[name] for name in sorted(ROLES, key=lambda name: (name not in WHOLE, "retain" not in name))}
 
 
 def environment() -> Environment:
@@ -91,7 +92,7 @@ def metric_rows(numbers: Numbers, resurgence: pd.DataFrame, metric: str) -> list
 def metric_table(numbers: Numbers, resurgence: pd.DataFrame, metric: str) -> dict[str, Any]:
     """A table of one metric, with the roles that any of its rows has."""
     rows = metric_rows(numbers, resurgence, metric)
-    roles = {role: title for role, title in ROLES.items() if any(role in row["roles"] for row in rows)}
+    roles = {role: title for role, title in COLUMNS.items() if any(role in row["roles"] for row in rows)}
     shows = any(values.get("verdict") for row in rows for values in row["roles"].values())
     return {"title": titles()[metric], "rows": rows, "roles": roles, "shows": shows, "whole": WHOLE}
 

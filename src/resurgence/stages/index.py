@@ -9,11 +9,11 @@ import pandas as pd
 from resurgence.analysis.base_concepts import LEAST, shares, warning
 from resurgence.analysis.headline import SMALL, blank_warning
 from resurgence.config.model_path import ModelPath
-from resurgence.files import write_text
 from resurgence.figures.charts import HEIGHT, WIDTH
 from resurgence.figures.explorer import explorer_data, image_sets
 from resurgence.figures.numbers import Numbers
 from resurgence.figures.page import LIMIT, context, render
+from resurgence.files import write_text
 from resurgence.scorers import read_scores
 from resurgence.stages.job import Job, start
 
@@ -40,7 +40,7 @@ def warnings(cells: pd.DataFrame, scores: Mapping[str, pd.DataFrame]) -> list[st
         if len(low := values[values < LEAST]):
             found[task] = low.to_dict()
     texts = [blank_warning(cells), warning(found) if found else ""]
-    return [text.removeprefix("Warning: ") for text in texts if text]
+    return [text for text in texts if text]
 
 
 def erased(rows: pd.DataFrame) -> list[str]:

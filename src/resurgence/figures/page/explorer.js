@@ -88,8 +88,10 @@
   }
 
   function shown(value, isShare) {
-    if (value === null) return "-";
-    return isShare ? (value === 1 ? "yes" : value === 0 ? "no" : String(value)) : String(value);
+    if (typeof value !== "number") return String(value);
+    if (isShare && (value === 0 || value === 1)) return value ? "yes" : "no";
+    if (value !== 0 && Math.abs(value) < 0.001) return value < 0 ? "> -0.001" : "< 0.001";
+    return value.toFixed(Math.abs(value) < 10 ? 3 : 1);
   }
 
   function scoreList(task, row, number) {
