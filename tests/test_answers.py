@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -53,12 +54,12 @@ SENTENCES = {
     ),
     "seeds": (
         tables((1.0, 9.0), (-1.0, 11.0), (2.0, 8.0), mean=(2.0, 8.0)), "yes (2 of 3)",
-        f"{BACK} after lora on average over seeds (2 of 3 runs show it alone): by 5.0 points [2.0, 8.0] of the base's "
-        "100.0 %.",
+        f"{BACK} after lora on average over seeds (2 of 3 runs alone show a return): by 5.0 points [2.0, 8.0] of the "
+        "base's 100.0 %.",
     ),
     "runs of one seed": (
         tables((1.0, 9.0), (-1.0, 11.0), mean=(-2.0, 12.0), scope="this run"), "open (1 of 2)",
-        f"{MAYBE} after lora on average of these 2 runs (1 of 2 runs show it alone): the interval {TENTH}",
+        f"{MAYBE} after lora on average of these 2 runs (1 of 2 runs alone show a return): the interval {TENTH}",
     ),
     "hardly erased": (
         tables((-9.0, 4.0), erased=60.0), "no (up to 4.0 %)",
@@ -78,16 +79,17 @@ def test_sentence_of_a_verdict(name: str) -> None:
     assert sentence("uce", [clause(rows, seeds)]) == f"What uce erased {text}"
 
 
-def clauses(*intervals: tuple[float, float]) -> list[Clause]:
-    """The clauses of a cell for each interval."""
-    return [clause(*tables(interval)) for interval in intervals]
+def clauses(**intervals: tuple[float, float]) -> list[Clause]:
+    """The clause of each fine-tune from its interval."""
+    return [replace(clause(*tables(interval)), finetune=name) for name, interval in intervals.items()]
 
 
 def test_several_fine_tunes_are_one_sentence_whose_answer_is_the_worst() -> None:
     yes, is_open, no = (4.0, 8.0), (-1.0, 30.0), (-1.0, 8.0)
-    assert answer(clauses(no, yes, is_open)) == "yes"
-    assert answer(clauses(no, is_open)) == "open"
-    assert answer(clauses(no, no)) == "no"
-    text = sentence("uce", clauses(no, yes))
-    assert text.startswith("What uce erased did not come back after lora") and "; it came back after lora" in text
-    assert text.count(".\n") == 0 and text.endswith(".") and ". " not in text.replace("100.0 %.", "")
+    assert answer(clauses(lora=no, full=yes, random=is_open)) == "yes"
+    assert answer(clauses(lora=no, full=is_open)) == "open"
+    assert answer(clauses(lora=no, full=no)) == "no"
+    assert sentence("uce", clauses(lora=no, full=yes, random=is_open, other=no)) == (
+        "What uce erased came back after full in this run; it may or may not have come back after random in this run; "
+        "it did not come back after lora, other in this run."
+    )

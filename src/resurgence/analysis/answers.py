@@ -17,6 +17,7 @@ from resurgence.config.model_path import method_name
 
 ORDER: tuple[Outcome, ...] = ("yes", "open", "no")  # of several fine-tunes the first that occurs is the answer
 TITLES: dict[Outcome, str] = {"yes": "came back", "open": "open", "no": "did not come back"}
+VERBS: dict[Outcome, str] = {**TITLES, "open": "may or may not have come back"}
 TENTH = f"{100 * SMALL:g} % of the base's value"
 
 
@@ -39,15 +40,15 @@ class Clause:
     @property
     def text(self) -> str:
         """The verdict and why, to follow what an eraser erased."""
-        verdict = {"yes": "came back", "no": "did not come back", "open": "may or may not have come back"}[self.outcome]
-        return f"{verdict} after {self.finetune} {self._scope}{self._reason}"
+        alone = f" ({self.above} of {self.runs} runs alone show a return)" if self.runs > 1 else ""
+        return f"{VERBS[self.outcome]} after {self.finetune} {self.scope}{alone}{self._reason}"
 
     @property
-    def _scope(self) -> str:
+    def scope(self) -> str:
+        """What the verdict is about."""
         if self.runs == 1:
             return "in this run"
-        alone = f"({self.above} of {self.runs} runs show it alone)"
-        return f"{'on average over seeds' if self.over_seeds else f'on average of these {self.runs} runs'} {alone}"
+        return "on average over seeds" if self.over_seeds else f"on average of these {self.runs} runs"
 
     @property
     def _reason(self) -> str:
@@ -91,9 +92,15 @@ def answer(clauses: Sequence[Clause]) -> Outcome:
 
 
 def sentence(eraser: str, clauses: Sequence[Clause]) -> str:
-    """One sentence about an eraser on a task, and another where erasing left more than SMALL of the base's value."""
-    first = clauses[0]
-    text = f"What {eraser} erased {'; it '.join(c.text for c in clauses)}."
+    """One sentence about an eraser on a task, and another where erasing left more than SMALL of the base's value.
+
+    One fine-tune has its reason, several are listed by verdict, the worst first.
+    """
+    first, groups = clauses[0], dict[tuple[Outcome, str], list[str]]()
+    for each in sorted(clauses, key=lambda c: ORDER.index(c.outcome)):
+        groups.setdefault((each.outcome, each.scope), []).append(each.finetune)
+    texts = [f"{VERBS[found]} after {', '.join(names)} {scope}" for (found, scope), names in groups.items()]
+    text = f"What {eraser} erased {first.text if len(clauses) == 1 else '; it '.join(texts)}."
     if first.erased > SMALL * first.base:
         left, whole = (number(value) + first.unit for value in (first.erased, first.base))
         text += f" Erasing itself left {left} of the base's {whole}."

@@ -124,7 +124,8 @@ def proof(numbers: Numbers, cell: Cell, shown: Set[str]) -> dict[str, Any]:
     sets = next(([path.base, *path.prefixes()] for path in paths if str(path) in shown), [])
     names = [str(path) for path in sets if str(path) in shown]
     models = [*names[:-1], f"{names[-1]}@{step:g}"] if names else []
-    return {**values, "finetune": cell.finetune, "step": f"{step:g}", "gain": numbers.gain(cell.rows), "models": models}
+    values["gain"], found = numbers.gain(cell.rows), verdict(cell.rows, numbers.seeds)
+    return {**values, "verdict": found, "finetune": cell.finetune, "step": f"{step:g}", "models": models}
 
 
 def drawn_bars(numbers: Numbers, rows: pd.DataFrame, role: str, metric: str) -> list[charts.Bar]:
