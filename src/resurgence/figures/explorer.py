@@ -23,7 +23,7 @@ from PIL import Image
 from pyarrow.parquet import read_metadata
 
 from resurgence.config.model_path import ModelPath
-from resurgence.config.scorers import metrics
+from resurgence.config.scorers import COMMON, metrics
 from resurgence.diffusion.image_sets import image_files, read_prompts, stored_images
 from resurgence.diffusion.pictures import read_picture
 from resurgence.scorers import SCORES, read_scores
@@ -197,8 +197,8 @@ def row_data(task: TaskSets, row: int, images: dict[str, int]) -> dict[str, Any]
 
 def task_data(task: TaskSets, rows: Sequence[int], images: dict[str, int]) -> dict[str, Any]:
     """A task for the page, with some of its rows."""
-    accuracies = {m.column for m in metrics().values() if m.accuracy}
-    columns = [[name, name.replace("_", " "), name in accuracies] for name in task.columns]
+    yes_or_no = {m.column for m in metrics().values() if m.accuracy} | set(COMMON)
+    columns = [[name, name.replace("_", " "), name in yes_or_no] for name in task.columns]
     sets = [
         {"name": s.name, "title": s.title, "state": s.model.state, "images": places(s.images),
          "scores": (s.scores / SCORES).as_posix()}

@@ -87,18 +87,18 @@
     if (at >= 0) held.children[Math.min(at, buttons.length - 1)].focus();
   }
 
-  function shown(value, isShare) {
+  function shown(value, isYesNo) {
     if (typeof value !== "number") return String(value);
-    if (isShare && (value === 0 || value === 1)) return value ? "yes" : "no";
+    if (isYesNo && (value === 0 || value === 1)) return value ? "yes" : "no";
     if (value !== 0 && Math.abs(value) < 0.001) return value < 0 ? "> -0.001" : "< 0.001";
     return value.toFixed(Math.abs(value) < 10 ? 3 : 1);
   }
 
   function scoreList(task, row, number) {
-    const items = task.columns.map(([name, title, isShare], at) => [name, title, row.scores[number][at], isShare])
+    const items = task.columns.map(([name, title, isYesNo], at) => [name, title, row.scores[number][at], isYesNo])
       .filter(([name, , value]) => value !== null && (name !== "blank" || value === 1));
-    return make("ul", {className: "scores"}, ...items.map(([name, title, value, isShare]) =>
-      make("li", {}, title + " ", make("b", {textContent: name === "blank" ? "yes" : shown(value, isShare)}))));
+    return make("ul", {className: "scores"}, ...items.map(([name, title, value, isYesNo]) =>
+      make("li", {}, title + " ", make("b", {textContent: shown(value, isYesNo)}))));
   }
 
   function pictures(row, act) {
