@@ -70,12 +70,14 @@ localrules:
     cost,
     experiment,
     results,
+    index,
     report,
 
 
 rule all:
     default_target: True
     input:
+        "results/index.html",
         "results/report.html",
 
 

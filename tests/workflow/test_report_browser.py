@@ -1,21 +1,17 @@
-"""The report of the small study in headless Chromium: one file, offline, every image loads, no error on the console."""
+"""The pages of the small study in headless Chromium: one file each, offline, every image loads, no console error."""
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Page
 from tree import Tree
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+from browser import opened, require_chromium
+
 CATEGORIES = ["Cost", "Curves", "Masks", "Overview", "Samples", "Training"]
-LOCAL = ("file:", "data:", "blob:")
 pytestmark = pytest.mark.slow
 
 LOADED = """() => Promise.all(
@@ -31,31 +27,6 @@ SHOWN = """() => Math.max(0, ...[...document.querySelectorAll('img, iframe')]
   .map(element => element.tagName === 'IFRAME' ? 1 : element.naturalWidth))"""
 
 
-@contextmanager
-def opened(file: Path) -> Iterator[tuple[Page, list[str]]]:
-    """The file in a browser of its own, and what goes wrong: exceptions, console errors, failed and foreign loads."""
-    wrong: list[str] = []
-
-    def on_console(message: ConsoleMessage) -> None:
-        if message.type in ("error", "assert"):
-            wrong.append(message.text)
-
-    def on_request(request: Request) -> None:
-        if not request.url.startswith(LOCAL):
-            wrong.append(f"fetched {request.url}")
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
-        page.on("console", on_console)
-        page.on("request", on_request)
-        page.on("requestfailed", lambda request: wrong.append(f"failed {request.url}"))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.goto(file.as_uri())
-        yield page, wrong
-        browser.close()
-
-
 def first_picture(page: Page, category: str) -> int:
     """Width in pixels of the first picture of a category, 1 for a page; the menu is as before afterwards."""
     page.get_by_role("link", name=category, exact=True).click()
@@ -68,9 +39,7 @@ def first_picture(page: Page, category: str) -> int:
 
 
 def test_report_opens_offline_and_every_image_loads(finished: tuple[Tree, str], tmp_path: Path) -> None:
-    if CHROMIUM is None:
-        assert "RESURGENCE_CI" not in os.environ, "no Chromium is installed"
-        pytest.skip("no Chromium here; .ci/run installs it")
+    require_chromium()
     results, report = finished[0].root / "results", tmp_path / "report.html"
     shutil.copy2(results / "report.html", report)  # alone: nothing beside it may be needed
     with opened(report) as (page, wrong):
@@ -81,3 +50,14 @@ def test_report_opens_offline_and_every_image_loads(finished: tuple[Tree, str], 
     assert {Path(name).name for name in widths} == pictures
     assert all(0 < width <= 1600 for width in widths.values()), widths
     assert min(shown.values()) > 0
+
+
+def test_the_page_of_the_study_opens_offline(finished: tuple[Tree, str], tmp_path: Path) -> None:
+    """What it shows is tested in tests/test_index_page.py."""
+    require_chromium()
+    page_file = tmp_path / "index.html"
+    shutil.copy2(finished[0].root / "results/index.html", page_file)
+    with opened(page_file, messages=()) as (page, wrong):
+        assert page.locator(".answer").count() == 2  # a task, two erasers
+        assert page.locator("#x-rows img").count() == 3 * page.locator("#x-rows > li").count() > 0
+    assert wrong == []

@@ -14,6 +14,7 @@ SHOWN = [
     "Cost of the study",
     "Figures of the study",
     "Grids of images and masks",
+    "Page of the study",
     "Report of the study",
     "Tables of the study",
 ]
@@ -109,6 +110,7 @@ FORMULAS: dict[str, tuple[str, str, str, list[str]]] = {
     "metric": ("scorers/clip.py", "LOGIT_SCALE * (e * t)", "1.5 * LOGIT_SCALE * (e * t)", [*SCORED, *TABLES]),
     "statistic": ("analysis/random_effects.py", "np.where(finite, values, 0.0)", "1.0 * np.where(finite, values, 0.0)",
                   TABLES),
+    "template": ("figures/page/style.css", "max-width: 1180px", "max-width: 1200px", ["Page of the study"]),
 }  # fmt: skip
 
 
@@ -126,6 +128,10 @@ def comment(tree: Tree) -> None:
 
 def docstring(tree: Tree) -> None:
     tree.edit(f"{SOURCE}/diffusion/sampling.py", '"""Draw the starting noise', '"""Draw  the starting noise')
+
+
+def template_comment(tree: Tree) -> None:
+    tree.edit(f"{SOURCE}/figures/page/explorer.js", "  // worst first:", "  // the worst first:")
 
 
 def message(tree: Tree) -> None:
@@ -171,7 +177,7 @@ def touched(tree: Tree) -> None:
 
 
 NEUTRAL: list[Callable[[Tree], None]] = [
-    comment, docstring, message, log_line, progress, locking, signals, moved_module, touched,
+    comment, docstring, template_comment, message, log_line, progress, locking, signals, moved_module, touched,
 ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ SHOWN = [  # these write into folders that they share
     "Cost of the study",
     "Figures of the study",
     "Grids of images and masks",
+    "Page of the study",
     "Report of the study",
     "Tables of the study",
 ]
@@ -53,6 +54,7 @@ def test_second_run_has_nothing_to_do(finished: tuple[Tree, str]) -> None:
 def test_end_of_the_run_tells_table_report_and_cost(finished: tuple[Tree, str]) -> None:
     told = finished[1]
     assert "Resurgence: Recogniser accuracy" in told
+    assert f"Open: {finished[0].root}/results/index.html" in told
     assert f"Report: {finished[0].root}/results/report.html" in told
     assert f"of work in {len(ARTEFACTS)} steps on cpu" in told
 

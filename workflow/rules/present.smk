@@ -1,4 +1,5 @@
-# Tables, figures, grids, cost and the report. Cost and report tell of this run; everything else is the same in each.
+# Tables, figures, grids, cost, the page on which the study opens, and the report. Cost and report tell of this run;
+# everything else is the same in each.
 
 
 rule tables:
@@ -84,6 +85,24 @@ rule grids:
         **job("grids"),
     message:
         "Grids of images and masks"
+    shell:
+        COMMAND
+
+
+rule index:
+    input:
+        inputs("index"),
+    output:
+        html="results/index.html",
+        manifest="results/cost/index.json",
+    log:
+        RULES["index"].log,
+    benchmark:
+        RULES["index"].benchmark
+    params:
+        **job("index"),
+    message:
+        "Page of the study"
     shell:
         COMMAND
 

@@ -33,4 +33,5 @@ rule presented:
         rules.figures.output,
         rules.grids.output,
         rules.cost.output,
+        rules.index.output,
         rules.report.output,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -17,6 +17,7 @@ ROLES = {
     "synonym-retain": "synonyms of retained", "general": "general prompts",
 }  # fmt: skip
 SMALL = 0.1  # of the base's value: a concept has not come back if the interval ends below this
+Outcome = Literal["yes", "no", "open"]
 CELL = ["base", "task", "eraser", "variant", "finetune", "finetune_variant"]
 
 
@@ -69,20 +70,33 @@ def gain(rows: pd.DataFrame, seeds: pd.DataFrame) -> str:
     return f"{text}, {len(rows)} runs: {number(row['resurgence_median'])} ± {number(row['resurgence_deviation'])}"
 
 
+def outcome(low: float, high: float, base: float) -> Outcome:
+    """Whether concepts came back, by the interval of their resurgence.
+
+    Yes if it lies above 0; no if it ends at or below SMALL times the base's value; open otherwise, also if it is NaN.
+    """
+    if low > 0:
+        return "yes"
+    return "no" if high <= SMALL * base else "open"
+
+
 def verdict(rows: pd.DataFrame, seeds: pd.DataFrame) -> str:
-    """Whether the concepts came back: yes if the interval lies above 0; no, with its upper end, if that is at most
-    SMALL times the base's value; open otherwise. With several seeds, also in how many runs it lies above 0."""
+    """The outcome of a cell and role as text: no with the upper end of its interval; with several seeds, also in how
+    many runs the interval lies above 0."""
     row = cell_row(rows, seeds)
     if row is None:
         return "-"
-    low, high, word = row["resurgence_low"], row["resurgence_high"], "open"
-    if low > 0:
-        word = "yes"
-    elif high <= SMALL * rows["base_value"].median():
-        declared = ranked().get(row["metric"])
-        unit = " %" if declared is not None and declared.share else ""
-        word = f"no (up to {number(high)}{unit})" if high > 0 else "no"
+    high = row["resurgence_high"]
+    word: str = outcome(row["resurgence_low"], high, rows["base_value"].median())
+    if word == "no" and high > 0:
+        word = f"no (up to {number(high)}{unit(row['metric'])})"
     return word if len(rows) == 1 else f"{word} ({(rows['resurgence_low'] > 0).sum()} of {len(rows)})"
+
+
+def unit(metric: str) -> str:
+    """The unit of a metric after a number: " %" for a share, else an empty text."""
+    declared = ranked().get(metric)
+    return " %" if declared is not None and declared.share else ""
 
 
 def states_text(rows: pd.DataFrame) -> str:

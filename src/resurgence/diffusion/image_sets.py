@@ -201,17 +201,31 @@ def read_rows(
     Args:
         choose: positions of the wanted rows in the whole prompt set.
     """
+    prompts = read_prompts(files)
+    wanted = sorted(set(choose(prompts)))
+    return prompts.iloc[wanted].reset_index(drop=True), decode_images(list(stored_images(files, wanted)), files[0])
+
+
+def read_prompts(files: Sequence[Path]) -> pd.DataFrame:
+    """The prompt set of an image set, without reading its images."""
     columns = [name for name in pq.read_schema(files[0]).names if name not in ("image", RESAMPLED)]
-    prompts = pd.concat([pq.read_table(file, columns=columns).to_pandas() for file in files], ignore_index=True)
-    wanted, start, cells = sorted(set(choose(prompts))), 0, []
+    return pd.concat([pq.read_table(file, columns=columns).to_pandas() for file in files], ignore_index=True)
+
+
+def stored_images(files: Sequence[Path], rows: Iterable[int]) -> Iterator[bytes]:
+    """Yield the stored PNG of some rows of an image set in their order, holding one row group at a time.
+
+    Args:
+        rows: positions in the whole prompt set, ascending.
+    """
+    wanted, start = list(rows), 0
     for source in map(pq.ParquetFile, files):
         for group in range(source.num_row_groups):
             size = source.metadata.row_group(group).num_rows
-            if rows := [row - start for row in wanted if start <= row < start + size]:
+            if inside := [row - start for row in wanted if start <= row < start + size]:
                 images = source.read_row_group(group, columns=["image"]).column("image")
-                cells += [cell["bytes"] for cell in images.take(rows).to_pylist()]
+                yield from (cell["bytes"] for cell in images.take(inside).to_pylist())
             start += size
-    return prompts.iloc[wanted].reset_index(drop=True), decode_images(cells, files[0])
 
 
 def read_sets(files: Sequence[Path]) -> tuple[pd.DataFrame, torch.Tensor]:

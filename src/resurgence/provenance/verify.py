@@ -10,7 +10,7 @@ from resurgence.files import files_below
 from resurgence.provenance.manifest import MANIFEST, as_written, read_manifest, run_file, unlisted
 
 OMITTED = "omitted.json"  # files in manifests that an archive omits, as paths from the results tree
-MADE = ("made.json", "report.json")  # manifests of files that several jobs put into one folder
+MADE = ("made.json", "index.json", "report.json")  # manifests of files that several jobs put into one folder
 # folders of a results tree whose files no manifest lists: times of jobs, DVC's view of the graph, the world
 UNLISTED = {"benchmarks", "expected.json", "world"}
 

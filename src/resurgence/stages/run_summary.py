@@ -1,4 +1,4 @@
-"""Summary of a finished study: the resurgence table, concepts that the base hardly draws, report, and cost."""
+"""Summary of a finished study: the resurgence table, concepts that the base hardly draws, its pages, and cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resurgence.provenance.manifest import read_manifest
 
 def summary(results: Path, level: float) -> str:
     """The last lines of a run; empty while there are no tables."""
-    cost, report = results / "cost/cost.csv", results / "report.html"
+    cost = results / "cost/cost.csv"
     tables = [results / f"tables/{name}.csv" for name in ("cells", "resurgence", "seeds")]
     if not all(file.exists() for file in (*tables, cost)):
         return ""
@@ -28,8 +28,8 @@ def summary(results: Path, level: float) -> str:
         lines.append(message)
     if found := hardly_drawn(read_manifest(results / "tables/made.json")["parameters"], results.parent):
         lines.append(warning(found))
-    if report.exists():
-        lines.append(f"Report: {report.absolute()}")
+    pages = {"Open": results / "index.html", "Report": results / "report.html"}
+    lines += [f"{title}: {page.absolute()}" for title, page in pages.items() if page.exists()]
     lines.append(f"Cost: {duration(runs['seconds'].sum())} of work in {len(runs)} steps on {devices}")
     return "\n".join(lines)
 

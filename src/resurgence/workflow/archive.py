@@ -33,7 +33,8 @@ TOP = (
     "dvc.yaml", "dvc.lock",
 )  # fmt: skip
 TREES = ("config", "studies", "workflow", "profiles", "envs", "src", "docs")
-WHOLE = ("tables", "figures", "experiments", "cost", "report.html", "erased", "finetuned", "scores")  # of results/
+PAGES = ("index.html", "report.html")
+WHOLE = ("tables", "figures", "experiments", "cost", *PAGES, "erased", "finetuned", "scores")  # of results/
 WITH_IMAGES = ("grids", "data", "images")
 PREFIX = "resurgence-"  # of the folder in an archive
 EPOCH = 315532800  # 1980-01-01: no time of change depends on the machine

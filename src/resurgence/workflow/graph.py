@@ -171,6 +171,13 @@ def grids(study: Study) -> Inputs:
     return {"images": list(dict.fromkeys(f"{folder}/{MANIFEST}" for folders in groups for folder in folders))}
 
 
+def index(study: Study) -> Inputs:
+    """The tables of the page, and images and scores of the models that it shows."""
+    models = [ModelPath.parse(name) for name in report_settings.index(study)["models"]]
+    parts = {part: [manifest(study, model, part) for model in models] for part in ("images", "scores")}
+    return {"tables": [f"results/tables/{name}.csv" for name in ("cells", "means", "resurgence", "seeds")]} | parts
+
+
 def experiment(study: Study, name: str) -> Inputs:
     """The artefacts that an experiment reads."""
     return {"artefacts": [f"{folder}/{MANIFEST}" for folder in report_settings.experiment_reads(study, name)]}

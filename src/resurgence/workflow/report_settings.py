@@ -148,6 +148,20 @@ def grids(study: Study) -> dict[str, Any]:
     return {"columns": columns, "masks": masks, "samples": study.figures.samples}
 
 
+def index(study: Study) -> dict[str, Any]:
+    """The page on which the study opens: for each task its base, and each erased model followed by its fine-tuned ones.
+
+    Models are of the first seeds, each once: a control that changes nothing is its base.
+    """
+    items: list[str | Erasure | Cell] = []
+    for task in study.tasks.names:
+        items.append(task)
+        for erasure in (erasure for erasure in first_erasures(study) if erasure.task == task):
+            items += [seen_as(study, erasure), *(cell for cell in first_cells(study) if cell.erasure == erasure)]
+    names = list(dict.fromkeys(str(study.model(item)) for item in items))
+    return {"study": study.study, "base": study.base.name, "models": names, "level": study.statistics.level}
+
+
 def report(study: Study) -> dict[str, Any]:
     """The whole configuration, for the Snakemake that writes the report, without the device: it changes nothing."""
     base = {key: value for key, value in study.source["base"].items() if key != "device"}

@@ -18,6 +18,7 @@ from resurgence.config.scorers import code_of, declarations
 from resurgence.config.study import Study
 from resurgence.provenance.code_version import code_version
 from resurgence.provenance.manifest import MANIFEST
+from resurgence.provenance.templates import templates_version
 from resurgence.workflow import graph, job_items, job_settings, report_settings
 from resurgence.workflow.graph import Inputs
 from resurgence.workflow.job_items import cell, erasure
@@ -64,6 +65,7 @@ class Rule:
     minutes: int = 30  # limit on one GPU at the size of SD 1.4; twice and three times that for a second, third attempt
     gpu: bool = False  # uses a GPU where there is one
     loads_base: bool = False
+    templates: str = ""  # folder of the package with those of its page
     verified: bool = True  # files of the inputs are hashed first; False for rules that read curves of many models
 
     @property
@@ -104,7 +106,8 @@ class Rule:
     def version(self, study: Study, wildcards: Wildcards) -> str:
         """Version of the code that bears on a job's result."""
         chosen = self.chosen(study, wildcards)
-        return code_version(f"resurgence.stages.{self.stage}", *chosen, without=ALTERNATIVES)
+        version = code_version(f"resurgence.stages.{self.stage}", *chosen, without=ALTERNATIVES)
+        return f"{version}{templates_version(self.templates)}" if self.templates else version
 
 
 def of_task(settings: Callable[[Study, str], dict[str, Any]]) -> Callable[[Study, Wildcards], dict[str, Any]]:
@@ -262,6 +265,10 @@ _RULES = (
     Rule(
         "grids", "grids", "results/grids/made.json", single, lambda study, w: report_settings.grids(study), SHOW, 8,
         inputs=lambda study, w: graph.grids(study),
+    ),
+    Rule(
+        "index", "index", "results/cost/index.json", single, lambda study, w: report_settings.index(study), SHOW, 15,
+        inputs=lambda study, w: graph.index(study), chosen=table_code, templates="figures/page",
     ),
     Rule(
         "experiment", "experiment", "results/experiments/{experiment}/made.json",
