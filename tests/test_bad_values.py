@@ -375,7 +375,7 @@ COMMANDS = {
     "negative seed": (["finetune", "--images", "i", "--seed", "-1"], ["--seed = -1", "must be at least 0"]),
     "octal": (["finetune", "--images", "i", "--set", "steps=010"], ["steps=010", "write 10"]),
     "not finite": (["finetune", "--images", "i", "--set", "lr=NaN"], ["--set.lr = nan", "must be a finite number"]),
-    "no images": (["finetune", "--images", "no-such"], ["no-such is missing", "correct the path"]),
+    "no images": (["finetune", "--images", "no-such"], ["no-such is missing", "give a Parquet file or a folder"]),
 }
 
 
