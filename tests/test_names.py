@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from resurgence.config.fields import ConfigError
+from resurgence.config.finetune_sets import FinetuneSet
 from resurgence.config.load import load_study, merge
 from resurgence.config.names import check_names, token_form
-from resurgence.config.settings import FinetuneSet
 from resurgence.config.spelling import normal_form
 from resurgence.config.study import Study
 from resurgence.config.task import Task, load_task, make_task
