@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from resurgence.analysis.headline import makers_table
 from resurgence.config.fields import ConfigError, build
 from resurgence.config.finetune_sets import FinetuneSet
 from resurgence.config.load import load_study
@@ -19,11 +20,13 @@ from resurgence.config.word_sets import check_caption_words, erased_words
 from resurgence.data.real_sets import real_set
 from resurgence.diffusion.image_sets import write_image_set
 from resurgence.diffusion.text_checks import check_real_captions
-from resurgence.workflow import graph, job_items, job_settings
+from resurgence.workflow import graph, job_items, job_settings, report_settings
+from resurgence.workflow.gpu_hours import Coster, read_rates
 from resurgence.workflow.jobs import jobs
 from tiny import make_tokenizer
 
 ROOT = Path(__file__).parents[1]
+SETS = {"base", "own", "other", "photos"}
 TERCILE = {"candidates": "names.txt", "number": 1}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown maker": ({"made_by": "erasd", "size": 1}, "x.made_by = 'erasd': not known here; did you mean 'erased'?"),
@@ -146,7 +149,7 @@ def test_captions_with_a_word_of_an_erased_concept_are_refused() -> None:
     words = erased_words(TASK, world, "concepts.yaml")
     assert words == {"ship": "ship", "vessel": "ship", "boat": "ship", "cat": "cat"}
     check_caption_words("x", "photos", {"a.png": "a dog is sailing on a catamaran"}, words)
-    with pytest.raises(ConfigError, match=r"'A dog, on a Vessel!' of b\.png holds 'vessel', a word of 'ship', which is"):
+    with pytest.raises(ConfigError, match=r"'A dog, on a Vessel!' of b\.png holds 'vessel', a word of 'ship'"):
         check_caption_words("x", "photos", {"b.png": "A dog, on a Vessel!"}, words)
     assert erased_words(TASK, {"concepts": world["concepts"]}, "concepts.yaml") == {}
 
@@ -242,3 +245,28 @@ def test_another_base_needs_a_size(overlay: dict[str, Any], tmp_path: Path) -> N
     overlay["sampling"] = {"size": None}
     with pytest.raises(ConfigError, match=r"sampling\.size = None: finetune_sets\.other\.made_by is another base"):
         study_with(tmp_path, overlay)
+
+
+def test_tables_say_who_made_the_images(overlay: dict[str, Any], tmp_path: Path) -> None:
+    study = study_with(tmp_path, overlay)
+    cells = [cell for cell in study.cells() if cell.finetune == "sources"]
+    makers = report_settings.makers(study, cells)["makers"]
+    assert makers == {
+        "sources.base": ["base", "the base"],
+        "sources.other": ["other", "another base (someone/model)"],
+        "sources.own": ["own", "each erased model"],
+        "sources.photos": ["photos", "real pictures"],
+    }
+    assert makers.items() <= report_settings.tables(study)["makers"].items()
+    assert "| sources.own | own | each erased model |" in makers_table(makers)
+    assert report_settings.makers(study, [cell for cell in cells if cell.variant == "base"]) == {}
+    assert makers_table({}) == ""
+
+
+def test_the_plan_counts_images_of_an_erased_model_and_none_of_real_sets(
+    overlay: dict[str, Any], tmp_path: Path
+) -> None:
+    study = study_with(tmp_path, overlay)
+    cost = Coster(study, read_rates(ROOT), "a100")
+    images = {job.rule.name: cost(job).images for job in jobs(study) if job.wildcards.get("set") in SETS}
+    assert images == {"finetune_set": 4, "other_set": 4, "erased_set": 4, "real_set": 0}

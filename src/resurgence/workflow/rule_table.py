@@ -253,7 +253,7 @@ _RULES = (
     ),
     Rule(
         "index", "index", "results/cost/index.json", single, lambda study, w: report_settings.index(study), SHOW, 15,
-        inputs=lambda study, w: graph.index(study), chosen=table_code, templates="figures/page",
+        inputs=lambda study, w: graph.index(study), chosen=chosen_code.table, templates="figures/page",
     ),
     Rule(
         "experiment", "experiment", "results/experiments/{experiment}/made.json",
