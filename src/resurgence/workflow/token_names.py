@@ -19,14 +19,8 @@ if TYPE_CHECKING:
 
     from resurgence.config.study import Study
 
-READERS = {
-    "prompts",
-    "terciles",
-    "finetune_set",
-    "other_set",
-    "erased_set",
-    "real_set",
-}  # rules that run first with new names
+SETS = ("finetune_set", "other_set", "erased_set", "real_set")
+READERS = {"prompts", "terciles", *SETS}  # rules that run first with new names
 
 
 def check_tokens(study: Study, rules: Collection[str]) -> None:
