@@ -99,8 +99,9 @@ def check_real_captions(
     found = zip(captions, erased_in(tokenizer, list(captions.values()), names), strict=bool(names))
     if bad := [(name, words[0]) for name, words in found if words]:
         (name, (listed, word)), more = bad[0], f" and those of {len(bad) - 1} more" if len(bad) > 1 else ""
-        remedy = (f"the caption {captions[name]!r} of {name}{more} hold{'' if more else 's'} {word!r} ({listed}), which "
-                  f"the task {task.name} erases, and the set would teach it again; remove these pictures")  # fmt: skip
+        remedy = (f"the caption {captions[name]!r} of {name}{more} hold{'' if more else 's'} {word!r} ({listed}), "
+                  f"which the task {task.name} erases, and the set would teach it again; remove these "
+                  "pictures")  # fmt: skip
         raise ConfigError(key, path, remedy)
 
 
