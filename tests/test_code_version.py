@@ -400,7 +400,8 @@ def test_sampling_bears_on_what_is_sampled(copy: Path, before: dict[str, str]) -
 
 def test_loading_the_base_bears_on_every_stage_that_loads_it(copy: Path, before: dict[str, str]) -> None:
     found = changed(copy, before, ("diffusion/pipeline.py", "module.eval().requires_grad_(False)", "module.eval()"))
-    loading = ("concept_images", "erase", "finetune", "finetune_set", "geometry", "loras", "masks", "moments", "sample")
+    sets = ("finetune_set", "real_set")
+    loading = (*sets, "concept_images", "erase", "finetune", "geometry", "loras", "masks", "moments", "sample")
     assert found == {"miniature.quality", "erasers.checkpoint.method", *(f"stages.{name}" for name in loading)}
 
 

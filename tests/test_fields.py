@@ -8,16 +8,17 @@ import pytest
 
 from resurgence.config import settings
 from resurgence.config.fields import ConfigError, build
+from resurgence.config.finetune_sets import FinetuneSet
 
 BAD: list[tuple[type, Any, str]] = [
     (settings.Base, {"path": "a", "nme": "b"}, "x.nme = 'b': unknown key; did you mean 'name'?"),
     (settings.Base, {"name": "a"}, "x.path = None: is missing; add this key"),
     (settings.Base, None, "x = None: must be a mapping of keys to values"),
     (settings.Moments, {"prior": "a", "domain": {"style": 3}}, "x.domain.style = 3: must be text, got int"),
-    (settings.FinetuneSet, {"concepts": {"style": "a"}, "size": 1}, "x.concepts.style = 'a': must be a list"),
-    (settings.FinetuneSet, {"concepts": ["a", 1], "size": 1}, "x.concepts[1] = 1: must be text, got int"),
-    (settings.FinetuneSet, {"size": "1"}, "x.size = '1': must be a whole number, got str"),
-    (settings.FinetuneSet, {"size": 1, "tercile": {"bin": 1}}, "x.tercile.bin = 1: unknown key; did you mean 'bins'?"),
+    (FinetuneSet, {"concepts": {"style": "a"}, "size": 1}, "x.concepts.style = 'a': must be a list"),
+    (FinetuneSet, {"concepts": ["a", 1], "size": 1}, "x.concepts[1] = 1: must be text, got int"),
+    (FinetuneSet, {"size": "1"}, "x.size = '1': must be a whole number, got str"),
+    (FinetuneSet, {"size": 1, "tercile": {"bin": 1}}, "x.tercile.bin = 1: unknown key; did you mean 'bins'?"),
     (settings.Seeds, {"erase": [0, True], "finetune": [0]}, "x.erase[1] = True: must be a whole number, got bool"),
     (settings.ConceptImages, {"per_concept": 1, "guidance": "-2.5E1"}, "x.guidance = '-2.5E1': is text in YAML 1.1"),
     (settings.ConceptImages, {"per_concept": 1, "guidance": "-2.5E1"}, "write -2.5e+1"),

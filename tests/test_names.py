@@ -13,12 +13,13 @@ import pytest
 import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from transformers import CLIPTokenizer
 
 from resurgence.config.fields import ConfigError
+from resurgence.config.finetune_sets import FinetuneSet
 from resurgence.config.load import load_study, merge
 from resurgence.config.names import check_names, token_form
-from resurgence.config.settings import FinetuneSet
 from resurgence.config.spelling import normal_form
 from resurgence.config.study import Study
 from resurgence.config.task import Task, load_task, make_task
@@ -295,6 +296,20 @@ def test_names_of_a_study_with_other_tokens_pass(folder: Path) -> None:
     (folder / "base/tokenizer/tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"base/tokenizer has neither tokenizer\.json nor vocab\.json"):
         check_tokens(study_of(folder, {}), {"prompts"})
+
+
+def test_captions_of_real_pictures_are_compared_before_the_first_job(folder: Path) -> None:
+    (folder / "photos").mkdir()
+    for caption in ("a bee", "R2D2 on the street"):
+        Image.new("RGB", (8, 8)).save(folder / f"photos/{caption}.png")
+    real = {"made_by": "real", "images": "photos", "images_per_prompt": None}
+    study = study_of(folder, {"finetune_sets": {"random": real}})
+    check_tokens(study, {"prompts"})  # the pictures are not read
+    with pytest.raises(ConfigError) as error:
+        check_tokens(study, {"real_set"})
+    told(error, "finetune_sets.random.images = 'photos'", "'R2D2' (erase)", "remove these pictures")
+    (folder / "photos/R2D2 on the street.png").unlink()
+    check_tokens(study, {"real_set"})
 
 
 def test_names_of_other_tokens_pass() -> None:

@@ -73,7 +73,7 @@ def test_shipped_studies_fit(overlay: Path | None, shipped: dict[str, Any]) -> N
         ({"figures": {"metrics": "clip_score"}}, "not of type 'array'"),
         ({"base": {"device": "gpu"}}, "not one of"),
         ({"erasers": {"uce": {"variants": {"wide": 3}}}}, "not of type 'object'"),
-        ({"finetune_sets": {"random": {"images": 3}}}, "'images' was unexpected"),
+        ({"finetune_sets": {"random": {"pictures": 3}}}, "'pictures' was unexpected"),
     ],
 )
 def test_mistakes_are_refused(changes: dict[str, Any], message: str, shipped: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import codecs
 import csv
 import dataclasses
 import fcntl
+import glob
 import hashlib
 import io
 import json
@@ -88,6 +89,15 @@ def files_below(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if Path(os.path.realpath(real / name)) not in (real, *real.parents)]
         files += [path for name in names if (path := Path(place, name)).is_file()]
     return sorted(files)
+
+
+def files_at(path: str | Path) -> list[Path]:
+    """The files of a path, sorted: the file, those below the folder but hidden ones, or those of a pattern."""
+    place = Path(path)
+    if place.is_dir():
+        below = ((file, file.relative_to(place).parts) for file in files_below(place))
+        return [file for file, parts in below if not any(part.startswith(".") for part in parts)]
+    return [place] if place.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))
 
 
 def read_text(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -215,6 +216,18 @@ def markdown_table(table: pd.DataFrame) -> str:
     """A Markdown table; `|` in a cell is escaped."""
     rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def makers_table(makers: Mapping[str, Sequence[str]]) -> str:
+    """Who made the images that each fine-tune was trained on, as Markdown; empty without makers.
+
+    Args:
+        makers: fine-tune -> fine-tuning set, and who made its images.
+    """
+    if not makers:
+        return ""
+    rows = pd.DataFrame([(name, *of) for name, of in makers.items()], columns=["fine-tune", "set", "images made by"])
+    return f"Who made the images of the fine-tuning sets:\n\n{markdown_table(rows)}"
 
 
 def markdown(resurgence: pd.DataFrame, seeds: pd.DataFrame, units: pd.DataFrame, level: float) -> str:

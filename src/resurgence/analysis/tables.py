@@ -11,7 +11,7 @@ No image is read. All floats have 6 significant digits and the rows a fixed orde
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +140,17 @@ def over_seeds(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
 
 
 def write_tables(
-    entries: Iterable[Mapping[str, Any]], out: Path, level: float, reference: np.ndarray | None = None
+    entries: Iterable[Mapping[str, Any]],
+    out: Path,
+    level: float,
+    reference: np.ndarray | None = None,
+    makers: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
-    """Write all tables below `out`; returns the table for the terminal. `reference`: features of real images (m, F)."""
+    """Write all tables below `out`; returns the table for the terminal.
+
+    Args:
+        reference: features of real images (m, F). makers: of the images of fine-tuning sets; see `makers_table`.
+    """
     estimated, units = estimates(read_states(entries), reference)
     table = resurgence(estimated, level)
     seeds = over_seeds(estimated, level)
@@ -154,5 +162,7 @@ def write_tables(
     write_json(out / "metrics.json", headline.metrics(table))
     warning = headline.blank_warning(every)
     page = headline.markdown(table, seeds, units, level)
+    if made := headline.makers_table(makers or {}):
+        page += f"\n{made}\n"
     write_text(out / "resurgence.md", f"{page}\n**{warning}**\n" if warning else page)
     return headline.terminal(table, seeds, level) + (f"{warning}\n" if warning else "")

@@ -17,6 +17,7 @@ from resurgence.config.experiment_cells import cells_of, row_of, setting_of
 from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
 from resurgence.config.model_path import method_name
 from resurgence.config.scorers import scorer_config
+from resurgence.config.set_checks import check_makers, check_model, check_terciles
 from resurgence.config.study_names import check_study_names
 from resurgence.config.word_sets import check_words
 from resurgence.config.world_words import all_entries, world_entries
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 EXPERIMENT = re.compile(r"[a-z][a-z0-9_]*")  # becomes the name of a rule
 WEIGHTS = Path("config/weights.yaml")  # weights that are fetched from elsewhere; see pretrained/checksums.py
 COCO_CAPTIONS, COCO_SAMPLE = "data/coco/captions.txt", "data/coco/sample-5000.csv"  # written by rules when needed
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # the folders of results/<stage>/<base>/<task> beside the erasers
 IMAGES = ("concept_images", "anchor_images", "retained_images", "images")
 FOLDERS = ("prompts", "moments", *IMAGES, "masks", "finetune_sets", "terciles", "scores", "geometry")
@@ -82,6 +82,7 @@ def check_study(study: Study, root: Path) -> None:
     if study.tasks.concepts is not None:
         check_words(study, read_yaml(root / study.tasks.concepts), study.tasks.concepts)
     check_terciles(study, root)
+    check_makers(study, root)
     check_experiments(study)
     check_scorers(study, root)
 
@@ -122,19 +123,10 @@ def check_lines(key: str, name: str, root: Path, of_templates: bool = False) -> 
         one_place(key, line)
 
 
-def check_model(key: str, path: str, revision: str | None, root: Path, fetch: str = "") -> None:
-    """A model's path is there, or may be a hub id, which alone has a revision."""
-    is_hub_id = HUB_ID.fullmatch(path) and not (root / path.split("/")[0]).exists()
-    if not (root / path).exists() and not is_hub_id:
-        raise ConfigError(f"{key}.path", path, f"no such folder; {fetch}write a hub id such as CompVis/name")
-    if revision is not None and not is_hub_id:
-        raise ConfigError(f"{key}.revision", revision, "only a hub id has revisions; remove it for a folder")
-
-
 def check_files(study: Study, root: Path) -> None:
     """Files and folders that the configuration names."""
     base = study.base
-    check_model("base", base.path, base.revision, root, "run `dvc pull data/miniature/dvc.yaml`, or ")
+    check_model("base.path", base.path, base.revision, root, "run `dvc pull data/miniature/dvc.yaml`, or ")
     domain = study.moments.domain if isinstance(study.moments.domain, dict) else {"": study.moments.domain}
     for kind in {task.kind for task in study.loaded.values()} if "" not in domain else ():
         if kind not in domain:
@@ -238,7 +230,7 @@ def check_erasers(study: Study, root: Path) -> None:
                         if isinstance(file := settings.get(key), str) and file:
                             check_lines(f"erasers.{eraser}.{key}", file, root, of_templates=key == "captions")
                     if isinstance(path := settings.get("path"), str):
-                        check_model(f"erasers.{eraser}", path, settings.get("revision"), root, "correct it, or ")
+                        check_model(f"erasers.{eraser}.path", path, settings.get("revision"), root, "correct it, or ")
 
 
 def check_finetunes(study: Study) -> None:
@@ -251,22 +243,9 @@ def check_finetunes(study: Study) -> None:
     for cell in study.cells():
         task, name = cell.erasure.task, study.set_of(cell.finetune, cell.variant)
         concepts = study.finetune_concepts(name, task)
-        if study.finetune_sets[name].tercile is None and not concepts:
+        if study.finetune_sets[name].maker != "real" and study.finetune_sets[name].tercile is None and not concepts:
             remedy = f"is empty, and the set {name} shows it; name the random concepts, or list concepts in the set"
             raise ConfigError(f"{study.tasks.folder}/{task}.yaml: finetune", [], remedy)
-
-
-def check_terciles(study: Study, root: Path) -> None:
-    """Terciles have candidates, and a CLIP that compares them."""
-    terciles = {name: images.tercile for name, images in study.finetune_sets.items() if images.tercile is not None}
-    for name, tercile in terciles.items():
-        place, file = f"finetune_sets.{name}.tercile", tercile.candidates
-        if "clip" not in study.scorers:
-            raise ConfigError(place, tercile.number, "needs scorers.clip, which compares the names; add it")
-        if not (root / file).is_file():
-            raise ConfigError(f"{place}.candidates", file, "no such file; write names, one a line")
-        if len(read_lines(root / file)) < 3:
-            raise ConfigError(f"{place}.candidates", file, "has no terciles; write at least three names, one a line")
 
 
 def check_scorers(study: Study, root: Path) -> None:

@@ -54,7 +54,8 @@ PATHS = (
     "base.path", "tasks.folder", "tasks.concepts", "tasks.general", "moments.prior", "moments.domain",
     "moments.domain.*", "erasers.*.captions", "erasers.*.words", "erasers.*.variants.*.captions",
     "erasers.*.variants.*.words", "erasers.*.path", "erasers.*.variants.*.path",
-    "finetune_sets.*.tercile.candidates", "scorers.*.path", "scorers.*.reference",
+    "finetune_sets.*.tercile.candidates", "finetune_sets.*.images", "finetune_sets.*.images.*",
+    "finetune_sets.*.made_by.base", "scorers.*.path", "scorers.*.reference",
     "world",
 )  # fmt: skip
 """Keys of the configuration whose values are files or folders."""

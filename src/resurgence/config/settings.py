@@ -24,8 +24,6 @@ from resurgence.config.fields import (
 )
 from resurgence.config.guidance import Guidance
 from resurgence.config.model_path import DEFAULT
-from resurgence.config.names import check_distinct
-from resurgence.config.stages import TercileConfig
 from resurgence.config.task import Kind
 
 NONE = "none"  # the eraser that changes nothing: a control
@@ -98,42 +96,6 @@ class ConceptImages:
 
     def __post_init__(self) -> None:
         one_place("template", self.template)
-
-
-@dataclass(frozen=True)
-class FinetuneSet:
-    """Images that the base samples of concepts which are not erased; of a total size, or of a number a prompt."""
-
-    concepts: Literal["task", "retain"] | dict[str, tuple[str, ...]] | tuple[str, ...] = "task"
-    """Concepts of the images: task (its random concepts), retain, a list, or kind of task -> list."""
-    templates: Literal["task"] | tuple[str, ...] = "task"
-    """Of the prompts: task (its templates), or a list."""
-    tercile: TercileConfig | None = None
-    """Instead of concepts: drawn from a file of candidates by their CLIP similarity to the erased ones."""
-    images_per_prompt: Count | None = None
-    """Images of each prompt."""
-    size: Count | None = None
-    """Images in all, spread evenly over the prompts, instead of images_per_prompt: for sets matched in size."""
-    first_seed: Seed | None = None
-    """Image i of every prompt has seed first_seed + i; null: seeds derived from prompt and number."""
-
-    def __post_init__(self) -> None:
-        if (self.images_per_prompt is None) == (self.size is None):
-            raise ConfigError(
-                "images_per_prompt", self.images_per_prompt, "give either this or size, not both, not none"
-            )
-        if self.tercile is not None and self.concepts != "task":
-            raise ConfigError("concepts", list(self.concepts), "give either this or tercile, not both")
-        for key, words in self.lists().items():
-            check_distinct((key, word) for word in words)
-            if not words:
-                raise ConfigError(key, [], "must not be empty; name at least one, or write task")
-
-    def lists(self) -> dict[str, tuple[str, ...]]:
-        """The lists of concepts and templates, by their keys in the block of the set."""
-        concepts = self.concepts if isinstance(self.concepts, dict) else {"": self.concepts}
-        words = {**{f"concepts.{kind}".rstrip("."): of for kind, of in concepts.items()}, "templates": self.templates}
-        return {key: of for key, of in words.items() if isinstance(of, tuple)}
 
 
 @dataclass(frozen=True)

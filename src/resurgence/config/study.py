@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from resurgence.config.experiment import Experiment
-from resurgence.config.fields import ConfigError
+from resurgence.config.fields import ConfigError, known
+from resurgence.config.finetune_sets import FinetuneSet
 from resurgence.config.model_path import DEFAULT, ModelPath
 from resurgence.config.settings import (
     Base,
     ConceptImages,
     Figures,
-    FinetuneSet,
     Method,
     Moments,
     Seeds,
@@ -34,7 +34,7 @@ from resurgence.config.task import Task, make_task
 STAGE_OF = {
     **dict.fromkeys(("prompts", "moments", "concept_images", "anchor_images", "retained_images"), "data"),
     **dict.fromkeys(("masks", "finetune_sets", "terciles", "reference"), "data"),
-    **dict.fromkeys(("loras", "delta"), "erased"),
+    **dict.fromkeys(("loras", "delta", "erased_sets"), "erased"),
     "weights": "finetuned",
     "images": "images",
     **dict.fromkeys(("scores", "geometry"), "scores"),
@@ -84,7 +84,7 @@ class Study:
     erasers: dict[str, Method]
     """Name -> method, settings of the method, limits, and variants: name -> changed settings and limits."""
     finetune_sets: dict[str, FinetuneSet]
-    """Sets of images that the base samples of concepts which are not erased, by name."""
+    """Sets of images of concepts which are not erased, by name: sampled by a model, or real pictures."""
     finetunes: dict[str, Method]
     """Name -> set, settings of the fine-tuning, limits, and variants: name -> changed settings, set and limits."""
     seeds: Seeds
@@ -158,6 +158,15 @@ class Study:
         method = self.finetunes[finetune]
         return method.variants[variant].set or method.set or ""
 
+    def set_owner(self, cell: Cell) -> str | Erasure:
+        """The erased model that samples the fine-tuning set of a cell, or the task of one that every model shares.
+
+        An eraser that changes nothing would sample the images of the base again.
+        """
+        maker = self.finetune_sets[self.set_of(cell.finetune, cell.variant)].maker
+        samples = maker == "erased" and self.erasers[cell.erasure.eraser].config is not None
+        return cell.erasure if samples else cell.erasure.task
+
     def tercile_of(self, set_name: str) -> TercileConfig:
         """The settings of a fine-tuning set that is a tercile; ConfigError for another set."""
         tercile = self.finetune_sets[set_name].tercile
@@ -179,6 +188,14 @@ class Study:
         kinds = {name: settings.get("kinds") for name, settings in self.scorers.items()}
         names = [name for name, of in kinds.items() if of is None or kind in of]
         return {name: {key: v for key, v in self.scorers[name].items() if key != "kinds"} for name in names}
+
+    def pictures_of(self, set_name: str, task: str) -> str:
+        """Where the pictures of a real fine-tuning set lie; ConfigError if it has none for the task's kind."""
+        images, kind = self.finetune_sets[set_name].images, self.loaded[task].kind
+        if isinstance(images, dict):
+            known(f"finetune_sets.{set_name}.images", kind, images)
+            return images[kind]
+        return images or ""
 
     def general_of(self, task: str) -> str | None:
         """File of the general prompts that the models of a task are sampled on too."""

@@ -8,6 +8,7 @@ shared. A list without `shared_words`, as that of the first miniature, is not ch
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from resurgence.config.study import Study
 
 LIST = "the concept list"
+WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
 
 
 def single_words(texts: Iterable[str]) -> set[str]:
@@ -73,6 +75,29 @@ def check_word_sets(
             if common := sorted(words[concept] & words[other]):
                 remedy = f"shares {common[0]!r} with {other!r} of {first}, by name, synonym or twin; take another"
                 raise ConfigError(second, concept, remedy)
+
+
+def erased_words(task: Task, world: Mapping[str, Any], path: str) -> dict[str, str]:
+    """The words of the erased concepts, each with its concept; none if the list has no `shared_words`."""
+    if "shared_words" not in world:
+        return {}
+    words = words_by_concept(world, path)
+    more = {concept: single_words(task.synonyms.get(concept, ())) for concept in task.erase}
+    free = single_words(world["shared_words"])
+    return {word: concept for concept in task.erase for word in words[concept] | more[concept] - free}
+
+
+def check_caption_words(key: str, path: str, captions: Mapping[str, str], erased: Mapping[str, str]) -> None:
+    """Raise ConfigError for a caption with a word of an erased concept.
+
+    Args:
+        key, path: of the pictures. captions: by the names of the pictures. erased: from `erased_words`.
+    """
+    for name, caption in captions.items():
+        if common := sorted(set(WORD.findall(caption.lower())) & erased.keys()):
+            remedy = (f"the caption {caption!r} of {name} holds {common[0]!r}, a word of {erased[common[0]]!r}, which "
+                      "is erased, and the set would teach it again; remove that picture")  # fmt: skip
+            raise ConfigError(key, path, remedy)
 
 
 def check_task_words(task: Task, world: Mapping[str, Any], place: str, path: str = LIST) -> None:

@@ -28,11 +28,12 @@ LeftOut = dict[str, list[str]]  # reason -> names of what is not used
 
 
 class Source(NamedTuple):
-    """A picture before it is read: file or content, name for messages, caption."""
+    """A picture before it is read: file or content, name for messages, caption, and concept where the set has it."""
 
     picture: Path | bytes
     name: str
     caption: str
+    concept: str = ""
 
 
 def caption_of(row: Mapping[str, Any], name: str, left_out: LeftOut) -> str:

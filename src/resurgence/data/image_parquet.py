@@ -15,6 +15,7 @@ from resurgence.files import files_below
 
 SUFFIX = ".parquet"
 SHARD = re.compile(r"(.+?)[.-]\d{4,5}-of-(\d{4,5})")  # of `datasets`, and of image sets
+CONCEPT = "concept"  # column of the concept that a picture shows, in image sets and starter sets
 NUMBER = re.compile(r"\d+")  # name of a shard as the Hub converts sets
 
 
@@ -54,11 +55,11 @@ def parquet_sources(files: list[Path], left_out: LeftOut) -> Iterator[Source]:
         try:
             with pq.ParquetFile(file) as table:
                 columns = table.schema_arrow.names
-                wanted = [name for name in ("image", *CAPTION_KEYS) if name in columns]
+                wanted = [name for name in ("image", *CAPTION_KEYS, CONCEPT) if name in columns]
                 rows = table.read(columns=wanted).to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{file} is damaged ({error}); delete it and fetch or sample it again") from error
-        if "image" not in wanted or len(wanted) < 2:
+        if "image" not in wanted or not set(CAPTION_KEYS) & set(wanted):
             needed = f"image and one of {', '.join(CAPTION_KEYS)}"
             raise ValueError(f"{file} has the columns {', '.join(columns)}; it needs {needed}")
         for number, row in enumerate(rows):
@@ -68,7 +69,8 @@ def parquet_sources(files: list[Path], left_out: LeftOut) -> Iterator[Source]:
                 reason = "without picture" if picture is None else "without caption"
                 left_out.setdefault(reason, []).append(name)
             else:
-                yield Source(picture, name if isinstance(picture, bytes) else f"{name}: {picture}", caption)
+                shown = name if isinstance(picture, bytes) else f"{name}: {picture}"
+                yield Source(picture, shown, caption, str(row.get(CONCEPT) or ""))
 
 
 def picture_of(cell: Any, file: Path, name: str) -> Path | bytes | None:

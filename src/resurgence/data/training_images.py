@@ -93,7 +93,17 @@ def shortened(names: list[str]) -> str:
 
 
 def read_sources(sources: list[Source], size: int) -> torch.Tensor:
-    """Read pictures, scaled and cropped to squares: (N, 3, size, size) in [-1, 1].
+    """Read pictures, scaled and cropped to squares: (N, 3, size, size) in [-1, 1]; raises as `squares`."""
+    images = torch.from_numpy(np.stack(squares(sources, size))).permute(0, 3, 1, 2)
+    if isinstance(
+        sources[0].picture, bytes
+    ):  # the memory layout changes the rounding of the VAE: as image sets have it
+        images = images.contiguous()
+    return images.float() / 127.5 - 1
+
+
+def squares(sources: list[Source], size: int) -> list[np.ndarray]:
+    """Read pictures, scaled and cropped to squares: uint8 (size, size, 3) each.
 
     Raises:
         FileNotFoundError, ValueError: each picture that cannot be read, its fault and the remedy.
@@ -113,12 +123,7 @@ def read_sources(sources: list[Source], size: int) -> torch.Tensor:
     if faults:
         shown = "; ".join(map(str, faults[:SHOWN])) + ("; ..." if len(faults) > SHOWN else "")
         raise ValueError(f"{len(faults)} of {len(sources)} pictures cannot be read; mend or remove them: {shown}")
-    images = torch.from_numpy(np.stack(results)).permute(0, 3, 1, 2)
-    if isinstance(
-        sources[0].picture, bytes
-    ):  # the memory layout changes the rounding of the VAE: as image sets have it
-        images = images.contiguous()
-    return images.float() / 127.5 - 1
+    return [result for result in results if not isinstance(result, Exception)]
 
 
 def read_training_images(path: Path, size: int) -> TrainingImages:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from resurgence.config.names import Named, check_apart, check_mapping, check_names, check_prompts, token_form
+from resurgence.config.fields import ConfigError
+from resurgence.config.names import (
+    Named,
+    check_apart,
+    check_mapping,
+    check_names,
+    check_prompts,
+    erased_names,
+    token_form,
+)
 from resurgence.diffusion.text import SHOWN, check_lengths, fill, load_captions, long_captions
 from resurgence.provenance.manifest import MANIFEST, read_manifest
 
@@ -67,15 +76,40 @@ def erased_by(folders: Iterable[Path]) -> list[Named]:
     return names
 
 
+def erased_in(
+    tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], erased: Sequence[Named]
+) -> Iterator[list[Named]]:
+    """For each caption, the erased words whose tokens it holds."""
+    words = {tuple(tokenizer(name[1], add_special_tokens=False).input_ids): name for name in erased}
+    lengths = {len(ids) for ids in words}
+    for ids in tokenizer(list(captions), verbose=False).input_ids if words else ():
+        parts = {tuple(ids[i : i + length]) for length in lengths for i in range(len(ids) - length + 1)}
+        yield [name for part, name in words.items() if part in parts]
+
+
+def check_real_captions(
+    tokenizer: PreTrainedTokenizerBase, key: str, path: str, captions: Mapping[str, str], task: Task | TaskPart
+) -> None:
+    """Raise ConfigError for real pictures whose captions hold a word that a task erases, by the tokens of the base.
+
+    Args:
+        key, path: of the pictures. captions: by the names of the pictures.
+    """
+    names = erased_names(task)
+    found = zip(captions, erased_in(tokenizer, list(captions.values()), names), strict=bool(names))
+    if bad := [(name, words[0]) for name, words in found if words]:
+        (name, (listed, word)), more = bad[0], f" and those of {len(bad) - 1} more" if len(bad) > 1 else ""
+        remedy = (f"the caption {captions[name]!r} of {name}{more} hold{'' if more else 's'} {word!r} ({listed}), "
+                  f"which the task {task.name} erases, and the set would teach it again; remove these "
+                  "pictures")  # fmt: skip
+        raise ConfigError(key, path, remedy)
+
+
 def warn_of_erased(
     tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], erased: Sequence[Named]
 ) -> dict[str, int]:
     """Number of training captions that hold the tokens of each erased word, so that it is taught again; logged."""
-    words = {tuple(tokenizer(name[1], add_special_tokens=False).input_ids): name for name in erased}
-    lengths, found = {len(ids) for ids in words}, Counter[Named]()
-    for ids in tokenizer(list(captions), verbose=False).input_ids if words else ():
-        parts = {tuple(ids[i : i + length]) for length in lengths for i in range(len(ids) - length + 1)}
-        found.update(words[part] for part in parts & words.keys())
+    found = Counter(name for names in erased_in(tokenizer, captions, erased) for name in names)
     for (where, word), number in found.items():
         log.warning("%d of %d training captions hold %r, %s: it is taught again", number, len(captions), word, where)
     return {word: number for (_, word), number in found.items()}

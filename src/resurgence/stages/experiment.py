@@ -17,7 +17,7 @@ from PIL import Image
 
 from resurgence.analysis import claims
 from resurgence.analysis.estimates import ImageSet, estimates, read_states
-from resurgence.analysis.headline import markdown_table, title_of
+from resurgence.analysis.headline import makers_table, markdown_table, title_of
 from resurgence.analysis.measures import recovered_fraction
 from resurgence.analysis.score_folders import by_step, entry
 from resurgence.analysis.tables import paired_rows
@@ -267,7 +267,8 @@ def make(job: Job) -> None:
         files.append(out / f"{name}_claims.csv")
         write_text(files[-1], result.claims.to_csv(index=False, lineterminator="\n"))
     write_text(out / f"{name}.csv", result.table.to_csv(index=False, lineterminator="\n"))
-    write_text(out / f"{name}.md", "\n\n".join([*text, *result.paragraphs]) + "\n")
+    makers = filter(None, [makers_table(settings.get("makers", {}))])
+    write_text(out / f"{name}.md", "\n\n".join([*text, *result.paragraphs, *makers]) + "\n")
     job.write_made("experiment", [*files, *(out / f"{name}.{kind}" for kind in ("csv", "md", "png"))])
 
 

@@ -1,4 +1,4 @@
-"""A fine-tuning set: prompts, and images of them made by the base itself, never of erased concepts."""
+"""A fine-tuning set: prompts, never of erased concepts, and images of them sampled from a base or an erased model."""
 
 from __future__ import annotations
 

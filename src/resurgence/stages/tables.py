@@ -24,7 +24,8 @@ def main() -> None:
     """Write results/tables."""
     job = start()
     entries = [entry(job.settings, model) for model in job.settings["models"]]
-    table = write_tables(by_step(entries), job.out.parent, job.settings["statistics"]["level"], reference(job))
+    level, makers = job.settings["statistics"]["level"], job.settings.get("makers")
+    table = write_tables(by_step(entries), job.out.parent, level, reference(job), makers)
     job.write_made("tables", (job.out.parent / name for name in FILES))
     log.info("tables in %s\n%s", job.out.parent, table)
 

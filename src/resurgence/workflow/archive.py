@@ -57,6 +57,7 @@ def results(root: Path, images: bool) -> tuple[list[Path], list[str]]:
     """Files of results/ for the archive, and those that manifests list and it leaves out, as paths from results/."""
     place = root / RESULTS
     files = {path for name in (*WHOLE, *(WITH_IMAGES if images else ())) for path in tree(place / name)}
+    files -= set() if images else {path for path in tree(place / "erased") if "erased_sets" in path.parts}
     omitted = []
     for manifest in named(place, MANIFEST):
         folder = manifest.parent

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from resurgence.config.fields import read_yaml
+from resurgence.config.finetune_sets import OtherBase
 from resurgence.config.model_path import ModelPath
 from resurgence.config.study import Cell, Erasure, Study
-from resurgence.files import files_below
+from resurgence.files import files_at, files_below
 from resurgence.provenance.code_version import code_version
 from resurgence.provenance.manifest import MANIFEST, RUN
 from resurgence.workflow import job_settings, report_settings
@@ -104,9 +105,22 @@ def masks(study: Study, task: str) -> Inputs:
 
 
 def finetune_set(study: Study, task: str, name: str) -> Inputs:
-    """The base, and the concepts of a set that is a tercile."""
+    """The base of the set, and the concepts of one that is a tercile."""
+    made_by = study.finetune_sets[name].made_by
+    if isinstance(made_by, OtherBase):
+        return {"base": files_of(made_by.base)}
     is_drawn = study.finetune_sets[name].tercile is not None
     return base(study) | ({"terciles": [manifest(study, task, f"terciles/{name}")]} if is_drawn else {})
+
+
+def erased_set(study: Study, item: Erasure) -> Inputs:
+    """The base, and the delta of the erased model that samples the set."""
+    return base(study) | {"changes": changes(study, item.model)}
+
+
+def real_set(study: Study, task: str, name: str) -> Inputs:
+    """The base, for its size and tokens, and every file of the pictures."""
+    return base(study) | {"pictures": [path.as_posix() for path in files_at(study.pictures_of(name, task))]}
 
 
 def terciles(study: Study, name: str) -> Inputs:
@@ -122,7 +136,8 @@ def scorer_files(study: Study, names: Iterable[str]) -> list[str]:
 
 def finetune(study: Study, item: Cell) -> Inputs:
     """The base, the steps before, and the fine-tuning set."""
-    images = manifest(study, item.erasure.task, f"finetune_sets/{study.set_of(item.finetune, item.variant)}")
+    name, owner = study.set_of(item.finetune, item.variant), study.set_owner(item)
+    images = manifest(study, owner, f"{'finetune_sets' if isinstance(owner, str) else 'erased_sets'}/{name}")
     return base(study) | {"set": [images], "changes": changes(study, item.erasure.model)}
 
 

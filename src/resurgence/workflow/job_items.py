@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from resurgence.config.model_path import method_name, split_name
 from resurgence.config.settings import Method
 from resurgence.config.study import Cell, Erasure, Study
 from resurgence.workflow import job_settings, report_settings
+
+NOTHING = r"\.^"  # a regular expression that matches nothing
 
 
 def erasure(wildcards: Any) -> Erasure:
@@ -24,7 +26,7 @@ def cell(wildcards: Any) -> Cell:
 def eraser_pattern(study: Study, solved: bool) -> dict[str, str]:
     """The wildcard of the erasers whose last step is solved in closed form, or is not, as a regular expression."""
     names = "|".join(name for name, method in study.erasers.items() if is_solved(method) == solved)
-    return {"eraser": rf"({names})(\.[a-z0-9][a-z0-9_-]*)?" if names else r"\.^"}  # which matches nothing
+    return {"eraser": rf"({names})(\.[a-z0-9][a-z0-9_-]*)?" if names else NOTHING}
 
 
 def is_solved(method: Method) -> bool | None:
@@ -49,18 +51,42 @@ def prior(study: Study) -> Iterator[dict[str, str]]:
         yield {}
 
 
-def sets(study: Study, drawn: bool = False) -> Iterator[dict[str, str]]:
-    """Wildcards of each fine-tuning set of each task that some model is trained on.
+def owned_sets(study: Study) -> dict[tuple[str | Erasure, str], None]:
+    """The task or erased model, and the name, of each fine-tuning set that some model is trained on."""
+    return dict.fromkeys((study.set_owner(cell), study.set_of(cell.finetune, cell.variant)) for cell in study.cells())
 
-    `drawn`: of those whose concepts are drawn from a tercile, also for the experiments that list them.
-    """
-    used = {(cell.erasure.task, study.set_of(cell.finetune, cell.variant)) for cell in study.cells()}
-    if drawn:
-        lists = [experiment for experiment in study.experiments.values() if experiment.kind == "members"]
-        used |= {(task, name) for experiment in lists for task in experiment.tasks for name in experiment.sets}
+
+def sorted_sets(study: Study, used: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:
+    """Wildcards of sets, each a task and a name, in the order of the tasks."""
     for task, name in sorted(used, key=lambda pair: (study.tasks.names.index(pair[0]), pair[1])):
-        if not drawn or study.finetune_sets[name].tercile is not None:
-            yield {"task": task, "set": name}
+        yield {"task": task, "set": name}
+
+
+def sets(study: Study, makers: Collection[str]) -> Iterator[dict[str, str]]:
+    """Wildcards of each fine-tuning set, of some makers, that all models of a task are trained on."""
+    used = [(owner, name) for owner, name in owned_sets(study) if isinstance(owner, str)]
+    yield from sorted_sets(study, [pair for pair in used if study.finetune_sets[pair[1]].maker in makers])
+
+
+def set_pattern(study: Study, makers: Collection[str]) -> dict[str, str]:
+    """The wildcard of the fine-tuning sets of some makers, as a regular expression."""
+    names = "|".join(name for name, images in study.finetune_sets.items() if images.maker in makers)
+    return {"set": f"({names})" if names else NOTHING}
+
+
+def erased_sets(study: Study) -> Iterator[dict[str, str]]:
+    """Wildcards of each fine-tuning set that an erased model samples."""
+    for owner, name in owned_sets(study):
+        if isinstance(owner, Erasure):
+            yield wildcards_of(owner) | {"set": name}
+
+
+def drawn_sets(study: Study) -> Iterator[dict[str, str]]:
+    """Wildcards of each set whose concepts are drawn from a tercile, also for the experiments that list them."""
+    used = {(cell.erasure.task, study.set_of(cell.finetune, cell.variant)) for cell in study.cells()}
+    lists = [experiment for experiment in study.experiments.values() if experiment.kind == "members"]
+    used |= {(task, name) for experiment in lists for task in experiment.tasks for name in experiment.sets}
+    yield from sorted_sets(study, [pair for pair in used if study.finetune_sets[pair[1]].tercile is not None])
 
 
 def wildcards_of(item: Erasure | Cell) -> dict[str, str]:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from resurgence.config.finetune_sets import OtherBase
 from resurgence.config.scorers import scorer_class
 from resurgence.config.study import Cell, Erasure, Study
 from resurgence.config.task import Task
@@ -138,17 +139,36 @@ def erase(study: Study, erasure: Erasure) -> dict[str, Any]:
 
 
 def finetune_set(study: Study, task: str, name: str) -> dict[str, Any]:
-    """Images of concepts that are not erased, sampled from the base."""
+    """Images of concepts that are not erased, sampled from the base or another one."""
     images = study.finetune_sets[name]
+    other = images.made_by if isinstance(images.made_by, OtherBase) else None
     first_seed = {} if images.first_seed is None else {"first_seed": images.first_seed}
     return first_seed | {
-        "base": base(study),
+        "base": {"path": other.base, "revision": other.revision} if other else base(study),
         "concepts": study.finetune_concepts(name, task),
         "tercile": images.tercile is not None,
         "templates": study.task(task).templates if images.templates == "task" else images.templates,
         "images_per_prompt": images.images_per_prompt,
         "size": images.size,
         "sampling": {key: value for key, value in sampling(study).items() if key != "shard"},
+    }
+
+
+def erased_set(study: Study, task: str, name: str) -> dict[str, Any]:
+    """The same images, sampled from an erased model."""
+    return finetune_set(study, task, name) | {"made_by": "erased"}
+
+
+def real_set(study: Study, task: str, name: str) -> dict[str, Any]:
+    """Real pictures of concepts that are not erased. `pixels`: side of the images; None: the base's."""
+    return {
+        "base": base(study),
+        "made_by": "real",
+        "images": study.pictures_of(name, task),
+        "concepts": study.finetune_concepts(name, task),
+        "size": study.finetune_sets[name].size,
+        "pixels": study.sampling.size,
+        "task": part(study.task(task), "erase", "synonyms"),
     }
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 from resurgence.config.experiment_cells import cells_of, models_of, row_of, setting_of
+from resurgence.config.finetune_sets import OtherBase
 from resurgence.config.model_path import method_name
 from resurgence.config.study import Cell, Erasure, Study
 from resurgence.workflow.job_settings import has_loras, loras_of, reads
@@ -34,7 +36,18 @@ def controls(study: Study) -> list[str]:
 def tables(study: Study) -> dict[str, Any]:
     """All tables. Models are listed by name only: the command line of a large study would be too long."""
     settings = {"base": study.base.name, "models": models(study), "controls": controls(study)}
-    return settings | {"statistics": dataclasses.asdict(study.statistics)}
+    return settings | makers(study, study.cells()) | {"statistics": dataclasses.asdict(study.statistics)}
+
+
+def makers(study: Study, cells: Iterable[Cell]) -> dict[str, Any]:
+    """Who made the images of the fine-tuning set of each fine-tune; empty where the base made all."""
+    names = {"base": "the base", "erased": "each erased model", "real": "real pictures", "other": "another base"}
+    rows = {}
+    for finetune, variant in dict.fromkeys((cell.finetune, cell.variant) for cell in cells):
+        images = study.finetune_sets[study.set_of(finetune, variant)]
+        by = f" ({images.made_by.base})" if isinstance(images.made_by, OtherBase) else ""
+        rows[method_name(finetune, variant)] = [study.set_of(finetune, variant), names[images.maker] + by]
+    return {"makers": rows} if any(by != names["base"] for _, by in rows.values()) else {}
 
 
 def weights(study: Study) -> dict[str, str]:
@@ -90,6 +103,8 @@ def experiment(study: Study, name: str) -> dict[str, Any]:
         "claims": [dataclasses.asdict(claim) for claim in shown.claims],
         "samples": study.figures.samples,
     }
+    if shown.kind != "members":
+        settings |= makers(study, cells)
     if shown.kind == "grid":
         settings["columns"], settings["scores"] = {}, {}
         for cell in (cell for cell in first_cells(study) if cell in cells):

@@ -12,14 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from resurgence.config.erasers import method_module
-from resurgence.config.model_path import ModelPath, split_name
-from resurgence.config.scorers import code_of, declarations
+from resurgence.config.model_path import ModelPath
 from resurgence.config.study import Study
 from resurgence.provenance.code_version import code_version
 from resurgence.provenance.manifest import MANIFEST
 from resurgence.provenance.templates import templates_version
-from resurgence.workflow import graph, job_items, job_settings, report_settings
+from resurgence.workflow import chosen_code, graph, job_items, job_settings, report_settings
 from resurgence.workflow.graph import Inputs
 from resurgence.workflow.job_items import cell, erasure
 
@@ -115,42 +113,6 @@ def of_task(settings: Callable[[Study, str], dict[str, Any]]) -> Callable[[Study
     return lambda study, wildcards: settings(study, wildcards.task)
 
 
-def eraser_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
-    """The module of a job's eraser."""
-    return (method_module(study.erasers[split_name(wildcards.eraser)[0]].name),)
-
-
-def scorer_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
-    """The scorers of a task, and their application to image sets."""
-    kind = study.task(ModelPath.parse(wildcards.model).task).kind
-    return ("resurgence.scorers", "resurgence.scorers.score_files", *code_of(study.scorers_of(kind)))
-
-
-def reference_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
-    """The scorer whose features are compared."""
-    return ("resurgence.scorers", *code_of([study.scorers["frechet"]["features"]]))
-
-
-def segmenter_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
-    """The module of the study's segmenter."""
-    return (f"resurgence.data.segmenters.{study.masks.segmenter.replace('-', '_')}",)
-
-
-def clip_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
-    """CLIP, which compares names."""
-    return code_of(["clip"])
-
-
-def metric_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
-    """The metrics that the study's scorers declare."""
-    return declarations(study.scorers)
-
-
-def table_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
-    """The code behind the tables: the metrics, the reader of scores, the distance between sets."""
-    return ("resurgence.scorers:read_scores", "resurgence.scorers.frechet", *declarations(study.scorers))
-
-
 ON_GPU: dict[str, Any] = {"gpu": True, "loads_base": True}
 DATA, ERASE, TUNE = "data", "erase", "fine-tune"
 SAMPLE, SCORE, SHOW = "sample", "score", "tables, figures, report"
@@ -191,25 +153,41 @@ _RULES = (
     Rule(
         "masks", "masks", f"results/data/{TASK}/masks/manifest.json",
         lambda study: job_items.tasks_read(study, "masks"), of_task(job_settings.masks), DATA, 6,
-        inputs=lambda study, w: graph.masks(study, w.task), chosen=segmenter_code, minutes=120, gpu=True,
+        inputs=lambda study, w: graph.masks(study, w.task), chosen=chosen_code.segmenter, minutes=120, gpu=True,
         message="Masks of the concepts that {wildcards.task} erases",
     ),
     Rule(
         "terciles", "terciles", f"results/data/{TASK}/terciles/{{set}}/manifest.json",
-        lambda study: job_items.sets(study, drawn=True), lambda study, w: job_settings.terciles(study, w.task, w.set),
-        DATA, 8, inputs=lambda study, w: graph.terciles(study, w.set), chosen=clip_code,
+        job_items.drawn_sets, lambda study, w: job_settings.terciles(study, w.task, w.set), DATA, 8,
+        inputs=lambda study, w: graph.terciles(study, w.set), chosen=chosen_code.clip,
         message="Concepts of the fine-tuning set {wildcards.set} of {wildcards.task}, by similarity",
     ),
+    *(
+        Rule(
+            name, "finetune_set", f"results/data/{TASK}/finetune_sets/{{set}}/manifest.json",
+            functools.partial(job_items.sets, makers=makers),
+            lambda study, w: job_settings.finetune_set(study, w.task, w.set), DATA, 20,
+            inputs=lambda study, w: graph.finetune_set(study, w.task, w.set), minutes=120, gpu=True,
+            constraints=functools.partial(job_items.set_pattern, makers=makers), loads_base=loads_base,
+            message=f"Fine-tuning set {{wildcards.set}} of {{wildcards.task}}, made by {maker}",
+        )
+        for name, makers, loads_base, maker in (
+            ("finetune_set", ("base", "erased"), True, "{wildcards.base}"),
+            ("other_set", ("other",), False, "another base"),
+        )
+    ),
     Rule(
-        "finetune_set", "finetune_set", f"results/data/{TASK}/finetune_sets/{{set}}/manifest.json", job_items.sets,
-        lambda study, w: job_settings.finetune_set(study, w.task, w.set), DATA, 20,
-        inputs=lambda study, w: graph.finetune_set(study, w.task, w.set), minutes=120, **ON_GPU,
-        message="Fine-tuning set {wildcards.set} of {wildcards.task}, made by {wildcards.base}",
+        "real_set", "real_set", f"results/data/{TASK}/finetune_sets/{{set}}/manifest.json",
+        functools.partial(job_items.sets, makers=("real",)),
+        lambda study, w: job_settings.real_set(study, w.task, w.set), DATA, 6,
+        inputs=lambda study, w: graph.real_set(study, w.task, w.set), loads_base=True,
+        constraints=functools.partial(job_items.set_pattern, makers=("real",)),
+        message="Fine-tuning set {wildcards.set} of {wildcards.task}, real pictures",
     ),
     Rule(
         "loras", "loras", f"results/erased/{ERASED}/loras/manifest.json", job_items.trained_loras,
         lambda study, w: job_settings.loras(study, erasure(w)), ERASE, 25,
-        inputs=lambda study, w: graph.loras(study, erasure(w)), chosen=eraser_code, minutes=60, **ON_GPU,
+        inputs=lambda study, w: graph.loras(study, erasure(w)), chosen=chosen_code.eraser, minutes=60, **ON_GPU,
         message="LoRAs of {wildcards.task} for {wildcards.eraser}, seed {wildcards.erase_seed}",
     ),
     *(
@@ -217,11 +195,18 @@ _RULES = (
             name, "erase", f"results/erased/{ERASED}/delta/manifest.json",
             functools.partial(job_items.erasures, solved=solved),
             lambda study, w: job_settings.erase(study, erasure(w)), ERASE, seconds,
-            inputs=lambda study, w: graph.erase(study, erasure(w)), chosen=eraser_code, minutes=minutes, **ON_GPU,
-            constraints=functools.partial(job_items.eraser_pattern, solved=solved),
+            inputs=lambda study, w: graph.erase(study, erasure(w)), chosen=chosen_code.eraser, **ON_GPU,
+            minutes=minutes, constraints=functools.partial(job_items.eraser_pattern, solved=solved),
             message="Erase {wildcards.task} with {wildcards.eraser}, seed {wildcards.erase_seed}",
         )
         for name, solved, seconds, minutes in (("closed_form", True, 8, 20), ("erase", False, 60, 480))
+    ),
+    Rule(
+        "erased_set", "finetune_set", f"results/erased/{ERASED}/erased_sets/{{set}}/manifest.json",
+        job_items.erased_sets, lambda study, w: job_settings.erased_set(study, w.task, w.set), TUNE, 20,
+        inputs=lambda study, w: graph.erased_set(study, erasure(w)), minutes=120, **ON_GPU,
+        message="Fine-tuning set {wildcards.set} of {wildcards.task}, made by {wildcards.eraser}, "
+        "seed {wildcards.erase_seed}",
     ),
     Rule(
         "finetune", "finetune", f"results/finetuned/{TUNED}/weights/manifest.json", job_items.cells,
@@ -239,14 +224,14 @@ _RULES = (
         "reference_features", "reference_features", f"results/data/{BASE}/reference/manifest.json",
         lambda study: [{}] if job_settings.has_reference(study) else [],
         lambda study, w: job_settings.reference(study), SCORE, 60,
-        inputs=lambda study, w: graph.reference_features(study), chosen=reference_code, minutes=240, gpu=True,
+        inputs=lambda study, w: graph.reference_features(study), chosen=chosen_code.reference, minutes=240, gpu=True,
         message="Features of real images",
     ),
     Rule(
         "score", "score", f"results/scores/{MODEL}/scores/manifest.json", job_items.models,
         lambda study, w: job_settings.score(study, ModelPath.parse(w.model).task), SCORE, 12,
-        inputs=lambda study, w: graph.score(study, ModelPath.parse(w.model)), chosen=scorer_code, minutes=120, gpu=True,
-        message="Score the images of {wildcards.model}",
+        inputs=lambda study, w: graph.score(study, ModelPath.parse(w.model)), chosen=chosen_code.scorer, gpu=True,
+        minutes=120, message="Score the images of {wildcards.model}",
     ),
     Rule(
         "geometry", "geometry", f"results/scores/{TUNED}/geometry/manifest.json", job_items.moved,
@@ -256,11 +241,11 @@ _RULES = (
     ),
     Rule(
         "tables", "tables", "results/tables/made.json", single, lambda study, w: report_settings.tables(study), SHOW, 5,
-        inputs=lambda study, w: graph.tables(study), chosen=table_code,
+        inputs=lambda study, w: graph.tables(study), chosen=chosen_code.table,
     ),
     Rule(
         "figures", "figures", "results/figures/made.json", single, lambda study, w: report_settings.figures(study),
-        SHOW, 6, inputs=lambda study, w: graph.figures(study), chosen=metric_code, verified=False,
+        SHOW, 6, inputs=lambda study, w: graph.figures(study), chosen=chosen_code.metric, verified=False,
     ),
     Rule(
         "grids", "grids", "results/grids/made.json", single, lambda study, w: report_settings.grids(study), SHOW, 8,
@@ -268,14 +253,14 @@ _RULES = (
     ),
     Rule(
         "index", "index", "results/cost/index.json", single, lambda study, w: report_settings.index(study), SHOW, 15,
-        inputs=lambda study, w: graph.index(study), chosen=table_code, templates="figures/page",
+        inputs=lambda study, w: graph.index(study), chosen=chosen_code.table, templates="figures/page",
     ),
     Rule(
         "experiment", "experiment", "results/experiments/{experiment}/made.json",
         lambda study: ({"experiment": name} for name in study.experiments),
         lambda study, w: report_settings.experiment(study, w.experiment), SHOW, 12,
         inputs=lambda study, w: graph.experiment(study, w.experiment),
-        chosen=table_code,
+        chosen=chosen_code.table,
     ),
     Rule(
         "results", "results", "results/experiments/made.json", lambda study: [{}] if study.experiments else [],
@@ -283,7 +268,7 @@ _RULES = (
     ),
     Rule(
         "cost", "cost", "results/cost/made.json", single, lambda study, w: report_settings.cost(study), SHOW, 4,
-        inputs=lambda study, w: graph.cost(every_manifest(study)), chosen=metric_code, verified=False,
+        inputs=lambda study, w: graph.cost(every_manifest(study)), chosen=chosen_code.metric, verified=False,
     ),
     Rule(
         "report", "report", "results/cost/report.json", single, lambda study, w: report_settings.report(study), SHOW,

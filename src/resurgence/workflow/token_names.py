@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resurgence.config.fields import read_yaml
 from resurgence.config.names import token_form
 from resurgence.config.study_names import check_names_in_files, check_study_names
+from resurgence.config.word_sets import check_caption_words, erased_words
 from resurgence.diffusion.base_checks import check_folder
 from resurgence.pretrained.checksums import locate
+from resurgence.workflow import job_items, job_settings
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from resurgence.config.study import Study
 
-READERS = {"prompts", "terciles", "finetune_set"}  # rules that run first with new names
+SETS = ("finetune_set", "other_set", "erased_set", "real_set")
+READERS = {"prompts", "terciles", *SETS}  # rules that run first with new names
 
 
 def check_tokens(study: Study, rules: Collection[str]) -> None:
@@ -31,6 +38,29 @@ def check_tokens(study: Study, rules: Collection[str]) -> None:
     check_folder(folder)
     from transformers import CLIPTokenizer
 
-    form = token_form(CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    form = token_form(tokenizer)
     check_names_in_files(study, form)
     check_study_names(study, form)
+    if "real_set" in rules:
+        check_real_sets(study, tokenizer)
+
+
+def check_real_sets(study: Study, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ConfigError for captions of real pictures that hold an erased name, or a word of an erased concept.
+
+    Raises:
+        FileNotFoundError, ValueError: pictures that are missing or damaged, or too few; see `real_set`.
+    """
+    from resurgence.data.real_sets import real_set
+    from resurgence.diffusion.text_checks import check_real_captions
+
+    path = study.tasks.concepts
+    listed = read_yaml(Path(path)) if path else {}
+    for job in job_items.sets(study, ("real",)):
+        task, settings = study.task(job["task"]), job_settings.real_set(study, job["task"], job["set"])
+        rows = real_set(Path(settings["images"]), settings["concepts"], settings["size"]).rows
+        captions = dict(zip(rows["file"], rows["prompt"], strict=True))
+        place = f"finetune_sets.{job['set']}.images"
+        check_real_captions(tokenizer, place, settings["images"], captions, task)
+        check_caption_words(place, settings["images"], captions, erased_words(task, listed, path or ""))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from resurgence.config.fields import read_yaml
+from resurgence.config.finetune_sets import OtherBase
 from resurgence.files import atomic_file, known_sha256, resolve_path
 from resurgence.pretrained.checksums import LOCK, TABLE, Entry, file_of, locate, offline, remedy, table, verify
 from resurgence.workflow.graph import files_of
@@ -41,6 +42,9 @@ def weights_of(study: Study, entries: Mapping[str, Entry]) -> list[Weights]:
     loading = [rule.name for rule in RULES.values() if rule.loads_base]
     attention = ["masks"] if study.masks.segmenter == "cross-attention" else []
     weights = [Weights("base.path", study.base.path, study.base.revision, [*loading, *attention])]
+    for name, images in study.finetune_sets.items():
+        if isinstance(other := images.made_by, OtherBase):
+            weights.append(Weights(f"finetune_sets.{name}.made_by.base", other.base, other.revision, ("other_set",)))
     masked = any("masks" in reads(study, erasure) for erasure in study.erasures())
     if masked and study.masks.segmenter == "grounded-sam":
         for key in ("detector", "sam"):
