@@ -18,6 +18,6 @@ def templates(folder: str) -> dict[str, str]:
     return {file.name: COMMENT.sub("", read_text(file)) for file in files}
 
 
-def templates_version(folder: str) -> str:
-    """16 hexadecimal digits that change when a template changes, but not with a comment."""
-    return digest_of_text(templates(folder))[:16]
+def templates_version(folder: str, code: str = "") -> str:
+    """16 hexadecimal digits that change when a template or the version of the code changes, but not with a comment."""
+    return digest_of_text({"code": code, "templates": templates(folder)})[:16]

@@ -105,7 +105,7 @@ class Rule:
         """Version of the code that bears on a job's result."""
         chosen = self.chosen(study, wildcards)
         version = code_version(f"resurgence.stages.{self.stage}", *chosen, without=ALTERNATIVES)
-        return f"{version}{templates_version(self.templates)}" if self.templates else version
+        return templates_version(self.templates, version) if self.templates else version
 
 
 def of_task(settings: Callable[[Study, str], dict[str, Any]]) -> Callable[[Study, Wildcards], dict[str, Any]]:
