@@ -82,7 +82,7 @@ def test_clone_pull_adopt_and_nothing_is_left_to_do(adopted: tuple[Repository, s
 
 def test_lock_is_short_and_stages_hold_few_files(pushed: Repository) -> None:
     text = (pushed.root / "dvc.lock").read_text()
-    assert len(text.splitlines()) < 250
+    assert len(text.splitlines()) < 210
     outs = [out for stage in yaml.safe_load(text)["stages"].values() for out in stage["outs"]]
     assert {Path(out["path"]).parts[0] for out in outs} == {"results"}
     assert max(out.get("nfiles", 1) for out in outs) < 100
