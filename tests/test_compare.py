@@ -12,6 +12,8 @@ import pytest
 from resurgence.analysis.comparison import costs, read_tables, resurgence_values
 from resurgence.config.fields import ConfigError, read_yaml
 from resurgence.figures.comparison import cost_figure, draw_comparison, write_comparison
+from resurgence.files import write_json
+from resurgence.provenance.manifest import described
 
 DOCS = Path(__file__).parents[1] / "docs"
 KEYS = {"base": "mini", "task": "pets", "metric": "accuracy", "n": 4}
@@ -137,3 +139,13 @@ def test_pages_of_the_methods_show_the_rows_and_pictures_of_the_study() -> None:
         pictures = re.findall(r"\]\((images/\S+\.png)\)", page.read_text(encoding="utf-8"))
         assert len(pictures) == (3 if eraser == "eap" else 2)  # EAP also shows its words
         assert all((page.parent / file).stat().st_size > 5000 for file in pictures)
+
+
+def test_an_eraser_with_another_objective_is_marked(results: Path) -> None:
+    changed = {"changed_objectives": {"b": "inner_steps: 0"}}
+    write_json(results / "tables/made.json", described("tables", changed, {}, {}) | {"files": {}})
+    text = write_comparison(results, "accuracy")
+    table = pd.read_csv(results / "cost/compare_accuracy.csv", dtype=str)
+    assert table["eraser"].tolist() == ["a", "b †"]
+    note = "† not the published objective: b has inner_steps: 0."
+    assert text.endswith(note) and note in (results / "cost/compare_accuracy.md").read_text()
