@@ -1,7 +1,7 @@
 """Make the experiments of a reference run again from its stored scores, after a change of the claims' statistics.
 
     python tools/reference_again.py reference/miniature-full params.yaml studies/miniature-full.yaml
-    python docs/paper.py
+    python docs/results.py
 
 The settings are those of the study as it is now; inputs and scores remain. Grids, lists of members, and experiments of
 the Fréchet distance, whose features a reference leaves out, stay as they are. `make verify` checks the result.
