@@ -37,7 +37,6 @@ from resurgence.config.stages import FinetuneConfig, SamplingConfig
 from resurgence.diffusion.attention import projection_weights
 from resurgence.diffusion.sampling import sample
 from resurgence.diffusion.text import CAPTIONS, Encoder, fill
-from resurgence.diffusion.unet import ddim_of
 from resurgence.erasers import EraserData, eraser_config, method
 from resurgence.erasers.gradient import trajectories
 from resurgence.erasers.lora import Lora
@@ -299,18 +298,14 @@ def sampling_rows(pipe: StableDiffusionPipeline, size: Size) -> Iterator[Result]
     prompts = [f"a photo of the {subjects[i % 4]}" for i in range(size.images)]
     rows = pd.DataFrame({"prompt": prompts, "seed": range(size.images)})
     cfg = SamplingConfig(steps=10, guidance=4.0, batch=size.images)
-    ddim = StableDiffusionPipeline(
-        **{**pipe.components, "scheduler": ddim_of(pipe.scheduler)}, requires_safety_checker=False
-    )
-    ddim.set_progress_bar_config(disable=True)
 
     def ours(_: Clock) -> list[np.ndarray]:
-        return [np.asarray(image) for _, image in sorted(sample(ddim, rows, cfg), key=lambda pair: pair[0])]
+        return [np.asarray(image) for _, image in sorted(sample(pipe, rows, cfg), key=lambda pair: pair[0])]
 
     def plain(_: Clock) -> list[np.ndarray]:
         generators = [torch.Generator().manual_seed(seed) for seed in range(size.images)]
         return list(
-            map(np.asarray, ddim(prompts, generator=generators, num_inference_steps=10, guidance_scale=4.0).images)
+            map(np.asarray, pipe(prompts, generator=generators, num_inference_steps=10, guidance_scale=4.0).images)
         )
 
     yield compare(

@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from published import BASES, clip_tokenizer
 from resurgence.config.task import Task
+from resurgence.diffusion.unet import ddim_of
 from tiny import make_pipeline
 
 WIDTHS = [320] * 5 + [640] * 5 + [1280] * 6  # channels of the 16 cross-attentions of SD 1.4
@@ -56,12 +57,13 @@ def wide_base(layers: int = 12, widths: list[int] = WIDTHS, dimension: int = 768
 
 def small_base(quick: bool) -> StableDiffusionPipeline:
     """A random pipeline with the miniature's latents, widths and heads; with `quick` a much smaller one."""
-    if quick:
-        return make_pipeline(max_length=24)
-    return make_pipeline(
-        cross_attention_dim=128, heads=4, block_out_channels=(64, 128, 128), prediction_type="v_prediction",
-        max_length=24, vae_channels=(16, 32, 64, 64), latent_channels=12,
-    )  # fmt: skip
+    sizes = {
+        "cross_attention_dim": 128, "heads": 4, "block_out_channels": (64, 128, 128), "latent_channels": 12,
+        "vae_channels": (16, 32, 64, 64),
+    }  # fmt: skip
+    pipe = make_pipeline(prediction_type="v_prediction", max_length=24, **({} if quick else sizes))
+    pipe.scheduler = ddim_of(pipe.scheduler)  # as a base is loaded
+    return pipe
 
 
 def people(erased: int, retained: int = 1) -> Task:

@@ -18,7 +18,6 @@ from peft import LoraConfig
 
 from resurgence.diffusion.attention import attention_loss
 from resurgence.diffusion.text import concept_positions, fill, token_ids
-from resurgence.diffusion.unet import ddim_of
 from resurgence.erasers.closed_form.solver import paired_rows
 from resurgence.erasers.lora import Lora, adapted
 
@@ -176,7 +175,7 @@ def esd(pipe: Any, concept: str, ends: Sequence[int], ddim_steps: int, guidance:
     unet.requires_grad_(False)
     for p in trained:
         p.requires_grad_(True)
-    optimiser, scheduler = torch.optim.Adam(trained, lr=1e-5), ddim_of(pipe.scheduler)
+    optimiser, scheduler = torch.optim.Adam(trained, lr=1e-5), copy.deepcopy(pipe.scheduler)
     config = unet.config
     for end in ends:
         text, empty = encode(pipe, concept)[None], encode(pipe, "")[None]
