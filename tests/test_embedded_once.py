@@ -7,18 +7,26 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from resurgence.config.fields import build
 from resurgence.config.task import Task
 from resurgence.data.moments import second_moment
 from resurgence.diffusion.attention import projection_weights
-from resurgence.diffusion.deltas import Delta
+from resurgence.diffusion.deltas import Delta, load_delta
+from resurgence.diffusion.image_sets import write_image_set
+from resurgence.diffusion.pipeline import load_base
 from resurgence.diffusion.text import Encoder, fill
 from resurgence.erasers import EraserData, eraser_config, method
 from resurgence.erasers.closed_form.solver import NEGLIGIBLE, movement
 from resurgence.erasers.lora import TrainedLoras
+from resurgence.stages import erase as erase_stage
+from resurgence.stages import loras as loras_stage
+from resurgence.stages.job import Job
 from tiny import make_pipeline
 
 CAPTIONS = ("a photo of the {}", "the {} on the ground", "{}")
@@ -100,6 +108,34 @@ def test_variants_of_the_fusion_embed_nothing(pipe, data, passes):
     again, _ = mace.fuse(pipe, TASK, variant, data, trained.refined, trained.loras)
     assert sum(passes.values()) == len(TASK.erase) * len(CAPTIONS)
     assert shared.keys() == again.keys() and all(torch.equal(w, again[n]) for n, w in shared.items())
+
+
+def test_the_stages_give_the_delta_of_one_erasure(tmp_path, monkeypatch):
+    """The stage of the LoRAs writes the sums, and the closed form of a variant reads them: no caption is embedded."""
+    monkeypatch.chdir(tmp_path)
+    pipe = make_pipeline(cross_attention_dim=32, heads=2, max_length=24)
+    pipe.save_pretrained("base")
+    pictures = [Image.new("RGB", (16, 16), (40 * k, 90, 200 - 30 * k)) for k in range(len(TASK.erase))]
+    rows = pd.DataFrame({"prompt": list(TASK.erase), "concept": list(TASK.erase), "seed": 0})
+    write_image_set(Path("images/images.parquet"), rows, enumerate(pictures))
+    settings = SETTINGS["mace"] | {"use_masks": False, "train_preserve_scale": 0.0, "fuse_preserve_scale": 0.0}
+    task = {"name": "mixed", "kind": "object", "erase": list(TASK.erase), "mapping": TASK.mapping, "retain": ["sky"]}
+    block = {"base": {"path": "base", "revision": None}, "method": "mace", "task": task, "seed": 3}
+    block |= {"settings": settings, "delta_precision": "fp32"}
+    inputs = {"images": (Path("images/manifest.json"),)}
+    for name in ("loras", "delta"):
+        Path(name).mkdir()
+    loras_stage.make(Job(block, Path("loras/manifest.json"), inputs, "cpu"), Path("loras"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "__call__", lambda *_: pytest.fail("a caption was embedded"))
+        erase_stage.make(Job(block, Path("delta/manifest.json"), {"loras": (Path("loras/manifest.json"),)}, "cpu"),
+                         Path("delta"))  # fmt: skip
+    images = {c: torch.from_numpy(np.array(i)).permute(2, 0, 1)[None] / 127.5 - 1
+              for c, i in zip(TASK.erase, pictures, strict=True)}  # fmt: skip
+    cfg = build(eraser_config("mace"), settings, "settings")
+    expected = method("mace").erase(load_base("base"), TASK, cfg, EraserData(images=images), 3)
+    delta = load_delta(Path("delta/delta.safetensors"))
+    assert delta.keys() == expected.keys() and all(torch.equal(w, expected[n]) for n, w in delta.items())
 
 
 def test_rows_behind_a_caption_are_absent_and_the_others_equal(pipe):

@@ -44,6 +44,7 @@ DATA = ("prior", "domain", "images", "masks", "anchors", "retained")  # fields o
 # that the delta could move by 1e-5 of itself. fp64 is the default of all: auto would change the bytes of earlier
 # results where it stays with fp32, and cost half as much again where it does not.
 EncoderPrecision = Literal["fp64", "fp32", "auto"]
+
 Changes = Mapping[str, tuple[Any, ...]]  # setting -> values
 
 
