@@ -146,7 +146,9 @@ def test_the_stage_sample_stops_at_any_row(base: Path, tmp_path: Path) -> None:
 
 def test_moments_and_masks(base: Path, tmp_path: Path, pipe: StableDiffusionPipeline) -> None:
     (tmp_path / "captions.txt").write_text(f"a photo of the {{}}\n{LONG}\n")
-    settings = {"captions": "captions.txt", "corpus": "domain", "concepts": ["dog"]}
+    settings = {
+        "captions": "captions.txt", "corpus": "domain", "concepts": ["dog"], "encoder_precision": "auto",
+    }  # fmt: skip
     for changes in ({}, {"corpus": "prior"}):
         with pytest.raises(ValueError, match=TOLD):
             moments.make(job(base, settings | changes), tmp_path)

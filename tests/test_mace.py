@@ -93,6 +93,11 @@ def embed(pipe, caption: str) -> list[torch.Tensor]:
     return list(copy.deepcopy(pipe.text_encoder).double()(ids)[0][0])
 
 
+def texts_of(pipe, concept: str) -> torch.Tensor:
+    """Embeddings of a concept's captions, (T, L, d) float64."""
+    return torch.stack([torch.stack(embed(pipe, caption)) for caption in fill(CAPTIONS, concept)])
+
+
 def corpus(pipe) -> list[tuple[float, torch.Tensor]]:
     """(weight, e) of every token of prior and domain."""
     domain = [c.replace("{}", name) for name in TASK.retain for c in CAPTIONS]
@@ -190,9 +195,7 @@ def test_constrained_fusion_satisfies_its_constraints_and_is_optimal(erased, dat
     name = next(iter(loras["ship"]))
     weight = projection_weights(double.unet)[name]
     fused = fuse(double, TASK, cfg, data, refined, loras)[0][f"unet.{name}.weight"]
-    from resurgence.diffusion.text import Encoder
-
-    kept = retained_means(double, TASK, cfg, Encoder(double))
+    kept = retained_means(double, TASK, cfg)
     assert relative((fused - weight) @ kept.T + weight @ kept.T, weight @ kept.T) < 1e-12
     change = (fused - weight).norm(dim=1) / weight.norm(dim=1)
     assert change.max() <= 0.05 * (1 + 1e-12)
@@ -269,9 +272,7 @@ def test_training_equals_a_plain_loop_over_one_concept(erased, data):
     from resurgence.seeds import generator
 
     double, refined, loras, curves = erased
-    from resurgence.diffusion.text import Encoder
-
-    concept = concept_data(double, TASK, "old cat", CFG, data, Encoder(double))
+    concept = concept_data(double, TASK, "old cat", CFG, data, texts_of(double, "old cat"))
     start = generator("concept LoRA, start", "old cat", 5)
     with swapped(double.unet, from_delta(refined, double.unet)):
         double.unet.requires_grad_(False)
@@ -320,11 +321,10 @@ def test_seeds_differ_and_repeat(pipe, data):
 
 
 def test_each_concept_has_its_own_draws(pipe, data):
-    from resurgence.diffusion.text import Encoder
     from resurgence.erasers.mace.concept_loras import Draw
 
-    encoder, weights = Encoder(pipe), timestep_weights("window")
-    ship, cat = (concept_data(pipe, TASK, name, CFG, data, encoder) for name in TASK.erase)
+    weights = timestep_weights("window")
+    ship, cat = (concept_data(pipe, TASK, name, CFG, data, texts_of(pipe, name)) for name in TASK.erase)
     noises = [Draw(c, weights, seed)()[3] for c, seed in ((ship, 0), (cat, 0), (ship, 1), (ship, 0))]
     assert torch.equal(noises[0], noises[3])
     assert not torch.equal(noises[0], noises[1]) and not torch.equal(noises[0], noises[2])
@@ -419,7 +419,7 @@ def test_styles_use_the_whole_map_and_no_scale_needs_no_corpus(pipe, data):
     task = dataclasses.replace(TASK, kind="style")
     bare = EraserData(images=data.images)
     cfg = dataclasses.replace(CFG, train_preserve_scale=0.0, fuse_preserve_scale=0.0, steps=1)
-    assert concept_data(pipe, task, "ship", cfg, bare, lambda c: torch.zeros(len(c), 24, 8)).masks is None
+    assert concept_data(pipe, task, "ship", cfg, bare, torch.zeros(len(CAPTIONS), 24, 8)).masks is None
     assert erase(pipe, task, cfg, bare, 0)
 
 

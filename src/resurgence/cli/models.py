@@ -125,11 +125,12 @@ def eraser_data(
     args: Namespace, pipe: StableDiffusionPipeline, task: Task, cfg: EraserConfig, state: Path
 ) -> EraserData:
     """Read or make what an eraser needs."""
-    from resurgence.data.moments import second_moment
+    from resurgence.data.moments import precision_of, second_moment
     from resurgence.diffusion.text import check_lengths, fill, load_captions
     from resurgence.erasers import EraserData
 
     reads, prior, domain, masks = cfg.reads(task.kind), None, None, {}
+    precision = precision_of("auto", pipe.device)
     general = lines(args.prior) if "prior" in reads and args.prior is not None else []
     check_lengths(pipe.tokenizer, general)
     groups = {
@@ -142,9 +143,11 @@ def eraser_data(
         masks = concept_masks(args, pipe, made["images"])
     if "domain" in reads:
         captions = load_captions(getattr(cfg, "captions", ""), task.kind)
-        domain = second_moment(pipe, [caption for concept in task.retain for caption in fill(captions, concept)])
+        domain = second_moment(
+            pipe, [caption for concept in task.retain for caption in fill(captions, concept)], precision=precision
+        )
     if "prior" in reads and general:
-        prior = second_moment(pipe, general)
+        prior = second_moment(pipe, general, precision=precision)
     elif "prior" in reads:
         log.warning("no --prior: the captions of the retained concepts also stand for general captions")
         prior = domain

@@ -10,7 +10,7 @@ import functools
 import importlib
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from resurgence.config.fields import ConfigError, known
 
@@ -40,6 +40,10 @@ ERASERS = {  # name -> module:configuration class
 GROUP = "resurgence.erasers"  # entry points of erasers in other packages
 DATA = ("prior", "domain", "images", "masks", "anchors", "retained")  # fields of EraserData that the graph can provide
 
+# In what a closed form's text encoder computes. auto: in fp32, and again in fp64 where the condition number is so high
+# that the delta could move by 1e-5 of itself. fp64 is the default of all: auto would change the bytes of earlier
+# results where it stays with fp32, and cost half as much again where it does not.
+EncoderPrecision = Literal["fp64", "fp32", "auto"]
 
 Changes = Mapping[str, tuple[Any, ...]]  # setting -> values
 

@@ -75,6 +75,8 @@ class Moments:
     """Text file of general captions, one a line; a rule fetches data/coco/captions.txt."""
     domain: str | dict[str, str]
     """Text file of caption templates, one a line, filled with the retain concepts; or kind of task -> file."""
+    encoder_precision: Literal["auto", "fp64", "fp32"] = "auto"
+    """In what the text encoder computes; auto: fp64 on a CPU, fp32 (not TF32) on a GPU. Sums are always fp64."""
 
 
 @dataclass(frozen=True)

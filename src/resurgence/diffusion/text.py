@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch.func import functional_call
 
 from resurgence.config.fields import templates
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 BATCH = 64  # captions in a pass of the text encoder
 MANY = 1024  # captions that are tokenized at once
+PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32}  # in which an encoder computes
 SHOWN = 200  # characters of a caption in a message
 
 # Without an article, so that a name ("Ada Lovelace") and a described mapping concept ("a person") are both right.
@@ -182,32 +184,72 @@ def encode_prompts(
 class Encoder:
     """Text embeddings of the pipeline, by default in a higher precision.
 
-    The closed forms magnify rounding errors by the condition number of their system (1e4 and more), and only in float64
-    is the result independent of the batch size.
+    The closed forms magnify rounding errors by about the root of the condition number of their system (1e2 and more),
+    and only in float64 is the result independent of the batch size.
+
+    Args:
+        dtype: of the computation. batch: captions in a pass. result: dtype of the embeddings; None: that of the
+            computation. Sums over captions are to be taken in float64 whatever the encoder computes in.
     """
 
-    def __init__(self, pipe: StableDiffusionPipeline, dtype: torch.dtype = torch.float64, batch: int = BATCH) -> None:
-        self.tokenizer, self.batch = pipe.tokenizer, batch
+    def __init__(
+        self,
+        pipe: StableDiffusionPipeline,
+        dtype: torch.dtype = torch.float64,
+        batch: int = BATCH,
+        result: torch.dtype | None = None,
+    ) -> None:
+        self.tokenizer, self.batch, self.result = pipe.tokenizer, batch, result or dtype
         encoder = pipe.text_encoder
         self.model = (encoder if encoder.dtype == dtype else copy.deepcopy(encoder).to(dtype)).eval()
 
     @torch.no_grad()
-    def __call__(self, captions: Sequence[str]) -> torch.Tensor:
-        """Embed captions: (N, L, d); ValueError for one that is longer than the model reads."""
+    def __call__(self, captions: Sequence[str], padded: bool = True) -> torch.Tensor:
+        """Embed captions: (N, L, d); ValueError for one that is longer than the model reads.
+
+        Args:
+            padded: False: the rows behind the longest caption of a batch are not computed, but NaN. The encoder is
+                causal, so the others do not depend on them; they differ by rounding (1e-15 of themselves in float64).
+        """
         starts = range(0, len(captions), self.batch)
         parts = [tokenize(self.tokenizer, captions[start : start + self.batch]) for start in starts]
         with exact(self.model.device):
-            return torch.cat([embed(self.model, *part) for part in parts])
+            return torch.cat([self._rows(*part, padded) for part in parts])
 
-    def each(self, templates: Sequence[str], concepts: Iterable[str]) -> Iterator[torch.Tensor]:
-        """Embed the captions of one concept after the other: (T, L, d) each.
+    def _rows(self, ids: torch.Tensor, mask: torch.Tensor, padded: bool) -> torch.Tensor:
+        """Embed a batch of token ids (N, L), with the mask that is 0 at padding: (N, L, d)."""
+        length = ids.shape[1] if padded else int(mask.sum(1).max())
+        rows = embed(self.model, ids[:, :length], mask[:, :length]).to(self.result)
+        return F.pad(rows, (0, 0, 0, ids.shape[1] - length), value=torch.nan)
 
-        A batch may span several concepts, so that batches are full with few templates too.
+    def each(self, templates: Sequence[str], concepts: Iterable[str], padded: bool = True) -> Iterator[torch.Tensor]:
+        """Embed the captions of one concept after the other: (T, L, d) each; see `groups`."""
+        return self.groups([fill(templates, concept) for concept in concepts], padded)
+
+    def groups(self, groups: Sequence[Sequence[str]], padded: bool = True) -> Iterator[torch.Tensor]:
+        """Embed groups of captions, in their order: (captions, L, d) each.
+
+        A caption is embedded once, however often it occurs; its rows are held until the last time. A batch may span
+        several groups, so that batches are full with small groups too.
         """
-        captions = (caption for concept in concepts for caption in fill(templates, concept))
-        ahead: torch.Tensor | None = None  # embedded, of concepts to come
-        while batch := list(islice(captions, self.batch)):
-            ahead = self(batch) if ahead is None else torch.cat([ahead, self(batch)])
-            while len(ahead) >= len(templates):
-                yield ahead[: len(templates)]
-                ahead = ahead[len(templates) :]
+        left = Counter(caption for group in groups for caption in group)
+        first = self._one_by_one(list(left), padded)  # in the order of their first occurrence
+        held: dict[str, torch.Tensor] = {}
+        for group in groups:
+            rows = []
+            for caption in group:
+                if caption not in held:
+                    held[caption] = next(first) if left[caption] == 1 else next(first).clone()  # not the whole batch
+                left[caption] -= 1
+                rows.append(held[caption] if left[caption] else held.pop(caption))
+            yield torch.stack(rows)
+
+    def _one_by_one(self, captions: Sequence[str], padded: bool) -> Iterator[torch.Tensor]:
+        """Embed captions in batches: (L, d) each."""
+        for start in range(0, len(captions), self.batch):
+            yield from self(captions[start : start + self.batch], padded)
+
+
+def encoder_of(pipe: StableDiffusionPipeline, precision: str) -> Encoder:
+    """The encoder that computes in fp64 or fp32, with embeddings in float64, in which their sums are taken."""
+    return Encoder(pipe, PRECISIONS[precision], result=torch.float64)

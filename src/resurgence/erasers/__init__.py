@@ -20,12 +20,13 @@ With `trains_loras` the training is a stage of its own, shared by all variants o
 `fusion_settings` alone, and `erase` is only called outside a study (`lora.in_two_steps(train_loras, fuse)` makes it):
 
 `train_loras(pipe, task, cfg, data, seed) -> lora.TrainedLoras`
-    LoRAs by concept, their curves, the delta that they belong on (empty: the base) and a report for closed_form.json.
+    LoRAs by concept, their curves, the delta that they belong on (empty: the base), a report for closed_form.json and,
+    optionally, sums over captions that all variants of the fusion share.
     `cfg` has the defaults of `fusion_settings`; of `task`, `erase` and `mapping` count, and `retain` if `retained` is
     read. `data.state` is a folder for the state of an interrupted training.
 `fuse(pipe, task, cfg, data, refined, loras) -> (delta, report)`
     Joins them. `refined` and `loras` are what `train_loras` returned, read from its artefact; of `data`, only the
-    second moments are there.
+    second moments and the `sums` are there.
 
 The base classes and what checks settings are importable from here without PyTorch; what a method is written with
 (`Objective`, `Student`, closed forms, LoRAs, embeddings, latents) from `resurgence.erasers.toolkit`.
@@ -69,6 +70,7 @@ class EraserData:
     masks: dict[str, torch.Tensor] = field(default_factory=dict)  # concept -> (N, 1, H, W) bool
     anchors: dict[str, torch.Tensor] = field(default_factory=dict)  # mapping concept -> (N, 3, H, W) in [-1, 1]
     retained: dict[str, torch.Tensor] = field(default_factory=dict)  # retained concept -> (N, 3, H, W) in [-1, 1]
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)  # of `fuse`: TrainedLoras.sums of the LoRAs' training
     state: Path | None = None  # scratch folder for the state of an interrupted training, which resumes exactly
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Lora = dict[str, tuple[torch.Tensor, torch.Tensor]]  # projection -> (down (r, d), up (out, r)): dW = up @ down
 WEIGHTS = "pytorch_lora_weights.safetensors"
+SUMS = "sums.safetensors"  # TrainedLoras.sums, beside the LoRAs
 
 
 class TrainedLoras(NamedTuple):
@@ -34,6 +36,7 @@ class TrainedLoras(NamedTuple):
     curves: dict[str, list[float]]  # concept -> loss of each step
     refined: Delta  # the tensors of the base that the LoRAs belong on; empty: the base itself
     refinement: dict[str, Any]  # how `refined` was solved, for closed_form.json
+    sums: dict[str, torch.Tensor] = {}  # noqa: RUF012 sums over captions that `fuse` reads, in EraserData.sums
 
 
 def in_two_steps(
@@ -47,8 +50,8 @@ def in_two_steps(
     def erase(
         pipe: StableDiffusionPipeline, task: Task, cfg: Any, data: EraserData, seed: int, folder: Path | None = None
     ) -> Delta:
-        loras, curves, refined, refinement = train_loras(pipe, task, cfg, data, seed)
-        delta, fusion = fuse(pipe, task, cfg, data, refined, loras)
+        loras, curves, refined, refinement, sums = train_loras(pipe, task, cfg, data, seed)
+        delta, fusion = fuse(pipe, task, cfg, replace(data, sums=sums), refined, loras)
         if folder is not None:
             save_loras(loras, folder / "loras")
             (folder / "curves.json").write_text(json.dumps(curves, indent=1))

@@ -131,9 +131,10 @@ class Coster:
         return self.sampling(images, sampling["steps"], sampling["guidance"], sampling["precision"])
 
     def moments(self, settings: Mapping[str, Any]) -> Cost:
-        """A corpus through the text encoder, in float64; 30 templates for a concept."""
+        """A corpus through the text encoder; 30 templates for a concept."""
         captions = self.rates.captions if settings["corpus"] == "prior" else 30 * len(settings["concepts"])
-        return Cost(self.time(captions * self.work.text, "fp64"))
+        precision = "fp64" if settings["encoder_precision"] == "fp64" else "fp32"  # auto: on a GPU
+        return Cost(self.time(captions * self.work.text, precision))
 
     def loras(self, settings: Mapping[str, Any]) -> Cost:
         """LoRAs of an eraser, fp32: only their gradients are computed."""

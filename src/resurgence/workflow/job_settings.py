@@ -44,13 +44,15 @@ def prompts(study: Study, task: str) -> dict[str, Any]:
 
 def prior_moments(study: Study) -> dict[str, Any]:
     """Second moment of the general captions."""
-    return {"base": base(study), "corpus": "prior", "captions": study.moments.prior}
+    precision = study.moments.encoder_precision
+    return {"base": base(study), "corpus": "prior", "captions": study.moments.prior, "encoder_precision": precision}
 
 
 def domain_moments(study: Study, task: str) -> dict[str, Any]:
     """Second moment of the retain concepts in the caption templates."""
     captions, concepts = study.templates_of(study.task(task).kind), study.task(task).retain
-    return {"base": base(study), "corpus": "domain", "captions": captions, "concepts": concepts}
+    corpus = {"corpus": "domain", "captions": captions, "concepts": concepts}
+    return {"base": base(study), **corpus, "encoder_precision": study.moments.encoder_precision}
 
 
 def images_of(study: Study, kind: str, concepts: Iterable[str], number: int) -> dict[str, Any]:

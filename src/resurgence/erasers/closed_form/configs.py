@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from resurgence.config.erasers import EraserConfig
+from resurgence.config.erasers import EncoderPrecision, EraserConfig
 from resurgence.config.fields import Captions, Count, Natural, NotNegative, Positive
 from resurgence.config.task import Task, TaskPart
 
@@ -24,6 +24,7 @@ class UceConfig(EraserConfig):
     keep_empty: bool = True  # also retain all rows of the caption "", which counts as one: first script; 2025: false
     destination: str | None = None  # null: the task's mapping concept, ours; " " is the first script's default
     captions: Captions = ("{}",)  # both scripts; templates with one {}: a list, a file, or "" for MACE's
+    encoder_precision: EncoderPrecision = "fp64"  # ours: see EncoderPrecision; the sums are always float64
 
     def destinations(self, task: Task | TaskPart) -> dict[str, str]:
         """Erased concept -> the word that it becomes."""
@@ -45,6 +46,7 @@ class TimeConfig(EraserConfig):
     keys: bool = True  # also edit to_k, the paper's main experiment; false: to_v alone, its ablation
     # templates with one {}: a list, a file, or "" for MACE's built-in 30; the default is the text and its augmentations
     captions: Captions = ("{}", "A photo of {}", "An image of {}", "A picture of {}")  # paper, code
+    encoder_precision: EncoderPrecision = "fp64"  # ours: see EncoderPrecision; the sums are always float64
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class SpeedConfig(EraserConfig):
     invariants: Literal["rows", "centres", "none"] = "rows"  # ours, all rows of ""; centres: start, 3 of k-means: code
     destination: str | None = None  # null: the task's mapping concept, ours; authors' runs: "", "art", "person"
     captions: Captions = ("{}",)  # script; templates with one {}: a list, a file, or "" for MACE's
+    encoder_precision: Literal["fp64", "fp32"] = "fp64"  # ours; no condition number bounds what its thresholds do
 
     def destinations(self, task: Task | TaskPart) -> dict[str, str]:
         """Erased concept -> the word that it becomes."""

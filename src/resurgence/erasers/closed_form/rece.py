@@ -23,7 +23,7 @@ import torch
 from resurgence.config.task import Task
 from resurgence.diffusion.attention import projection_weights
 from resurgence.diffusion.deltas import Delta
-from resurgence.diffusion.text import Encoder, load_captions
+from resurgence.diffusion.text import encoder_of, load_captions
 from resurgence.erasers import EraserData
 from resurgence.erasers.closed_form import solver
 from resurgence.erasers.closed_form.configs import ReceConfig
@@ -57,12 +57,12 @@ def paired(
 
 def sums(pipe: StableDiffusionPipeline, task: Task, cfg: ReceConfig, templates: tuple[str, ...]) -> tuple[Sums, Sums]:
     """The sums of the first edit, which are UCE's, and those of the epochs. Every caption is embedded once."""
-    encoder = Encoder(pipe)
+    encoder, destinations = encoder_of(pipe, cfg.encoder_precision), cfg.destinations(task)
     zero = torch.zeros((), dtype=torch.float64, device=pipe.device)
     empty = (e := encoder([""])[0]).T @ e
     first, later = [zero, zero, empty if cfg.keep_empty else zero], [zero, zero, empty]
-    embedded = encoder.each(templates, [*task.erase, *task.retain])  # (T, L, d) a concept
-    for concept, aim, sources, targets in solver.caption_pairs(encoder, templates, embedded, cfg.destinations(task)):
+    embedded = encoder.each(templates, [*solver.paired_words(destinations), *task.retain])  # (T, L, d) a word
+    for concept, aim, sources, targets in solver.caption_pairs(embedded, destinations):
         for template, *rows in zip(templates, sources, targets, strict=True):
             for total, rule in ((first, cfg.tokens), (later, cfg.epoch_tokens)):
                 e, e_aim = paired(pipe, (concept, aim), template, rows, rule)

@@ -33,7 +33,7 @@ from scipy.cluster.vq import kmeans
 from resurgence.config.task import Task
 from resurgence.diffusion.attention import as_delta, projection_weights
 from resurgence.diffusion.deltas import Delta
-from resurgence.diffusion.text import Encoder, load_captions
+from resurgence.diffusion.text import encoder_of, load_captions
 from resurgence.erasers import EraserData
 from resurgence.erasers.closed_form import solver
 from resurgence.erasers.closed_form.configs import SpeedConfig
@@ -69,11 +69,13 @@ def invariant_rows(empty: torch.Tensor, rule: str, seed: int) -> torch.Tensor:
 
 
 def embedded_rows(pipe: StableDiffusionPipeline, task: Task, cfg: SpeedConfig, seed: int) -> Rows:
-    """Embed the captions, each once."""
-    encoder, templates = Encoder(pipe), load_captions(cfg.captions, task.kind)
+    """Embed the captions, each once; without padding where only last subject tokens are read."""
+    encoder, templates = encoder_of(pipe, cfg.encoder_precision), load_captions(cfg.captions, task.kind)
+    destinations = cfg.destinations(task)
     gram = cross = torch.zeros((), dtype=torch.float64, device=pipe.device)
-    embedded = encoder.each(templates, [*task.erase, *task.retain])  # (T, L, d) a concept
-    for concept, aim, sources, targets in solver.caption_pairs(encoder, templates, embedded, cfg.destinations(task)):
+    words = [*solver.paired_words(destinations), *task.retain]
+    embedded = encoder.each(templates, words, padded=cfg.tokens != "last")  # (T, L, d) a word
+    for concept, aim, sources, targets in solver.caption_pairs(embedded, destinations):
         for template, *rows in zip(templates, sources, targets, strict=True):
             e, e_aim = paired(pipe, (concept, aim), template, tuple(rows), cfg.tokens)
             if cfg.tokens == "all":  # the start token's row is the same in both

@@ -16,10 +16,17 @@ import torch
 from resurgence.config.task import Task
 from resurgence.diffusion.attention import projection_weights
 from resurgence.diffusion.deltas import Delta
-from resurgence.diffusion.text import Encoder, concept_positions, fill, load_captions, token_ids
+from resurgence.diffusion.text import concept_positions, encoder_of, fill, load_captions, token_ids
 from resurgence.erasers import EraserData
 from resurgence.erasers.closed_form.configs import TimeConfig
-from resurgence.erasers.closed_form.solver import caption_pairs, edited_delta, shared_edit, solved, system
+from resurgence.erasers.closed_form.solver import (
+    caption_pairs,
+    edited_delta,
+    paired_words,
+    shared_edit,
+    solved,
+    system,
+)
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -60,10 +67,11 @@ def corresponding(source: list[int], target: list[int], length: int) -> list[int
 
 def edit(pipe: StableDiffusionPipeline, task: Task, cfg: TimeConfig, data: EraserData) -> tuple[Delta, dict]:
     """Edit the text projections: (delta, report)."""
-    encoder, tokenizer, templates = Encoder(pipe), pipe.tokenizer, load_captions(cfg.captions, task.kind)
+    tokenizer, templates = pipe.tokenizer, load_captions(cfg.captions, task.kind)
     gram = cross = torch.zeros((), dtype=torch.float64, device=pipe.device)
     mapping = {concept: task.mapping[concept] for concept in task.erase}
-    for concept, aim, *rows in caption_pairs(encoder, templates, encoder.each(templates, task.erase), mapping):
+    embedded = encoder_of(pipe, cfg.encoder_precision).each(templates, paired_words(mapping))
+    for concept, aim, *rows in caption_pairs(embedded, mapping):
         captions = (fill(templates, word) for word in (concept, aim))
         for source, target, e, e_target in zip(*captions, *rows, strict=True):
             concept_positions(tokenizer, source, concept)  # an error if the caption does not hold the concept

@@ -16,10 +16,17 @@ import torch
 from resurgence.config.task import Task
 from resurgence.diffusion.attention import projection_weights
 from resurgence.diffusion.deltas import Delta
-from resurgence.diffusion.text import Encoder, concept_positions, load_captions, token_ids
+from resurgence.diffusion.text import concept_positions, encoder_of, load_captions, token_ids
 from resurgence.erasers import EraserData
 from resurgence.erasers.closed_form.configs import UceConfig
-from resurgence.erasers.closed_form.solver import caption_pairs, edited_delta, shared_edit, solved, system
+from resurgence.erasers.closed_form.solver import (
+    caption_pairs,
+    edited_delta,
+    paired_words,
+    shared_edit,
+    solved,
+    system,
+)
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -61,10 +68,12 @@ def kept_rows(
 
 def edit(pipe: StableDiffusionPipeline, task: Task, cfg: UceConfig, data: EraserData) -> tuple[Delta, dict]:
     """Edit the text projections: (delta, report)."""
-    encoder, templates = Encoder(pipe), load_captions(cfg.captions, task.kind)
+    encoder, templates = encoder_of(pipe, cfg.encoder_precision), load_captions(cfg.captions, task.kind)
     gram = cross = torch.zeros((), dtype=torch.float64, device=pipe.device)
-    embedded = encoder.each(templates, [*task.erase, *task.retain])  # (T, L, d) a concept
-    for concept, aim, sources, targets in caption_pairs(encoder, templates, embedded, cfg.destinations(task)):
+    destinations = cfg.destinations(task)
+    words = [*paired_words(destinations), *task.retain]
+    embedded = encoder.each(templates, words, padded=cfg.tokens != "last")  # (T, L, d) a word
+    for concept, aim, sources, targets in caption_pairs(embedded, destinations):
         for template, source, target in zip(templates, sources, targets, strict=True):
             positions = (last_token(pipe.tokenizer, template, word) for word in (concept, aim))
             e, e_target = subject_rows(source, target, *positions, cfg.tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from resurgence.config.erasers import EraserConfig, Passes
+from resurgence.config.erasers import EncoderPrecision, EraserConfig, Passes
 from resurgence.config.fields import Captions, ConfigError, Count, NotNegative, Positive
 
 
@@ -23,6 +23,7 @@ class MaceRefinementConfig(EraserConfig):
     lamb: NotNegative = 0.0  # weight of ||W' - W||^2: authors' for celebrities and artists; objects 10 to 1,000
     scale_application: Literal["paper", "official"] = "paper"  # once, the text; official: squared, as the code
     shared_words: Literal["skip", "map"] = "skip"  # words in which concept and mapping begin or end: paper; map: code
+    encoder_precision: EncoderPrecision = "fp64"  # ours: see EncoderPrecision; the sums are always float64
 
     def __post_init__(self) -> None:
         self._check_unique("train_preserve_scale")

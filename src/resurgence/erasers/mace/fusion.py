@@ -6,14 +6,14 @@ refined one, C = prior + omega domain:
     W_f = argmin sum_i sum ||W_f e - (W' + dW_i) e||^2 + s sum_corpus ||W_f e - W e||^2 + lamb ||W_f - W'||_F^2
         = W' + ( sum_i dW_i C_i + s (W - W') C ) S^-1,   S = sum_i C_i + s C + lamb I .
 
-dW_i C_i = up_i (down_i C_i), so no C_i of a concept needs to be kept. The constrained form solves the same objective
-under constraints, by cvxpy, row by row: the objective and the constraints are separable over the output dimension.
+dW_i C_i = up_i (down_i C_i), so that of a concept's C_i only (r, d) a projection is kept. The constrained form solves
+the same objective under constraints, by cvxpy, row by row: objective and constraints are separable over the output
+dimension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 import torch
 
@@ -21,34 +21,39 @@ from resurgence.erasers.closed_form.solver import Factor, factorise, right_divid
 from resurgence.erasers.lora import Lora
 from resurgence.progress import Progress
 
-
-class LoraSums(NamedTuple):
-    """What fusion needs of all concepts, in one pass over their captions."""
-
-    gram: torch.Tensor  # (d, d), sum_i C_i
-    targets: dict[str, torch.Tensor]  # projection -> sum_i dW_i C_i, (out, d)
+GRAM = "gram"  # sum_i C_i among the sums
 
 
-def accumulate(concepts: Iterable[tuple[Lora, torch.Tensor]]) -> LoraSums:
-    """Sum C_i and dW_i C_i over concepts, given as pairs of LoRA and embeddings (rows, d) float64."""
-    gram, products, ups = None, {}, {}
-    for lora, rows in concepts:
-        moment = rows.T @ rows
+def caption_moment(rows: torch.Tensor) -> torch.Tensor:
+    """C_i, the sum of e e^T over embeddings (T, L, d): (d, d)."""
+    rows = rows.flatten(0, 1)
+    return rows.T @ rows
+
+
+def lora_sums(concepts: Iterable[tuple[Lora, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """What fusion needs of the captions of all concepts, which no setting of the fusion changes.
+
+    Args:
+        concepts: pairs of LoRA and C_i, (d, d) float64, read once.
+
+    Returns:
+        GRAM: sum_i C_i, (d, d); and projection -> down_i C_i of all concepts, (K r, d).
+    """
+    gram, products = None, {}
+    for lora, moment in concepts:
         gram = moment if gram is None else gram + moment
-        downs = [down.to(rows) for down, _ in lora.values()]
-        all_products = (torch.cat(downs) @ moment).split(
-            [len(down) for down in downs]
-        )  # one product for all projections
-        for (name, (_, up)), product in zip(lora.items(), all_products, strict=True):
-            products.setdefault(name, []).append(product)  # down_i C_i, (r, d)
-            ups.setdefault(name, []).append(up.to(rows))
-    return LoraSums(gram, {n: torch.cat(ups[n], 1) @ torch.cat(products[n]) for n in ups})
+        downs = [down.to(moment) for down, _ in lora.values()]
+        all_products = (torch.cat(downs) @ moment).split([len(down) for down in downs])  # one for all projections
+        for name, product in zip(lora, all_products, strict=True):
+            products.setdefault(name, []).append(product)
+    return {GRAM: gram} | {name: torch.cat(parts) for name, parts in products.items()}
 
 
 def fuse_closed(
     base: Mapping[str, torch.Tensor],
     refined: Mapping[str, torch.Tensor],
-    sums: LoraSums,
+    sums: Mapping[str, torch.Tensor],
+    loras: Mapping[str, Lora],
     scale: float,
     moment: torch.Tensor | None,
     lamb: float,
@@ -57,15 +62,17 @@ def fuse_closed(
 
     Args:
         base, refined: projection -> W and W', (out, d).
+        sums: of `lora_sums`, for these LoRAs.
         moment: C = prior + omega domain, (d, d), needed if scale is positive.
 
     Raises:
         ValueError: if S is not positive definite.
     """
-    matrix = system(sums.gram, lamb, scale, moment)
-    factor = factorise(matrix, f"lamb = {lamb:g}, fuse_preserve_scale = {scale:g}")
     names = list(refined)
-    targets = [sums.targets[n] for n in names]
+    sums = {name: sums[name].to(refined[names[0]].device) for name in (GRAM, *names)}
+    matrix = system(sums[GRAM], lamb, scale, moment)
+    factor = factorise(matrix, f"lamb = {lamb:g}, fuse_preserve_scale = {scale:g}")
+    targets = [torch.cat([lora[n][1].to(sums[n]) for lora in loras.values()], 1) @ sums[n] for n in names]
     if scale > 0:
         pull = scale * moment.to(matrix)
         targets = [t + (base[n].double() - refined[n].double()) @ pull for t, n in zip(targets, names, strict=True)]
