@@ -12,7 +12,6 @@ cuDNN and the fragmentation of the allocator: add a fifth. Prints the table of d
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -21,63 +20,15 @@ import diffusers
 import torch
 import torch.nn.functional as F
 import yaml
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from live_bytes import Fused, Live, fused_attention
 from published import make_published
 from resurgence.diffusion.attention import projection_weights
 from resurgence.training.lora import prepare
 
 GIB = 2**30
 RATES = yaml.safe_load((Path(__file__).parent.parent / "workflow/rates.yaml").read_text())
-
-
-class Live(TorchDispatchMode):
-    """Bytes of the storages that operations have allocated and that are still referenced, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: set[int] = set()
-        self.now = self.peak = 0
-
-    def free(self, key: int, size: int) -> None:
-        self.live.discard(key)
-        self.now -= size
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        for tensor in tree_leaves(out):
-            if not isinstance(tensor, torch.Tensor):
-                continue
-            storage = tensor.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
-            if key not in self.live and key not in inputs:
-                self.live.add(key)
-                self.now += size
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self.free, key, size)
-        return out
-
-
-class Fused(torch.autograd.Function):
-    """The shapes and the bytes of a fused attention kernel."""
-
-    flops = 0
-
-    @staticmethod
-    def forward(ctx, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        Fused.flops += 4 * q.numel() * k.shape[-2]
-        out = torch.empty_like(q)
-        ctx.save_for_backward(q, k, v, out)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        q, k, v, _ = ctx.saved_tensors
-        Fused.flops += 10 * q.numel() * k.shape[-2]
-        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 class Cost(NamedTuple):
@@ -89,14 +40,10 @@ class Cost(NamedTuple):
 
 def cost(run: Callable[[], object]) -> Cost:
     """Cost of a call."""
-    original, Fused.flops = F.scaled_dot_product_attention, 0
-    F.scaled_dot_product_attention = lambda q, k, v, *_, **__: Fused.apply(q, k, v)
-    try:
-        with FlopCounterMode(display=False) as counter, Live() as live:
-            result = run()
-        del result
-    finally:
-        F.scaled_dot_product_attention = original
+    Fused.flops = 0
+    with fused_attention(), FlopCounterMode(display=False) as counter, Live() as live:
+        result = run()
+    del result
     return Cost(counter.get_total_flops() + Fused.flops, live.peak)
 
 

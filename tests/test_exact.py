@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -131,7 +132,7 @@ def test_the_setting_reaches_the_jobs_and_run_json(monkeypatch: pytest.MonkeyPat
     study = load_study([ROOT / "params.yaml"], ROOT)
     assert study.base.deterministic
     for value in (True, False):
-        prefix = shell_prefix(ROOT, 1, value)
+        prefix = shell_prefix(ROOT, 1, dataclasses.replace(study.base, deterministic=value))
         told = subprocess.check_output(["bash", "-c", f"{prefix}echo $RESURGENCE_DETERMINISTIC"], text=True).strip()
         assert told == str(value).lower()
         monkeypatch.setenv(VARIABLE, told)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import scipy.stats
 import torch
 
+from live_bytes import Live
 from resurgence.analysis.weight_movement import correlations, geometry, groups_of, rank_correlation, within_tasks
+from resurgence.diffusion import deltas
+from tiny import make_pipeline, save_lora
 
 K, V = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight", "unet.mid_block.attn2.to_v.weight"
 Q, TEXT = "unet.up_blocks.1.attn1.to_q.weight", "text_encoder.layers.0.weight"
@@ -55,6 +60,58 @@ def test_going_straight_back_undoes_everything() -> None:
     assert geometry(base, erased, half)["all"]["undone"] == pytest.approx(0.5, rel=1e-5)
     stay = geometry(base, erased, erased)["all"]
     assert stay["undone"] == 0 and math.isnan(stay["cosine"])
+
+
+@pytest.fixture
+def changes(tmp_path: Path) -> list[Path]:
+    """Two steps of a base: one with a delta, one with a delta and a LoRA, of UNet and text encoder."""
+    for number in (1, 2):
+        pipe, folder = make_pipeline(), tmp_path / str(number)
+        names = [n for n in deltas.parameters(pipe) if ".attn2." in n or n.endswith("embedding.weight")]
+        g = torch.Generator().manual_seed(number)
+        delta = {n: torch.randn(deltas.parameters(pipe)[n].shape, generator=g) for n in names}
+        deltas.save_delta(delta, folder / deltas.DELTA_FILE)
+    save_lora(make_pipeline(), tmp_path / "2", metadata=True, r=2, lora_alpha=3)
+    return [tmp_path / "1", tmp_path / "2"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_changed_weights_are_those_of_the_changed_model(changes: list[Path], dtype: torch.dtype) -> None:
+    pipe, found = make_pipeline().to(dtype), deltas.parameters(make_pipeline().to(dtype))
+    for change in changes:
+        deltas.apply_folder(pipe, change)
+        found = deltas.ChangedWeights(found, change)
+        expected = deltas.parameters(pipe)
+        assert list(found) == list(expected)
+        assert all(torch.equal(found[n], w) and found[n].dtype == dtype for n, w in expected.items())
+
+
+def test_changed_weights_refuse_what_apply_folder_refuses(changes: list[Path], tmp_path: Path) -> None:
+    base, file = deltas.parameters(make_pipeline()), changes[0] / deltas.DELTA_FILE
+    for tensors, reason in (
+        ({"unet.nowhere": torch.zeros(1)}, r"delta\.safetensors: unet\.nowhere is not in this base"),
+        ({"unet.conv_out.bias": torch.zeros(9)}, r"unet\.conv_out\.bias has shape \(9,\), the base has \(4,\)"),
+        ({"unet.conv_out.bias": torch.full((4,), torch.nan)}, r"unet\.conv_out\.bias"),
+    ):
+        safetensors.torch.save_file(tensors, file)
+        with pytest.raises(ValueError, match=reason):
+            deltas.ChangedWeights(base, changes[0])
+    file.write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="damaged"):
+        deltas.ChangedWeights(base, changes[0])
+    with pytest.raises(FileNotFoundError, match="holds neither"):
+        deltas.ChangedWeights(base, tmp_path)
+
+
+def test_geometry_holds_a_few_tensors_at_a_time(changes: list[Path]) -> None:
+    """Of the changed models and in float64, beside the base: at most eight of the largest tensor."""
+    base = deltas.parameters(make_pipeline(block_out_channels=(32, 64)))
+    largest = 8 * max(p.numel() for p in base.values())
+    with Live() as live:
+        erased = deltas.ChangedWeights(base, changes[0])
+        geometry(base, erased, deltas.ChangedWeights(erased, changes[1]))
+    every = 8 * sum(p.numel() for p in base.values())
+    assert live.peak <= 8 * largest < 0.7 * every
 
 
 def test_groups() -> None:

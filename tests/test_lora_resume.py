@@ -12,6 +12,7 @@ from resurgence.erasers import EraserData
 from resurgence.erasers.mace import concept_loras
 from resurgence.erasers.mace.method import attention_loras
 from resurgence.training import checkpoint
+from resurgence.training.memory import MICRO_BATCH
 from test_mace import CFG, TASK
 from tiny import make_pipeline
 
@@ -120,19 +121,21 @@ def test_the_state_of_another_training_is_not_continued(pipe, images, often, los
     assert equal(found, attention_loras(base, task, cfg, dataclasses.replace(data, state=None), seed))
 
 
-def test_a_smaller_batch_after_the_memory_did_not_suffice_is_kept(pipe, images, often, losses, monkeypatch, tmp_path):
-    """The state says how many concepts a batch holds, since another number rounds differently."""
+def test_smaller_passes_after_the_memory_did_not_suffice_are_kept(pipe, images, often, losses, monkeypatch, tmp_path):
+    """The state says how many concepts pass the UNet at a time, since another number rounds differently."""
     data, cfg = EraserData(**images, state=tmp_path), dataclasses.replace(CFG, chunk=2)
-    expected = attention_loras(pipe, TASK, dataclasses.replace(CFG, chunk=1), EraserData(**images), 0)
+    with monkeypatch.context() as patch:
+        patch.setenv(MICRO_BATCH, "1")
+        expected = attention_loras(pipe, TASK, cfg, EraserData(**images), 0)
     losses.clear()
 
     def full() -> None:
         raise torch.cuda.OutOfMemoryError("not enough")
 
     with monkeypatch.context() as patch:
-        interrupted(patch, losses, 2, full)  # then step 5 is the third of the first concept alone
+        interrupted(patch, losses, 0, full)  # the first step is repeated, in two passes; the fifth is the third step
         interrupted(patch, losses, 5, dies)
         with pytest.raises(Killed):
             attention_loras(pipe, TASK, cfg, data, 0)
     losses.clear()
-    assert equal(attention_loras(pipe, TASK, cfg, data, 0), expected) and len(losses) == 2 * CFG.steps - 2
+    assert equal(attention_loras(pipe, TASK, cfg, data, 0), expected) and len(losses) == 2 * (CFG.steps - 2)

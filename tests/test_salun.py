@@ -9,7 +9,7 @@ import torch
 
 from resurgence.config.fields import build
 from resurgence.erasers import EraserData
-from resurgence.erasers.gradient.forget_retain import ForgetRetain, largest
+from resurgence.erasers.gradient.forget_retain import ForgetRetain, kth_largest, largest
 from resurgence.erasers.gradient.salun import Salun, SalunConfig, erase, saliency_mask
 from resurgence.erasers.gradient.student import Student
 from slow import KINDS, TASK, gradients_of, pipeline, same, shake, snapshot, unet_with, worst
@@ -104,6 +104,24 @@ def test_a_fraction_of_one_masks_nothing(pipe, data):
     found = objective.gradient(0)[0]
     loss = objective.loss(0)
     assert worst(found, list(torch.autograd.grad(loss, list(objective.student.weights.values())))) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["random", "ties", "subnormal", "signed zeros"])
+def test_threshold_equals_kthvalue(dtype, kind):
+    g = torch.Generator().manual_seed(1)
+    values = torch.randn(97, generator=g, dtype=torch.float64)
+    if kind == "ties":
+        values = torch.randint(-2, 3, (97,), generator=g).double()
+    if kind == "subnormal":
+        values *= torch.finfo(dtype).tiny / 8
+    if kind == "signed zeros":
+        values *= torch.randint(2, (97,), generator=g)
+    values[0] = torch.inf
+    values = values.to(dtype)
+    parts = [values[:1].view(()), values[1:31].view(5, 6).T, values[31:]]  # one of them not contiguous
+    for count in (1, 2, 30, 48, 49, 96, 97):
+        assert kth_largest(parts, count) == float(values.kthvalue(len(values) - count + 1).values)
 
 
 def test_largest_takes_exactly_as_many_also_among_equals():

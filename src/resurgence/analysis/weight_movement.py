@@ -56,11 +56,12 @@ def geometry(base: Weights, erased: Weights, finetuned: Weights) -> dict[str, di
     A measure that is not defined (no erasing update in the group, no fine-tuning update) is NaN.
     """
     sums: dict[str, np.ndarray] = {}
-    for name, theta in base.items():
-        b = theta.detach().double()
-        d, u = erased[name].detach().double() - b, finetuned[name].detach().double() - erased[name].detach().double()
-        squares = (b.square(), d.square(), u.square(), (d + u).square(), -d * u)
-        parts = np.array([float(x.sum()) for x in squares])
+    for name, theta in base.items():  # tensor by tensor: the mappings may compute them when they are read
+        b, e = theta.detach().double(), erased[name].detach().double()
+        d, u = e - b, finetuned[name].detach().double() - e
+        del e
+        pairs = ((b, b), (d, d), (u, u), (d + u, d + u), (-d, u))
+        parts = np.array([float((x * y).sum()) for x, y in pairs])
         for group in groups_of(name, bool(parts[1] > 0)):
             sums[group] = sums.get(group, np.zeros(5)) + parts
     return {group: measures(*values) for group, values in sums.items()}

@@ -26,6 +26,7 @@ from resurgence.provenance.code_version import code_version
 from resurgence.provenance.inputs import BASE_DELTAS, label_of, parents
 from resurgence.provenance.manifest import write_artefact
 from resurgence.provenance.outputs import check_image_space
+from resurgence.stages.job import split_passes
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -98,6 +99,7 @@ def erase(args: Namespace) -> None:
             check_erasure(pipe.tokenizer, task, cfg)
             data = eraser_data(args, pipe, task, cfg, out.with_name(f".{out.name}.state"))
             delta = method(args.eraser).erase(pipe, task, cfg, data, args.seed, folder)
+            run |= split_passes()
             save_delta(delta, folder / "delta.safetensors")
             if config.has_words:
                 from resurgence.figures.sensitive_words import words_figure
@@ -252,6 +254,7 @@ def finetune(args: Namespace) -> None:
             parameters["left_out"] = left_out
         with write_artefact(out, "fine-tuned weights", parameters, given, {"seed": args.seed}, measured) as folder:
             curve = run(pipe, images, captions, cfg, args.seed, folder, scratch)
+            measured |= split_passes()
             (folder / "curve.json").write_text(json.dumps(curve, indent=1))
 
 

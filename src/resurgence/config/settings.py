@@ -41,6 +41,10 @@ class Base:
     """With auto the GPU, if there is one; a change computes nothing again."""
     deterministic: bool = True
     """On a GPU, only kernels that give the same bytes again; false: any. A change computes nothing again."""
+    micro_batch: Literal["auto"] | Count = "auto"
+    """Most samples in a pass of a training, halved when memory does not suffice; auto: all. Changes only rounding."""
+    checkpointing: Literal["auto"] | bool = "auto"
+    """Of trainings: less memory, more time, the same results; auto: when memory does not suffice for one sample."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of sampling. Erasing and fine-tuning start from fp32."""
     delta_precision: Literal["fp32", "fp16", "bf16"] = "fp32"

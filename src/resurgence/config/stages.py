@@ -137,7 +137,7 @@ class FinetuneConfig:
     warmup: Natural = 0
     """Steps of linear warm-up."""
     batch: Count = 1
-    """Images a forward pass; the authors' full run: 8."""
+    """Images a forward pass, unless base.micro_batch is a number; on a GPU all that fit; the authors' full run: 8."""
     accumulation: Count = 4
     """Forward passes a step."""
     rank: Count = 4

@@ -7,7 +7,7 @@ its precision is a setting of the study: bf16 keeps 8 bits of each value, fp16 1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from resurgence.diffusion.device import DTYPES
-from resurgence.diffusion.lora_files import read_lora
+from resurgence.diffusion.lora_files import LoraPair, read_lora
 from resurgence.files import atomic_file
 from resurgence.pretrained.finite import check_finite
-from resurgence.pretrained.loading import read_safetensors
+from resurgence.pretrained.loading import StoredTensors, read_safetensors
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -28,6 +28,7 @@ Delta = dict[str, torch.Tensor]
 PARTS = ("unet", "text_encoder")
 DELTA_FILE = "delta.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"
+OVERFLOW = "use precision fp32 or bf16, or make the weights again"
 DIVERGED = "the step diverged: lower its lr, or raise lamb in a closed form"
 
 
@@ -73,6 +74,15 @@ def apply_delta(pipe: StableDiffusionPipeline, delta: Delta, source: object = "d
             pipeline's precision.
     """
     weights = parameters(pipe)
+    check_fits(weights, delta, source)
+    values = {name: value.to(weights[name].dtype) for name, value in delta.items()}
+    check_finite(values, source, OVERFLOW)
+    for name, value in values.items():
+        weights[name].copy_(value)
+
+
+def check_fits(weights: Mapping[str, torch.Tensor], delta: Mapping[str, torch.Tensor], source: object) -> None:
+    """Raise ValueError for a tensor of a delta that the parameters do not have, or have in another shape."""
     for name, value in delta.items():
         if name not in weights:
             raise ValueError(f"{source}: {name} is not in this base; apply it to the base that it belongs to")
@@ -81,14 +91,23 @@ def apply_delta(pipe: StableDiffusionPipeline, delta: Delta, source: object = "d
                 f"{source}: {name} has shape {tuple(value.shape)}, the base has {tuple(weights[name].shape)}; "
                 "apply it to the base that it belongs to"
             )
-    values = {name: value.to(weights[name].dtype) for name, value in delta.items()}
-    check_finite(values, source, "use precision fp32 or bf16, or make the weights again")
-    for name, value in values.items():
-        weights[name].copy_(value)
 
 
 def apply_folder(pipe: StableDiffusionPipeline, folder: Path) -> None:
     """Apply a step's folder: its delta.safetensors, then its pytorch_lora_weights.safetensors merged into the weights.
+
+    Raises:
+        FileNotFoundError: the folder has neither file; the message names the folders below it that have one.
+    """
+    delta, lora = files_of(folder)
+    if delta is not None:
+        apply_delta(pipe, load_delta(delta), delta)
+    if lora is not None:
+        apply_delta(pipe, lora_delta(pipe, lora), lora)
+
+
+def files_of(folder: Path) -> tuple[Path | None, Path | None]:
+    """The delta and the LoRA of a step's folder, each None where it has none.
 
     Raises:
         FileNotFoundError: the folder has neither file; the message names the folders below it that have one.
@@ -101,10 +120,43 @@ def apply_folder(pipe: StableDiffusionPipeline, folder: Path) -> None:
         steps = sorted({str(p.parent) for name in (DELTA_FILE, LORA_FILE) for p in folder.glob(f"*/{name}")})
         hint = f"give one of {', '.join(steps)}" if steps else "give a folder written by resurgence erase or finetune"
         raise FileNotFoundError(f"{folder} holds neither {DELTA_FILE} nor {LORA_FILE}; {hint}")
-    if delta.exists():
-        apply_delta(pipe, load_delta(delta), delta)
-    if lora.exists():
-        apply_delta(pipe, lora_delta(pipe, lora), lora)
+    return delta if delta.exists() else None, lora if lora.exists() else None
+
+
+class ChangedWeights(Mapping[str, torch.Tensor]):
+    """The parameters of a model after the step of a folder, each computed when it is read: what `apply_folder` sets.
+
+    So two models are compared without holding either beside the base.
+
+    Args:
+        weights: the parameters before the step, named as in a delta.
+
+    Raises:
+        FileNotFoundError, ValueError: as `apply_folder`; a value that is not finite when it is read.
+    """
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+        self.weights = weights
+        self.delta_file, self.lora_file = files_of(folder)
+        self.delta = StoredTensors(self.delta_file) if self.delta_file else {}
+        check_fits(weights, self.delta, self.delta_file)
+        self.lora = read_lora(self.lora_file, weights) if self.lora_file else {}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        weight = self.weights[name].detach()
+        if name in self.delta:
+            weight = self.delta[name].to(weight.dtype)
+            check_finite({name: weight}, self.delta_file, OVERFLOW)
+        if name in self.lora:
+            weight = merged(weight, self.lora[name]).to(weight.dtype)
+            check_finite({name: weight}, self.lora_file, OVERFLOW)
+        return weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
 
 
 def in_precision(delta: Delta, precision: str) -> Delta:
@@ -135,10 +187,13 @@ def lora_delta(pipe: StableDiffusionPipeline, path: Path) -> Delta:
     Raises:
         ValueError: a file that is no LoRA of this base, or a tensor that is not finite.
     """
-    weights, delta = parameters(pipe), {}
-    for name, (down, up, scale) in read_lora(path, weights).items():
-        weight = weights[name].detach().float().cpu()
-        # `pipe.fuse_lora()` gives the same bytes in fp32, but rounds A and B first in a half-precision base
-        product = (up.float().flatten(1) @ down.float().flatten(1)).reshape(weight.shape)  # convolutions: B is 1 x 1
-        delta[name] = weight + scale * product
-    return delta
+    weights = parameters(pipe)
+    return {name: merged(weights[name], pair) for name, pair in read_lora(path, weights).items()}
+
+
+def merged(weight: torch.Tensor, pair: LoraPair) -> torch.Tensor:
+    """W + scale B A in float32, on the CPU."""
+    weight = weight.detach().float().cpu()
+    # `pipe.fuse_lora()` gives the same bytes in fp32, but rounds A and B first in a half-precision base
+    product = (pair.up.float().flatten(1) @ pair.down.float().flatten(1)).reshape(weight.shape)  # convolutions: B 1 x 1
+    return weight + pair.scale * product

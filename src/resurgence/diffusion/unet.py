@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from resurgence.config.fields import ConfigError
 from resurgence.diffusion.device import at_least_single
@@ -21,12 +22,38 @@ if TYPE_CHECKING:
 Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # (x, t, text) -> prediction
 
 
+@contextmanager
+def checkpointed(unet: UNet2DConditionModel, enabled: bool) -> Iterator[None]:
+    """Within the block a forward pass saves the inputs of the UNet's blocks alone; the backward pass runs them again.
+
+    They run again with the parameters of the first pass, also where `predict` has put others in the UNet's place.
+    """
+
+    def run(module: torch.nn.Module, *inputs: object) -> torch.Tensor:
+        parameters = dict(module.named_parameters())
+
+        def again(*values: object) -> torch.Tensor:
+            return functional_call(module, parameters, values)
+
+        return checkpoint(again, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    if not enabled:
+        yield
+        return
+    unet.enable_gradient_checkpointing(run)
+    try:
+        yield
+    finally:
+        unet.disable_gradient_checkpointing()
+
+
 def predict(
     unet: UNet2DConditionModel,
     x: torch.Tensor,
     t: torch.Tensor,
     text: torch.Tensor,
     parameters: Mapping[str, torch.Tensor] | None = None,
+    checkpointing: bool = False,
 ) -> torch.Tensor:
     """The UNet's prediction for noisy latents, noise or velocity as its base was trained: (B, C, h, w).
 
@@ -35,13 +62,15 @@ def predict(
     Args:
         x: (B, C, h, w). t: (B,), timesteps. text: (B, L, d).
         parameters: replace the UNet's of these names, in this pass only; gradients flow to them.
+        checkpointing: compute activations again in the backward pass: less memory, more time.
     """
     dtype = unet.dtype
     inputs = (x.to(dtype), t, text.to(dtype))
-    if not parameters:
-        return at_least_single(unet(*inputs, return_dict=False)[0])
-    cast = {name: value.to(dtype) for name, value in parameters.items()}
-    return at_least_single(functional_call(unet, cast, inputs, {"return_dict": False})[0])
+    with checkpointed(unet, checkpointing):
+        if not parameters:
+            return at_least_single(unet(*inputs, return_dict=False)[0])
+        cast = {name: value.to(dtype) for name, value in parameters.items()}
+        return at_least_single(functional_call(unet, cast, inputs, {"return_dict": False})[0])
 
 
 @contextmanager

@@ -7,7 +7,7 @@ immediately, with a message that says what was read, what was expected, and what
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +94,36 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
         raise ValueError(f"{path} is damaged ({error}); fetch it or run its step again") from error
     check_finite(tensors, path, AGAIN)
     return tensors, metadata
+
+
+class StoredTensors(Mapping[str, torch.Tensor]):
+    """The tensors of a safetensors file by name, each read and checked when it is asked for.
+
+    Raises:
+        ValueError: as `read_safetensors`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        check_weights_file(path)
+        self.path = path
+        try:
+            self.file = safe_open(path, "pt")
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); fetch it or run its step again") from error
+        self.names = dict.fromkeys(self.file.keys())
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        tensor = self.file.get_tensor(name)
+        check_finite({name: tensor}, self.path, AGAIN)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def fill(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], key: str, fetch: str) -> None:

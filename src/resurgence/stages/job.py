@@ -159,6 +159,12 @@ def arithmetic() -> dict[str, bool]:
     return {"deterministic": is_deterministic()}
 
 
+def split_passes() -> dict[str, int | bool]:
+    """The entries of run.json that say how a training split its passes; none for a job without."""
+    memory = sys.modules.get("resurgence.training.memory")
+    return memory.USED if memory else {}
+
+
 def main(kind: str, make: Callable[[Job, Path], dict[str, Any] | None]) -> None:
     """Run a job that writes an artefact.
 
@@ -174,7 +180,7 @@ def main(kind: str, make: Callable[[Job, Path], dict[str, Any] | None]) -> None:
     with write_artefact(job.out.parent, kind, job.settings, job.manifest_inputs(), seeds, run) as folder:
         try:
             run |= make(job, folder) or {}
-            run |= arithmetic()
+            run |= arithmetic() | split_passes()
         except SystemExit:  # a training has saved its state and ends; the clean-up must not be interrupted
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise

@@ -24,7 +24,7 @@ from resurgence.provenance.outputs import check_space
 
 log = logging.getLogger(__name__)
 STATE_FILE = "state.pt"
-LAYOUT = 2  # of the state file; part of the fingerprint, so that a file of another layout is not resumed
+LAYOUT = 3  # of the state file; part of the fingerprint, so that a file of another layout is not resumed
 EVERY = 60.0  # seconds between two saves; more when saving is slow
 SHARE = 20  # saving takes at most 1/SHARE of the time
 

@@ -29,6 +29,7 @@ from resurgence.seeds import generator
 from resurgence.training import loop
 from resurgence.training.checkpoint import Saver, check_disk, checkpoint_name, copy_checkpoints, fingerprint
 from resurgence.training.lora import prepare, restore, save_checkpoint
+from resurgence.training.memory import PassLimits
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -82,7 +83,11 @@ def draw(seed: int, step: int, number: int, per_step: int, data: Data, timesteps
 
 
 def diffusion_loss(
-    unet: UNet2DConditionModel, scheduler: DDIMScheduler, data: Data, draws: Sequence[Draw]
+    unet: UNet2DConditionModel,
+    scheduler: DDIMScheduler,
+    data: Data,
+    draws: Sequence[Draw],
+    checkpointing: bool = False,
 ) -> torch.Tensor:
     """Return the mean squared error of the predicted noise or velocity over the draws of one forward pass."""
     device = data.mean.device
@@ -92,7 +97,7 @@ def diffusion_loss(
     velocity = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(x0, noise, t) if velocity else noise
     text = data.text[torch.tensor([data.caption[d.image] for d in draws], device=device)]  # (B, L, d)
-    return F.mse_loss(predict(unet, scheduler.add_noise(x0, noise, t), t, text), target)
+    return F.mse_loss(predict(unet, scheduler.add_noise(x0, noise, t), t, text, None, checkpointing), target)
 
 
 @torch.no_grad()
@@ -162,7 +167,7 @@ def finetune(
     full = cfg.algorithm == "full"
     before = {name: p.detach().to("cpu", copy=True) for name, p in unet.state_dict().items()} if full else {}
     try:
-        trainable = prepare(unet, None if full else cfg.rank, seed, cfg.gradient_checkpointing)
+        trainable = prepare(unet, None if full else cfg.rank, seed)
         check_disk(state or folder, cfg.checkpoints, trainable.values())
         with exact(pipe.device):
             curve = train(pipe, data, trainable, before, cfg, seed, state or folder, saver)
@@ -170,6 +175,15 @@ def finetune(
         restore(unet, before)
     copy_checkpoints(cfg.checkpoints, state, folder)
     return curve
+
+
+def limits_of(cfg: FinetuneConfig, device: torch.device) -> PassLimits:
+    """The passes of a step: of `batch` images, or what base.micro_batch of the study says, or on a GPU all that fit."""
+    limits = PassLimits()
+    if limits.micro_batch is None and device.type == "cpu":
+        limits.micro_batch = cfg.batch
+    limits.checkpointing = limits.checkpointing or cfg.gradient_checkpointing
+    return limits
 
 
 def train(
@@ -188,14 +202,16 @@ def train(
     average = {name: p.detach().clone() for name, p in trainable.items()} if cfg.ema else {}
     dtype = DTYPES[cfg.precision]
     options = (per_step, data, scheduler.config.num_train_timesteps, cfg.horizontal_flip)
+    limits = limits_of(cfg, device)
 
     def gradient(step: int) -> Tensors:
         """Accumulate the gradient of a step over its forward passes."""
         loss = torch.zeros((), device=device)
-        for start in range(0, per_step, cfg.batch):
-            draws = [draw(seed, step, number, *options) for number in range(start, start + cfg.batch)]
+        draws = [draw(seed, step, number, *options) for number in range(per_step)]
+        for some in (draws[part] for part in limits.parts(per_step)):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                part = diffusion_loss(pipe.unet, scheduler, data, draws) / cfg.accumulation
+                mean = diffusion_loss(pipe.unet, scheduler, data, some, limits.checkpointing)
+            part = mean / (per_step / len(some))
             scaler.scale(part).backward()
             loss += part.detach()
         return {"loss": loss}
@@ -210,6 +226,7 @@ def train(
         lr=lambda step: cfg.lr * lr_factor(cfg, step),
         clip=partial(torch.nn.utils.clip_grad_norm_, max_norm=cfg.max_norm),
         average=average, decay=ema_decay, scaler=scaler, checkpoints=cfg.checkpoints, write=write,
+        limits=limits,
     )  # fmt: skip
     curve = loop.train(run, saver, saver.load(device))
     rows = zip(curve["loss"], curve[loop.GRADIENT_NORM], strict=True)

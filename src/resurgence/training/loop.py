@@ -8,6 +8,7 @@ to an uninterrupted one.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import torch
 
 from resurgence.pretrained.finite import check_finite
 from resurgence.progress import Progress
+from resurgence.training import memory
 from resurgence.training.checkpoint import Saver, stop_on_sigterm
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class Run:
     further: Callable[[], Mapping[str, Any]] = dict  # what else a resumed run needs; tensors and plain values only
     load_further: Callable[[Mapping[str, Any]], None] = lambda further: None
     curve: dict[str, list] = field(default_factory=dict)  # name -> one value a step (numbers, or lists of them)
+    limits: memory.PassLimits = field(default_factory=memory.PassLimits)  # of the passes that `gradient` makes
 
 
 def train(run: Run, saver: Saver, saved: Mapping[str, Any] | None = None) -> dict[str, list]:
@@ -75,6 +78,7 @@ def train(run: Run, saver: Saver, saved: Mapping[str, Any] | None = None) -> dic
                 log.warning("SIGTERM: %s stopped after step %d of %d", run.name, done, run.steps)
                 raise SystemExit(143)
             progress.add()
+    memory.USED |= run.limits.used()
     return run.curve
 
 
@@ -94,7 +98,7 @@ def update(run: Run, step: int) -> tuple[float, Mapping[str, torch.Tensor], torc
     lr = run.lr(step)
     for group in run.optimiser.param_groups:
         group["lr"] = lr
-    values = run.gradient(step)
+    values = gradient_of(run, step)
     run.scaler.unscale_(run.optimiser)
     norm = run.clip(run.weights.values()) if run.clip else None
     run.scaler.step(run.optimiser)
@@ -103,6 +107,17 @@ def update(run: Run, step: int) -> tuple[float, Mapping[str, torch.Tensor], torc
     for name, mean in run.average.items():
         move_average(mean, run.weights[name].detach(), run.decay(step + 1))
     return lr, values, norm
+
+
+def gradient_of(run: Run, step: int) -> Mapping[str, torch.Tensor]:
+    """Compute the gradient of a step; with smaller passes from the same state again where memory does not suffice."""
+    before = copy.deepcopy(run.further())
+
+    def reset() -> None:
+        run.optimiser.zero_grad()
+        run.load_further(copy.deepcopy(before))
+
+    return run.limits.fitting(lambda: run.gradient(step), reset)
 
 
 def move_average(mean: torch.Tensor, value: torch.Tensor, decay: float) -> None:
@@ -148,6 +163,7 @@ def state_of(run: Run, step: int) -> dict[str, Any]:
         "optimiser": run.optimiser.state_dict(),
         "scaler": run.scaler.state_dict(),
         "further": run.further(),
+        "limits": run.limits.state(),
     }
 
 
@@ -163,4 +179,5 @@ def restore(run: Run, saved: Mapping[str, Any]) -> int:
     run.optimiser.load_state_dict(saved["optimiser"])
     run.scaler.load_state_dict(saved["scaler"])
     run.load_further(saved["further"])
+    run.limits.load(saved["limits"])
     return saved["step"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from resurgence.config.fields import ConfigError, read_yaml
+from resurgence.config.settings import Base
 
 PYTHON = 2500  # MB of a job before it loads a model: Snakemake, Python, torch, which SLURM counts twice as git starts
 CUDA = 2500  # MB more with a GPU: its libraries and context
@@ -55,15 +56,16 @@ def memory(weights: int | None, gpu: int, attempt: int) -> int:
     return int(once * 2 ** (attempt - 1))
 
 
-def shell_prefix(root: Path, gpu: int, deterministic: bool) -> str:
+def shell_prefix(root: Path, gpu: int, base: Base) -> str:
     """What runs in the shell of a job before its command.
 
-    Jobs run the package of this tree with the Python that runs Snakemake. Device and determinism are no parameters of a
-    job, so another choice does not run everything again.
+    Jobs run the package of this tree with the Python that runs Snakemake. Device, determinism and the splitting of
+    passes are no parameters of a job, so another choice does not run everything again.
     """
     paths = ":".join(filter(None, [str(root / "src"), os.environ.get("PYTHONPATH")]))
     return (
         f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
         f" PYTHONPATH={shlex.quote(paths)} RESURGENCE_DEVICE={'cuda' if gpu else 'cpu'}"
-        f" RESURGENCE_DETERMINISTIC={str(deterministic).lower()}; "
+        f" RESURGENCE_DETERMINISTIC={str(base.deterministic).lower()}"
+        f" RESURGENCE_MICRO_BATCH={base.micro_batch} RESURGENCE_CHECKPOINTING={str(base.checkpointing).lower()}; "
     )

@@ -72,7 +72,8 @@ class Advunlearn(Objective):
         self.pools: dict[str, Trajectories] = {}
         for concepts, count in ((task.erase, cfg.trajectories), (task.retain, cfg.retain_trajectories)):
             texts = {c: self.texts[c] for c in concepts}
-            pool = Trajectories(student.pipe, texts, self.empty, count, cfg.ddim_steps, cfg.guidance, seed)
+            options = (count, cfg.ddim_steps, cfg.guidance, seed, student.limits)
+            pool = Trajectories(student.pipe, texts, self.empty, *options)
             self.pools |= dict.fromkeys(concepts, pool)
         self.prefixes: dict[str, torch.Tensor] = {}  # erased concept -> (k, d), its last adversarial prefix
         self.steps: dict[str, int] = {}  # erased concept -> step of its last attack

@@ -76,9 +76,7 @@ def adversarial_loss(concept: torch.Tensor, anchor: torch.Tensor | None, kind: s
 def paper_surgery(unlearn: list[torch.Tensor], retain: list[torch.Tensor], lamb: float) -> list[torch.Tensor]:
     """Eq. 9 on the gradient as one vector over all tensors."""
     product = inner(unlearn, retain)
-    if product >= 0:
-        return unlearn
-    scale = lamb * product / inner(retain, retain)
+    scale = torch.where(product < 0, lamb * product / inner(retain, retain), 0.0)  # decided without waiting for a GPU
     return [u - scale * r for u, r in zip(unlearn, retain, strict=True)]
 
 
@@ -143,6 +141,11 @@ class Doco(AnchorObjective):
     def clips(self) -> bool:
         """True for the surgery of the code, which clips G_u before it and nothing behind it."""
         return self.cfg.surgery == "code"
+
+    @property
+    def asks_original(self) -> bool:
+        """Whether the original predicts for the anchor."""
+        return self.cfg.anchor_from == "frozen"
 
     def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         """G of Eq. 9; in the warm-up no gradients at all, so that the optimiser leaves every weight as it is."""

@@ -21,6 +21,7 @@ import torch
 from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.forget_retain import ForgetRetain, Noised, denoising_loss, pseudo_loss
 from resurgence.erasers.gradient.trainer import gradients, inner
+from resurgence.training.memory import host_copy
 
 
 def barrier_multiplier(
@@ -43,20 +44,35 @@ class EraseDiff(ForgetRetain):
     """The gradient of one step, for `batch` forget images and `batch` retained ones."""
 
     def least(self, at: Noised) -> torch.Tensor:
-        """min_phi L_f(phi) as K steps from the present weights find it, on the same images; the weights stay."""
-        cfg, losses = self.cfg, []
-        phi = {name: w.detach().clone().requires_grad_() for name, w in self.student.weights.items()}
-        optimiser = torch.optim.Adam(phi.values(), lr=cfg.lr if cfg.inner_lr is None else cfg.inner_lr)
+        """min_phi L_f(phi) as K steps from the present weights find it, on the same images.
+
+        phi takes the place of the weights, which are in main memory meanwhile, and are then restored.
+        """
+        phi = list(self.student.weights.values())
+        before = [host_copy(w) for w in phi]
+        try:
+            return self.after_inner_steps(phi, at)
+        finally:
+            for w, value in zip(phi, before, strict=True):
+                w.data.copy_(value)
+                w.grad = None
+
+    def after_inner_steps(self, phi: list[torch.Tensor], at: Noised) -> torch.Tensor:
+        """L_f after K steps of Adam from phi, which moves, or its mean during them."""
+        cfg, student, losses = self.cfg, self.student, []
+        # tensor by tensor, so that temporary results are small
+        optimiser = torch.optim.Adam(phi, lr=cfg.lr if cfg.inner_lr is None else cfg.inner_lr, foreach=False)
         for _ in range(cfg.inner_steps):
-            loss = pseudo_loss(self.student, phi, at, cfg.target_from)
-            for w, g in zip(phi.values(), gradients(loss, list(phi.values())), strict=True):
+            loss = pseudo_loss(student, student.weights, at, cfg.target_from)
+            for w, g in zip(phi, gradients(loss, phi), strict=True):
                 w.grad = g
             optimiser.step()
+            optimiser.zero_grad()
             losses.append(loss.detach())
         if cfg.inner_value == "mean":
             return torch.stack(losses).mean()
         with torch.no_grad():
-            return pseudo_loss(self.student, phi, at, cfg.target_from)
+            return pseudo_loss(student, student.weights, at, cfg.target_from)
 
     def multiplier(
         self, remain: Sequence[torch.Tensor], forget: Sequence[torch.Tensor], constraint: torch.Tensor
@@ -74,16 +90,18 @@ class EraseDiff(ForgetRetain):
         """grad L_remain + lambda grad L_f; without inner steps g is L_f itself."""
         weights, cfg = list(self.student.weights.values()), self.cfg
         forget, retain = self.forget(step), self.retain(step)
+        least = self.least(forget) if cfg.inner_steps else 0.0  # first: its optimiser needs the memory of the gradients
         retained = denoising_loss(self.student, retain)
         remain_gradient = gradients(retained, weights)
         erased = pseudo_loss(self.student, self.student.weights, forget, cfg.target_from)
         forget_gradient = gradients(erased, weights)
         retained, erased = retained.detach(), erased.detach()
-        constraint = erased - self.least(forget) if cfg.inner_steps else erased
+        constraint = erased - least
         factor = self.multiplier(remain_gradient, forget_gradient, constraint)
-        gradient = [r + factor * f for r, f in zip(remain_gradient, forget_gradient, strict=True)]
+        for r, f in zip(remain_gradient, forget_gradient, strict=True):
+            r += factor * f
         values = {"loss": retained + factor * constraint, "remain": retained, "forget": erased, "lambda": factor}
-        return gradient, values | {"constraint": constraint}
+        return remain_gradient, values | {"constraint": constraint}
 
 
 erase = trained(EraseDiff)

@@ -39,7 +39,7 @@ class TrajectoryObjective(Objective):
         self.texts = dict(zip(task.erase, student.texts(prompts), strict=True))  # concept -> (L, d)
         self.empty = student.texts([""])  # (1, L, d)
         self.sampled = self.sampled_texts(prompts)
-        options = (self.empty, cfg.trajectories, cfg.ddim_steps, cfg.guidance, seed)
+        options = (self.empty, cfg.trajectories, cfg.ddim_steps, cfg.guidance, seed, student.limits)
         self.pool = Trajectories(student.pipe, self.sampled, *options) if cfg.samples_in_advance else None
 
     def sampled_texts(self, prompts: list[str]) -> dict[str, torch.Tensor]:

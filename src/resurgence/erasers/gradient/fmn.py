@@ -35,14 +35,19 @@ def attention_norm(
     Args:
         noisy: (B, C, h, w). t: (B,). texts: (B, L, d). tokens: (B, L) bool, the set S of each sample.
     """
-    norms: list[torch.Tensor] = []
 
-    def receive(_: str, probabilities: torch.Tensor) -> None:
-        a = at_least_single(probabilities)  # (B, heads, Q, L)
-        norms.append(torch.linalg.vector_norm(a * tokens[:, None, None, :]))
+    def norm(noisy: torch.Tensor, t: torch.Tensor, texts: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        norms: list[torch.Tensor] = []
 
-    attention_maps(student.unet, receive, noisy, t, texts, of_part(student.weights, "unet"))
-    return torch.linalg.vector_norm(torch.stack(norms))
+        def receive(_: str, probabilities: torch.Tensor) -> None:
+            a = at_least_single(probabilities)  # (B, heads, Q, L)
+            norms.append(torch.linalg.vector_norm(a * tokens[:, None, None, :]))
+
+        attention_maps(student.unet, receive, noisy, t, texts, of_part(student.weights, "unet"))
+        return torch.linalg.vector_norm(torch.stack(norms))[None]
+
+    norms = student.limits.split(norm, noisy, t, texts, tokens)  # of each micro-batch
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(norms)
 
 
 class Fmn(Objective):
@@ -50,6 +55,7 @@ class Fmn(Objective):
 
     def __init__(self, student: Student, task: Task, cfg: FmnConfig, data: EraserData, seed: int) -> None:
         super().__init__(student, task, cfg, data, seed)
+        student.limits.without_checkpointing()
         self.latents = concept_latents("fmn", student, dict.fromkeys(task.erase, ""), data.images, "concept")
         self.texts = caption_texts(student, task, cfg.captions, task.erase)
         templates, self.tokens = load_captions(cfg.captions, task.kind), {}  # concept -> (K, L) bool
@@ -57,6 +63,11 @@ class Fmn(Objective):
             captions = fill(templates, concept)
             tokens = [tokens_of(student.pipe.tokenizer, text, concept, texts.shape[1], cfg) for text in captions]
             self.tokens[concept] = torch.stack(tokens).to(texts.device)
+
+    @property
+    def asks_original(self) -> bool:
+        """No: attention is the model's own."""
+        return False
 
     def loss(self, step: int) -> torch.Tensor:
         """The attention that the images pay to the concept's tokens."""

@@ -6,7 +6,10 @@ ones, and two of them first look for the weights that matter to the forget image
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +39,11 @@ class ForgetRetain(Objective):
             self.latents |= concept_latents(type(self).__name__.lower(), student, names, images, kind)
         concepts = dict.fromkeys([*task.erase, *task.mapping.values(), *task.retain])
         self.texts = caption_texts(student, task, cfg.captions, concepts)
+
+    @property
+    def asks_original(self) -> bool:
+        """Whether the original predicts the target."""
+        return getattr(self.cfg, "target_from", "current") == "frozen"
 
     def forget(self, step: int, purpose: str | None = None) -> Noised:
         """The forget images of a step; a purpose gives draws of its own, so that a first phase is not the training.
@@ -86,30 +94,60 @@ def forget_gradients(objective: ForgetRetain, steps: int, guidance: float, absol
     weights = list(student.weights.values())
     total = [torch.zeros_like(w) for w in weights]
     empty = student.texts([""])
-    for step in range(steps):
+
+    def gradient(step: int) -> list[torch.Tensor]:
         at = objective.forget(step, "saliency")
         predicted = student(at.x, at.t, at.text)
         if guidance:
             predicted = (1 + guidance) * predicted - guidance * student(at.x, at.t, empty.expand_as(at.text))
-        for sum_, g in zip(total, gradients(F.mse_loss(predicted, at.truth), weights), strict=True):
-            sum_ += g.abs() if absolute else g
+        return gradients(F.mse_loss(predicted, at.truth), weights)
+
+    limits, student.limits = student.limits, replace(student.limits)  # the training finds its own micro-batch
+    with objective.only_what_runs():
+        for step in range(steps):
+            for sum_, g in zip(total, student.limits.fitting(partial(gradient, step)), strict=True):
+                sum_ += g.abs() if absolute else g
+    student.limits = limits
     return total
+
+
+def value_of(place: int, dtype: torch.dtype) -> float:
+    """The floating-point value at a place of their order: 0 at 0, the next larger one at 1, its negative at -1."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    return math.copysign(float(torch.tensor(abs(place), dtype=integer).view(dtype)), place)
+
+
+def kth_largest(scores: Sequence[torch.Tensor], count: int) -> float:
+    """The `count`-th largest element over all tensors of one dtype: the largest value that so many reach.
+
+    By bisection over all floating-point values, counting on the device of the tensors: no copy of them is made.
+    """
+    dtype = scores[0].dtype
+    infinity = torch.tensor(torch.inf, dtype=dtype)
+    high = int(infinity.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]))
+    low = -high
+    while low < high:
+        middle = (low + high + 1) // 2
+        reach = sum((s >= value_of(middle, dtype)).sum() for s in scores)
+        low, high = (middle, high) if int(reach) >= count else (low, middle - 1)
+    return value_of(low, dtype)
 
 
 def largest(scores: Sequence[torch.Tensor], count: int) -> list[torch.Tensor]:
     """Masks of the `count` largest elements over all tensors together; of equal ones at the threshold the first.
 
-    The one threshold is found by selection, on the CPU: sorting 860 million weights takes minutes and far more memory.
+    Each tensor is compared with the one threshold: sorting 860 million weights takes minutes and far more memory.
 
     Args:
         count: 0 to the number of all elements.
     """
-    flat = torch.cat([s.detach().flatten().cpu() for s in scores])
-    mask = torch.zeros(len(flat), dtype=torch.bool)
-    if count:
-        threshold = flat.kthvalue(len(flat) - count + 1).values
-        torch.gt(flat, threshold, out=mask)
-        equal = (flat == threshold).nonzero().flatten()
-        mask[equal[: count - int(mask.sum())]] = True
-    parts = mask.split([s.numel() for s in scores])
-    return [part.view(s.shape).to(s.device) for part, s in zip(parts, scores, strict=True)]
+    if not count:
+        return [torch.zeros_like(s, dtype=torch.bool) for s in scores]
+    threshold = kth_largest(scores, count)
+    masks = [(s > threshold).flatten() for s in scores]
+    left = count - int(sum(mask.sum() for mask in masks))  # of those that equal the threshold
+    for mask, s in zip(masks, scores, strict=True):
+        equal = (s == threshold).flatten().nonzero().flatten()[:left]
+        mask[equal] = True
+        left -= len(equal)
+    return [mask.view(s.shape) for mask, s in zip(masks, scores, strict=True)]

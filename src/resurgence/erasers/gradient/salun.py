@@ -54,7 +54,9 @@ class Salun(ForgetRetain):
     def gradient(self, step: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         """The loss's gradient inside the mask, 0 outside: there Adam's moments and its step stay 0."""
         gradient, values = super().gradient(step)
-        return [torch.where(m, g, 0.0) for m, g in zip(self.mask, gradient, strict=True)], values
+        for m, g in zip(self.mask, gradient, strict=True):
+            g.masked_fill_(~m, 0.0)
+        return gradient, values
 
 
 erase = trained(Salun)

@@ -59,13 +59,15 @@ def fresh(name: str, weight: torch.Tensor, initial: str, seed: int) -> torch.Ten
 def project(
     u: Sequence[torch.Tensor], m: Sequence[torch.Tensor], margin: float = 0.0
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The nearest v to u with <v, m> >= 0, tensor by tensor, and the multiple of m in it; u itself if it agrees with m.
+    """Make u the nearest v to it with <v, m> >= 0, in place; return it and the multiple of m in it, 0 if they agree.
 
     With a margin, what a projection adds is at least margin times m.
     """
     product, size = inner(u, m, torch.float64), inner(m, m, torch.float64)
     factor = torch.where(product < 0, (-product / size).clamp(min=margin), 0.0)
-    return [x + factor.to(x.dtype) * y for x, y in zip(u, m, strict=True)], factor
+    for x, y in zip(u, m, strict=True):
+        x += factor.to(x.dtype) * y
+    return list(u), factor
 
 
 class ScissorHands(ForgetRetain):
@@ -98,7 +100,10 @@ class ScissorHands(ForgetRetain):
         else:
             erased = pseudo_loss(student, student.weights, images, "current")
         forget = gradients(erased, weights)
-        gradient = [r + cfg.weight * f for r, f in zip(remain, forget, strict=True)]
+        # in place of the one that the projection does not need: each is as large as the weights
+        gradient = forget if cfg.projection == "remain" else remain
+        for r, f, g in zip(remain, forget, gradient, strict=True):
+            torch.add(r, cfg.weight * f, out=g)
         retained, erased = retained.detach(), erased.detach()
         values = {"loss": retained + cfg.weight * erased, "remain": retained, "forget": erased.abs()}
         if cfg.projection == "none":

@@ -37,6 +37,11 @@ class Sdd(TrajectoryObjective):
         """The teacher's."""
         return self.student.average
 
+    @property
+    def asks_original(self) -> bool:
+        """No: the base samples z_t in advance, if at all."""
+        return False
+
     def loss(self, step: int) -> torch.Tensor:
         """Mean squared error between what the model predicts for c* and, held fixed, for ""."""
         drawn = self.samples(step)

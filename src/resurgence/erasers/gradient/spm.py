@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from resurgence.config.task import Task, TaskPart
-from resurgence.diffusion.deltas import DELTA_FILE, load_delta, save_delta
+from resurgence.diffusion.deltas import DELTA_FILE, load_delta, parameters, save_delta
+from resurgence.diffusion.device import at_least_single
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.esd import TrajectoryObjective, esd_target
@@ -78,7 +79,8 @@ class Adapted(Student):
         names = [n for n in self.weights if n in kinds and (cfg.layers == "all" or ".attentions." in n)]
         if not names:
             raise ValueError(f"spm: no linear or convolution layer in parameters = {cfg.parameters!r}; choose full")
-        self.base = {name: self.weights[name].detach() for name in names}
+        plain = parameters(pipe)
+        self.base = {name: at_least_single(plain[name].detach()) for name in names}
         self.scale, self.weights = cfg.scale, {}
         for adapter in adapters:
             for name, w in self.base.items():

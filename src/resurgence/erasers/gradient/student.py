@@ -1,21 +1,25 @@
 """The model that an eraser trains, and its frozen original, in one set of modules.
 
 The trained parameters are leaves of their own, put in the place of the pipeline's for one forward pass at a time. So
-the pipeline is never changed, it is the frozen original, and no second model is held.
+the pipeline is the frozen original, and no second model is held. For a method that never asks the original, what does
+not run in a step is in main memory during the training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 from resurgence.config.optimisation import Space
+from resurgence.diffusion.deltas import parameters
 from resurgence.diffusion.lora_files import of_part
 from resurgence.diffusion.text import embed, encode_prompts, tokenize
 from resurgence.diffusion.unet import predict
 from resurgence.erasers.gradient.parameters import selected
+from resurgence.training.memory import PassLimits, host_copy
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -51,14 +55,16 @@ class Student:
         average: their moving average when the trainer keeps one, else None.
         alphas_bar: (T,) the base's noise schedule.
         captions: all that `texts` has embedded: what the training depends on, wherever it was read.
+        limits: the micro-batches of its passes.
     """
 
-    def __init__(self, pipe: StableDiffusionPipeline, parameters: str, space: Space = "prediction") -> None:
+    def __init__(self, pipe: StableDiffusionPipeline, selection: str, space: Space = "prediction") -> None:
         self.space = space
         self.pipe, self.unet, self.device = pipe, pipe.unet, pipe.unet.device
         dtype = torch.promote_types(pipe.unet.dtype, torch.float32)  # half-precision Adam would lose small updates
-        chosen = selected(pipe, parameters)
+        chosen = selected(pipe, selection)
         self.weights = {n: p.detach().to(dtype, copy=True).requires_grad_() for n, p in chosen.items()}
+        self.limits = PassLimits()
         self.average: dict[str, torch.Tensor] | None = None
         self.alphas_bar = pipe.scheduler.alphas_cumprod.to(self.device)
         self.captions: list[str] = []
@@ -66,8 +72,34 @@ class Student:
 
     def raw(self, weights: Weights, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """What the UNet predicts (noise or velocity) with some of its weights replaced: (B, C, h, w) float32."""
-        # float32 weights of a half-precision base are rounded for the pass, not in memory
-        return predict(self.unet, x, t, text, of_part(weights, "unet"))
+        replaced = of_part(weights, "unet")  # float32 weights of a half-precision base are rounded for the pass alone
+
+        def pass_of(x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+            return predict(self.unet, x, t, text, replaced, self.limits.checkpointing)
+
+        return self.limits.split(pass_of, x, t, text)
+
+    @contextmanager
+    def original_set_aside(self) -> Iterator[None]:
+        """Within the block only what runs with `weights` is on the device: passes without them give NaN.
+
+        The pipeline's values of `weights`, its autoencoder and an untrained text encoder are in main memory.
+        """
+        trains_text = bool(of_part(self.weights, "text_encoder"))
+        replaced = [
+            *(p for n, p in parameters(self.pipe).items() if n in self.weights),
+            *self.pipe.vae.parameters(),
+            *(() if trains_text else self.pipe.text_encoder.parameters()),
+        ]
+        values: list[torch.Tensor] = []
+        try:
+            for p in replaced:
+                values.append(host_copy(p))
+                p.data = torch.full((), torch.nan, dtype=p.dtype, device=p.device).expand(p.shape)
+            yield
+        finally:
+            for p, value in zip(replaced, values, strict=False):  # fewer after an error of a copy
+                p.data = value.to(self.device)
 
     def in_space(
         self, prediction: torch.Tensor, x: torch.Tensor, t: torch.Tensor, space: Space | None = None

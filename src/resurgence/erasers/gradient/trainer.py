@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,15 @@ class Objective:
     def clips(self) -> bool:
         """Whether `gradient` applies `max_norm` itself, so that the trainer does not clip its result again."""
         return False
+
+    @property
+    def asks_original(self) -> bool:
+        """Whether a step runs the original, its text encoder or autoencoder; if not, they are in main memory."""
+        return True
+
+    def only_what_runs(self) -> AbstractContextManager[None]:
+        """A context in which a step may run, with as little on the device as it needs."""
+        return nullcontext() if self.asks_original else self.student.original_set_aside()
 
     def samples(self, step: int) -> list[Sample]:
         """The `batch` samples of a step."""
@@ -126,16 +136,21 @@ def train(
         ValueError: a loss that is not finite, naming step and lr.
         SystemExit: 143 after SIGTERM, with the state saved.
     """
-    base = student.pipe.unet.state_dict() | student.pipe.text_encoder.state_dict()
     facts = (type(objective).__qualname__, asdict(cfg), vars(task), seed, student.captions)
-    pictures = [group[name] for group in (data.images, data.anchors, data.retained) for name in sorted(group)]
-    saver = Saver(data.state, fingerprint(facts, [*pictures, *base.values()]) if data.state else "")
-    with exact(student.device):
+    saver = Saver(data.state, inputs_of(student, facts, data) if data.state else "")
+    with exact(student.device), objective.only_what_runs():
         curve = run(student, objective, cfg, saver, data.state or folder)
     copy_checkpoints(cfg.checkpoints, data.state, folder)
     if folder is not None:
         (folder / "curves.json").write_text(json.dumps(curve, indent=1))
     return in_precision_of_base(student, final_weights(student))
+
+
+def inputs_of(student: Student, facts: Sequence[object], data: EraserData) -> str:
+    """The fingerprint of a training: its settings, its images and the base."""
+    base = student.pipe.unet.state_dict() | student.pipe.text_encoder.state_dict()
+    pictures = [group[name] for group in (data.images, data.anchors, data.retained) for name in sorted(group)]
+    return fingerprint(facts, [*pictures, *base.values()])
 
 
 def final_weights(student: Student) -> dict[str, torch.Tensor]:
@@ -175,7 +190,7 @@ def run(
         clip=None if limit is None else partial(torch.nn.utils.clip_grad_norm_, max_norm=limit),
         average=student.average or {}, decay=lambda step: cfg.ema,
         checkpoints=cfg.checkpoints if place is not None else (), write=write,
-        further=objective.state, load_further=objective.load,
+        further=objective.state, load_further=objective.load, limits=student.limits,
     )  # fmt: skip
     curve = loop.train(training, saver, saver.load(student.device))
     return {name: values for name, values in curve.items() if name != loop.GRADIENT_NORM}

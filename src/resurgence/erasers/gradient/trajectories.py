@@ -16,6 +16,7 @@ import torch
 from resurgence.diffusion.device import exact
 from resurgence.diffusion.unet import Predict, ddim, predict
 from resurgence.seeds import generator
+from resurgence.training.memory import PassLimits
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -66,7 +67,7 @@ class Trajectories:
     Costs count * (steps - 1) UNet passes a prompt once (twice that with guidance), and count * steps latents of memory.
 
     Args:
-        texts: name -> embedding (L, d) of its prompt.
+        texts: name -> embedding (L, d) of its prompt. limits: of the UNet's passes.
     """
 
     def __init__(
@@ -78,8 +79,9 @@ class Trajectories:
         steps: int,
         guidance: float,
         seed: int,
+        limits: PassLimits | None = None,
     ) -> None:
-        unet = pipe.unet
+        unet, limits = pipe.unet, limits or PassLimits()
         side = unet.config.sample_size
         shape = (unet.config.in_channels, side, side)
         rows = [(name, k) for name in texts for k in range(count)]
@@ -88,9 +90,14 @@ class Trajectories:
             chunk = rows[start : start + CHUNK]
             noise = torch.stack([torch.randn(shape, generator=generator("trajectory", n, k, seed)) for n, k in chunk])
             text = torch.stack([texts[name] for name, _ in chunk])
+
+            def sampled(noise: torch.Tensor = noise, text: torch.Tensor = text) -> list[tuple[int, torch.Tensor]]:
+                split = partial(limits.split, partial(predict, unet))
+                run = ddim(pipe.scheduler, split, noise.to(unet.device), text, empty, steps, guidance)
+                return list(islice(run, steps))  # without x_0, whose pass is not run
+
             with exact(unet.device):  # a run that goes on makes the same again
-                run = ddim(pipe.scheduler, partial(predict, unet), noise.to(unet.device), text, empty, steps, guidance)
-                seen = list(islice(run, steps))  # without x_0, whose pass is not run
+                seen = limits.fitting(sampled)
             parts.append(torch.stack([x for _, x in seen]))  # (steps, B, C, h, w)
             self.timesteps = [t for t, _ in seen]
         every = torch.cat(parts, 1)

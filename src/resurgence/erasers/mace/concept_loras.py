@@ -7,7 +7,6 @@ generator. The UNet is frozen and shared; text embeddings and latents are comput
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
@@ -24,13 +23,13 @@ from resurgence.erasers.lora import Lora, adapted, unstack
 from resurgence.seeds import generator
 from resurgence.training import loop
 from resurgence.training.checkpoint import Saver, fingerprint
+from resurgence.training.memory import PassLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from diffusers import UNet2DConditionModel
 
-log = logging.getLogger(__name__)
 SIDES = ("down", "up")  # of a LoRA
 
 
@@ -71,6 +70,21 @@ class Draw:
         caption = int(torch.randint(len(self.concept.texts), (1,), generator=self.generator))
         t = int(torch.multinomial(self.timesteps, 1, generator=self.generator))
         return image, caption, t, torch.randn(self.concept.latents.shape[1:], generator=self.generator)
+
+
+class DrawnSteps:
+    """The draws of all concepts by step, which may be asked for again: the generators go on with each new step."""
+
+    def __init__(self, draws: Sequence[Draw]) -> None:
+        self.draws, self.steps = draws, 0
+        self.latest: list[tuple[int, int, int, torch.Tensor]] = []
+
+    def __call__(self, step: int) -> list[tuple[int, int, int, torch.Tensor]]:
+        """One draw of each concept; those of earlier steps are replayed first where a training resumes."""
+        while self.steps <= step:
+            self.latest = [draw() for draw in self.draws]
+            self.steps += 1
+        return self.latest
 
 
 def timestep_weights(kind: str, count: int = 1000) -> torch.Tensor:
@@ -144,27 +158,32 @@ def train_chunk(
     saver: Saver,
     saved: Mapping[str, Any] | None,
     finished: Mapping[str, Any],
+    limits: PassLimits,
 ) -> tuple[dict[str, Lora], dict[str, list[float]]]:
     """Train some concepts in one batch; return the LoRA and the loss curve of each.
 
     Args:
         saved: the state of this batch from which to resume; None: start at step 0.
         finished: results of earlier batches, saved along with the state.
+        limits: how many concepts pass the UNet at a time.
     """
     names = [concept.name for concept in concepts]
     factors = initial_factors(unet, names, cfg.rank, seed)
     parameters = {f"{name}.{side}": f for name, pair in factors.items() for side, f in zip(SIDES, pair, strict=True)}
     weights = timestep_weights(cfg.timesteps, len(alphas_bar))
     draws = [Draw(concept, weights, seed) for concept in concepts]
-    for draw in draws * (saved["step"] if saved else 0):  # replay the draws: each generator is at the saved position
-        draw()
+    drawn = DrawnSteps(draws)
 
     def gradient(step: int) -> dict[str, torch.Tensor]:
-        loss = losses(unet, alphas_bar, concepts, factors, [draw() for draw in draws])
-        gradients = torch.autograd.grad(loss.sum(), list(parameters.values()), allow_unused=True)
-        for p, g in zip(parameters.values(), gradients, strict=True):
-            p.grad = torch.zeros_like(p) if g is None else g  # the last to_v has none: no map depends on it
-        return {"loss": loss.detach()}
+        samples, values = drawn(step), []
+        for part in limits.parts(len(concepts)):
+            some = {name: (down[part], up[part]) for name, (down, up) in factors.items()}
+            loss = losses(unet, alphas_bar, concepts[part], some, samples[part])
+            loss.sum().backward()
+            values.append(loss.detach())
+        for p in parameters.values():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # of the last to_v: no map depends on it
+        return {"loss": torch.cat(values)}
 
     run = loop.Run(
         f"LoRAs of {len(concepts)} concepts", cfg.steps, parameters,
@@ -172,7 +191,7 @@ def train_chunk(
         gradient,
         lr=lambda step: cfg.lr,
         clip=partial(loop.clip_per_concept, max_norm=cfg.max_norm),
-        further=lambda: finished,
+        further=lambda: finished, limits=limits,
     )  # fmt: skip
     curves = zip(*loop.train(run, saver, saved)["loss"], strict=True)  # of one concept each
     loras = {name: unstack(factors, k) for k, name in enumerate(names)}
@@ -187,7 +206,7 @@ def train_concepts(
     seed: int,
     state: Path | None = None,
 ) -> tuple[dict[str, Lora], dict[str, list[float]]]:
-    """Train all concepts, `cfg.chunk` in a batch; half as many when the GPU's memory does not hold them.
+    """Train all concepts, `cfg.chunk` in a batch.
 
     Args:
         alphas_bar: (T,), the base's noise schedule.
@@ -209,20 +228,13 @@ def train_concepts(
     facts = ("concept LoRAs", astuple(cfg), seed, [c.name for c in concepts])
     saver = Saver(state, fingerprint(facts, [alphas_bar, *read, *unet.state_dict().values()]) if state else "")
     saved = saver.load(unet.device)
-    finished = saved["further"] if saved else {"chunk": cfg.chunk, "loras": {}, "curves": {}}
+    finished, limits = saved["further"] if saved else {"loras": {}, "curves": {}}, PassLimits()
+    limits.without_checkpointing()
     with exact(unet.device), frozen(unet):
         while len(finished["loras"]) < len(concepts):
-            start, chunk = len(finished["loras"]), finished["chunk"]
-            part = concepts[start : start + chunk]
-            try:
-                loras, curves = train_chunk(unet, alphas_bar, part, cfg, seed, saver, saved, finished)
-                finished["loras"] |= loras
-                finished["curves"] |= curves
-            except torch.cuda.OutOfMemoryError:
-                if chunk == 1:
-                    raise
-                finished["chunk"] = chunk // 2
-                log.warning("the GPU's memory is too small for %d concepts in a batch: now %d", chunk, chunk // 2)
-                torch.cuda.empty_cache()
+            part = concepts[len(finished["loras"]) :][: cfg.chunk]
+            loras, curves = train_chunk(unet, alphas_bar, part, cfg, seed, saver, saved, finished, limits)
+            finished["loras"] |= loras
+            finished["curves"] |= curves
             saved = None  # it was of this batch
     return finished["loras"], finished["curves"]
