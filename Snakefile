@@ -48,7 +48,7 @@ include: "workflow/rules/targets.smk"
 include: "workflow/rules/world.smk"
 
 
-shell.prefix(resources.shell_prefix(ROOT, GPU, STUDY.base.deterministic))
+shell.prefix(resources.shell_prefix(ROOT, GPU, STUDY.base.deterministic, STUDY.base.speed))
 
 
 localrules:

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 
 from resurgence.config.fields import ConfigError
 from resurgence.config.stages import FinetuneConfig
-from resurgence.diffusion.device import DTYPES, exact
+from resurgence.diffusion.device import DTYPES, check_precision, exact
 from resurgence.diffusion.latents import posterior
+from resurgence.diffusion.speed import fast_training
 from resurgence.diffusion.text import encode_prompts
 from resurgence.diffusion.text_checks import check_long
 from resurgence.diffusion.unet import predict
@@ -120,6 +121,7 @@ def check_inputs(pipe: StableDiffusionPipeline, images: torch.Tensor, captions: 
     for name in ("unet", "vae", "text_encoder"):
         if getattr(pipe, name).dtype != torch.float32:
             raise ValueError(f"the {name} is {getattr(pipe, name).dtype}; load the base in fp32 and set precision")
+    check_precision("precision", precision, pipe.device)
     if precision == "fp16" and pipe.device.type != "cuda":
         raise ConfigError("precision", precision, f"needs a GPU, the base is on {pipe.device}; write fp32 or bf16")
     if (kind := pipe.scheduler.config.prediction_type) not in ("epsilon", "v_prediction"):
@@ -164,7 +166,7 @@ def finetune(
     try:
         trainable = prepare(unet, None if full else cfg.rank, seed, cfg.gradient_checkpointing)
         check_disk(state or folder, cfg.checkpoints, trainable.values())
-        with exact(pipe.device):
+        with exact(pipe.device, cfg.precision), fast_training(unet):
             curve = train(pipe, data, trainable, before, cfg, seed, state or folder, saver)
     finally:
         restore(unet, before)

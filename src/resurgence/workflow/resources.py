@@ -55,15 +55,15 @@ def memory(weights: int | None, gpu: int, attempt: int) -> int:
     return int(once * 2 ** (attempt - 1))
 
 
-def shell_prefix(root: Path, gpu: int, deterministic: bool) -> str:
+def shell_prefix(root: Path, gpu: int, deterministic: bool, speed: str) -> str:
     """What runs in the shell of a job before its command.
 
-    Jobs run the package of this tree with the Python that runs Snakemake. Device and determinism are no parameters of a
-    job, so another choice does not run everything again.
+    Jobs run the package of this tree with the Python that runs Snakemake. Device, determinism and speed are no
+    parameters of a job, so another choice does not run everything again.
     """
     paths = ":".join(filter(None, [str(root / "src"), os.environ.get("PYTHONPATH")]))
     return (
         f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
         f" PYTHONPATH={shlex.quote(paths)} RESURGENCE_DEVICE={'cuda' if gpu else 'cpu'}"
-        f" RESURGENCE_DETERMINISTIC={str(deterministic).lower()}; "
+        f" RESURGENCE_DETERMINISTIC={str(deterministic).lower()} RESURGENCE_SPEED={speed}; "
     )

@@ -18,7 +18,7 @@ import torch
 from resurgence.config.optimisation import Optimisation
 from resurgence.config.task import Task, TaskPart
 from resurgence.diffusion.deltas import DELTA_FILE, save_delta
-from resurgence.diffusion.device import exact
+from resurgence.diffusion.device import check_precision, exact
 from resurgence.seeds import generator
 from resurgence.training import loop
 from resurgence.training.checkpoint import Saver, checkpoint_name, copy_checkpoints, fingerprint
@@ -126,11 +126,12 @@ def train(
         ValueError: a loss that is not finite, naming step and lr.
         SystemExit: 143 after SIGTERM, with the state saved.
     """
+    check_precision("precision", cfg.precision, student.device)
     base = student.pipe.unet.state_dict() | student.pipe.text_encoder.state_dict()
     facts = (type(objective).__qualname__, asdict(cfg), vars(task), seed, student.captions)
     pictures = [group[name] for group in (data.images, data.anchors, data.retained) for name in sorted(group)]
     saver = Saver(data.state, fingerprint(facts, [*pictures, *base.values()]) if data.state else "")
-    with exact(student.device):
+    with exact(student.device, cfg.precision):
         curve = run(student, objective, cfg, saver, data.state or folder)
     copy_checkpoints(cfg.checkpoints, data.state, folder)
     if folder is not None:
