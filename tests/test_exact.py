@@ -96,7 +96,7 @@ def test_tf32_on_a_cpu_is_refused_before_anything_is_computed(tmp_path: Path) ->
         next(sample(pipe, rows, SamplingConfig(), "tf32"))
     with pytest.raises(ConfigError, match="precision = 'tf32'"):
         finetune(pipe, torch.zeros(1, 3, 16, 16), ["a ship"], FinetuneConfig(precision="tf32"), 0, tmp_path)
-    with pytest.raises(ConfigError, match="base: precision = 'tf32'|base.precision = 'tf32'"):
+    with pytest.raises(ConfigError, match="precision = 'tf32'"):
         build(Base, {"name": "b", "path": "p", "device": "cpu", "precision": "tf32"}, "base")
 
 

@@ -68,8 +68,9 @@ def exact(device: str | torch.device, precision: str = "fp32") -> Iterator[None]
     """The arithmetic of everything that is computed on a GPU; on a CPU nothing changes.
 
     Convolutions and products of fp32 are computed in fp32, and in TF32 only where the precision is tf32: otherwise the
-    batch size would show in the images. If `is_deterministic`, an operation without a deterministic kernel is an error, and the kernels of attention
-    are deterministic too; under `warn_only` their backward passes would not be. Memory is not filled first.
+    batch size would show in the images.
+    If `is_deterministic`, an operation without a deterministic kernel is an error, and the kernels of attention are
+    deterministic too; under `warn_only` their backward passes would not be. Memory is not filled first.
 
     Args:
         precision: of the settings; all but tf32 mean that no product runs in TF32.
