@@ -18,7 +18,8 @@ from tree import once
 GREY_LEVEL, CLOSE = 1.0, 1e-4
 # variants of cases that are in the fast tier
 NIGHTLY = {
-    "sample-channels-last", "finetune-lora-checkpointing", "erase-erasediff-noxattn", "erase-esd-base", "erase-sdd-base",
+    "sample-channels-last", "finetune-lora-checkpointing",
+    "erase-erasediff-noxattn", "erase-esd-base", "erase-sdd-base",
 }  # fmt: skip
 TRAININGS = {
     *(name for name in CASES if name.startswith("finetune-")),
