@@ -53,8 +53,9 @@ def size(module: torch.nn.Module) -> float:
 
 
 def seconds(flops: float, precision: str) -> float:
-    """Seconds on an A100 at the assumed utilisation."""
-    return flops / (1e12 * RATES["gpus"]["a100"][precision] * RATES["utilisation"][precision])
+    """Seconds on an A100, eager, at its share of the peak."""
+    share = RATES["half"]["a100"]["eager"] if precision == "fp16" else RATES["utilisation"][precision]
+    return flops / (1e12 * RATES["gpus"]["a100"][precision] * share)
 
 
 def inputs(pipe, batch: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:

@@ -6,7 +6,6 @@ import contextlib
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from diffusers import StableDiffusionPipeline
-from gpu_machine import Machine, big_pipeline, timed, unet_inputs
+from gpu_machine import Machine, arithmetic, big_pipeline, timed, unet_inputs
 from short_erasures import ERASURES, erase, eraser_data
 
 from resurgence.diffusion.pipeline import load_base
@@ -105,45 +104,16 @@ def finetunes(machine: Machine) -> dict[str, Any]:
     return results
 
 
-@contextlib.contextmanager
-def exact(machine: Machine, strict: bool = False, fill: bool = True, tf32: bool = False) -> Iterator[None]:
-    """The deterministic kernels of diffusion.device.exact, with options for those that cost time.
-
-    Args:
-        strict: an operation without a deterministic kernel is an error, not a warning.
-        fill: fill uninitialised memory, torch's default in this mode.
-        tf32: convolutions and matrix products in TF32.
-    """
-    if not machine.cuda:
-        yield
-        return
-    fill_before, tf32_before = (
-        torch.utils.deterministic.fill_uninitialized_memory,
-        torch.backends.cuda.matmul.allow_tf32,
-    )
-    torch.use_deterministic_algorithms(True, warn_only=not strict)
-    torch.utils.deterministic.fill_uninitialized_memory = fill
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32):
-            yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = fill_before
-        torch.backends.cuda.matmul.allow_tf32 = tf32_before
-
-
 def determinism(machine: Machine) -> dict[str, Any]:
-    """Difference of two gradients of one pass at the size of SD 1.4, and their time, in torch's modes."""
+    """Difference of two gradients of a pass at the size of SD 1.4, and their time: as jobs run, and otherwise."""
     pipe, results = big_pipeline(machine), {}
     pipe.unet.requires_grad_(True)
     ends = ("attn1.to_q.weight", "conv_in.weight", "attn2.to_k.weight")
     probe = [p for name, p in pipe.unet.named_parameters() if name.endswith(ends)]
     modes = {
-        "as it is": lambda: exact(machine),
-        "strict": lambda: exact(machine, strict=True),
-        "strict, no fill": lambda: exact(machine, strict=True, fill=False),
-        "not exact": contextlib.nullcontext,
+        "deterministic": lambda: arithmetic(machine),
+        "any kernel": lambda: arithmetic(machine, deterministic=False),
+        "neither": contextlib.nullcontext,
     }
     for batch in (1, 4):
         inputs = unet_inputs(machine, pipe, batch, torch.float32)

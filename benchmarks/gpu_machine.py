@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import statistics
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from diffusers import StableDiffusionPipeline
 
 from published import make_published
+from resurgence.diffusion import device, speed
 from tiny import make_pipeline
 
-PEAK = {"fp16": 989e12, "bf16": 989e12, "tf32": 494e12, "fp32": 67e12}
-"""Floating-point operations a second, dense; data sheet of the H100 SXM and the H200."""
+RATES = yaml.safe_load((Path(__file__).parent.parent / "workflow/rates.yaml").read_text())
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,12 @@ class Machine:
         return self.device.partition(":")[0]
 
     @property
+    def card(self) -> str | None:
+        """The key of the device in workflow/rates.yaml; None for another one."""
+        name = torch.cuda.get_device_name().upper() if self.cuda else ""
+        return next((key for key in RATES["gpus"] if key.upper().replace("-", " ") in name), None)
+
+    @property
     def left(self) -> float:
         """Seconds until the run should end."""
         return self.seconds - (time.monotonic() - self.start)
@@ -54,6 +65,28 @@ class Machine:
         gc.collect()
         if self.cuda:
             torch.cuda.empty_cache()
+
+
+@contextmanager
+def arithmetic(machine: Machine, precision: str = "fp32", deterministic: bool = True) -> Iterator[None]:
+    """The arithmetic of a job, `exact`, with `base.deterministic` true or false."""
+    before = os.environ.get(device.VARIABLE)
+    os.environ[device.VARIABLE] = str(deterministic).lower()
+    try:
+        with device.exact(machine.device, precision):
+            yield
+    finally:
+        os.environ.pop(device.VARIABLE)
+        os.environ |= {} if before is None else {device.VARIABLE: before}
+
+
+def rates(machine: Machine, kind: str, operations: float, seconds: float) -> dict[str, float]:
+    """Operations a second, and the share of the peak; nothing for tiny models, whose operations are not counted."""
+    if machine.tiny:
+        return {}
+    rate = operations / seconds
+    peak = RATES["gpus"].get(machine.card, {}).get("fp16" if kind == "bf16" else kind)
+    return {"TFLOP/s": round(rate / 1e12, 1)} | ({"of peak": round(rate / 1e12 / peak, 3)} if peak else {})
 
 
 def timed(machine: Machine, run: Callable[[], Any], repeats: int = 3, warm: int = 1) -> tuple[float, float]:
@@ -72,12 +105,21 @@ def timed(machine: Machine, run: Callable[[], Any], repeats: int = 3, warm: int 
     return statistics.median(seconds), torch.cuda.max_memory_allocated() / 2**30 if machine.cuda else 0.0
 
 
+def driver() -> str:
+    """The version of the driver; empty without nvidia-smi."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")[0]
+
+
 def describe(machine: Machine) -> dict[str, Any]:
     """Versions, and the speed of matrix products and copies."""
     results: dict[str, Any] = {"torch": torch.__version__, "device": machine.device, "cpus": os.cpu_count()}
     if not machine.cuda:
         return results
-    results |= {"name": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    results |= {"name": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "driver": driver()}
+    results["base.speed: auto"] = speed.of_card(torch.cuda.get_device_capability())
     size = 8192
     types = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
     for kind, dtype in types.items():

@@ -3,81 +3,73 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import open_clip
 import torch
-import yaml
 from diffusers import StableDiffusionPipeline
-from gpu_checks import exact
-from gpu_machine import PEAK, Machine, big_pipeline, timed, unet_inputs
+from gpu_machine import RATES, Machine, arithmetic, big_pipeline, rates, timed, unet_inputs
 from PIL import Image
 
 from resurgence.diffusion.image_sets import decode_images, png
 from resurgence.diffusion.sampling import decode, initial_noise, latent_shape
+from resurgence.diffusion.speed import SPEEDS, apply_speed, fast_training
+from resurgence.diffusion.unet import predict
 from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.mace.concept_loras import ConceptData, Training, train_concepts
 from resurgence.scorers.clip import ClipScorer
 from resurgence.scorers.inception import clean_resize
 from resurgence.training.lora import prepare, restore
 
-WORK = yaml.safe_load((Path(__file__).parent.parent / "workflow/rates.yaml").read_text())["work"]["sd14"]  # TFLOP
+WORK = RATES["work"]["sd14"]  # TFLOP
+STEPS_OF_MACE = 50  # for each concept
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 NO_TIME = "no time left"
 
 
 class Mode(NamedTuple):
-    """A way to sample."""
+    """A way to sample: `base.precision`, `base.speed`, `base.deterministic`, `sampling.batch`."""
 
     kind: str  # fp32, tf32, fp16, bf16
-    channels_last: bool = False
-    fill: bool = True
-    exact: bool = True
-    compiled: bool = False
-    batches: tuple[int, ...] = (16,)
+    speed: str = "eager"
+    deterministic: bool = True
+    batch: int = 16
 
 
-MODES = {
-    "as studies/sd14.yaml": Mode("fp16"),
-    "no fill": Mode("fp16", fill=False),
-    "channels_last": Mode("fp16", channels_last=True, fill=False, batches=(16, 64)),
-    "channels_last, not exact": Mode("fp16", channels_last=True, exact=False),
-    "channels_last, bf16": Mode("bf16", channels_last=True, fill=False),
+MODES = {  # the most informative first
+    "default": Mode("fp16"),
+    "any kernel": Mode("fp16", deterministic=False),
+    "channels-last": Mode("fp16", "channels-last"),
+    "graphs": Mode("fp16", "graphs"),
+    "channels-last, batch 64": Mode("fp16", "channels-last", batch=64),
+    "channels-last, bf16": Mode("bf16", "channels-last"),
+    "channels-last, tf32": Mode("tf32", "channels-last"),
     "fp32": Mode("fp32"),
-    "channels_last, tf32": Mode("tf32", channels_last=True, fill=False),
-    "channels_last, compiled": Mode("fp16", channels_last=True, fill=False, compiled=True),
+    "compiled": Mode("fp16", "compiled"),
 }
+COMPILING = 100  # seconds that compiling the UNet may take
 
 
-def rates(machine: Machine, kind: str, operations: float, seconds: float) -> dict[str, float]:
-    """Operations a second, and the share of the peak; nothing for tiny models, whose operations are not counted."""
-    if machine.tiny:
-        return {}
-    rate = operations / seconds
-    return {"TFLOP/s": round(rate / 1e12, 1), "of peak": round(rate / PEAK[kind], 3)}
-
-
-def sampling_speed(
-    machine: Machine, pipe: StableDiffusionPipeline, mode: Mode, batch: int, steps: int = 4
-) -> dict[str, Any]:
-    """Seconds an image of 50 steps, from a few steps and one decoding."""
-    dtype = HALF.get(mode.kind, torch.float32)
-    latents, _, text = unet_inputs(machine, pipe, 2 * batch, dtype)
-    step = torch.tensor(500)  # on the CPU, as in the sampler
+def sampling_speed(machine: Machine, pipe: StableDiffusionPipeline, mode: Mode, steps: int = 4) -> dict[str, Any]:
+    """Images of 50 steps a second, from a few steps and one decoding."""
+    batch = 2 if machine.tiny else mode.batch
+    latents, t, text = unet_inputs(machine, pipe, 2 * batch, pipe.unet.dtype)
 
     @torch.no_grad()
     def denoise() -> None:
         for _ in range(steps):
-            pipe.unet(latents, step, text, return_dict=False)
+            predict(pipe.unet, latents, t, text)
 
     began = time.perf_counter()
-    seconds, gib = timed(machine, denoise, 2)
+    seconds, gib = timed(machine, denoise, 2, 2)
     final = torch.randn(batch, *latent_shape(pipe, None), device=machine.device)
     decoding, decoding_gib = timed(machine, lambda: decode(pipe, final), 1)
     return {
-        "s an image": round((50 * seconds / steps + decoding) / batch, 4),
+        "images/s": round(batch / (50 * seconds / steps + decoding), 3),
         "ms a step": round(1e3 * seconds / steps, 1),
         "decoding, s an image": round(decoding / batch, 4),
         **rates(machine, mode.kind, 2 * batch * steps * WORK["unet"] * 1e12, seconds),
@@ -90,25 +82,26 @@ def sampling(machine: Machine) -> dict[str, Any]:
     """Each mode of the sampler at the size of SD 1.4."""
     results: dict[str, Any] = {}
     for name, mode in MODES.items():
-        if machine.left < (90 if mode.compiled else 20):
+        if machine.left < (COMPILING if SPEEDS[mode.speed].compile else 20):
             results[name] = NO_TIME
             continue
         pipe = big_pipeline(machine, HALF.get(mode.kind, torch.float32))
-        if mode.channels_last:
-            pipe.unet.to(memory_format=torch.channels_last)
-            pipe.vae.to(memory_format=torch.channels_last)
-        if mode.compiled:
-            pipe.unet.compile()
-        for batch in (2,) if machine.tiny else mode.batches:
-            if mode.exact:
-                with exact(machine, fill=mode.fill, tf32=mode.kind == "tf32"):
-                    results[f"{name}, batch {batch}"] = sampling_speed(machine, pipe, mode, batch)
-            else:
-                results[f"{name}, batch {batch}"] = sampling_speed(machine, pipe, mode, batch)
+        apply_speed(pipe.unet, SPEEDS[mode.speed], pipe.vae)
+        with recorded(results, name), arithmetic(machine, mode.kind, mode.deterministic):
+            results[name] = sampling_speed(machine, pipe, mode)
         del pipe
         machine.free()
     noise, _ = timed(machine, lambda: initial_noise(range(16), (4, 64, 64)))
     return results | {"noise of 16 images, ms": round(1e3 * noise, 2)}
+
+
+@contextmanager
+def recorded(results: dict[str, Any], name: str) -> Iterator[None]:
+    """Record an error in the block, memory included, as the result of this name."""
+    try:
+        yield
+    except Exception as error:
+        results[name] = f"{type(error).__name__}: {str(error)[:200]}"
 
 
 class Step(NamedTuple):
@@ -117,26 +110,26 @@ class Step(NamedTuple):
     algorithm: str  # lora, full
     batch: int
     kind: str
+    passes: int = 1
     checkpointing: bool = False
-    strict: bool = False
-    fill: bool = True
+    deterministic: bool = True
+    speed: str = "eager"
 
 
-STEPS = (
-    Step("lora", 1, "fp32"),
-    Step("lora", 1, "bf16"),
-    Step("lora", 4, "fp32"),
-    Step("lora", 4, "tf32"),
-    Step("lora", 4, "bf16"),
-    Step("lora", 1, "fp32", fill=False),
-    Step("lora", 4, "fp32", strict=True, fill=False),
-    Step("full", 8, "fp16", checkpointing=True),
-    Step("full", 16, "fp32"),  # the memory of a step of SalUn and EraseDiff, apart from their copies of the weights
-)
+STEPS = {  # the most informative first
+    "lora, 1 x 4": Step("lora", 1, "fp32", 4),
+    "lora, 4 x 1": Step("lora", 4, "fp32"),
+    "lora, 4 x 1, any kernel": Step("lora", 4, "fp32", deterministic=False),
+    "lora, 4 x 1, tf32": Step("lora", 4, "tf32"),
+    "lora, 4 x 1, bf16": Step("lora", 4, "bf16"),
+    "full, 8 x 4, fp16, checkpointing": Step("full", 8, "fp16", 4, checkpointing=True),
+    "full, 8 x 4, any kernel": Step("full", 8, "fp16", 4, checkpointing=True, deterministic=False),
+    "lora, 4 x 1, bf16, compiled": Step("lora", 4, "bf16", speed="compiled"),
+}
 
 
 def train_step(machine: Machine, pipe: StableDiffusionPipeline, step: Step) -> dict[str, Any]:
-    """Time of one training step."""
+    """Optimiser steps a second of a fine-tune; without the draws, which are computed meanwhile."""
     full = step.algorithm == "full"
     before = {name: p.detach().cpu() for name, p in pipe.unet.state_dict().items()} if full else {}
     trainable = prepare(pipe.unet, None if full else 4, 0, step.checkpointing)
@@ -146,22 +139,24 @@ def train_step(machine: Machine, pipe: StableDiffusionPipeline, step: Step) -> d
         inputs, half = unet_inputs(machine, pipe, step.batch, torch.float32), HALF.get(step.kind)
 
         def run() -> None:
-            with torch.autocast(machine.kind, half, enabled=half is not None):
-                loss = (pipe.unet(*inputs, return_dict=False)[0].float() - inputs[0]).square().mean()
-            loss.backward()
+            for _ in range(step.passes):
+                with torch.autocast(machine.kind, half, enabled=half is not None):
+                    loss = (predict(pipe.unet, *inputs) - inputs[0]).square().mean()
+                loss.backward()
             torch.nn.utils.clip_grad_norm_(trainable.values(), 1.0)
             optimiser.step()
             optimiser.zero_grad()
             for name, p in average.items():
                 p.lerp_(trainable[name].detach(), 0.001)
 
-        with exact(machine, strict=step.strict, fill=step.fill, tf32=step.kind == "tf32"):
+        with arithmetic(machine, step.kind, step.deterministic), fast_training(pipe.unet, SPEEDS[step.speed]):
             seconds, gib = timed(machine, run)
         work = WORK["lora" if not full else "full"] + (WORK["unet"] if step.checkpointing else 0)
+        samples = step.batch * step.passes
         return {
-            "ms": round(1e3 * seconds, 1),
-            "samples/s": round(step.batch / seconds, 2),
-            **rates(machine, step.kind, step.batch * work * 1e12, seconds),
+            "steps/s": round(1 / seconds, 3),
+            "samples/s": round(samples / seconds, 2),
+            **rates(machine, step.kind, samples * work * 1e12, seconds),
             "GiB": round(gib, 1),
         }
     finally:
@@ -170,7 +165,7 @@ def train_step(machine: Machine, pipe: StableDiffusionPipeline, step: Step) -> d
 
 
 def mace_step(machine: Machine, pipe: StableDiffusionPipeline, concepts: int) -> dict[str, Any]:
-    """Seconds of a step that trains the LoRAs of some concepts at once: the difference of two lengths."""
+    """Concepts a second, whose LoRAs train at once: a step is the difference of two lengths."""
     side, width = pipe.unet.config.sample_size, pipe.unet.config.cross_attention_dim
     device = {"device": machine.device}
     data = [
@@ -191,19 +186,24 @@ def mace_step(machine: Machine, pipe: StableDiffusionPipeline, concepts: int) ->
         machine.synchronise()
         seconds[steps] = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated() / 2**30 if machine.cuda else 0.0
-    return {"s a step": round((seconds[7] - seconds[2]) / 5, 4), "GiB": round(peak, 1)}
+    step = (seconds[7] - seconds[2]) / 5
+    return {
+        "concepts/s": round(concepts / (STEPS_OF_MACE * step), 3),
+        "s a step": round(step, 4),
+        "GiB": round(peak, 1),
+    }
 
 
 def training(machine: Machine) -> dict[str, Any]:
     """Steps of the fine-tunes, of MACE and of an eraser's walk, at the size of SD 1.4."""
     results: dict[str, Any] = {}
     pipe = big_pipeline(machine)
-    for step in STEPS:
-        name = ", ".join(f"{key} {value}" for key, value in step._asdict().items())
-        try:
-            results[name] = train_step(machine, pipe, step) if machine.left > 25 else NO_TIME
-        except Exception as error:
-            results[name] = f"{type(error).__name__}: {str(error)[:200]}"
+    for name, step in STEPS.items():
+        if machine.left < (COMPILING if SPEEDS[step.speed].compile else 25):
+            results[name] = NO_TIME
+            continue
+        with recorded(results, name):
+            results[name] = train_step(machine, pipe, step)
     concepts = 2 if machine.tiny else 10
     results[f"mace, {concepts} concepts"] = mace_step(machine, pipe, concepts) if machine.left > 25 else NO_TIME
     if machine.left > 20:
@@ -211,7 +211,7 @@ def training(machine: Machine) -> dict[str, Any]:
         for kind in ("fp32", "bf16"):
             half = HALF.get(kind)
             cast = torch.autocast(machine.kind, half, enabled=half is not None, cache_enabled=False)
-            with torch.no_grad(), exact(machine), cast:
+            with torch.no_grad(), arithmetic(machine), cast:
                 seconds, _ = timed(machine, lambda: student.raw(student.weights, *inputs), 5, 2)
             results[f"esd, a pass of the walk, 2 samples, {kind}: ms"] = round(1e3 * seconds, 1)
     return results

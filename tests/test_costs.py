@@ -14,11 +14,14 @@ from resurgence.config.load import load_study
 from resurgence.config.settings import make_eraser
 from resurgence.config.study import Cell, Erasure, Study
 from resurgence.data.prompts import prompt_set
+from resurgence.diffusion.speed import SPEEDS as SPEED_CHOICES
+from resurgence.diffusion.speed import of_card
 from resurgence.workflow import graph, plan
-from resurgence.workflow.gpu_hours import Cost, Coster, Rates, by_rule, prompts_of, read_rates
+from resurgence.workflow.gpu_hours import SPEEDS, Cost, Coster, Rates, by_rule, prompts_of, read_rates
 from resurgence.workflow.jobs import Job
 from resurgence.workflow.jobs import jobs as study_jobs
 from resurgence.workflow.rule_table import RULES
+from test_plan import finish
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,7 +38,8 @@ def rates() -> Rates:
     ones = dict.fromkeys(("fp16", "fp32", "fp64"), 1.0)
     none = dict.fromkeys(rates.seconds, 0.0)
     halves = dict.fromkeys(ones, 0.5)
-    return dataclasses.replace(rates, gpus={"one": ones}, utilisation=halves, seconds=none)
+    half, auto = {"one": dict.fromkeys(SPEEDS, 0.5)}, {"one": "graphs"}
+    return dataclasses.replace(rates, gpus={"one": ones}, half=half, utilisation=halves, auto=auto, seconds=none)
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +131,77 @@ def test_the_plan_adds_up_and_measured_rules_take_over(
     table = {row[:26].strip(): row[26:].split() for row in rows[2:9]}
     hours = 5200 * (100 * rates.work["sd14"].unet + rates.work["sd14"].decode) / 0.5 / 3600
     assert table["sample"][:3] == ["2", "0", "5,200"] and float(table["all"][3]) == pytest.approx(hours, abs=0.06)
-    rows = plan.computed(study, todo, todo, costs, {"sample": 1800.0}, "one")
+    rows = plan.computed(study, todo, todo, costs, {"sample": 3600.0}, "one")
     assert next(row for row in rows if row.startswith("sample")).split()[4:] == ["1.0", "2.5*"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "plain", "compiled"), [("a100", 3.6, 4.68), ("rtx-3090", 1.69, 1.91), ("rtx-4090", 3.2, 3.85)]
+)
+def test_shares_are_those_of_published_iterations_a_second(gpu: str, plain: float, compiled: float) -> None:
+    """Stable Diffusion at batch 16 with guidance, channels_last and reduce-overhead: the documentation of diffusers."""
+    rates = read_rates(ROOT)
+    work = 2 * 16 * rates.work["sd14"].unet
+    found = [rates.gpus[gpu]["fp16"] * rates.half[gpu][speed] / work for speed in ("channels-last", "graphs")]
+    assert found == pytest.approx([plain, compiled], rel=0.03)
+
+
+def test_every_card_has_each_speed_and_faster_ones_are_no_slower() -> None:
+    rates = read_rates(ROOT)
+    cards = {"a100": (8, 0), "h100": (9, 0), "h200": (9, 0), "rtx-3090": (8, 6), "rtx-4090": (8, 9)}
+    assert rates.gpus.keys() == rates.half.keys() == rates.auto.keys() == cards.keys()
+    assert rates.auto == {card: of_card(capability) for card, capability in cards.items()}
+    assert tuple(SPEED_CHOICES) == SPEEDS
+    for gpu, shares in rates.half.items():
+        assert [*shares] == list(SPEEDS) and list(shares.values()) == sorted(shares.values())
+        peaks = rates.gpus[gpu]
+        times = [
+            1 / (peaks["fp16"] * shares["eager"]),
+            *(1 / (peaks[k] * rates.utilisation[k]) for k in ("tf32", "fp32")),
+        ]
+        assert times[0] < times[1] and (gpu.startswith("rtx") or times[1] < times[2])
+
+
+def test_the_speed_of_a_stage_by_hand(study: Study, rates: Rates) -> None:
+    def speeds(base: str = "eager", **sampling: bool) -> list[str]:
+        changed = dataclasses.replace(
+            study,
+            base=dataclasses.replace(study.base, speed=base),
+            sampling=dataclasses.replace(study.sampling, **sampling),
+        )
+        return [Coster(changed, rates, "one").speed_of(stage) for stage in ("sample", "finetune", "erase", "score")]
+
+    assert speeds() == ["eager"] * 4
+    assert speeds("channels-last") == ["channels-last", "channels-last", "eager", "eager"]
+    assert speeds("auto") == ["graphs", "compiled", "eager", "eager"]  # training has no graphs
+    assert speeds(compile=True) == ["compiled", "eager", "eager", "eager"]
+    assert speeds("channels-last", channels_last=True) == speeds("channels-last")
+
+
+def test_a_faster_setting_shortens_sampling_and_fine_tuning_alone(study: Study, jobs: dict[str, Job]) -> None:
+    work, a100 = read_rates(ROOT), "a100"
+    fast = dataclasses.replace(study, base=dataclasses.replace(study.base, speed="auto"))
+    items = [(SHIP, "images"), (Cell(SHIP, "full", "default", 0), "weights"), (SHIP, "loras")]
+    made = [jobs[graph.manifest(study, item, part)] for item, part in items]
+    eager, other = ([Coster(s, work, a100)(job).seconds for job in made] for s in (study, fast))
+    assert other[0] < 0.7 * eager[0] and other[1] < 0.7 * eager[1] and other[2] == eager[2]
+
+
+def test_only_runs_on_the_card_and_at_the_speed_of_the_plan_count(
+    study: Study, jobs: dict[str, Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice as slow as computed on the card: so are the jobs that have not run, by their own numbers of images."""
+    monkeypatch.chdir(tmp_path)
+    first, second = (jobs[graph.manifest(study, item, "images")] for item in (SHIP, "celebrities-100"))
+    rates, spent = read_rates(ROOT), {}
+    for gpu, speed in (("a100", "eager"), ("a100", "graphs"), ("h100", "eager")):
+        coster = Coster(dataclasses.replace(study, base=dataclasses.replace(study.base, speed=speed)), rates, gpu)
+        finish(first, [2 * coster(first).seconds], device="NVIDIA A100-SXM4-80GB")
+        runs = plan.measured_runs([first, second], "GPU", tmp_path, coster)
+        costs = by_rule([second], coster)
+        spent[gpu, speed] = plan.measured_costs(runs, plan.Counter(sample=1), costs, coster)
+    slow = pytest.approx(2 * Coster(study, rates, "a100")(second).seconds)
+    assert spent == {("a100", "eager"): {"sample": slow}, ("a100", "graphs"): {}, ("h100", "eager"): {}}
 
 
 def test_an_unknown_gpu_is_told(study: Study) -> None:

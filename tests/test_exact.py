@@ -13,14 +13,18 @@ import pandas as pd
 import pytest
 import torch
 
-from resurgence.config.fields import ConfigError
+from resurgence.config.fields import ConfigError, build
 from resurgence.config.load import load_study
+from resurgence.config.settings import Base
 from resurgence.diffusion import text
-from resurgence.diffusion.device import VARIABLE, exact
+from resurgence.diffusion.device import VARIABLE, check_precision, exact
 from resurgence.diffusion.latents import posterior
+from resurgence.diffusion.sampling import SamplingConfig, sample
 from resurgence.scorers import LoadedScorer, ScorerConfig, score_images
 from resurgence.stages import job
+from resurgence.training.finetune import FinetuneConfig, finetune
 from resurgence.workflow.resources import shell_prefix
+from tiny import make_pipeline
 
 ROOT = Path(__file__).parents[1]
 CUDA = torch.device("cuda")
@@ -66,6 +70,35 @@ def test_without_determinism_only_the_precision_stays(monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match=r"RESURGENCE_DETERMINISTIC = 'no': write true or false"), exact(CUDA):
         pass
     assert flags() == before
+
+
+def test_tf32_only_where_the_settings_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, tf32 = flags(), {"products in TF32": True, "convolutions in TF32": True}
+    with exact(CUDA, "tf32"):
+        assert flags() == STRICT | tf32
+        with exact(CUDA):  # the text encoder and the VAE of such a job
+            assert flags() == STRICT
+        assert flags() == STRICT | tf32
+    for precision in ("fp16", "bf16"):
+        with exact(CUDA, precision):
+            assert flags() == STRICT
+    assert flags() == before
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))  # Turing
+    for device in (CUDA, "cpu"):
+        check_precision("precision", "fp32", device)
+        with pytest.raises(ConfigError, match=r"precision = 'tf32': needs a GPU of the Ampere .*; write fp32"):
+            check_precision("precision", "tf32", device)
+
+
+def test_tf32_on_a_cpu_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    pipe = make_pipeline()
+    rows = pd.DataFrame({"prompt": ["a ship"], "seed": [0]})
+    with pytest.raises(ConfigError, match="precision = 'tf32'"):
+        next(sample(pipe, rows, SamplingConfig(), "tf32"))
+    with pytest.raises(ConfigError, match="precision = 'tf32'"):
+        finetune(pipe, torch.zeros(1, 3, 16, 16), ["a ship"], FinetuneConfig(precision="tf32"), 0, tmp_path)
+    with pytest.raises(ConfigError, match="precision = 'tf32'"):
+        build(Base, {"name": "b", "path": "p", "device": "cpu", "precision": "tf32"}, "base")
 
 
 def test_a_kernel_without_determinism_is_an_error() -> None:
@@ -139,4 +172,4 @@ def test_the_setting_reaches_the_jobs_and_run_json(monkeypatch: pytest.MonkeyPat
         assert job.arithmetic() == {}  # of a job that used no GPU
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, "is_initialized", lambda: True)
-            assert job.arithmetic() == {"deterministic": value}
+            assert job.arithmetic() == {"deterministic": value, "speed": "eager"}

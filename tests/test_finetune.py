@@ -68,6 +68,28 @@ def data() -> f.Data:
     return f.encode(base(), *pictures(), flips=True)
 
 
+@pytest.mark.parametrize("flips", [True, False])
+def test_latents_of_a_set_are_encoded_once_and_only_for_the_same_images(
+    flips: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, (images, captions), calls = base(), pictures(), []
+    encoder = pipe.vae.encode
+    monkeypatch.setattr(pipe.vae, "encode", lambda x: (calls.append(len(x)), encoder(x))[1])
+    plain = f.encode(pipe, images, captions, flips)
+    encodings = len(calls)
+    first = f.encode(pipe, images, captions, flips, tmp_path)
+    again = f.encode(pipe, images, captions[::-1], flips, tmp_path)  # captions are no part of them
+    assert len(calls) == 2 * encodings
+    assert all(torch.equal(plain.mean, data.mean) and torch.equal(plain.std, data.std) for data in (first, again))
+    assert again.mean.stride() == plain.mean.stride()  # the layout changes the rounding of what reads them
+    f.encode(pipe, images, captions, not flips, tmp_path)
+    f.encode(pipe, images.flip(0), captions, flips, tmp_path)
+    with torch.no_grad():
+        pipe.vae.encoder.conv_in.bias.add_(1)
+    other = f.encode(pipe, images, captions, flips, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4 and not torch.equal(other.mean, plain.mean)
+
+
 # --- the loss and its draws
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file
 from torchvision.transforms.functional import to_pil_image
 from transformers import (
@@ -285,6 +287,10 @@ def test_grounded_sam_boxes_follow_the_threshold(folders):
     assert counts[0] == 6 > counts[2]
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason=f"Grounding DINO in half precision needs transformers 5.23, installed is {transformers.__version__}",
+)
 def test_grounded_sam_in_half_precision_finds_nearly_the_same(folders):
     images = torch.rand(4, 3, 48, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
     cfg = {"threshold": 0.01, "text_threshold": 0.01, "empty": "whole"}

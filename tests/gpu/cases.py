@@ -10,14 +10,18 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import safetensors.torch
 import torch
 from diffusers import StableDiffusionPipeline
@@ -32,7 +36,9 @@ from short_erasures import CAPTIONS, ERASURES, TASK, erase, eraser_data, picture
 from resurgence.data.masks import MaskConfig, segment  # noqa: E402
 from resurgence.data.moments import second_moment  # noqa: E402
 from resurgence.diffusion.deltas import apply_folder  # noqa: E402
+from resurgence.diffusion.device import exact  # noqa: E402
 from resurgence.diffusion.sampling import SamplingConfig, sample  # noqa: E402
+from resurgence.training import loop  # noqa: E402
 from resurgence.training.finetune import FinetuneConfig, finetune  # noqa: E402
 from tiny import make_pipeline  # noqa: E402
 
@@ -87,8 +93,7 @@ def clip_scores(pipe: StableDiffusionPipeline) -> Tensors:
     from resurgence.scorers.configs import ClipConfig
     from test_scorers import write_clip
 
-    draw = torch.Generator().manual_seed(1)
-    images = (torch.rand(2, 3, 16, 16, generator=draw) * 255).to(torch.uint8)
+    images = random_images(16)
     with tempfile.TemporaryDirectory() as folder:
         write_clip(Path(folder))
         scorer = clip.load(ClipConfig(path=folder), pipe.device)
@@ -109,6 +114,55 @@ def grounded_masks(pipe: StableDiffusionPipeline) -> Tensors:
         return {"masks": model(images, "ship", 0.01, 0.01, 2).float()}
 
 
+def recogniser_scores(pipe: StableDiffusionPipeline) -> Tensors:
+    """Probabilities and features of random images by a random recogniser."""
+    from resurgence.scorers import recogniser
+    from resurgence.scorers.configs import RecogniserConfig
+    from resurgence.scorers.recogniser_model import Labels, Recogniser, save_recogniser
+
+    torch.manual_seed(3)
+    labels = Labels(["bird", "ship", "cat", "none"], ["plain", "comic"])
+    rows = pd.DataFrame({"prompt": ["a", "b"], "concept": ["ship", "bird"]})
+    with tempfile.TemporaryDirectory() as folder:
+        save_recogniser(Recogniser(4, 8, 32, 2), labels, Path(folder))
+        scorer = recogniser.load(RecogniserConfig(path=folder), pipe.device)
+        scores = scorer.score(random_images(32), rows, TASK)
+        columns = {name: np.asarray(values) for name, values in scores.items()}
+        numbers = {
+            name: torch.from_numpy(np.nan_to_num(v, nan=-1)) for name, v in columns.items() if v.dtype.kind == "f"
+        }
+        return {**numbers, "features": scorer.features(random_images(32))}
+
+
+def celebrity_scores(pipe: StableDiffusionPipeline) -> Tensors:
+    """Probabilities of two crops by a random classifier of the celebrity detector."""
+    from resurgence.scorers.celebrity import CelebrityScorer, build_classifier
+
+    torch.manual_seed(4)
+    crops = [np.asarray(image) for image in random_images(224).permute(0, 2, 3, 1).numpy()]
+    scorer = CelebrityScorer(None, build_classifier(4).to(pipe.device), list("abcd"), pipe.device)
+    return {"probabilities": torch.from_numpy(scorer.probabilities(crops))}
+
+
+def inception_features(pipe: StableDiffusionPipeline) -> Tensors:
+    """Pooled features of two images by Inception with random weights."""
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    from resurgence.scorers.inception import InceptionScorer
+
+    torch.manual_seed(5)
+    with pytest.MonkeyPatch.context() as patch:  # it reads a file of weights
+        patch.setattr(torch, "load", lambda *_, **__: {})
+        patch.setattr(NoTrainInceptionV3.__mro__[1], "load_state_dict", lambda *_: None)
+        model = NoTrainInceptionV3("inception-v3-compat", ["2048"], "weights.pth")
+    return {"features": InceptionScorer(model.to(pipe.device), "clean", pipe.device).features(random_images(32))}
+
+
+def random_images(side: int) -> torch.Tensor:
+    """Two images uint8 (2, 3, side, side)."""
+    return (torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1)) * 255).to(torch.uint8)
+
+
 CASES: dict[str, Callable[[StableDiffusionPipeline], Tensors]] = {
     "sample": partial(draw_images, {}),
     "sample-channels-last": partial(draw_images, {"channels_last": True}),
@@ -119,30 +173,58 @@ CASES: dict[str, Callable[[StableDiffusionPipeline], Tensors]] = {
     "masks-grounded-sam": grounded_masks,
     "moments": moment,
     "scorer-clip": clip_scores,
+    "scorer-recogniser": recogniser_scores,
+    "scorer-celebrity": celebrity_scores,
+    "scorer-inception": inception_features,
     **{f"erase-{name}": partial(erasure, name) for name in ERASURES},
 }
 
 
 def compare(run: Callable[[StableDiffusionPipeline], Tensors], expected: Tensors, device: torch.device) -> dict:
     """Run a case on the device; how far its tensors are from those of the CPU, and what was counted."""
-    pipe = make_pipe().to(device)
+    pipe, steps = make_pipe().to(device), []
     COUNTS.clear()
-    found = {name: tensor.cpu().double() for name, tensor in run(pipe).items()}
+    with counted_steps(steps), exact(device):
+        found = {name: tensor.cpu().double() for name, tensor in run(pipe).items()}
     counts = dict(COUNTS)
     if found.keys() != expected.keys():
         return {"error": f"other tensors: {sorted(found.keys() ^ expected.keys())}"}
-    largest = max(float((expected[name].double() - found[name]).abs().max()) for name in expected)
-    return {"difference": largest, "counts": counts}
+    gaps = [(expected[name].double() - found[name]).abs().max() for name in expected]
+    largest = float(torch.stack(gaps).max())  # NaN if one is
+    return {"difference": largest, "counts": counts, "steps": steps}
+
+
+@contextmanager
+def counted_steps(steps: list[dict[str, int]]) -> Iterator[None]:
+    """Within the block, append what each optimiser step of the training loop counts."""
+    original = loop.update
+
+    def update(*args: Any, **options: Any) -> Any:
+        before = Counter(COUNTS)
+        values = original(*args, **options)
+        steps.append({name: COUNTS[name] - before[name] for name in ("sync", "upload", "download")})
+        return values
+
+    loop.update = update
+    try:
+        yield
+    finally:
+        loop.update = original
 
 
 def on_both(names: list[str]) -> dict[str, dict]:
     """Run the cases on the CPU, then on the pretended device.
 
     Returns:
-        case -> `difference` (largest absolute one of all tensors) and `counts`, or `error`.
+        case -> `difference` (largest absolute one of all tensors), `counts` of the whole case and of its training
+        `steps`, `seconds` on both; or `error`.
     """
     register()
-    expected = {name: CASES[name](make_pipe()) for name in names}
+    start = time.perf_counter()
+    expected, seconds = {}, {}
+    for name in names:
+        expected[name], seconds[name] = CASES[name](make_pipe()), time.perf_counter() - start
+        start = time.perf_counter()
     device, outcomes = pretended(), {}
     save_file = safetensors.torch.save_file  # reads a tensor's memory, which those of the pretended device lack
 
@@ -155,6 +237,8 @@ def on_both(names: list[str]) -> dict[str, dict]:
             outcomes[name] = compare(CASES[name], expected[name], device)
         except Exception:
             outcomes[name] = {"error": traceback.format_exc()}
+        outcomes[name]["seconds"] = [round(value, 2) for value in (seconds[name], time.perf_counter() - start)]
+        start = time.perf_counter()
     return outcomes
 
 

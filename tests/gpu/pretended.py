@@ -10,7 +10,9 @@ the CPU, so results can be compared with a run on the CPU.
 `COUNTS` has the number of operations (`ops`), uploads, downloads, and synchronisations (`sync`: `.item()`, comparisons
 in Python), at which a real GPU waits for its queue.
 
-Not shown: operations without a CUDA kernel, memory, speed, and kernels that are not deterministic.
+In strict mode (`exact`) an operation whose CUDA kernel is not deterministic is refused, as torch refuses it there.
+
+Not shown: operations without a CUDA kernel, memory, speed, and whether kernels repeat their bytes.
 """
 
 from __future__ import annotations
@@ -33,6 +35,12 @@ MIXED = COPIES | INDEXING | {aten._unsafe_index}  # may take tensors of both dev
 SYNCHRONISING = {
     *(aten._local_scalar_dense, aten.equal, aten.is_nonzero, aten.nonzero),
     *(aten._unique2, aten.unique_dim),
+}
+# refused by CUDA in strict mode: the documentation of torch.use_deterministic_algorithms; see also `refuses`
+UNREPEATABLE = {
+    *(aten.put, aten.put_, aten.histc, aten.median, aten.nll_loss2d_forward, aten.max_unpool2d, aten.scatter_reduce),
+    *(aten._adaptive_avg_pool2d_backward, aten.adaptive_max_pool2d_backward, aten.grid_sampler_2d_backward),
+    *(aten.reflection_pad1d_backward, aten.reflection_pad2d_backward, aten._ctc_loss_backward),
 }
 FACTORIES = ("tensor", "as_tensor")  # of torch: they reach no dispatch mode
 _modes: list[TorchDispatchMode] = []
@@ -108,6 +116,12 @@ def refuse(name: str, operand: str) -> NoReturn:
     raise RuntimeError(f"{name}: expected all tensors on {NAME}:0, found {operand}")
 
 
+def refuses(func: Any, args: tuple) -> bool:
+    """Whether CUDA refuses an operation in strict mode: it has no deterministic kernel."""
+    name = func.overloadpacket
+    return name in UNREPEATABLE or (name is aten.bincount and len(args) > 1 and args[1] is not None)
+
+
 def check_devices(func: Any, args: tuple, tensors: list[torch.Tensor]) -> None:
     """Refuse an operation that mixes both devices.
 
@@ -144,6 +158,8 @@ def dispatch(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     if ours:
         check_devices(func, args, tensors)
+        if torch.are_deterministic_algorithms_enabled() and refuses(func, args):
+            raise RuntimeError(f"{func.overloadpacket} on {NAME}:0 does not have a deterministic implementation")
     count(func, args, bool(ours), result_on_device)
     plain_args, plain_kwargs = tree_map(unwrap, args), tree_map(unwrap, kwargs)
     result = func(*plain_args, **plain_kwargs)

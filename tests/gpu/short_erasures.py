@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from resurgence.config.fields import build
 from resurgence.config.task import make_task
 from resurgence.data.moments import second_moment
+from resurgence.diffusion.device import exact
 from resurgence.erasers import EraserData, eraser_config, method
 
 TASK = make_task(
@@ -66,4 +67,5 @@ def erase(name: str, pipe: StableDiffusionPipeline, data: EraserData) -> dict[st
     eraser, more = ERASURES[name]
     cls = eraser_config(eraser)
     settings = {key: value for key, value in {**SHORT, **more}.items() if key in cls.__dataclass_fields__}
-    return method(eraser).erase(pipe, TASK, build(cls, settings, eraser), data, 0)
+    with exact(pipe.device):
+        return method(eraser).erase(pipe, TASK, build(cls, settings, eraser), data, 0)

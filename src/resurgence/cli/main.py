@@ -114,7 +114,7 @@ def sample_arguments(parser: argparse.ArgumentParser) -> None:
     roles = ("erase", "retain", "synonym", "general")
     parser.add_argument("--general", type=Path, metavar="FILE", help="further captions, one a line, one image each")
     parser.add_argument("--roles", nargs="+", choices=roles, help="only these rows of the prompt set")
-    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: fp32")
+    parser.add_argument("--precision", choices=("fp32", "tf32", "fp16", "bf16"), default="fp32", help="default: fp32")
     parser.add_argument(
         "--adapters", type=Path, metavar="DIR",
         help="SPM's adapters/, kept apart: each prompt is sampled with those of the task's concepts, by their strength",

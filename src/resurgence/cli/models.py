@@ -82,6 +82,7 @@ def described(args: Namespace, **more: Any) -> dict[str, Any]:
 def erase(args: Namespace) -> None:
     """Erase a task's concepts: delta.safetensors, and what the eraser tells about it."""
     from resurgence.diffusion.deltas import save_delta
+    from resurgence.diffusion.device import exact
     from resurgence.diffusion.text_checks import check_erasure
     from resurgence.erasers import method
 
@@ -98,7 +99,8 @@ def erase(args: Namespace) -> None:
             pipe = load(args)
             check_erasure(pipe.tokenizer, task, cfg)
             data = eraser_data(args, pipe, task, cfg, out.with_name(f".{out.name}.state"))
-            delta = method(args.eraser).erase(pipe, task, cfg, data, args.seed, folder)
+            with exact(pipe.device):
+                delta = method(args.eraser).erase(pipe, task, cfg, data, args.seed, folder)
             run |= split_passes()
             save_delta(delta, folder / "delta.safetensors")
             if config.has_words:
@@ -282,12 +284,13 @@ def sample(args: Namespace) -> None:
         check_prompt_set(pipe.tokenizer, rows)
         check_image_space(out, len(rows), latent_shape(pipe, cfg.size)[-1] * pipe.vae_scale_factor)
         if args.adapters is None:
-            made = run(pipe, rows, cfg)
+            made = run(pipe, rows, cfg, args.precision)
         else:
             from resurgence.erasers.gradient.spm_transport import sample_opened
             from resurgence.erasers.lora import load_loras
 
-            made = sample_opened(pipe, rows, cfg, load_loras(args.adapters, task.erase), args.transport)
+            adapters = load_loras(args.adapters, task.erase)
+            made = sample_opened(pipe, rows, cfg, adapters, args.transport, args.precision)
         write_image_set(folder / "images.parquet", rows, made)
         facts[RESAMPLED] = resampled_count([folder / "images.parquet"])
 

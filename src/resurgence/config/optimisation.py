@@ -48,7 +48,7 @@ class Optimisation(EraserConfig):
     batch: Count = 1  # samples a step; the erased concepts follow each other in a new random order each round
     max_norm: Positive | None = None  # of the gradient; null: not clipped
     ema: float | None = None  # decay of the moving average that becomes the delta; null: the last weights
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the forward passes, ours; the weights stay fp32
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"  # of the passes, ours; weights stay fp32; tf32 needs a GPU
     checkpoints: tuple[int, ...] = ()  # ours: steps at which the delta is also written, to step-NNNNNN/
 
     def __post_init__(self) -> None:

@@ -45,12 +45,18 @@ class Base:
     """Most samples in a pass of a training, halved when memory does not suffice; auto: all. Changes only rounding."""
     checkpointing: Literal["auto"] | bool = "auto"
     """Of trainings: less memory, more time, the same results; auto: when memory does not suffice for one sample."""
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Of sampling. Erasing and fine-tuning start from fp32."""
+    speed: Literal["eager", "channels-last", "compiled", "graphs", "auto"] = "eager"
+    """On a GPU, how the UNet runs in sampling and fine-tuning; auto: by the card. A change computes nothing again."""
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"
+    """Of sampling; tf32: fp32 with products in TF32, on a GPU. Erasing and fine-tuning start from fp32."""
     delta_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """In which erased and fine-tuned weights are stored."""
     revision: str | None = None
     """Commit of a hub id."""
+
+    def __post_init__(self) -> None:
+        if self.precision == "tf32" and self.device == "cpu":
+            raise ConfigError("precision", "tf32", "needs a GPU, and device is cpu; write fp32")
 
 
 @dataclass(frozen=True)

@@ -150,8 +150,8 @@ class FinetuneConfig:
     """Of full fine-tuning: write the moving average of the weights; the authors' full run: true."""
     horizontal_flip: bool = True
     """Mirror each image with probability 1/2."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the forward pass; weights stay fp32; full run: fp16."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Of the passes; weights stay fp32; tf32: products in TF32, on a GPU; the authors' full run: fp16."""
     gradient_checkpointing: bool = False
     """Less memory, more time, same result; the authors' full run: true."""
     shuffle_captions: bool = False

@@ -18,7 +18,6 @@ import logging
 import random
 import sys
 import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ from resurgence import errors
 from resurgence.config.consistency import COCO_CAPTIONS, COCO_SAMPLE
 from resurgence.files import atomic_file, read_rows, sha256
 from resurgence.pretrained.checksums import offline
-from resurgence.progress import Progress
+from resurgence.pretrained.mirrors import download
 from resurgence.seeds import seed_of
 
 log = logging.getLogger(__name__)
@@ -70,13 +69,9 @@ def fetch(out: Path, url: str = URL, expected: str = SHA256) -> None:
     if offline():
         raise FileNotFoundError(f"{out} is missing and HF_HUB_OFFLINE is set; {remedy}")
     log.info("fetching %s (%d MB, licence %s)", url, BYTES // 10**6, LICENCE)
-    progress = Progress("fetching", BYTES, "bytes")
     try:
         with atomic_file(out) as temporary:
-            with urllib.request.urlopen(url, timeout=60) as source, open(temporary, "wb") as file:
-                while part := source.read(1 << 20):
-                    file.write(part)
-                    progress.add(len(part))
+            download(url, temporary, BYTES)
             check_archive(temporary, expected)
     except (urllib.error.URLError, TimeoutError) as error:
         raise FileNotFoundError(f"{out} cannot be fetched ({error}); {remedy}") from error

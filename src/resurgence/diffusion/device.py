@@ -16,7 +16,8 @@ from resurgence.config.fields import ConfigError
 VARIABLE = "RESURGENCE_DETERMINISTIC"  # true or false; set by the Snakefile from base.deterministic
 # cuBLAS is deterministic with it, and reads it when its handle is created: so before anything runs on a GPU
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# of weights and activations; tf32: fp32, whose products and convolutions run in TF32
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def at_least_single(values: torch.Tensor) -> torch.Tensor:
@@ -54,27 +55,40 @@ def is_deterministic() -> bool:
     return value == "true"
 
 
+def check_precision(key: str, precision: str, device: str | torch.device) -> None:
+    """Raise ConfigError for tf32 on a device without TF32, which would compute in fp32."""
+    device = torch.device(device)
+    if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        raise ConfigError(key, precision, f"needs a GPU of the Ampere generation or later, {device} is in use; "
+                                          "write fp32")  # fmt: skip
+
+
 @contextmanager
-def exact(device: str | torch.device) -> Iterator[None]:
+def exact(device: str | torch.device, precision: str = "fp32") -> Iterator[None]:
     """The arithmetic of everything that is computed on a GPU; on a CPU nothing changes.
 
-    Convolutions and products of fp32 are computed in fp32, not in TF32: otherwise the batch size would show in the
-    images. If `is_deterministic`, an operation without a deterministic kernel is an error, and the kernels of attention
-    are deterministic too; under `warn_only` their backward passes would not be. Memory is not filled first.
+    Convolutions and products of fp32 are computed in fp32, and in TF32 only where the precision is tf32: otherwise the
+    batch size would show in the images.
+    If `is_deterministic`, an operation without a deterministic kernel is an error, and the kernels of attention are
+    deterministic too; under `warn_only` their backward passes would not be. Memory is not filled first.
+
+    Args:
+        precision: of the settings; all but tf32 mean that no product runs in TF32.
 
     Raises:
         ConfigError: see `is_deterministic`. RuntimeError: in the block, an operation without a deterministic kernel.
     """
-    if torch.device(device).type != "cuda":
+    if torch.device(device).type in ("cpu", "meta"):
         yield
         return
     deterministic, memory, products = is_deterministic(), torch.utils.deterministic, torch.backends.cuda.matmul
+    fast = precision == "tf32"
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled, tf32 = memory.fill_uninitialized_memory, products.allow_tf32
     torch.use_deterministic_algorithms(deterministic, warn_only=False)
     memory.fill_uninitialized_memory = False  # by NaN: one more operation for each tensor
-    products.allow_tf32 = False
-    convolutions = {"benchmark": not deterministic, "deterministic": deterministic, "allow_tf32": False}
+    products.allow_tf32 = fast
+    convolutions = {"benchmark": not deterministic, "deterministic": deterministic, "allow_tf32": fast}
     try:
         with torch.backends.cudnn.flags(enabled=True, **convolutions):
             yield

@@ -14,6 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,9 @@ from PIL import Image
 
 from resurgence.config.fields import ConfigError
 from resurgence.config.stages import SamplingConfig
-from resurgence.diffusion.device import DTYPES, exact
+from resurgence.diffusion.device import DTYPES, check_precision, exact
 from resurgence.diffusion.image_sets import RESAMPLED
+from resurgence.diffusion.speed import apply_speed, chosen, is_compiled
 from resurgence.diffusion.text import check_lengths, encode_prompts
 from resurgence.diffusion.unet import ddim, predict, text_projected_once
 from resurgence.progress import Progress
@@ -74,12 +76,14 @@ class PromptWindow:
 
 
 def configure_speed(pipe: StableDiffusionPipeline, cfg: SamplingConfig) -> None:
-    """Convert the pipeline to the memory format of the settings, and compile its UNet (once) if they ask for it."""
-    if cfg.channels_last:
-        for part in (pipe.unet, pipe.vae):
-            part.to(memory_format=torch.channels_last)
-    if cfg.compile and pipe.unet._compiled_call_impl is None:
-        pipe.unet.compile()
+    """Run UNet and autoencoder as `base.speed` and the settings ask for."""
+    speed = chosen(pipe.device) | (cfg.channels_last, cfg.compile, False)
+    apply_speed(pipe.unet, speed, pipe.vae)
+
+
+def padded(values: torch.Tensor, count: int) -> torch.Tensor:
+    """The samples (B, ...), the last one repeated until there are `count`."""
+    return torch.cat([values, values[-1:].expand(max(0, count - len(values)), *values.shape[1:])])
 
 
 @torch.no_grad()
@@ -176,19 +180,28 @@ def precision_of(pipe: StableDiffusionPipeline) -> str:
 
 
 def generate(
-    pipe: StableDiffusionPipeline, rows: pd.DataFrame, text: torch.Tensor, empty: torch.Tensor, cfg: SamplingConfig
+    pipe: StableDiffusionPipeline,
+    rows: pd.DataFrame,
+    text: torch.Tensor,
+    empty: torch.Tensor,
+    cfg: SamplingConfig,
+    precision: str = "fp32",
 ) -> list[Image.Image]:
     """Sample one batch; images that were sampled again in fp32 say so in their `info`.
 
     Args:
         rows: B rows of the prompt set. text: (B, L, d), of their prompts. empty: (1, L, d), the embedding of "".
+        precision: tf32: products of a pipeline in fp32 run in TF32.
 
     Raises:
         ValueError: an image that is not finite in fp32.
     """
     shape = latent_shape(pipe, cfg.size)
-    with exact(pipe.device):
-        images, finite = decode(pipe, denoise(pipe, initial_noise(rows["seed"], shape), text, empty, cfg))
+    count = cfg.batch if is_compiled(pipe.unet) else len(rows)  # the last batch in the shape that is compiled
+    with exact(pipe.device, precision):
+        noise = initial_noise(rows["seed"], shape)
+        latents = denoise(pipe, padded(noise, count), padded(text, count), empty, cfg)[: len(rows)]
+        images, finite = decode(pipe, latents)
     if not finite.all():
         images[~finite] = sample_in_fp32(pipe, rows[~finite.numpy()], shape, cfg)
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
@@ -198,18 +211,21 @@ def generate(
 
 
 def sample(
-    pipe: StableDiffusionPipeline, prompts: pd.DataFrame, cfg: SamplingConfig
+    pipe: StableDiffusionPipeline, prompts: pd.DataFrame, cfg: SamplingConfig, precision: str = "fp32"
 ) -> Iterator[tuple[int, Image.Image]]:
     """Yield (position of the row, image) for each row; rows of one prompt come together.
 
     Args:
         prompts: columns prompt and seed.
+        precision: tf32: products of a pipeline in fp32 run in TF32; another one is that of the pipeline.
 
     Raises:
+        ConfigError: tf32 on a device without TF32.
         ValueError: a prompt is longer than the model reads.
         MemoryError: not even one image fits on the device. Before that the batch is halved.
         ValueError: an image that is not finite in fp32.
     """
+    check_precision("precision", precision, pipe.device)
     configure_speed(pipe, cfg)
     codes, unique = pd.factorize(prompts["prompt"])
     check_lengths(pipe.tokenizer, unique)  # of all, before the first image
@@ -217,18 +233,18 @@ def sample(
     shape = latent_shape(pipe, cfg.size)
     embeddings = PromptWindow(pipe, unique) if len(unique) else {}
     progress = Progress("sampling", len(order), "images")
-    start, batch = 0, cfg.batch
+    start = 0
     while start < len(order):
-        rows = order[start : start + batch]
+        rows = order[start : start + cfg.batch]
         images = None
         try:
-            images = generate(pipe, prompts.iloc[rows], embeddings[codes[rows].tolist()], empty, cfg)
+            images = generate(pipe, prompts.iloc[rows], embeddings[codes[rows].tolist()], empty, cfg, precision)
         except torch.OutOfMemoryError as error:
-            if batch == 1:
+            if cfg.batch == 1:
                 raise MemoryError(f"one image of {shape} latents does not fit on {pipe.device}: {error}") from error
         if images is None:  # outside of the except block, which keeps the failed batch alive
-            batch = max(1, len(rows) // 2)
-            log.warning("out of memory on %s; continuing with batches of %d", pipe.device, batch)
+            cfg = replace(cfg, batch=max(1, (cfg.batch if is_compiled(pipe.unet) else len(rows)) // 2))
+            log.warning("out of memory on %s; continuing with batches of %d", pipe.device, cfg.batch)
             torch.cuda.empty_cache()
             continue
         for row, image in zip(rows, images, strict=True):

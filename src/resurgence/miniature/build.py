@@ -32,13 +32,22 @@ def emphasised(tasks: list[Task]) -> set[str]:
 
 
 def build_part(part: str, cfg: dict, out: Path, device: str) -> None:
-    """Build one part below `out`; the parts that it needs must exist.
+    """Build one part below `out`, with the arithmetic of `exact`; the parts that it needs must exist.
 
     Raises:
         ConfigError: the world has no settings of the part, or a task whose sets share a word.
     """
     if part != "drawings" and part not in cfg:
         raise ConfigError(part, None, "is not among the settings of this world; add it, as in config/world-2.yaml")
+    from resurgence.diffusion.device import exact
+
+    with exact(device):
+        build_in_context(part, cfg, out, device)
+    shutil.rmtree(out / "scratch" / part, ignore_errors=True)
+
+
+def build_in_context(part: str, cfg: dict, out: Path, device: str) -> None:
+    """Build one part; arguments as of `build_part`."""
     concepts, templates, scratch = Path(cfg["concepts"]), Path(cfg["templates"]), out / "scratch" / part
     drawings, tasks = out / "drawings" / "drawings.parquet", tasks_of(cfg)
     shares, tokens = build(CaptionConfig, cfg.get("captions", {}), "captions"), cfg.get("vocabulary", VOCABULARY)
@@ -76,4 +85,3 @@ def build_part(part: str, cfg: dict, out: Path, device: str) -> None:
         words, names = load_world(concepts), emphasised(tasks)
         kinds = {c["name"]: c["kind"] for c in words["concepts"] if c["name"] in names}
         main(out, words, tasks, kinds, cfg[part], cfg["clip"].get("drawn_by"), device)
-    shutil.rmtree(scratch, ignore_errors=True)

@@ -1,11 +1,12 @@
 """Convert the published GIPHY Celebrity Detector to safetensors, once:
 
-    python -m resurgence.scorers.celebrity_convert resources.tar.gz data/celebrity
+    python -m resurgence.pretrained.mirrors data/weights/celebrity-resources.tar.gz
+    python -m resurgence.scorers.celebrity_convert data/weights/celebrity-resources.tar.gz data/weights/celebrity
 
 The archive is the `resources.tar.gz` that examples/download_model.py of Giphy/celeb-detection-oss names (MPL-2.0), or
-the copy that MACE's metrics/README.md points to. Only two of its members are read, and nothing is unpacked: labels.csv
-and the classifier's pickle, through PyTorch's reader of tensors, which executes nothing. The checksum of the archive is
-printed and stored in config.json; `--sha256` compares it.
+the copy that MACE's metrics/README.md points to: config/mirrors.yaml. Only two of its members are read, and nothing is
+unpacked: labels.csv and the classifier's pickle, through PyTorch's reader of tensors, which executes nothing. The
+checksum of the archive is printed and stored in config.json; `--sha256` compares it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from resurgence.pretrained.loading import check_file, fill
 from resurgence.scorers.celebrity import ARCHITECTURE, CONFIG, LABELS, WEIGHTS, build_classifier
 
 log = logging.getLogger(__name__)
-KEY, FETCH = "archive", "fetch the archive again, see the README of Giphy/celeb-detection-oss"
+KEY, FETCH = "archive", "fetch the archive again: python -m resurgence.pretrained.mirrors ARCHIVE"
 STATE = "model_state"  # of the checkpoint; its tensors are named model.* and center_loss_criterion.centers
 STEM = dict(zip(range(8), ("conv1", "bn1", "", "", "layer1", "layer2", "layer3", "layer4"), strict=True))
 CENTRES = "center_loss_criterion."  # of the training loss; inference does not use them

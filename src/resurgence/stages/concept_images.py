@@ -8,7 +8,6 @@ import pandas as pd
 
 from resurgence.config.fields import build
 from resurgence.data.prompts import expand
-from resurgence.diffusion.deltas import apply_folder
 from resurgence.diffusion.image_sets import RESAMPLED, resampled_count, write_image_set
 from resurgence.diffusion.sampling import SamplingConfig, latent_shape, sample
 from resurgence.provenance.outputs import check_image_space
@@ -19,12 +18,11 @@ from resurgence.stages.job import Job, main
 def write_samples(job: Job, rows: pd.DataFrame, folder: Path) -> dict:
     """Write images.parquet: the rows of prompts, sampled from the base with the job's changes applied."""
     settings = dict(job.settings["sampling"])
-    pipe = load_pipe(job, settings.pop("precision", "fp32"))
-    for change in job.folders("changes"):
-        apply_folder(pipe, change)
+    precision = settings.pop("precision", "fp32")
+    pipe = load_pipe(job, precision, changes=job.folders("changes"))
     cfg = build(SamplingConfig, settings, "sampling")
     check_image_space(folder, len(rows), latent_shape(pipe, cfg.size)[-1] * pipe.vae_scale_factor)
-    write_image_set(folder / "images.parquet", rows, sample(pipe, rows, cfg))
+    write_image_set(folder / "images.parquet", rows, sample(pipe, rows, cfg, precision))
     return {"images": len(rows), RESAMPLED: resampled_count([folder / "images.parquet"])}
 
 

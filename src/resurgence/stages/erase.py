@@ -8,6 +8,7 @@ from pathlib import Path
 
 from resurgence.config.fields import build
 from resurgence.diffusion.deltas import load_delta, round_deltas, save_delta
+from resurgence.diffusion.device import exact
 from resurgence.diffusion.text_checks import check_erasure
 from resurgence.erasers import eraser_config, method
 from resurgence.pretrained.loading import read_safetensors
@@ -23,14 +24,16 @@ def make(job: Job, folder: Path) -> None:
     check_erasure(pipe.tokenizer, task, cfg)
     trained = job.optional("loras")
     if trained is None:
-        delta = eraser.erase(pipe, task, cfg, data, settings["seed"], folder)
+        with exact(pipe.device):
+            delta = eraser.erase(pipe, task, cfg, data, settings["seed"], folder)
     else:
         from resurgence.erasers.lora import SUMS, load_loras
 
         loras, refined = load_loras(trained / "loras", task.erase), load_delta(trained / "refined.safetensors")
         if (trained / SUMS).is_file():
             data = replace(data, sums=read_safetensors(trained / SUMS)[0])
-        delta, report = eraser.fuse(pipe, task, cfg, data, refined, loras)
+        with exact(pipe.device):
+            delta, report = eraser.fuse(pipe, task, cfg, data, refined, loras)
         (folder / "closed_form.json").write_text(json.dumps({"fusion": report}, indent=1))
     save_delta(delta, folder / "delta.safetensors")
     round_deltas(folder, settings["delta_precision"])

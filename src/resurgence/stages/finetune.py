@@ -10,7 +10,7 @@ from resurgence.diffusion.deltas import DELTA_FILE, apply_folder, round_deltas
 from resurgence.diffusion.image_sets import read_image_set
 from resurgence.diffusion.text_checks import check_benign, count_long, erased_by
 from resurgence.stages.base import load_pipe
-from resurgence.stages.job import Job, main
+from resurgence.stages.job import SCRATCH, Job, main
 from resurgence.training.finetune import FinetuneConfig, finetune
 
 
@@ -23,7 +23,7 @@ def make(job: Job, folder: Path) -> dict:
     cfg = build(FinetuneConfig, job.settings["settings"], "settings")
     check_benign(pipe.tokenizer, rows["concept"], erased_by(job.folders("changes")))
     signed, captions = images.float() / 127.5 - 1, rows["prompt"].tolist()
-    curve = finetune(pipe, signed, captions, cfg, job.settings["seed"], folder, job.state)
+    curve = finetune(pipe, signed, captions, cfg, job.settings["seed"], folder, job.state, SCRATCH / "latents")
     round_deltas(folder, job.settings["delta_precision"])
     (folder / "curve.json").write_text(json.dumps(curve, indent=1))
     return {"images": len(rows), "long_captions": count_long(pipe.tokenizer, captions), "steps": cfg.steps}

@@ -149,14 +149,15 @@ def start(arguments: Sequence[str] | None = None) -> Job:
     return job
 
 
-def arithmetic() -> dict[str, bool]:
-    """The entry of run.json that says in which mode a GPU computed; none for a job without."""
+def arithmetic() -> dict[str, Any]:
+    """The entries of run.json that say in which mode, and how fast, a GPU computed; none for a job without."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return {}
     from resurgence.diffusion.device import is_deterministic
+    from resurgence.diffusion.speed import used
 
-    return {"deterministic": is_deterministic()}
+    return {"deterministic": is_deterministic(), "speed": used()}
 
 
 def split_passes() -> dict[str, int | bool]:

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from resurgence.config.fields import build
 from resurgence.diffusion.deltas import save_delta
+from resurgence.diffusion.device import exact
 from resurgence.diffusion.text_checks import check_erasure
 from resurgence.erasers import eraser_config, method
 from resurgence.erasers.lora import SUMS, save_loras
@@ -22,7 +23,8 @@ def make(job: Job, folder: Path) -> dict:
     settings, pipe, task, data = job.settings, load_pipe(job), job.task, eraser_data(job)
     cfg = build(eraser_config(settings["method"]), settings["settings"], "settings")
     check_erasure(pipe.tokenizer, task, cfg)
-    trained = method(settings["method"]).train_loras(pipe, task, cfg, data, settings["seed"])
+    with exact(pipe.device):
+        trained = method(settings["method"]).train_loras(pipe, task, cfg, data, settings["seed"])
     save_delta(trained.refined, folder / "refined.safetensors")
     save_loras(trained.loras, folder / "loras")
     if trained.sums:

@@ -5,6 +5,7 @@ result. It runs before CUDA is initialised, so the process sees no other device.
 
     RESURGENCE_DEVICE      cuda or cpu: where jobs that can use a GPU run; set by the Snakefile
     RESURGENCE_DETERMINISTIC  false: kernels of a GPU that may give other bytes the next time; set by the Snakefile
+    RESURGENCE_SPEED       how the UNet runs on a GPU (base.speed); set by the Snakefile
     RESURGENCE_LOCKS       folder of the locks of GPUs on this machine (default: below the folder of temporary files)
     RESURGENCE_WAIT        seconds that a second writer of an output waits for the first (default: 60)
     HF_HUB_OFFLINE         1 in jobs unless it is set: what they load from the hub was looked up before the first job

@@ -76,7 +76,7 @@ def make(job: Job, folder: Path) -> dict:
             )
         for shard, file in missing:
             part = rows.iloc[shard.start : shard.stop].reset_index(drop=True)
-            write_image_set(file, part, sample(pipe, part, cfg))
+            write_image_set(file, part, sample(pipe, part, cfg, precision))
     if before:
         log.info("%d of %d files were there from an interrupted run", before, len(shards) * len(weights))
     resampled = resampled_count(state.glob("*.parquet"))

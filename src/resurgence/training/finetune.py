@@ -20,14 +20,15 @@ import torch.nn.functional as F
 
 from resurgence.config.fields import ConfigError
 from resurgence.config.stages import FinetuneConfig
-from resurgence.diffusion.device import DTYPES, exact
-from resurgence.diffusion.latents import posterior
+from resurgence.diffusion.device import DTYPES, check_precision, exact
+from resurgence.diffusion.speed import fast_training
 from resurgence.diffusion.text import encode_prompts
 from resurgence.diffusion.text_checks import check_long
 from resurgence.diffusion.unet import predict
 from resurgence.seeds import generator
 from resurgence.training import loop
 from resurgence.training.checkpoint import Saver, check_disk, checkpoint_name, copy_checkpoints, fingerprint
+from resurgence.training.latents import set_posteriors
 from resurgence.training.lora import prepare, restore, save_checkpoint
 from resurgence.training.memory import PassLimits
 
@@ -101,10 +102,15 @@ def diffusion_loss(
 
 
 @torch.no_grad()
-def encode(pipe: StableDiffusionPipeline, images: torch.Tensor, captions: Sequence[str], flips: bool) -> Data:
-    """Encode images (N, 3, H, W) in [-1, 1] and captions once."""
-    sides = [posterior(pipe.vae, side) for side in (images, images.flip(-1))[: 1 + flips]]
-    mean, std = (torch.stack(part) for part in zip(*sides, strict=True))
+def encode(
+    pipe: StableDiffusionPipeline,
+    images: torch.Tensor,
+    captions: Sequence[str],
+    flips: bool,
+    latents: Path | None = None,
+) -> Data:
+    """Encode images (N, 3, H, W) in [-1, 1] and captions once; `latents`: see `finetune`."""
+    mean, std = set_posteriors(pipe.vae, images, flips, latents)
     unique = list(dict.fromkeys(captions))
     text = encode_prompts(pipe, unique, truncate=True)
     return Data(mean, std, text, [unique.index(caption) for caption in captions])
@@ -125,6 +131,7 @@ def check_inputs(pipe: StableDiffusionPipeline, images: torch.Tensor, captions: 
     for name in ("unet", "vae", "text_encoder"):
         if getattr(pipe, name).dtype != torch.float32:
             raise ValueError(f"the {name} is {getattr(pipe, name).dtype}; load the base in fp32 and set precision")
+    check_precision("precision", precision, pipe.device)
     if precision == "fp16" and pipe.device.type != "cuda":
         raise ConfigError("precision", precision, f"needs a GPU, the base is on {pipe.device}; write fp32 or bf16")
     if (kind := pipe.scheduler.config.prediction_type) not in ("epsilon", "v_prediction"):
@@ -139,12 +146,14 @@ def finetune(
     seed: int,
     folder: Path,
     state: Path | None = None,
+    latents: Path | None = None,
 ) -> list[dict[str, float]]:
     """Fine-tune the UNet and write folder/step-000100/... at each checkpoint; the pipeline is restored afterwards.
 
     Args:
         images: (N, 3, H, W) in [-1, 1]. captions: one for each image.
         state: scratch folder from which an interrupted run resumes exactly; the caller removes it at the end.
+        latents: folder in which trainings on the same images share their latents; None: each encodes them.
 
     Returns:
         One row a step: step, loss, lr, gradient_norm (before clipping).
@@ -163,13 +172,14 @@ def finetune(
     facts = (astuple(cfg), seed, list(captions), noise)
     weights = (p for part in (unet, pipe.vae, pipe.text_encoder) for p in part.state_dict().values())
     saver = Saver(state, fingerprint(facts, [images, *weights]) if state else "")
-    data = encode(pipe, images, shuffled(captions, seed) if cfg.shuffle_captions else captions, cfg.horizontal_flip)
+    texts = shuffled(captions, seed) if cfg.shuffle_captions else captions
+    data = encode(pipe, images, texts, cfg.horizontal_flip, latents)
     full = cfg.algorithm == "full"
     before = {name: p.detach().to("cpu", copy=True) for name, p in unet.state_dict().items()} if full else {}
     try:
         trainable = prepare(unet, None if full else cfg.rank, seed)
         check_disk(state or folder, cfg.checkpoints, trainable.values())
-        with exact(pipe.device):
+        with exact(pipe.device, cfg.precision), fast_training(unet):
             curve = train(pipe, data, trainable, before, cfg, seed, state or folder, saver)
     finally:
         restore(unet, before)

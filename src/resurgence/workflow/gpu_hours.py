@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from resurgence.config.study import Study
 
 RATES = Path("workflow/rates.yaml")
+SPEEDS = ("eager", "channels-last", "compiled", "graphs")  # of base.speed, the slowest first
+SAMPLING = ("sample", "finetune_set")  # stages that sample with the settings of the study
 PNG = 2.0  # bytes a pixel of a lossless image, about
 KV, XATTN = 0.0223, 0.051  # of the UNet's parameters: keys and values, all projections of the cross-attentions
 # share of `parameters` in those of the UNet; the text encoder is that of SD 1.4 (SD 2.1: 0.39)
@@ -50,7 +52,9 @@ class Rates:
     work: dict[str, Work]
     mask: float
     gpus: dict[str, dict[str, float]]
+    half: dict[str, dict[str, float]]
     utilisation: dict[str, float]
+    auto: dict[str, str]
     seconds: dict[str, float]
     captions: int
 
@@ -106,29 +110,42 @@ class Coster:
         self.study, self.rates, self.gpu = study, rates, gpu
         self.work = rates.work[study.base.name]
 
-    def time(self, tflop: float, precision: str) -> float:
-        """Seconds of an amount of arithmetic, in TFLOP."""
+    def time(self, tflop: float, precision: str, speed: str = "eager") -> float:
+        """Seconds of an amount of arithmetic, in TFLOP, at a speed of `base.speed`."""
         kind = "fp16" if precision == "bf16" else precision
-        return tflop / (self.rates.gpus[self.gpu][kind] * self.rates.utilisation[kind])
+        share = self.rates.half[self.gpu][speed] if kind == "fp16" else self.rates.utilisation[kind]
+        return tflop / (self.rates.gpus[self.gpu][kind] * share)
 
-    def sampling(self, images: int, steps: int, guidance: float, precision: str) -> Cost:
-        """Images sampled from the base or a model."""
-        tflop = steps * (2 if guidance > 1 else 1) * self.work.unet + self.work.decode
+    def speed_of(self, stage: str) -> str:
+        """The speed at which jobs of a stage run, as run.json names it; all but sampling and fine-tuning run eager."""
+        if stage not in (*SAMPLING, "finetune"):
+            return "eager"
+        base, sampling = self.study.base.speed, self.study.sampling
+        speed = self.rates.auto[self.gpu] if base == "auto" else base
+        if stage == "finetune":
+            return "compiled" if speed == "graphs" else speed
+        by_settings = "compiled" if sampling.compile else "channels-last" if sampling.channels_last else "eager"
+        return max(speed, by_settings, key=SPEEDS.index)
+
+    def sampling(self, images: int, settings: Mapping[str, Any], precision: str, speed: str = "eager") -> Cost:
+        """Images sampled from the base or a model with these steps and guidance."""
+        passes = settings["steps"] * (2 if settings["guidance"] > 1 else 1)
+        tflop = passes * self.work.unet + self.work.decode
         size = (self.study.sampling.size or 512) ** 2
-        seconds = images * (self.time(tflop, precision) + self.rates.seconds["image"])
+        seconds = images * (self.time(tflop, precision, speed) + self.rates.seconds["image"])
         return Cost(seconds, images, images * PNG * size)
 
     def concept_images(self, settings: Mapping[str, Any]) -> Cost:
         """Images of concepts, sampled in fp32."""
         sampling = settings["sampling"]
         images = len(settings["concepts"]) * settings["per_concept"]
-        return self.sampling(images, sampling["steps"], sampling["guidance"], "fp32")
+        return self.sampling(images, sampling, "fp32")
 
     def finetune_set(self, settings: Mapping[str, Any]) -> Cost:
         """A fine-tuning set."""
         sampling, prompts = settings["sampling"], len(settings["concepts"] or range(10)) * len(settings["templates"])
         images = settings["size"] or prompts * settings["images_per_prompt"]
-        return self.sampling(images, sampling["steps"], sampling["guidance"], sampling["precision"])
+        return self.sampling(images, sampling, sampling["precision"], self.speed_of("finetune_set"))
 
     def moments(self, settings: Mapping[str, Any]) -> Cost:
         """A corpus through the text encoder; 30 templates for a concept."""
@@ -158,7 +175,7 @@ class Coster:
         passes = (self.work.lora if lora else self.work.full) + (self.work.unet if s["gradient_checkpointing"] else 0)
         tflop = s["steps"] * s["batch"] * s["accumulation"] * passes + 250 * self.work.encode
         written = max(1, len(s["checkpoints"])) * (0.004 if lora else 1.0) * 4 * self.work.parameters
-        return Cost(self.time(tflop, s["precision"]), bytes=written)
+        return Cost(self.time(tflop, s["precision"], self.speed_of("finetune")), bytes=written)
 
     def images_of(self, job: Job) -> int:
         """Images of a job's model, of all its checkpoints."""
@@ -175,7 +192,7 @@ class Coster:
         start = Cost(self.rates.seconds["job"])
         if rule == "sample":
             s = settings["sampling"]
-            return start + self.sampling(self.images_of(job), s["steps"], s["guidance"], s["precision"])
+            return start + self.sampling(self.images_of(job), s, s["precision"], self.speed_of("sample"))
         if rule == "score":
             return start + Cost(self.images_of(job) * self.rates.seconds["score"])
         if rule == "masks":

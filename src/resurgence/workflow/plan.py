@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from resurgence.config.fields import at_least
 from resurgence.config.load import load_study
@@ -56,34 +57,67 @@ def benchmark_seconds(file: Path) -> list[float]:
     return [float(json.loads(line)["s"]) for line in read_lines(file)] if file.is_file() else []
 
 
-def comparable(job: Job, device: str, root: Path) -> bool:
-    """Whether a job has run with its present settings, and, if its rule uses a GPU, on this kind of device."""
+def same_card(job: Job, run: Mapping[str, Any], coster: Coster) -> bool:
+    """Whether a job ran on the card of a plan, with the determinism and at the speed of the study."""
+    name, mode = str(run.get("device", "")), (run.get("deterministic", True), run.get("speed", "eager"))
+    expected = (coster.study.base.deterministic, coster.speed_of(job.rule.stage))
+    return coster.gpu.upper().replace("-", " ") in name.upper() and mode == expected
+
+
+def comparable(job: Job, device: str, root: Path, coster: Coster | None = None) -> bool:
+    """Whether a job has run with its present settings, and, if its rule uses a GPU, on this kind of device or card."""
     try:
         same = read_manifest(root / job.out)["parameters"] == plain(job.settings)
-        ran_on = "CPU" if run_of(job.out, root).get("device", "cpu") == "cpu" else "GPU"
+        run = run_of(job.out, root)
     except (FileNotFoundError, ValueError):  # not finished, or damaged
         return False
-    return same and (ran_on == device or not job.rule.gpu)
+    ran_on = "CPU" if run.get("device", "cpu") == "cpu" else "GPU"
+    alike = ran_on == device if coster is None else same_card(job, run, coster)
+    return same and (alike or not job.rule.gpu)
 
 
-def measured_seconds(jobs: Iterable[Job], device: str, root: Path = Path()) -> dict[str, float]:
-    """Mean seconds of a job of each rule, of the jobs of this study that have run here.
+def measured_runs(
+    jobs: Iterable[Job], device: str, root: Path = Path(), coster: Coster | None = None
+) -> dict[str, list[tuple[Job, float]]]:
+    """Rule -> the jobs of this study that have run here, with the seconds of each run.
 
     A job counts only with the base, the settings (so the size) and the kind of device of the study: the seconds of
     another one say nothing about it.
 
     Args:
-        device: CPU or GPU.
+        device: CPU or GPU. coster: of the card that the plan is for; None: any of this kind.
     """
-    seconds: dict[str, list[float]] = {}
+    runs: dict[str, list[tuple[Job, float]]] = {}
     for job in jobs:
-        runs = benchmark_seconds(root / job.benchmark)
-        if runs and comparable(job, device, root):
-            seconds.setdefault(job.rule.name, []).extend(runs)
+        seconds = benchmark_seconds(root / job.benchmark)
+        if seconds and comparable(job, device, root, coster):
+            runs.setdefault(job.rule.name, []).extend((job, value) for value in seconds)
+    return runs
+
+
+def measured_seconds(jobs: Iterable[Job], device: str, root: Path = Path()) -> dict[str, float]:
+    """Mean seconds of a job of each rule that has run here; see `measured_runs`."""
+    runs = {name: [seconds for _, seconds in of] for name, of in measured_runs(jobs, device, root).items()}
     for name in COCO:
-        if runs := benchmark_seconds(root / f"results/benchmarks/{name}/coco.jsonl"):
-            seconds[name] = runs
-    return {name: statistics.fmean(runs) for name, runs in seconds.items()}
+        if seconds := benchmark_seconds(root / f"results/benchmarks/{name}/coco.jsonl"):
+            runs[name] = seconds
+    return {name: statistics.fmean(seconds) for name, seconds in runs.items()}
+
+
+def measured_costs(
+    runs: Mapping[str, list[tuple[Job, float]]], todo: Counter[str], costs: Mapping[str, Cost], coster: Coster
+) -> dict[str, float]:
+    """Seconds of the jobs to do of each rule that has run: the computed ones, times measured by computed of those runs.
+
+    Jobs of a rule differ in their numbers of images and steps, which the computed cost knows; where none is computed,
+    each takes the mean.
+    """
+    seconds = {}
+    for rule, of in runs.items():
+        spent, expected = (sum(values) for values in zip(*((s, coster(job).seconds) for job, s in of), strict=True))
+        there = rule in costs and expected
+        seconds[rule] = costs[rule].seconds * spent / expected if there else todo[rule] * spent / len(of)
+    return seconds
 
 
 def images_of(study: Study) -> int:
@@ -155,7 +189,7 @@ def computed(
     """The plan of a study on a GPU.
 
     Args:
-        costs: computed costs of the jobs to do, by rule. measured: seconds a job of the rules that have run here.
+        costs: computed costs of the jobs to do, by rule. measured: the seconds instead, of the rules that have run.
     """
     text = [head(study), f"{'stage':<26}{'to do':>7}{'there':>7}{'images':>11}{'GPU-hours':>11}{'GiB':>9}"]
     whole = Cost()
@@ -163,13 +197,14 @@ def computed(
         cost = Cost()
         for rule in rules:
             of_rule = costs.get(rule, Cost())
-            cost += replace(of_rule, seconds=todo[rule] * measured[rule]) if rule in measured else of_rule
+            cost += replace(of_rule, seconds=measured[rule]) if rule in measured else of_rule
         whole += cost
         mark = "*" if any(rule in measured and todo[rule] for rule in rules) else " "
         text.append(f"{row(phase, todo, total, rules)}{table_end(cost)}{mark}".rstrip())
     text.append(f"{row('all', todo, total, total)}{table_end(whole)}")
     source = "computed (workflow/rates.yaml), * measured here"
-    text.append(f"GPU-hours on one {gpu}: {source}; sampling in {study.base.precision}")
+    mode = f"sampling in {study.base.precision}, speed {study.base.speed}"
+    text.append(f"GPU-hours on one {gpu}: {source}; {mode}")
     state = Counter(state for _, state, _ in examine(study, todo))
     if lacking := state["missing"] + state["damaged"]:
         text.append(
@@ -199,10 +234,11 @@ def plan(args: Namespace) -> None:
     extra = [*(["--until", *args.until] if args.until else []), *(["--", *args.target] if args.target else [])]
     todo, total, outs = dry_runs(args.overlay, extra)
     study_jobs, rates, device = jobs(study), read_rates(), device_of(study)
-    measured = measured_seconds(study_jobs, device)
     if study.base.name in rates.work and device == "GPU":
-        costs = by_rule([job for job in study_jobs if job.out in outs], Coster(study, rates, args.gpu))
+        coster = Coster(study, rates, args.gpu)
+        costs = by_rule([job for job in study_jobs if job.out in outs], coster)
+        measured = measured_costs(measured_runs(study_jobs, device, coster=coster), todo, costs, coster)
         print("\n".join(computed(study, todo, total, costs, measured, args.gpu)))
         return
-    seconds = COCO | {rule.name: rule.seconds for rule in RULES.values()} | measured
+    seconds = COCO | {rule.name: rule.seconds for rule in RULES.values()} | measured_seconds(study_jobs, device)
     print("\n".join(lines(study, todo, total, seconds, args.cores)))

@@ -59,13 +59,13 @@ def memory(weights: int | None, gpu: int, attempt: int) -> int:
 def shell_prefix(root: Path, gpu: int, base: Base) -> str:
     """What runs in the shell of a job before its command.
 
-    Jobs run the package of this tree with the Python that runs Snakemake. Device, determinism and the splitting of
-    passes are no parameters of a job, so another choice does not run everything again.
+    Jobs run the package of this tree with the Python that runs Snakemake. Device, determinism, speed and the splitting
+    of passes are no parameters of a job, so another choice does not run everything again.
     """
     paths = ":".join(filter(None, [str(root / "src"), os.environ.get("PYTHONPATH")]))
     return (
         f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
         f" PYTHONPATH={shlex.quote(paths)} RESURGENCE_DEVICE={'cuda' if gpu else 'cpu'}"
-        f" RESURGENCE_DETERMINISTIC={str(base.deterministic).lower()}"
+        f" RESURGENCE_DETERMINISTIC={str(base.deterministic).lower()} RESURGENCE_SPEED={base.speed}"
         f" RESURGENCE_MICRO_BATCH={base.micro_batch} RESURGENCE_CHECKPOINTING={str(base.checkpointing).lower()}; "
     )

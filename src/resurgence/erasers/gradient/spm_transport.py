@@ -88,11 +88,13 @@ def sample_opened(
     cfg: SamplingConfig,
     adapters: Mapping[str, Lora],
     measure: Measure = "both",
+    precision: str = "fp32",
 ) -> Iterator[tuple[int, Image.Image]]:
     """Sample as `sample.sample` does, one prompt after the other, each with the adapters opened by its strengths.
 
     Args:
         prompts: columns prompt and seed. adapters: concept -> adapter, on the weights that the pipeline has.
+        precision: see `sample.sample`.
 
     Yields:
         (position of the row, image).
@@ -106,5 +108,5 @@ def sample_opened(
     for number, row in enumerate(strengths.tolist()):
         places = np.flatnonzero(codes == number)
         with opened(pipe.unet, adapters, dict(zip(adapters, row, strict=True))):
-            for place, image in sample(pipe, prompts.iloc[places].reset_index(drop=True), cfg):
+            for place, image in sample(pipe, prompts.iloc[places].reset_index(drop=True), cfg, precision):
                 yield int(places[place]), image

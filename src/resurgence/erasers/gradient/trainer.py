@@ -19,7 +19,7 @@ import torch
 from resurgence.config.optimisation import Optimisation
 from resurgence.config.task import Task, TaskPart
 from resurgence.diffusion.deltas import DELTA_FILE, save_delta
-from resurgence.diffusion.device import exact
+from resurgence.diffusion.device import check_precision, exact
 from resurgence.seeds import generator
 from resurgence.training import loop
 from resurgence.training.checkpoint import Saver, checkpoint_name, copy_checkpoints, fingerprint
@@ -136,9 +136,10 @@ def train(
         ValueError: a loss that is not finite, naming step and lr.
         SystemExit: 143 after SIGTERM, with the state saved.
     """
+    check_precision("precision", cfg.precision, student.device)
     facts = (type(objective).__qualname__, asdict(cfg), vars(task), seed, student.captions)
     saver = Saver(data.state, inputs_of(student, facts, data) if data.state else "")
-    with exact(student.device), objective.only_what_runs():
+    with exact(student.device, cfg.precision), objective.only_what_runs():
         curve = run(student, objective, cfg, saver, data.state or folder)
     copy_checkpoints(cfg.checkpoints, data.state, folder)
     if folder is not None:

@@ -1,0 +1,109 @@
+"""Archives with mirrors: the first that has the file, its checksum recorded, and what each mirror said otherwise."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+from resurgence.config.fields import ConfigError, read_yaml
+from resurgence.files import sha256
+from resurgence.pretrained import mirrors
+from resurgence.pretrained.checksums import LOCK
+
+ROOT = Path(__file__).parents[1]
+PLACE = "data/weights/faces.tar.gz"
+
+
+def pack(path: Path, text: str) -> None:
+    with tarfile.open(path, "w:gz") as tar:
+        member = tarfile.TarInfo("labels.csv")
+        member.size = len(text)
+        tar.addfile(member, io.BytesIO(text.encode()))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with mirrors on a web server of this machine: `gone`, `page` (a web page), `copy`, and `other`."""
+    (tmp_path / "server").mkdir()
+    pack(tmp_path / "server/copy.tar.gz", "Ada,0\n")
+    pack(tmp_path / "server/other.tar.gz", "Bob,0\n")
+    (tmp_path / "server/page.tar.gz").write_text("<html>Sign in</html>")
+    (tmp_path / "work/config").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "server")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        urls = {name: f"{address}/{name}.tar.gz" for name in ("gone", "page", "copy", "other")}
+        Path(mirrors.MIRRORS).write_text(yaml.safe_dump({PLACE: {"licence": "none", "mirrors": urls}}))
+        yield tmp_path
+        server.shutdown()
+
+
+def test_the_first_mirror_that_sends_an_archive_is_taken_and_its_checksum_recorded(project: Path) -> None:
+    mirrors.main([PLACE])
+    original = project / "server/copy.tar.gz"
+    assert Path(PLACE).read_bytes() == original.read_bytes()
+    assert read_yaml(LOCK) == {PLACE: {"revision": None, "files": {"faces.tar.gz": sha256(original)}}}
+
+
+def test_later_downloads_must_have_the_recorded_checksum(project: Path) -> None:
+    mirrors.main([PLACE, "--mirror", "copy"])
+    recorded, first = LOCK.read_bytes(), sha256(Path(PLACE))
+    with pytest.raises(
+        FileNotFoundError, match=rf"other: sent a file with SHA-256 [0-9a-f]{{64}}, expected is {first}"
+    ):
+        mirrors.main([PLACE, "--mirror", "other"])
+    assert sha256(Path(PLACE)) == first and LOCK.read_bytes() == recorded
+    Path(PLACE).unlink()
+    mirrors.main([PLACE])
+    assert sha256(Path(PLACE)) == first and LOCK.read_bytes() == recorded
+
+
+def test_what_each_mirror_said_and_the_remedy(project: Path) -> None:
+    entry = yaml.safe_load(Path(mirrors.MIRRORS).read_text())
+    for name in ("copy", "other"):
+        del entry[PLACE]["mirrors"][name]
+    Path(mirrors.MIRRORS).write_text(yaml.safe_dump(entry))
+    expected = (
+        r"gone: HTTP Error 404.*; page: sent 20 bytes that are no tar archive\); copy it to data/weights/.* by hand"
+    )
+    with pytest.raises(FileNotFoundError, match=expected):
+        mirrors.main([PLACE])
+    assert not Path(PLACE).exists() and not LOCK.exists()
+
+
+def test_an_address_of_the_user_and_unknown_names(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = read_yaml(Path(mirrors.MIRRORS))[PLACE]["mirrors"]["other"]
+    mirrors.main([PLACE, "--mirror", url])
+    assert sha256(Path(PLACE)) == sha256(project / "server/other.tar.gz")
+    with pytest.raises(ConfigError, match="--mirror = 'giphi'"):
+        mirrors.main([PLACE, "--mirror", "giphi"])
+    with pytest.raises(ConfigError, match=r"archive = .data/none\.tar."):
+        mirrors.main(["data/none.tar"])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set; copy it to"):
+        mirrors.main([PLACE])
+
+
+def test_a_published_checksum_needs_no_record(project: Path) -> None:
+    values = yaml.safe_load(Path(mirrors.MIRRORS).read_text())
+    values[PLACE]["sha256"] = sha256(project / "server/other.tar.gz")
+    Path(mirrors.MIRRORS).write_text(yaml.safe_dump(values))
+    mirrors.main([PLACE])
+    assert sha256(Path(PLACE)) == values[PLACE]["sha256"] and not LOCK.exists()
+
+
+def test_the_table_of_the_project_is_valid() -> None:
+    for place, values in read_yaml(ROOT / mirrors.MIRRORS).items():
+        archive = mirrors.build(mirrors.Archive, values, place)
+        assert archive.mirrors and all(url.startswith("https://") for url in archive.mirrors.values())
