@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from resurgence.config.audit import Criteria
+from resurgence.config.audit import Criteria, Level, ProbeKind
 from resurgence.config.fields import build
 from resurgence.config.task import Kind
 from resurgence.files import read_json, write_json
 
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
-ProbeKind = Literal["released", "lora", "full", "merge", "rounding"]
 Maker = Literal["real", "base", "erased"]  # erased: the audited model itself, so the value is a lower bound
 EXIT: dict[Outcome, int] = {"PASS": 0, "FAIL": 2, "INCONCLUSIVE": 3}
 """Exit codes of `resurgence audit`; 1 is an error."""
@@ -142,7 +141,7 @@ class Audit:
     original: Original | None
     task: AuditedTask
     base: str  # name of the base in results/
-    level: Literal["quick", "standard", "full"]
+    level: Level
     metric: str  # column of the scores, as recogniser_accuracy
     metric_title: str
     criteria: Criteria
