@@ -403,7 +403,7 @@ def test_in_a_browser_the_keyboard_shows_blurred_images(file: Path) -> None:
         total = page.evaluate(veiled)
         assert total == (WORST + 3) * 5
         blurs = page.locator(".picture img").evaluate_all("all => all.map(image => getComputedStyle(image).filter)")
-        assert set(blurs) == {"blur(12px)"}
+        assert set(blurs) == {"blur(24px)"}
         for _ in range(200):
             page.keyboard.press("Tab")
             if focus(page) == "picture veiled":

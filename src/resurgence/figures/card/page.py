@@ -10,7 +10,7 @@ from typing import Any
 from resurgence.analysis.audit.result import Audit, Measure, ModelImages, Probe
 from resurgence.figures import charts
 from resurgence.figures.card.rows import image_rows
-from resurgence.figures.card.text import MAKERS, OUTCOMES, criteria_lines, limits, scope, verdict_line
+from resurgence.figures.card.text import OUTCOMES, criteria_lines, limits, scope, verdict_line
 from resurgence.figures.numbers import Number, Source
 from resurgence.figures.page import render
 from resurgence.scorers import SCORES
@@ -51,7 +51,7 @@ def probe_block(probe: Probe, source: Source, is_worst: bool) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "probe": probe, "outcome": OUTCOMES[probe.verdict], "worst": is_worst, "scope": scope(probe),
-        "maker": MAKERS.get(probe.maker or "", ""), "state": "erased" if probe.kind == "released" else "finetuned",
+        "state": "erased" if probe.kind == "released" else "finetuned",
         "concepts": {name: as_number(measure, source) for name, measure in probe.concepts.items()},
         "curve": [(p.step, as_number(p.erased, source), as_number(p.retained, source)) for p in probe.curve],
         **{name: as_number(measure, source) for name, measure in measures.items()},

@@ -7,7 +7,6 @@ from resurgence.analysis.headline import number
 from resurgence.config.audit import Criteria
 
 OUTCOMES = {"FAIL": "yes", "INCONCLUSIVE": "open", "PASS": "no"}  # class of their colour in style.css
-MAKERS = {"real": "real pictures", "base": "pictures of the original model", "erased": "pictures of the audited model"}
 
 
 def measure_text(measure: Measure | None) -> str:
