@@ -164,8 +164,11 @@ def test_model_and_pictures_must_fit(tmp_path: Path, weights: Path) -> None:
         ({"sha256": "0" * 64}, "expected 0{64}"),
         ({"architecture": "resnet18"}, "weights of another architecture"),
         ({"architecture": "resnet0"}, r"scorers.reference.architecture = 'resnet0'"),
-        ({"architecture": None}, "give a folder of open_clip without an architecture"),
-        ({"architecture": None, "path": str(tmp_path)}, r"cannot be loaded as a folder of open_clip \(.*no such file"),
+        ({"architecture": None}, "cannot be loaded by open_clip .* or give `architecture`"),
+        ({"architecture": None, "path": str(tmp_path)}, r"cannot be loaded by open_clip \(.*no such file"),
+        ({"path": None}, f"path = None: must name the file of weights of {ARCHITECTURE}"),
+        ({"architecture": None, "path": None}, "give either a folder or a name"),
+        ({"architecture": None, "path": None, "name": "ViT-B-32"}, "pretrained = None: is missing for 'ViT-B-32'"),
     ):
         with pytest.raises((ConfigError, ValueError), match=message):
             load_scorers({"reference": {**good, **change}})
@@ -209,7 +212,7 @@ def test_drawings_of_the_miniature_are_recognised_by_those_of_other_artists(tmp_
         folder = tmp_path / (concept if concept in names else f"others/{concept}")
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(drawings[at].permute(1, 2, 0).numpy()).save(folder / f"{rows['artist'][at]}.png")
-    scorer = reference.load(ReferenceConfig(str(CLIP), str(tmp_path)))
+    scorer = reference.load(ReferenceConfig(str(tmp_path), str(CLIP)))
     features, groups = [], []
     for number, files in enumerate(reference_pictures(tmp_path, "others").values()):
         pixels = torch.from_numpy(np.stack([np.asarray(reference.read_picture(file, "")) for file in files]))

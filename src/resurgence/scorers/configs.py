@@ -72,9 +72,11 @@ class ClipConfig(ScorerConfig):
 class ReferenceConfig(ScorerConfig):
     """Nearest centroid of reference pictures, for concepts that no classifier knows."""
 
-    path: str  # of the model that gives the features: an open_clip folder, or a file of torchvision's weights
     pictures: str  # folder with a folder of pictures for each concept, named like it, and one of others
-    architecture: str | None = None  # of torchvision, such as resnet50, if `path` is a file
+    path: str | None = None  # of the model that gives the features: an open_clip folder, or torchvision's weights
+    name: str | None = None  # of an architecture of open_clip instead, as for clip
+    pretrained: str | None = None  # tag of its weights
+    architecture: str | None = None  # of torchvision, such as resnet50, if `path` is its file
     sha256: str | None = None  # of that file, or the beginning of it
     others: str = "others"  # folder of pictures that show none of the concepts; each folder in it has a centroid
 
@@ -90,6 +92,12 @@ class ReferenceConfig(ScorerConfig):
     }
     gives_features: ClassVar = True
     rank: ClassVar = 1
+
+    def __post_init__(self) -> None:
+        if self.architecture is None:
+            ClipConfig(path=self.path, name=self.name, pretrained=self.pretrained)  # checks them
+        elif self.path is None:
+            raise ConfigError("path", None, f"must name the file of weights of {self.architecture}")
 
     def check(self, study: Study, root: Path) -> None:
         """Every concept to erase or to retain has reference pictures."""

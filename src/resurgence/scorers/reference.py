@@ -142,7 +142,7 @@ def load_torchvision(config: ReferenceConfig, device: torch.device | str) -> Tor
 
     key, fetch, name = "scorers.reference.path", config.fetch, str(config.architecture)
     known("scorers.reference.architecture", name, models.list_models(module=models))
-    tensors = read_tensors(check_file(Path(config.path), config.sha256, key, fetch), key, fetch)
+    tensors = read_tensors(check_file(Path(config.path or ""), config.sha256, key, fetch), key, fetch)
     model = models.get_model(name, weights=None)
     fill(model, tensors, key, fetch)
     *_, last = (module for module, layer in model.named_modules() if isinstance(layer, torch.nn.Linear))
@@ -154,20 +154,19 @@ def load_model(config: ReferenceConfig, device: torch.device | str) -> Features:
     """The model that gives the features.
 
     Raises:
-        ConfigError: a file without its architecture, a folder with one, or a folder that cannot be loaded.
+        ConfigError: a model of open_clip that cannot be loaded. FileNotFoundError, ValueError: see `load_torchvision`.
     """
-    if (config.architecture is None) != Path(config.path).is_dir():
-        remedy = f"with architecture = {config.architecture!r}; give a folder of open_clip without an architecture, or "
-        raise ConfigError("scorers.reference.path", config.path, remedy + "a file of torchvision's weights with it")
     if config.architecture is not None:
         return load_torchvision(config, device)
     from resurgence.scorers import clip
 
     try:
-        return clip.load(ClipConfig(path=config.path), device)
+        return clip.load(ClipConfig(path=config.path, name=config.name, pretrained=config.pretrained), device)
     except (FileNotFoundError, ValueError) as error:
-        remedy = f"cannot be loaded as a folder of open_clip ({error}); name another"
-        raise ConfigError("scorers.reference.path", config.path, remedy) from error
+        remedy = (
+            f"cannot be loaded by open_clip ({error}); name another, or give `architecture` with torchvision's weights"
+        )
+        raise ConfigError("scorers.reference", config.path or config.name, remedy) from error
 
 
 def load(config: ReferenceConfig, device: torch.device | str = "cpu") -> ReferenceScorer:
