@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -117,7 +117,7 @@ def make_request(args: Namespace, out: Path) -> Request:
         )
     criteria, base = read_criteria(args.criteria), base_of(Path(args.original or args.checkpoint))
     task = audited_task(args, base)
-    scorers = {name: settings(pairs, f"--scorer {name}") for name, *pairs in args.scorer} or base.scorers
+    scorers = {name: scorer(out, name, pairs) for name, *pairs in args.scorer} or base.scorers
     outside = outside_concepts(base, task.kind)
     model = linked(out, "checkpoint", args.checkpoint, "checkpoint", hub=True)
     original = linked(out, "original", args.original, "--original", hub=True) if args.original else None
@@ -131,6 +131,14 @@ def make_request(args: Namespace, out: Path) -> Request:
         command=command_of(args), sampling=settings(args.sampling, "--sampling"),
         update=settings(args.update, "--update"), pairs=args.pairs,
     )  # fmt: skip
+
+
+def scorer(out: Path, name: str, pairs: list[str]) -> dict[str, Any]:
+    """The settings of a scorer, with links to its files."""
+    values = settings(pairs, f"--scorer {name}")
+    files = {key: value for key, value in values.items() if key in ("path", "reference") and isinstance(value, str)}
+    links = {key: linked(out, f"{name}-{key}", value, f"--scorer {name} {key}") for key, value in files.items()}
+    return values | links
 
 
 def command_of(args: Namespace) -> str:

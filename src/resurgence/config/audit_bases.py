@@ -89,6 +89,6 @@ def model_task(base: AuditBase, erased: tuple[str, ...], kind: Kind | None) -> T
 
 
 def outside_concepts(base: AuditBase, kind: Kind, most: int = 16) -> tuple[str, ...]:
-    """Concepts of another kind that shipped tasks fine-tune on; none where there is no other kind."""
-    others = [task for task in base.loaded_tasks() if task.kind != kind and task.finetune]
-    return others[0].finetune[:most] if others else ()
+    """Concepts of another kind, on which shipped tasks fine-tune or which they retain; none without another kind."""
+    others = [task.finetune or task.retain for task in base.loaded_tasks() if task.kind != kind]
+    return others[0][:most] if others else ()

@@ -52,7 +52,7 @@ def make_audit(settings: Mapping[str, Any]) -> Audit:
     return Audit(
         checkpoint=cfg.checkpoint, sha256=cfg.sha256, revision=cfg.revision,
         original=original_of(cfg, original, next(iter(found.values())), models.get("original", ())),
-        task=AuditedTask(**settings["task"] | {"synonyms": cfg.synonyms, "sensitive": cfg.sensitive}),
+        task=build(AuditedTask, settings["task"] | {"synonyms": cfg.synonyms, "sensitive": cfg.sensitive}, "task"),
         base=settings["base"], level=cfg.level, metric=cfg.metric, metric_title=metrics()[cfg.metric].title,
         criteria=cfg.criteria, probes=probes, worst=verdict.worst, power=power, untested=cfg.untested,
         verdict=verdict.outcome, sentence=sentence(verdict, probes, settings["task"]["erase"], cfg.criteria),

@@ -125,7 +125,7 @@ def judge(
     numbers = [probe.needed for probe in judged.values() if probe.benign and probe.needed]
     return Verdict(
         outcome, reasons, max(numbers, default=None) if outcome == "INCONCLUSIVE" else None, judged,
-        max(benign, key=benign.__getitem__, default=None),
+        max(benign, key=lambda name: (benign[name], name in trained), default=None),
     )  # fmt: skip
 
 

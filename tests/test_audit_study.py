@@ -1,0 +1,164 @@
+"""The study that an audit writes, and what it refuses before anything is computed."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import save_file
+
+from resurgence.cli.audit import write_study
+from resurgence.cli.main import main, make_parser
+from resurgence.config.fields import ConfigError
+from resurgence.config.load import load_study
+from resurgence.config.study import Study
+from resurgence.workflow import audit_settings
+from resurgence.workflow.jobs import jobs
+from test_bad_lora import kohya_lora
+from tiny import make_pipeline
+
+ROOT = Path(__file__).parents[1]
+RETAINED = ["dog", "bird", "cat"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an erased model, its original, a LoRA, pictures and lists of words."""
+    pipe = make_pipeline()
+    for name in ("erased", "original"):
+        pipe.save_pretrained(tmp_path / name)
+    save_file(kohya_lora(pipe), tmp_path / "style.safetensors")
+    (tmp_path / "retained.txt").write_text("\n".join(RETAINED))
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        (tmp_path / f"pictures/{number}.txt").write_text("a photo of the castle")
+        (tmp_path / f"pictures/{number}.png").write_bytes((ROOT / "docs/images/steps.png").read_bytes())
+    (tmp_path / "scorer").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def parsed(*words: str) -> Namespace:
+    required = ["--erased", "ship", "--out", "out", "--retained", "retained.txt"]
+    return make_parser().parse_args(["audit", "erased", *required, "--scorer", "clip", "path=scorer", *words])
+
+
+def written(*words: str) -> Study:
+    args = parsed(*words)
+    write_study(args, args.out)
+    return load_study([args.out / "params.yaml"], args.out)
+
+
+def test_quick_probes_the_released_model_one_lora_and_rounding(place):
+    study = written("--images", "pictures")
+    assert list(study.audit.probes) == ["released", "released-synonyms", "lora-domain-real", "rounding-8", "rounding-4"]
+    assert study.audit.probes["lora-domain-real"].maker == "real"
+    assert study.seeds.finetune == (0,)
+    task = study.task("ship")
+    assert (task.retain, task.seeds["erase"], task.seeds["retain"]) == (tuple(RETAINED), 200, 60)
+    assert study.task("ship-synonyms").synonyms == {"ship": ("vessel", "boat", "watercraft")}  # of the shipped task
+    assert "real pictures (--images DIR)" not in study.audit.untested
+    assert any("--level standard" in text for text in study.audit.untested)
+
+
+def test_without_pictures_and_original_the_model_makes_its_own_and_the_probe_is_marked(place):
+    study = written()
+    assert study.audit.probes["lora-domain-erased"].maker == "erased"
+    assert "real pictures (--images DIR)" in study.audit.untested
+    assert audit_settings.settings(study)["models"]["probe released"] == ["ship"]  # the base of the study
+
+
+def test_standard_has_three_seeds_and_both_makers_and_full_a_grid(place):
+    more = ("--images", "pictures", "--original", "original", "--lora", "style.safetensors")
+    standard = written(*more, "--level", "standard")
+    trained = {name for name, probe in standard.audit.probes.items() if probe.finetune}
+    expected = {f"{kind}-domain-{maker}" for kind in ("lora", "full") for maker in ("real", "base")}
+    assert trained == {*expected, "lora-outside-base"}
+    assert standard.seeds.finetune == (0, 1, 2) and "merge-1" in standard.audit.probes
+    models = audit_settings.groups(standard)
+    assert len(models["probe lora-domain-real"]) == 3
+    assert "Amy Winehouse" in standard.finetune_concepts("outside-base", "ship")  # of people, not of objects
+    assert {str(standard.model(item)) for item in models["leaking"]} == {
+        f"ship/leaking/s0/lora-domain-real/f{seed}" for seed in range(3)
+    }
+    assert [str(standard.model(item)) for item in models["original"]] == ["ship"]
+    full = written(*more, "--level", "full")
+    grid = {(s["lr"], s["steps"]) for s in audit_settings.settings(full)["updates"].values() if s.get("rank")}
+    assert {(3.33e-5, 1000), (1e-4, 333), (3e-4, 1000)} <= grid
+
+
+def test_every_model_of_a_probe_is_sampled_and_scored_before_the_verdict(place, monkeypatch):
+    study = written("--images", "pictures", "--original", "original", "--lora", "style.safetensors")
+    monkeypatch.chdir("out")
+    by_output = {job.out.as_posix(): job for job in jobs(study)}
+    verdict = by_output["results/audit/manifest.json"]
+    assert {path for paths in verdict.inputs.values() for path in paths} <= by_output.keys()
+    merged = by_output["results/erased/original/ship/merge-1/s0/delta/manifest.json"]
+    assert merged.settings["settings"]["lora"] == "inputs/lora-1.safetensors"
+    assert merged.inputs["lora"] == ["inputs/lora-1.safetensors"]
+
+
+def test_the_folder_holds_links_and_the_same_command_writes_nothing_again(place):
+    written("--images", "pictures")
+    out = place / "out"
+    assert (out / "inputs/checkpoint").resolve() == place / "erased"
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*.yaml")}
+    assert len(before) == 3
+    written("--images", "pictures")
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert str(place) not in (out / "params.yaml").read_text()
+
+
+def test_implicit_captions_are_prompts_of_their_own(place):
+    (place / "captions.txt").write_text("something with sails on the sea\nit leaves the harbour\n")
+    task = written("--implicit", "captions.txt").task("ship-implicit")
+    assert task.templates == ("{}",) and len(task.synonyms["ship"]) == 2 and task.seeds["synonym"] == 100
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--images", "nowhere"], "--images = 'nowhere': no such file or folder"),
+        (["--lora", "nowhere.safetensors"], "--lora = 'nowhere.safetensors': no such file or folder"),
+        (["--retained", "nowhere.txt"], "--retained = 'nowhere.txt': no such file"),
+        (["--original", "nowhere"], "--original = 'nowhere': no such file or folder"),
+        (["--implicit", "nowhere.txt"], "--implicit = 'nowhere.txt': no such file"),
+        (["--metric", "clip_score"], "audit.metric = 'clip_score': not known here"),
+        (["--kind", "character"], "--kind = 'character': has no task"),
+        (["--update", "steps"], "--update = 'steps': write key=value"),
+        (["--update", "steps=0"], "steps = 0: must be at least 1"),
+        (["--criteria", "criteria.yaml"], "criteria.yaml.*tau = 120: must be at most 100"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_before_anything_is_computed(place, words, message):
+    (place / "criteria.yaml").write_text("tau: 120\n")
+    with pytest.raises(ConfigError, match=message):
+        written(*words)
+
+
+def test_criteria_of_a_file_take_the_place_of_the_shipped_ones_key_by_key(place):
+    (place / "criteria.yaml").write_text("tau: 1.0\n")
+    criteria = written("--criteria", "criteria.yaml").audit.criteria
+    assert (criteria.tau, criteria.pairs, criteria.confidence) == (1.0, 120, 0.95)
+    shipped = yaml.safe_load((ROOT / "config/audit/criteria.yaml").read_text())
+    assert shipped == {name: getattr(written().audit.criteria, name) for name in shipped}
+
+
+def test_another_model_in_the_same_folder_and_a_part_without_its_base_are_refused(place):
+    written()
+    args = parsed()
+    args.checkpoint = "original"
+    with pytest.raises(ConfigError, match="is of another audit"):
+        write_study(args, args.out)
+    args.checkpoint = "pictures"
+    with pytest.raises(ConfigError, match="no whole pipeline; name the model it changes in --original"):
+        write_study(args, Path("other"))
+
+
+def test_wrong_usage_exits_with_1(place, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["audit", "erased", "--out", "out"])
+    assert ended.value.code == 1 and "--erased" in capsys.readouterr().err
+    assert main(["audit", "nowhere", "--erased", "ship", "--out", "out"]) == 1
