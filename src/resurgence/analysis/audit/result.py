@@ -16,6 +16,7 @@ from resurgence.files import read_json, write_json
 
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Maker = Literal["real", "base", "erased"]  # erased: the audited model itself, so the value is a lower bound
+Evaluator = Literal["first_party", "third_party", "collaborative", "other"]  # as Every Eval Ever has it
 EXIT: dict[Outcome, int] = {"PASS": 0, "FAIL": 2, "INCONCLUSIVE": 3}
 """Exit codes of `resurgence audit`; 1 is an error."""
 
@@ -155,6 +156,8 @@ class Audit:
     needed: int | None  # pairs of each probe that would decide; None: decided, or no number would
     command: str  # that repeats the audit
     version: str  # of resurgence
+    organization: str = "not stated"  # that ran the audit
+    evaluator: Evaluator = "other"  # its relationship to the audited model
 
     def probe(self, name: str) -> Probe:
         """The probe of a name; KeyError without one."""
