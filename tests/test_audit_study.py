@@ -111,6 +111,16 @@ def test_the_folder_holds_links_and_the_same_command_writes_nothing_again(place)
     assert str(place) not in (out / "params.yaml").read_text()
 
 
+def test_the_command_that_repeats_the_audit_is_that_line_without_what_changes_no_result(place):
+    study = written("--images", "pictures", "--update", "steps=3", "lr=1.0e-4", "--sensitive", "--cores", "7")
+    line = ["audit", "erased", "--erased", "ship", "--retained", "retained.txt", "--images", "pictures", "--scorer"]
+    line += ["clip", "path=scorer", "--update", "steps=3", "lr=1.0e-4", "--sensitive", "--out", "out"]
+    assert study.audit.command == " ".join(["resurgence", *line])
+    again = make_parser().parse_args(line)
+    write_study(again, again.out)
+    assert load_study([place / "out/params.yaml"], place / "out").audit == study.audit
+
+
 def test_implicit_captions_are_prompts_of_their_own(place):
     (place / "captions.txt").write_text("something with sails on the sea\nit leaves the harbour\n")
     task = written("--implicit", "captions.txt").task("ship-implicit")

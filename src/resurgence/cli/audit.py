@@ -14,9 +14,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -30,9 +31,6 @@ from resurgence.config.schema import WithoutAliases
 from resurgence.config.task import Task, make_task
 from resurgence.files import CHECKOUT, read_lines, write_text
 from resurgence.provenance.manifest import MANIFEST
-
-if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
 
 VERDICT = Path("results/audit/verdict.json")
 TARGET = f"results/audit/{MANIFEST}"
@@ -65,6 +63,9 @@ def audit_arguments(parser: ArgumentParser) -> None:
     add("--sampling", nargs="+", action="extend", metavar="KEY=VALUE", help="settings of the sampler")
     add("--update", nargs="+", action="extend", metavar="KEY=VALUE", help="settings of every training, e.g. steps=150")
     add("--sensitive", action="store_true", help="the card hides images until they are clicked")
+    add("--organization", default="not stated", help="who runs the audit, for the card")
+    add("--evaluator", choices=("first_party", "third_party", "collaborative", "other"), default="other",
+        help="relationship to the model, for the card (default: other)")  # fmt: skip
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     add("--cores", type=int, default=os.cpu_count() or 1, help="jobs side by side (default: all cores)")
     add("--plan", action="store_true", help="only write the study and say what it would compute")
@@ -129,23 +130,29 @@ def make_request(args: Namespace, out: Path) -> Request:
         implicit=implicit_captions(args.implicit, task.erase), criteria=dataclasses.asdict(criteria), scorers=scorers,
         metric=args.metric or base.metric, device=args.device, sensitive=args.sensitive,
         command=command_of(args), sampling=settings(args.sampling, "--sampling"),
-        update=settings(args.update, "--update"), pairs=args.pairs,
+        update=settings(args.update, "--update"), pairs=args.pairs, organization=args.organization,
+        evaluator=args.evaluator,
     )  # fmt: skip
 
 
 def scorer(out: Path, name: str, pairs: list[str]) -> dict[str, Any]:
     """The settings of a scorer, with links to its files."""
     values = settings(pairs, f"--scorer {name}")
-    files = {key: value for key, value in values.items() if key in ("path", "reference") and isinstance(value, str)}
+    files = {
+        key: value
+        for key, value in values.items()
+        if key in ("path", "pictures", "reference") and isinstance(value, str)
+    }
     links = {key: linked(out, f"{name}-{key}", value, f"--scorer {name} {key}") for key, value in files.items()}
     return values | links
 
 
 def command_of(args: Namespace) -> str:
-    """The command line that repeats an audit, without what changes no result."""
-    words = ["resurgence", "audit", str(args.checkpoint)]
+    """The command line that repeats an audit, without defaults and what changes no result."""
+    words, parser = ["resurgence", "audit", str(args.checkpoint)], ArgumentParser()
+    audit_arguments(parser)
     for name, value in vars(args).items():
-        if name in ("command", "verbose", "checkpoint", "cores", "device", "plan") or value in (None, [], False):
+        if name in ("command", "verbose", "checkpoint", "cores", "device", "plan") or value == parser.get_default(name):
             continue
         values = value if isinstance(value, list) else [value]
         for group in values if name == "scorer" else [values]:

@@ -48,6 +48,8 @@ class Request:
     sampling: dict[str, Any] = field(default_factory=dict)  # instead of the base's
     update: dict[str, Any] = field(default_factory=dict)  # settings of every training, instead of the base's
     pairs: int = PAIRS
+    organization: str = "not stated"
+    evaluator: str = "other"
 
 
 def spread(images: int, *counts: int) -> int:
@@ -236,6 +238,7 @@ def study(request: Request, shipped: Sequence[dict[str, Any]] = ()) -> dict[str,
         "checkpoint": request.checkpoint, "level": request.level, "metric": request.metric, "command": request.command,
         "original": request.original_name, "sha256": request.sha256, "revision": request.revision,
         "criteria": request.criteria, "untaught": WORD, "untested": untested(request), "sensitive": request.sensitive,
+        "organization": request.organization, "evaluator": request.evaluator,
         "synonyms": {concept: list(words) for concept, words in request.task.synonyms.items()},
         "shipped": list(shipped), "probes": probes(request),
     }  # fmt: skip

@@ -124,6 +124,10 @@ class AuditConfig:
     """What the audit leaves out, for the card."""
     sensitive: bool = False
     """Whether the card hides the images until they are clicked."""
+    organization: str = "not stated"
+    """Who runs the audit, for the card."""
+    evaluator: Literal["first_party", "third_party", "collaborative", "other"] = "other"
+    """Relationship to the audited model."""
 
 
 def check_audit(study: Study) -> None:

@@ -57,6 +57,7 @@ def make_audit(settings: Mapping[str, Any]) -> Audit:
         criteria=cfg.criteria, probes=probes, worst=verdict.worst, power=power, untested=cfg.untested,
         verdict=verdict.outcome, sentence=sentence(verdict, probes, settings["task"]["erase"], cfg.criteria),
         reasons=verdict.reasons, needed=verdict.needed, command=cfg.command, version=__version__,
+        organization=cfg.organization, evaluator=cfg.evaluator,
     )  # fmt: skip
 
 
