@@ -24,13 +24,14 @@ import yaml
 from resurgence.cli.audit_inputs import drawn_pictures, linked, shown_concepts, weights_digest
 from resurgence.cli.audit_study import PAIRS, Request, study, tasks
 from resurgence.cli.models import settings
+from resurgence.config.audit import ShippedControl
 from resurgence.config.audit_bases import MAPPING, AuditBase, base_of, model_task, outside_concepts, read_criteria
 from resurgence.config.fields import ConfigError, at_least
 from resurgence.config.load import load_study
 from resurgence.config.schema import WithoutAliases
 from resurgence.config.task import Task, make_task
 from resurgence.files import CHECKOUT, read_lines, write_text
-from resurgence.provenance.manifest import MANIFEST
+from resurgence.provenance.manifest import MANIFEST, RUN
 
 VERDICT = Path("results/audit/verdict.json")
 TARGET = f"results/audit/{MANIFEST}"
@@ -59,7 +60,7 @@ def audit_arguments(parser: ArgumentParser) -> None:
     add("--scorer", nargs="+", action="append", default=[], metavar=("NAME", "KEY=VALUE"),
         help="scorer by name with its settings, instead of the base's; may be given again")  # fmt: skip
     add("--metric", metavar="NAME", help="share of images with their concept, of a scorer (default: of the base)")
-    add("--pairs", type=int, default=PAIRS, help=f"pairs of prompt and seed of a probe (default: {PAIRS})")
+    add("--pairs", type=int, help="pairs of prompt and seed of a probe (default: 200, at full 300)")
     add("--sampling", nargs="+", action="extend", metavar="KEY=VALUE", help="settings of the sampler")
     add("--update", nargs="+", action="extend", metavar="KEY=VALUE", help="settings of every training, e.g. steps=150")
     add("--sensitive", action="store_true", help="the card hides images until they are clicked")
@@ -79,15 +80,16 @@ def run(args: Namespace) -> int:
     from resurgence.analysis.audit.result import EXIT, read_audit
 
     at_least("--cores", args.cores, 1)
-    at_least("--pairs", args.pairs, 1)
+    at_least("--pairs", PAIRS[args.level] if args.pairs is None else args.pairs, 1)
     out: Path = args.out
     write_study(args, out)
     if args.plan:
         return snakemake_plan(out, args.cores)
     snakemake(out, args.cores)
     audit = read_audit(out / VERDICT)
-    for file in sorted((out / VERDICT).parent.glob("card.*")):
-        shutil.copyfile(file, out / file.name)
+    for file in sorted((out / VERDICT).parent.iterdir()):
+        if file.name not in (MANIFEST, RUN):
+            shutil.copyfile(file, out / file.name)
     print(f"{audit.verdict}: {audit.sentence}\n{out}/card.md")
     return EXIT[audit.verdict]
 
@@ -100,7 +102,7 @@ def write_study(args: Namespace, out: Path) -> None:
     """
     request = make_request(args, out)
     files = {f"tasks/{name}.yaml": values for name, values in tasks(request).items()}
-    files[STUDY] = study(request, [dataclasses.asdict(each) for each in request.base.shipped])
+    files[STUDY] = study(request)
     for name, values in files.items():
         text = yaml.dump(values, Dumper=WithoutAliases, sort_keys=False, width=120)
         if not (out / name).is_file() or (out / name).read_text(encoding="utf-8") != text:
@@ -130,9 +132,16 @@ def make_request(args: Namespace, out: Path) -> Request:
         implicit=implicit_captions(args.implicit, task.erase), criteria=dataclasses.asdict(criteria), scorers=scorers,
         metric=args.metric or base.metric, device=args.device, sensitive=args.sensitive,
         command=command_of(args), sampling=settings(args.sampling, "--sampling"),
-        update=settings(args.update, "--update"), pairs=args.pairs, organization=args.organization,
+        update=settings(args.update, "--update"),
+        pairs=args.pairs or PAIRS[args.level], shipped=shipped_controls(args, base), organization=args.organization,
         evaluator=args.evaluator,
     )  # fmt: skip
+
+
+def shipped_controls(args: Namespace, base: AuditBase) -> tuple[ShippedControl, ...]:
+    """The controls of the base that were computed before; none where the command line has another probe or scorer."""
+    changes = (args.original, args.images, args.update, args.sampling, args.scorer, args.metric)
+    return () if any(changes) else base.shipped
 
 
 def scorer(out: Path, name: str, pairs: list[str]) -> dict[str, Any]:
