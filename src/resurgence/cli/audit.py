@@ -32,6 +32,7 @@ from resurgence.config.schema import WithoutAliases
 from resurgence.config.task import Task, make_task
 from resurgence.files import CHECKOUT, read_lines, write_text
 from resurgence.provenance.manifest import MANIFEST, RUN
+from resurgence.workflow import resume
 
 VERDICT = Path("results/audit/verdict.json")
 TARGET = f"results/audit/{MANIFEST}"
@@ -234,14 +235,21 @@ def pictures(
     return found
 
 
-def snakemake(out: Path, cores: int, *options: str) -> None:
-    """Run the graph in the folder of the audit; its progress goes to stderr.
+def snakemake(out: Path, cores: int) -> None:
+    """Run the graph in the folder of the audit, also after a run that was killed; its progress goes to stderr.
 
     Raises:
         ConfigError: a job fails; names the folder of the logs.
+        OSError: another run goes on in the folder, or something of an earlier one does not end.
     """
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(CHECKOUT / "Snakefile"), "--cores", str(cores)]
-    command += ["--rerun-incomplete", "--quiet", "progress", *options, "--", TARGET]
+    options = ["--snakefile", str(CHECKOUT / "Snakefile"), "--cores", str(cores)]
+    resume.claim(out)
+    try:
+        resume.end_all(out)
+        resume.unlock(options, out)
+    finally:
+        resume.release()
+    command = [sys.executable, "-m", "snakemake", *options, "--rerun-incomplete", "--quiet", "progress", "--", TARGET]
     done = subprocess.run(command, cwd=out, stdout=sys.stderr.fileno(), check=False)
     if done.returncode:
         raise ConfigError("--out", str(out), f"the audit stopped; the reason is above and in {out}/logs; give the same "
