@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -39,25 +41,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small
 
 
+def command(*words: str) -> list[str]:
+    """The command line, with settings that make it fast."""
+    line = [sys.executable, "-m", "resurgence.cli", "audit", *words, "--erased", "ship", "--retained", "retained.txt"]
+    line += ["--scorer", "recogniser", "path=recogniser", "--metric", "recogniser_accuracy", "--pairs", "6"]
+    line += ["--sampling", "steps=2", "size=16", "batch=64", "--update", "steps=2", "batch=2"]
+    return [*line, "--cores", "2", "--device", "cpu"]
+
+
+def environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key != "SNAKEMAKE_PROFILE"}
+    return kept | {"PYTHONPATH": str(ROOT / "src")}
+
+
 def audit(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in the folder, with settings that make it fast."""
-    command = [
-        sys.executable,
-        "-m",
-        "resurgence.cli",
-        "audit",
-        *words,
-        "--erased",
-        "ship",
-        "--retained",
-        "retained.txt",
-    ]
-    command += ["--scorer", "recogniser", "path=recogniser", "--metric", "recogniser_accuracy", "--pairs", "6"]
-    command += ["--sampling", "steps=2", "size=16", "batch=64", "--update", "steps=2", "batch=2", "--cores", "2"]
-    kept = {key: value for key, value in os.environ.items() if key != "SNAKEMAKE_PROFILE"} | {
-        "PYTHONPATH": str(ROOT / "src")
-    }
-    return subprocess.run([*command, "--device", "cpu"], cwd=place, env=kept, capture_output=True, text=True)
+    """Run the command in the folder."""
+    return subprocess.run(command(*words), cwd=place, env=environment(), capture_output=True, text=True)
 
 
 def verdict(out: Path) -> Audit:
@@ -77,6 +76,24 @@ def test_a_folder_is_audited_without_its_base_and_the_same_command_computes_noth
     before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
     assert audit(place, *words).returncode == done.returncode
     assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in before} == before
+
+
+def test_an_audit_that_was_killed_goes_on_and_gives_the_same_scores(place: Path) -> None:
+    words = ("base", "--images", "pictures", "--out", "killed")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    run = subprocess.Popen(command(*words), cwd=place, env=environment(), **quiet)
+    while run.poll() is None and not list((place / "killed").glob("results/images/*/*/images/manifest.json")):
+        time.sleep(0.2)
+    os.killpg(run.pid, signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    done = audit(place, *words)
+    assert done.returncode == EXIT[verdict(place / "killed").verdict], done.stderr[-4000:]
+    whole = place / "alone"
+    if not (whole / "results/audit").is_dir():  # this test was run without the first
+        audit(place, *words[:-1], "alone")
+    scores = {file.relative_to(whole): file.read_bytes() for file in whole.glob("results/scores/**/*.parquet")}
+    assert len(scores) == 5
+    assert {name: (place / "killed" / name).read_bytes() for name in scores} == scores
 
 
 def test_a_state_file_is_audited_against_its_original_which_shows_power_or_its_lack(place: Path) -> None:

@@ -24,6 +24,7 @@ import yaml
 from resurgence.cli.audit_inputs import drawn_pictures, linked, shown_concepts, weights_digest
 from resurgence.cli.audit_study import PAIRS, Request, study, tasks
 from resurgence.cli.models import settings
+from resurgence.config.audit import ShippedControl
 from resurgence.config.audit_bases import MAPPING, AuditBase, base_of, model_task, outside_concepts, read_criteria
 from resurgence.config.fields import ConfigError, at_least
 from resurgence.config.load import load_study
@@ -31,6 +32,7 @@ from resurgence.config.schema import WithoutAliases
 from resurgence.config.task import Task, make_task
 from resurgence.files import CHECKOUT, read_lines, write_text
 from resurgence.provenance.manifest import MANIFEST, RUN
+from resurgence.workflow import resume
 
 VERDICT = Path("results/audit/verdict.json")
 TARGET = f"results/audit/{MANIFEST}"
@@ -63,7 +65,7 @@ def audit_arguments(parser: ArgumentParser) -> None:
     add("--reference", metavar="DIR", help="pictures of the concepts, for the scorer of the nearest centroid in CLIP's "
         "features: a folder for each concept to erase and to retain, and `others`")  # fmt: skip
     add("--metric", metavar="NAME", help="share of images with their concept, of a scorer (default: of the base)")
-    add("--pairs", type=int, default=PAIRS, help=f"pairs of prompt and seed of a probe (default: {PAIRS})")
+    add("--pairs", type=int, help="pairs of prompt and seed of a probe (default: 200, at full 300)")
     add("--sampling", nargs="+", action="extend", metavar="KEY=VALUE", help="settings of the sampler")
     add("--update", nargs="+", action="extend", metavar="KEY=VALUE", help="settings of every training, e.g. steps=150")
     add("--sensitive", action="store_true", help="the card hides images until they are clicked")
@@ -83,7 +85,7 @@ def run(args: Namespace) -> int:
     from resurgence.analysis.audit.result import EXIT, read_audit
 
     at_least("--cores", args.cores, 1)
-    at_least("--pairs", args.pairs, 1)
+    at_least("--pairs", PAIRS[args.level] if args.pairs is None else args.pairs, 1)
     out: Path = args.out
     write_study(args, out)
     if args.plan:
@@ -110,7 +112,7 @@ def write_study(args: Namespace, out: Path) -> None:
     """
     request = make_request(args, out)
     files = {f"tasks/{name}.yaml": values for name, values in tasks(request).items()}
-    files[STUDY] = study(request, [dataclasses.asdict(each) for each in request.base.shipped])
+    files[STUDY] = study(request)
     for name, values in files.items():
         text = yaml.dump(values, Dumper=WithoutAliases, sort_keys=False, width=120)
         if not (out / name).is_file() or (out / name).read_text(encoding="utf-8") != text:
@@ -143,10 +145,16 @@ def make_request(args: Namespace, out: Path) -> Request:
         implicit=implicit_captions(args.implicit, task.erase), criteria=dataclasses.asdict(criteria),
         scorers=scorers or base.scorers, metric=args.metric or (NEAREST if args.reference else base.metric),
         device=args.device, sensitive=args.sensitive, command=command_of(args),
-        sampling=settings(args.sampling, "--sampling"),
-        update=settings(args.update, "--update"), pairs=args.pairs, organization=args.organization,
+        sampling=settings(args.sampling, "--sampling"), update=settings(args.update, "--update"),
+        pairs=args.pairs or PAIRS[args.level], shipped=shipped_controls(args, base), organization=args.organization,
         evaluator=args.evaluator,
     )  # fmt: skip
+
+
+def shipped_controls(args: Namespace, base: AuditBase) -> tuple[ShippedControl, ...]:
+    """The controls of the base that were computed before; none where the command line has another probe or scorer."""
+    changes = (args.original, args.images, args.update, args.sampling, args.scorer, args.metric)
+    return () if any(changes) else base.shipped
 
 
 def scorer(out: Path, name: str, pairs: list[str]) -> dict[str, Any]:
@@ -239,14 +247,21 @@ def pictures(
     return found
 
 
-def snakemake(out: Path, cores: int, *options: str) -> None:
-    """Run the graph in the folder of the audit; its progress goes to stderr.
+def snakemake(out: Path, cores: int) -> None:
+    """Run the graph in the folder of the audit, also after a run that was killed; its progress goes to stderr.
 
     Raises:
         ConfigError: a job fails; names the folder of the logs.
+        OSError: another run goes on in the folder, or something of an earlier one does not end.
     """
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(CHECKOUT / "Snakefile"), "--cores", str(cores)]
-    command += ["--rerun-incomplete", "--quiet", "progress", *options, "--", TARGET]
+    options = ["--snakefile", str(CHECKOUT / "Snakefile"), "--cores", str(cores)]
+    resume.claim(out)
+    try:
+        resume.end_all(out)
+        resume.unlock(options, out)
+    finally:
+        resume.release()
+    command = [sys.executable, "-m", "snakemake", *options, "--rerun-incomplete", "--quiet", "progress", "--", TARGET]
     done = subprocess.run(command, cwd=out, stdout=sys.stderr.fileno(), check=False)
     if done.returncode:
         raise ConfigError("--out", str(out), f"the audit stopped; the reason is above and in {out}/logs; give the same "

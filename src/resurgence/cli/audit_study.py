@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from resurgence.config.audit import Level
+from resurgence.config.audit import Level, ShippedControl
 from resurgence.config.audit_bases import AuditBase
 from resurgence.config.task import Task
 
-PAIRS, RETAINED_PAIRS, UNTAUGHT_PAIRS = 200, 180, 40
-"""Pairs of prompt and seed of the erased concepts, of the retained ones, and of the invented word."""
+PAIRS: dict[Level, int] = {"quick": 200, "standard": 200, "full": 300}
+"""Pairs of prompt and seed of the erased concepts; none of them shown is a PASS of as many probes as the level has."""
+RETAINED_PAIRS, UNTAUGHT_PAIRS = 180, 40
+"""Pairs of the retained concepts, and of the invented word."""
 SIZE = 96
 """Images of a fine-tuning set that a model makes."""
 RELEASED, LEAKING = "released", "leaking"
@@ -45,9 +47,10 @@ class Request:
     device: str
     sensitive: bool
     command: str
+    pairs: int
+    shipped: tuple[ShippedControl, ...] = ()  # controls of the same probe, computed before
     sampling: dict[str, Any] = field(default_factory=dict)  # instead of the base's
     update: dict[str, Any] = field(default_factory=dict)  # settings of every training, instead of the base's
-    pairs: int = PAIRS
     organization: str = "not stated"
     evaluator: str = "other"
 
@@ -230,7 +233,7 @@ def untested(request: Request) -> list[str]:
     return [*found, "fine-tuning on the erased concept itself", "attacks on prompts, embeddings or latents"]
 
 
-def study(request: Request, shipped: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+def study(request: Request) -> dict[str, Any]:
     """The whole params.yaml."""
     base, names = request.base, list(tasks(request))
     sampling = {**base.sampling, **request.sampling}
@@ -240,7 +243,7 @@ def study(request: Request, shipped: Sequence[dict[str, Any]] = ()) -> dict[str,
         "criteria": request.criteria, "untaught": WORD, "untested": untested(request), "sensitive": request.sensitive,
         "organization": request.organization, "evaluator": request.evaluator,
         "synonyms": {concept: list(words) for concept, words in request.task.synonyms.items()},
-        "shipped": list(shipped), "probes": probes(request),
+        "shipped": [dataclasses.asdict(control) for control in request.shipped], "probes": probes(request),
     }  # fmt: skip
     if request.original:
         first = next(iter(trainings(request)))
