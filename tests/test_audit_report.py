@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +56,7 @@ def settings(original: bool = False, **changes: Any) -> dict[str, Any]:
     if original:
         models = {**models, "probe released": ["ship/released/s0"], "original": ["ship"]}
     updates = {"released": {}, "lora": {"lr": 0.002}}
-    values = {"audit": audit, "order": ["released", "lora"], "base": "b", "models": models, "updates": updates}
-    return json.loads(json.dumps({**values, "task": TASK}, sort_keys=True))  # as a job gets them
+    return {"audit": audit, "base": "b", "models": models, "updates": updates, "task": TASK}
 
 
 @pytest.fixture

@@ -68,7 +68,6 @@ def settings(study: Study) -> dict[str, Any]:
         "audit": dataclasses.asdict(audit),
         "base": study.base.name,
         "models": {name: [str(study.model(item)) for item in items] for name, items in groups(study).items()},
-        "order": list(audit.probes),  # the text of the settings sorts mappings
         "updates": {name: update_settings(study, probe) for name, probe in audit.probes.items()},
         "task": part(task, "erase", "retain", "mapping", "synonyms", "templates"),
     }

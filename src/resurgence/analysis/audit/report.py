@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from resurgence import __version__
@@ -36,7 +35,6 @@ def make_audit(settings: Mapping[str, Any]) -> Audit:
         FileNotFoundError, ValueError: scores that are missing, or of other prompts than the others.
     """
     cfg = build(AuditConfig, settings["audit"], "audit")
-    cfg = replace(cfg, probes={name: cfg.probes[name] for name in settings["order"]})
     names: Mapping[str, Sequence[str]] = settings["models"]
     models = {group: [read_model(settings["base"], name) for name in members] for group, members in names.items()}
     column = metrics()[cfg.metric].column or ""
