@@ -9,7 +9,7 @@ import pytest
 import yaml
 from safetensors.torch import save_file
 
-from resurgence.cli.audit import write_study
+from resurgence.cli.audit import copy_card, write_study
 from resurgence.cli.main import main, make_parser
 from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
@@ -172,3 +172,30 @@ def test_wrong_usage_exits_with_1(place, capsys):
         main(["audit", "erased", "--out", "out"])
     assert ended.value.code == 1 and "--erased" in capsys.readouterr().err
     assert main(["audit", "nowhere", "--erased", "ship", "--out", "out"]) == 1
+
+
+def test_reference_pictures_judge_by_the_nearest_centroid(place):
+    picture = (ROOT / "docs/images/steps.png").read_bytes()
+    for name in ("ship", *RETAINED, "others"):
+        (place / "references" / name).mkdir(parents=True)
+        for number in range(2):
+            (place / f"references/{name}/{number}.png").write_bytes(picture)
+    study = written("--reference", "references")
+    assert study.audit.metric == "reference_accuracy" and set(study.scorers) == {"clip", "reference"}
+    assert study.scorers["reference"] | {"pictures": ""} == {
+        "name": "ViT-B-32-quickgelu", "pretrained": "openai", "pictures": ""
+    }  # fmt: skip
+    assert (place / "out/inputs/reference-pictures").resolve() == place / "references"
+    (place / "references/dog").rename(place / "references/wolf")
+    with pytest.raises(ConfigError, match="'dog': has no folder of reference pictures in inputs/reference-pictures"):
+        written("--reference", "references")
+
+
+def test_the_card_lies_at_the_top_of_the_folder_and_an_earlier_record_does_not(tmp_path):
+    names = ("card.html", "bom.cdx.json", "data/resurgence-audit/local/erased/new.json", "manifest.json")
+    for name in (*(f"results/audit/{name}" for name in names), "data/resurgence-audit/local/erased/old.json", "data/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    copy_card(tmp_path)
+    copied = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()}
+    assert {name for name in copied if not name.startswith("results/")} == {*names[:3], "data/x"}

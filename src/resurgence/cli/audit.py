@@ -36,6 +36,8 @@ from resurgence.workflow import resume
 
 VERDICT = Path("results/audit/verdict.json")
 TARGET = f"results/audit/{MANIFEST}"
+NEAREST = "reference_accuracy"  # metric of the scorer of --reference
+RECORD = Path("data/resurgence-audit")  # of Every Eval Ever, see figures/card
 STUDY = "params.yaml"
 
 
@@ -60,6 +62,8 @@ def audit_arguments(parser: ArgumentParser) -> None:
     add("--criteria", type=Path, metavar="FILE", help="instead of config/audit/criteria.yaml")
     add("--scorer", nargs="+", action="append", default=[], metavar=("NAME", "KEY=VALUE"),
         help="scorer by name with its settings, instead of the base's; may be given again")  # fmt: skip
+    add("--reference", metavar="DIR", help="pictures of the concepts, for the scorer of the nearest centroid in CLIP's "
+        "features: a folder for each concept to erase and to retain, and `others`")  # fmt: skip
     add("--metric", metavar="NAME", help="share of images with their concept, of a scorer (default: of the base)")
     add("--pairs", type=int, help="pairs of prompt and seed of a probe (default: 200, at full 300)")
     add("--sampling", nargs="+", action="extend", metavar="KEY=VALUE", help="settings of the sampler")
@@ -88,11 +92,16 @@ def run(args: Namespace) -> int:
         return snakemake_plan(out, args.cores)
     snakemake(out, args.cores)
     audit = read_audit(out / VERDICT)
-    for file in sorted((out / VERDICT).parent.iterdir()):
-        if file.name not in (MANIFEST, RUN):
-            shutil.copyfile(file, out / file.name)
-    print(f"{audit.verdict}: {audit.sentence}\n{out}/card.md")
+    copy_card(out)
+    print(f"{audit.verdict}: {audit.sentence}\n{out}/card.html")
     return EXIT[audit.verdict]
+
+
+def copy_card(out: Path) -> None:
+    """Copy the card and its documents to the top of the folder, without the record of an earlier result."""
+    shutil.rmtree(out / RECORD, ignore_errors=True)
+    others = shutil.ignore_patterns(MANIFEST, RUN)
+    shutil.copytree((out / VERDICT).parent, out, ignore=others, dirs_exist_ok=True)
 
 
 def write_study(args: Namespace, out: Path) -> None:
@@ -121,7 +130,10 @@ def make_request(args: Namespace, out: Path) -> Request:
         )
     criteria, base = read_criteria(args.criteria), base_of(Path(args.original or args.checkpoint))
     task = audited_task(args, base)
-    scorers = {name: scorer(out, name, pairs) for name, *pairs in args.scorer} or base.scorers
+    scorers = {name: scorer(out, name, pairs) for name, *pairs in args.scorer}
+    if args.reference:
+        pictures_of = linked(out, "reference-pictures", args.reference, "--reference")
+        scorers["reference"] = {**base.scorers["clip"], "pictures": pictures_of}
     outside = outside_concepts(base, task.kind)
     model = linked(out, "checkpoint", args.checkpoint, "checkpoint", hub=True)
     original = linked(out, "original", args.original, "--original", hub=True) if args.original else None
@@ -130,10 +142,10 @@ def make_request(args: Namespace, out: Path) -> Request:
         original_name=args.original, revision=args.revision, sha256=weights_digest(args.checkpoint),
         pictures=pictures(args, out, base, task, outside), outside=outside,
         loras=tuple(linked(out, f"lora-{n}", file, "--lora") for n, file in enumerate(args.lora, 1)),
-        implicit=implicit_captions(args.implicit, task.erase), criteria=dataclasses.asdict(criteria), scorers=scorers,
-        metric=args.metric or base.metric, device=args.device, sensitive=args.sensitive,
-        command=command_of(args), sampling=settings(args.sampling, "--sampling"),
-        update=settings(args.update, "--update"),
+        implicit=implicit_captions(args.implicit, task.erase), criteria=dataclasses.asdict(criteria),
+        scorers=scorers or base.scorers, metric=args.metric or (NEAREST if args.reference else base.metric),
+        device=args.device, sensitive=args.sensitive, command=command_of(args),
+        sampling=settings(args.sampling, "--sampling"), update=settings(args.update, "--update"),
         pairs=args.pairs or PAIRS[args.level], shipped=shipped_controls(args, base), organization=args.organization,
         evaluator=args.evaluator,
     )  # fmt: skip
@@ -141,7 +153,7 @@ def make_request(args: Namespace, out: Path) -> Request:
 
 def shipped_controls(args: Namespace, base: AuditBase) -> tuple[ShippedControl, ...]:
     """The controls of the base that were computed before; none where the command line has another probe or scorer."""
-    changes = (args.original, args.images, args.update, args.sampling, args.scorer, args.metric)
+    changes = (args.original, args.images, args.update, args.sampling, args.scorer, args.reference, args.metric)
     return () if any(changes) else base.shipped
 
 

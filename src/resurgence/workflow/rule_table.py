@@ -242,7 +242,7 @@ _RULES = (
     Rule(
         "audit", "audit", "results/audit/manifest.json", lambda study: [{}] if study.audit else [],
         lambda study, w: audit_settings.settings(study), SHOW, 10,
-        inputs=lambda study, w: audit_settings.inputs(study), chosen=chosen_code.table,
+        inputs=lambda study, w: audit_settings.inputs(study), chosen=chosen_code.table, templates="figures/page",
         message="Verdict and card of the audited model",
     ),
     Rule(
