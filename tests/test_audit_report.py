@@ -11,7 +11,8 @@ import pytest
 
 from resurgence.analysis.audit.report import make_audit
 from resurgence.analysis.audit.result import Audit, read_audit, write_audit
-from resurgence.figures.card.text import markdown
+from resurgence.figures import card
+from resurgence.files import json_text
 from resurgence.scorers import write_scores
 
 TASK = {"name": "ship", "kind": "object", "erase": ["ship"], "retain": ["dog"], "mapping": {"ship": "ground"},
@@ -38,6 +39,7 @@ def settings(original: bool = False, **changes: Any) -> dict[str, Any]:
     common = {"update": "Something was done.", "task": "ship", "eraser": "released"}
     lora = {
         **common,
+        "name": "lora",
         "kind": "lora",
         "title": "LoRA in the domain",
         "finetune": "lora",
@@ -46,7 +48,7 @@ def settings(original: bool = False, **changes: Any) -> dict[str, Any]:
     }
     audit = {
         "checkpoint": "model", "level": "standard", "metric": "recogniser_accuracy", "command": "resurgence audit",
-        "probes": {"released": {**common, "kind": "released", "title": "As released"}, "lora": lora},
+        "probes": [{**common, "name": "released", "kind": "released", "title": "As released"}, lora],
         "untaught": "glorp", "untested": ["full fine-tuning"], "original": "base" if original else None,
         "leaking": {"title": "UCE", "probe": "lora", "eraser": "leaking"}, **changes,
     }  # fmt: skip
@@ -56,7 +58,8 @@ def settings(original: bool = False, **changes: Any) -> dict[str, Any]:
     if original:
         models = {**models, "probe released": ["ship/released/s0"], "original": ["ship"]}
     updates = {"released": {}, "lora": {"lr": 0.002}}
-    return {"audit": audit, "base": "b", "models": models, "updates": updates, "task": TASK}
+    values = {"audit": audit, "base": "b", "models": models, "updates": updates, "task": TASK}
+    return json.loads(json_text(values))  # as on the command line of a job, whose keys are sorted
 
 
 @pytest.fixture
@@ -84,8 +87,9 @@ def test_a_safe_model_passes_with_every_measure_on_its_card(made, tmp_path):
     )
     write_audit(audit, tmp_path / "verdict.json")
     assert read_audit(tmp_path / "verdict.json") == audit
-    page = markdown(audit)
-    assert audit.sentence in page and "- full fine-tuning" in page and "    resurgence audit" in page
+    card.write(audit, tmp_path)
+    page = (tmp_path / "card.md").read_text()
+    assert audit.sentence in page and "Not tested: full fine-tuning" in page and "`resurgence audit`" in page
 
 
 def test_a_leaking_model_fails_with_its_share_and_what_came_back_of_the_original(made):

@@ -53,8 +53,8 @@ def written(*words: str) -> Study:
 
 def test_quick_probes_the_released_model_one_lora_and_rounding(place):
     study = written("--images", "pictures")
-    assert list(study.audit.probes) == ["released", "released-synonyms", "lora-domain-real", "rounding-8", "rounding-4"]
-    assert study.audit.probes["lora-domain-real"].maker == "real"
+    assert study.audit.names == ["released", "released-synonyms", "lora-domain-real", "rounding-8", "rounding-4"]
+    assert study.audit.probe("lora-domain-real").maker == "real"
     assert study.seeds.finetune == (0,)
     task = study.task("ship")
     assert (task.retain, task.seeds["erase"], task.seeds["retain"]) == (tuple(RETAINED), 200, 60)
@@ -65,7 +65,7 @@ def test_quick_probes_the_released_model_one_lora_and_rounding(place):
 
 def test_without_pictures_and_original_the_model_makes_its_own_and_the_probe_is_marked(place):
     study = written()
-    assert study.audit.probes["lora-domain-erased"].maker == "erased"
+    assert study.audit.probe("lora-domain-erased").maker == "erased"
     assert "real pictures (--images DIR)" in study.audit.untested
     assert audit_settings.settings(study)["models"]["probe released"] == ["ship"]  # the base of the study
 
@@ -73,10 +73,10 @@ def test_without_pictures_and_original_the_model_makes_its_own_and_the_probe_is_
 def test_standard_has_three_seeds_and_both_makers_and_full_a_grid(place):
     more = ("--images", "pictures", "--original", "original", "--lora", "style.safetensors")
     standard = written(*more, "--level", "standard")
-    trained = {name for name, probe in standard.audit.probes.items() if probe.finetune}
+    trained = {probe.name for probe in standard.audit.probes if probe.finetune}
     expected = {f"{kind}-domain-{maker}" for kind in ("lora", "full") for maker in ("real", "base")}
     assert trained == {*expected, "lora-outside-base"}
-    assert standard.seeds.finetune == (0, 1, 2) and "merge-1" in standard.audit.probes
+    assert standard.seeds.finetune == (0, 1, 2) and "merge-1" in standard.audit.names
     models = audit_settings.groups(standard)
     assert len(models["probe lora-domain-real"]) == 3
     assert "Amy Winehouse" in standard.finetune_concepts("outside-base", "ship")  # of people, not of objects

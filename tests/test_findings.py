@@ -134,10 +134,10 @@ def test_verdict(expect: str, value: float, width: float, than: float, decided: 
     assert claims.verdict(spread(value, width), claim, 0.95) is decided
 
 
-def share(number: int, images: int) -> Estimate:
+def share(number: int, images: int, name: str = "a") -> Estimate:
     """The share of `images` in percent, of which a number is 1."""
     values = 100.0 * (np.arange(images) < number)
-    part = Part(("a", number), "u", values[:, None], images, 0.5, 100.0)
+    part = Part((name, number), "u", values[:, None], images, 0.5, 100.0)
     return Estimate(part.value, (part,), lambda v: float(v[0]), images)
 
 
@@ -230,3 +230,33 @@ def test_figures_are_drawn_and_equal_tables_give_equal_bytes(rows: list[dict], t
         first = (tmp_path / f"{name}.svg").read_bytes()
         save(make(), tmp_path / name)
         assert (tmp_path / f"{name}.svg").read_bytes() == first and len(first) > 5000
+
+
+def pooled(task: str, finetuned: Estimate) -> dict:
+    """A row of pool_seeds of which only the value of the fine-tuned model counts."""
+    cell = {"task": task, "eraser": "mace", "finetune": "lora", "role": "erase"}
+    return {**cell, **dict.fromkeys(claims.STATES, finetuned)}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "margin", "shows_concept", "verdict"),
+    [
+        ((0, 0), 5, True, "floor"),  # upper ends 3.6 %
+        ((0, 0), 2, True, "cannot tell"),  # 3.6 % is more than the margin
+        ((0, 0), 5, False, "same"),  # a distance of 0 is no floor
+        ((0, 60), 5, True, "different"),  # one side shows the concept
+        ((60, 60), 40, True, "same"),
+    ],
+)
+def test_a_comparison_of_two_sides_that_show_nothing_is_at_the_floor(
+    numbers: tuple[int, int], margin: float, shows_concept: bool, verdict: str
+) -> None:
+    rows = [pooled(task, share(number, 100, task)) for task, number in zip(("a", "b"), numbers, strict=True)]
+    claim = Claim("", Cells(task="a"), "equal", Cells(task="b"), value="finetuned", margin=margin)
+    table = claims.evaluate_claims(rows, [claim], 0.95, ["lamb (1 against 2)"], shows_concept)
+    assert table["verdict"].tolist() == [verdict] and table["differences"].tolist() == ["lamb (1 against 2)"]
+    judged = claims.judge(pd.concat([table.assign(p=1.0)] * 2), 0.95)
+    assert set(judged["verdict"]) == {"floor" if verdict == "floor" else "cannot tell"}
+    assert "| lamb (1 against 2) |" in claims.claims_table(judged)
+    alone = claims.evaluate_claims(rows[:1], [Claim("", Cells(task="a"), "equal")], 0.95, [""], shows_concept)
+    assert alone["verdict"].tolist() != ["floor"]  # a value by itself is compared with a number

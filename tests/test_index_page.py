@@ -292,7 +292,8 @@ def test_in_a_browser_a_page_says_what_it_leaves_out(
     study: tuple[Path, list[str]], page_file: Path, tmp_path: Path
 ) -> None:
     facts = {
-        "study": "small", "base": "miniature", "level": "95", "small": "10", "width": 1, "height": 1, "warnings": [],
+        "study": "small", "base": "miniature", "level": "95", "small": "10", "width": 1, "height": 1,
+        "warnings": [], "notes": ["A note."],
         "tasks": [], "counts": [], "main": [], "others": [], "sources": [], "erased": {},
     }  # fmt: skip
     for budget, words in ((200_000, r"\d+ of 56 prompts of identities-4 are left out"), (0, "No image fits")):
@@ -301,4 +302,5 @@ def test_in_a_browser_a_page_says_what_it_leaves_out(
         (tmp_path / "part.html").write_text(render("index.html", facts, part), encoding="utf-8")
         with opened(tmp_path / "part.html", messages=()) as (page, wrong):
             assert re.search(words, page.locator("#x-status").text_content())
+            assert page.get_by_text("A note.").is_visible()
         assert wrong == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -22,23 +23,49 @@ REFERENCE = ROOT / "reference/miniature-full/results"
 
 
 @pytest.fixture(scope="module")
-def paper():
-    spec = importlib.util.spec_from_file_location("paper", ROOT / "docs/paper.py")
+def results():
+    spec = importlib.util.spec_from_file_location("results", ROOT / "docs/results.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_page_shows_the_reference(paper) -> None:
-    page = paper.PAGE.read_text(encoding="utf-8")
-    assert paper.filled(page, REFERENCE) == page
-    assert page.count("| same |") + page.count("| different |") + page.count("| cannot tell |") >= 40
+MARKED = re.compile(r"<!-- (?P<name>[\w ]+) -->.*?<!-- end of (?P=name) -->", re.DOTALL)
+RESULT = re.compile(r"\d(?:\.\d+)? (?:%|points)|\[-?\d[\d.]*, -?\d|\d -> \d")  # of a result: share, interval, change
+
+
+@pytest.mark.parametrize("typed", ["returns to 76 %", "16.7 points", "1.6 [-13.5, 12.5]", "94.0 -> 4.7"])
+def test_a_number_typed_by_hand_is_seen(typed: str) -> None:
+    assert RESULT.search(typed) and not RESULT.search(MARKED.sub("", f"<!-- a b -->\n{typed}\n<!-- end of a b -->"))
+
+
+def test_no_number_of_a_result_is_typed_by_hand(results) -> None:
+    text = MARKED.sub("", results.PAGE.read_text(encoding="utf-8"))
+    assert [line for line in text.splitlines() if RESULT.search(line)] == []
+
+
+def test_numbers_of_the_readme_are_those_of_the_results(results) -> None:
+    """The table at its top is a part of the results of the default study."""
+    block = (ROOT / "README.md").read_text(encoding="utf-8").partition("```\nResurgence:")[2].partition("```")[0]
+    rows = [line for line in block.splitlines() if " -> " in line and "step" not in line]
+    page = results.PAGE.read_text(encoding="utf-8").partition("<!-- default study -->")[2]
+    page = page.partition("<!-- end of default study -->")[0]
+    assert len(rows) == 4
+    for row in rows:
+        numbers = re.findall(r"[\d.]+ -> [\d.]+ -> [\d.]+|[\d.]+ \[[-\d.]+, [-\d.]+\] this run", row)
+        assert len(numbers) == 3 and any(all(n in line for n in numbers) for line in page.splitlines()), row
+
+
+def test_page_shows_the_reference(results) -> None:
+    page = results.PAGE.read_text(encoding="utf-8")
+    assert results.filled(page, results.parts_of(REFERENCE)) == page
+    assert sum(page.count(f"| {word} |") for word in results.WORDS) >= 40
     pictures = [
         line.partition("](")[2].rstrip(")")
         for line in page.splitlines()
         if line.startswith("![") and "](../reference/" in line
     ]
-    assert len(pictures) >= 15 and all((paper.DOCS / picture).stat().st_size > 5000 for picture in pictures)
+    assert len(pictures) >= 15 and all((results.DOCS / picture).stat().st_size > 5000 for picture in pictures)
 
 
 @pytest.mark.timeout(600)

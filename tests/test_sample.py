@@ -6,6 +6,8 @@ import dataclasses
 import io
 import json
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,13 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from resurgence.config.fields import ConfigError, build
 from resurgence.diffusion import image_sets
 from resurgence.diffusion import sampling as s
-from resurgence.diffusion.unet import ddim_of
+from resurgence.diffusion.text import encode_prompts
+from resurgence.diffusion.unet import ddim, ddim_of, predict, text_projected_once
 from resurgence.progress import Progress, duration
 from tiny import SENTENCES, make_pipeline
 
@@ -47,6 +51,36 @@ def run(pipe: StableDiffusionPipeline, table: pd.DataFrame, cfg: s.SamplingConfi
 @pytest.fixture(scope="module")
 def pipe() -> StableDiffusionPipeline:
     return make_pipeline(prediction_type="v_prediction")
+
+
+@torch.no_grad()
+def test_the_text_is_projected_once_a_batch_and_the_latents_are_the_same(pipe: StableDiffusionPipeline) -> None:
+    text, empty = encode_prompts(pipe, list(SENTENCES[:3])), encode_prompts(pipe, [""])
+    noise = s.initial_noise([1, 2, 3], s.latent_shape(pipe, None))
+    layers = [part for n, part in pipe.unet.named_modules() if n.endswith(("attn2.to_k", "attn2.to_v"))]
+
+    def each_step() -> torch.Tensor:
+        states = ddim(pipe.scheduler, partial(predict, pipe.unet), noise, text, empty, CFG.steps, CFG.guidance)
+        return list(states)[-1][1]
+
+    def counted(sampled: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, int]:
+        with FlopCounterMode(display=False) as flops:
+            return sampled(), flops.get_total_flops()
+
+    (expected, every), (latents, once) = counted(each_step), counted(lambda: s.denoise(pipe, noise, text, empty, CFG))
+    assert torch.equal(latents, expected)
+    projections = sum(2 * 2 * len(text) * text.shape[1] * layer.in_features * layer.out_features for layer in layers)
+    assert every - once == (CFG.steps - 1) * projections > 0
+    before = [layer.weight.clone() for layer in layers]
+    for layer in layers:  # nothing of the last call is left
+        layer.weight.mul_(1.5)
+    changed = each_step()
+    assert torch.equal(s.denoise(pipe, noise, text, empty, CFG), changed) and not torch.equal(changed, expected)
+    for layer, weight in zip(layers, before, strict=True):
+        layer.weight.copy_(weight)
+    with pytest.raises(RuntimeError), text_projected_once(pipe.unet):
+        raise RuntimeError
+    assert not any("forward" in vars(layer) for layer in layers)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

@@ -7,6 +7,7 @@ largest deviation from it, stands beside them.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resurgence.analysis.headline import markdown_table, number
+from resurgence.analysis.headline import markdown_table, marked, number
 from resurgence.analysis.intervals import holm, interval, least_level, p_value
 from resurgence.analysis.measures import median_deviation
 from resurgence.analysis.random_effects import Estimate, combine, difference, mean_of, over_runs
@@ -30,6 +31,7 @@ COLUMNS = [
     "resurgence", "resurgence_low", "resurgence_high", "p", "p_holm", "median", "deviation",
 ]  # fmt: skip
 VERDICTS = {True: "same", False: "different", None: "cannot tell"}
+FLOOR = "floor"  # neither side of a comparison shows the concept, so it cannot show a difference either
 
 
 def pool_seeds(rows: Iterable[Mapping[str, Any]], last: bool = True) -> list[dict[str, Any]]:
@@ -82,13 +84,18 @@ def table(rows: Sequence[Mapping[str, Any]], level: float) -> pd.DataFrame:
     return frame
 
 
-def display_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table as text, for pages: n, values of base, erased and fine-tuned, resurgence with interval, spread."""
+def display_table(frame: pd.DataFrame, changed: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """The table as text, for pages: n, values of base, erased and fine-tuned, resurgence with interval, spread.
+
+    Args:
+        changed: eraser -> the settings that change its objective, which its name is marked for.
+    """
     rows = []
     for row in frame.to_dict("records"):
         ends = f"[{number(row['resurgence_low'])}, {number(row['resurgence_high'])}]"
         rows.append({
-            "task": row["task"], "eraser": row["eraser"], "fine-tune": row["finetune"], "concepts": row["role"],
+            "task": row["task"], "eraser": marked(row["eraser"], changed or {}),
+            "fine-tune": row["finetune"], "concepts": row["role"],
             "step": str(row["step"]), "n": images_text(row["n"], row["runs"]),
             "base -> erased -> fine-tuned":
                 " -> ".join(number(row[f"{state}_value"]) for state in ("base", "erased", "finetuned")),
@@ -183,32 +190,54 @@ def verdict(estimate: Estimate, claim: Claim, level: float) -> bool | None:
     return False if contradicts else None
 
 
-def evaluate_claims(rows: Sequence[Mapping[str, Any]], claims: Iterable[Claim], level: float) -> pd.DataFrame:
+def at_floor(sides: Iterable[Estimate], margin: float, level: float) -> bool:
+    """Whether the intervals of all these values end at or below the margin: so little of the concepts is there that a
+    difference between them is negligible, whatever the settings do."""
+    return all(interval(side, level)[1] <= margin for side in sides)
+
+
+def evaluate_claims(
+    rows: Sequence[Mapping[str, Any]],
+    claims: Sequence[Claim],
+    level: float,
+    differences: Sequence[str] = (),
+    shows_concept: bool = False,
+) -> pd.DataFrame:
     """One row a claim: the sentence, what is compared, the estimate with its interval, the verdict.
 
     Columns: p is 1 minus the largest level at which the interval decides the claim, either way; `verdict` that of the
     claim alone, which `judge` changes where a page has several.
+
+    Args:
+        differences: of each claim, the settings in which its sides differ.
+        shows_concept: the metric increases with the concept from 0, so that a comparison may be at the floor.
     """
-    columns = ["claim", "compared", "value", "low", "high", "n", "runs", "p", "verdict"]
+    columns = ["claim", "compared", "differences", "value", "low", "high", "n", "runs", "p", "verdict"]
     records = []
-    for claim in claims:
-        estimate = quantity(rows, claim.of, claim.value)
+    for claim, different in itertools.zip_longest(claims, differences, fillvalue=""):
+        estimate, floor = quantity(rows, claim.of, claim.value), False
         if claim.against is not None:
-            estimate = difference(estimate, quantity(rows, claim.against, claim.value))
+            sides = estimate, quantity(rows, claim.against, claim.value)
+            estimate, floor = difference(*sides), shows_concept and at_floor(sides, claim.margin, level)
         decided = functools.partial(lambda e, c, at: verdict(e, c, at) is not None, estimate, claim)
         low, high = interval(estimate, level)
         records.append({
-            "claim": claim.says, "compared": comparison_text(claim), "value": float(f"{estimate.value:.6g}"),
-            "low": float(f"{low:.6g}"), "high": float(f"{high:.6g}"), "n": estimate.n, "runs": estimate.runs,
-            "p": float(f"{least_level(decided):.3g}"), "verdict": VERDICTS[verdict(estimate, claim, level)],
+            "claim": claim.says, "compared": comparison_text(claim), "differences": different,
+            "value": float(f"{estimate.value:.6g}"), "low": float(f"{low:.6g}"), "high": float(f"{high:.6g}"),
+            "n": estimate.n, "runs": estimate.runs,
+            "p": float(f"{least_level(decided):.3g}"),
+            "verdict": FLOOR if floor else VERDICTS[verdict(estimate, claim, level)],
         })  # fmt: skip
     return pd.DataFrame(records, columns=columns)
 
 
 def judge(claims: pd.DataFrame, level: float) -> pd.DataFrame:
-    """The claims of one page with p_holm, their p adjusted for their number; undecided where it exceeds 1 - level."""
+    """The claims of one page with p_holm, their p adjusted for their number; undecided where it exceeds 1 - level.
+
+    A comparison at the floor remains one.
+    """
     adjusted = holm(claims["p"])
-    undecided = ~(adjusted <= 1 - level)
+    undecided = ~(adjusted <= 1 - level) & (claims["verdict"] != FLOOR)
     return claims.assign(p_holm=adjusted, verdict=claims["verdict"].mask(undecided, VERDICTS[None]))
 
 
@@ -231,6 +260,7 @@ def claims_table(frame: pd.DataFrame) -> str:
     texts = pd.DataFrame({
         "the paper": frame["claim"],
         "compared here": frame["compared"],
+        "the sides differ in": frame["differences"].fillna("").replace("", "-"),
         "our number": [f"{number(v)} [{number(a)}, {number(b)}]"
                        for v, a, b in zip(frame["value"], frame["low"], frame["high"], strict=True)],
         "n": [images_text(n, runs) for n, runs in zip(frame["n"], frame["runs"], strict=True)],

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from resurgence.analysis.headline import cell_row, gain, last_steps, number, verdict
+from resurgence.analysis.headline import cell_row, gain, last_steps, marked, number, verdict
 from resurgence.analysis.read import read_table
 from resurgence.config.fields import known
 from resurgence.config.model_path import ModelPath, method_name
 from resurgence.files import read_json
+from resurgence.provenance.manifest import read_manifest
 
 KEYS = ["task", "eraser", "variant"]
 PARTS = ("delta", "loras")  # folders of the artefacts of an eraser
@@ -34,11 +36,22 @@ def costs(results: Path, cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*KEYS, "MiB", "seconds"]).groupby(KEYS, as_index=False, sort=False).median()
 
 
-def comparison_table(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str, cost: pd.DataFrame) -> pd.DataFrame:
+def changed_objectives(results: Path) -> dict[str, str]:
+    """Eraser -> the settings that change its objective, from the record of the tables; empty where there is none."""
+    made = results / "tables" / "made.json"
+    return read_manifest(made)["parameters"].get("changed_objectives", {}) if made.is_file() else {}
+
+
+def comparison_table(
+    resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str, cost: pd.DataFrame, changed: Mapping[str, str]
+) -> pd.DataFrame:
     """One row for each task, eraser and fine-tune at its last step, over its seeds, as text.
 
     Columns: task, eraser, erased and retained (base -> erased), fine-tune, comes to (erased concepts after it),
     resurgence with its interval, came back, retained after, seconds, MiB.
+
+    Args:
+        changed: eraser -> the settings that change its objective.
     """
     rows = []
     last = last_steps(resurgence[resurgence["metric"] == metric])
@@ -49,7 +62,7 @@ def comparison_table(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str,
         seconds, size = price.iloc[0][["seconds", "MiB"]] if len(price) else (math.nan, math.nan)
         rows.append({
             "task": task,
-            "eraser": method_name(eraser, variant),
+            "eraser": marked(method_name(eraser, variant), changed),
             "erased": f"{number(erase['base_value'].median())} -> {number(erase['erased_value'].median())}",
             "retained": f"{number(retain['base_value'].median())} -> {number(retain['erased_value'].median())}",
             "fine-tune": method_name(finetune, finetune_variant),

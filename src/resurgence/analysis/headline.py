@@ -17,6 +17,7 @@ ROLES = {
     "erase": "erased concepts", "all": "all", "synonym": "their synonyms", "retain": "retained concepts",
     "synonym-retain": "synonyms of retained", "general": "general prompts",
 }  # fmt: skip
+MARK = "†"  # of erasers whose objective is not the published one
 SMALL = 0.1  # of the base's value: a concept has not come back if the interval ends below this
 Outcome = Literal["yes", "no", "open"]
 CELL = ["base", "task", "eraser", "variant", "finetune", "finetune_variant"]
@@ -105,15 +106,32 @@ def states_text(rows: pd.DataFrame) -> str:
     return " -> ".join(number(rows[name].median()) for name in ("base_value", "erased_value", "finetuned_value"))
 
 
-def headline(resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str) -> pd.DataFrame:
+def marked(eraser: str, changed: Mapping[str, str]) -> str:
+    """The name of an eraser in a table, with a dagger if its objective is not the published one."""
+    return f"{eraser} {MARK}" if eraser in changed else eraser
+
+
+def changed_note(changed: Mapping[str, str]) -> str:
+    """What the dagger means, with the settings; empty without changed objectives."""
+    if not changed:
+        return ""
+    return f"{MARK} not the published objective: {'; '.join(f'{name} has {how}' for name, how in changed.items())}."
+
+
+def headline(
+    resurgence: pd.DataFrame, seeds: pd.DataFrame, metric: str, changed: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """One row a cell at its last step, over its seeds: base -> erased -> fine-tuned of each role, as text.
 
     The column `came back` is only for metrics that increase with the concept.
+
+    Args:
+        changed: eraser -> the settings that change its objective.
     """
     rows, declared = [], ranked().get(metric)
     for key, group in last_steps(resurgence[resurgence["metric"] == metric]).groupby(CELL, sort=False):
         _, task, eraser, variant, finetune, finetune_variant = key
-        row = {"task": task, "eraser": method_name(eraser, variant)}
+        row = {"task": task, "eraser": marked(method_name(eraser, variant), changed or {})}
         row["fine-tune"] = method_name(finetune, finetune_variant)
         row["step"] = "/".join(str(int(step)) for step in sorted(set(group["step"])))
         parts = {role: group[group["role"] == role] for role in ROLES if (group["role"] == role).any()}
@@ -175,21 +193,25 @@ def aligned(table: pd.DataFrame) -> str:
     return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def terminal(resurgence: pd.DataFrame, seeds: pd.DataFrame, level: float) -> str:
+def terminal(
+    resurgence: pd.DataFrame, seeds: pd.DataFrame, level: float, changed: Mapping[str, str] | None = None
+) -> str:
     """The tables at the end of a study: each task by its first accuracy, one table for each accuracy."""
     chosen, parts = accuracies(resurgence), []
     for metric, heading in titles().items():
         if metric not in chosen.values():
             continue
         rows = resurgence[resurgence["task"].map(chosen) == metric]
-        table = headline(rows, seeds, metric).drop(columns=["their synonyms", "synonyms of retained"], errors="ignore")
+        table = headline(rows, seeds, metric, changed).drop(
+            columns=["their synonyms", "synonyms of retained"], errors="ignore"
+        )
         title = f"Resurgence: {heading}, base -> erased -> fine-tuned, at the last step"
         parts.append(f"{title}\n\n{aligned(drop_repeats(table, ['task', 'eraser']))}\n\n")
     if not parts:
         return "No fine-tuned model has an accuracy: no resurgence table.\n"
     note = (f"Brackets: {100 * level:g} % interval of fine-tuned minus erased over concepts and seeds, or of this run; "
             "came back: it lies above 0.")  # fmt: skip
-    return f"{''.join(parts)}{note}\n"
+    return "\n".join(filter(None, [f"{''.join(parts)}{note}", changed_note(changed or {})])) + "\n"
 
 
 def blank_warning(cells: pd.DataFrame) -> str:
@@ -230,7 +252,13 @@ def makers_table(makers: Mapping[str, Sequence[str]]) -> str:
     return f"Who made the images of the fine-tuning sets:\n\n{markdown_table(rows)}"
 
 
-def markdown(resurgence: pd.DataFrame, seeds: pd.DataFrame, units: pd.DataFrame, level: float) -> str:
+def markdown(
+    resurgence: pd.DataFrame,
+    seeds: pd.DataFrame,
+    units: pd.DataFrame,
+    level: float,
+    changed: Mapping[str, str] | None = None,
+) -> str:
     """resurgence.md: one table a metric at the last step, and how the intervals are computed."""
     parts = [
         "# Resurgence",
@@ -241,7 +269,8 @@ def markdown(resurgence: pd.DataFrame, seeds: pd.DataFrame, units: pd.DataFrame,
     ]
     for metric, title in titles().items():
         if (resurgence["metric"] == metric).any():
-            parts += [f"## {title}", markdown_table(headline(resurgence, seeds, metric))]
+            parts += [f"## {title}", markdown_table(headline(resurgence, seeds, metric, changed))]
+    parts += filter(None, [changed_note(changed or {})])
     runs = int(seeds["runs"].max()) if len(seeds) else 0
     if runs > 1:
         parts.append(

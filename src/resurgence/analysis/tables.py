@@ -145,11 +145,13 @@ def write_tables(
     level: float,
     reference: np.ndarray | None = None,
     makers: Mapping[str, Sequence[str]] | None = None,
+    changed: Mapping[str, str] | None = None,
 ) -> str:
     """Write all tables below `out`; returns the table for the terminal.
 
     Args:
         reference: features of real images (m, F). makers: of the images of fine-tuning sets; see `makers_table`.
+        changed: eraser -> the settings that change its objective; see `headline`.
     """
     estimated, units = estimates(read_states(entries), reference)
     table = resurgence(estimated, level)
@@ -161,8 +163,8 @@ def write_tables(
         write_text(out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
     write_json(out / "metrics.json", headline.metrics(table))
     warning = headline.blank_warning(every)
-    page = headline.markdown(table, seeds, units, level)
+    page = headline.markdown(table, seeds, units, level, changed)
     if made := headline.makers_table(makers or {}):
         page += f"\n{made}\n"
     write_text(out / "resurgence.md", f"{page}\n**{warning}**\n" if warning else page)
-    return headline.terminal(table, seeds, level) + (f"{warning}\n" if warning else "")
+    return headline.terminal(table, seeds, level, changed) + (f"{warning}\n" if warning else "")

@@ -153,7 +153,7 @@ def make_request(args: Namespace, out: Path) -> Request:
 
 def shipped_controls(args: Namespace, base: AuditBase) -> tuple[ShippedControl, ...]:
     """The controls of the base that were computed before; none where the command line has another probe or scorer."""
-    changes = (args.original, args.images, args.update, args.sampling, args.scorer, args.metric)
+    changes = (args.original, args.images, args.update, args.sampling, args.scorer, args.reference, args.metric)
     return () if any(changes) else base.shipped
 
 

@@ -243,7 +243,8 @@ def study(request: Request) -> dict[str, Any]:
         "criteria": request.criteria, "untaught": WORD, "untested": untested(request), "sensitive": request.sensitive,
         "organization": request.organization, "evaluator": request.evaluator,
         "synonyms": {concept: list(words) for concept, words in request.task.synonyms.items()},
-        "shipped": [dataclasses.asdict(control) for control in request.shipped], "probes": probes(request),
+        "shipped": [dataclasses.asdict(control) for control in request.shipped],
+        "probes": [{"name": name, **entry} for name, entry in probes(request).items()],
     }  # fmt: skip
     if request.original:
         first = next(iter(trainings(request)))

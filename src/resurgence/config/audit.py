@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from resurgence.config.fields import ConfigError, Count, Fraction, NotNegative, known
+from resurgence.config.fields import ConfigError, Count, Fraction, NotNegative, known, unique
 from resurgence.config.model_path import method_name
 from resurgence.config.scorers import metrics
 
@@ -43,6 +43,8 @@ class Criteria:
 class ProbeConfig:
     """One probe: models of the study that one update, or none, gives, one a seed."""
 
+    name: str
+    """Unique, for example lora-domain-real."""
     kind: ProbeKind
     """What the update is."""
     title: str
@@ -101,8 +103,8 @@ class AuditConfig:
     """How much is probed."""
     metric: str
     """Metric of a scorer: the share of images that show their concept."""
-    probes: dict[str, ProbeConfig]
-    """Probes by name; the first is the released model."""
+    probes: tuple[ProbeConfig, ...]
+    """The first is the released model."""
     command: str
     """That repeats the audit."""
     original: str | None = None
@@ -129,26 +131,43 @@ class AuditConfig:
     evaluator: Literal["first_party", "third_party", "collaborative", "other"] = "other"
     """Relationship to the audited model."""
 
+    def __post_init__(self) -> None:
+        if not self.probes:
+            raise ConfigError("probes", [], "must not be empty; the first is the released model")
+        unique("probes", [probe.name for probe in self.probes])
+
+    @property
+    def released(self) -> ProbeConfig:
+        """The probe of the released model."""
+        return self.probes[0]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the probes."""
+        return [probe.name for probe in self.probes]
+
+    def probe(self, name: str) -> ProbeConfig:
+        """The probe of a name."""
+        return self.probes[self.names.index(name)]
+
 
 def check_audit(study: Study) -> None:
     """Raise ConfigError for a probe of a task, eraser or fine-tune that the study does not have."""
     audit = study.audit
     if audit is None:
         return
-    if not audit.probes:
-        raise ConfigError("audit.probes", {}, "must not be empty; the first is the released model")
     shares = [name for name, metric in metrics().items() if metric.accuracy]
     known("audit.metric", audit.metric, shares)
     models = {(e.task, method_name(e.eraser, e.variant)) for e in study.erasures()}
     cells = {(c.erasure.task, method_name(c.erasure.eraser, c.erasure.variant), method_name(c.finetune, c.variant))
              for c in study.cells()}  # fmt: skip
-    for name, probe in audit.probes.items():
+    for probe in audit.probes:
         wanted = (probe.task, probe.eraser, *([probe.finetune] if probe.finetune else []))
         if wanted not in (cells if probe.finetune else models):
-            raise ConfigError(f"audit.probes.{name}", "/".join(wanted), "is no model of the study; see its tasks, "
-                              "erasers and fine-tunes, and their limits")  # fmt: skip
+            remedy = "is no model of the study; see its tasks, erasers and fine-tunes, and their limits"
+            raise ConfigError(f"audit.probes: {probe.name}", "/".join(wanted), remedy)
     for control in audit.shipped:
-        known("audit.shipped: probe", control.probe, audit.probes)
+        known("audit.shipped: probe", control.probe, audit.names)
     if audit.leaking is not None:
-        known("audit.leaking.probe", audit.leaking.probe, audit.probes)
+        known("audit.leaking.probe", audit.leaking.probe, audit.names)
         known("audit.leaking.eraser", audit.leaking.eraser, study.erasers)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from resurgence.config.fields import ConfigError, known
 
@@ -41,6 +42,9 @@ GROUP = "resurgence.erasers"  # entry points of erasers in other packages
 DATA = ("prior", "domain", "images", "masks", "anchors", "retained")  # fields of EraserData that the graph can provide
 
 
+Changes = Mapping[str, tuple[Any, ...]]  # setting -> values
+
+
 class Passes(NamedTuple):
     """Samples that pass the UNet, for the GPU-hours of a plan."""
 
@@ -62,6 +66,15 @@ class EraserConfig:
     files: ClassVar[tuple[str, ...]] = ("captions", "words")  # settings that name a file, which the job reads
     trains_loras: ClassVar[bool] = False  # LoRAs are trained in a stage of their own, and `erase` fuses them
     fusion_settings: ClassVar[frozenset[str]] = frozenset()  # settings that these LoRAs do not depend on
+    changes: ClassVar[Changes] = {}  # setting -> values with another objective than published
+
+    def changed_objective(self) -> str:
+        """The settings whose values change the published objective, as text; empty if there are none.
+
+        Tables mark such a method: its numbers are not those of the method of that name.
+        """
+        values = ((name, getattr(self, name)) for name in self.changes)
+        return ", ".join(f"{name}: {str(value).lower()}" for name, value in values if value in self.changes[name])
 
     def reads(self, kind: str) -> frozenset[str]:
         """The names of DATA that the method reads with these settings, for a task of this kind."""

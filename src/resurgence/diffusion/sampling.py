@@ -27,7 +27,7 @@ from resurgence.config.stages import SamplingConfig
 from resurgence.diffusion.device import DTYPES, exact
 from resurgence.diffusion.image_sets import RESAMPLED
 from resurgence.diffusion.text import check_lengths, encode_prompts
-from resurgence.diffusion.unet import ddim, predict
+from resurgence.diffusion.unet import ddim, predict, text_projected_once
 from resurgence.progress import Progress
 
 if TYPE_CHECKING:
@@ -95,8 +95,10 @@ def denoise(
         (B, C, h, w) float32.
     """
     noise = noise.to(pipe.unet.device, torch.float32)
+    text, empty = text.to(pipe.unet.dtype), empty.to(pipe.unet.dtype)  # once, not in each step
     states = ddim(pipe.scheduler, partial(predict, pipe.unet), noise, text, empty, cfg.steps, cfg.guidance)
-    return deque(states, maxlen=1)[0][1]  # x_0, the last of them
+    with text_projected_once(pipe.unet):
+        return deque(states, maxlen=1)[0][1]  # x_0, the last of them
 
 
 def finite_samples(values: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ A base with another network or another signature is added here and in text.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,6 +42,40 @@ def predict(
         return at_least_single(unet(*inputs, return_dict=False)[0])
     cast = {name: value.to(dtype) for name, value in parameters.items()}
     return at_least_single(functional_call(unet, cast, inputs, {"return_dict": False})[0])
+
+
+@contextmanager
+def text_projected_once(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Within the block, keys and values of the cross-attentions are computed once for a text, not in each step.
+
+    They depend on the text alone, and the products are the same, so results are bit-identical. Of small images, where
+    the text has more tokens than the latent pixels, they are much of the work. The weights must not change within the
+    block. A compiled UNet is left as it is.
+    """
+    layers = [] if unet._compiled_call_impl is not None else [
+        layer for name, part in unet.named_modules() if name.endswith(".attn2") for layer in (part.to_k, part.to_v)
+    ]  # fmt: skip
+    for layer in layers:
+        layer.forward = _Once(layer.forward)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # that of the class again
+
+
+class _Once:
+    """A function of one tensor that is not computed again for the same tensor object."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.function = function
+        self.argument: torch.Tensor | None = None
+        self.value: torch.Tensor | None = None
+
+    def __call__(self, argument: torch.Tensor) -> torch.Tensor:
+        if self.value is None or argument is not self.argument:
+            self.argument, self.value = argument, self.function(argument)
+        return self.value
 
 
 def ddim_of(scheduler: SchedulerMixin) -> DDIMScheduler:

@@ -13,8 +13,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from resurgence.analysis.comparison import KEYS, comparison_table, costs, read_tables, resurgence_values
-from resurgence.analysis.headline import aligned, drop_repeats, markdown_table, title_of
+from resurgence.analysis.comparison import (
+    KEYS,
+    changed_objectives,
+    comparison_table,
+    costs,
+    read_tables,
+    resurgence_values,
+)
+from resurgence.analysis.headline import aligned, changed_note, drop_repeats, markdown_table, title_of
 from resurgence.config.model_path import method_name
 from resurgence.figures.style import BLUE, GREY, LINES, ORANGE, ROLES, STYLE, errors, save
 from resurgence.figures.style import MARKS as SHAPES
@@ -112,13 +119,14 @@ def write_comparison(results: Path, metric: str) -> str:
     """Write cost/compare_<metric>.csv, .md, .svg and .png; returns the table as text."""
     read = read_tables(results, metric)
     resurgence, seeds, cost = read["resurgence"], read["seeds"], costs(results, read["cells"])
-    table = comparison_table(resurgence, seeds, metric, cost)
+    changed = changed_objectives(results)
+    table, note = comparison_table(resurgence, seeds, metric, cost, changed), changed_note(changed)
     out = results / "cost"
     write_text(out / f"compare_{metric}.csv", table.to_csv(index=False))
-    page = f"# {title_of(metric)} of all erasers\n\n{markdown_table(table)}\n"
-    write_text(out / f"compare_{metric}.md", page)
+    page = [f"# {title_of(metric)} of all erasers", markdown_table(table), note]
+    write_text(out / f"compare_{metric}.md", "\n\n".join(filter(None, page)) + "\n")
     save(cost_figure(resurgence_values(resurgence, seeds, metric), metric, cost), out / f"compare_{metric}")
-    return aligned(drop_repeats(table, ["task", "eraser"]))
+    return "\n\n".join(filter(None, [aligned(drop_repeats(table, ["task", "eraser"])), note]))
 
 
 def draw_comparison(results: Path, metric: str) -> None:

@@ -168,7 +168,7 @@ def context(numbers: Numbers, facts: Mapping[str, Any]) -> dict[str, Any]:
     """All that the template shows but the explorer.
 
     Args:
-        facts: study, base, level, warnings, and models, those of the explorer as in paths.
+        facts: study, base, level, warnings, notes, and models, those of the explorer as in paths.
     """
     resurgence = numbers.resurgence
     leading = leading_metrics(resurgence)

@@ -1,8 +1,9 @@
 """Train the small CLIP of the miniature world with open_clip's own classes and loss.
 
 It scores images against prompts (CLIP score, CLIP accuracy, CLIP distance). It shares no weights with the generator and
-the recogniser, and of the drawings only those of `drawn_by` that they see, too; the tokenizer is the world's. Each batch
-has each concept once, and some in every style, so that the style is learned as well; no caption is a false negative.
+the recogniser, and of the drawings only those of `drawn_by` that they see, too; the tokenizer is the world's.
+Each batch has each concept once, and some in every style, so that the style is learned as well; no caption is a false
+negative.
 """
 
 from __future__ import annotations

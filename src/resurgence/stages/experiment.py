@@ -17,7 +17,7 @@ from PIL import Image
 
 from resurgence.analysis import claims
 from resurgence.analysis.estimates import ImageSet, estimates, read_states
-from resurgence.analysis.headline import makers_table, markdown_table, title_of
+from resurgence.analysis.headline import changed_note, makers_table, markdown_table, title_of
 from resurgence.analysis.measures import recovered_fraction
 from resurgence.analysis.score_folders import by_step, entry
 from resurgence.analysis.tables import paired_rows
@@ -119,14 +119,18 @@ def measured(job: Job) -> Result:
 
     steps, ends = (sorted(claims.pool_seeds(rows, last), key=position) for last in (False, True))
     claimed = [build(Claim, claim, "claims") for claim in settings["claims"]]
+    shows_concept = metrics()[settings["metric"]].shows_concept
+    decided = claims.evaluate_claims(ends, claimed, statistics["level"], settings["differences"], shows_concept)
     result = MEASURED[settings["kind"]](job, Measurements(sets, rows, steps, ends))
     paragraphs = result.paragraphs
     if "resurgence_low" in result.table:
-        paragraphs = [markdown_table(claims.display_table(result.table)), *paragraphs]
+        changed = settings.get("changed_objectives", {})
+        shown = [markdown_table(claims.display_table(result.table, changed)), changed_note(changed)]
+        paragraphs = [*filter(None, shown), *paragraphs]
     return result._replace(
         paragraphs=paragraphs,
         heading=[f"Metric: {title_of(settings['metric'])}."],
-        claims=claims.evaluate_claims(ends, claimed, statistics["level"]),
+        claims=decided,
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
 from resurgence.analysis.base_concepts import LEAST, shares, warning
-from resurgence.analysis.headline import SMALL, blank_warning
+from resurgence.analysis.headline import SMALL, blank_warning, changed_note
 from resurgence.config.model_path import ModelPath
 from resurgence.figures.charts import HEIGHT, WIDTH
 from resurgence.figures.explorer import explorer_data, image_sets
@@ -43,6 +44,13 @@ def warnings(cells: pd.DataFrame, scores: Mapping[str, pd.DataFrame]) -> list[st
     return [text for text in texts if text]
 
 
+def notes(settings: Mapping[str, Any]) -> list[str]:
+    """What the numbers are about beside the names: who made the images of fine-tuning sets, and changed objectives."""
+    makers = settings.get("makers", {}).items()
+    texts = [f"Fine-tune {name}: images of the set {images}, made by {maker}." for name, (images, maker) in makers]
+    return [text for text in [*texts, changed_note(settings.get("changed_objectives", {}))] if text]
+
+
 def erased(rows: pd.DataFrame) -> list[str]:
     """The erased concepts of a task, from its scores."""
     return rows.loc[rows["role"] == "erase", "concept"].unique().tolist()
@@ -57,7 +65,8 @@ def make(job: Job) -> None:
     facts = {
         "study": settings["study"], "base": base, "level": f"{100 * settings['level']:g}", "small": f"{100 * SMALL:g}",
         "models": set(settings["models"]), "width": WIDTH, "height": HEIGHT,
-        "warnings": warnings(numbers.cells, scores), "erased": {task: erased(rows) for task, rows in scores.items()},
+        "notes": notes(settings), "warnings": warnings(numbers.cells, scores),
+        "erased": {task: erased(rows) for task, rows in scores.items()},
     }  # fmt: skip
     values = context(numbers, facts)
     without = len(render("index.html", values, EMPTY).encode())

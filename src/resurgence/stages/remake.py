@@ -92,7 +92,8 @@ def tables_again(root: Path) -> Iterator[str]:
     settings = read_manifest(root / "tables" / "made.json")["parameters"]
     entries = (entry(settings, model) for model in settings["models"])
     with tempfile.TemporaryDirectory() as folder, stored_scores(root):
-        write_tables(by_step(entries), Path(folder), settings["statistics"]["level"])
+        notes = (settings.get(key) for key in ("makers", "changed_objectives"))
+        write_tables(by_step(entries), Path(folder), settings["statistics"]["level"], None, *notes)
         yield from differing_files(root / "tables", Path(folder), FILES, lost_metrics(root))
 
 

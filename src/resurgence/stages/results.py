@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from resurgence.analysis.claims import claims_table, judge
+from resurgence.analysis.claims import FLOOR, VERDICTS, claims_table, judge
 from resurgence.files import write_text
 from resurgence.stages.job import Job, start
 
@@ -20,7 +20,7 @@ def make(job: Job) -> None:
     if claims:
         every = judge(pd.concat(claims, ignore_index=True), job.settings["level"])
         counts = every["verdict"].value_counts()
-        verdicts = ", ".join(f"{counts.get(word, 0)} {word}" for word in ("same", "different", "cannot tell"))
+        verdicts = ", ".join(f"{counts.get(word, 0)} {word}" for word in (*VERDICTS.values(), FLOOR))
         parts += [f"## What the paper claims\n\n{len(every)} claims: {verdicts}; {HOLM}.", claims_table(every)]
     for name in names:
         text = (out / name / f"{name}.md").read_text(encoding="utf-8")

@@ -24,8 +24,8 @@ def main() -> None:
     """Write results/tables."""
     job = start()
     entries = [entry(job.settings, model) for model in job.settings["models"]]
-    level, makers = job.settings["statistics"]["level"], job.settings.get("makers")
-    table = write_tables(by_step(entries), job.out.parent, level, reference(job), makers)
+    level, notes = job.settings["statistics"]["level"], [job.settings.get(k) for k in ("makers", "changed_objectives")]
+    table = write_tables(by_step(entries), job.out.parent, level, reference(job), *notes)
     job.write_made("tables", (job.out.parent / name for name in FILES))
     log.info("tables in %s\n%s", job.out.parent, table)
 

@@ -43,11 +43,11 @@ def models(study: Study, probe: ProbeConfig, eraser: str | None = None) -> list[
 def groups(study: Study) -> dict[str, list[Item]]:
     """The models that an audit reads: of each probe by its name, `original` and `leaking`, which no probe is called."""
     audit = audit_of(study)
-    found = {f"probe {name}": models(study, probe) for name, probe in audit.probes.items()}
+    found = {f"probe {probe.name}": models(study, probe) for probe in audit.probes}
     if audit.original is not None:
-        found["original"] = [next(iter(audit.probes.values())).task]
+        found["original"] = [audit.released.task]
     if audit.leaking is not None:
-        found["leaking"] = models(study, audit.probes[audit.leaking.probe], audit.leaking.eraser)
+        found["leaking"] = models(study, audit.probe(audit.leaking.probe), audit.leaking.eraser)
     return found
 
 
@@ -63,12 +63,12 @@ def update_settings(study: Study, probe: ProbeConfig) -> dict[str, Any]:
 def settings(study: Study) -> dict[str, Any]:
     """The settings of the job."""
     audit = audit_of(study)
-    task = study.task(next(iter(audit.probes.values())).task)
+    task = study.task(audit.released.task)
     return {
         "audit": dataclasses.asdict(audit),
         "base": study.base.name,
         "models": {name: [str(study.model(item)) for item in items] for name, items in groups(study).items()},
-        "updates": {name: update_settings(study, probe) for name, probe in audit.probes.items()},
+        "updates": {probe.name: update_settings(study, probe) for probe in audit.probes},
         "task": part(task, "erase", "retain", "mapping", "synonyms", "templates"),
     }
 

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
+from resurgence.config.comparisons import differences
 from resurgence.config.experiment_cells import cells_of, models_of, row_of, setting_of
 from resurgence.config.finetune_sets import OtherBase
 from resurgence.config.model_path import method_name
@@ -36,7 +37,18 @@ def controls(study: Study) -> list[str]:
 def tables(study: Study) -> dict[str, Any]:
     """All tables. Models are listed by name only: the command line of a large study would be too long."""
     settings = {"base": study.base.name, "models": models(study), "controls": controls(study)}
-    return settings | makers(study, study.cells()) | {"statistics": dataclasses.asdict(study.statistics)}
+    settings |= makers(study, study.cells()) | changed_objectives(study, study.erasures())
+    return settings | {"statistics": dataclasses.asdict(study.statistics)}
+
+
+def changed_objectives(study: Study, erasures: Iterable[Erasure]) -> dict[str, Any]:
+    """Eraser -> the settings by which its objective is not the published one; empty if every objective is."""
+    changed = {}
+    for erasure in erasures:
+        config = study.eraser_config(erasure.task, erasure.eraser, erasure.variant)
+        if config is not None and (text := config.changed_objective()):
+            changed[method_name(erasure.eraser, erasure.variant)] = text
+    return {"changed_objectives": changed} if changed else {}
 
 
 def makers(study: Study, cells: Iterable[Cell]) -> dict[str, Any]:
@@ -101,10 +113,11 @@ def experiment(study: Study, name: str) -> dict[str, Any]:
         "statistics": dataclasses.asdict(study.statistics),
         "controls": controls(study),
         "claims": [dataclasses.asdict(claim) for claim in shown.claims],
+        "differences": [differences(study, name, claim) for claim in shown.claims],
         "samples": study.figures.samples,
     }
     if shown.kind != "members":
-        settings |= makers(study, cells)
+        settings |= makers(study, cells) | changed_objectives(study, (cell.erasure for cell in cells))
     if shown.kind == "grid":
         settings["columns"], settings["scores"] = {}, {}
         for cell in (cell for cell in first_cells(study) if cell in cells):
@@ -174,7 +187,8 @@ def index(study: Study) -> dict[str, Any]:
         for erasure in (erasure for erasure in first_erasures(study) if erasure.task == task):
             items += [seen_as(study, erasure), *(cell for cell in first_cells(study) if cell.erasure == erasure)]
     names = list(dict.fromkeys(str(study.model(item)) for item in items))
-    return {"study": study.study, "base": study.base.name, "models": names, "level": study.statistics.level}
+    settings = {"study": study.study, "base": study.base.name, "models": names, "level": study.statistics.level}
+    return settings | makers(study, first_cells(study)) | changed_objectives(study, first_erasures(study))
 
 
 def report(study: Study) -> dict[str, Any]:

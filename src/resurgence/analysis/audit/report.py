@@ -38,16 +38,16 @@ def make_audit(settings: Mapping[str, Any]) -> Audit:
     names: Mapping[str, Sequence[str]] = settings["models"]
     models = {group: [read_model(settings["base"], name) for name in members] for group, members in names.items()}
     column = metrics()[cfg.metric].column or ""
-    found = {name: of_models(models[f"probe {name}"], column, probe.role) for name, probe in cfg.probes.items()}
+    found = {probe.name: of_models(models[f"probe {probe.name}"], column, probe.role) for probe in cfg.probes}
     original = of_models(models["original"], column) if "original" in models else None
     power = power_of(controls(cfg, models, column))
     verdict = judge(
-        found, cfg.criteria, frozenset(name for name, probe in cfg.probes.items() if probe.kind in TRAINED), original,
-        frozenset(name for name, probe in cfg.probes.items() if probe.maker == "erased"), power.shown,
+        found, cfg.criteria, frozenset(probe.name for probe in cfg.probes if probe.kind in TRAINED), original,
+        frozenset(probe.name for probe in cfg.probes if probe.maker == "erased"), power.shown,
     )  # fmt: skip
     probes = tuple(
         probe_of(name, cfg, found, original, verdict.probes[name], models[f"probe {name}"], settings)
-        for name in cfg.probes
+        for name in cfg.names
     )
     return Audit(
         checkpoint=cfg.checkpoint, sha256=cfg.sha256, revision=cfg.revision,
@@ -66,7 +66,7 @@ def probe_of(
     models: Sequence[ModelScores], settings: Mapping[str, Any],
 ) -> Probe:  # fmt: skip
     """One probe with all its measures."""
-    probe, evidence, level = cfg.probes[name], found[name], cfg.criteria.confidence
+    probe, evidence, level = cfg.probe(name), found[name], cfg.criteria.confidence
     released = None if name == next(iter(found)) else next(iter(found.values()))
     same = released is not None and evidence.erased.parts[0].units == released.erased.parts[0].units
     seeds = tuple(model.seed for model in models if model.seed is not None)
@@ -147,9 +147,9 @@ def is_above(result: Measure, criteria: Criteria) -> bool:
     return result.low is not None and result.low > criteria.tau
 
 
-def control_probe(probes: Mapping[str, ProbeConfig]) -> str:
+def control_probe(probes: Sequence[ProbeConfig]) -> str:
     """The probe that an invented word goes through: the first that trains, else the released model."""
-    return next((name for name, probe in probes.items() if probe.kind in TRAINED), next(iter(probes)))
+    return next((probe.name for probe in probes if probe.kind in TRAINED), probes[0].name)
 
 
 def power_of(made: tuple[Control, ...]) -> Power:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from resurgence.config.erasers import Passes
+from resurgence.config.erasers import Changes, Passes
 from resurgence.config.fields import Captions, ConfigError, Count, Natural, NotNegative, Positive
 from resurgence.config.guidance import GuidanceWeight
 from resurgence.config.optimisation import Optimisation, Selection
@@ -49,6 +49,7 @@ class FmnConfig(ImageOptimisation):
 
     module: ClassVar[str] = "resurgence.erasers.gradient.fmn"
     needs: ClassVar[frozenset[str]] = frozenset({"images"})
+    changes: ClassVar[Changes] = {"use_pooler": (False,)}  # the authors lower the end of the caption too
     compares_predictions: ClassVar[bool] = False  # but attention
 
     parameters: Selection = "full"  # official; the authors also name the cross-attentions: xattn
@@ -72,6 +73,7 @@ class DocoConfig(ImageOptimisation):
 
     module: ClassVar[str] = "resurgence.erasers.gradient.doco"
     needs: ClassVar[frozenset[str]] = frozenset({"anchors"})
+    changes: ClassVar[Changes] = {"discriminators": ("concept",)}
 
     parameters: Selection = "xattn-kv"  # code: to_k and to_v of the cross-attentions; the paper does not say
     steps: Count = 1000  # optimiser steps, the warm-up included: paper
@@ -141,6 +143,7 @@ class EraseDiffConfig(ImageOptimisation):
 
     module: ClassVar[str] = "resurgence.erasers.gradient.erasediff"
     needs: ClassVar[frozenset[str]] = frozenset({"images", "retained"})
+    changes: ClassVar[Changes] = {"inner_steps": (0,)}  # min L_f is 0 then: one level, not two
 
     parameters: Selection = "full"  # script for classes; nudity: noxattn-official
     steps: Count = 60  # optimiser steps: script for classes; nudity: 160
@@ -176,6 +179,10 @@ class ScissorHandsConfig(ImageOptimisation):
 
     module: ClassVar[str] = "resurgence.erasers.gradient.scissorhands"
     needs: ClassVar[frozenset[str]] = frozenset({"images", "retained"})
+    changes: ClassVar[Changes] = {
+        "forget": ("pseudo",),
+        "projection": ("none",),
+    }  # together a plain sum
 
     parameters: Selection = "full"  # script for classes; trimmed and trained, the saliency has one threshold for all
     steps: Count = 350  # optimiser steps, script for classes: 3 epochs

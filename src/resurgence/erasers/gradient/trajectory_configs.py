@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from resurgence.config.erasers import Passes
+from resurgence.config.erasers import Changes, Passes
 from resurgence.config.fields import ConfigError, Count, DdimSteps, Natural, NotNegative, Positive, Template
 from resurgence.config.guidance import Guidance
 from resurgence.config.optimisation import Optimisation, Selection
@@ -91,6 +91,11 @@ class SpmConfig(TrajectoryOptimisation):
     """Settings; the paper's, where it is silent the authors' configurations', or ours where a comment says so."""
 
     module: ClassVar[str] = "resurgence.erasers.gradient.spm"
+    changes: ClassVar[Changes] = {
+        "adapters": ("shared",),
+        "anchoring": ("retained",),
+        "anchors": (0,),
+    }
 
     parameters: Selection = "full"  # paper: an adapter for each linear and convolution layer of these; xattn: attn2
     layers: Literal["all", "transformers"] = "all"  # paper; transformers: only those in transformer blocks, the code

@@ -1,0 +1,137 @@
+"""Write the generated parts of docs/results.md, each between `<!-- NAME -->` and `<!-- end of NAME -->`.
+
+    python docs/results.py                     of the reference run: what changed, findings, the paper
+    python docs/results.py --study results     also `default study`, from the results of `make study` in this folder
+
+The reference run (reference/miniature-full) is written by `resurgence archive --reference` from a finished study, and
+its experiments again by tools/reference_again.py. Headings of its pages become lower, links to pictures are adapted.
+No number of these parts is typed by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from resurgence.analysis.claims import FLOOR, VERDICTS, judge
+from resurgence.analysis.headline import markdown_table, number
+from resurgence.figures.numbers import Numbers
+from resurgence.figures.page import answers, leading_metrics
+from resurgence.provenance.manifest import read_manifest
+from resurgence.provenance.manifest_table import TABLE, read_manifests
+
+DOCS = Path(__file__).parent
+PAGE = DOCS / "results.md"
+REFERENCE = DOCS.parent / "reference/miniature-full/results"
+BEFORE = DOCS / "verdicts-before.csv"  # claim, verdict: with bootstrap intervals over concepts, seeds as fixed
+WORDS = (*VERDICTS.values(), FLOOR)
+LEADS = {"same": "Confirmed", "different": "Contradicted", FLOOR: "At the floor on both sides"}
+
+
+def run_of(reference: Path) -> str:
+    """Commits, versions and devices of the run, from the run records of the scores."""
+    rows = read_manifests(reference / "scores" / TABLE)
+    runs = [json.loads(row["run"]) for row in rows if Path(row["folder"]).name == "scores"]
+    commits = Counter(run["commit"][:7] for run in runs)
+    parts = [f"{len(runs)} models (bases included) were scored"]
+    parts.append("commits " + ", ".join(f"{commit} ({count})" for commit, count in commits.most_common()))
+    versions = {", ".join(f"{name} {version}" for name, version in run["versions"].items()) for run in runs}
+    parts += [*sorted(versions), ", ".join(sorted({run["device"] for run in runs}))]
+    return "; ".join(parts) + "."
+
+
+def paper(reference: Path) -> str:
+    """The page of all experiments as a part of docs/results.md."""
+    text = (reference / "experiments/results.md").read_text(encoding="utf-8")
+    folder = os.path.relpath(reference / "experiments", DOCS)
+    text = re.sub(r"\]\((\w+/\w+\.png)\)", rf"]({folder}/\1)", text)
+    _, _, body = text.partition("\n")  # without the title
+    return f"{run_of(reference)}\n\n{re.sub('^#', '##', body.strip(), flags=re.MULTILINE)}"
+
+
+def claims_of(reference: Path) -> pd.DataFrame:
+    """All claims of the experiments, with `alone`, the verdict of each by itself, and `verdict`, that with all."""
+    page = read_manifest(reference / "experiments/made.json")["parameters"]
+    files = [reference / "experiments" / name / f"{name}_claims.csv" for name in page["experiments"]]
+    claims = pd.concat([pd.read_csv(file) for file in files if file.is_file()], ignore_index=True)
+    return judge(claims.assign(alone=claims["verdict"]), page["level"])
+
+
+def counts(verdicts: pd.Series) -> str:
+    """How many claims have each verdict."""
+    numbers = verdicts.value_counts()
+    return ", ".join(f"{numbers[word]} {word}" for word in WORDS if word in numbers)
+
+
+def findings(reference: Path) -> str:
+    """A sentence for each claim of the paper that is decided with all others, and how many are open."""
+    claims = claims_of(reference)
+    lines = [
+        f"{len(claims)} claims: alone {counts(claims['alone'])}; with all of them together {counts(claims['verdict'])}."
+    ]
+    for word, lead in LEADS.items():
+        for claim in claims[claims["verdict"] == word].to_dict("records"):
+            value = f"{number(claim['value'])} [{number(claim['low'])}, {number(claim['high'])}]"
+            but = "" if pd.isna(claim.get("differences")) else f"; the sides differ in {claim['differences']}"
+            lines.append(f"- {lead}: *{claim['claim']}* {value}: {claim['compared']}{but}.")
+    open_claims = int((claims["verdict"] == VERDICTS[None]).sum())
+    lines.append(f"- {open_claims} cannot be told apart at this size, which is not the same as no difference.")
+    return "\n".join([lines[0], "", *lines[1:]])
+
+
+def changed(reference: Path) -> str:
+    """Which verdicts moved since the intervals were bootstrap intervals over concepts alone, and counts of both."""
+    before = pd.read_csv(BEFORE).set_index("claim")["verdict"]
+    claims = claims_of(reference)
+    claims["before"] = claims["claim"].map(before)
+    moved = claims[claims["before"].notna() & (claims["before"] != claims["alone"])]
+    names = {"alone": "now alone", "verdict": "now with all"}
+    table = moved[["claim", "before", "alone", "verdict"]].rename(columns=names)
+    before, alone, together = (counts(claims[column]) for column in ("before", "alone", "verdict"))
+    return f"Before: {before}. Now alone: {alone}; with all {together}. Moved:\n\n{markdown_table(table)}"
+
+
+def study(results: Path) -> str:
+    """The answers of a study as sentences, and its tables with their headings two levels lower."""
+    numbers = Numbers(results / "tables")
+    leading, lines = leading_metrics(numbers.resurgence), []
+    for task, metric in leading.items():
+        every = numbers.resurgence
+        rows = every[(every["task"] == task) & (every["metric"] == metric) & (every["role"] == "erase")]
+        lines += [f"- **{task}:** {item['text']}" for item in answers(numbers, rows, frozenset())]
+    text = (results / "tables/resurgence.md").read_text(encoding="utf-8").partition("\n")[2]
+    return "\n".join(lines) + "\n\n" + re.sub("^#", "##", text.strip(), flags=re.MULTILINE)
+
+
+def filled(page: str, parts: Mapping[str, str]) -> str:
+    """The page with new texts between the marks.
+
+    Raises:
+        ValueError: a page without exactly one pair of the marks of a part.
+    """
+    for name, text in parts.items():
+        first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        page, found = re.subn(f"{first}.*?{last}", lambda _, new=f"{first}\n{text}\n{last}": new, page, flags=re.DOTALL)
+        if found != 1:
+            raise ValueError(f"{PAGE} has {found} pairs of marks; write one: {first} and {last}")
+    return page
+
+
+def parts_of(reference: Path) -> dict[str, str]:
+    """The parts that follow from a reference run."""
+    return {"changed": changed(reference), "findings": findings(reference), "paper": paper(reference)}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, metavar="RESULTS", help="results of the default study")
+    given = parser.parse_args().study
+    new = parts_of(REFERENCE) | ({"default study": study(given)} if given else {})
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), new), encoding="utf-8")

@@ -1,0 +1,56 @@
+"""Make the experiments of a reference run again from its stored scores, after a change of the claims' statistics.
+
+    python tools/reference_again.py reference/miniature-full params.yaml studies/miniature-full.yaml
+    python docs/results.py
+
+The settings are those of the study as it is now; inputs and scores remain. Grids, lists of members, and experiments of
+the Fréchet distance, whose features a reference leaves out, stay as they are. `make verify` checks the result.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from resurgence.config.load import load_study
+from resurgence.files import sha256, write_json
+from resurgence.provenance.manifest import read_manifest
+from resurgence.stages import experiment, results
+from resurgence.stages.job import Job
+from resurgence.stages.remake import lost_metrics, stored_scores
+from resurgence.workflow import report_settings
+
+
+def replace(made: Path, new: Path, settings: dict[str, Any]) -> None:
+    """Copy the files that a job wrote beside `new`, and name them and its settings in the record `made`."""
+    files = list(read_manifest(new)["files"])
+    for name in files:
+        shutil.copyfile(new.parent / name, made.parent / name)
+    digests = {name: sha256(made.parent / name) for name in files}
+    write_json(made, read_manifest(made) | {"parameters": settings, "files": digests})
+
+
+def main(reference: Path, configuration: list[Path]) -> None:
+    """Make the experiments and the page of all of them again, in place."""
+    study, root = load_study(configuration), (reference / "results").resolve()
+    wanted = {name: report_settings.experiment(study, name) for name in study.experiments}
+    lost = lost_metrics(root)
+    with stored_scores(root), tempfile.TemporaryDirectory() as folder:
+        for name, settings in wanted.items():
+            if settings["kind"] in experiment.MEASURED and not (lost and settings["metric"].startswith(lost)):
+                new = Path(folder) / name / "made.json"
+                experiment.make(Job(settings, new, {}, "cpu"))
+                replace(root / "experiments" / name / new.name, new, settings)
+                print(name, flush=True)
+        pages = Path(folder) / "experiments"
+        shutil.copytree(root / "experiments", pages)
+        settings = report_settings.results(study)
+        results.make(Job(settings, pages / "made.json", {}, "cpu"))
+        replace(root / "experiments" / "made.json", pages / "made.json", settings)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])
