@@ -53,8 +53,11 @@ def weights_digest(given: str) -> str | None:
 
 
 def drawn_pictures(base: AuditBase, concepts: Sequence[str], file: Path) -> None:
-    """Compose real pictures of concepts from the drawings of a base, as its starter sets are, and write their Parquet
+    """Compose real pictures of concepts from the drawings of a base, on light backgrounds, and write them as a Parquet
     image set; nothing where the file is there.
+
+    The starter sets put drawings into landscapes, which no training picture of the base has: a LoRA on these unlearns
+    every concept before it brings one back.
 
     Raises:
         ConfigError: a concept without a drawing.
@@ -67,8 +70,8 @@ def drawn_pictures(base: AuditBase, concepts: Sequence[str], file: Path) -> None
 
     from resurgence.diffusion.image_sets import write_image_set
     from resurgence.miniature.captions import CaptionConfig, caption, draw, read_templates
+    from resurgence.miniature.compositions import compose
     from resurgence.miniature.drawings import load_drawings
-    from resurgence.miniature.starter import starter_pictures
     from resurgence.seeds import generator
 
     table, rgba = load_drawings(Path(resolve_path(base.drawings)))
@@ -81,8 +84,9 @@ def drawn_pictures(base: AuditBase, concepts: Sequence[str], file: Path) -> None
         for _ in range(PER_CONCEPT):
             row = int(own[draw(len(own), draws)])
             rows.append((caption({"name": name}, None, templates, CaptionConfig(), draws), name, row))
-    pixels = starter_pictures(rgba[[row for _, _, row in rows]], generator("audit", "pictures"))
-    images = (Image.fromarray(np.ascontiguousarray(image)) for image in pixels.permute(0, 2, 3, 1).numpy())
+    signed = compose(rgba[[row for _, _, row in rows]], generator("audit", "pictures"))
+    pixels = ((signed + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1).numpy().astype(np.uint8)
+    images = (Image.fromarray(np.ascontiguousarray(image)) for image in pixels)
     file.parent.mkdir(parents=True, exist_ok=True)
     frame = pd.DataFrame([(text, name) for text, name, _ in rows], columns=["prompt", "concept"])
     write_image_set(file, frame, enumerate(images))
