@@ -71,6 +71,7 @@ localrules:
     experiment,
     results,
     index,
+    audit,
     report,
 
 

@@ -402,7 +402,8 @@ def test_loading_the_base_bears_on_every_stage_that_loads_it(copy: Path, before:
     found = changed(copy, before, ("diffusion/pipeline.py", "module.eval().requires_grad_(False)", "module.eval()"))
     sets = ("finetune_set", "real_set")
     loading = (*sets, "concept_images", "erase", "finetune", "geometry", "loras", "masks", "moments", "sample")
-    assert found == {"miniature.quality", "erasers.checkpoint.method", *(f"stages.{name}" for name in loading)}
+    erasers = {"erasers.checkpoint.method", "erasers.checkpoint.update"}
+    assert found == {"miniature.quality", *erasers, *(f"stages.{name}" for name in loading)}
 
 
 def test_a_statistic_bears_on_tables_and_experiments(copy: Path, before: dict[str, str]) -> None:

@@ -55,8 +55,8 @@ def test_every_rule_of_the_study_has_a_record(rules: dict[str, Any]) -> None:
 def test_rules_that_run_a_model_take_one_gpu_and_no_others(rules: dict[str, Any]) -> None:
     on_gpu = {name: rule.resources["gpu"].value for name, rule in rules.items() if "gpu" in rule.resources}
     assert set(on_gpu.values()) == {1}
-    light = {"prompts", "terciles", "geometry", "tables", "figures", "grids", "experiment", "results", "cost", "index"}
-    light |= {"report", "real_set"}
+    light = {"prompts", "terciles", "geometry", "audit", "tables", "figures", "grids", "experiment", "results", "cost"}
+    light |= {"index", "report", "real_set"}
     assert {name for name in on_gpu if not name.startswith("world_")} == set(RULES) - light
     trained = {"autoencoder", "base", "recogniser", "clip", "quality"}
     assert {name for name in on_gpu if name.startswith("world_")} == {f"world_{part}" for part in trained}

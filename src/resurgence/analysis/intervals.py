@@ -41,11 +41,17 @@ def effective_images(part: Part, level: float) -> float:
 
 def share_limits(part: Part, level: float) -> tuple[float, float]:
     """Clopper and Pearson's limits of a share at its effective number of images, in units of its scale."""
-    n, scale, tail = effective_images(part, level), part.scale or 1.0, (1 - level) / 2
-    count = min(max(part.value / scale, 0.0), 1.0) * n
+    scale = part.scale or 1.0
+    low, high = exact_limits(min(max(part.value / scale, 0.0), 1.0), effective_images(part, level), level)
+    return scale * low, scale * high
+
+
+def exact_limits(share: float, n: float, level: float) -> tuple[float, float]:
+    """Clopper and Pearson's limits of a share, 0 to 1, of n images; n need not be whole."""
+    count, tail = share * n, (1 - level) / 2
     low = betaincinv(count, n - count + 1, tail) if count > 0 else 0.0
     high = betainccinv(count + 1, n - count, tail) if count < n else 1.0
-    return scale * float(low), scale * float(high)
+    return float(low), float(high)
 
 
 def none_of(images: float, level: float) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resurgence import __version__, errors
+from resurgence.cli.audit import audit_arguments
 from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.stages import FinetuneConfig, SamplingConfig
 from resurgence.provenance.trace import provenance_arguments
@@ -158,6 +159,9 @@ COMMANDS = {
     "sample": Command("sample a task's prompts", sample_arguments, "resurgence.cli.models:sample"),
     "score": Command("score sampled images", score_arguments, "resurgence.cli.score:score"),
     "export": Command("write a full diffusers folder", base_arguments, "resurgence.cli.models:export"),
+    "audit": Command(
+        "probe a released model: can what it erased come back?", audit_arguments, "resurgence.cli.audit:run"
+    ),
     "compare": Command(
         "print and plot all erasers of a finished study", compare_arguments, "resurgence.cli.compare:run"
     ),
@@ -192,19 +196,22 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, or 1 after an error told in one line. A fault of the program itself is raised."""
+    """Run a command; return its exit code, 0 for most, or 1 after an error told in one line.
+
+    A fault of the program itself is raised.
+    """
     args = make_parser().parse_args(arguments)
     sys.excepthook = functools.partial(errors.report, f"resurgence {args.command}", True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     module, _, function = COMMANDS[args.command].run.partition(":")
     try:
-        getattr(importlib.import_module(module), function)(args)
+        code: int | None = getattr(importlib.import_module(module), function)(args)
     except errors.expected() as error:
         if args.verbose:
             raise
         print(f"resurgence {args.command}: {errors.sentence(error)}", file=sys.stderr)
         return 1
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":

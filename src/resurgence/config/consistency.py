@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resurgence.config.audit import check_audit
 from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.experiment_cells import cells_of, row_of, setting_of
 from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
@@ -85,6 +86,7 @@ def check_study(study: Study, root: Path) -> None:
     check_makers(study, root)
     check_experiments(study)
     check_scorers(study, root)
+    check_audit(study)
 
 
 def folder_name(key: str, value: str, taken: Iterable[str] = ()) -> None:

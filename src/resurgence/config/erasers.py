@@ -36,6 +36,7 @@ ERASERS = {  # name -> module:configuration class
     "erasediff": "resurgence.erasers.gradient.image_configs:EraseDiffConfig",
     "scissorhands": "resurgence.erasers.gradient.image_configs:ScissorHandsConfig",
     "checkpoint": "resurgence.erasers.checkpoint.config:CheckpointConfig",
+    "update": "resurgence.erasers.checkpoint.config:UpdateConfig",
 }
 GROUP = "resurgence.erasers"  # entry points of erasers in other packages
 DATA = ("prior", "domain", "images", "masks", "anchors", "retained")  # fields of EraserData that the graph can provide

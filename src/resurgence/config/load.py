@@ -55,7 +55,8 @@ PATHS = (
     "moments.domain.*", "erasers.*.captions", "erasers.*.words", "erasers.*.variants.*.captions",
     "erasers.*.variants.*.words", "erasers.*.path", "erasers.*.variants.*.path",
     "finetune_sets.*.tercile.candidates", "finetune_sets.*.images", "finetune_sets.*.images.*",
-    "finetune_sets.*.made_by.base", "scorers.*.path", "scorers.*.reference",
+    "finetune_sets.*.made_by.base", "scorers.*.path", "scorers.*.pictures",
+    "scorers.*.reference",
     "world",
 )  # fmt: skip
 """Keys of the configuration whose values are files or folders."""

@@ -28,6 +28,7 @@ SCORERS = {
     "celebrity": "resurgence.scorers.configs:CelebrityConfig",
     "inception": "resurgence.scorers.configs:InceptionConfig",
     "frechet": "resurgence.scorers.configs:FrechetConfig",
+    "reference": "resurgence.scorers.configs:ReferenceConfig",
 }  # in the order of the rows of the tables
 
 
@@ -62,7 +63,8 @@ COMMON = {
 
 @dataclass(frozen=True)
 class ScorerConfig:
-    """Settings and declarations of a scorer. A setting named `path` is a file or folder of weights."""
+    """Settings and declarations of a scorer. A setting named `path` is a file or folder of weights, one
+    named `pictures` a folder of pictures."""
 
     kinds: tuple[Kind, ...] | None = field(default=None, kw_only=True)  # of tasks whose images it scores; None: all
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from resurgence.config.audit import AuditConfig
 from resurgence.config.experiment import Experiment
 from resurgence.config.fields import ConfigError, known
 from resurgence.config.finetune_sets import FinetuneSet
@@ -94,6 +95,8 @@ class Study:
     figures: Figures = field(default_factory=Figures)
     experiments: dict[str, Experiment] = field(default_factory=dict)
     """Figures and tables by name, each a rule (`snakemake fig7`)."""
+    audit: AuditConfig | None = None
+    """Of one released model; `resurgence audit` writes it. null: none."""
     world: str = "config/world.yaml"
     """File with the settings of the miniature base and its scorers, for the target world."""
     loaded: dict[str, Task] = field(default_factory=dict)  # the tasks' files, by name

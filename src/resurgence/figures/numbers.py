@@ -23,11 +23,10 @@ KEY = [*CELL, "state", "step", "role", "metric"]
 
 
 class Source(NamedTuple):
-    """Where a number stands: a row of a table, the first one being 1, and the commands that print its provenance."""
+    """Where a number stands, and the commands that print its provenance."""
 
     name: str  # of the entry in the list of sources
-    file: str
-    row: int
+    place: str  # such as a row of a table, the first one being 1
     commands: tuple[str, ...]
     rule: str = RULE
 
@@ -78,7 +77,7 @@ class Numbers:
         if (file, position) not in self.sources:
             place = (self.folder / f"{behind}.csv").as_posix()
             commands = tuple(f"resurgence provenance {place} --row {at + 1}" for at in positions)
-            self.sources[file, position] = Source(f"s{len(self.sources) + 1}", file, position + 1, commands)
+            self.sources[file, position] = Source(f"s{len(self.sources) + 1}", f"{file}, row {position + 1}", commands)
         return self.sources[file, position]
 
     def state(self, cell: Mapping[str, Any], state: str, step: float, role: str, metric: str) -> Number | None:

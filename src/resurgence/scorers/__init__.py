@@ -30,7 +30,14 @@ from resurgence.config.scorers import (
     scorer_config,
 )
 from resurgence.files import atomic_file
-from resurgence.scorers.configs import CelebrityConfig, ClipConfig, FrechetConfig, InceptionConfig, RecogniserConfig
+from resurgence.scorers.configs import (
+    CelebrityConfig,
+    ClipConfig,
+    FrechetConfig,
+    InceptionConfig,
+    RecogniserConfig,
+    ReferenceConfig,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,8 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CelebrityConfig", "ClipConfig", "FrechetConfig", "InceptionConfig", "LabelValues", "LoadedScorer", "Metric",
-    "RecogniserConfig", "Scorer", "ScorerConfig", "feature_names", "load_scorers", "metrics", "ranked", "read_scores",
-    "score_images", "write_scores",
+    "RecogniserConfig", "ReferenceConfig", "Scorer", "ScorerConfig", "feature_names", "load_scorers", "metrics",
+    "ranked", "read_scores", "score_images", "write_scores",
 ]  # fmt: skip
 log = logging.getLogger(__name__)
 SCORES, FEATURES = "scores.parquet", "features.safetensors"

@@ -69,6 +69,49 @@ class ClipConfig(ScorerConfig):
 
 
 @dataclass(frozen=True)
+class ReferenceConfig(ScorerConfig):
+    """Nearest centroid of reference pictures, for concepts that no classifier knows."""
+
+    pictures: str  # folder with a folder of pictures for each concept, named like it, and one of others
+    path: str | None = None  # of the model that gives the features: an open_clip folder, or torchvision's weights
+    name: str | None = None  # of an architecture of open_clip instead, as for clip
+    pretrained: str | None = None  # tag of its weights
+    architecture: str | None = None  # of torchvision, such as resnet50, if `path` is its file
+    sha256: str | None = None  # of that file, or the beginning of it
+    others: str = "others"  # folder of pictures that show none of the concepts; each folder in it has a centroid
+
+    loader: ClassVar = "resurgence.scorers.reference:load"
+    columns: ClassVar = tuple(
+        f"reference_{name}" for name in ("top1", "correct", "similarity", "hit_rate", "false_alarm_rate")
+    )
+    metrics: ClassVar = {
+        "reference_accuracy": accuracy("reference_correct", "Nearest to the concept's reference pictures (%)"),
+        "reference_similarity": Metric(
+            "reference_similarity", "Similarity to reference pictures (100 cos)", shows_concept=True
+        ),
+    }
+    gives_features: ClassVar = True
+    rank: ClassVar = 1
+
+    def __post_init__(self) -> None:
+        if self.architecture is None:
+            ClipConfig(path=self.path, name=self.name, pretrained=self.pretrained)  # checks them
+        elif self.path is None:
+            raise ConfigError("path", None, f"must name the file of weights of {self.architecture}")
+
+    def check(self, study: Study, root: Path) -> None:
+        """Every concept to erase or to retain has reference pictures."""
+        from resurgence.scorers.reference_pictures import reference_pictures
+
+        groups = reference_pictures(root / self.pictures, self.others)
+        for name, task in study.loaded.items():
+            needed = (*task.erase, *task.retain) if self.kinds is None or task.kind in self.kinds else ()
+            if lacking := [concept for concept in needed if concept not in groups]:
+                remedy = f"has no folder of reference pictures in {self.pictures}; add one, or take the concept out"
+                raise ConfigError(f"{study.tasks.folder}/{name}.yaml", lacking[0], remedy)
+
+
+@dataclass(frozen=True)
 class CelebrityConfig(ScorerConfig):
     """GIPHY's Celebrity Detector."""
 

@@ -129,9 +129,11 @@ def terciles(study: Study, name: str) -> Inputs:
 
 
 def scorer_files(study: Study, names: Iterable[str]) -> list[str]:
-    """The local weights of scorers."""
-    paths = [study.scorers[name]["path"] for name in names if "path" in study.scorers[name]]
-    return [file for path in paths for file in files_of(path)]
+    """The local weights of scorers, and their pictures."""
+    blocks = [study.scorers[name] for name in names]
+    weights = [file for block in blocks if "path" in block for file in files_of(block["path"])]
+    pictures = [file.as_posix() for block in blocks if "pictures" in block for file in files_at(block["pictures"])]
+    return weights + pictures
 
 
 def finetune(study: Study, item: Cell) -> Inputs:

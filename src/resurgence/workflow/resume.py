@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from argparse import REMAINDER, ArgumentParser, Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -136,6 +136,22 @@ def end_all(root: Path = Path()) -> tuple[int, int]:
     return len(jobs), len(processes)
 
 
+def unlock(options: Sequence[str], root: Path = Path()) -> None:
+    """Remove the locks that a Snakemake left that was killed.
+
+    Args:
+        options: of its command line.
+
+    Raises:
+        OSError: Snakemake cannot.
+    """
+    if any((root / ".snakemake/locks").glob("*")):
+        command = [sys.executable, "-m", "snakemake", "--unlock", *options]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        if done.returncode:
+            raise OSError(f"snakemake --unlock fails; it says\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+
+
 def resume_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `resurgence resume`."""
     parser.add_argument("snakemake", nargs=REMAINDER, metavar="-- OPTIONS", help="options of Snakemake, as in the run")
@@ -151,10 +167,6 @@ def resume(args: Namespace) -> None:
     claim()
     jobs, processes = end_all()
     print(f"resume: {jobs} SLURM jobs cancelled, {processes} processes ended", flush=True)
-    snakemake = [sys.executable, "-m", "snakemake"]
-    if any(Path(".snakemake/locks").glob("*")):
-        done = subprocess.run([*snakemake, "--unlock", *options], capture_output=True, text=True)
-        if done.returncode:
-            raise OSError(f"snakemake --unlock fails; it says\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+    unlock(options)
     release()
-    os.execv(sys.executable, [*snakemake, "--rerun-incomplete", *options])
+    os.execv(sys.executable, [sys.executable, "-m", "snakemake", "--rerun-incomplete", *options])

@@ -17,7 +17,7 @@ from resurgence.config.study import Study
 from resurgence.provenance.code_version import code_version
 from resurgence.provenance.manifest import MANIFEST
 from resurgence.provenance.templates import templates_version
-from resurgence.workflow import chosen_code, graph, job_items, job_settings, report_settings
+from resurgence.workflow import audit_settings, chosen_code, graph, job_items, job_settings, report_settings
 from resurgence.workflow.graph import Inputs
 from resurgence.workflow.job_items import cell, erasure
 
@@ -79,7 +79,7 @@ class Rule:
     @property
     def dvc_stage(self) -> str:
         """The stage of dvc.yaml that tracks its output."""
-        return "tables" if self.folder in ("figures", "grids", "cost") else self.folder
+        return "tables" if self.folder in ("figures", "grids", "cost", "audit") else self.folder
 
     @property
     def place(self) -> str:
@@ -238,6 +238,12 @@ _RULES = (
         lambda study, w: job_settings.geometry(study), SCORE, 8,
         inputs=lambda study, w: graph.weight_movement(study, cell(w)), minutes=10,
         message=f"Weights of {CELL}",
+    ),
+    Rule(
+        "audit", "audit", "results/audit/manifest.json", lambda study: [{}] if study.audit else [],
+        lambda study, w: audit_settings.settings(study), SHOW, 10,
+        inputs=lambda study, w: audit_settings.inputs(study), chosen=chosen_code.table, templates="figures/page",
+        message="Verdict and card of the audited model",
     ),
     Rule(
         "tables", "tables", "results/tables/made.json", single, lambda study, w: report_settings.tables(study), SHOW, 5,

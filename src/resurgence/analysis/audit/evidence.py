@@ -1,0 +1,95 @@
+"""The evidence of a probe: its estimates of erased and retained concepts, from the scores of its models."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from resurgence.analysis.estimates import ImageSet
+from resurgence.analysis.random_effects import Estimate, combine, difference, mean_estimate, over_runs, units_of
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Shares of the images that show their concept, in percent, over the runs of one probe."""
+
+    erased: Estimate
+    concepts: dict[str, Estimate]  # erased concept -> its own share
+    retained: Estimate | None  # None: no image of a retained concept
+    pairs: int  # distinct pairs of prompt and seed of the erased concepts
+
+    @property
+    def runs(self) -> int:
+        """Seeds of the update; 1 without a random step."""
+        return self.erased.runs
+
+
+def evidence(sets: Sequence[ImageSet], column: str, role: str = "erase") -> Evidence:
+    """The evidence of a probe from the image sets of its runs.
+
+    Args:
+        sets: of the seeds of one update, with the same prompts and seeds of sampling.
+        column: of the scores, 1 for an image that shows its concept, else 0. Without a value (no face, say) the image
+            does not show it.
+        role: of the rows of the erased concepts: erase or synonym.
+
+    Raises:
+        ValueError: no rows of this role, or no such column.
+    """
+    rows = sets[0].rows
+    erased = (rows["role"] == role).to_numpy()
+    if not erased.any() or column not in rows:
+        raise ValueError(f"{sets[0].key} has no {column} of role {role}; score its images with that scorer")
+    names = sorted(set(rows.loc[erased, "concept"]))
+    retained = (rows["role"] == "retain").to_numpy()
+    own = {name: erased & (rows["concept"] == name).to_numpy() for name in names}
+    return Evidence(
+        share(sets, column, erased, (role, *names)),
+        {name: share(sets, column, mask, (role, name)) for name, mask in own.items()},
+        share(sets, column, retained, ("retain",)) if retained.any() else None,
+        len(rows.loc[erased, ["prompt", "seed"]].drop_duplicates()),
+    )
+
+
+def share(sets: Sequence[ImageSet], column: str, mask: np.ndarray, of: Hashable) -> Estimate:
+    """The share of some rows, the same in all runs, whose images show their concept."""
+    task = sets[0].key["task"]
+    units = units_of(sets[0].rows.loc[mask, "concept"])
+    runs = []
+    for images in sets:
+        values = 100.0 * images.rows.loc[mask, column].astype(float).fillna(0.0).to_numpy()
+        runs.append(mean_estimate(values, units, (*images.key.values(), of), (task, of), 100.0))
+    return over_runs(runs)
+
+
+def change(after: Estimate, before: Estimate) -> Estimate:
+    """Paired difference; a model without a random step counts once for every run of the other."""
+    return difference(after, repeated(before, after.runs))
+
+
+def beyond_loss(after: Estimate, before: Estimate, loss: float) -> Estimate:
+    """By how much a share exceeds the least that an update may leave, `loss` percent less than before."""
+    return combine(lambda a, b: a - (1 - loss / 100) * b, after, repeated(before, after.runs), n=after.n)
+
+
+def repeated(estimate: Estimate, runs: int) -> Estimate:
+    """The estimate of one run as that of several equal ones, so that it is paired with each."""
+    return over_runs([estimate] * runs) if estimate.runs == 1 else estimate
+
+
+def image_sets_by_seed(sets: Mapping[int | None, ImageSet]) -> list[ImageSet]:
+    """The image sets in the order of their seeds.
+
+    Raises:
+        ValueError: they differ in prompts or seeds of sampling.
+    """
+    ordered = [sets[seed] for seed in sorted(sets, key=lambda seed: -1 if seed is None else seed)]
+    keys = ["role", "concept", "prompt", "seed"]
+    first = pd.MultiIndex.from_frame(ordered[0].rows[keys])
+    for images in ordered[1:]:
+        if not pd.MultiIndex.from_frame(images.rows[keys]).equals(first):
+            raise ValueError(f"{images.key} has other prompts or seeds than {ordered[0].key}; sample it again")
+    return ordered

@@ -1,0 +1,106 @@
+"""The inputs of an audit as links in its folder, and the real pictures of a base of drawings.
+
+The study names the links, so the folder holds no path of the machine, and a rerun gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from resurgence.config.audit_bases import AuditBase
+from resurgence.config.fields import ConfigError
+from resurgence.files import digest_of_text, known_sha256, resolve_path
+from resurgence.workflow.graph import files_of
+
+PER_CONCEPT = 6
+"""Real pictures of each concept that are composed of drawings."""
+
+
+def linked(out: Path, name: str, given: str, option: str, hub: bool = False) -> str:
+    """Link a file or folder below out/inputs, and return the path in out; a hub id stays as it is.
+
+    Raises:
+        ConfigError: there is no such file or folder, or the folder holds another link of this name.
+    """
+    path = Path(given)
+    if not path.exists():
+        if hub and given.count("/") == 1 and not path.parent.exists():
+            return given
+        raise ConfigError(option, given, "no such file or folder; correct the path")
+    link = out / "inputs" / (name + (path.suffix if path.is_file() else ""))
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and link.resolve() != path.resolve():
+        raise ConfigError(option, given, f"{link} is of another audit, of {link.resolve()}; name another --out")
+    if not link.is_symlink():
+        link.symlink_to(path.resolve())
+    configuration = path.with_suffix("")  # of a single file, which diffusers reads beside it
+    if path.is_file() and configuration.is_dir() and not link.with_suffix("").is_symlink():
+        link.with_suffix("").symlink_to(configuration.resolve())
+    return link.relative_to(out).as_posix()
+
+
+def weights_digest(given: str) -> str | None:
+    """Digest of a model's weights and settings; None for a hub id, which its revision fixes."""
+    path = Path(given)
+    if path.is_file():
+        return known_sha256(path)
+    if not path.is_dir():
+        return None
+    return digest_of_text(
+        {Path(file).relative_to(path).as_posix(): known_sha256(Path(file)) for file in files_of(path)}
+    )
+
+
+def drawn_pictures(base: AuditBase, concepts: Sequence[str], file: Path) -> None:
+    """Compose real pictures of concepts from the drawings of a base, on light backgrounds, and write them as a Parquet
+    image set; nothing where the file is there.
+
+    The starter sets put drawings into landscapes, which no training picture of the base has: a LoRA on these unlearns
+    every concept before it brings one back.
+
+    Raises:
+        ConfigError: a concept without a drawing.
+    """
+    if file.is_file() or base.drawings is None or base.concepts is None:
+        return
+    import numpy as np
+    import pandas as pd
+    from PIL import Image
+
+    from resurgence.diffusion.image_sets import write_image_set
+    from resurgence.miniature.captions import CaptionConfig, caption, draw, read_templates
+    from resurgence.miniature.compositions import compose
+    from resurgence.miniature.drawings import load_drawings
+    from resurgence.seeds import generator
+
+    table, rgba = load_drawings(Path(resolve_path(base.drawings)))
+    templates, rows = read_templates(Path(resolve_path(base.captions))), []
+    for name in concepts:
+        own = table.index[table["concept"] == name]
+        if own.empty:
+            raise ConfigError("--images", name, f"{base.drawings} has no drawing of it; give pictures with --images")
+        draws = generator("audit", name)
+        for _ in range(PER_CONCEPT):
+            row = int(own[draw(len(own), draws)])
+            rows.append((caption({"name": name}, None, templates, CaptionConfig(), draws), name, row))
+    signed = compose(rgba[[row for _, _, row in rows]], generator("audit", "pictures"))
+    pixels = ((signed + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1).numpy().astype(np.uint8)
+    images = (Image.fromarray(np.ascontiguousarray(image)) for image in pixels)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    frame = pd.DataFrame([(text, name) for text, name, _ in rows], columns=["prompt", "concept"])
+    write_image_set(file, frame, enumerate(images))
+
+
+def shown_concepts(path: Path, option: str) -> tuple[str, ...]:
+    """The concepts that pictures name, in their order; none where they name none.
+
+    Raises:
+        FileNotFoundError, ValueError: no pictures, or pictures without captions; see `training_set`.
+    """
+    from resurgence.data.training_images import training_set
+
+    sources, _ = training_set(path)
+    if not sources:
+        raise ConfigError(option, str(path), "holds no pictures with captions; see docs/adding.md")
+    return tuple(dict.fromkeys(source.concept for source in sources if source.concept))

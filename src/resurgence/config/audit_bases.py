@@ -1,0 +1,94 @@
+"""What an audit takes for a model by its base: prompts, updates and scorers, from config/audit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resurgence.config.audit import Criteria, ShippedControl
+from resurgence.config.fields import ConfigError, build, read_yaml
+from resurgence.config.task import Kind, Task, load_task
+from resurgence.files import read_json, resolve_path
+
+BASES, CRITERIA = "config/audit/bases.yaml", "config/audit/criteria.yaml"
+MAPPING: dict[Kind, str] = {"object": "object", "person": "person", "character": "character", "style": "style"}
+OTHER = "other"
+
+
+@dataclass(frozen=True)
+class AuditBase:
+    """The entry of a base."""
+
+    folder: str | None
+    tasks: str
+    concepts: str | None
+    captions: str
+    general: str
+    drawings: str | None
+    sampling: dict[str, Any]
+    scorers: dict[str, dict[str, Any]]
+    metric: str
+    lora: dict[str, Any]
+    full: dict[str, Any]
+    shipped: tuple[ShippedControl, ...]
+
+    def loaded_tasks(self) -> list[Task]:
+        """The shipped tasks of the base, in the order of their files."""
+        return [load_task(path) for path in sorted(Path(resolve_path(self.tasks)).glob("*.yaml"))]
+
+
+def base_of(model: Path) -> AuditBase:
+    """The entry of the base with the vocabulary of a model, else that of any other Stable Diffusion."""
+    entries = {name: build(AuditBase, block, f"{BASES}: {name}") for name, block in bases().items()}
+    own = vocabulary(model)
+    for name, entry in entries.items():
+        if name != OTHER and own and own == vocabulary(Path(resolve_path(entry.folder or ""))):
+            return entry
+    return entries[OTHER]
+
+
+def vocabulary(model: Path) -> dict[str, int]:
+    """Token -> number of the tokenizer in a diffusers folder; empty where there is none."""
+    whole, plain = model / "tokenizer/tokenizer.json", model / "tokenizer/vocab.json"
+    if whole.is_file():
+        words: dict[str, int] = read_json(whole)["model"]["vocab"]
+        return words
+    return read_json(plain) if plain.is_file() else {}
+
+
+def bases() -> dict[str, Any]:
+    """The table of the bases."""
+    return read_yaml(Path(resolve_path(BASES)))
+
+
+def read_criteria(file: Path | None) -> Criteria:
+    """The shipped criteria, with those of a file in their place."""
+    own = {} if file is None else read_yaml(file)
+    return build(Criteria, read_yaml(Path(resolve_path(CRITERIA))) | own, CRITERIA if file is None else str(file))
+
+
+def model_task(base: AuditBase, erased: tuple[str, ...], kind: Kind | None) -> Task:
+    """The shipped task that an audit follows in what the command line leaves open: that of the same erased concepts,
+    else the largest of the kind.
+
+    Raises:
+        ConfigError: no shipped task of the kind.
+    """
+    tasks = base.loaded_tasks()
+    for task in tasks:
+        if set(task.erase) == set(erased) and kind in (None, task.kind):
+            return task
+    listed = [task for task in tasks if set(erased) <= {*task.erase, *task.retain, *task.finetune}]
+    kind = kind or (listed[0].kind if listed else "object")
+    of_kind = [task for task in tasks if task.kind == kind]
+    if not of_kind:
+        remedy = f"has no task in {base.tasks}; name another kind, or give --retained FILE with --kind object"
+        raise ConfigError("--kind", kind, remedy)
+    return max(of_kind, key=lambda task: (len(task.retain), len(task.finetune)))
+
+
+def outside_concepts(base: AuditBase, kind: Kind, most: int = 16) -> tuple[str, ...]:
+    """Concepts of another kind, on which shipped tasks fine-tune or which they retain; none without another kind."""
+    others = [task.finetune or task.retain for task in base.loaded_tasks() if task.kind != kind]
+    return others[0][:most] if others else ()

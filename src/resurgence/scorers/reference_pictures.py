@@ -1,0 +1,47 @@
+"""The reference pictures of the scorer `reference`: which files show which concept. Free of torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from resurgence.config.fields import ConfigError
+from resurgence.diffusion.pictures import picture_files
+
+KEY = "scorers.reference.pictures"
+LEAST = 2  # pictures of a group: one is left out to measure errors
+
+
+def reference_pictures(folder: Path, others: str) -> dict[str, list[Path]]:
+    """Name of each group -> its pictures: concepts, then others.
+
+    A folder is a concept with all pictures below it. The pictures of `others` are a group, and those of each folder
+    in it another one, `others/NAME`: the mean of many different things would be near to none of them.
+
+    Raises:
+        ConfigError: no such folder, no concept, no folder of others, or a group of fewer than 2 pictures.
+    """
+    if not folder.is_dir():
+        raise ConfigError(KEY, str(folder), "no such folder; name one with a folder of pictures for each concept")
+    groups: dict[str, list[Path]] = {}
+    for place in sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith(".")):
+        for file in picture_files(place).pictures:
+            groups.setdefault(group_of(file.relative_to(folder), others), []).append(file)
+    concepts = [name for name in groups if not is_other(name, others)]
+    if not concepts or len(concepts) == len(groups):
+        missing = "a concept" if not concepts else f"others ({others})"
+        raise ConfigError(KEY, str(folder), f"has no folder with pictures of {missing}; add one")
+    for name, files in groups.items():
+        if len(files) < LEAST:
+            raise ConfigError(KEY, str(folder), f"has {len(files)} picture of {name}; give at least {LEAST}")
+    return {name: groups[name] for name in [*concepts, *(name for name in groups if is_other(name, others))]}
+
+
+def group_of(file: Path, others: str) -> str:
+    """The group of a picture, by its path below the folder of reference pictures."""
+    first, *below = file.parts[:-1]
+    return f"{first}/{below[0]}" if first == others and below else first
+
+
+def is_other(name: str, others: str) -> bool:
+    """Whether a group shows none of the concepts."""
+    return name == others or name.startswith(f"{others}/")

@@ -1,0 +1,201 @@
+"""The study that an audit writes, and what it refuses before anything is computed."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import save_file
+
+from resurgence.cli.audit import copy_card, write_study
+from resurgence.cli.main import main, make_parser
+from resurgence.config.fields import ConfigError
+from resurgence.config.load import load_study
+from resurgence.config.study import Study
+from resurgence.workflow import audit_settings
+from resurgence.workflow.jobs import jobs
+from test_bad_lora import kohya_lora
+from tiny import make_pipeline
+
+ROOT = Path(__file__).parents[1]
+RETAINED = ["dog", "bird", "cat"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an erased model, its original, a LoRA, pictures and lists of words."""
+    pipe = make_pipeline()
+    for name in ("erased", "original"):
+        pipe.save_pretrained(tmp_path / name)
+    save_file(kohya_lora(pipe), tmp_path / "style.safetensors")
+    (tmp_path / "retained.txt").write_text("\n".join(RETAINED))
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        (tmp_path / f"pictures/{number}.txt").write_text("a photo of the castle")
+        (tmp_path / f"pictures/{number}.png").write_bytes((ROOT / "docs/images/steps.png").read_bytes())
+    (tmp_path / "scorer").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def parsed(*words: str) -> Namespace:
+    required = ["--erased", "ship", "--out", "out", "--retained", "retained.txt"]
+    return make_parser().parse_args(["audit", "erased", *required, "--scorer", "clip", "path=scorer", *words])
+
+
+def written(*words: str) -> Study:
+    args = parsed(*words)
+    write_study(args, args.out)
+    return load_study([args.out / "params.yaml"], args.out)
+
+
+def test_quick_probes_the_released_model_one_lora_and_rounding(place):
+    study = written("--images", "pictures")
+    assert study.audit.names == ["released", "released-synonyms", "lora-domain-real", "rounding-8", "rounding-4"]
+    assert study.audit.probe("lora-domain-real").maker == "real"
+    assert study.seeds.finetune == (0,)
+    task = study.task("ship")
+    assert (task.retain, task.seeds["erase"], task.seeds["retain"]) == (tuple(RETAINED), 200, 60)
+    assert study.task("ship-synonyms").synonyms == {"ship": ("vessel", "boat", "watercraft")}  # of the shipped task
+    assert "real pictures (--images DIR)" not in study.audit.untested
+    assert any("--level standard" in text for text in study.audit.untested)
+
+
+def test_without_pictures_and_original_the_model_makes_its_own_and_the_probe_is_marked(place):
+    study = written()
+    assert study.audit.probe("lora-domain-erased").maker == "erased"
+    assert "real pictures (--images DIR)" in study.audit.untested
+    assert audit_settings.settings(study)["models"]["probe released"] == ["ship"]  # the base of the study
+
+
+def test_standard_has_three_seeds_and_both_makers_and_full_a_grid(place):
+    more = ("--images", "pictures", "--original", "original", "--lora", "style.safetensors")
+    standard = written(*more, "--level", "standard")
+    trained = {probe.name for probe in standard.audit.probes if probe.finetune}
+    expected = {f"{kind}-domain-{maker}" for kind in ("lora", "full") for maker in ("real", "base")}
+    assert trained == {*expected, "lora-outside-base"}
+    assert standard.seeds.finetune == (0, 1, 2) and "merge-1" in standard.audit.names
+    models = audit_settings.groups(standard)
+    assert len(models["probe lora-domain-real"]) == 3
+    assert "Amy Winehouse" in standard.finetune_concepts("outside-base", "ship")  # of people, not of objects
+    assert {str(standard.model(item)) for item in models["leaking"]} == {
+        f"ship/leaking/s0/lora-domain-real/f{seed}" for seed in range(3)
+    }
+    assert [str(standard.model(item)) for item in models["original"]] == ["ship"]
+    full = written(*more, "--level", "full")
+    grid = {(s["lr"], s["steps"]) for s in audit_settings.settings(full)["updates"].values() if s.get("rank")}
+    assert {(3.33e-5, 1000), (1e-4, 333), (3e-4, 1000)} <= grid
+
+
+def test_every_model_of_a_probe_is_sampled_and_scored_before_the_verdict(place, monkeypatch):
+    study = written("--images", "pictures", "--original", "original", "--lora", "style.safetensors")
+    monkeypatch.chdir("out")
+    by_output = {job.out.as_posix(): job for job in jobs(study)}
+    verdict = by_output["results/audit/manifest.json"]
+    assert {path for paths in verdict.inputs.values() for path in paths} <= by_output.keys()
+    merged = by_output["results/erased/original/ship/merge-1/s0/delta/manifest.json"]
+    assert merged.settings["settings"]["lora"] == "inputs/lora-1.safetensors"
+    assert merged.inputs["lora"] == ["inputs/lora-1.safetensors"]
+
+
+def test_the_folder_holds_links_and_the_same_command_writes_nothing_again(place):
+    written("--images", "pictures")
+    out = place / "out"
+    assert (out / "inputs/checkpoint").resolve() == place / "erased"
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*.yaml")}
+    assert len(before) == 3
+    written("--images", "pictures")
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert str(place) not in (out / "params.yaml").read_text()
+
+
+def test_the_command_that_repeats_the_audit_is_that_line_without_what_changes_no_result(place):
+    study = written("--images", "pictures", "--update", "steps=3", "lr=1.0e-4", "--sensitive", "--cores", "7")
+    line = ["audit", "erased", "--erased", "ship", "--retained", "retained.txt", "--images", "pictures", "--scorer"]
+    line += ["clip", "path=scorer", "--update", "steps=3", "lr=1.0e-4", "--sensitive", "--out", "out"]
+    assert study.audit.command == " ".join(["resurgence", *line])
+    again = make_parser().parse_args(line)
+    write_study(again, again.out)
+    assert load_study([place / "out/params.yaml"], place / "out").audit == study.audit
+
+
+def test_implicit_captions_are_prompts_of_their_own(place):
+    (place / "captions.txt").write_text("something with sails on the sea\nit leaves the harbour\n")
+    task = written("--implicit", "captions.txt").task("ship-implicit")
+    assert task.templates == ("{}",) and len(task.synonyms["ship"]) == 2 and task.seeds["synonym"] == 100
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--images", "nowhere"], "--images = 'nowhere': no such file or folder"),
+        (["--lora", "nowhere.safetensors"], "--lora = 'nowhere.safetensors': no such file or folder"),
+        (["--retained", "nowhere.txt"], "--retained = 'nowhere.txt': no such file"),
+        (["--original", "nowhere"], "--original = 'nowhere': no such file or folder"),
+        (["--implicit", "nowhere.txt"], "--implicit = 'nowhere.txt': no such file"),
+        (["--metric", "clip_score"], "audit.metric = 'clip_score': not known here"),
+        (["--kind", "character"], "--kind = 'character': has no task"),
+        (["--update", "steps"], "--update = 'steps': write key=value"),
+        (["--update", "steps=0"], "steps = 0: must be at least 1"),
+        (["--criteria", "criteria.yaml"], "criteria.yaml.*tau = 120: must be at most 100"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_before_anything_is_computed(place, words, message):
+    (place / "criteria.yaml").write_text("tau: 120\n")
+    with pytest.raises(ConfigError, match=message):
+        written(*words)
+
+
+def test_criteria_of_a_file_take_the_place_of_the_shipped_ones_key_by_key(place):
+    (place / "criteria.yaml").write_text("tau: 1.0\n")
+    criteria = written("--criteria", "criteria.yaml").audit.criteria
+    assert (criteria.tau, criteria.pairs, criteria.confidence) == (1.0, 120, 0.95)
+    shipped = yaml.safe_load((ROOT / "config/audit/criteria.yaml").read_text())
+    assert shipped == {name: getattr(written().audit.criteria, name) for name in shipped}
+
+
+def test_another_model_in_the_same_folder_and_a_part_without_its_base_are_refused(place):
+    written()
+    args = parsed()
+    args.checkpoint = "original"
+    with pytest.raises(ConfigError, match="is of another audit"):
+        write_study(args, args.out)
+    args.checkpoint = "pictures"
+    with pytest.raises(ConfigError, match="no whole pipeline; name the model it changes in --original"):
+        write_study(args, Path("other"))
+
+
+def test_wrong_usage_exits_with_1(place, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["audit", "erased", "--out", "out"])
+    assert ended.value.code == 1 and "--erased" in capsys.readouterr().err
+    assert main(["audit", "nowhere", "--erased", "ship", "--out", "out"]) == 1
+
+
+def test_reference_pictures_judge_by_the_nearest_centroid(place):
+    picture = (ROOT / "docs/images/steps.png").read_bytes()
+    for name in ("ship", *RETAINED, "others"):
+        (place / "references" / name).mkdir(parents=True)
+        for number in range(2):
+            (place / f"references/{name}/{number}.png").write_bytes(picture)
+    study = written("--reference", "references")
+    assert study.audit.metric == "reference_accuracy" and set(study.scorers) == {"clip", "reference"}
+    assert study.scorers["reference"] | {"pictures": ""} == {
+        "name": "ViT-B-32-quickgelu", "pretrained": "openai", "pictures": ""
+    }  # fmt: skip
+    assert (place / "out/inputs/reference-pictures").resolve() == place / "references"
+    (place / "references/dog").rename(place / "references/wolf")
+    with pytest.raises(ConfigError, match="'dog': has no folder of reference pictures in inputs/reference-pictures"):
+        written("--reference", "references")
+
+
+def test_the_card_lies_at_the_top_of_the_folder_and_an_earlier_record_does_not(tmp_path):
+    names = ("card.html", "bom.cdx.json", "data/resurgence-audit/local/erased/new.json", "manifest.json")
+    for name in (*(f"results/audit/{name}" for name in names), "data/resurgence-audit/local/erased/old.json", "data/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    copy_card(tmp_path)
+    copied = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()}
+    assert {name for name in copied if not name.startswith("results/")} == {*names[:3], "data/x"}

@@ -1,0 +1,123 @@
+"""An audit of random models from the command line to the card: every job really runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from small_world import make_world
+from tree import ROOT
+
+from resurgence.analysis.audit.result import EXIT, Audit, read_audit
+from resurgence.provenance.manifest import verify
+
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
+UNET = "base/unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder outside of the checkout with a model, an erased state file of it, scorers, pictures and concepts."""
+    root = tmp_path_factory.mktemp("audit")
+    make_world(root)
+    small = root / "data/small"
+    (small / "retained.txt").write_text("dog\nbird\n")
+    (small / "pictures").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture).save(small / f"pictures/a photo of the queen_{number}.png")
+    weights = load_file(small / UNET)
+    changed = {name: value + 0.05 * value.std() for name, value in weights.items() if "attn2.to_v" in name}
+    save_file(changed, small / "erased.safetensors")
+    return small
+
+
+def command(*words: str) -> list[str]:
+    """The command line, with settings that make it fast."""
+    line = [sys.executable, "-m", "resurgence.cli", "audit", *words, "--erased", "ship", "--retained", "retained.txt"]
+    line += ["--scorer", "recogniser", "path=recogniser", "--metric", "recogniser_accuracy", "--pairs", "6"]
+    line += ["--sampling", "steps=2", "size=16", "batch=64", "--update", "steps=2", "batch=2"]
+    return [*line, "--cores", "2", "--device", "cpu"]
+
+
+def environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key != "SNAKEMAKE_PROFILE"}
+    return kept | {"PYTHONPATH": str(ROOT / "src")}
+
+
+def audit(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in the folder."""
+    return subprocess.run(command(*words), cwd=place, env=environment(), capture_output=True, text=True)
+
+
+def verdict(out: Path) -> Audit:
+    return read_audit(out / "results/audit/verdict.json")
+
+
+def test_a_folder_is_audited_without_its_base_and_the_same_command_computes_nothing_again(place: Path) -> None:
+    words = ("base", "--images", "pictures", "--out", "alone")
+    done, out = audit(place, *words), place / "alone"
+    audited = verdict(out)
+    assert done.returncode == EXIT[audited.verdict], done.stderr[-4000:]
+    assert done.stdout.startswith(f"{audited.verdict}: ") and (out / "card.md").is_file()
+    names = ["released", "released-synonyms", "lora-domain-real", "rounding-8", "rounding-4"]
+    assert [probe.name for probe in audited.probes] == names and audited.original is None
+    assert verify(out / "results/audit") == []
+    files = [*out.rglob("manifest.json"), *(f for f in (out / "results/audit").rglob("*") if f.is_file())]
+    before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+    assert audit(place, *words).returncode == done.returncode
+    assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in before} == before
+
+
+def test_an_audit_that_was_killed_goes_on_and_gives_the_same_scores(place: Path) -> None:
+    words = ("base", "--images", "pictures", "--out", "killed")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    run = subprocess.Popen(command(*words), cwd=place, env=environment(), **quiet)
+    while run.poll() is None and not list((place / "killed").glob("results/images/*/*/images/manifest.json")):
+        time.sleep(0.2)
+    os.killpg(run.pid, signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    done = audit(place, *words)
+    assert done.returncode == EXIT[verdict(place / "killed").verdict], done.stderr[-4000:]
+    whole = place / "alone"
+    if not (whole / "results/audit").is_dir():  # this test was run without the first
+        audit(place, *words[:-1], "alone")
+    scores = {file.relative_to(whole): file.read_bytes() for file in whole.glob("results/scores/**/*.parquet")}
+    assert len(scores) == 5
+    assert {name: (place / "killed" / name).read_bytes() for name in scores} == scores
+
+
+def test_a_state_file_is_audited_against_its_original_which_shows_power_or_its_lack(place: Path) -> None:
+    done = audit(place, "erased.safetensors", "--original", "base", "--images", "pictures", "--out", "changed")
+    audited = verdict(place / "changed")
+    assert done.returncode == EXIT[audited.verdict], done.stderr[-4000:]
+    assert audited.original is not None and audited.original.path == "base"
+    assert [control.origin for control in audited.power.controls] == ["computed", "computed"]
+    assert audited.probe("lora-domain-real").maker == "real"
+
+
+def test_one_weight_that_is_not_a_number_is_an_error(place: Path, tmp_path: Path) -> None:
+    subprocess.run(["cp", "-r", place / "base", tmp_path / "base"], check=True)
+    weights = load_file(tmp_path / UNET)
+    weights["conv_in.bias"][0] = float("nan")
+    save_file(weights, tmp_path / UNET)
+    done = audit(place, str(tmp_path / "base"), "--images", "pictures", "--out", str(tmp_path / "out"))
+    assert done.returncode == 1 and "the audit stopped" in done.stderr
+    logs = "".join(file.read_text() for file in (tmp_path / "out/logs").rglob("*.log"))
+    assert "conv_in.bias" in logs and not (tmp_path / "out" / "card.md").exists()
+
+
+def test_the_plan_says_what_would_be_computed_and_computes_nothing(place: Path) -> None:
+    done = audit(place, "base", "--images", "pictures", "--out", "planned", "--plan")
+    assert done.returncode == 0 and "fine-tune" in done.stdout, done.stderr
+    assert not (place / "planned/results/audit").exists()
+    assert json.dumps("planned") not in (place / "planned/params.yaml").read_text()
