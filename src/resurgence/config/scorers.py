@@ -28,6 +28,8 @@ SCORERS = {
     "celebrity": "resurgence.scorers.configs:CelebrityConfig",
     "inception": "resurgence.scorers.configs:InceptionConfig",
     "frechet": "resurgence.scorers.configs:FrechetConfig",
+    "lpips": "resurgence.scorers.erasure_configs:LpipsConfig",
+    "lpips_vgg": "resurgence.scorers.erasure_configs:LpipsVggConfig",
 }  # in the order of the rows of the tables
 
 

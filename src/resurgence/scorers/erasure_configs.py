@@ -1,0 +1,35 @@
+"""The declarations of the scorers with which papers on erasure evaluate (DoCo, EAP). Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from resurgence.config.scorers import Metric, ScorerConfig
+
+
+@dataclass(frozen=True)
+class LpipsConfig(ScorerConfig):
+    """LPIPS 0.1 with AlexNet, to the base's image of the same row (Zhang et al. 2018)."""
+
+    path: str  # torchvision's weights of the network, or its convolutions as lpips_convert writes them
+    sha256: str | None = "7be5be79"  # checksum of the file, or the beginning of it; null: not compared
+
+    loader: ClassVar = "resurgence.scorers.lpips:load"
+    network: ClassVar[str] = "alex"
+    columns: ClassVar = ("lpips_alex",)
+    metrics: ClassVar = {"lpips": Metric("lpips_alex", "LPIPS to the base's image (AlexNet)")}
+    reads_base: ClassVar = True
+    fetch: ClassVar = "fetch torchvision's alexnet-owt-7be5be79.pth, or run `python -m resurgence.scorers.lpips_convert`"
+
+
+@dataclass(frozen=True)
+class LpipsVggConfig(LpipsConfig):
+    """LPIPS 0.1 with VGG-16, to the base's image of the same row."""
+
+    sha256: str | None = "397923af"
+
+    network: ClassVar = "vgg"
+    columns: ClassVar = ("lpips_vgg",)
+    metrics: ClassVar = {"lpips_vgg": Metric("lpips_vgg", "LPIPS to the base's image (VGG-16)")}
+    fetch: ClassVar = "fetch torchvision's vgg16-397923af.pth, or run `python -m resurgence.scorers.lpips_convert`"
