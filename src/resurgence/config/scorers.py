@@ -30,6 +30,7 @@ SCORERS = {
     "frechet": "resurgence.scorers.configs:FrechetConfig",
     "lpips": "resurgence.scorers.erasure_configs:LpipsConfig",
     "lpips_vgg": "resurgence.scorers.erasure_configs:LpipsVggConfig",
+    "success": "resurgence.scorers.erasure_configs:SuccessConfig",
 }  # in the order of the rows of the tables
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from resurgence.config.scorers import Metric, ScorerConfig
 
@@ -33,3 +33,25 @@ class LpipsVggConfig(LpipsConfig):
     columns: ClassVar = ("lpips_vgg",)
     metrics: ClassVar = {"lpips_vgg": Metric("lpips_vgg", "LPIPS to the base's image (VGG-16)")}
     fetch: ClassVar = "fetch torchvision's vgg16-397923af.pth, or run `python -m resurgence.scorers.lpips_convert`"
+
+
+@dataclass(frozen=True)
+class SuccessConfig(ScorerConfig):
+    """Erasing and preserving success rates, ESR-k and PSR-k, of EAP."""
+
+    path: str  # of the classifier's weights: a recogniser's folder, or a file
+    classifier: Literal["recogniser", "resnet50", "resnet50-keras"] = "resnet50"  # that names what an image shows
+    sha256: str | None = None  # checksum of the file; null: that of torchvision's IMAGENET1K_V2 for resnet50
+
+    loader: ClassVar = "resurgence.scorers.success:load"
+    columns: ClassVar = ("success_class", *(f"success_{rate}_{k}" for rate in ("esr", "psr") for k in (1, 5)))
+    metrics: ClassVar = {
+        **{f"esr_{k}": Metric(f"success_esr_{k}", f"ESR-{k}: erased class not in the top {k} (%)", 100.0)
+           for k in (1, 5)},
+        **{f"psr_{k}": Metric(f"success_psr_{k}", f"PSR-{k}: retained class in the top {k} (%)", 100.0)
+           for k in (1, 5)},
+    }  # fmt: skip
+    fetch: ClassVar = (
+        "fetch torchvision's resnet50-11ad3fa6.pth (IMAGENET1K_V2; 0676ba61 is V1), convert the Keras network with "
+        "`python -m resurgence.scorers.imagenet_convert`, or name the folder of a recogniser"
+    )
