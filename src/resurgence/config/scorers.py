@@ -31,6 +31,8 @@ SCORERS = {
     "lpips": "resurgence.scorers.erasure_configs:LpipsConfig",
     "lpips_vgg": "resurgence.scorers.erasure_configs:LpipsVggConfig",
     "success": "resurgence.scorers.erasure_configs:SuccessConfig",
+    "clip_anchor": "resurgence.scorers.erasure_configs:AnchorConfig",
+    "sensitivity": "resurgence.scorers.erasure_configs:SensitivityConfig",
 }  # in the order of the rows of the tables
 
 

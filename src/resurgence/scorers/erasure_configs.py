@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from resurgence.config.fields import ConfigError
 from resurgence.config.scorers import Metric, ScorerConfig
+from resurgence.config.spelling import normal_form
+from resurgence.scorers.configs import ClipConfig
+
+if TYPE_CHECKING:
+    from resurgence.config.study import Study
 
 
 @dataclass(frozen=True)
@@ -55,3 +62,45 @@ class SuccessConfig(ScorerConfig):
         "fetch torchvision's resnet50-11ad3fa6.pth (IMAGENET1K_V2; 0676ba61 is V1), convert the Keras network with "
         "`python -m resurgence.scorers.imagenet_convert`, or name the folder of a recogniser"
     )
+
+
+@dataclass(frozen=True)
+class AnchorConfig(ClipConfig):
+    """CS and CA of DoCo: CLIP compares an image with its concept and with that concept's anchor."""
+
+    anchors: dict[str, str] = field(default_factory=dict)  # concept -> anchor, such as Snoopy: dog
+    anchor: str = ""  # of concepts that are not listed there
+
+    loader: ClassVar = "resurgence.scorers.clip_pairs:load_anchored"
+    columns: ClassVar = ("anchor_cs", "anchor_nearer")
+    metrics: ClassVar = {
+        "cs": Metric("anchor_cs", "CS: CLIP score of the concept (250 cos)", shows_concept=True),
+        "ca": Metric("anchor_nearer", "CA: images nearer to the concept than to its anchor (%)", 100.0,
+                     shows_concept=True),
+    }  # fmt: skip
+    gives_features: ClassVar = False
+
+    def anchor_of(self, concept: str) -> str:
+        """The anchor of a concept; an empty text without one."""
+        return self.anchors.get(concept, self.anchor)
+
+    def check(self, study: Study, root: Path) -> None:
+        """Every concept of the tasks has an anchor other than itself."""
+        for task in (task for task in study.loaded.values() if self.kinds is None or task.kind in self.kinds):
+            for concept in (*task.erase, *task.retain):
+                key, anchor = f"scorers.clip_anchor.anchors.{concept}", self.anchor_of(concept)
+                if not normal_form(anchor):
+                    raise ConfigError(key, anchor, f"task {task.name} has this concept; name its anchor here, or `anchor` for all")
+                if normal_form(anchor) == normal_form(concept):
+                    raise ConfigError(key, anchor, "is the concept itself, to which no image is nearer; name another")
+
+
+@dataclass(frozen=True)
+class SensitivityConfig(ClipConfig):
+    """Concept sensitivity delta_e(c) of EAP: how much CLIP score a concept loses against the base's image."""
+
+    loader: ClassVar = "resurgence.scorers.clip_pairs:load_sensitivity"
+    columns: ClassVar = ("concept_sensitivity",)
+    metrics: ClassVar = {"sensitivity": Metric("concept_sensitivity", "Concept sensitivity (100 cos lost)")}
+    gives_features: ClassVar = False
+    reads_base: ClassVar = True
