@@ -12,12 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from test_scorers import TASK, pictures, write_clip
 
 from resurgence.config.fields import ConfigError
 from resurgence.config.scorers import scorer_config
 from resurgence.scorers import clip_pairs
 from resurgence.scorers.erasure_configs import AnchorConfig, SensitivityConfig
+from test_scorers import TASK, pictures, write_clip
 
 CONCEPTS = ["ship", "cat", "", "dog", "ship", "cat"]
 ANCHORS = {"ship": "boat", "cat": "animal"}
@@ -79,7 +79,7 @@ def test_each_concept_has_an_anchor_other_than_itself(folder: Path) -> None:
     AnchorConfig(str(folder), anchors=ANCHORS, anchor="bird").check(study, Path())
     AnchorConfig(str(folder), kinds=("person",)).check(study, Path())
     for config, message in (
-        (AnchorConfig(str(folder), anchors=ANCHORS), r"anchors\.dog = '': task ship has this concept; name its anchor"),
+        (AnchorConfig(str(folder), anchors=ANCHORS), r"anchors\.dog = '': task ship has it; name its anchor"),
         (AnchorConfig(str(folder), anchors={"dog": "Dog"}, anchor="x"), r"anchors\.dog = 'Dog': is the concept itself"),
     ):
         with pytest.raises(ConfigError, match=message):

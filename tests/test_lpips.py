@@ -154,7 +154,7 @@ def test_other_distance_weights_are_refused(network: str, model: torch.nn.Module
     arrays = packed(network, model)
     arrays["NetLinLayer_3"]["Conv_0"]["kernel"] = arrays["NetLinLayer_3"]["Conv_0"]["kernel"] + 0.1
     (tmp_path / "net.ckpt").write_bytes(pickle.dumps(arrays))
-    with pytest.raises(ValueError, match="NetLinLayer_3 is not that of LPIPS 0.1"):
+    with pytest.raises(ValueError, match=r"NetLinLayer_3 is not that of LPIPS 0\.1"):
         lpips_convert.convert(tmp_path / "net.ckpt", tmp_path / "out.safetensors")
 
 

@@ -378,7 +378,7 @@ def test_every_declared_loader_is_a_function_and_metrics_are_of_declared_columns
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lpip": {}}, "scorers = 'lpip': not known here; did you mean 'lpips'.*known: celebrity, clip, .*, recogniser"),
+        ({"lpip": {}}, "scorers = 'lpip': not known here; did you mean 'lpips'.*known: celebrity, clip, .*recogniser"),
         ({"clip": {"pth": "x"}}, "scorers.clip.pth = 'x': unknown key; did you mean 'path'"),
         ({"frechet": {"features": "recogniser"}}, "'recogniser': not a loaded scorer with features .*known: none"),
     ],
@@ -508,6 +508,7 @@ def test_metrics_have_the_order_of_the_tables_and_of_the_reports() -> None:
     classes, common = ["recogniser_accuracy", "recogniser_content"], ["blank", "false_alarm", "agreement"]
     clips, far = ["clip_accuracy", "clip_probability", "clip_score"], ["frechet", "frechet_reference"]
     papers = ["lpips", "lpips_vgg", "esr_1", "esr_5", "psr_1", "psr_5", "cs", "ca", "sensitivity"]
+    papers += ["exposed_parts", "ner_30", "ner_50", "ner_70", "ner_80", "identity", "identity_no_face"]
     assert list(metrics()) == [*classes, *clips, *people, *far, *papers, *common]
     assert list(headline.titles()) == [*people, *classes, *clips, *far, *papers, *common, "H_c", "H_o"]
     accuracies = {r: [m for m, d in ranked(reverse=r).items() if d.accuracy] for r in (False, True)}
@@ -544,7 +545,7 @@ class HueConfig(CornerConfig):
 
 def test_a_plug_ins_metrics_follow_those_of_the_package(registered: Callable[..., None]) -> None:
     registered(hue="test_scorers:HueConfig")
-    assert list(metrics())[-6:-2] == [list(scorer_class(list(entries())[-2]).metrics)[-1], "hue", "hue_accuracy", "blank"]
+    assert list(metrics())[-6:-2] == ["identity_no_face", "hue", "hue_accuracy", "blank"]
     assert list(headline.titles())[-7:-4] == ["hue", "hue_accuracy", "blank"]
     assert headline.title_of("hue") == "Hue" and headline.title_of("unknown") == "unknown"
     order = [m for m, d in ranked(reverse=True).items() if d.accuracy]

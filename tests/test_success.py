@@ -25,8 +25,8 @@ from resurgence.scorers.recogniser_model import Labels, Recogniser, save_recogni
 
 CLASSES = ["tench", "church", "gas pump", "golf ball", "parachute", "church", "chain saw"]
 TASK = Task(
-    name="split", kind="object", erase=("Church", "Gas Pump"), retain=("Tench",), mapping=dict.fromkeys(("Church", "Gas Pump"), "x"),
-    templates=("Image of {}",), seeds={"erase": 1, "retain": 1},
+    name="split", kind="object", erase=("Church", "Gas Pump"), retain=("Tench",),
+    mapping={"Church": "x", "Gas Pump": "x"}, templates=("Image of {}",), seeds={"erase": 1, "retain": 1},
 )  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def smooth(count: int, size: int) -> torch.Tensor:
 def test_resnet50_has_torchvisions_transforms_and_only_the_published_file(tmp_path: Path) -> None:
     model = resnet50(weights=None).eval()
     torch.save(random_state(model), tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match="expected 11ad3fa6 .*IMAGENET1K_V2; 0676ba61 is V1"):
+    with pytest.raises(ValueError, match=r"expected 11ad3fa6 .*IMAGENET1K_V2; 0676ba61 is V1"):
         success.load(SuccessConfig(str(tmp_path / "weights.pth")))
     scorer = success.load(SuccessConfig(str(tmp_path / "weights.pth"), sha256=sha256(tmp_path / "weights.pth")))
     images, transform = smooth(3, 300), ResNet50_Weights.IMAGENET1K_V2.transforms()
@@ -201,9 +201,9 @@ def test_shards_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"not the ResNet-50 of Keras \('conv1/bias'\); unpack"):
         imagenet_convert.convert(tmp_path / "net", tmp_path / "out.safetensors")
     (tmp_path / "net/b.bin").write_bytes(b"1234567")
-    with pytest.raises(ValueError, match="1002 numbers in the shards, 9411 float32 in model.json"):
+    with pytest.raises(ValueError, match=r"1002 numbers in the shards, 9411 float32 in model\.json"):
         imagenet_convert.convert(tmp_path / "net", tmp_path / "out.safetensors")
-    with pytest.raises(FileNotFoundError, match="holds no model.json"):
+    with pytest.raises(FileNotFoundError, match=r"holds no model\.json"):
         imagenet_convert.convert(tmp_path, tmp_path / "out.safetensors")
 
 

@@ -55,7 +55,8 @@ def place_of(layer: str) -> tuple[str, str]:
         return "conv1", "bn1"
     stage, block, branch = re.fullmatch(r"(\d)([a-f])_branch(1|2[abc])", layer).groups()
     place, name = f"layer{int(stage) - 1}.{ord(block) - ord('a')}.", BRANCHES[branch]
-    return (f"{place}downsample.0", f"{place}downsample.1") if branch == "1" else (f"{place}conv{name}", f"{place}bn{name}")
+    convolution, norm = (f"{name}0", f"{name}1") if branch == "1" else (f"conv{name}", f"bn{name}")
+    return place + convolution, place + norm
 
 
 def torchvision_state(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -47,12 +47,13 @@ def ranks_of(heads: Heads, concepts: Sequence[str]) -> tuple[list[str], np.ndarr
     for row, concept in enumerate(word.lower() for word in concepts):
         number = next((n for n, place in enumerate(places) if not concept or concept in place), None)
         if number is None:
-            raise ValueError(f"concept {concepts[row]!r} is no class of the classifier ({len(heads[0][0])} classes); leave "
-                             "success out of `scorers`, or name a concept that it knows")  # fmt: skip
+            raise ValueError(f"concept {concepts[row]!r} is no class of the classifier ({len(heads[0][0])} classes); "
+                             "leave success out of `scorers`, or name a concept that it knows")  # fmt: skip
         names, scores = heads[number][0], heads[number][1][row]
         top.append(names[int(scores.argmax())])
         if concept:  # two classes of ImageNet have one name
-            ranks[row] = (scores > max(s for name, s in zip(names, scores, strict=True) if name.lower() == concept)).sum()
+            own = max(score for name, score in zip(names, scores, strict=True) if name.lower() == concept)
+            ranks[row] = (scores > own).sum()
     return top, ranks
 
 
@@ -70,11 +71,12 @@ class SuccessScorer:
         self, images: torch.Tensor, prompts: pd.DataFrame, task: Task, base: torch.Tensor | None = None
     ) -> dict[str, Any]:
         """Columns success_*, one row an image; images uint8 (N, 3, H, W)."""
-        parts = [[logits.float().cpu() for logits in self.classify(x.to(self.device))] for x in images.split(self.batch)]
+        batches = (self.classify(part.to(self.device)) for part in images.split(self.batch))
+        parts = [[logits.float().cpu() for logits in batch] for batch in batches]
         heads = [(names, torch.cat(p).numpy()) for names, p in zip(self.names, zip(*parts, strict=True), strict=True)]
         concepts = prompts["concept"].fillna("").tolist()
         top, ranks = ranks_of(heads, concepts)
-        erased, retained = (np.array([concept in set(part) for concept in concepts]) for part in (task.erase, task.retain))
+        erased, retained = (np.array([c in part for c in concepts]) for part in (set(task.erase), set(task.retain)))
         columns: dict[str, Any] = {"success_class": top}
         columns |= {f"success_esr_{k}": np.where(erased, ranks >= k, np.nan) for k in (1, 5)}
         return columns | {f"success_psr_{k}": np.where(retained, ranks < k, np.nan) for k in (1, 5)}
