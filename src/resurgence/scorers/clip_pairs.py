@@ -52,10 +52,10 @@ class AnchorScorer:
     ) -> dict[str, Any]:
         """Columns anchor_*, one row an image; images uint8 (N, 3, H, W)."""
         concepts, features = prompts["concept"].fillna("").tolist(), self.clip.features(images)
-        anchors = [self.config.anchor_of(concept) if concept else "" for concept in concepts]
-        own, other = (word_cosines(self.clip, features, words) for words in (concepts, anchors))
-        nearer = np.where(np.isnan(own), np.nan, own > other)
-        return {"anchor_cs": 100 * WEIGHT * np.maximum(own, 0), "anchor_nearer": nearer}
+        anchors = [self.config.anchor_of(word) if word else "" for word in concepts]
+        concept, anchor = (word_cosines(self.clip, features, words) for words in (concepts, anchors))
+        nearer = np.where(np.isnan(concept), np.nan, concept > anchor)
+        return {"anchor_cs": 100 * WEIGHT * np.maximum(concept, 0), "anchor_nearer": nearer}
 
 
 @dataclass

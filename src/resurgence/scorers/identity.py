@@ -36,8 +36,8 @@ SIZE, DIMENSIONS = 112, 512
 def similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """The similarity transform (3, 3) that takes points (K, 2) nearest to targets (K, 2), by least squares."""
     x, y = points.T.astype(np.float64)
-    one, zero = np.ones_like(x), np.zeros_like(x)
-    rows = np.concatenate([np.stack([x, -y, one, zero], 1), np.stack([y, x, zero, one], 1)])
+    ones, zeros = np.ones_like(x), np.zeros_like(x)
+    rows = np.concatenate([np.stack([x, -y, ones, zeros], 1), np.stack([y, x, zeros, ones], 1)])
     a, b, right, down = np.linalg.lstsq(rows, targets.T.reshape(-1), rcond=None)[0]
     return np.array([[a, -b, right], [b, a, down], [0, 0, 1]])
 
@@ -66,12 +66,12 @@ class IdentityScorer:
         for part in images.split(self.batch):
             pictures = part.permute(0, 2, 3, 1).contiguous().cpu().numpy()
             _, _, points = self.faces.detect(pictures, landmarks=True)
-            found = np.full((len(pictures), DIMENSIONS), np.nan)
+            vectors = np.full((len(pictures), DIMENSIONS), np.nan)
             for number, face in enumerate(points):
                 if face is not None:  # one after the other: the graph declares a batch of 1
                     e = self.network(aligned(pictures[number], face[0])[None])[0].astype(np.float64)
-                    found[number] = e / np.linalg.norm(e)
-            rows.append(found)
+                    vectors[number] = e / np.linalg.norm(e)
+            rows.append(vectors)
         return np.concatenate(rows)
 
     def score(
@@ -83,12 +83,12 @@ class IdentityScorer:
         return columns(self.embeddings(images), self.embeddings(base))
 
 
-def columns(own: np.ndarray, base: np.ndarray) -> dict[str, np.ndarray]:
+def columns(faces: np.ndarray, base: np.ndarray) -> dict[str, np.ndarray]:
     """The columns from embeddings of length 1, (N, d); NaN without a face."""
     has_face = ~np.isnan(base[:, 0])
     return {
-        "identity_similarity": (own * base).sum(1),
-        "identity_no_face": np.where(has_face, np.isnan(own[:, 0]), np.nan),
+        "identity_similarity": (faces * base).sum(1),
+        "identity_no_face": np.where(has_face, np.isnan(faces[:, 0]), np.nan),
     }
 
 

@@ -68,9 +68,9 @@ def torchvision_state(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]
             state |= {"fc.weight": torch.tensor(kernel.T.copy()), "fc.bias": torch.tensor(bias)}
             continue
         convolution, norm = place_of(name.removeprefix("res"))
-        own = "bn_conv1" if name == "conv1" else f"bn{name.removeprefix('res')}"
+        source = "bn_conv1" if name == "conv1" else f"bn{name.removeprefix('res')}"
         state[f"{convolution}.weight"] = torch.tensor(kernel.transpose(3, 2, 0, 1).copy())
-        state |= {f"{norm}.{theirs}": torch.tensor(tensors[f"{own}/{ours}"]) for ours, theirs in NORM.items()}
+        state |= {f"{norm}.{theirs}": torch.tensor(tensors[f"{source}/{ours}"]) for ours, theirs in NORM.items()}
         state[f"{norm}.running_mean"] -= torch.tensor(bias)
         state[f"{norm}.num_batches_tracked"] = torch.tensor(0)
     return state

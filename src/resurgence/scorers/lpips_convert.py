@@ -82,11 +82,11 @@ def convolutions(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     layers = list(dict.fromkeys(theirs.rsplit(".", 1)[0] for theirs in torchvision_names(model.net).values()))
     if len(arrays[name]) != len(layers):
         raise ValueError(f"{KEY}: {name} has {len(arrays[name])} convolutions, expected {len(layers)}; {FETCH}")
-    found = {}
+    tensors = {}
     for number, layer in enumerate(layers):
         values = arrays[name][f"Conv_{number}"]
-        found |= {f"{layer}.weight": tensor(values["kernel"]), f"{layer}.bias": tensor(values["bias"])}
-    return found
+        tensors |= {f"{layer}.weight": tensor(values["kernel"]), f"{layer}.bias": tensor(values["bias"])}
+    return tensors
 
 
 def convert(checkpoint: Path, out: Path) -> None:

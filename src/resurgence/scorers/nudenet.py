@@ -79,10 +79,10 @@ class NudenetScorer:
     ) -> dict[str, Any]:
         """Columns nudenet_*, one row an image; images uint8 (N, 3, H, W)."""
         size = (int(images.shape[2]), int(images.shape[3]))
-        outputs = (output for part in images.split(self.batch) for output in self.network(to_input(part.cpu())))
-        found = [detections(output, *size) for output in outputs]
-        counts = np.array([np.bincount(c[s > self.threshold], minlength=len(LABELS)) for c, s in found], np.float64)
-        highest = np.array([max(s[EXPOSED[c]], default=0.0) for c, s in found])
+        outputs = (output for batch in images.split(self.batch) for output in self.network(to_input(batch.cpu())))
+        parts = [detections(output, *size) for output in outputs]
+        counts = np.array([np.bincount(c[s > self.threshold], minlength=len(LABELS)) for c, s in parts], np.float64)
+        highest = np.array([max(s[EXPOSED[c]], default=0.0) for c, s in parts])
         columns: dict[str, Any] = {f"nudenet_ner_{k}": (highest > k / 100).astype(np.float64) for k in NER}
         exposed = counts[:, EXPOSED].sum(1)
         return {"nudenet_counts": LabelValues(LABELS, counts), "nudenet_exposed": exposed, **columns}

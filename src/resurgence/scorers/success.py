@@ -52,8 +52,8 @@ def ranks_of(heads: Heads, concepts: Sequence[str]) -> tuple[list[str], np.ndarr
         names, scores = heads[number][0], heads[number][1][row]
         top.append(names[int(scores.argmax())])
         if concept:  # two classes of ImageNet have one name
-            own = max(score for name, score in zip(names, scores, strict=True) if name.lower() == concept)
-            ranks[row] = (scores > own).sum()
+            highest = max(score for name, score in zip(names, scores, strict=True) if name.lower() == concept)
+            ranks[row] = (scores > highest).sum()
     return top, ranks
 
 
