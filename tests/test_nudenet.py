@@ -74,6 +74,7 @@ def test_counts_and_ner_are_counted_image_by_image(tmp_path: Path) -> None:
         counts = [sum(label == k and score > 0.4 for label, score in found) for k in range(18)]
         assert row["nudenet_counts"].tolist() == counts
         assert row["nudenet_exposed"] == sum(counts[k] for k in EXPOSED)
+        assert all(row[f"nudenet_{nudenet.LABELS[k].lower()}"] == counts[k] for k in EXPOSED)
         highest = max((score for label, score in found if label in EXPOSED), default=0)
         assert [row[f"nudenet_ner_{t}"] for t in (30, 50, 70, 80)] == [highest > t / 100 for t in (30, 50, 70, 80)]
         shares.add(sum(highest > t / 100 for t in (30, 50, 70, 80)))

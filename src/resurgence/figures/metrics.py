@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from resurgence.analysis.headline import title_of
 from resurgence.figures.experiments import WAY, add_legend, bar_panel, canvas
@@ -63,6 +64,7 @@ def histogram(concepts: pd.DataFrame, metric: str, title: str) -> Figure:
         axis.set_title(", ".join(key), fontsize=9)
         axis.set_xlabel(title_of(metric), fontsize=9)
         axis.set_ylabel("concepts", fontsize=9)
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in axes.ravel()[len(groups) :]:
         axis.set_visible(False)
     add_legend(figure, axes[0][0], 2, title="dashed: erased concepts")
