@@ -129,9 +129,9 @@ def terciles(study: Study, name: str) -> Inputs:
 
 
 def scorer_files(study: Study, names: Iterable[str]) -> list[str]:
-    """The local weights of scorers."""
+    """The local weights of scorers, each file once."""
     paths = [study.scorers[name]["path"] for name in names if "path" in study.scorers[name]]
-    return [file for path in paths for file in files_of(path)]
+    return [file for path in dict.fromkeys(paths) for file in files_of(path)]
 
 
 def finetune(study: Study, item: Cell) -> Inputs:
