@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from resurgence.config.fields import ConfigError
+from resurgence.config.load import load_study
 from resurgence.diffusion import speed
 from resurgence.diffusion.sampling import SamplingConfig, sample
 from resurgence.stages import job
@@ -119,7 +120,8 @@ def test_compiled_kernels_are_cached_in_the_users_folder(tmp_path: Path, monkeyp
 
 
 def test_the_setting_reaches_the_jobs_and_run_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    prefix = shell_prefix(ROOT, 1, True, "graphs")
+    base = load_study([ROOT / "params.yaml"], ROOT).base
+    prefix = shell_prefix(ROOT, 1, dataclasses.replace(base, speed="graphs"))
     assert subprocess.check_output(["bash", "-c", f"{prefix}echo $RESURGENCE_SPEED"], text=True).strip() == "graphs"
     monkeypatch.setattr(speed, "_used", {speed.SPEEDS["eager"], speed.SPEEDS["compiled"]})
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)

@@ -23,7 +23,7 @@ from resurgence.config.settings import make_method
 from resurgence.config.study import Erasure
 from resurgence.config.task import load_task, make_task
 from resurgence.erasers import EraserConfig, EraserData, Optimisation, method
-from resurgence.workflow import job_settings
+from resurgence.workflow import job_settings, report_settings
 
 ROOT = Path(__file__).parents[1]
 TASK = {
@@ -509,7 +509,31 @@ BAD_EXPERIMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["experiments.fig5.claims[0].expect", "'more'", "above, below, equal"],
     ),
     "unknown key": ({"eraser": "mace"}, ["experiments.fig5.eraser", "unknown key", "erasers"]),
-}
+    "unknown metric": ({"metric": "esr_1"}, ["experiments.fig5.metric", "'esr_1'", "known:"]),
+    "table of nothing": ({"kind": "table"}, ["experiments.fig5.metrics", "[]", "at least one"]),
+    "metrics of bars": ({"metrics": ["blank"]}, ["experiments.fig5.metrics", "['blank']", "write `metric` for bars"]),
+    "unknown column": (
+        {"kind": "table", "metrics": ["blank", "psr_1"]},
+        ["experiments.fig5.metrics", "'psr_1'", "known:"],
+    ),
+    "one task": ({"kind": "table", "metrics": ["blank"], "over_tasks": True}, ["fig5.over_tasks", "name two tasks"]),
+    "concepts of bars": ({"each_concept": True}, ["fig5.each_concept", "is for a table of single tasks"]),
+    "claim metric": (
+        {"kind": "table", "metrics": ["blank"],
+         "claims": [{"says": "", "of": {}, "expect": "above", "metric": "clip_score"}]},
+        ["fig5", "claims[0].metric", "'clip_score'", "known: blank"],
+    ),
+    "claim concept": (
+        {"kind": "table", "metrics": ["blank"], "each_concept": True,
+         "claims": [{"says": "", "of": {"concept": "dragon"}, "expect": "above"}]},
+        ["experiments.fig5.claims[0].of", "'dragon'", "no row of this experiment"],
+    ),
+    "claim task": (
+        {"kind": "table", "metrics": ["blank"], "tasks": ["pets", "pets2"], "over_tasks": True,
+         "claims": [{"says": "", "of": {"task": "pets"}, "expect": "above"}]},
+        ["claims[0].of.task", "'pets'", "is averaged with the other tasks"],
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD_EXPERIMENTS)
@@ -521,6 +545,24 @@ def test_bad_experiment(case: str, config: dict[str, Any], tmp_path: Path) -> No
         make_study(config, tmp_path)
     for part in told:
         assert part in str(error.value), error.value
+
+
+def test_settings_of_an_experiment_have_keys_of_tables_only_in_tables(config: dict[str, Any], tmp_path: Path) -> None:
+    """So that the manifests of experiments of other kinds stay as they were."""
+    write_world(tmp_path)
+    claim = {"says": "", "of": {}, "expect": "above"}
+    table = {**EXPERIMENT, "kind": "table", "metrics": ["blank"], "each_concept": True}
+    concept = TASK["erase"][0]
+    claims = [{**claim, "metric": "blank", "of": {"concept": concept}, "against": {}}]
+    config["experiments"] = {"fig5": {**EXPERIMENT, "claims": [claim]}, "tab1": {**table, "claims": claims}}
+    study = make_study(config, tmp_path)
+    bars, columns = (report_settings.experiment(study, name) for name in ("fig5", "tab1"))
+    assert not {"metrics", "each_concept", "over_tasks"} & set(bars)
+    assert set(bars["claims"][0]) == {"says", "of", "expect", "against", "value", "than", "margin"}
+    assert set(bars["claims"][0]["of"]) == {"task", "eraser", "finetune", "role"}
+    assert columns["metrics"] == ("blank",) and columns["each_concept"] is True and "over_tasks" not in columns
+    assert columns["claims"][0]["metric"] == "blank" and columns["claims"][0]["of"]["concept"] == concept
+    assert "concept" not in columns["claims"][0]["against"]
 
 
 @pytest.mark.parametrize("name", ["Fig5", "fig-5"])

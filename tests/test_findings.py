@@ -21,7 +21,7 @@ from scored import study_sets
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    every, _ = estimates(study_sets(), only="recogniser_accuracy")
+    every, _ = estimates(study_sets(), only=["recogniser_accuracy"])
     return tables.paired_rows(every)
 
 
@@ -37,7 +37,7 @@ def test_only_one_metric_is_estimated_and_it_is_that_of_the_tables(rows: list[di
 
 def test_pooled_is_the_mean_over_seeds_at_the_last_step() -> None:
     sets = study_sets(erase_seeds=(0, 1), erasers=("mace",))
-    paired = tables.paired_rows(estimates(sets, only="recogniser_accuracy")[0])
+    paired = tables.paired_rows(estimates(sets, only=["recogniser_accuracy"])[0])
     pooled = claims.pool_seeds(paired)
     assert {row["runs"] for row in pooled} == {2} and {row["step"] for row in pooled} == {100}
     for row in pooled:
@@ -234,7 +234,7 @@ def test_figures_are_drawn_and_equal_tables_give_equal_bytes(rows: list[dict], t
 
 def pooled(task: str, finetuned: Estimate) -> dict:
     """A row of pool_seeds of which only the value of the fine-tuned model counts."""
-    cell = {"task": task, "eraser": "mace", "finetune": "lora", "role": "erase"}
+    cell = {"task": task, "eraser": "mace", "finetune": "lora", "role": "erase", "metric": "share"}
     return {**cell, **dict.fromkeys(claims.STATES, finetuned)}
 
 
@@ -253,10 +253,11 @@ def test_a_comparison_of_two_sides_that_show_nothing_is_at_the_floor(
 ) -> None:
     rows = [pooled(task, share(number, 100, task)) for task, number in zip(("a", "b"), numbers, strict=True)]
     claim = Claim("", Cells(task="a"), "equal", Cells(task="b"), value="finetuned", margin=margin)
-    table = claims.evaluate_claims(rows, [claim], 0.95, ["lamb (1 against 2)"], shows_concept)
+    visible = ["share"] if shows_concept else []
+    table = claims.evaluate_claims(rows, [claim], 0.95, ["lamb (1 against 2)"], visible)
     assert table["verdict"].tolist() == [verdict] and table["differences"].tolist() == ["lamb (1 against 2)"]
     judged = claims.judge(pd.concat([table.assign(p=1.0)] * 2), 0.95)
     assert set(judged["verdict"]) == {"floor" if verdict == "floor" else "cannot tell"}
     assert "| lamb (1 against 2) |" in claims.claims_table(judged)
-    alone = claims.evaluate_claims(rows[:1], [Claim("", Cells(task="a"), "equal")], 0.95, [""], shows_concept)
+    alone = claims.evaluate_claims(rows[:1], [Claim("", Cells(task="a"), "equal")], 0.95, [""], visible)
     assert alone["verdict"].tolist() != ["floor"]  # a value by itself is compared with a number

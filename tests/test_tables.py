@@ -13,7 +13,8 @@ import pytest
 import scipy.stats
 
 from resurgence.analysis import headline, tables
-from resurgence.analysis.estimates import ImageSet, estimates, image_set, read_states
+from resurgence.analysis.estimates import estimates
+from resurgence.analysis.scored_sets import ImageSet, image_set, read_states
 from resurgence.scorers import frechet
 from scored import PEOPLE, features, prompt_rows, score, study_sets, write_scores_folder
 

@@ -52,6 +52,16 @@ EXPERIMENTS = {
             "title": "Terciles", "kind": "bars", "tasks": ["pets"], "erasers": ["uce"],
             "finetunes": ["lora", "lora.third"], "along": "finetune",
         },
+        "tab1": {
+            "title": "Metrics", "kind": "table", "tasks": ["pets"], "erasers": ["mace", "uce"], "finetunes": ["lora"],
+            "metrics": ["clip_score", "recogniser_accuracy"], "each_concept": True, "roles": ["erase", "retain"],
+            "claims": [{"says": "Of retained ones.", "metric": "clip_score", "value": "erased", "expect": "above",
+                        "of": {"eraser": "uce", "role": "retain"}, "against": {"eraser": "mace", "role": "retain"}}],
+        },
+        "spread": {
+            "title": "Concepts", "kind": "histogram", "tasks": ["pets"], "erasers": ["uce"], "finetunes": ["lora"],
+            "metric": "clip_score", "roles": ["erase", "retain"],
+        },
         "table1": {"title": "Members", "kind": "members", "tasks": ["pets"], "sets": ["third"]},
     },
 }  # fmt: skip
@@ -121,7 +131,7 @@ def test_experiments_are_made_from_the_same_scores_as_the_tables(experiments: Tr
     gains = own[own["role"] == "erase"].set_index("eraser")["resurgence"]
     assert claims["value"][0] == pytest.approx(gains["mace"] - gains["uce"], abs=1e-4)
     text = (folder / "results.md").read_text()
-    assert "1 claims: " in text and "Differs from the paper: Random weights." in text and "(fig5/fig5.png)" in text
+    assert "2 claims: " in text and "Differs from the paper: Random weights." in text and "(fig5/fig5.png)" in text
     members = pd.read_csv(folder / "table1/table1.csv")
     assert set(members["concept"]) <= {"doctor", "queen", "house", "bird"}  # not the erased one, nor its synonym
     drawn = set(members.loc[members["drawn"], "concept"])
@@ -130,6 +140,13 @@ def test_experiments_are_made_from_the_same_scores_as_the_tables(experiments: Tr
     )
     assert len(drawn) == 1 and set(prompts["concept"]) == drawn
     assert list(pd.read_csv(folder / "steps/steps.csv")["step"]) == [2, 4]
+    columns = pd.read_csv(folder / "tab1/tab1.csv")
+    parts = columns[(columns["eraser"] == "uce") & (columns["role"] == "retain") & (columns["metric"] == "clip_score")]
+    whole = own[(own["eraser"] == "uce") & (own["role"] == "retain")].iloc[0]  # of fig5: all concepts together
+    assert len(parts) > 1 and parts["n"].sum() == whole["n"]
+    assert (parts["erased_value"] * parts["n"]).sum() / whole["n"] == pytest.approx(whole["erased_value"], rel=1e-4)
+    spread = pd.read_csv(folder / "spread/spread.csv")
+    assert set(parts["concept"]) == set(spread.loc[spread["role"] == "retain", "concept"])
     heat = pd.read_csv(folder / "concepts/concepts.csv")
     assert list(dict.fromkeys(heat["column"])) == ["base", "erased", "2", "4"]
     for name in EXPERIMENTS["experiments"]:
@@ -175,7 +192,7 @@ def test_a_reference_verifies_and_a_score_tampered_with_care_is_found(experiment
     made["files"]["scores/scores.parquet"] = sha256(file)
     (root / "made.json").write_text(json.dumps(made))
     assert list(problems(root)) == []
-    with pytest.raises(ValueError, match=r"7 files or rows of .* differ"):
+    with pytest.raises(ValueError, match=r"9 files or rows of .* differ"):
         run(arguments)
     lines = list(tables_again(root))
     assert {Path(line.split()[0]).name for line in lines} == {"cells.csv", "means.csv", "resurgence.csv", "seeds.csv"}

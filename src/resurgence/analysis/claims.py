@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -30,6 +30,7 @@ COLUMNS = [
     *(f"{state}_{end}" for state in ("erased", "finetuned") for end in ("value", "low", "high")),
     "resurgence", "resurgence_low", "resurgence_high", "p", "p_holm", "median", "deviation",
 ]  # fmt: skip
+MORE = ["base_deviation", "erased_deviation", "finetuned_deviation", "concept"]  # over tasks; of each concept
 VERDICTS = {True: "same", False: "different", None: "cannot tell"}
 FLOOR = "floor"  # neither side of a comparison shows the concept, so it cannot show a difference either
 
@@ -44,7 +45,8 @@ def pool_seeds(rows: Iterable[Mapping[str, Any]], last: bool = True) -> list[dic
     groups: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
         names = method_name(row["eraser"], row["variant"]), method_name(row["finetune"], row["finetune_variant"])
-        groups.setdefault((row["task"], *names, row["step"], row["role"], row["metric"]), []).append(row)
+        key = (row["task"], *names, row["step"], row["role"], row["metric"], row.get("concept"))
+        groups.setdefault(key, []).append(row)
     ends: dict[tuple, int] = {}
     for key in groups:
         ends[key[:3]] = max(ends.get(key[:3], 0), key[3])
@@ -52,7 +54,8 @@ def pool_seeds(rows: Iterable[Mapping[str, Any]], last: bool = True) -> list[dic
     for key, group in groups.items():
         if last and key[3] != ends[key[:3]]:
             continue
-        row = {**dict(zip(COLUMNS[:6], key, strict=True)), "runs": len(group)}
+        row = {**dict(zip(COLUMNS[:6], key[:6], strict=True)), "runs": len(group)}
+        row |= {"concept": key[6]} if key[6] else {}
         row |= {state: over_runs([run["estimates"][state] for run in group]) for state in STATES}
         pooled.append(row | {"gains": [run["estimates"]["gain"].value for run in group]})
     return pooled
@@ -73,13 +76,18 @@ def table(rows: Sequence[Mapping[str, Any]], level: float) -> pd.DataFrame:
             record |= {name: row[state].value, f"{start}_low": low, f"{start}_high": high}
         record["p"] = p_value(row["gain"])
         record["median"], record["deviation"] = median_deviation(row["gains"])
+        if "concept" in row:
+            record["concept"] = row["concept"]
+        if "deviations" in row:
+            record |= {"scope": "tasks"} | {f"{state}_deviation": value for state, value in row["deviations"].items()}
         records.append(record)
-    frame = pd.DataFrame(records, columns=COLUMNS)
+    more = [name for name in MORE if any(name in record for record in records)]
+    frame = pd.DataFrame(records, columns=[*COLUMNS, *more])
     frame["p_holm"] = np.nan
     ends = frame["step"] == frame.groupby(CELL)["step"].transform("max")
-    for _, part in frame[ends].groupby("role"):
+    for _, part in frame[ends].groupby(["role", "metric"]):
         frame.loc[part.index, "p_holm"] = holm(part["p"].to_numpy(dtype=np.float64))
-    floats = COLUMNS[COLUMNS.index("base_value") :]
+    floats = [name for name in frame if name in (*COLUMNS[COLUMNS.index("base_value") :], *MORE[:3])]
     frame[floats] = frame[floats].astype(float).map(lambda value: float(f"{value:.6g}") + 0.0)
     return frame
 
@@ -96,7 +104,7 @@ def display_table(frame: pd.DataFrame, changed: Mapping[str, str] | None = None)
         rows.append({
             "task": row["task"], "eraser": marked(row["eraser"], changed or {}),
             "fine-tune": row["finetune"], "concepts": row["role"],
-            "step": str(row["step"]), "n": images_text(row["n"], row["runs"]),
+            "step": str(row["step"]), "n": images_text(row["n"], row["runs"], row["scope"]),
             "base -> erased -> fine-tuned":
                 " -> ".join(number(row[f"{state}_value"]) for state in ("base", "erased", "finetuned")),
             "resurgence": f"{number(row['resurgence'])} {ends}",
@@ -106,8 +114,10 @@ def display_table(frame: pd.DataFrame, changed: Mapping[str, str] | None = None)
     return pd.DataFrame(rows)
 
 
-def images_text(n: int, runs: int) -> str:
-    """Images of one run x runs, or that the interval is about this run."""
+def images_text(n: int, runs: int, scope: str = "") -> str:
+    """Images of one run x runs, or what the interval is about: this run, or tasks."""
+    if scope == "tasks":
+        return f"{n}, tasks"
     return f"{n} x {runs}" if runs > 1 else f"{n}, this run"
 
 
@@ -156,7 +166,7 @@ def half_recovery_table(rows: Sequence[Mapping[str, Any]], level: float) -> pd.D
 
 
 def quantity(rows: Sequence[Mapping[str, Any]], cells: Cells, value: str) -> Estimate:
-    """The mean of base, erased, finetuned or resurgence over the rows of some cells.
+    """The mean of base, erased, finetuned or resurgence over the rows of some cells, all of one metric.
 
     Raises:
         LookupError: no row is in these cells.
@@ -201,7 +211,7 @@ def evaluate_claims(
     claims: Sequence[Claim],
     level: float,
     differences: Sequence[str] = (),
-    shows_concept: bool = False,
+    shows_concept: Collection[str] = (),
 ) -> pd.DataFrame:
     """One row a claim: the sentence, what is compared, the estimate with its interval, the verdict.
 
@@ -210,15 +220,18 @@ def evaluate_claims(
 
     Args:
         differences: of each claim, the settings in which its sides differ.
-        shows_concept: the metric increases with the concept from 0, so that a comparison may be at the floor.
+        shows_concept: the metrics that increase with the concept from 0, whose comparison may be at the floor.
     """
     columns = ["claim", "compared", "differences", "value", "low", "high", "n", "runs", "p", "verdict"]
+    columns += ["scope"] if any("deviations" in row for row in rows) else []
     records = []
     for claim, different in itertools.zip_longest(claims, differences, fillvalue=""):
-        estimate, floor = quantity(rows, claim.of, claim.value), False
+        chosen = [row for row in rows if claim.metric in (None, row["metric"])]
+        estimate, floor = quantity(chosen, claim.of, claim.value), False
         if claim.against is not None:
-            sides = estimate, quantity(rows, claim.against, claim.value)
-            estimate, floor = difference(*sides), shows_concept and at_floor(sides, claim.margin, level)
+            sides = estimate, quantity(chosen, claim.against, claim.value)
+            visible = {row["metric"] for row in chosen} <= set(shows_concept)
+            estimate, floor = difference(*sides), visible and at_floor(sides, claim.margin, level)
         decided = functools.partial(lambda e, c, at: verdict(e, c, at) is not None, estimate, claim)
         low, high = interval(estimate, level)
         records.append({
@@ -227,6 +240,7 @@ def evaluate_claims(
             "n": estimate.n, "runs": estimate.runs,
             "p": float(f"{least_level(decided):.3g}"),
             "verdict": FLOOR if floor else VERDICTS[verdict(estimate, claim, level)],
+            "scope": "tasks",
         })  # fmt: skip
     return pd.DataFrame(records, columns=columns)
 
@@ -245,10 +259,11 @@ def comparison_text(claim: Claim) -> str:
     """The quantity that decides a claim, and the expectation, in words."""
 
     def cells_text(cells: Cells) -> str:
-        parts = [part for part in (cells.task, cells.eraser, cells.finetune) if part]
+        parts = [part for part in (cells.task, cells.eraser, cells.finetune, cells.concept) if part]
         return (", ".join(parts) or "all cells") + ("" if cells.role == "erase" else f" ({cells.role})")
 
-    text = f"{claim.value} of {cells_text(claim.of)}"
+    text = f"{claim.metric}, " if claim.metric else ""
+    text += f"{claim.value} of {cells_text(claim.of)}"
     text += f" minus that of {cells_text(claim.against)}" if claim.against else ""
     within = f" within {claim.margin:g}" if claim.expect == "equal" else ""
     return f"{text}; expected {claim.expect} {claim.than:g}{within}"
@@ -263,7 +278,7 @@ def claims_table(frame: pd.DataFrame) -> str:
         "the sides differ in": frame["differences"].fillna("").replace("", "-"),
         "our number": [f"{number(v)} [{number(a)}, {number(b)}]"
                        for v, a, b in zip(frame["value"], frame["low"], frame["high"], strict=True)],
-        "n": [images_text(n, runs) for n, runs in zip(frame["n"], frame["runs"], strict=True)],
+        "n": [images_text(row["n"], row["runs"], row.get("scope", "")) for row in frame.to_dict("records")],
         "p (Holm)" if "p_holm" in frame else "p": [f"{value:.2g}" for value in p],
         "verdict" if "p_holm" in frame else "verdict alone": frame["verdict"],
     })  # fmt: skip

@@ -8,39 +8,20 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from resurgence.analysis.measures import harmonic_c, harmonic_o
 from resurgence.analysis.random_effects import Estimate, Units, combine, groups_of, jackknife, mean_estimate, units_of
+from resurgence.analysis.scored_sets import ROLES, STATES, ImageSet, check_pairs, name_of
 from resurgence.config.scorers import BLANK, metrics, ranked
-from resurgence.scorers import read_scores
 from resurgence.scorers.frechet import Moments, between, moments
 
 log = logging.getLogger(__name__)
-
-KEYS = [
-    "base", "task", "eraser", "variant", "erase_seed", "finetune", "finetune_variant", "finetune_seed",
-]  # fmt: skip
-KEYS_OF = {"base": KEYS[:2], "erased": KEYS[:5], "finetuned": [*KEYS, "step"]}
-STATES = list(KEYS_OF)
-ROLES = ["erase", "synonym", "retain", "synonym-retain", "general", "all"]
-PAIR = ["role", "concept", "prompt", "seed"]
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """The scores of one image set: its keys (KEYS, state, step), rows in the order of PAIR, features in that order."""
-
-    key: dict[str, Any]
-    rows: pd.DataFrame
-    features: np.ndarray | None = None  # (n, F)
 
 
 @dataclass(frozen=True)
@@ -50,90 +31,25 @@ class Role:
     mask: np.ndarray  # (n,) bool
     units: Units
     name: tuple  # roles of the same concepts have the same units: the erased ones and their synonyms
+    labels: Mapping[str, str]  # columns of its rows: role, and concept if each is by itself
 
 
-def image_set(key: Mapping[str, Any], rows: pd.DataFrame, features: np.ndarray | None = None) -> ImageSet:
-    """An image set with keys and rows checked, and rows sorted.
-
-    Synonyms of concepts that are not erased become the role `synonym-retain`: in Acc_g of H_o only the synonyms of
-    erased concepts count.
-
-    Raises:
-        ValueError: a key is missing, or two rows have the same prompt and seed.
-    """
-    state = key.get("state")
-    if state not in KEYS_OF:
-        raise ValueError(f"state = {state!r} of {dict(key)}; known: {', '.join(KEYS_OF)}")
-    if missing := [name for name in KEYS_OF[state] if key.get(name) in (None, "")]:
-        raise ValueError(f"{state} image set {dict(key)} has no {', '.join(missing)}; add the keys of its cell")
-    rows = rows.reset_index(drop=True).assign(concept=rows["concept"].fillna("").to_numpy())
-    erased = rows.loc[rows["role"] == "erase", "concept"].unique()
-    retained = (rows["role"] == "synonym") & ~rows["concept"].isin(erased)
-    rows.loc[retained, "role"] = "synonym-retain"
-    rows = rows.sort_values(PAIR, kind="stable")
-    if (repeated := rows.duplicated(["role", "prompt", "seed"])).any():
-        raise ValueError(f"{name_of(key)} scores twice: {pairs(rows[repeated])}; sample and score it again")
-    full = {name: key.get(name) if name in KEYS_OF[state] else None for name in [*KEYS, "step"]}
-    features = None if features is None else np.asarray(features)[rows.index]
-    return ImageSet({**full, "state": state}, rows.reset_index(drop=True), features)
-
-
-def name_of(key: Mapping[str, Any]) -> str:
-    """An image set in words, for messages."""
-    return f"{key['state']} " + " ".join(f"{k}={key[k]}" for k in KEYS_OF[key["state"]])
-
-
-def pairs(rows: pd.DataFrame, most: int = 3) -> str:
-    """The prompt and seed of the first few rows."""
-    texts = [f"({p!r}, seed {s})" for p, s in zip(rows["prompt"][:most], rows["seed"][:most], strict=True)]
-    return ", ".join(texts) + (f" and {len(rows) - most} more" if len(rows) > most else "")
-
-
-def read_states(entries: Iterable[Mapping[str, Any]], features: str | None = None) -> list[ImageSet]:
-    """Read the scores of every image set.
-
-    Args:
-        entries: the keys of the cell (those that its state has), `state`, `step` and `path` (scores folder).
-        features: scorer whose features the Fréchet distance uses; None: the only one with stored features.
-
-    Raises:
-        ValueError: no features of this scorer, or of several scorers without `features`.
-    """
-    sets = []
-    for entry in entries:
-        rows, stored = read_scores(Path(entry["path"]))
-        if features is None and len(stored) > 1:
-            raise ValueError(f"{entry['path']} holds features of {', '.join(sorted(stored))}; say which to use")
-        if features is not None and features not in stored:
-            raise ValueError(f"{entry['path']} holds no features of {features!r}; score this image set again")
-        sets.append(image_set(entry, rows, stored[features] if features else next(iter(stored.values()), None)))
-    return sets
-
-
-def check_pairs(sets: list[ImageSet]) -> None:
-    """Raise ValueError unless all image sets of a task have the same prompts and seeds as its base."""
-    base, *others = sets
-    base_pairs = pd.MultiIndex.from_frame(base.rows[PAIR])
-    for other in others:
-        other_pairs = pd.MultiIndex.from_frame(other.rows[PAIR])
-        if other_pairs.equals(base_pairs):
-            continue
-        missing = base.rows[~base_pairs.isin(other_pairs)]
-        extra = other.rows[~other_pairs.isin(base_pairs)]
-        if len(missing):
-            raise ValueError(f"{name_of(other.key)} lacks {pairs(missing)}; sample it with the prompts of the base")
-        raise ValueError(f"{name_of(base.key)} lacks {pairs(extra)} of {name_of(other.key)}; sample the base again")
-
-
-def roles_of(base: ImageSet) -> dict[str, Role]:
-    """The random units of each role of a task, the same for all its image sets."""
+def roles_of(base: ImageSet, each_concept: bool = False) -> dict[str, Role]:
+    """The random units of each role of a task, or of each concept of each role, the same for all its image sets."""
     roles = {}
     for role in [r for r in ROLES if (base.rows["role"] == r).any()]:
         mask = (base.rows["role"] == role).to_numpy()
         concepts = base.rows.loc[mask, "concept"]
         units = units_of(concepts)
         names = sorted(set(concepts)) if units.kind == "concept" else [role]
-        roles[role] = Role(mask, units, (base.key["base"], base.key["task"], *names))
+        if not each_concept:
+            roles[role] = Role(mask, units, (base.key["base"], base.key["task"], *names), {"role": role})
+            continue
+        for concept in [name for name in dict.fromkeys(concepts) if name]:
+            part = mask & (base.rows["concept"] == concept).to_numpy()
+            name = (base.key["base"], base.key["task"], role, concept)
+            labels = {"role": role, "concept": concept}
+            roles[f"{role}: {concept}"] = Role(part, units_of([concept] * int(part.sum())), name, labels)
     return roles
 
 
@@ -219,12 +135,15 @@ def harmonic(values: Mapping[tuple[str, str], Estimate]) -> tuple[str, Estimate]
 
 
 def task_estimates(
-    sets: list[ImageSet], reference: np.ndarray | None = None, only: str | None = None
+    sets: list[ImageSet],
+    reference: np.ndarray | None = None,
+    only: Collection[str] | None = None,
+    each_concept: bool = False,
 ) -> tuple[list[dict], list[dict]]:
-    """Every metric (or only one) of every image set of one task, the base first; and a description of the units."""
+    """Every metric (or only some) of every image set of one task, the base first; and a description of the units."""
     check_pairs(sets)
-    roles = roles_of(sets[0])
-    frechet = frechet_estimates(sets, roles) if only in (None, "frechet") else {}
+    roles = roles_of(sets[0], each_concept)
+    frechet = frechet_estimates(sets, roles) if only is None or "frechet" in only else {}
     has_real = reference is not None and "general" in roles
     real = reference_estimates(sets, roles["general"], reference) if has_real else []
     means = {name: metric for name, metric in metrics().items() if metric.column is not None}
@@ -252,9 +171,10 @@ def task_estimates(
                 values[role, "frechet_reference"] = real[number]
         if mean := harmonic(values):
             values["all", mean[0]] = mean[1]
+        labels = {role: part.labels for role, part in roles.items()} | {"all": {"role": "all"}}
         rows += [
-            {**images.key, "role": role, "metric": metric, "n": estimate.n, "estimate": estimate}
-            for (role, metric), estimate in values.items() if only in (None, metric)
+            {**images.key, **labels[role], "metric": metric, "n": estimate.n, "estimate": estimate}
+            for (role, metric), estimate in values.items() if only is None or metric in only
         ]  # fmt: skip
     units = [
         {"base": sets[0].key["base"], "task": sets[0].key["task"], "role": name, "images": int(role.mask.sum()),
@@ -272,13 +192,17 @@ def with_blank(sets: list[ImageSet]) -> list[ImageSet]:
 
 
 def estimates(
-    sets: Iterable[ImageSet], reference: np.ndarray | None = None, only: str | None = None
+    sets: Iterable[ImageSet],
+    reference: np.ndarray | None = None,
+    only: Collection[str] | None = None,
+    each_concept: bool = False,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every metric of every image set as an Estimate, and a description of the random units.
 
     Args:
         reference: features of real images (m, F), for their distance to the images of general prompts.
-        only: the metric to compute; None: all.
+        only: the metrics to compute; None: all.
+        each_concept: of each concept by itself instead of all concepts of a role; the rows have a column `concept`.
 
     Raises:
         ValueError: a task without exactly one base image set, an image set twice, or prompts and seeds that differ.
@@ -295,7 +219,7 @@ def estimates(
         if group[0].key["state"] != "base":
             raise ValueError(f"task {task!r} of base {base!r} has no image set of the base; sample and score it")
         log.info("task %s: %d image sets of %d images", task, len(group), len(group[0].rows))
-        task_rows, task_units = task_estimates(group, reference, only)
+        task_rows, task_units = task_estimates(group, reference, only, each_concept)
         rows += task_rows
         units += task_units
     if not rows:

@@ -9,10 +9,9 @@ from typing import Any, Literal
 import pandas as pd
 
 from resurgence.config.model_path import method_name
-from resurgence.config.scorers import BLANK, ranked
+from resurgence.config.scorers import BLANK, HARMONIC, ranked
 
 BLANK_LIMIT = 1.0  # percent of an image set, above which there is a warning
-HARMONIC = {"H_c": "Harmonic mean H_c (%)", "H_o": "Harmonic mean H_o (%)"}  # of several metrics
 ROLES = {
     "erase": "erased concepts", "all": "all", "synonym": "their synonyms", "retain": "retained concepts",
     "synonym-retain": "synonyms of retained", "general": "general prompts",

@@ -19,11 +19,12 @@ import numpy as np
 import pandas as pd
 
 from resurgence.analysis import headline
-from resurgence.analysis.estimates import KEYS, KEYS_OF, ROLES, STATES, estimates, name_of, read_states
+from resurgence.analysis.estimates import estimates
 from resurgence.analysis.intervals import interval
 from resurgence.analysis.measures import median_deviation, recovered_fraction
 from resurgence.analysis.random_effects import Estimate, difference, over_runs
-from resurgence.config.scorers import metrics
+from resurgence.analysis.scored_sets import KEYS, KEYS_OF, ROLES, STATES, name_of, read_states
+from resurgence.config.scorers import HARMONIC, metrics
 from resurgence.files import write_json, write_text
 
 NUMBERS = ["erase_seed", "finetune_seed", "step", "n", "runs"]
@@ -52,7 +53,7 @@ def tidy(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> pd.DataFrame:
             frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
         else:
             frame[name] = [float(f"{value:.6g}") + 0.0 for value in frame[name].astype(float)]
-    ranks = {"role": ROLES, "metric": [*metrics(), *headline.HARMONIC], "state": STATES}
+    ranks = {"role": ROLES, "metric": [*metrics(), *HARMONIC], "state": STATES}
     order = [c for c in [*KEYS, "state", "step", "role", "metric"] if c in frame]
 
     def ranked(column: pd.Series) -> pd.Series:
@@ -96,7 +97,7 @@ def paired_rows(estimated: pd.DataFrame) -> list[dict[str, Any]]:
     """
 
     def position(row: Mapping[str, Any], state: str) -> tuple:
-        return (state, *(row[k] for k in KEYS_OF[state]), row["role"], row["metric"])
+        return (state, *(row[k] for k in KEYS_OF[state]), row["role"], row.get("concept"), row["metric"])
 
     index = {position(row, row["state"]): row["estimate"] for row in estimated.to_dict("records")}
     rows = []

@@ -47,7 +47,7 @@ def differences(study: Study, experiment: str, claim: Claim) -> str:
     rows = [(row_of(study, cell), cell) for cell in cells_of(study, experiment)]
     sides = []
     for cells in (claim.of, claim.against):
-        chosen = dataclasses.replace(cells, role="erase")
+        chosen = dataclasses.replace(cells, role="erase", concept=None)
         sides.append([settings_of(study, cell) for row, cell in rows if chosen.holds({**row, "role": "erase"})])
     shared = [key for key in sides[0][0] if all(key in settings for settings in (*sides[0], *sides[1]))]
     texts = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.experiment_cells import cells_of, row_of, setting_of
 from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
 from resurgence.config.model_path import method_name
-from resurgence.config.scorers import scorer_config
+from resurgence.config.scorers import COMMON, HARMONIC, scorer_config
 from resurgence.config.set_checks import check_makers, check_model, check_terciles
 from resurgence.config.study_names import check_study_names
 from resurgence.config.word_sets import check_words
@@ -25,6 +25,7 @@ from resurgence.config.world_words import all_entries, world_entries
 from resurgence.files import read_json, read_lines, resolve_path
 
 if TYPE_CHECKING:
+    from resurgence.config.experiment import Experiment
     from resurgence.config.study import Study
 
 EXPERIMENT = re.compile(r"[a-z][a-z0-9_]*")  # becomes the name of a rule
@@ -61,12 +62,21 @@ def check_experiments(study: Study) -> None:
                     raise ConfigError(f"{place}.{key}s", value, remedy)
         for number, claim in enumerate(experiment.claims):
             for key, choice in (("of", claim.of), ("against", claim.against)):
-                if choice and not any(choice.holds({**row, "role": r}) for row in rows for r in experiment.roles):
+                if choice and not any(map(choice.holds, rows_with_roles(study, experiment, rows))):
                     where = f"{place}.claims[{number}].{key}"
                     raise ConfigError(where, dataclasses.asdict(choice), "is no row of this experiment; see its lists")
         if experiment.kind == "line":
             for cell in cells:
                 setting_of(study, cell, experiment.along, f"{place}.along")
+
+
+def rows_with_roles(study: Study, experiment: Experiment, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of an experiment with each of its roles, and each of their concepts if it shows them."""
+    for row, role in itertools.product(rows, experiment.roles):
+        task = study.task(row["task"])
+        concepts = {"erase": task.erase, "retain": task.retain, "synonym": tuple(task.synonyms)}.get(role, ())
+        for concept in concepts if experiment.each_concept else (None,):
+            yield {**row, "role": role, "concept": concept}
 
 
 def check_study(study: Study, root: Path) -> None:
@@ -274,3 +284,8 @@ def check_scorers(study: Study, root: Path) -> None:
         offered += config.offered()
     for metric in study.figures.metrics:
         known("figures.metrics", metric, offered)
+    for name, experiment in study.experiments.items():
+        if experiment.kind not in ("grid", "members"):
+            key = f"experiments.{name}.{'metrics' if experiment.kind == 'table' else 'metric'}"
+            for metric in experiment.shown_metrics:
+                known(key, metric, [*offered, *COMMON, *HARMONIC])

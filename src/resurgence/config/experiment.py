@@ -23,10 +23,12 @@ class Cells:
     """Fine-tune, or fine-tune.variant."""
     role: str = "erase"
     """Role of the prompts: erase, retain, synonym or general."""
+    concept: str | None = None
+    """A concept, of an experiment with each_concept."""
 
     def holds(self, row: dict[str, Any]) -> bool:
         """Whether a row is one of these."""
-        return all(value is None or row[key] == value for key, value in dataclasses.asdict(self).items())
+        return all(value is None or row.get(key) == value for key, value in dataclasses.asdict(self).items())
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Claim:
     """Reference of the comparison, in units of the metric."""
     margin: NotNegative = 5.0
     """Differences up to this are negligible, in units of the metric."""
+    metric: str | None = None
+    """A metric of a table; null: its first."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Experiment:
 
     title: str
     """Title of the figure."""
-    kind: Literal["bars", "line", "curves", "heatmap", "grid", "members", "weights"]
+    kind: Literal["bars", "line", "curves", "heatmap", "grid", "members", "weights", "table", "histogram"]
     """Type of the figure."""
     tasks: tuple[str, ...]
     """Tasks of the study."""
@@ -67,6 +71,12 @@ class Experiment:
     """The axis of bars: task, eraser or finetune; of a line: a setting of the eraser."""
     metric: str = "recogniser_accuracy"
     """A metric of the scorers."""
+    metrics: tuple[str, ...] = ()
+    """Of a table: its metrics, in the order of its columns."""
+    each_concept: bool = False
+    """Of a table: a column for each concept of the roles, also of a Fréchet distance."""
+    over_tasks: bool = False
+    """Of bars and tables: the mean over the tasks, which are the random units, as the splits of EAP are."""
     roles: tuple[str, ...] = ("erase",)
     """Roles of the prompts."""
     sets: tuple[str, ...] = ()
@@ -87,3 +97,32 @@ class Experiment:
                 raise ConfigError(key, [], f"must not be empty for {self.kind}; name at least one")
         if self.kind == "bars":
             known("along", self.along, CATEGORIES)
+        self._check_table()
+
+    @property
+    def shown_metrics(self) -> tuple[str, ...]:
+        """The metrics that it shows; a claim without one is about the first."""
+        return self.metrics if self.kind == "table" else (self.metric,)
+
+    def _check_table(self) -> None:
+        unique("metrics", self.metrics)
+        if (self.kind == "table") != bool(self.metrics):
+            remedy = "must not be empty for a table; name at least one" if self.kind == "table" else (
+                f"are columns of a table; write `metric` for {self.kind}"
+            )  # fmt: skip
+            raise ConfigError("metrics", list(self.metrics), remedy)
+        if self.each_concept and (self.kind != "table" or self.over_tasks):
+            raise ConfigError("each_concept", True, "is for a table of single tasks; remove it, or over_tasks")
+        bars_of_tasks = self.kind == "bars" and self.along == "task"
+        if self.over_tasks and (self.kind not in ("bars", "table") or len(self.tasks) < 2 or bars_of_tasks):
+            raise ConfigError("over_tasks", True, "is for tables and for bars along eraser or finetune; name two tasks")
+        self._check_claims()
+
+    def _check_claims(self) -> None:
+        for number, claim in enumerate(self.claims):
+            if claim.metric is not None:
+                known(f"claims[{number}].metric", claim.metric, self.shown_metrics)
+            for key, cells in (("of", claim.of), ("against", claim.against)):
+                if self.over_tasks and cells is not None and cells.task is not None:
+                    remedy = "is averaged with the other tasks; leave it out, or over_tasks"
+                    raise ConfigError(f"claims[{number}].{key}.task", cells.task, remedy)

@@ -29,6 +29,13 @@ SCORERS = {
     "inception": "resurgence.scorers.configs:InceptionConfig",
     "frechet": "resurgence.scorers.configs:FrechetConfig",
     "reference": "resurgence.scorers.configs:ReferenceConfig",
+    "lpips": "resurgence.scorers.erasure_configs:LpipsConfig",
+    "lpips_vgg": "resurgence.scorers.erasure_configs:LpipsVggConfig",
+    "success": "resurgence.scorers.erasure_configs:SuccessConfig",
+    "clip_anchor": "resurgence.scorers.erasure_configs:AnchorConfig",
+    "sensitivity": "resurgence.scorers.erasure_configs:SensitivityConfig",
+    "nudenet": "resurgence.scorers.erasure_configs:NudenetConfig",
+    "identity": "resurgence.scorers.erasure_configs:IdentityConfig",
 }  # in the order of the rows of the tables
 
 
@@ -59,6 +66,7 @@ COMMON = {
     FALSE_ALARM: Metric(FALSE_ALARM, "Erased concept seen in images of others (%)", 100.0),
     AGREEMENT: Metric(AGREEMENT, "Images on which the detectors agree (%)", 100.0),
 }  # metrics of all scores, after those of the scorers
+HARMONIC = {"H_c": "Harmonic mean H_c (%)", "H_o": "Harmonic mean H_o (%)"}  # of several metrics: name -> title
 
 
 @dataclass(frozen=True)

@@ -139,8 +139,11 @@ class CelebrityScorer:
         return columns(np.concatenate(probabilities), np.array(faces, dtype=bool), self.labels, concepts)
 
 
-def build_detector(device: torch.device | str) -> MTCNN:
+def build_detector(device: torch.device | str, key: str = "scorers.celebrity") -> MTCNN:
     """MTCNN with the settings of the published detector; orders faces by probability.
+
+    Args:
+        key: the scorer's block of the configuration, for the message.
 
     Raises:
         ModuleNotFoundError: facenet-pytorch is not installed; says how to install it.
@@ -149,7 +152,7 @@ def build_detector(device: torch.device | str) -> MTCNN:
         from facenet_pytorch import MTCNN
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "scorers.celebrity needs facenet-pytorch; run `make weights`, or pip install --no-deps -r envs/weights.txt"
+            f"{key} needs facenet-pytorch; run `make weights`, or pip install --no-deps -r envs/weights.txt"
         ) from error
     # numpy images are resampled by torch, the same on every device
     return MTCNN(select_largest=False, keep_all=True, device=torch.device(device)).eval()

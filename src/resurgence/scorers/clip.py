@@ -118,13 +118,14 @@ class ClipScorer:
         return {"clip_score": LOGIT_SCALE * (e * t).sum(1).double().numpy(), **columns}
 
 
-def load(config: ClipConfig, device: torch.device | str = "cpu") -> ClipScorer:
+def load(config: ClipConfig, device: torch.device | str = "cpu", key: str = "scorers.clip") -> ClipScorer:
     """Load open_clip from a folder, or by architecture name and pretrained tag.
 
     Args:
         config: its path is a folder with open_clip_config.json, open_clip_model.safetensors and, when the configuration
             names a Hugging Face tokenizer, its files there or in the subfolder that `hf_tokenizer_name` names. The
             weights of name and pretrained come from open_clip's cache or its hub.
+        key: the scorer's block of the configuration, for messages.
 
     Raises:
         FileNotFoundError, ValueError: a missing file, or weights that do not fit the configuration or are not finite.
@@ -133,11 +134,11 @@ def load(config: ClipConfig, device: torch.device | str = "cpu") -> ClipScorer:
 
     path, name, pretrained = config.path, config.name, config.pretrained
     if name is not None:
-        known("scorers.clip.name", name, open_clip.list_models())
-        known("scorers.clip.pretrained", pretrained, open_clip.list_pretrained_tags_by_model(name))
+        known(f"{key}.name", name, open_clip.list_models())
+        known(f"{key}.pretrained", pretrained, open_clip.list_pretrained_tags_by_model(name))
     if path is not None:
         for file in (CONFIG, WEIGHTS):  # pickled weights are not read
-            check_file(Path(path) / file, None, "scorers.clip.path", config.fetch)
+            check_file(Path(path) / file, None, f"{key}.path", config.fetch)
         verify_loaded(path)
     source = f"local-dir:{path}" if path is not None else str(name)
     with warnings.catch_warnings():
@@ -146,18 +147,18 @@ def load(config: ClipConfig, device: torch.device | str = "cpu") -> ClipScorer:
         try:
             model, _, preprocess = open_clip.create_model_and_transforms(source, pretrained, device=device)
         except UserWarning as warning:
-            raise ValueError(f"scorers.clip.name = {name!r}: {warning}; write {name}-quickgelu") from warning
+            raise ValueError(f"{key}.name = {name!r}: {warning}; write {name}-quickgelu") from warning
         except (RuntimeError, AssertionError, OSError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
             if path is not None:
-                raise ValueError(f"scorers.clip.path = {str(path)!r}: the weights are truncated or of another "
+                raise ValueError(f"{key}.path = {str(path)!r}: the weights are truncated or of another "
                                  f"architecture ({reason}); {config.fetch}") from error  # fmt: skip
             raise FileNotFoundError(
-                f"scorers.clip: {name!r} with the tag {pretrained!r} cannot be loaded ({reason}). Run once while "
+                f"{key}: {name!r} with the tag {pretrained!r} cannot be loaded ({reason}). Run once while "
                 'online, `python -c "import open_clip; open_clip.create_model_and_transforms'
-                f"('{name}', '{pretrained}')\"`, which fills the hub's cache, or name a folder by scorers.clip.path"
+                f"('{name}', '{pretrained}')\"`, which fills the hub's cache, or name a folder by {key}.path"
             ) from error
-    check_finite(model.state_dict(), f"scorers.clip: {path or name}", config.fetch)
+    check_finite(model.state_dict(), f"{key}: {path or name}", config.fetch)
     return ClipScorer(model.eval(), preprocess, load_tokenizer(source, path), device)
 
 

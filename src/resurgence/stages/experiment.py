@@ -16,11 +16,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from resurgence.analysis import claims
-from resurgence.analysis.estimates import ImageSet, estimates, read_states
+from resurgence.analysis.concept_means import by_concept, extremes, lost_concepts
+from resurgence.analysis.estimates import estimates
 from resurgence.analysis.headline import changed_note, makers_table, markdown_table, title_of
 from resurgence.analysis.measures import recovered_fraction
+from resurgence.analysis.metric_tables import column_titles, wide
 from resurgence.analysis.score_folders import by_step, entry
+from resurgence.analysis.scored_sets import ImageSet, read_states
 from resurgence.analysis.tables import paired_rows
+from resurgence.analysis.task_means import pool_tasks
 from resurgence.analysis.weight_movement import MEASURES, correlations, within_tasks
 from resurgence.config.experiment import Claim
 from resurgence.config.fields import build
@@ -29,6 +33,8 @@ from resurgence.config.scorers import metrics
 from resurgence.figures import experiments as draw
 from resurgence.figures.image_grids import sample_grid
 from resurgence.figures.image_grids import save as save_grid
+from resurgence.figures.metrics import histogram as draw_histogram
+from resurgence.figures.metrics import metric_bars
 from resurgence.figures.style import save
 from resurgence.files import write_text
 from resurgence.scorers import read_scores
@@ -77,6 +83,21 @@ def curves(job: Job, data: Measurements) -> Result:
     return Result(table, draw.curves(table, job.settings["title"]), [legend, markdown_table(halves)])
 
 
+def table(job: Job, data: Measurements) -> Result:
+    """Several metrics of base, erased and fine-tuned models side by side."""
+    frame = claims.table(data.ends, job.settings["statistics"]["level"])
+    picture = metric_bars(frame, column_titles(frame), job.settings["title"])
+    legend = ["±: standard deviation over the tasks."] if job.settings.get("over_tasks") else []
+    return Result(frame, picture, legend)
+
+
+def histogram(job: Job, data: Measurements) -> Result:
+    """The metric of each concept of the roles: its distribution, and the concepts at its ends."""
+    frame = by_concept(data.sets, job.settings["metric"], job.settings["roles"])
+    picture = draw_histogram(frame, job.settings["metric"], job.settings["title"])
+    return Result(frame, picture, [markdown_table(extremes(frame))])
+
+
 def weights(job: Job, data: Measurements) -> Result:
     """Resurgence against how far and in which direction the weights move, with rank correlations."""
     table, statistics = weight_table(job, data.rows), job.settings["statistics"]
@@ -97,12 +118,13 @@ def weights(job: Job, data: Measurements) -> Result:
 
 def heatmap(job: Job, data: Measurements) -> Result:
     """The metric of each erased concept in the base, the erased model and at each checkpoint."""
-    table = by_concept(data.sets, job.settings["metric"])
+    table = by_concept(data.sets, job.settings["metric"]).drop(columns="role")
     return Result(table, draw.heatmap(table, job.settings["title"]), [lost_concepts(table)])
 
 
 MEASURED: dict[str, Callable[[Job, Measurements], Result]] = {
-    "bars": bars, "line": line, "curves": curves, "weights": weights, "heatmap": heatmap
+    "bars": bars, "line": line, "curves": curves, "weights": weights, "heatmap": heatmap,
+    "table": table, "histogram": histogram,
 }  # fmt: skip
 
 
@@ -110,66 +132,35 @@ def measured(job: Job) -> Result:
     """An experiment that is computed from scores."""
     settings, statistics = job.settings, job.settings["statistics"]
     sets = read_states(by_step(entry(settings, model) for model in settings["models"]))
-    every, _ = estimates(sets, only=settings["metric"])
+    shown = settings.get("metrics") or [settings["metric"]]
+    every, _ = estimates(sets, only=shown, each_concept=settings.get("each_concept", False))
     rows = [row for row in paired_rows(every) if row["role"] in settings["roles"]]
+    if lacking := [metric for metric in shown if all(row["metric"] != metric for row in rows)]:
+        raise ValueError(f"experiments.{settings['name']}: no image has {lacking[0]} in the roles "
+                         f"{', '.join(settings['roles'])}; name its roles, or add its scorer")  # fmt: skip
 
-    def position(row: dict) -> tuple[int, ...]:
-        fields = ("task", "eraser", "finetune", "role")
-        return (*(settings[f"{field}s"].index(row[field]) for field in fields), row["step"])
+    def position(row: dict) -> tuple:
+        places = [settings[f"{field}s"].index(row[field]) for field in ("task", "eraser", "finetune", "role")]
+        return (*places, row.get("concept", ""), shown.index(row["metric"]), row["step"])
 
     steps, ends = (sorted(claims.pool_seeds(rows, last), key=position) for last in (False, True))
-    claimed = [build(Claim, claim, "claims") for claim in settings["claims"]]
-    shows_concept = metrics()[settings["metric"]].shows_concept
-    decided = claims.evaluate_claims(ends, claimed, statistics["level"], settings["differences"], shows_concept)
+    if settings.get("over_tasks"):
+        ends = pool_tasks(ends)
+    first = {"metric": shown[0]} if len(shown) > 1 else {}
+    claimed = [build(Claim, {**first, **claim}, "claims") for claim in settings["claims"]]
+    visible = [metric for metric in shown if metric in metrics() and metrics()[metric].shows_concept]
+    decided = claims.evaluate_claims(ends, claimed, statistics["level"], settings["differences"], visible)
     result = MEASURED[settings["kind"]](job, Measurements(sets, rows, steps, ends))
-    paragraphs = result.paragraphs
+    paragraphs, changed = result.paragraphs, settings.get("changed_objectives", {})
     if "resurgence_low" in result.table:
-        changed = settings.get("changed_objectives", {})
-        shown = [markdown_table(claims.display_table(result.table, changed)), changed_note(changed)]
-        paragraphs = [*filter(None, shown), *paragraphs]
+        page = wide if settings["kind"] == "table" else claims.display_table
+        text = [markdown_table(page(result.table, changed)), changed_note(changed)]
+        paragraphs = [*filter(None, text), *paragraphs]
     return result._replace(
         paragraphs=paragraphs,
-        heading=[f"Metric: {title_of(settings['metric'])}."],
+        heading=[f"{'Metric' if len(shown) == 1 else 'Metrics'}: {'; '.join(map(title_of, shown))}."],
         claims=decided,
     )
-
-
-def by_concept(sets: list[ImageSet], metric: str) -> pd.DataFrame:
-    """Share of recognised images of each erased concept in the base, the erased model and each checkpoint, in percent.
-
-    The mean over seeds; columns task, eraser, finetune, concept, column, value, n.
-    """
-    column, scale = metrics()[metric].column, metrics()[metric].scale
-    parts = []
-    for images in sets:
-        rows = images.rows[images.rows["role"] == "erase"]
-        means = (scale * rows.groupby("concept")[column].mean()).rename("value").reset_index()
-        parts.append(means.assign(**images.key, n=len(rows) // max(1, len(means))))
-    every = pd.concat(parts, ignore_index=True)
-    tables = []
-    names = ["task", "eraser", "variant", "finetune", "finetune_variant"]
-    for key, tuned in every[every["state"] == "finetuned"].groupby(names, sort=False):
-        task, eraser, variant, finetune, finetune_variant = key
-        models = every[every["task"] == task]
-        erased = models[(models["state"] == "erased") & (models["eraser"] == eraser) & (models["variant"] == variant)]
-        states = {"base": models[models["state"] == "base"], "erased": erased}
-        states |= {str(int(step)): part for step, part in tuned.groupby("step")}
-        groups = pd.concat(states, names=["column"]).groupby(["column", "concept"], sort=False)
-        means = groups.agg(value=("value", "mean"), n=("n", "sum")).reset_index()
-        shown = {"eraser": method_name(eraser, variant), "finetune": method_name(finetune, finetune_variant)}
-        tables.append(means.assign(task=task, **shown))
-    return pd.concat(tables, ignore_index=True)[["task", "eraser", "finetune", "concept", "column", "value", "n"]]
-
-
-def lost_concepts(concepts: pd.DataFrame) -> str:
-    """Which erased concepts no image shows at the last step of a fine-tune."""
-    lines = []
-    for (task, eraser, finetune), part in concepts.groupby(["task", "eraser", "finetune"], sort=False):
-        last = part[part["column"] == part["column"].iloc[-1]]
-        lost = sorted(last.loc[last["value"] == 0, "concept"])
-        names = ", ".join(lost) or "none"
-        lines.append(f"- {task}, {eraser} + {finetune}: {len(lost)} of {len(last)} concepts never come back ({names}).")
-    return "\n".join(lines)
 
 
 def correlation_texts(table: pd.DataFrame) -> list[str]:

@@ -113,7 +113,8 @@ def experiments_again(root: Path) -> Iterator[str]:
         for made in sorted((root / "experiments").glob("*/made.json")):
             manifest = read_manifest(made)
             settings = manifest["parameters"]
-            if settings["kind"] not in MEASURED or (without and settings["metric"].startswith(without)):
+            shown = settings.get("metrics") or [settings["metric"]]
+            if settings["kind"] not in MEASURED or (without and any(name.startswith(without) for name in shown)):
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 make(Job(settings, Path(folder) / made.name, {}, "cpu"))
@@ -128,8 +129,8 @@ def differing(new: Path, reference: Path) -> Iterator[str]:
     """
     import pandas as pd
 
-    from resurgence.analysis.estimates import KEYS
     from resurgence.analysis.read import read_table
+    from resurgence.analysis.scored_sets import KEYS
 
     keys = [*KEYS, "state", "step", "role", "metric"]
     columns = {

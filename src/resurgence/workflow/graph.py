@@ -129,9 +129,10 @@ def terciles(study: Study, name: str) -> Inputs:
 
 
 def scorer_files(study: Study, names: Iterable[str]) -> list[str]:
-    """The local weights of scorers, and their pictures."""
+    """The local weights of scorers, each file once, and their pictures."""
     blocks = [study.scorers[name] for name in names]
-    weights = [file for block in blocks if "path" in block for file in files_of(block["path"])]
+    paths = dict.fromkeys(block["path"] for block in blocks if "path" in block)
+    weights = [file for path in paths for file in files_of(path)]
     pictures = [file.as_posix() for block in blocks if "pictures" in block for file in files_at(block["pictures"])]
     return weights + pictures
 

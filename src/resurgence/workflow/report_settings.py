@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from resurgence.config.comparisons import differences
+from resurgence.config.experiment import Claim
 from resurgence.config.experiment_cells import cells_of, models_of, row_of, setting_of
 from resurgence.config.finetune_sets import OtherBase
 from resurgence.config.model_path import method_name
@@ -103,6 +104,16 @@ def figures(study: Study) -> dict[str, Any]:
     return settings | {"searched": searched(study)}
 
 
+def claim_settings(claim: Claim) -> dict[str, Any]:
+    """A claim; without metric and concept where it has none, as before there were tables."""
+    settings = dataclasses.asdict(claim)
+    places = [settings, *(cells for key in ("of", "against") if (cells := settings[key]))]
+    for place, key in zip(places, ("metric", "concept", "concept"), strict=False):
+        if place[key] is None:
+            del place[key]
+    return settings
+
+
 def experiment(study: Study, name: str) -> dict[str, Any]:
     """One figure or table of the study."""
     shown, cells = study.experiments[name], cells_of(study, name)
@@ -112,10 +123,11 @@ def experiment(study: Study, name: str) -> dict[str, Any]:
         "base": study.base.name,
         "statistics": dataclasses.asdict(study.statistics),
         "controls": controls(study),
-        "claims": [dataclasses.asdict(claim) for claim in shown.claims],
+        "claims": [claim_settings(claim) for claim in shown.claims],
         "differences": [differences(study, name, claim) for claim in shown.claims],
         "samples": study.figures.samples,
     }
+    settings |= {key: value for key in ("metrics", "each_concept", "over_tasks") if (value := getattr(shown, key))}
     if shown.kind != "members":
         settings |= makers(study, cells) | changed_objectives(study, (cell.erasure for cell in cells))
     if shown.kind == "grid":

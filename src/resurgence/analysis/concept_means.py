@@ -1,0 +1,65 @@
+"""A metric of each concept: in the base, in erased models and at each checkpoint of fine-tuning."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pandas as pd
+
+from resurgence.analysis.headline import number
+from resurgence.analysis.scored_sets import ImageSet
+from resurgence.config.model_path import method_name
+from resurgence.config.scorers import metrics
+
+
+def by_concept(sets: list[ImageSet], metric: str, roles: Sequence[str] = ("erase",)) -> pd.DataFrame:
+    """A metric of each concept of the roles in the base, the erased model and each checkpoint.
+
+    The mean over seeds; columns task, eraser, finetune, concept, column, value, n, role.
+    """
+    column, scale = metrics()[metric].column, metrics()[metric].scale
+    parts = []
+    for images, role in itertools.product(sets, roles):
+        rows = images.rows[images.rows["role"] == role]
+        means = (scale * rows.groupby("concept")[column].mean()).rename("value").reset_index()
+        parts.append(means.assign(**images.key, role=role, n=len(rows) // max(1, len(means))))
+    every = pd.concat(parts, ignore_index=True)
+    tables = []
+    names = ["task", "eraser", "variant", "finetune", "finetune_variant"]
+    for key, tuned in every[every["state"] == "finetuned"].groupby(names, sort=False):
+        task, eraser, variant, finetune, finetune_variant = key
+        models = every[every["task"] == task]
+        erased = models[(models["state"] == "erased") & (models["eraser"] == eraser) & (models["variant"] == variant)]
+        states = {"base": models[models["state"] == "base"], "erased": erased}
+        states |= {str(int(step)): part for step, part in tuned.groupby("step")}
+        groups = pd.concat(states, names=["column"]).groupby(["column", "role", "concept"], sort=False)
+        means = groups.agg(value=("value", "mean"), n=("n", "sum")).reset_index()
+        shown = {"eraser": method_name(eraser, variant), "finetune": method_name(finetune, finetune_variant)}
+        tables.append(means.assign(task=task, **shown))
+    columns = ["task", "eraser", "finetune", "concept", "column", "value", "n", "role"]
+    return pd.concat(tables, ignore_index=True)[columns]
+
+
+def extremes(concepts: pd.DataFrame, most: int = 5) -> pd.DataFrame:
+    """The concepts with the lowest and the highest values of `by_concept`, of each model but the base, as text."""
+    rows = []
+    for key, part in concepts[concepts["column"] != "base"].groupby(
+        ["task", "eraser", "finetune", "column"], sort=False
+    ):
+        ranked = part.sort_values("value", kind="stable")
+        texts = [f"{name} {number(value)}" for name, value in zip(ranked["concept"], ranked["value"], strict=True)]
+        names = dict(zip(("task", "eraser", "fine-tune", "state or step"), key, strict=True))
+        rows.append({**names, "lowest": ", ".join(texts[:most]), "highest": ", ".join(texts[::-1][:most])})
+    return pd.DataFrame(rows)
+
+
+def lost_concepts(concepts: pd.DataFrame) -> str:
+    """Which erased concepts no image shows at the last step of a fine-tune."""
+    lines = []
+    for (task, eraser, finetune), part in concepts.groupby(["task", "eraser", "finetune"], sort=False):
+        last = part[part["column"] == part["column"].iloc[-1]]
+        lost = sorted(last.loc[last["value"] == 0, "concept"])
+        names = ", ".join(lost) or "none"
+        lines.append(f"- {task}, {eraser} + {finetune}: {len(lost)} of {len(last)} concepts never come back ({names}).")
+    return "\n".join(lines)

@@ -1,0 +1,96 @@
+"""Erasing and preserving success rates (EAP, section 5.1): which classes a classifier sees in an image.
+
+    ESR-k  share of images of erased concepts whose class is not among the k most probable ones
+    PSR-k  share of images of retained concepts whose class is
+
+with k = 1 and 5. The paper's classifier is torchvision's ResNet-50 IMAGENET1K_V2 (`resnet50`) over the 1,000 classes of
+ImageNet; on a miniature it is the recogniser, over its classes, or its styles where the concept is a style.
+
+Columns: success_class (the most probable class or style), success_esr_1 and _5 (rows whose concept is erased, else
+NaN), success_psr_1 and _5 (rows whose concept is retained, else NaN). Names are compared in lower case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from resurgence.scorers import imagenet
+from resurgence.scorers.recogniser import to_input
+from resurgence.scorers.recogniser_model import load_recogniser
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from resurgence.config.task import Task
+    from resurgence.scorers.erasure_configs import SuccessConfig
+
+Heads = Sequence[tuple[Sequence[str], np.ndarray]]
+"""Names (L,) and scores (N, L) of each head of a classifier."""
+
+
+def ranks_of(heads: Heads, concepts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The most probable class, and the rank of the concept's class, of each image: the number of likelier ones.
+
+    The head of a row is the first that has its concept, and the first head without a concept, whose rank is NaN.
+
+    Raises:
+        ValueError: a concept that no head has.
+    """
+    places = [{name.lower() for name in names} for names, _ in heads]
+    top, ranks = [], np.full(len(concepts), np.nan)
+    for row, concept in enumerate(word.lower() for word in concepts):
+        number = next((n for n, place in enumerate(places) if not concept or concept in place), None)
+        if number is None:
+            raise ValueError(f"concept {concepts[row]!r} is no class of the classifier ({len(heads[0][0])} classes); "
+                             "leave success out of `scorers`, or name a concept that it knows")  # fmt: skip
+        names, scores = heads[number][0], heads[number][1][row]
+        top.append(names[int(scores.argmax())])
+        if concept:  # two classes of ImageNet have one name
+            highest = max(score for name, score in zip(names, scores, strict=True) if name.lower() == concept)
+            ranks[row] = (scores > highest).sum()
+    return top, ranks
+
+
+@dataclass
+class SuccessScorer:
+    """A classifier: images uint8 (B, 3, H, W) on the device -> logits of each of its heads, whose names these are."""
+
+    classify: Callable[[torch.Tensor], Sequence[torch.Tensor]]
+    names: Sequence[Sequence[str]]
+    device: torch.device | str = "cpu"
+    batch: int = 64
+
+    @torch.inference_mode()
+    def score(
+        self, images: torch.Tensor, prompts: pd.DataFrame, task: Task, base: torch.Tensor | None = None
+    ) -> dict[str, Any]:
+        """Columns success_*, one row an image; images uint8 (N, 3, H, W)."""
+        batches = (self.classify(part.to(self.device)) for part in images.split(self.batch))
+        parts = [[logits.float().cpu() for logits in batch] for batch in batches]
+        heads = [(names, torch.cat(p).numpy()) for names, p in zip(self.names, zip(*parts, strict=True), strict=True)]
+        concepts = prompts["concept"].fillna("").tolist()
+        top, ranks = ranks_of(heads, concepts)
+        erased, retained = (np.array([c in part for c in concepts]) for part in (set(task.erase), set(task.retain)))
+        columns: dict[str, Any] = {"success_class": top}
+        columns |= {f"success_esr_{k}": np.where(erased, ranks >= k, np.nan) for k in (1, 5)}
+        return columns | {f"success_psr_{k}": np.where(retained, ranks < k, np.nan) for k in (1, 5)}
+
+
+def load(config: SuccessConfig, device: torch.device | str = "cpu") -> SuccessScorer:
+    """Read the classifier.
+
+    Raises:
+        FileNotFoundError, ValueError: a missing file or one that does not fit, by name.
+    """
+    if config.classifier == "recogniser":
+        model, labels = load_recogniser(Path(config.path), device)
+        names = [labels.classes, labels.styles] if labels.styles else [labels.classes]
+        return SuccessScorer(lambda x: model(to_input(x, model.size))[: len(names)], names, device)
+    network = imagenet.load(config, device)
+    return SuccessScorer(lambda x: [network(x)], [imagenet.NAMES], device)

@@ -1,0 +1,174 @@
+"""Tables of several metrics: each concept by itself, means over tasks, and the page, from scores that are known."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import t
+
+from resurgence.analysis import claims, tables
+from resurgence.analysis.concept_means import by_concept, extremes
+from resurgence.analysis.estimates import estimates
+from resurgence.analysis.intervals import interval
+from resurgence.analysis.metric_tables import column_titles, wide
+from resurgence.analysis.task_means import pool_tasks
+from resurgence.config.experiment import Cells, Claim
+from resurgence.config.model_path import ModelPath
+from resurgence.scorers import frechet
+from resurgence.stages import experiment
+from resurgence.stages.job import Job
+from scored import PEOPLE, study_sets, write_scores_folder
+
+METRICS = ["recogniser_accuracy", "clip_score"]
+
+
+@pytest.fixture(scope="module")
+def pooled() -> list[dict]:
+    """Two tasks, two erasers, at the last step."""
+    return claims.pool_seeds(tables.paired_rows(estimates(study_sets(), only=METRICS)[0]))
+
+
+def test_each_concept_has_the_mean_of_its_images_and_its_distance() -> None:
+    sets = [one for one in study_sets(erasers=("mace",)) if one.key["task"] == "identities-4"]
+    every, _ = estimates(sets, only=["clip_score", "frechet"], each_concept=True)
+    assert set(every["concept"]) == {*PEOPLE["erase"], *PEOPLE["retain"]} and set(every["role"]) == {"erase", "retain"}
+    for row in every.to_dict("records"):
+        one = next(one for one in sets if all(one.key[k] == row[k] for k in ("state", "step", "eraser")))
+        mask = (one.rows["concept"] == row["concept"]).to_numpy()
+        expected = one.rows.loc[mask, "clip_score"].mean()
+        if row["metric"] == "frechet":
+            expected = frechet.distance(sets[0].features[mask], one.features[mask]) if row["state"] != "base" else 0.0
+        assert row["estimate"].value == pytest.approx(expected) and row["n"] == mask.sum() == 8
+    pairs = claims.pool_seeds(tables.paired_rows(every))
+    claim = Claim("", Cells(eraser="mace", concept="surfer"), "above", value="erased", metric="frechet")
+    found = claims.evaluate_claims(pairs, [claim], 0.95)
+    surfer = every[(every["concept"] == "surfer") & (every["metric"] == "frechet") & (every["state"] == "erased")]
+    assert found["value"][0] == pytest.approx(surfer["estimate"].iloc[0].value, rel=1e-5)
+    assert found["compared"][0].startswith("frechet, erased of mace, surfer")
+    assert "scope" not in found
+
+
+def test_a_mean_over_tasks_has_the_tasks_as_its_units(pooled: list[dict]) -> None:
+    rows = pool_tasks(pooled)
+    assert len(rows) == 2 * 2 * 2 + 2 * 2  # erasers, roles, metrics; only the ship has synonyms
+    assert {row["task"] for row in rows} == {"2 tasks", "1 tasks"}
+    for row in (row for row in rows if row["role"] != "synonym"):
+        parts = [r for r in pooled if all(r[k] == row[k] for k in ("eraser", "role", "metric"))]
+        for state in ("base", "erased", "finetuned"):
+            values = [part[state].value for part in parts]
+            assert row[state].value == pytest.approx(np.mean(values)) and len(values) == 2
+            assert row["deviations"][state] == pytest.approx(np.std(values, ddof=1))
+        gains = [part["gain"].value for part in parts]
+        assert row["gains"] == gains and row["gain"].value == pytest.approx(np.mean(gains))
+        if row["metric"] == "clip_score":  # no share: Student's t of the paired differences, one degree of freedom
+            reach = t.ppf(0.975, 1) * np.std(gains, ddof=1) / np.sqrt(2)
+            expected = np.mean(gains) - reach, np.mean(gains) + reach
+            np.testing.assert_allclose(interval(row["gain"], 0.95), expected, rtol=1e-6)
+        low, high = interval(row["erased"], 0.95)
+        assert low <= row["erased"].value <= high and (row["metric"] == "clip_score" or (low >= 0 and high <= 100))
+
+
+def test_claims_over_tasks_are_about_tasks(pooled: list[dict]) -> None:
+    rows = pool_tasks(pooled)
+    claim = Claim("", Cells(eraser="mace"), "below", Cells(eraser="uce"), "erased", metric="recogniser_accuracy")
+    found = claims.evaluate_claims(rows, [claim], 0.95)
+    chosen = {r["eraser"]: r["erased"].value for r in rows if (r["role"], r["metric"]) == ("erase", METRICS[0])}
+    assert found["value"][0] == pytest.approx(chosen["mace"] - chosen["uce"], abs=1e-4) and found["scope"][0] == "tasks"
+    assert f"| {found['n'][0]}, tasks |" in claims.claims_table(found)
+    table = claims.table(rows, 0.95)
+    assert (table["scope"] == "tasks").all() and claims.display_table(table)["n"].str.endswith(", tasks").all()
+
+
+def test_the_page_has_a_row_a_model_and_a_column_a_metric_and_role(pooled: list[dict]) -> None:
+    rows = [row for row in pooled if row["task"] == "ship" and row["role"] != "synonym"]
+    frame = claims.table(rows, 0.95)
+    text = wide(frame)
+    assert text["model"].tolist() == ["base", "mace", "mace + lora", "uce", "uce + lora"]
+    assert list(text)[2:] == list(dict.fromkeys(column_titles(frame)))
+    assert "erased concepts, Recogniser accuracy (%)" in text and len(list(text)) == 6
+    row = frame[(frame["eraser"] == "uce") & (frame["role"] == "retain") & (frame["metric"] == METRICS[0])].iloc[0]
+    shown = text.set_index("model")["retained concepts, Recogniser accuracy (%)"]
+    assert shown["uce + lora"].startswith(f"{row['finetuned_value']:.1f} [") and "[" not in shown["base"]
+    across = wide(claims.table(pool_tasks(r for r in pooled if r["role"] == "erase"), 0.95))
+    assert across["task"].unique() == ["2 tasks"]
+    assert list(across)[2:] == ["Recogniser accuracy (%)", "CLIP score (100 cos)"]
+    assert across.iloc[:, 2:].map(lambda cell: " ± " in cell).all(axis=None)
+
+
+def test_extremes_name_the_ends_of_the_order() -> None:
+    sets = [one for one in study_sets(erasers=("mace",)) if one.key["task"] == "identities-4"]
+    means = by_concept(sets, "clip_score", ("erase", "retain"))
+    assert len(means) == 7 * 4 and set(means["role"]) == {"erase", "retain"}  # base, erased, two checkpoints
+    erased = means[means["column"] == "erased"].set_index("concept")["value"].sort_values()
+    ends = extremes(means, most=2).set_index("state or step").loc["erased"]
+    assert [name.rsplit(" ", 1)[0] for name in ends["lowest"].split(", ")] == list(erased.index[:2])
+    assert [name.rsplit(" ", 1)[0] for name in ends["highest"].split(", ")] == list(erased.index[:-3:-1])
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A folder with the scores of all models, and the settings of an experiment over them."""
+    root, models = tmp_path_factory.mktemp("study"), []
+    for one in study_sets():
+        model = ModelPath.of_columns(one.key)
+        write_scores_folder(root / f"results/scores/miniature/{model}/scores/step-{one.key['step'] or 0:06d}", one)
+        models.append(str(model))
+    shared = {
+        "name": "tab1",
+        "title": "Table",
+        "note": "",
+        "base": "miniature",
+        "controls": [],
+        "claims": [],
+        "differences": [],
+    }
+    shared |= {"tasks": ["ship", "identities-4"], "erasers": ["mace", "uce"], "finetunes": ["lora"]}
+    shared |= {"statistics": {"level": 0.95, "resamples": 100, "seed": 0}, "models": list(dict.fromkeys(models))}
+    return root, shared | {"metric": "clip_score", "roles": ["erase", "retain"], "along": "eraser"}
+
+
+def made(root: Path, settings: dict, out: Path) -> tuple[str, pd.DataFrame]:
+    """The page and the table of an experiment."""
+    with contextlib.chdir(root):
+        experiment.make(Job(settings, out / "made.json", {}, "cpu"))
+    assert (out / "tab1.png").stat().st_size > 5000 and (out / "tab1.svg").is_file()
+    return (out / "tab1.md").read_text(), pd.read_csv(out / "tab1.csv")
+
+
+@pytest.mark.parametrize("over_tasks", [False, True])
+def test_a_table_is_made_from_stored_scores(settings: tuple[Path, dict], over_tasks: bool, tmp_path: Path) -> None:
+    root, shared = settings
+    claims = [
+        {"says": "S", "of": {"eraser": "mace"}, "expect": "above"} | metric for metric in ({}, {"metric": "clip_score"})
+    ]
+    table = {"kind": "table", "metrics": METRICS, "claims": claims} | ({"over_tasks": True} if over_tasks else {})
+    text, frame = made(root, shared | table, tmp_path)
+    assert "Metrics: Recogniser accuracy (%); CLIP score (100 cos)." in text and "| base |" in text
+    assert ("±: standard deviation over the tasks." in text) == over_tasks == ("erased_deviation" in frame)
+    assert set(frame["task"]) == ({"2 tasks"} if over_tasks else {"ship", "identities-4"})
+    assert len(frame) == (8 if over_tasks else 16)
+    first, second = pd.read_csv(tmp_path / "tab1_claims.csv")["value"]  # one without a metric is about the first
+    own = frame[(frame["eraser"] == "mace") & (frame["role"] == "erase")].groupby("metric")["resurgence"].mean()
+    assert [first, second] == pytest.approx([own[metric] for metric in METRICS], rel=1e-4)
+    if not over_tasks:
+        models = [model for model in shared["models"] if model.startswith("identities")]
+        one_task = {"each_concept": True, "tasks": ["identities-4"], "models": models}
+        other, _ = made(root, shared | table | one_task, tmp_path / "concepts")
+        assert "surfer, Recogniser accuracy (%)" in other
+
+
+def test_a_histogram_over_concepts(settings: tuple[Path, dict], tmp_path: Path) -> None:
+    root, shared = settings
+    text, frame = made(root, shared | {"kind": "histogram"}, tmp_path)
+    assert "highest" in text and set(frame["role"]) == {"erase", "retain"}
+    assert set(frame["column"]) >= {"base", "erased", "100"}
+
+
+def test_a_metric_that_no_image_has_is_told(settings: tuple[Path, dict], tmp_path: Path) -> None:
+    root, shared = settings
+    with pytest.raises(ValueError, match=r"experiments\.tab1: no image has esr_1 in the roles erase, retain"):
+        made(root, shared | {"kind": "table", "metrics": ["clip_score", "esr_1"]}, tmp_path)
