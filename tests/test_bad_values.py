@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from resurgence.cli import main
-from resurgence.cli.models import settings
+from resurgence.cli.key_values import settings
 from resurgence.config.erasers import ERASERS, eraser_config
 from resurgence.config.fields import ConfigError, Count, Natural, Seed, build, parse, read_yaml, yaml_value
 from resurgence.config.guidance import Guidance, GuidanceWeight

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from resurgence.cli import main
-from resurgence.cli.models import settings
+from resurgence.cli.key_values import settings
 from resurgence.cli.score import means
 from resurgence.config.fields import ConfigError
 from resurgence.data.training_images import read_training_images

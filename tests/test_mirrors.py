@@ -75,7 +75,8 @@ def test_what_each_mirror_said_and_the_remedy(project: Path) -> None:
         del entry[PLACE]["mirrors"][name]
     Path(mirrors.MIRRORS).write_text(yaml.safe_dump(entry))
     expected = (
-        r"gone: HTTP Error 404.*; page: sent 20 bytes that are no tar archive\); copy it to data/weights/.* by hand"
+        r"gone: HTTP Error 404.*; page: sent 20 bytes that are no tar archive; try another mirror\); "
+        r"copy it to data/weights/.* by hand"
     )
     with pytest.raises(FileNotFoundError, match=expected):
         mirrors.main([PLACE])

@@ -23,7 +23,7 @@ import yaml
 
 from resurgence.cli.audit_inputs import drawn_pictures, linked, shown_concepts, weights_digest
 from resurgence.cli.audit_study import PAIRS, Request, study, tasks
-from resurgence.cli.models import settings
+from resurgence.cli.key_values import settings
 from resurgence.config.audit import ShippedControl
 from resurgence.config.audit_bases import MAPPING, AuditBase, base_of, model_task, outside_concepts, read_criteria
 from resurgence.config.fields import ConfigError, at_least

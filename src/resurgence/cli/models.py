@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resurgence.cli.guard import output, training_state
+from resurgence.cli.key_values import settings
 from resurgence.config.erasers import EraserConfig, eraser_config, method_module
-from resurgence.config.fields import ConfigError, Count, Seed, at_least, build, one_place, parse, yaml_value
+from resurgence.config.fields import ConfigError, Count, Seed, at_least, build, one_place, parse
 from resurgence.config.names import check_names, token_form
 from resurgence.config.stages import MaskConfig, SamplingConfig
 from resurgence.config.task import Task, load_task
@@ -37,24 +38,6 @@ if TYPE_CHECKING:
     from resurgence.erasers import EraserData
 
 log = logging.getLogger(__name__)
-
-
-def settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
-    """Parse key=value pairs; values are JSON or YAML, so 1e-4, [1, 2], null and plain words all work.
-
-    Raises:
-        ConfigError: a pair without =, a key given twice, or a value that is not valid YAML or octal in it.
-    """
-    found: dict[str, Any] = {}
-    for pair in pairs or []:
-        key, equals, text = pair.partition("=")
-        if not equals or not key or key in found:
-            raise ConfigError(option, pair, "write key=value, each key once")
-        try:
-            found[key] = json.loads(text)
-        except ValueError:
-            found[key] = yaml_value(text, option, pair)
-    return found
 
 
 def load(args: Namespace, precision: str = "fp32") -> StableDiffusionPipeline:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resurgence.cli.guard import output
-from resurgence.cli.models import settings
+from resurgence.cli.key_values import settings
 from resurgence.config.fields import ConfigError
 from resurgence.config.scorers import code_of, metrics
 from resurgence.config.task import load_task
