@@ -69,7 +69,7 @@ class Size:
 
 GROWTH = ((1, 10, 100, 1000), (1, 10, 30), (1, 2, 4))
 FULL = Size(12, WIDTHS, 10, 30, 10, 16, 20, 64, 100, GROWTH)
-DEFAULT = Size(12, WIDTHS, 10, 30, 1, 4, 10, 64, 100, GROWTH)
+DEFAULT = Size(12, WIDTHS, 10, 30, 2, 4, 10, 64, 100, GROWTH)
 QUICK = Size(1, [64, 64], 2, 2, 1, 1, 2, 2, 3, ((1, 2), (1, 2), (1, 2)), 64)
 
 

@@ -1,8 +1,8 @@
 """The published procedures, written from their formulas and with the repetitions that make them slow.
 
-One caption passes the encoder at a time, in float32; sums are taken for each projection, as outer products of a
-caption's rows; each projection has its own inverse; each concept its own copy of the UNet. `Clock.part(factor)` times a
-part of what the procedure repeats `factor` times.
+One caption passes the encoder at a time, in float32; sums are taken for each projection, caption by caption; each
+projection has its own inverse; each concept its own copy of the UNet. The sum over a caption's rows is one product, the
+fastest form of it. `Clock.part(factor)` times a part of what the procedure repeats `factor` times.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def encode(pipe: Any, caption: str) -> torch.Tensor:
 
 
 def outer(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The sum of a b^T over rows, product by product."""
-    return (a[:, :, None] @ b[:, None, :]).sum(0)
+    """The sum of a b^T over the rows of a caption."""
+    return a.T @ b
 
 
 def edited(weight: torch.Tensor, rows: Iterable[Rows], kept: torch.Tensor, lamb: float) -> torch.Tensor:
