@@ -62,22 +62,27 @@ def test_going_straight_back_undoes_everything() -> None:
     assert stay["undone"] == 0 and math.isnan(stay["cosine"])
 
 
+def deep_pipeline():
+    """A base of many tensors."""
+    return make_pipeline(layers_per_block=4)
+
+
 @pytest.fixture
 def changes(tmp_path: Path) -> list[Path]:
     """Two steps of a base: one with a delta, one with a delta and a LoRA, of UNet and text encoder."""
     for number in (1, 2):
-        pipe, folder = make_pipeline(), tmp_path / str(number)
+        pipe, folder = deep_pipeline(), tmp_path / str(number)
         names = [n for n in deltas.parameters(pipe) if ".attn2." in n or n.endswith("embedding.weight")]
         g = torch.Generator().manual_seed(number)
         delta = {n: torch.randn(deltas.parameters(pipe)[n].shape, generator=g) for n in names}
         deltas.save_delta(delta, folder / deltas.DELTA_FILE)
-    save_lora(make_pipeline(), tmp_path / "2", metadata=True, r=2, lora_alpha=3)
+    save_lora(deep_pipeline(), tmp_path / "2", metadata=True, r=2, lora_alpha=3)
     return [tmp_path / "1", tmp_path / "2"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_changed_weights_are_those_of_the_changed_model(changes: list[Path], dtype: torch.dtype) -> None:
-    pipe, found = make_pipeline().to(dtype), deltas.parameters(make_pipeline().to(dtype))
+    pipe, found = deep_pipeline().to(dtype), deltas.parameters(deep_pipeline().to(dtype))
     for change in changes:
         deltas.apply_folder(pipe, change)
         found = deltas.ChangedWeights(found, change)
@@ -87,7 +92,7 @@ def test_changed_weights_are_those_of_the_changed_model(changes: list[Path], dty
 
 
 def test_changed_weights_refuse_what_apply_folder_refuses(changes: list[Path], tmp_path: Path) -> None:
-    base, file = deltas.parameters(make_pipeline()), changes[0] / deltas.DELTA_FILE
+    base, file = deltas.parameters(deep_pipeline()), changes[0] / deltas.DELTA_FILE
     for tensors, reason in (
         ({"unet.nowhere": torch.zeros(1)}, r"delta\.safetensors: unet\.nowhere is not in this base"),
         ({"unet.conv_out.bias": torch.zeros(9)}, r"unet\.conv_out\.bias has shape \(9,\), the base has \(4,\)"),
@@ -105,7 +110,7 @@ def test_changed_weights_refuse_what_apply_folder_refuses(changes: list[Path], t
 
 def test_geometry_holds_a_few_tensors_at_a_time(changes: list[Path]) -> None:
     """Of the changed models and in float64, beside the base: at most eight of the largest tensor."""
-    base = deltas.parameters(make_pipeline(block_out_channels=(32, 64)))
+    base = deltas.parameters(deep_pipeline())
     largest = 8 * max(p.numel() for p in base.values())
     with Live() as live:
         erased = deltas.ChangedWeights(base, changes[0])

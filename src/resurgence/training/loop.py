@@ -78,7 +78,8 @@ def train(run: Run, saver: Saver, saved: Mapping[str, Any] | None = None) -> dic
                 log.warning("SIGTERM: %s stopped after step %d of %d", run.name, done, run.steps)
                 raise SystemExit(143)
             progress.add()
-    memory.USED |= run.limits.used()
+    if run.limits.largest:
+        memory.USED |= run.limits.used()
     return run.curve
 
 
