@@ -357,6 +357,22 @@ def test_without_an_original_the_card_says_so_and_shows_images(audited: tuple[Pa
     assert pictures(text)[0][2][0][0] == "As released"
 
 
+def test_many_concepts_have_a_table_of_their_own(audited: tuple[Path, Audit], tmp_path: Path) -> None:
+    root, audit = audited
+    names = [f"concept {number}" for number in range(6)]
+    shares = {name: share(number, 40, number, 2.5 * number + 9) for number, name in enumerate(names)}
+    probes = tuple(dataclasses.replace(probe, concepts=shares) for probe in audit.probes)
+    with contextlib.chdir(root):
+        card.write(dataclasses.replace(audit, probes=probes), tmp_path)
+    text = (tmp_path / "card.html").read_text()
+    assert "erased, mean" in text and "concept 3" not in text.split("Every erased concept")[0]
+    table = text.split("Every erased concept</h3>")[1].split("</table>")[0]
+    rows = re.findall(r'<th scope="row">([^<]+)</th>(.*?)</tr>', table)
+    assert [name for name, _ in rows] == names
+    for number, (_, row) in enumerate(rows):
+        assert re.findall(r">([\d.]+)</a>", row) == [f"{2.5 * number:.1f}"] * len(probes)
+
+
 def test_missing_images_and_scores_are_named(audited: tuple[Path, Audit], tmp_path: Path) -> None:
     root, audit = audited
     released = audit.probes[0]
