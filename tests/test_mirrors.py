@@ -74,15 +74,8 @@ def test_what_each_mirror_said_and_the_remedy(project: Path) -> None:
     for name in ("copy", "other"):
         del entry[PLACE]["mirrors"][name]
     Path(mirrors.MIRRORS).write_text(yaml.safe_dump(entry))
-<<<<<<< HEAD
-    expected = (
-        r"gone: HTTP Error 404.*; page: sent 20 bytes that are no tar archive; try another mirror\); "
-        r"copy it to data/weights/.* by hand"
-    )
-=======
     page = r"page: sent 20 bytes that are no tar archive; use another mirror"
     expected = rf"gone: HTTP Error 404.*; {page}\); copy it to data/weights/.* by hand"
->>>>>>> s22b
     with pytest.raises(FileNotFoundError, match=expected):
         mirrors.main([PLACE])
     assert not Path(PLACE).exists() and not LOCK.exists()

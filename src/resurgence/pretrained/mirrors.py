@@ -81,11 +81,7 @@ def check_download(file: Path, expected: str | None) -> str:
         ValueError: it is no tar archive, or has another checksum than is expected.
     """
     if not tarfile.is_tarfile(file):
-<<<<<<< HEAD
-        raise ValueError(f"sent {file.stat().st_size} bytes that are no tar archive; try another mirror")
-=======
         raise ValueError(f"sent {file.stat().st_size} bytes that are no tar archive; use another mirror")
->>>>>>> s22b
     if expected and (checksum := sha256(file)) != expected:
         raise ValueError(f"sent a file with SHA-256 {checksum}, expected is {expected}; use another mirror")
     return expected or sha256(file)
