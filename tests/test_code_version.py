@@ -439,7 +439,11 @@ def test_wording_and_infrastructure_bear_on_nothing(copy: Path, before: dict[str
 
 
 def test_moved_modules_bear_on_nothing(copy: Path, before: dict[str, str]) -> None:
-    moves = {"diffusion.sampling": "diffusion.ddim", "seeds": "data.seeds", "scorers.frechet": "analysis.distances"}
+    moves = {
+        "diffusion.sampling": "diffusion.ddim",
+        "seeds": "data.seeds",
+        "scorers.frechet": "analysis.frechet_distance",
+    }
     for path in copy.rglob("*.py"):
         text = path.read_text()
         for old, new in moves.items():
@@ -452,7 +456,7 @@ def test_moved_modules_bear_on_nothing(copy: Path, before: dict[str, str]) -> No
         source, target = (copy / "resurgence" / f"{name.replace('.', '/')}.py" for name in (old, new))
         source.rename(target)
     entries = {key: entry for key, entry in ENTRIES.items() if key not in moves}
-    entries["scorers.frechet"] = "resurgence.analysis.distances"
+    entries["scorers.frechet"] = "resurgence.analysis.frechet_distance"
     assert versions_of(copy, entries) == before
 
 

@@ -506,7 +506,7 @@ def test_metrics_have_the_order_of_the_tables_and_of_the_reports() -> None:
     """The order of the rows of published CSV files and of the sections of published reports; neither may move."""
     people = ["celebrity_accuracy", "celebrity_accuracy_all", "celebrity_no_face"]
     classes, common = ["recogniser_accuracy", "recogniser_content"], ["blank", "false_alarm", "agreement"]
-    clips, far = ["clip_accuracy", "clip_probability", "clip_score"], ["frechet", "frechet_reference"]
+    clips, far = ["clip_accuracy", "clip_probability", "clip_score"], ["frechet", "kid", "frechet_reference"]
     near = ["reference_accuracy", "reference_similarity"]
     papers = ["lpips", "lpips_vgg", "esr_1", "esr_5", "psr_1", "psr_5", "cs", "ca", "sensitivity"]
     papers += ["exposed_parts", "ner_30", "ner_50", "ner_70", "ner_80"]

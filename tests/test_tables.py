@@ -16,6 +16,7 @@ from resurgence.analysis import headline, tables
 from resurgence.analysis.estimates import estimates
 from resurgence.analysis.scored_sets import ImageSet, image_set, read_states
 from resurgence.scorers import frechet
+from resurgence.scorers.kernel_distance import paired_distance
 from scored import PEOPLE, features, prompt_rows, score, study_sets, write_scores_folder
 
 CELL = {"eraser": "mace", "variant": "default", "erase_seed": 0}
@@ -295,7 +296,7 @@ def test_general_prompts_have_a_score_and_no_accuracy() -> None:
     rows.loc[rows["role"] == "general", ["recogniser_correct", "clip_correct", "clip_probability"]] = np.nan
     one = image_set({"base": "miniature", "task": "t", "state": "base"}, rows, features(rows, 0, 0))
     cells = tables.cells(estimates([one])[0], 0.95)
-    assert set(cells.loc[cells["role"] == "general", "metric"]) == {"clip_score", "frechet"}
+    assert set(cells.loc[cells["role"] == "general", "metric"]) == {"clip_score", "frechet", "kid"}
 
 
 def test_floats_have_six_digits_and_no_minus_zero() -> None:
@@ -377,6 +378,33 @@ def test_numbers_are_short(value: float, text: str) -> None:
     assert headline.number(value) == text
 
 
+def test_kernel_distance_is_that_of_pairs_and_its_interval_the_jackknife_of_concepts(
+    sets: list[ImageSet], table: pd.DataFrame
+) -> None:
+    """Each distance again with one concept left out, from the images themselves."""
+
+    def distance(x: np.ndarray, y: np.ndarray) -> float:
+        return 1000 * paired_distance(x, y, np.arange(len(x)))(np.ones(len(x), dtype=bool))
+
+    key = {"task": "ship", "eraser": "mace"}
+    base, erased = (
+        next(s for s in sets if s.key["task"] == "ship" and s.key["state"] == state and s.key["eraser"] == eraser)
+        for state, eraser in (("base", None), ("erased", "mace"))
+    )
+    rows = base.rows[base.rows["role"] == "retain"]
+    x, y = (images.features[rows.index] for images in (base, erased))
+    row = pick(table, **key, step=50, role="retain", metric="kid")
+    assert row["base_value"] == 0.0 and row["erased_value"] == pytest.approx(distance(x, y), rel=1e-5)
+    concepts = sorted(set(rows["concept"]))
+    left = [rows["concept"].to_numpy() != concept for concept in concepts]
+    without = np.array([distance(x[mask], y[mask]) for mask in left])
+    every, _ = estimates(sets)
+    every = every[(every["task"] == "ship") & (every["role"] == "retain") & (every["metric"] == "kid")]
+    (estimate,) = every[(every["state"] == "erased") & (every["eraser"] == "mace")]["estimate"]
+    pseudo = distance(x, y) + (len(concepts) - 1) * (without.mean() - without)
+    np.testing.assert_allclose(np.sort(estimate.parts[0].table[:, 0]), np.sort(pseudo), rtol=1e-8)
+
+
 def test_a_set_without_features_has_no_frechet(sets: list[ImageSet]) -> None:
     plain = [dataclasses.replace(one, features=None) for one in sets[:2]]
-    assert "frechet" not in set(estimates(plain)[0]["metric"])
+    assert not {"frechet", "kid"} & set(estimates(plain)[0]["metric"])

@@ -9,109 +9,19 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
+from resurgence.analysis.distances import DISTANCES, distance_estimates, reference_estimates
 from resurgence.analysis.measures import harmonic_c, harmonic_o
-from resurgence.analysis.random_effects import Estimate, Units, combine, groups_of, jackknife, mean_estimate, units_of
-from resurgence.analysis.scored_sets import ROLES, STATES, ImageSet, check_pairs, name_of
+from resurgence.analysis.random_effects import Estimate, combine, mean_estimate
+from resurgence.analysis.roles import part_name, roles_of
+from resurgence.analysis.scored_sets import STATES, ImageSet, check_pairs, name_of
 from resurgence.config.scorers import BLANK, metrics, ranked
-from resurgence.scorers.frechet import Moments, between, moments
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Role:
-    """The rows of one role, the same in all image sets of a task, and their random units."""
-
-    mask: np.ndarray  # (n,) bool
-    units: Units
-    name: tuple  # roles of the same concepts have the same units: the erased ones and their synonyms
-    labels: Mapping[str, str]  # columns of its rows: role, and concept if each is by itself
-
-
-def roles_of(base: ImageSet, each_concept: bool = False) -> dict[str, Role]:
-    """The random units of each role of a task, or of each concept of each role, the same for all its image sets."""
-    roles = {}
-    for role in [r for r in ROLES if (base.rows["role"] == r).any()]:
-        mask = (base.rows["role"] == role).to_numpy()
-        concepts = base.rows.loc[mask, "concept"]
-        units = units_of(concepts)
-        names = sorted(set(concepts)) if units.kind == "concept" else [role]
-        if not each_concept:
-            roles[role] = Role(mask, units, (base.key["base"], base.key["task"], *names), {"role": role})
-            continue
-        for concept in [name for name in dict.fromkeys(concepts) if name]:
-            part = mask & (base.rows["concept"] == concept).to_numpy()
-            name = (base.key["base"], base.key["task"], role, concept)
-            labels = {"role": role, "concept": concept}
-            roles[f"{role}: {concept}"] = Role(part, units_of([concept] * int(part.sum())), name, labels)
-    return roles
-
-
-def part_name(images: ImageSet, role: str, metric: str) -> tuple:
-    """The name of a metric of a role of an image set: equal names are equal numbers."""
-    return (*images.key.values(), role, metric)
-
-
-def frechet_estimates(sets: list[ImageSet], roles: Mapping[str, Role]) -> dict[tuple[int, str], Estimate]:
-    """Fréchet distance of each set to the base by set number and role, by the jackknife.
-
-    A sample with replacement repeats images, which shrinks the covariance and biases the distance to one side; leaving
-    groups of units out does not.
-
-    Raises:
-        ValueError: features of some sets and not of others.
-    """
-    if without := [images for images in sets if images.features is None]:
-        if len(without) < len(sets):
-            raise ValueError(f"{name_of(without[0].key)} has no features and others have; score it again")
-        return {}
-    distances = {}
-    most = most_groups(sets[0].features)
-    for name, role in roles.items():
-        sizes = np.bincount(groups_of(role.units, most))
-        if sizes.sum() - sizes.max() < 2:
-            continue  # a covariance needs two images when a group is left out
-        base = sets[0].features[role.mask]
-        base_moments: dict[bytes, Moments] = {}  # by mask; the same for all sets
-
-        def value(
-            mask: np.ndarray, features: np.ndarray, base: np.ndarray = base, cache: dict[bytes, Moments] = base_moments
-        ) -> float:
-            key = mask.tobytes()
-            if key not in cache:
-                cache[key] = moments(base[mask])
-            return between(cache[key], moments(features[mask]))
-
-        for number, images in enumerate(sets):
-            function = partial(value, features=images.features[role.mask]) if number else lambda mask: 0.0  # the base
-            part = part_name(images, name, "frechet")
-            distances[number, name] = jackknife(function, role.units, part, role.name, most)
-    return distances
-
-
-def most_groups(features: np.ndarray) -> int:
-    """Most jackknife groups: a replicate takes 2 s with 2,048 features and as many images."""
-    return 8 if features.shape[1] > 1000 else 32
-
-
-def reference_estimates(sets: list[ImageSet], role: Role, reference: np.ndarray) -> list[Estimate]:
-    """Fréchet distance of the images of general prompts of each set to features of real images, (m, F)."""
-    real, distances = moments(reference), []
-    for images in sets:
-        features = images.features[role.mask]
-        if features.shape[1] != reference.shape[1]:
-            raise ValueError(f"{name_of(images.key)} has {features.shape[1]} features, the real images "
-                             f"{reference.shape[1]}: of another scorer; score one of them again")  # fmt: skip
-        distance = lambda mask, x=features: between(real, moments(x[mask]))  # noqa: E731
-        part = part_name(images, "general", "frechet_reference")
-        distances.append(jackknife(distance, role.units, part, role.name, most_groups(reference)))
-    return distances
 
 
 def in_percent(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
@@ -143,7 +53,7 @@ def task_estimates(
     """Every metric (or only some) of every image set of one task, the base first; and a description of the units."""
     check_pairs(sets)
     roles = roles_of(sets[0], each_concept)
-    frechet = frechet_estimates(sets, roles) if only is None or "frechet" in only else {}
+    distances = distance_estimates(sets, roles) if only is None or set(DISTANCES) & set(only) else {}
     has_real = reference is not None and "general" in roles
     real = reference_estimates(sets, roles["general"], reference) if has_real else []
     means = {name: metric for name, metric in metrics().items() if metric.column is not None}
@@ -165,8 +75,9 @@ def task_estimates(
                     column = m.scale * images.rows.loc[part.mask, m.column].to_numpy(dtype=np.float64)
                     names = part_name(images, role, metric), part.name
                     values[role, metric] = mean_estimate(column, part.units, *names, m.scale if m.share else None)
-            if (number, role) in frechet:
-                values[role, "frechet"] = frechet[number, role]
+            for metric in DISTANCES:
+                if (number, role, metric) in distances:
+                    values[role, metric] = distances[number, role, metric]
             if role == "general" and real:
                 values[role, "frechet_reference"] = real[number]
         if mean := harmonic(values):

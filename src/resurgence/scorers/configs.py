@@ -165,13 +165,14 @@ class InceptionConfig(ScorerConfig):
 
 @dataclass(frozen=True)
 class FrechetConfig(ScorerConfig):
-    """Fréchet distance between image sets, in the features of another scorer."""
+    """Fréchet and kernel distance between image sets, in the features of another scorer."""
 
     features: str  # name of that scorer
     reference: str | None = None  # folder of real images, with which generated ones are also compared
 
     metrics: ClassVar = {
         "frechet": Metric(None, "Fréchet distance to the base's images"),
+        "kid": Metric(None, "Kernel distance (KID) to the base's images, x 1000"),
         "frechet_reference": Metric(None, "Fréchet distance to real images"),
     }
 
@@ -182,7 +183,7 @@ class FrechetConfig(ScorerConfig):
 
     def offered(self) -> tuple[str, ...]:
         """The distance to real images only with `reference`."""
-        return tuple(self.metrics)[: 2 if self.reference else 1]
+        return tuple(self.metrics)[: 3 if self.reference else 2]
 
     def check(self, study: Study, root: Path) -> None:
         """The features are those of a scorer of the study; the folder of real images exists."""

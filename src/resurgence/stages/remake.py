@@ -14,12 +14,12 @@ from resurgence.provenance.verify import count, made_files, named, omitted, prob
 from resurgence.scorers import FEATURES
 
 
-def same(stored: Path, remade: Path, without: str | None = None) -> bool:
+def same(stored: Path, remade: Path, without: tuple[str, ...] | None = None) -> bool:
     """Whether two files have the same bytes, or are tables with the same numbers to a relative error of 1e-4, since
     another processor may round differently.
 
     Args:
-        without: rows of `stored` whose metric begins with this are ignored, because they cannot be remade.
+        without: rows of `stored` whose metric begins with one of these are ignored, because they cannot be remade.
     """
     if stored.is_file() and stored.read_bytes() == remade.read_bytes():
         return True
@@ -37,7 +37,9 @@ def same(stored: Path, remade: Path, without: str | None = None) -> bool:
     return True
 
 
-def differing_files(folder: Path, remade: Path, names: Iterable[str], without: str | None = None) -> Iterator[str]:
+def differing_files(
+    folder: Path, remade: Path, names: Iterable[str], without: tuple[str, ...] | None = None
+) -> Iterator[str]:
     """One sentence for each file that differs from the remade one.
 
     Figures and pages depend on the tables beside them, so they are compared only if these have the same bytes.
@@ -74,10 +76,10 @@ def stored_scores(root: Path) -> Iterator[None]:
             yield
 
 
-def lost_metrics(root: Path) -> str | None:
-    """Prefix of the metrics that need files which are left out: of the Fréchet distances the features; else None."""
+def lost_metrics(root: Path) -> tuple[str, ...] | None:
+    """Prefixes of the metrics that need files which are left out: of the distances the features; else None."""
     left_out = read_manifest(root / "made.json")["parameters"]["left_out"] if packed(root) else omitted(root)
-    return "frechet" if any(Path(name).name == FEATURES for name in left_out) else None
+    return ("frechet", "kid") if any(Path(name).name == FEATURES for name in left_out) else None
 
 
 def tables_again(root: Path) -> Iterator[str]:
@@ -189,7 +191,7 @@ def run(args: Namespace) -> None:
         raise ValueError(f"{len(errors)} files or rows of {args.folder} {verb}; run the study again, or `dvc checkout`")
     if args.tables:
         metrics = lost_metrics(args.folder)
-        but = f"; {metrics} cannot be, the features are left out" if metrics else ""
+        but = f"; {' and '.join(metrics)} cannot be, the features are left out" if metrics else ""
         print(f"{args.folder / 'tables'} and experiments: made again from the stored scores, the same numbers{but}")
     if args.against:
         print(f"{args.folder / 'tables'}: the intervals of every number meet those of {args.against}")

@@ -1,0 +1,45 @@
+"""The roles of a task's prompts (erase, retain, ...), with the random units of their images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from resurgence.analysis.random_effects import Units, units_of
+from resurgence.analysis.scored_sets import ROLES, ImageSet
+
+
+@dataclass(frozen=True)
+class Role:
+    """The rows of one role, the same in all image sets of a task, and their random units."""
+
+    mask: np.ndarray  # (n,) bool
+    units: Units
+    name: tuple  # roles of the same concepts have the same units: the erased ones and their synonyms
+    labels: Mapping[str, str]  # columns of its rows: role, and concept if each is by itself
+
+
+def roles_of(base: ImageSet, each_concept: bool = False) -> dict[str, Role]:
+    """The random units of each role of a task, or of each concept of each role, the same for all its image sets."""
+    roles = {}
+    for role in [r for r in ROLES if (base.rows["role"] == r).any()]:
+        mask = (base.rows["role"] == role).to_numpy()
+        concepts = base.rows.loc[mask, "concept"]
+        units = units_of(concepts)
+        names = sorted(set(concepts)) if units.kind == "concept" else [role]
+        if not each_concept:
+            roles[role] = Role(mask, units, (base.key["base"], base.key["task"], *names), {"role": role})
+            continue
+        for concept in [name for name in dict.fromkeys(concepts) if name]:
+            part = mask & (base.rows["concept"] == concept).to_numpy()
+            name = (base.key["base"], base.key["task"], role, concept)
+            labels = {"role": role, "concept": concept}
+            roles[f"{role}: {concept}"] = Role(part, units_of([concept] * int(part.sum())), name, labels)
+    return roles
+
+
+def part_name(images: ImageSet, role: str, metric: str) -> tuple:
+    """The name of a metric of a role of an image set: equal names are equal numbers."""
+    return (*images.key.values(), role, metric)
