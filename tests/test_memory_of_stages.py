@@ -37,11 +37,10 @@ def test_live_bytes_are_those_of_tensors_and_end_at_the_capacity() -> None:
         ("erasediff", {"batch": 1, "inner_steps": 1}, 6),
         ("scissorhands", {"batch": 1}, 5),  # gradients of both losses
         ("salun", {"batch": 1}, 4.25),  # one mask of bytes
-        ("full", {"batch": 1, "accumulation": 1}, 5),  # moving average
     ],
 )
 def test_no_further_copy_of_weights_or_gradients_is_held(name: str, changes: dict[str, int], copies: float) -> None:
-    """Of SD 2.1, the larger one. All else is less than a copy: activations, and for `full` encoders."""
+    """Of SD 2.1, the larger one. All else, activations, is less than a copy."""
     found = need("sd21", name, **changes)
     assert copies * BYTES * values("sd21") < found.peak < min(CAPACITY, (copies + 1) * BYTES * values("sd21"))
 
