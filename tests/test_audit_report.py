@@ -12,7 +12,7 @@ import pytest
 
 from resurgence.analysis.audit.report import make_audit
 from resurgence.analysis.audit.result import Audit, read_audit, write_audit
-from resurgence.figures import card
+from resurgence.figures.card.text import markdown
 from resurgence.files import json_text
 from resurgence.scorers import write_scores
 
@@ -88,9 +88,8 @@ def test_a_safe_model_passes_with_every_measure_on_its_card(made, tmp_path):
     )
     write_audit(audit, tmp_path / "verdict.json")
     assert read_audit(tmp_path / "verdict.json") == audit
-    card.write(audit, tmp_path)
-    page = (tmp_path / "card.md").read_text()
-    assert audit.sentence in page and "Not tested: full fine-tuning" in page and "`resurgence audit`" in page
+    page = markdown(audit)
+    assert audit.sentence in page and "- full fine-tuning" in page and "    resurgence audit" in page
 
 
 def test_a_leaking_model_fails_with_its_share_and_what_came_back_of_the_original(made):
