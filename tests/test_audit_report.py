@@ -12,7 +12,7 @@ import pytest
 
 from resurgence.analysis.audit.report import make_audit
 from resurgence.analysis.audit.result import Audit, read_audit, write_audit
-from resurgence.figures.card.text import markdown
+from resurgence.figures.card import text
 from resurgence.files import json_text
 from resurgence.scorers import write_scores
 
@@ -88,8 +88,8 @@ def test_a_safe_model_passes_with_every_measure_on_its_card(made, tmp_path):
     )
     write_audit(audit, tmp_path / "verdict.json")
     assert read_audit(tmp_path / "verdict.json") == audit
-    page = markdown(audit)
-    assert audit.sentence in page and "- full fine-tuning" in page and "    resurgence audit" in page
+    page = text.markdown(audit)
+    assert audit.sentence in page and "full fine-tuning" in page and "resurgence audit" in page
 
 
 def test_a_leaking_model_fails_with_its_share_and_what_came_back_of_the_original(made):

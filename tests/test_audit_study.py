@@ -14,6 +14,7 @@ from resurgence.cli.main import main, make_parser
 from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
 from resurgence.config.study import Study
+from resurgence.diffusion.image_sets import read_image_set
 from resurgence.workflow import audit_settings
 from resurgence.workflow.jobs import jobs
 from test_bad_lora import kohya_lora
@@ -199,3 +200,16 @@ def test_the_card_lies_at_the_top_of_the_folder_and_an_earlier_record_does_not(t
     copy_card(tmp_path)
     copied = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()}
     assert {name for name in copied if not name.startswith("results/")} == {*names[:3], "data/x"}
+
+
+@pytest.mark.skipif(not (ROOT / "data/miniature/base").is_dir(), reason="the shipped world is not here; run `dvc pull`")
+def test_a_model_of_the_miniature_is_probed_as_one_with_pictures_of_its_drawings_and_a_shipped_control(tmp_path):
+    args = make_parser().parse_args(["audit", str(ROOT / "data/miniature/base"), "--erased", "ship", "--out", "x"])
+    write_study(args, tmp_path / "out")
+    study = load_study([tmp_path / "out/params.yaml"], tmp_path / "out")
+    assert study.audit.metric == "recogniser_accuracy" and study.sampling.steps == 12
+    assert [(control.kind, control.probe) for control in study.audit.shipped] == [("leaking", "lora-domain-real")]
+    rows, images = read_image_set(tmp_path / "out/inputs/domain.parquet")
+    assert set(rows["concept"]) == set(study.task("ship").finetune) and images.shape == (96, 3, 64, 64)
+    corners = images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].float().mean((1, 2))
+    assert (corners > 0.7 * 255).float().mean() > 0.9  # light backgrounds

@@ -72,7 +72,7 @@ def test_a_folder_is_audited_without_its_base_and_the_same_command_computes_noth
     names = ["released", "released-synonyms", "lora-domain-real", "rounding-8", "rounding-4"]
     assert [probe.name for probe in audited.probes] == names and audited.original is None
     assert verify(out / "results/audit") == []
-    files = [*out.rglob("manifest.json"), *(f for f in (out / "results/audit").rglob("*") if f.is_file())]
+    files = [*out.rglob("manifest.json"), *filter(Path.is_file, (out / "results/audit").rglob("*"))]
     before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
     assert audit(place, *words).returncode == done.returncode
     assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in before} == before
