@@ -7,7 +7,7 @@ from scipy.stats import beta, binom
 
 from resurgence.analysis.audit.evidence import Evidence, evidence, image_sets_by_seed
 from resurgence.analysis.audit.verdict import judge, pairs_needed
-from resurgence.analysis.estimates import ImageSet, image_set
+from resurgence.analysis.scored_sets import ImageSet, image_set
 from resurgence.config.audit import Criteria
 
 CRITERIA, LORA = Criteria(), frozenset({"lora"})

@@ -166,11 +166,11 @@ def test_an_interrupted_job_goes_on_with_the_next_shard(
     assert sample.make(sample_job(None, "whole"), whole) == {"images": 10, "resampled_fp32": 0}
     sampled, original = [], sample.sample
 
-    def stopped(pipe, rows, cfg):
+    def stopped(pipe, rows, *settings):
         sampled.append(len(rows))
         if len(sampled) == 3:
             raise SystemExit(143)
-        return original(pipe, rows, cfg)
+        return original(pipe, rows, *settings)
 
     monkeypatch.setattr(sample, "sample", stopped)
     with pytest.raises(SystemExit):

@@ -8,7 +8,6 @@ to an uninterrupted one.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -112,13 +111,22 @@ def update(run: Run, step: int) -> tuple[float, Mapping[str, torch.Tensor], torc
 
 def gradient_of(run: Run, step: int) -> Mapping[str, torch.Tensor]:
     """Compute the gradient of a step; with smaller passes from the same state again where memory does not suffice."""
-    before = copy.deepcopy(run.further())
+    before = copied(run.further())
 
     def reset() -> None:
         run.optimiser.zero_grad()
-        run.load_further(copy.deepcopy(before))
+        run.load_further(copied(before))
 
     return run.limits.fitting(lambda: run.gradient(step), reset)
+
+
+def copied(state: Any) -> Any:
+    """A copy of a state of tensors and plain values in dictionaries, lists and tuples."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().clone()
+    if isinstance(state, Mapping):
+        return {key: copied(value) for key, value in state.items()}
+    return type(state)(map(copied, state)) if isinstance(state, list | tuple) else state
 
 
 def move_average(mean: torch.Tensor, value: torch.Tensor, decay: float) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from resurgence.analysis.estimates import ImageSet
 from resurgence.analysis.random_effects import Estimate, combine, difference, mean_estimate, over_runs, units_of
+from resurgence.analysis.scored_sets import ImageSet
 
 
 @dataclass(frozen=True, eq=False)
