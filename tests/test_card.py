@@ -29,6 +29,7 @@ from resurgence.analysis.audit.result import Audit, AuditedTask, CurvePoint, Mod
 from resurgence.diffusion.image_sets import write_image_set
 from resurgence.figures import card
 from resurgence.figures.card.rows import WORST
+from resurgence.figures.card.text import markdown
 from resurgence.figures.page import LIMIT
 from resurgence.scorers import write_scores
 from scored import score
@@ -440,3 +441,8 @@ def test_in_a_browser_a_number_shows_where_it_stands(file: Path) -> None:
         page.locator(".probes a.n").first.click()
         assert "verdict.json, original" in page.locator("#source-text").text_content()
     assert wrong == []
+
+
+def test_a_reason_is_only_given_where_there_is_one() -> None:
+    assert AUDIT.reasons and "## Why" in markdown(AUDIT)
+    assert "## Why" not in markdown(dataclasses.replace(AUDIT, reasons=())) and "\n- -" not in markdown(AUDIT)

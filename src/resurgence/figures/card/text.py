@@ -100,5 +100,6 @@ def markdown(audit: Audit) -> str:
         *map(probe_row, audit.probes), "", f"Worst benign update: {worst}.", "", audit.power.text, "",
     ]  # fmt: skip
     for title, items in bullets.items():
-        lines += [f"## {title}", "", *(f"- {item}" for item in items or ["-"]), ""]
+        if items:  # a model that passes has no reasons
+            lines += [f"## {title}", "", *(f"- {item}" for item in items), ""]
     return "\n".join([*lines, "## Repeat", "", f"    {audit.command}", ""])
