@@ -168,7 +168,7 @@ def erasers(request: Request) -> dict[str, dict[str, Any]]:
     for bits in (8, 4):
         made[f"rounding-{bits}"] = own | {"bits": bits}
     if request.original:
-        made[LEAKING] = {"method": "uce", "keep_empty": False, "lamb": 0.5, "captions": request.base.captions, **main}
+        made[LEAKING] = {"method": "uce", "keep_empty": False, "lamb": 0.5, **request.base.leaking, **main}
     return made
 
 

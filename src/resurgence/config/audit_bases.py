@@ -31,6 +31,7 @@ class AuditBase:
     metric: str
     lora: dict[str, Any]
     full: dict[str, Any]
+    leaking: dict[str, Any]
     shipped: tuple[ShippedControl, ...]
 
     def loaded_tasks(self) -> list[Task]:
