@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -11,9 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.transforms.functional import normalize
 
+from resurgence.config.fields import ConfigError
 from resurgence.config.task import load_task
 from resurgence.miniature.autoencoder import edge_l1
 from resurgence.miniature.captions import (
@@ -26,6 +31,7 @@ from resurgence.miniature.captions import (
 from resurgence.miniature.compositions import compose, scene
 from resurgence.miniature.drawings import icon_svg, load_world, read_icon_set, render
 from resurgence.miniature.quality import held_out
+from resurgence.miniature.recogniser import start_from
 from resurgence.miniature.text_to_image import build_scheduler, min_snr_weight
 from resurgence.miniature.training import step_generator, train_module, warmup_cosine
 from resurgence.scorers.recogniser_model import Labels, Recogniser, load_recogniser, save_recogniser
@@ -204,4 +210,38 @@ def test_recogniser_folder_round_trip_and_missing_file(tmp_path: Path, styles: l
     assert all(torch.equal(a, b) for a, b in zip(model(images), read(images), strict=True))
     (tmp_path / "r" / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors.*dvc pull"):
+        load_recogniser(tmp_path / "r")
+
+
+def published_resnet(path: Path) -> torch.nn.Module:
+    """A ResNet-18 whose weights lie in a file as torchvision publishes them."""
+    net = torchvision.models.resnet18().eval()
+    torch.save(net.state_dict(), path)
+    return net
+
+
+def test_a_recogniser_that_starts_from_imagenet_has_the_features_of_torchvisions_third_stage(tmp_path: Path) -> None:
+    net = published_resnet(tmp_path / "net.pth")
+    model, start = Recogniser(5, 64, styles=2, trunk="resnet18"), {"path": str(tmp_path / "net.pth"), "sha256": "ab"}
+    with pytest.raises(ValueError, match=r"recogniser.start.path = .* have the SHA-256 (\w+), expected ab;") as error:
+        start_from(model, start)
+    start_from(model, {**start, "sha256": re.search(r"SHA-256 (\w+)", str(error.value))[1]})
+    images = torch.rand(3, 3, 64, 64, generator=generator()) * 2 - 1
+    enlarged = torch.nn.functional.interpolate(images, (96, 96), mode="bilinear")
+    inputs = normalize(enlarged / 2 + 0.5, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    wanted = create_feature_extractor(net, ["layer3"])(inputs)["layer3"].mean((2, 3))
+    torch.testing.assert_close(model.eval().features(images), wanted, rtol=1e-4, atol=1e-5)
+    save_recogniser(model, Labels(list("abcde"), ["plain", "neon"]), tmp_path / "r")
+    again, _ = load_recogniser(tmp_path / "r")
+    assert all(torch.equal(a, b) for a, b in zip(model(images), again(images), strict=True))
+
+
+def test_published_weights_are_for_a_resnet_only(tmp_path: Path) -> None:
+    published_resnet(tmp_path / "net.pth")
+    with pytest.raises(ConfigError, match=r"recogniser.start.path = .*: is for trunk: resnet18"):
+        start_from(Recogniser(5, 8), {"path": str(tmp_path / "net.pth"), "sha256": "ab"})
+    config = tmp_path / "r/config.json"
+    save_recogniser(Recogniser(5, 8), list("abcde"), tmp_path / "r")
+    config.write_text(config.read_text().replace('"small"', '"vgg"'))
+    with pytest.raises(ValueError, match=r"recogniser: trunk = 'vgg' of .* is none of small, resnet18; run"):
         load_recogniser(tmp_path / "r")

@@ -1,12 +1,14 @@
 """Train the recogniser of the miniature world, which replaces the celebrity detector and the Inception features.
 
-A small residual network on 64 x 64 images: one class for each concept and scene, one for pictures that show none, and a
-second head for the styles. It shares no weights with the generator. It learns from the drawings of the training split;
-the temperature of each head is fitted on the validation split (Guo et al. 2017), the test split is for the model card.
+A residual network on 64 x 64 images: one class for each concept and scene, one for pictures that show none, and a second
+head for the styles. It shares no weights with the generator, and may start from published weights of ImageNet. It learns
+from the drawings of the training split; the temperature of each head is fitted on the validation split (Guo et al.
+2017), the test split is for the model card.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -17,11 +19,15 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from torchvision.models import resnet18
+
+from resurgence.config.fields import ConfigError
 from resurgence.miniature.compositions import compose, nothing, scene, uniform
 from resurgence.miniature.drawings import load_drawings, load_world
 from resurgence.miniature.styles import draw_and_apply_styles
 from resurgence.miniature.training import step_generator, train_part
-from resurgence.scorers.recogniser_model import NONE, PLAIN, Labels, Recogniser, save_recogniser
+from resurgence.pretrained.loading import check_file, fill, read_tensors
+from resurgence.scorers.recogniser_model import NONE, PLAIN, Labels, Recogniser, resnet18_trunk, save_recogniser
 
 UNLABELLED = -100  # style of a picture of nothing without a style: no target
 NONE_SHARE, SCENE_SHARE = 1 / 12, 1 / 48
@@ -122,6 +128,31 @@ def temperatures(
     return fits[0], fits[1]
 
 
+def start_from(model: Recogniser, start: dict[str, str]) -> None:
+    """Fill stem and blocks from published weights of ImageNet.
+
+    Args:
+        model: of trunk resnet18. start: `path` of a file of torchvision's resnet18, and `sha256` of the values of the
+            weights that are taken from it, whatever the format of the file.
+
+    Raises:
+        ConfigError: the model has another trunk. FileNotFoundError: no such file.
+        ValueError: the weights of another architecture, or other values.
+    """
+    key, remedy = "recogniser.start", "get the file that config/weights.yaml names"
+    if model.trunk != "resnet18":
+        raise ConfigError(f"{key}.path", start["path"], "is for trunk: resnet18; leave it out or change the trunk")
+    net = resnet18()
+    fill(net, read_tensors(check_file(Path(start["path"]), None, key, remedy), key, remedy), key, remedy)
+    model.stem, model.blocks, _ = resnet18_trunk(model.width, net)
+    digest = hashlib.sha256()
+    for _, value in sorted({**model.stem.state_dict(), **model.blocks.state_dict(prefix="blocks.")}.items()):
+        digest.update(value.float().numpy().tobytes())
+    if digest.hexdigest() != start["sha256"]:
+        raise ValueError(f"{key}.path = {start['path']!r}: the values of its weights have the SHA-256 "
+                         f"{digest.hexdigest()}, expected {start['sha256']}; {remedy}")  # fmt: skip
+
+
 def main(
     concepts: Path, drawings: Path, out: Path, scratch: Path, cfg: dict, styled: float, device: str = "cpu"
 ) -> None:
@@ -129,7 +160,7 @@ def main(
 
     Args:
         scratch: folder from which an interrupted training resumes.
-        cfg: seed, steps, batch, lr, precision, and width unless 32.
+        cfg: seed, steps, batch, lr, precision; width unless 32, trunk unless small, and `start` (`start_from`).
         styled: share of the pictures that are in a style of the world.
     """
     torch.set_flush_denormal(True)
@@ -144,7 +175,12 @@ def main(
 
     table, rgba, training_batch = batches("training")
     torch.manual_seed(cfg["seed"])
-    model = Recogniser(len(labels.classes), cfg.get("width", 32), rgba.shape[-1], len(labels.styles)).to(device)
+    model = Recogniser(
+        len(labels.classes), cfg.get("width", 32), rgba.shape[-1], len(labels.styles), cfg.get("trunk", "small")
+    )
+    if "start" in cfg:
+        start_from(model, cfg["start"])
+    model.to(device)
 
     def loss_of(module: Recogniser, step: int) -> torch.Tensor:
         images, *targets = (part.to(device) for part in training_batch(step_generator(cfg["seed"], step)))

@@ -1,4 +1,4 @@
-"""The recogniser of the miniature, a small convolutional classifier of concepts and styles; saving and loading it."""
+"""The recogniser of the miniature, a convolutional classifier of concepts and styles; saving and loading it."""
 
 from __future__ import annotations
 
@@ -35,23 +35,63 @@ class Block(nn.Module):
         return F.relu(self.body(x) + self.shortcut(x))
 
 
+class ImagenetInput(nn.Module):
+    """Images in [-1, 1], enlarged by half and normalised as torchvision's classifiers of ImageNet expect them."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, values in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, h, w) -> (B, 3, 1.5 h, 1.5 w)."""
+        enlarged = F.interpolate(images, scale_factor=1.5, mode="bilinear", align_corners=False)
+        return (((enlarged + 1) / 2 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+
+def small_trunk(width: int) -> tuple[nn.Sequential, nn.Sequential, int]:
+    """Stem and three blocks of this width, and the number of their features."""
+    stem = nn.Sequential(nn.Conv2d(3, width, 5, 2, 2, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    blocks = nn.Sequential(Block(width, 2 * width), Block(2 * width, 4 * width), Block(4 * width, 6 * width))
+    return stem, blocks, 6 * width
+
+
+def resnet18_trunk(width: int, net: nn.Module | None = None) -> tuple[nn.Sequential, nn.Sequential, int]:
+    """ResNet-18 (He et al. 2016) without its last stage, which has three quarters of the weights.
+
+    Args:
+        width: channels of the stem, a multiple of 64. net: torchvision's model that it is cut from, a new one if None.
+    """
+    from torchvision.models import resnet18
+
+    net = net or resnet18(width_per_group=width)
+    stem = nn.Sequential(ImagenetInput(), net.conv1, net.bn1, net.relu, net.maxpool)
+    return stem, nn.Sequential(net.layer1, net.layer2, net.layer3), 4 * width
+
+
+TRUNKS = {"small": small_trunk, "resnet18": resnet18_trunk}
+
+
 class Recogniser(nn.Module):
     """Residual classifier of images (B, 3, size, size) in [-1, 1].
 
     Args:
-        classes: number of concepts. styles: number of styles; 0 leaves the head of the styles out.
+        classes: number of concepts. width: channels of the stem. styles: number of styles; 0 leaves the head of the
+            styles out. trunk: key of TRUNKS.
     """
 
-    def __init__(self, classes: int, width: int = 32, size: int = 64, styles: int = 0) -> None:
+    def __init__(self, classes: int, width: int = 32, size: int = 64, styles: int = 0, trunk: str = "small") -> None:
         super().__init__()
-        self.size = size
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 5, 2, 2, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        self.blocks = nn.Sequential(Block(width, 2 * width), Block(2 * width, 4 * width), Block(4 * width, 6 * width))
-        self.head = nn.Linear(6 * width, classes)
-        self.style_head = nn.Linear(6 * width, styles) if styles else None
+        self.size, self.width, self.trunk = size, width, trunk
+        self.stem, self.blocks, features = TRUNKS[trunk](width)
+        self.head = nn.Linear(features, classes)
+        self.style_head = nn.Linear(features, styles) if styles else None
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Pooled features (B, 6 width), for the Fréchet distance."""
+        """Pooled features (B, 6 width), of a ResNet-18 (B, 4 width), for the Fréchet distance."""
         return self.blocks(self.stem(images)).mean((2, 3))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,7 +113,7 @@ def save_recogniser(model: Recogniser, labels: Labels | list[str], folder: Path)
     """Write config.json and model.safetensors; a list holds the classes of a recogniser without styles."""
     labels = Labels(labels) if isinstance(labels, list) else labels
     folder.mkdir(parents=True, exist_ok=True)
-    config = {**labels._asdict(), "size": model.size, "width": model.stem[0].out_channels}
+    config = {**labels._asdict(), "size": model.size, "width": model.width, "trunk": model.trunk}
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, folder / "model.safetensors")
 
@@ -93,6 +133,8 @@ def load_recogniser(folder: Path, device: torch.device | str = "cpu") -> tuple[R
     if lacking := [key for key in ("classes", "width", "size") if key not in cfg]:
         raise ValueError(f"recogniser: {config} has no {lacking[0]}; {fetch}")
     labels = Labels(**{key: cfg[key] for key in Labels._fields if key in cfg})
-    model = Recogniser(len(labels.classes), cfg["width"], cfg["size"], len(labels.styles))
+    if (trunk := cfg.get("trunk", "small")) not in TRUNKS:
+        raise ValueError(f"recogniser: trunk = {trunk!r} of {config} is none of {', '.join(TRUNKS)}; {fetch}")
+    model = Recogniser(len(labels.classes), cfg["width"], cfg["size"], len(labels.styles), trunk)
     fill(model, read_tensors(weights, "recogniser", fetch), "recogniser", fetch)
     return model.eval().to(device), labels
