@@ -15,7 +15,7 @@
 # make verify   compute tables and experiments again from the stored scores of results/, or of the reference run before a
 #               study has run (RESULTS=DIR: of another tree); REFERENCE=TABLES: compare with those of another run
 # make archive  one file for a data repository (ARCHIVE_IMAGES=1 with all images)
-# make world    train the shipped world again, hours without a GPU (docs/miniature.md); make world-drawings renders only
+# make world    train the shipped world again, hours without a GPU (docs/miniature.md); make world-drawings only renders
 # make clean    remove results and logs, keep environment and data
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -32,7 +32,8 @@ $(error TORCH = $(TORCH) is unknown; write cu126, cu128, cpu or pinned)
 endif
 STAMP := $(VENV)/.installed$(addprefix -,$(filter-out pinned,$(TORCH)))
 PINS := -r envs/requirements.txt $(if $(filter pinned,$(TORCH)),-r envs/cuda.txt,--torch-backend $(TORCH))
-DATA := data/miniature/base/model_index.json
+WORLD := data/miniature-2
+DATA := $(WORLD)/base/model_index.json
 REFERENCE_RUN := reference/miniature-full
 SCORES := $(REFERENCE_RUN)/results/scores/scores.parquet
 OVERLAY := $(if $(STUDY),--configfile params.yaml $(STUDY))
@@ -56,7 +57,7 @@ $(STAMP): envs/requirements.txt envs/cuda.txt pyproject.toml
 
 # the shipped world: drawings, base, recogniser, CLIP
 $(DATA): | $(STAMP)
-	$(BIN)/dvc pull data/miniature/dvc.yaml
+	$(BIN)/dvc pull $(WORLD)/dvc.yaml
 
 # after the world: DVC runs one command at a time
 $(SCORES): | $(DATA)
@@ -86,15 +87,14 @@ verify: setup
 archive: setup
 	@$(BIN)/resurgence archive $(if $(ARCHIVE_IMAGES),--images) $(ARGS)
 
+ship = for part in $(1); do rm -rf $(WORLD)/$$part && cp -r results/world/$$part $(WORLD)/$$part || exit 1; done
 world-drawings: setup
-	$(BIN)/snakemake --cores $(CORES) -- results/world/drawings/drawings.parquet
-	rm -rf data/miniature/drawings && cp -r results/world/drawings data/miniature/drawings
+	$(BIN)/snakemake --cores $(CORES) -- results/world/starter/index.csv
+	$(call ship,drawings starter)
 
 world: setup
 	$(BIN)/snakemake --cores $(CORES) -- world
-	for part in base recogniser clip; do \
-	  rm -rf data/miniature/$$part && cp -r results/world/$$part data/miniature/$$part || exit 1; \
-	done
+	$(call ship,base recogniser clip)
 
 smoke: setup
 	$(BIN)/python -m pytest tests/workflow/test_study.py $(ARGS)

@@ -32,7 +32,7 @@ def moments(study: Study, task: Task) -> EraserData:
     """The second moments that the refinement reads; a study computes them once for all erasers."""
     pipe = load_base(study.base.path)
     captions = load_captions("config/prompts/closed_form.txt", task.kind)
-    prior = read_lines(Path("config/prompts/miniature/general.txt"))
+    prior = read_lines(Path("config/prompts/miniature-2/general.txt"))
     domain = [caption for concept in task.retain for caption in fill(captions, concept)]
     return EraserData(prior=second_moment(pipe, prior), domain=second_moment(pipe, domain))
 

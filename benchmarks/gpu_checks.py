@@ -21,12 +21,12 @@ from resurgence.diffusion.sampling import SamplingConfig, sample
 from resurgence.training.finetune import FinetuneConfig, finetune
 from tiny import make_pipeline
 
-BASE = Path("data/miniature/base")
+BASE = Path("data/miniature-2/base")
 WORDS = ("ship", "cat", "dog", "bird", "horse", "truck", "deer", "airplane")
 
 
 def miniature(device: str, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
-    """The shipped base if it is in data/miniature, else a random one."""
+    """The shipped base if it is in data/miniature-2, else a random one."""
     return (load_base(str(BASE)) if BASE.is_dir() else make_pipeline(max_length=24)).to(device, dtype)
 
 

@@ -5,7 +5,7 @@
 
 The most informative parts run first. An error in a part is recorded, and the next part runs. DIR/gpu.json and the table
 of rates, DIR/gpu.md, are written after each part, so an interrupted run keeps the results of its finished parts. Uses
-data/miniature if present, and models of the size of SD 1.4 with random weights; nothing else but the sources.
+data/miniature-2 if present, and models of the size of SD 1.4 with random weights; nothing else but the sources.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ TASK = {
 
 def write_world(root: Path, task: dict[str, Any] = TASK) -> None:
     """The files that the default study names, as small as they may be."""
-    for folder in ("data/miniature/base", "data/miniature/recogniser", "data/miniature/clip", "tasks", "config"):
+    for folder in ("data/miniature-2/base", "data/miniature-2/recogniser", "data/miniature-2/clip", "tasks", "config"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "tasks/pets.yaml").write_text(yaml.safe_dump(task))
     (root / "general.txt").write_text("a photo of the person\n")
@@ -218,13 +218,13 @@ def test_good_study(config: dict[str, Any], tmp_path: Path) -> None:
     write_world(tmp_path)
     study = make_study(config, tmp_path)
     assert [study.folder(e, "delta") for e in study.erasures()] == [
-        "results/erased/miniature/pets/mace/s0/delta",
-        "results/erased/miniature/pets/uce/s0/delta",
+        "results/erased/miniature-2/pets/mace/s0/delta",
+        "results/erased/miniature-2/pets/uce/s0/delta",
     ]
     last = list(study.cells())[1]
-    assert study.folder(last, "weights") == "results/finetuned/miniature/pets/uce/s0/lora/f0/weights"
-    assert study.folder("pets", "finetune_sets/random") == "results/data/miniature/pets/finetune_sets/random"
-    assert study.folder(None, "moments") == "results/data/miniature/moments"
+    assert study.folder(last, "weights") == "results/finetuned/miniature-2/pets/uce/s0/lora/f0/weights"
+    assert study.folder("pets", "finetune_sets/random") == "results/data/miniature-2/pets/finetune_sets/random"
+    assert study.folder(None, "moments") == "results/data/miniature-2/moments"
 
 
 def test_task_overrides_study_and_variant_overrides_task(config: dict[str, Any], tmp_path: Path) -> None:
@@ -411,8 +411,9 @@ def test_identities_are_nested_and_share_what_is_retained() -> None:
 
 @pytest.mark.parametrize("overlay", [None, *sorted((ROOT / "studies").glob("*.yaml"))], ids=str)
 def test_shipped_studies(overlay: Path | None) -> None:
-    if not (ROOT / "data/miniature/clip").is_dir():
-        pytest.skip("the shipped world is not here; run `dvc pull data/miniature/dvc.yaml`")
+    world = "miniature" if overlay and overlay.stem == "miniature-full" else "miniature-2"
+    if not (ROOT / f"data/{world}/clip").is_dir():
+        pytest.skip(f"the shipped world is not here; run `dvc pull data/{world}/dvc.yaml`")
     below = {"sd21-768": "sd21", "coco-5k": "sd14", "sd14-lean": "sd14"}  # laid over another study
     layers = [ROOT / f"studies/{below[overlay.stem]}.yaml"] if overlay and overlay.stem in below else []
     study = load_study([ROOT / "params.yaml", *layers, *([overlay] if overlay else [])], ROOT)

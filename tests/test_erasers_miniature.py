@@ -27,7 +27,7 @@ from resurgence.erasers import EraserData, eraser_config, method
 from resurgence.scorers import load_scorers, metrics, score_images
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ROOT / "data/miniature/base"
+SHIPPED = ROOT / "data/miniature-2/base"
 STUDY = load_study([ROOT / "params.yaml", ROOT / "studies/methods.yaml"], ROOT) if SHIPPED.is_dir() else None
 CFG = SamplingConfig(steps=12, guidance=4.0, batch=64, size=64)
 FAST = ("mace", "uce", "mace-refinement", "time", "rece", "fmn")
@@ -36,7 +36,7 @@ ERASERS = (
 )
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(STUDY is None, reason="the shipped world is not here; run `dvc pull data/miniature/dvc.yaml`"),
+    pytest.mark.skipif(STUDY is None, reason="the shipped world is not here; run `make setup`"),
 ]
 
 
@@ -69,9 +69,9 @@ def world():
     data["masks"] = {c: segment(images, c, mask, pipe, pipe.device) for c, images in data["images"].items()}
     captions = load_captions("config/prompts/closed_form.txt", task.kind)
     data["domain"] = second_moment(pipe, [text for concept in task.retain for text in fill(captions, concept)])
-    general = (ROOT / "config/prompts/miniature/general.txt").read_text().splitlines()
+    general = (ROOT / "config/prompts/miniature-2/general.txt").read_text().splitlines()
     data["prior"] = second_moment(pipe, [line for line in general if line.strip()])
-    scorers = load_scorers({"recogniser": {"path": str(ROOT / "data/miniature/recogniser")}}, torch.device("cpu"))
+    scorers = load_scorers({"recogniser": {"path": str(ROOT / "data/miniature-2/recogniser")}}, torch.device("cpu"))
     return pipe, task, data, scorers
 
 

@@ -25,7 +25,7 @@ from resurgence.scorers.reference_pictures import reference_pictures
 from resurgence.workflow import graph
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ROOT / "data/miniature"
+SHIPPED = ROOT / "data/miniature-2"
 CLIP = SHIPPED / "clip"
 needs_clip = pytest.mark.skipif(not (CLIP / "open_clip_config.json").is_file(), reason="the miniature is not here")
 ARCHITECTURE = "shufflenet_v2_x0_5"
@@ -183,7 +183,7 @@ def test_study_names_concepts_without_pictures_and_reads_every_file(
 ) -> None:
     values = read_yaml(ROOT / "params.yaml")
     values["tasks"]["names"] = ["ship"]
-    task = read_yaml(ROOT / "config/tasks/miniature/ship.yaml")
+    task = read_yaml(ROOT / "config/tasks/miniature-2/ship.yaml")
     concepts = {name: 2 for name in (*task["erase"], *task["retain"])}
     pictures = write_pictures(tmp_path / "pictures", {**concepts, "others": 2})
     values["scorers"] = {"reference": settings_of(weights, pictures)}

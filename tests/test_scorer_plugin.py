@@ -131,7 +131,7 @@ def test_a_study_reads_the_declaration_without_torch(site: Path) -> None:
     done = python(site, "-c", READ, "2.0")
     seen, images, _ = done.stdout.splitlines()
     assert seen == "ssim []", done.stderr
-    assert images == "['results/images/miniature/ship/images/manifest.json']"
+    assert images == "['results/images/miniature-2/ship/images/manifest.json']"
     assert "scorers.ssim.sigma = -1.0: must be positive" in python(site, "-c", READ, "-1").stderr
     # without the package the name is unknown
     assert "scorers = 'ssim': not known here" in python(ROOT / "src", "-c", READ, "2.0").stderr
@@ -150,7 +150,7 @@ def test_a_change_of_the_plug_ins_code_scores_again_and_a_comment_does_not(site:
 
 def test_the_command_takes_a_plug_in_by_name(site: Path, tmp_path: Path) -> None:
     write_set(tmp_path / "erased", 0, None)
-    task, out = ROOT / "config/tasks/miniature/ship.yaml", tmp_path / "scores"
+    task, out = ROOT / "config/tasks/miniature-2/ship.yaml", tmp_path / "scores"
     command = ["-m", "resurgence.cli", "score", "--images", tmp_path / "erased", "--task", task, "--out", out]
     pair = ["--scorer", "ssim", "batch=4", "--base-images", tmp_path / "erased"]
     done = python(site, *map(str, command + pair))

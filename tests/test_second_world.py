@@ -52,7 +52,7 @@ WORLD = load_world(LIST)
 TEMPLATES = read_templates(ROOT / CONFIG["templates"])
 TASKS = {path.stem: load_task(path) for path in sorted((ROOT / CONFIG["tasks"]).glob("*.yaml"))}
 TEN = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}
-SHIPPED = ROOT / "data/miniature/drawings/drawings.parquet"
+SHIPPED = ROOT / "data/miniature-2/drawings/drawings.parquet"
 CLASSES = [None, *STYLES]
 
 
@@ -178,7 +178,7 @@ def linear_autoencoder(images: torch.Tensor, train: torch.Tensor) -> torch.Tenso
 def styled() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Shipped drawings of half of the concepts, and of the other half by other artists, in every style."""
     if not SHIPPED.is_file():
-        pytest.skip("the shipped world is not here; run `dvc pull data/miniature/dvc.yaml`")
+        pytest.skip("the shipped world is not here; run `make setup`")
     table, drawings = load_drawings(SHIPPED)
     first = table["concept"].isin(sorted(set(table["concept"]))[::2])
     by_others = table["artist"].isin(["twemoji", "emojione"])
@@ -403,9 +403,7 @@ def study() -> dict[str, Any]:
     return merge(read_yaml(ROOT / "params.yaml"), layer)
 
 
-@pytest.mark.skipif(
-    not SHIPPED.is_file(), reason="the shipped world is not here; run `dvc pull data/miniature/dvc.yaml`"
-)
+@pytest.mark.skipif(not SHIPPED.is_file(), reason="the shipped world is not here; run `make setup`")
 def test_a_study_of_the_second_world_is_accepted_and_a_set_that_shares_a_word_is_not(study: dict[str, Any]) -> None:
     assert make_study(study, ROOT).world == "config/world-2.yaml"
     study["finetune_sets"]["shown"]["concepts"] = {"style": ["fish"], "object": ["police car"]}
@@ -531,9 +529,7 @@ def test_contact_sheets_have_a_row_for_each_style_and_character(drawn: tuple, tm
     assert Image.open(tmp_path / "characters.png").size == (poses * cell + 2, 10 * cell + 2)
 
 
-@pytest.mark.skipif(
-    not SHIPPED.is_file(), reason="the shipped world is not here; run `dvc pull data/miniature/dvc.yaml`"
-)
+@pytest.mark.skipif(not SHIPPED.is_file(), reason="the shipped world is not here; run `make setup`")
 def test_the_world_of_a_study_chooses_the_rules_and_their_settings(study: dict[str, Any]) -> None:
     first, second = load_study([ROOT / "params.yaml"], ROOT), make_study(study, ROOT)
     assert not graph.has_world_part(first, "starter") and graph.has_world_part(second, "starter")

@@ -110,9 +110,9 @@ def copy_of_repository(folder: Path) -> None:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    for path in (ROOT / "data/miniature").iterdir():
+    for path in (ROOT / "data/miniature-2").iterdir():
         if path.is_dir():
-            (folder / "data/miniature" / path.name).symlink_to(path.resolve())
+            (folder / "data/miniature-2" / path.name).symlink_to(path.resolve())
 
 
 def is_killed(mutant: Mutant, folder: Path) -> bool:

@@ -24,7 +24,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]  # the repository that this packa
 LARGE = 16 * 2**20  # bytes; smaller files are hashed each time
 SETTLED = 2 * 10**9  # nanoseconds; a file system may give two changes within this time the same date
 
-
+# remedy for a part of a shipped miniature that is not there
+GET_SHIPPED = "run `make setup` (first miniature: `dvc pull data/miniature/dvc.yaml`)"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # the beginning of a file that Git LFS has not fetched
 
 

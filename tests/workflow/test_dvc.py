@@ -211,7 +211,7 @@ def test_pulling_the_world_needs_no_other_remote(pushed: Repository, tmp_path: P
 def test_pull_on_a_fresh_clone_brings_what_the_repository_ships(tmp_path: Path) -> None:
     """Plain `dvc pull`, before any study has run and without a remote of the user: the world and the reference."""
     tree = Repository(tmp_path / "tree")
-    shipped = ("data/miniature", "reference/miniature-full")
+    shipped = ("data/miniature", "data/miniature-2", "reference/miniature-full")
     for name in (
         ".dvc/config",
         ".dvcignore",
@@ -223,7 +223,7 @@ def test_pull_on_a_fresh_clone_brings_what_the_repository_ships(tmp_path: Path) 
     (tree.root / "shipped").symlink_to(ROOT / "shipped")
     tree.run("git", "init", "--quiet")
     tree.dvc("pull")
-    assert (tree.root / "data/miniature/base/model_index.json").is_file()
+    assert all((tree.root / f"{world}/base/model_index.json").is_file() for world in shipped[:2])
     reference = ROOT / "reference/miniature-full/results"
     files = read_manifest(reference / "made.json")["files"]
     assert len(files) == 3 and as_written(tree.root / reference.relative_to(ROOT), files) == []

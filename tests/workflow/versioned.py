@@ -71,18 +71,19 @@ def make_repository(finished: Tree, root: Path, remote: Path) -> Repository:
         ".gitignore",
         ".dvcignore",
         "dvc.yaml",
-        "data/miniature/dvc.yaml",
-        "data/miniature/.gitignore",
+        "data/miniature-2/dvc.yaml",
+        "data/miniature-2/.gitignore",
         ".dvc/config",
     ):
-        text = (ROOT / name).read_text().replace("data/miniature", "data/small")
+        text = (ROOT / name).read_text().replace("data/miniature-2", "data/small")
         text = text.replace("      - config\n", "      - config\n      - data/small/tasks\n")
         if name == ".dvcignore":
             text = text.replace("\n/dvc.yaml\n", "\n")  # the study is versioned
-        (root / name.replace("miniature", "small")).parent.mkdir(exist_ok=True)
-        (root / name.replace("miniature", "small")).write_text(text)
-    (root / "data/small/drawings").mkdir()
-    (root / "data/small/drawings/drawings.parquet").write_bytes(b"none in this world")
+        (root / name.replace("miniature-2", "small")).parent.mkdir(exist_ok=True)
+        (root / name.replace("miniature-2", "small")).write_text(text)
+    for name in ("drawings/drawings.parquet", "starter/index.csv"):
+        (root / "data/small" / name).parent.mkdir()
+        (root / "data/small" / name).write_bytes(b"none in this world")
     tree.run("git", "init", "--quiet")
     tree.dvc("remote", "add", "--default", "storage", str(remote))
     tree.dvc("commit", "--force", "data/small/dvc.yaml")

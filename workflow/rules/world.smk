@@ -1,5 +1,5 @@
 # The miniature world and its models, made again from nothing: `snakemake --cores all world`. Hours without a GPU; the
-# studies start from the shipped copy in data/miniature, so nothing here is part of the default target.
+# studies start from the shipped copy in data/miniature-2, so nothing here is part of the default target.
 
 DRAWINGS, AUTOENCODER = "drawings/drawings.parquet", "autoencoder/diffusion_pytorch_model.safetensors"
 STARTER = "starter/index.csv"

@@ -22,7 +22,7 @@ from resurgence.config.set_checks import check_makers, check_model, check_tercil
 from resurgence.config.study_names import check_study_names
 from resurgence.config.word_sets import check_words
 from resurgence.config.world_words import all_entries, world_entries
-from resurgence.files import read_json, read_lines, resolve_path
+from resurgence.files import GET_SHIPPED, read_json, read_lines, resolve_path
 
 if TYPE_CHECKING:
     from resurgence.config.experiment import Experiment
@@ -138,7 +138,7 @@ def check_lines(key: str, name: str, root: Path, of_templates: bool = False) -> 
 def check_files(study: Study, root: Path) -> None:
     """Files and folders that the configuration names."""
     base = study.base
-    check_model("base.path", base.path, base.revision, root, "run `dvc pull data/miniature/dvc.yaml`, or ")
+    check_model("base.path", base.path, base.revision, root, f"{GET_SHIPPED}, or ")
     domain = study.moments.domain if isinstance(study.moments.domain, dict) else {"": study.moments.domain}
     for kind in {task.kind for task in study.loaded.values()} if "" not in domain else ():
         if kind not in domain:

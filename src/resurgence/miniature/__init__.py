@@ -1,1 +1,1 @@
-"""The miniature world: labelled drawings and the small models trained on them (see data/miniature/MODEL_CARD.md)."""
+"""The miniature world: labelled drawings and the small models trained on them (see data/miniature-2/MODEL_CARD.md)."""

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 
 from resurgence.config.fields import known
-from resurgence.files import atomic_file
+from resurgence.files import GET_SHIPPED, atomic_file
 from resurgence.miniature.characters import character_svg
 
 SIZE = 64  # pixels, height and width of a drawing
@@ -40,8 +40,9 @@ def fetch_icon_set(package: str, version: str, folder: Path) -> Path:
         process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", "") or error
-        raise RuntimeError(f"cannot fetch {package}@{version}: {reason}; install npm, or use the shipped drawings "
-                           "(`dvc pull data/miniature/dvc.yaml`)") from error  # fmt: skip
+        raise RuntimeError(
+            f"cannot fetch {package}@{version}: {reason}; install npm, or take the shipped drawings: {GET_SHIPPED}"
+        ) from error
     return folder / process.stdout.strip().splitlines()[-1]
 
 

@@ -1,9 +1,9 @@
 """Train the recogniser of the miniature world, which replaces the celebrity detector and the Inception features.
 
-A residual network on 64 x 64 images: one class for each concept and scene, one for pictures that show none, and a second
-head for the styles. It shares no weights with the generator, and may start from published weights of ImageNet. It learns
-from the drawings of the training split; the temperature of each head is fitted on the validation split (Guo et al.
-2017), the test split is for the model card.
+A residual network on 64 x 64 images: one class for each concept and scene, one for pictures that show none, and a
+second head for the styles. It shares no weights with the generator, and may start from published weights of ImageNet.
+It learns from the drawings of the training split; the temperature of each head is fitted on the validation split (Guo
+et al. 2017), the test split is for the model card.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
-
 from torchvision.models import resnet18
 
 from resurgence.config.fields import ConfigError

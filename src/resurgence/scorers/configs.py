@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from resurgence.config.fields import ConfigError, known, nearest
 from resurgence.config.scorers import Metric, ScorerConfig, scorer_class
-from resurgence.files import read_lines
+from resurgence.files import GET_SHIPPED, read_lines
 
 if TYPE_CHECKING:
     from resurgence.config.study import Study
 
-SHIPPED = "run `dvc pull data/miniature/dvc.yaml` or correct the path"
+SHIPPED = f"{GET_SHIPPED} or correct the path"
 
 
 def accuracy(column: str, title: str) -> Metric:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from resurgence.files import read_json
+from resurgence.files import GET_SHIPPED, read_json
 from resurgence.pretrained.loading import check_file, fill, read_tensors
 
 NONE = "none"  # class of pictures that show no concept: noise, plain colours, gradients, shuffled parts
@@ -125,7 +125,7 @@ def load_recogniser(folder: Path, device: torch.device | str = "cpu") -> tuple[R
         FileNotFoundError: a file is missing; the message says how to get the shipped recogniser.
         ValueError: a weight is not finite.
     """
-    fetch = "run `dvc pull data/miniature/dvc.yaml`, or `make world`"
+    fetch = f"{GET_SHIPPED}, or `make world`"
     config, weights = (
         check_file(Path(folder) / name, None, "recogniser", fetch) for name in ("config.json", "model.safetensors")
     )
