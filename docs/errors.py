@@ -67,7 +67,8 @@ def texts(node: ast.expr, assigned: dict[str, list[ast.expr]]) -> list[str]:
         case ast.IfExp():
             return [*texts(node.body, assigned), *texts(node.orelse, assigned)]
         case ast.Name() if node.id in assigned:
-            values = [text for value in assigned[node.id] for text in texts(value, {})]
+            constants = {name: value for name, value in assigned.items() if name.isupper()}
+            values = [text for value in assigned[node.id] for text in texts(value, constants)]
             return values if not values[0].startswith("<") else [f"<{node.id}>"]
     return [f"<{name_of(node)}>"]
 
@@ -90,16 +91,23 @@ def name_of(node: ast.expr) -> str:
     return (plain or names or ["value"])[0].strip("_")
 
 
+def constants_of(tree: ast.Module) -> dict[str, list[ast.expr]]:
+    """The constants of a module."""
+    return {
+        node.targets[0].id: [node.value]
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+    }
+
+
 def raised(tree: ast.Module) -> Iterator[tuple[ast.Call, dict[str, list[ast.expr]]]]:
-    """Calls of error classes in `raise` statements, with constants of the module and variables assigned just before."""
-    constants: dict[str, list[ast.expr]] = {}
-    for node in tree.body:
-        if (
-            isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Name)
-            and isinstance(node.value, ast.Constant)
-        ):
-            constants[node.targets[0].id] = [node.value]
+    """Calls of error classes in `raise` statements, with constants and variables assigned just before.
+
+    Constants are those of the module and of files.py.
+    """
+    constants = {**constants_of(ast.parse((SOURCE / "files.py").read_text(encoding="utf-8"))), **constants_of(tree)}
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     for function in functions:
         assigned, is_new = dict(constants), True  # is_new: nothing has been raised since the last assignment

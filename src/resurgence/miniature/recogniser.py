@@ -138,7 +138,8 @@ def start_from(model: Recogniser, start: dict[str, str]) -> None:
         ConfigError: the model has another trunk. FileNotFoundError: no such file.
         ValueError: the weights of another architecture, or other values.
     """
-    key, remedy = "recogniser.start", "get the file that config/weights.yaml names"
+    key = "recogniser.start"
+    remedy = "get the file that config/weights.yaml names"
     if model.trunk != "resnet18":
         raise ConfigError(f"{key}.path", start["path"], "is for trunk: resnet18; leave it out or change the trunk")
     net = resnet18()
