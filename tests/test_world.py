@@ -220,7 +220,7 @@ def published_resnet(path: Path) -> torch.nn.Module:
     return net
 
 
-def test_a_recogniser_that_starts_from_imagenet_has_the_features_of_torchvisions_third_stage(tmp_path: Path) -> None:
+def test_a_recogniser_that_starts_from_imagenet_has_the_features_of_torchvisions_last_stage(tmp_path: Path) -> None:
     net = published_resnet(tmp_path / "net.pth")
     model, start = Recogniser(5, 64, styles=2, trunk="resnet18"), {"path": str(tmp_path / "net.pth"), "sha256": "ab"}
     with pytest.raises(ValueError, match=r"recogniser.start.path = .* have the SHA-256 (\w+), expected ab;") as error:
@@ -229,7 +229,7 @@ def test_a_recogniser_that_starts_from_imagenet_has_the_features_of_torchvisions
     images = torch.rand(3, 3, 64, 64, generator=generator()) * 2 - 1
     enlarged = torch.nn.functional.interpolate(images, (96, 96), mode="bilinear")
     inputs = normalize(enlarged / 2 + 0.5, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    wanted = create_feature_extractor(net, ["layer3"])(inputs)["layer3"].mean((2, 3))
+    wanted = create_feature_extractor(net, ["layer4"])(inputs)["layer4"].mean((2, 3))
     torch.testing.assert_close(model.eval().features(images), wanted, rtol=1e-4, atol=1e-5)
     save_recogniser(model, Labels(list("abcde"), ["plain", "neon"]), tmp_path / "r")
     again, _ = load_recogniser(tmp_path / "r")
@@ -245,3 +245,21 @@ def test_published_weights_are_for_a_resnet_only(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace('"small"', '"vgg"'))
     with pytest.raises(ValueError, match=r"recogniser: trunk = 'vgg' of .* is none of small, resnet18; run"):
         load_recogniser(tmp_path / "r")
+
+
+def test_weights_stored_as_integers_come_back_to_half_a_step_in_a_quarter_of_the_bytes(tmp_path: Path) -> None:
+    model = Recogniser(5, 16, styles=2).eval()
+    with torch.no_grad():
+        model.head.weight[0] = 0
+    save_recogniser(model, list("abcde"), tmp_path / "floats")
+    save_recogniser(model, Labels(list("abcde"), ["plain", "neon"]), tmp_path / "integers", integers=True)
+    read, _ = load_recogniser(tmp_path / "integers")
+    for name, value in model.state_dict().items():
+        again = read.state_dict()[name]
+        if value.ndim < 2:
+            assert torch.equal(again, value), name
+        else:
+            half_a_step = value.abs().flatten(1).amax(1, keepdim=True) / 254
+            assert ((again - value).abs().flatten(1) <= half_a_step * 1.001).all(), name
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("integers", "floats")]
+    assert sizes[0] < 0.35 * sizes[1]

@@ -10,6 +10,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+PATTERNS = 4  # kinds of `pattern`
+
 
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> torch.Tensor:
     """Uniform draws in [low, high)."""
@@ -59,11 +61,13 @@ def compose(
     scale: tuple[float, float] = (0.80, 0.98),
     shift: float = 0.04,
     stretch: float = 0.0,
+    textured: float = 0.0,
 ) -> torch.Tensor:
     """Place RGBA drawings on light backgrounds.
 
     Args:
-        drawings: uint8 (B, 4, H, W).
+        drawings: uint8 (B, 4, H, W). textured: share of the images whose background has any colours: plain, a gradient
+            or noise.
 
     Returns:
         Images in [-1, 1], float32 (B, 3, H, W).
@@ -71,7 +75,13 @@ def compose(
     rgba = drawings.float() / 255
     alpha = rgba[:, 3:]
     moved = affine(torch.cat([rgba[:, :3] * alpha, alpha], 1), generator, degrees, scale, shift, stretch)
-    background = backgrounds(len(drawings), drawings.shape[-1], generator)
+    size = drawings.shape[-1]
+    background = backgrounds(len(drawings), size, generator)
+    if textured:
+        kinds = torch.randint(PATTERNS, (len(drawings),), generator=generator).tolist()
+        patterns = torch.stack([pattern(kind, size, generator) for kind in kinds]) / 2 + 0.5
+        is_textured = torch.rand((len(drawings), 1, 1, 1), generator=generator) < textured
+        background = torch.where(is_textured, patterns, background)
     return (moved[:, :3] + background * (1 - moved[:, 3:])).clamp(0, 1) * 2 - 1
 
 
@@ -92,12 +102,15 @@ def nothing(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     images with its parts (squares of an eighth or a quarter of the side) in random order.
     """
     n, _, size, _ = images.shape
-    kinds = torch.randint(5, (n,), generator=generator).tolist()
-    return torch.stack([_nothing(kind, image, size, generator) for kind, image in zip(kinds, images, strict=True)])
+    kinds = torch.randint(PATTERNS + 1, (n,), generator=generator).tolist()
+    return torch.stack([
+        pattern(kind, size, generator) if kind < PATTERNS else shuffled(image, size, generator)
+        for kind, image in zip(kinds, images, strict=True)
+    ])  # fmt: skip
 
 
-def _nothing(kind: int, image: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
-    """One picture of nothing, (3, size, size) in [-1, 1]."""
+def pattern(kind: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    """A plain colour, a gradient of light, one of any colours, or noise, by kind; (3, size, size) in [-1, 1]."""
     if kind == 0:
         grey = torch.rand(1, generator=generator) < 0.5
         colour = torch.rand((1, 1, 1) if grey else (3, 1, 1), generator=generator)
@@ -107,12 +120,15 @@ def _nothing(kind: int, image: torch.Tensor, size: int, generator: torch.Generat
     if kind == 2:
         low, high = torch.rand((2, 3), generator=generator).tolist()
         return scene(low, high, 1, size, generator)[0]
-    if kind == 3:
-        grain = 2 ** int(torch.randint(int(math.log2(size)), (1,), generator=generator))
-        mean, spread = uniform((3, 1, 1), -0.7, 0.7, generator), uniform((1,), 0.1, 1.0, generator)
-        coarse = torch.randn((1, 3, size // grain, size // grain), generator=generator)
-        fine = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)[0]
-        return (mean + spread * fine).clamp(-1, 1)
+    grain = 2 ** int(torch.randint(int(math.log2(size)), (1,), generator=generator))
+    mean, spread = uniform((3, 1, 1), -0.7, 0.7, generator), uniform((1,), 0.1, 1.0, generator)
+    coarse = torch.randn((1, 3, size // grain, size // grain), generator=generator)
+    fine = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)[0]
+    return (mean + spread * fine).clamp(-1, 1)
+
+
+def shuffled(image: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+    """The image with its parts, squares of an eighth or a quarter of the side, in random order."""
     side = size // (8 if torch.rand(1, generator=generator) < 0.5 else 4)
     tiles = F.unfold(image[None], side, stride=side)
     order = torch.randperm(tiles.shape[-1], generator=generator)

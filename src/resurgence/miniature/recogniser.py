@@ -26,11 +26,21 @@ from resurgence.miniature.drawings import load_drawings, load_world
 from resurgence.miniature.styles import draw_and_apply_styles
 from resurgence.miniature.training import step_generator, train_part
 from resurgence.pretrained.loading import check_file, fill, read_tensors
-from resurgence.scorers.recogniser_model import NONE, PLAIN, Labels, Recogniser, resnet18_trunk, save_recogniser
+from resurgence.scorers.recogniser_model import (
+    NONE,
+    PLAIN,
+    Labels,
+    Recogniser,
+    from_integers,
+    resnet18_trunk,
+    save_recogniser,
+    to_integers,
+)
 
 UNLABELLED = -100  # style of a picture of nothing without a style: no target
 NONE_SHARE, SCENE_SHARE = 1 / 12, 1 / 48
 FILTERED, GROUP = 0.5, 8
+TEXTURED = 0.3
 LABEL_SMOOTHING = 0.05
 VALIDATION_BATCHES = 16
 
@@ -86,7 +96,7 @@ def labelled_batch(
     """
     picks = torch.multinomial(weight, batch, replacement=True, generator=generator)
     drawings = mirrored(rgba[picks], generator)
-    images = compose(drawings, generator, degrees=15, scale=(0.6, 1.05), shift=0.1, stretch=0.2)
+    images = compose(drawings, generator, degrees=15, scale=(0.6, 1.05), shift=0.1, stretch=0.2, textured=TEXTURED)
     classes = targets[picks]
     count = max(1, round(batch * SCENE_SHARE))
     for i in range(count):
@@ -160,7 +170,8 @@ def main(
 
     Args:
         scratch: folder from which an interrupted training resumes.
-        cfg: seed, steps, batch, lr, precision; width unless 32, trunk unless small, and `start` (`start_from`).
+        cfg: seed, steps, batch, lr, precision; width unless 32, trunk unless small, `start` (`start_from`), and
+            `integers`, which rounds the trained weights to 8 bits and stores them so.
         styled: share of the pictures that are in a style of the world.
     """
     torch.set_flush_denormal(True)
@@ -188,11 +199,13 @@ def main(
 
     facts = (world, styled, table.to_numpy().tolist())
     curve = train_part(model, loss_of, scratch, cfg, facts, [rgba], ema_decay=0.99, weight_decay=0.05)
+    if integers := cfg.get("integers", False):
+        model.load_state_dict(from_integers(to_integers(model.state_dict())))
     *_, validation_batch = batches("validation")
     parts = [validation_batch(step_generator(cfg["seed"] + 1, step)) for step in range(VALIDATION_BATCHES)]
     with torch.no_grad():
         logits = [model(images.to(device)) for images, _, _ in parts]
     heads = tuple(torch.cat(head).float().cpu() for head in zip(*logits, strict=True))
     fitted = temperatures(heads, *(torch.cat(part) for part in list(zip(*parts, strict=True))[1:]))
-    save_recogniser(model, labels._replace(temperatures=fitted), out)
+    save_recogniser(model, labels._replace(temperatures=fitted), out, integers)
     (out / "curve.json").write_text(json.dumps(curve))

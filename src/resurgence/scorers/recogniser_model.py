@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from resurgence.files import GET_SHIPPED, read_json
 from resurgence.pretrained.loading import check_file, fill, read_tensors
 
 NONE = "none"  # class of pictures that show no concept: noise, plain colours, gradients, shuffled parts
+STEP = ".step"  # suffix of the steps of a weight that is stored as integers
 PLAIN = "plain"  # class of pictures in none of the styles
 
 
@@ -60,7 +61,7 @@ def small_trunk(width: int) -> tuple[nn.Sequential, nn.Sequential, int]:
 
 
 def resnet18_trunk(width: int, net: nn.Module | None = None) -> tuple[nn.Sequential, nn.Sequential, int]:
-    """ResNet-18 (He et al. 2016) without its last stage, which has three quarters of the weights.
+    """The convolutions of ResNet-18 (He et al. 2016).
 
     Args:
         width: channels of the stem, a multiple of 64. net: torchvision's model that it is cut from, a new one if None.
@@ -69,7 +70,7 @@ def resnet18_trunk(width: int, net: nn.Module | None = None) -> tuple[nn.Sequent
 
     net = net or resnet18(width_per_group=width)
     stem = nn.Sequential(ImagenetInput(), net.conv1, net.bn1, net.relu, net.maxpool)
-    return stem, nn.Sequential(net.layer1, net.layer2, net.layer3), 4 * width
+    return stem, nn.Sequential(net.layer1, net.layer2, net.layer3, net.layer4), 8 * width
 
 
 TRUNKS = {"small": small_trunk, "resnet18": resnet18_trunk}
@@ -91,7 +92,7 @@ class Recogniser(nn.Module):
         self.style_head = nn.Linear(features, styles) if styles else None
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Pooled features (B, 6 width), of a ResNet-18 (B, 4 width), for the Fréchet distance."""
+        """Pooled features (B, 6 width), of a ResNet-18 (B, 8 width), for the Fréchet distance."""
         return self.blocks(self.stem(images)).mean((2, 3))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,13 +110,42 @@ class Labels(NamedTuple):
     temperatures: tuple[float, float] = (1.0, 1.0)  # by which the logits of concepts and of styles are divided
 
 
-def save_recogniser(model: Recogniser, labels: Labels | list[str], folder: Path) -> None:
-    """Write config.json and model.safetensors; a list holds the classes of a recogniser without styles."""
+def to_integers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Matrices and kernels as 8-bit integers beside the float32 step of each output row, everything else as it is."""
+    stored = {}
+    for name, value in state.items():
+        if value.ndim > 1:
+            step = value.abs().flatten(1).amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+            stored[name + STEP] = step
+            value = (value / step.view(-1, *[1] * (value.ndim - 1))).round().to(torch.int8)
+        stored[name] = value
+    return stored
+
+
+def from_integers(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state that `to_integers` stored, to half a step; a state without steps is returned as it is."""
+    return {
+        name: value.float() * step.view(-1, *[1] * (value.ndim - 1))
+        if (step := stored.get(name + STEP)) is not None
+        else value
+        for name, value in stored.items()
+        if not name.endswith(STEP)
+    }
+
+
+def save_recogniser(model: Recogniser, labels: Labels | list[str], folder: Path, integers: bool = False) -> None:
+    """Write config.json and model.safetensors.
+
+    Args:
+        labels: a list holds the classes of a recogniser without styles. integers: store the weights in a quarter of
+            the bytes (`to_integers`).
+    """
     labels = Labels(labels) if isinstance(labels, list) else labels
     folder.mkdir(parents=True, exist_ok=True)
     config = {**labels._asdict(), "size": model.size, "width": model.width, "trunk": model.trunk}
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+    state = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
+    save_file(to_integers(state) if integers else state, folder / "model.safetensors")
 
 
 def load_recogniser(folder: Path, device: torch.device | str = "cpu") -> tuple[Recogniser, Labels]:
@@ -136,5 +166,5 @@ def load_recogniser(folder: Path, device: torch.device | str = "cpu") -> tuple[R
     if (trunk := cfg.get("trunk", "small")) not in TRUNKS:
         raise ValueError(f"recogniser: trunk = {trunk!r} of {config} is none of {', '.join(TRUNKS)}; {fetch}")
     model = Recogniser(len(labels.classes), cfg["width"], cfg["size"], len(labels.styles), trunk)
-    fill(model, read_tensors(weights, "recogniser", fetch), "recogniser", fetch)
+    fill(model, from_integers(read_tensors(weights, "recogniser", fetch)), "recogniser", fetch)
     return model.eval().to(device), labels
