@@ -531,7 +531,7 @@ def test_contact_sheets_have_a_row_for_each_style_and_character(drawn: tuple, tm
 
 @pytest.mark.skipif(not SHIPPED.is_file(), reason="the shipped world is not here; run `make setup`")
 def test_the_world_of_a_study_chooses_the_rules_and_their_settings(study: dict[str, Any]) -> None:
-    first, second = load_study([ROOT / "params.yaml"], ROOT), make_study(study, ROOT)
+    first, second = (make_study({**study, "world": f"config/{name}.yaml"}, ROOT) for name in ("world", "world-2"))
     assert not graph.has_world_part(first, "starter") and graph.has_world_part(second, "starter")
     assert json.loads(graph.world_settings(second, "drawings")) == {"settings": CONFIG["packages"], "size": 64}
     assert json.loads(graph.world_settings(first, "drawings")) == {"settings": CONFIG["packages"]}
