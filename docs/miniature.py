@@ -1,7 +1,7 @@
 """Write the tables of docs/miniature.md, each between its marks, from data/miniature-2/quality:
 
-    snakemake --cores all -- results/world/quality/base.csv && cp results/world/quality/*.csv data/miniature-2/quality/
-    python docs/miniature.py
+snakemake --cores all -- results/world/quality/base.csv && cp results/world/quality/*.csv data/miniature-2/quality/
+python docs/miniature.py
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from results import filled
 
 from resurgence.analysis.headline import markdown_table
-from results import filled
 
 PAGE = Path(__file__).parent / "miniature.md"
 QUALITY = Path(__file__).parents[1] / "data/miniature-2/quality"

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from resurgence.config.fields import ConfigError, read_yaml
-from resurgence.config.load import load_study, make_study, merge
+from resurgence.config.load import make_study, merge
 from resurgence.config.task import load_task, make_task
 from resurgence.config.word_sets import check_task_words, words_by_concept
 from resurgence.data.training_images import read_training_images
