@@ -23,7 +23,7 @@ from resurgence.analysis.measures import recovered_fraction
 from resurgence.analysis.metric_tables import column_titles, wide
 from resurgence.analysis.score_folders import by_step, entry
 from resurgence.analysis.scored_sets import ImageSet, read_states
-from resurgence.analysis.tables import paired_rows
+from resurgence.analysis.tables import erased_rows, paired_rows
 from resurgence.analysis.task_means import pool_tasks
 from resurgence.analysis.weight_movement import MEASURES, correlations, within_tasks
 from resurgence.config.experiment import Claim
@@ -134,14 +134,16 @@ def measured(job: Job) -> Result:
     sets = read_states(by_step(entry(settings, model) for model in settings["models"]))
     shown = settings.get("metrics") or [settings["metric"]]
     every, _ = estimates(sets, only=shown, each_concept=settings.get("each_concept", False))
-    rows = [row for row in paired_rows(every) if row["role"] in settings["roles"]]
+    pair = paired_rows if settings["finetunes"] else erased_rows
+    rows = [row for row in pair(every) if row["role"] in settings["roles"]]
     if lacking := [metric for metric in shown if all(row["metric"] != metric for row in rows)]:
         raise ValueError(f"experiments.{settings['name']}: no image has {lacking[0]} in the roles "
                          f"{', '.join(settings['roles'])}; name its roles, or add its scorer")  # fmt: skip
 
     def position(row: dict) -> tuple:
-        places = [settings[f"{field}s"].index(row[field]) for field in ("task", "eraser", "finetune", "role")]
-        return (*places, row.get("concept", ""), shown.index(row["metric"]), row["step"])
+        tuned = settings["finetunes"].index(row["finetune"]) if row["finetune"] else 0
+        places = [settings[f"{field}s"].index(row[field]) for field in ("task", "eraser", "role")]
+        return (*places[:2], tuned, places[2], row.get("concept", ""), shown.index(row["metric"]), row["step"])
 
     steps, ends = (sorted(claims.pool_seeds(rows, last), key=position) for last in (False, True))
     if settings.get("over_tasks"):

@@ -12,7 +12,7 @@ from typing import Any
 
 from resurgence.config.comparisons import differences
 from resurgence.config.experiment import Claim
-from resurgence.config.experiment_cells import cells_of, models_of, row_of, setting_of
+from resurgence.config.experiment_cells import NOT_TUNED, cells_of, models_of, row_of, setting_of
 from resurgence.config.finetune_sets import OtherBase
 from resurgence.config.model_path import method_name
 from resurgence.config.study import Cell, Erasure, Study
@@ -129,7 +129,8 @@ def experiment(study: Study, name: str) -> dict[str, Any]:
     }
     settings |= {key: value for key in ("metrics", "each_concept", "over_tasks") if (value := getattr(shown, key))}
     if shown.kind != "members":
-        settings |= makers(study, cells) | changed_objectives(study, (cell.erasure for cell in cells))
+        tuned = [cell for cell in cells if cell.finetune != NOT_TUNED]
+        settings |= makers(study, tuned) | changed_objectives(study, (cell.erasure for cell in cells))
     if shown.kind == "grid":
         settings["columns"], settings["scores"] = {}, {}
         for cell in (cell for cell in first_cells(study) if cell in cells):
@@ -155,7 +156,8 @@ def experiment_reads(study: Study, name: str) -> list[str]:
         groups = [*(columns.values() for columns in settings["columns"].values()), *settings["scores"].values()]
         return list(dict.fromkeys(itertools.chain.from_iterable(groups)))
     cells = cells_of(study, name)
-    items = [*shown.tasks, *(seen_as(study, cell.erasure) for cell in cells), *cells]
+    tuned = [cell for cell in cells if cell.finetune != NOT_TUNED]
+    items = [*shown.tasks, *(seen_as(study, cell.erasure) for cell in cells), *tuned]
     folders = [study.folder(item, "scores") for item in items]
     if shown.kind == "weights":
         folders += [study.folder(cell, "geometry") for cell in cells if study.erasers[cell.erasure.eraser].config]
