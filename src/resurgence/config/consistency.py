@@ -143,6 +143,8 @@ def check_files(study: Study, root: Path) -> None:
     for kind in {task.kind for task in study.loaded.values()} if "" not in domain else ():
         if kind not in domain:
             raise ConfigError("moments.domain", domain, f"has no templates for tasks of kind {kind!r}; add them")
+    for task in study.loaded.values():
+        study.concept_images.template_of(task.kind)
     if study.moments.prior != COCO_CAPTIONS:
         check_lines("moments.prior", study.moments.prior, root)
     for key, name in domain.items():
