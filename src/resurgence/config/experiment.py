@@ -9,7 +9,7 @@ from typing import Any, Literal
 from resurgence.config.fields import ConfigError, NotNegative, known, unique
 
 CATEGORIES = ("task", "eraser", "finetune")
-OF_ERASED = ("bars", "line", "table", "histogram")  # kinds that show erased models without fine-tuned ones too
+OF_ERASED = ("bars", "line", "table", "histogram", "grid")  # kinds that show erased models without fine-tuned ones too
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Experiment:
     erasers: tuple[str, ...] = ()
     """Erasers (their default variants), or eraser.variant."""
     finetunes: tuple[str, ...] = ()
-    """Fine-tunes (their default variants), or fine-tune.variant; of bars, lines, tables, histograms []: none."""
+    """Fine-tunes (their default variants), or fine-tune.variant; []: none, unless curves, heatmap or weights."""
     along: str = "task"
     """The axis of bars: task, eraser or finetune; of a line: a setting of the eraser."""
     metric: str = "recogniser_accuracy"
@@ -97,6 +97,8 @@ class Experiment:
         for key in needed:
             if not getattr(self, key):
                 raise ConfigError(key, [], f"must not be empty for {self.kind}; name at least one")
+        if self.choose == "largest" and not self.finetunes:
+            raise ConfigError("choose", "largest", "is by the change in fine-tuning, and none is named; write first")
         if self.kind == "bars":
             known("along", self.along, CATEGORIES if self.finetunes else CATEGORIES[:2])
         self._check_table()

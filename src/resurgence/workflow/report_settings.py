@@ -133,9 +133,11 @@ def experiment(study: Study, name: str) -> dict[str, Any]:
         settings |= makers(study, tuned) | changed_objectives(study, (cell.erasure for cell in cells))
     if shown.kind == "grid":
         settings["columns"], settings["scores"] = {}, {}
-        for cell in (cell for cell in first_cells(study) if cell in cells):
-            models = {"base": cell.erasure.task, "erased": seen_as(study, cell.erasure), "fine-tuned": cell}
-            title = ", ".join(row_of(study, cell).values())
+        first = first_cells(study) if shown.finetunes else [c for c in cells if c.erasure.seed == study.seeds.erase[0]]
+        for cell in (cell for cell in first if cell in cells):
+            models: dict[str, str | Erasure | Cell] = {"base": cell.erasure.task, "erased": seen_as(study, cell.erasure)}
+            models |= {"fine-tuned": cell} if shown.finetunes else {}
+            title = ", ".join(filter(None, row_of(study, cell).values()))
             settings["columns"][title] = {key: study.folder(item, "images") for key, item in models.items()}
             if shown.choose == "largest":
                 settings["scores"][title] = [study.folder(item, "scores") for item in list(models.values())[1:]]
