@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,25 @@ def test_an_experiment_without_finetunes_shows_bases_and_erased_models(
     both = [row for row in (pd.read_csv(tmp_path / "tab1_claims.csv")).to_dict("records") if row["claim"] == "S"]
     means = frame[(frame["eraser"] == "uce") & (frame["role"] == "erase") & (frame["metric"] == METRICS[0])]
     assert [row["value"] for row in both] == pytest.approx([means["erased_value"].mean()], rel=1e-4)
+
+
+def test_words_of_the_search_are_listed_with_their_values(settings: tuple[Path, dict], tmp_path: Path) -> None:
+    _, shared = settings
+    found = {"ship": [["boat", 0.7], ["sea", 0.2], ["sky", 0.1]]}, {"ship": [["sea", 0.8], ["boat", 0.3], ["sky", 0.2]]}
+    folders = {f"ship, eap.{name}": tmp_path / name for name in ("words", "pgd")}
+    for folder, words in zip(folders.values(), found, strict=True):
+        folder.mkdir()
+        (folder / "sensitive.json").write_text(json.dumps(words))
+    more = {"kind": "words", "finetunes": [], "words": {title: str(folder) for title, folder in folders.items()}}
+    text, frame = made(tmp_path, shared | more, tmp_path / "out")
+    assert frame["word"].tolist() == ["boat", "sea", "sky", "sea", "boat", "sky"]
+    assert frame["eraser"].tolist() == ["eap.words"] * 3 + ["eap.pgd"] * 3
+    assert (
+        frame["value"].tolist() == [0.7, 0.2, 0.1, 0.8, 0.3, 0.2]
+        and "| ship | eap.pgd | ship | sea, boat, sky |" in text
+    )
+    drawn = (tmp_path / "out/tab1.svg").read_text()
+    assert "probability after the search, or cosine to where the search ended" in drawn
 
 
 def test_over_tasks_without_finetunes_has_the_deviations_of_base_and_erased(

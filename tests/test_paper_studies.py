@@ -1,4 +1,4 @@
-"""The studies of EAP's and DoCo's own evaluations: every experiment is computed by jobs of its study, from published lists."""
+"""The studies of EAP's and DoCo's evaluations: jobs of the study compute every experiment, from published lists."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from resurgence.config.experiment_cells import cells_of
 from resurgence.config.fields import read_yaml
 from resurgence.config.load import load_study
 from resurgence.config.study import Study
@@ -37,8 +38,8 @@ def test_every_experiment_reads_what_jobs_of_its_study_write(name: str, monkeypa
     for experiment in study.experiments:
         read = report_settings.experiment_reads(study, experiment)
         assert read and set(read) <= written, experiment
-    shown = {model for name in study.experiments for model in report_settings.experiment(study, name).get("models", ())}
-    assert {str(study.model(item)) for item in (*study.erasures(), *study.cells())} <= shown  # nothing is made in vain
+    shown = {item for name in study.experiments for cell in cells_of(study, name) for item in (cell, cell.erasure)}
+    assert {*study.erasures(), *study.cells()} <= shown  # nothing is made in vain
 
 
 @pytest.mark.parametrize("name", ["eap", "sd14-eap"])
@@ -70,7 +71,7 @@ def test_the_preserved_captions_of_figure_1_are_what_their_names_say() -> None:
     assert kept["alone"]["lamb"] == 0 and kept["adversarial"]["lamb"] > 0 and not kept["adversarial"]["preserve"]
     assert kept["space"]["preserve"] == (" ",)
     assert kept["near"]["preserve"][0].removeprefix("a photo of the ") in study.loaded["automobile"].retain
-    assert {v: s["search_steps"] for v, s in kept.items()} == {"alone": 0, "space": 0, "near": 0, "far": 0, "adversarial": 1}
+    assert [variant for variant, settings in kept.items() if settings["search_steps"]] == ["adversarial"]
 
 
 def test_the_vocabulary_has_words_of_the_world_and_neutral_ones_with_the_same_noises() -> None:
@@ -78,7 +79,8 @@ def test_the_vocabulary_has_words_of_the_world_and_neutral_ones_with_the_same_no
     assert set(rows.groupby("prompt")["seed"].agg(tuple)) == {(1, 2, 3, 4)}
     entries = WORLD["concepts"]
     known = {entry["name"] for entry in (*entries, *WORLD["scenes"])} | {h for e in entries for h in e["hypernyms"]}
-    assert set(rows["prompt"]) - known == {"a photo", " "} and {"automobile", "bird", "taxi", "duck"} <= set(rows["prompt"])
+    assert set(rows["prompt"]) - known == {"a photo", " "}
+    assert {"automobile", "bird", "taxi", "duck"} <= set(rows["prompt"])
     names = read_lines(ROOT / "config/names/miniature-2.txt")
     assert set(names) == known and len(names) == len(known)
 

@@ -63,7 +63,7 @@ def test_every_image_has_its_own_seed(task: Task) -> None:
 
 def test_general_prompts_may_have_concepts(task: Task, tmp_path: Path) -> None:
     file = tmp_path / "complex.csv"
-    file.write_text("prompt,seed,concept\na ship in a bottle,7,ship\n\" \",8,\n")
+    file.write_text('prompt,seed,concept\na ship in a bottle,7,ship\n" ",8,\n')
     assert read_general(file) == (["a ship in a bottle", " "], [7, 8], ["ship", ""])
     rows = prompt_set(task, *read_general(file)).query("role == 'general'")
     assert rows[["prompt", "concept", "seed"]].to_numpy().tolist() == [["a ship in a bottle", "ship", 7], [" ", "", 8]]

@@ -123,11 +123,10 @@ def display_table(frame: pd.DataFrame, changed: Mapping[str, str] | None = None)
 
 def erased_text(row: Mapping[str, Any], changed: Mapping[str, str]) -> dict[str, str]:
     """The row of `display_table` of a model that is not fine-tuned."""
-    value = f"{number(row['erased_value'])} [{number(row['erased_low'])}, {number(row['erased_high'])}]"
-    return {
-        "task": row["task"], "eraser": marked(row["eraser"], changed), "concepts": row["role"],
-        "n": images_text(row["n"], row["runs"], row["scope"]), "base": number(row["base_value"]), "erased": value,
-    }  # fmt: skip
+    value, low, high = (number(row[f"erased_{key}"]) for key in ("value", "low", "high"))
+    names = {"task": row["task"], "eraser": marked(row["eraser"], changed), "concepts": row["role"]}
+    n = images_text(row["n"], row["runs"], row["scope"])
+    return names | {"n": n, "base": number(row["base_value"]), "erased": f"{value} [{low}, {high}]"}
 
 
 def images_text(n: int, runs: int, scope: str = "") -> str:

@@ -9,7 +9,14 @@ from typing import Any, Literal
 from resurgence.config.fields import ConfigError, NotNegative, known, unique
 
 CATEGORIES = ("task", "eraser", "finetune")
-OF_ERASED = ("bars", "line", "table", "histogram", "grid")  # kinds that show erased models without fine-tuned ones too
+OF_ERASED = (
+    "bars",
+    "line",
+    "table",
+    "histogram",
+    "grid",
+    "words",
+)  # kinds that show erased models without fine-tuned ones too
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Experiment:
 
     title: str
     """Title of the figure."""
-    kind: Literal["bars", "line", "curves", "heatmap", "grid", "members", "weights", "table", "histogram"]
+    kind: Literal["bars", "line", "curves", "heatmap", "grid", "members", "weights", "table", "histogram", "words"]
     """Type of the figure."""
     tasks: tuple[str, ...]
     """Tasks of the study."""
@@ -97,6 +104,8 @@ class Experiment:
         for key in needed:
             if not getattr(self, key):
                 raise ConfigError(key, [], f"must not be empty for {self.kind}; name at least one")
+        if self.kind == "words" and self.finetunes:
+            raise ConfigError("finetunes", list(self.finetunes), "have no words, which are those of erasers; remove it")
         if self.choose == "largest" and not self.finetunes:
             raise ConfigError("choose", "largest", "is by the change in fine-tuning, and none is named; write first")
         if self.kind == "bars":

@@ -30,7 +30,7 @@ def row_of(study: Study, cell: Cell) -> dict[str, Any]:
 
 
 def cells_of(study: Study, name: str) -> list[Cell]:
-    """The cells that an experiment shows, all seeds; erased models as cells of the fine-tune NOT_TUNED if it has none."""
+    """The cells that an experiment shows, all seeds; if it has no fine-tunes, erased models as cells of NOT_TUNED."""
     from resurgence.config.study import Cell
 
     shown = study.experiments[name]

@@ -87,7 +87,7 @@ def bars(rows: pd.DataFrame, along: str, title: str) -> Figure:
 
 
 def bar_panel(axis: Axes, rows: pd.DataFrame, along: str) -> None:
-    """A bar a state for each row; the thin line beside the last is the median of the seeds and their largest deviation."""
+    """A bar a state for each row; the thin line beside the last is the seeds' median and their largest deviation."""
     states = way(rows)
     shifts = (-0.27, 0.0, 0.27) if len(states) == 3 else (-0.14, 0.14)
     for x, row in enumerate(rows.itertuples()):

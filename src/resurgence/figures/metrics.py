@@ -43,7 +43,7 @@ def metric_bars(rows: pd.DataFrame, columns: Sequence[str], title: str) -> Figur
 
 @matplotlib.rc_context(STYLE)
 def histogram(concepts: pd.DataFrame, metric: str, title: str) -> Figure:
-    """How a metric is distributed over concepts, in erased models and at the last step of any fine-tune; a panel a model.
+    """How a metric is distributed over concepts, in erased models and at a fine-tune's last step; a panel a model.
 
     Args:
         concepts: columns task, eraser, finetune, concept, role, column (base, erased, or a step), value. Concepts of

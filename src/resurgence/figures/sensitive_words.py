@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from resurgence.figures.style import BLUE, GREY, STYLE
 
 COLUMNS = 5
+TEXTS = {True: "probability after the search", False: "cosine to where the search ended"}
 
 
 @matplotlib.rc_context(STYLE)
@@ -21,17 +22,17 @@ def words_figure(words: Mapping[str, Sequence[tuple[str, float]]], most: int = 1
         words: concept -> (word, probability), the most probable first; or, where the search was no search of words,
             (word, cosine), which do not sum to 1 and have no line.
     """
-    chances = all(math.isclose(sum(value for _, value in ranked), 1, rel_tol=1e-3) for ranked in words.values())
     columns = min(COLUMNS, len(words))
     lines = -(-len(words) // columns)
     figure = Figure(figsize=(max(5.0, 3.0 * columns), 0.8 + (0.7 + 0.2 * most) * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
-    shown = "probability after the search" if chances else "cosine to where the search ended"
-    figure.suptitle(f"Words that the erasure changes most: {shown}")
-    for axis, (concept, ranked) in zip(axes, words.items(), strict=False):
+    chances = [math.isclose(sum(value for _, value in ranked), 1, rel_tol=1e-3) for ranked in words.values()]
+    shown = {chance: text for chance, text in TEXTS.items() if chance in chances}
+    figure.suptitle(f"Words that the erasure changes most: {', or '.join(shown.values())}")
+    for axis, (concept, ranked), chance in zip(axes, words.items(), chances, strict=False):
         top = ranked[:most]
         axis.barh(range(len(top)), [probability for _, probability in top], color=BLUE)
-        if chances:
+        if chance:
             axis.axvline(1 / len(ranked), color=GREY, linestyle="--", linewidth=1)
         axis.set_yticks(range(len(top)), [word for word, _ in top], fontsize=8)
         axis.invert_yaxis()

@@ -35,6 +35,7 @@ from resurgence.figures.image_grids import sample_grid
 from resurgence.figures.image_grids import save as save_grid
 from resurgence.figures.metrics import histogram as draw_histogram
 from resurgence.figures.metrics import metric_bars
+from resurgence.figures.sensitive_words import words_figure
 from resurgence.figures.style import save
 from resurgence.files import write_text
 from resurgence.scorers import read_scores
@@ -235,6 +236,19 @@ def grid(job: Job) -> Result:
     return Result(pd.concat(shown, ignore_index=True), canvas, heading=[heading])
 
 
+def words(job: Job) -> Result:
+    """The words that EAP's search ended at: task, eraser, concept, rank, word, value; the first ten are drawn."""
+    rows, panels = [], {}
+    for title, folder in job.settings["words"].items():
+        task, eraser = title.split(", ")
+        for concept, ranked in json.loads((Path(folder) / "sensitive.json").read_text()).items():
+            panels[f"{concept}\n{title}"] = ranked
+            rows += [(task, eraser, concept, rank, *of) for rank, of in enumerate(ranked, 1)]
+    table = pd.DataFrame(rows, columns=["task", "eraser", "concept", "rank", "word", "value"])
+    tops = table[table["rank"] <= 10].groupby(["task", "eraser", "concept"], sort=False)["word"].agg(", ".join)
+    return Result(table, words_figure(panels), [markdown_table(tops.reset_index())])
+
+
 def members(job: Job) -> Result:
     """Candidates of the terciles: task, concept, similarity, tercile, drawn; and the drawn ones of each tercile."""
     stored = [json.loads((folder / "terciles.json").read_text()) for folder in job.folders("artefacts")]
@@ -251,7 +265,7 @@ def make(job: Job) -> None:
     """Write results/experiments/NAME."""
     settings, out = job.settings, job.out.parent
     name, files = settings["name"], []
-    result = {"grid": grid, "members": members}.get(settings["kind"], measured)(job)
+    result = {"grid": grid, "members": members, "words": words}.get(settings["kind"], measured)(job)
     if isinstance(result.picture, Figure):
         save(result.picture, out / name)
         files.append(out / f"{name}.svg")

@@ -60,7 +60,8 @@ def images_of(study: Study, task: str, kind: str, concepts: Iterable[str], numbe
     images, shared = study.concept_images, study.sampling
     sampling = {"batch": shared.batch, "size": shared.size, "steps": images.steps, "guidance": images.guidance}
     settings = {"kind": kind, "concepts": tuple(concepts), "per_concept": number}
-    return {"base": base(study), **settings, "sampling": sampling, "template": images.template_of(study.task(task).kind)}
+    template = images.template_of(study.task(task).kind)
+    return {"base": base(study), **settings, "sampling": sampling, "template": template}
 
 
 def concept_images(study: Study, task: str) -> dict[str, Any]:
