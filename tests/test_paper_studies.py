@@ -18,7 +18,7 @@ from resurgence.workflow import report_settings
 from resurgence.workflow.jobs import jobs
 
 ROOT = Path(__file__).parents[1]
-SD = ROOT / "config/tasks/sd"
+SD = ROOT / "config/tasks/sd-papers"
 WORLD = read_yaml(ROOT / "config/concepts/miniature-2.yaml")
 NO_WORLD = "the second miniature is not here; run `dvc pull data/miniature-2/dvc.yaml`"
 
