@@ -120,3 +120,17 @@ def test_published_lists() -> None:
         task = load_task(SD / f"artist-{artist.lower().replace(' ', '-')}.yaml")
         assert task.erase == (artist,) and {*task.erase, *task.retain} == artists
         assert prompts.loc[prompts["concept"] == artist, "prompt"].str.contains(artist).all()
+
+
+@pytest.mark.parametrize("name", ["objects", "celebrities", "characters", "styles"])
+def test_six_cd(name: str) -> None:
+    task = load_task(ROOT / f"config/tasks/six-cd/{name}.yaml")
+    concepts = [*task.erase, *task.retain]
+    assert len(concepts) == 10 and len(task.templates) == 4
+    file = ROOT / f"config/prompts/six-cd/{name}.csv"
+    assert file.exists() == (name != "styles")
+    if file.exists():
+        rows = pd.read_csv(file)
+        assert rows["concept"].tolist() == [concept for concept in concepts for _ in range(10)]
+        assert all(row["prompt"].startswith(row["concept"]) for row in rows.to_dict("records"))
+        assert not rows.duplicated(["prompt", "seed"]).any() and rows["seed"].between(0, 2**15).all()
