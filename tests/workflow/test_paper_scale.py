@@ -63,5 +63,5 @@ def test_a_table_of_a_paper_plans_its_models_alone(name: str, target: str, model
             pytest.skip("the second miniature is not here; run `dvc pull data/miniature-2/dvc.yaml`")
         if not (fresh.root / "data/miniature-2").exists():
             (fresh.root / "data/miniature-2").symlink_to(world)
-    counts = job_counts(Tree(fresh.root, str(ROOT / f"studies/{name}.yaml")).snakemake("-n", "-q", "rules", target))
+    counts = job_counts(Tree(fresh.root, str(ROOT / f"studies/{name}.yaml")).snakemake(target, "-n", "-q", "rules"))
     assert counts["sample"] == counts["score"] == models and counts[target] == 1
