@@ -21,7 +21,7 @@ from test_scorers import TASK, pictures, write_clip
 
 CONCEPTS = ["ship", "cat", "", "dog", "ship", "cat"]
 ANCHORS = {"ship": "boat", "cat": "animal"}
-ROWS = pd.DataFrame({"prompt": [f"a photo of the {c}" for c in CONCEPTS], "concept": CONCEPTS})
+ROWS = pd.DataFrame({"prompt": [f"a photo of the {c}" for c in CONCEPTS], "concept": CONCEPTS, "role": "retain"})
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,15 @@ def test_the_sensitivity_is_the_score_that_is_lost_on_the_same_noise(folder: Pat
     for row in (1, 3, 4, 5):
         lost = cosine(folder, base[row], CONCEPTS[row]) - cosine(folder, images[row], CONCEPTS[row])
         assert values[row] == pytest.approx(100 * lost, abs=1e-3) and abs(lost) > 1e-4
+
+
+def test_the_sensitivity_of_a_general_prompt_is_that_of_its_own_words(folder: Path) -> None:
+    images, base = pictures(2, 40, 1), pictures(2, 40, 2)
+    rows = pd.DataFrame({"concept": ["ship", ""], "role": "general", "prompt": ["a photo of the dog", "bird"]})
+    values = clip_pairs.load_sensitivity(SensitivityConfig(str(folder))).score(images, rows, TASK, base)
+    for row, prompt in enumerate(rows["prompt"]):
+        lost = cosine(folder, base[row], prompt) - cosine(folder, images[row], prompt)
+        assert values["concept_sensitivity"][row] == pytest.approx(100 * lost, abs=1e-3) and abs(lost) > 1e-4
 
 
 def test_each_concept_has_an_anchor_other_than_itself(folder: Path) -> None:

@@ -411,9 +411,10 @@ def test_identities_are_nested_and_share_what_is_retained() -> None:
 
 @pytest.mark.parametrize("overlay", [None, *sorted((ROOT / "studies").glob("*.yaml"))], ids=str)
 def test_shipped_studies(overlay: Path | None) -> None:
-    world = "miniature" if overlay and overlay.stem == "miniature-full" else "miniature-2"
-    if not (ROOT / f"data/{world}/clip").is_dir():
-        pytest.skip(f"the shipped world is not here; run `dvc pull data/{world}/dvc.yaml`")
+    text = (overlay or ROOT / "params.yaml").read_text()
+    for world in {"miniature-2", *re.findall(r"data/(miniature[-\d]*)/", text)}:
+        if not (ROOT / f"data/{world}/clip").is_dir():
+            pytest.skip(f"a shipped world is not here; run `dvc pull data/{world}/dvc.yaml`")
     below = {"sd21-768": "sd21", "coco-5k": "sd14", "sd14-lean": "sd14"}  # laid over another study
     layers = [ROOT / f"studies/{below[overlay.stem]}.yaml"] if overlay and overlay.stem in below else []
     study = load_study([ROOT / "params.yaml", *layers, *([overlay] if overlay else [])], ROOT)
@@ -534,6 +535,18 @@ BAD_EXPERIMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
          "claims": [{"says": "", "of": {"task": "pets"}, "expect": "above"}]},
         ["claims[0].of.task", "'pets'", "is averaged with the other tasks"],
     ),
+    "no fine-tunes": (
+        {"finetunes": [], "claims": [{"says": "", "of": {}, "expect": "above"}]},
+        ["claims[0].value", "'resurgence'", "is of a fine-tuned model, and the experiment has none; write erased"],
+    ),
+    "curves of nothing": ({"kind": "curves", "finetunes": []}, ["experiments.fig5.finetunes", "[]", "at least one"]),
+    "axis of nothing": ({"finetunes": [], "along": "finetune"}, ["fig5.along", "'finetune'", "known: eraser, task"]),
+    "largest of nothing": ({"kind": "grid", "finetunes": [], "choose": "largest"}, ["fig5.choose", "write first"]),
+    "words of a fine-tune": ({"kind": "words"}, ["fig5.finetunes", "['lora']", "those of erasers; remove it"]),
+    "words of MACE": (
+        {"kind": "words", "finetunes": []},
+        ["experiments.fig5.erasers", "'mace'", "searches no words; name erasers that do, such as eap"],
+    ),
 }  # fmt: skip
 
 
@@ -564,6 +577,36 @@ def test_settings_of_an_experiment_have_keys_of_tables_only_in_tables(config: di
     assert columns["metrics"] == ("blank",) and columns["each_concept"] is True and "over_tasks" not in columns
     assert columns["claims"][0]["metric"] == "blank" and columns["claims"][0]["of"]["concept"] == concept
     assert "concept" not in columns["claims"][0]["against"]
+
+
+def test_an_experiment_without_finetunes_reads_bases_and_erased_models(config: dict[str, Any], tmp_path: Path) -> None:
+    write_world(tmp_path)
+    claim = {"says": "", "of": {}, "against": {}, "value": "erased", "expect": "equal"}
+    alone = {**EXPERIMENT, "finetunes": []}
+    config["experiments"] = {"fig5": {**alone, "claims": [claim]}, "fig8": {**alone, "kind": "grid"}}
+    study = make_study(config, tmp_path)
+    erased = [study.model(e) for e in study.erasures() if e.eraser == "mace" and e.variant == "default"]
+    settings = report_settings.experiment(study, "fig5")
+    assert settings["models"] == ["pets", *map(str, erased)] and settings["differences"] == [""]
+    scores = [study.folder(model, "scores") for model in ("pets", *erased)]
+    assert report_settings.experiment_reads(study, "fig5") == scores
+    images = [study.folder(model, "images") for model in ("pets", erased[0])]
+    grid = report_settings.experiment(study, "fig8")
+    assert grid["columns"] == {"pets, mace": dict(zip(("base", "erased"), images, strict=True))}
+    assert report_settings.experiment_reads(study, "fig8") == images
+
+
+@pytest.mark.parametrize("kind", ["person", "object"])
+def test_a_template_of_concept_images_for_each_kind(kind: str, config: dict[str, Any], tmp_path: Path) -> None:
+    write_world(tmp_path)
+    config["concept_images"]["template"] = {kind: "the {} itself"}
+    own = make_task(TASK).kind
+    if kind != own:
+        with pytest.raises(ConfigError, match=rf"concept_images.template = '{own}': .*known: {kind}"):
+            make_study(config, tmp_path)
+        return
+    settings = job_settings.concept_images(make_study(config, tmp_path), "pets")
+    assert settings["template"] == "the {} itself"
 
 
 @pytest.mark.parametrize("name", ["Fig5", "fig-5"])

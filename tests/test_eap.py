@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from resurgence.config.fields import build
+from resurgence.config.fields import ConfigError, build
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.eap import (
     Eap,
@@ -134,6 +134,77 @@ class Slow:
             kept = self.output(self.frozen, x, t, c_a)
             preservation.append(((self.output(self.unet, x, t, c_a) - kept) ** 2).mean())
         return torch.stack(erasing).mean() + cfg.lamb * torch.stack(preservation).mean()
+
+
+class SlowPgd(Slow):
+    """The search through the embeddings: c_a starts at the erased concept."""
+
+    def __init__(self, pipe, unet, cfg, words, pool, seed: int) -> None:
+        super().__init__(pipe, unet, cfg, words, pool, seed)
+        self.pi = {c: embed(pipe, self.caption(c)).detach().clone().requires_grad_() for c in words}
+        self.adam = {c: torch.optim.Adam([pi], lr=cfg.eta) for c, pi in self.pi.items()}
+
+    def word(self, concept: str, step: int, number: int, turn: int) -> torch.Tensor:
+        return self.pi[concept]
+
+
+@pytest.mark.parametrize("cfg", [CFG, OTHER], ids=["paper", "options"])
+def test_the_search_through_embeddings_equals_gradient_steps_from_the_concept(plain, cfg):
+    cfg = dataclasses.replace(cfg, search="pgd")
+    student, objective = trained(plain, cfg, seed=4)
+    unet = unet_with(plain, student.weights)
+    slow = SlowPgd(plain, unet, cfg, objective.words, objective.pool, 4)
+    for step in (6, 7):
+        expected = slow.step(step)
+        found, shown = objective.gradient(step)
+        assert float(shown["loss"]) == pytest.approx(float(expected.detach()), rel=1e-5)
+        assert worst(found, gradients_of(unet, expected, list(student.weights))) < 1e-4
+    for concept, ranked in objective.sensitive().items():
+        moved = slow.pi[concept].detach()
+        assert float((moved - embed(plain, slow.caption(concept))).norm()) > 1e-4
+        cosines = {w: float(torch.cosine_similarity(moved.flatten(), embed(plain, slow.caption(w)).flatten(), dim=0))
+                   for w, _ in ranked}  # fmt: skip
+        assert [value for _, value in ranked] == pytest.approx([cosines[w] for w, _ in ranked], rel=1e-4)
+        assert [value for _, value in ranked] == sorted((value for _, value in ranked), reverse=True)
+
+
+def test_the_search_through_embeddings_ends_on_the_radius(plain):
+    free, limited = (trained(plain, dataclasses.replace(CFG, search="pgd", search_steps=1, radius=radius), seed=4)[1]
+                     for radius in (None, 1e-6))  # fmt: skip
+    free.gradient(6)
+    limited.gradient(6)
+    for concept in TASK.erase:
+        start = embed(plain, CFG.template.replace("{}", concept))
+        away, within = free.pi[concept].detach() - start, limited.pi[concept].detach().double() - start.double()
+        if float(away.norm()) == 0:  # not drawn in this step
+            continue
+        assert float(away.norm()) > 1e-6
+        expected = start.double() + 1e-6 * away.double() / away.double().norm() - start.double()
+        assert torch.allclose(within, expected, atol=3e-7)
+
+
+def test_fixed_captions_are_preserved_as_they_are(plain):
+    cfg = dataclasses.replace(CFG, preserve=(" ", "a drawing of the truck"), closest=2)
+    objective = trained(plain, cfg)[1]
+    for concept in TASK.erase:
+        rows = objective.every[objective.rows[concept]]
+        for word, row in zip(objective.words[concept], rows, strict=True):
+            assert torch.allclose(row, embed(plain, word), atol=1e-6)
+        assert sorted(objective.words[concept]) == sorted(cfg.preserve)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preserve": [" "], "closest": 2}, r"closest = 2: preserve has 1 captions"),
+        ({"preserve": [" "], "closest": 1, "words": "words.txt"}, r"preserve = \[' '\]: stands instead of words"),
+        ({"search": "pgd", "search_steps": 0}, r"search_steps = 0: .*would preserve the erased concept"),
+        ({"radius": 1.0}, r"radius = 1.0: limits search: pgd alone"),
+    ],
+)
+def test_settings_of_the_search_that_contradict_each_other(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        build(EapConfig, settings, "")
 
 
 @pytest.mark.parametrize("cfg", [CFG, OTHER], ids=["paper", "options"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy.stats import t
 
-from resurgence.analysis import claims, tables
+from resurgence.analysis import claims, scored_sets, tables
 from resurgence.analysis.concept_means import by_concept, extremes
 from resurgence.analysis.estimates import estimates
 from resurgence.analysis.intervals import interval
@@ -166,6 +167,79 @@ def test_a_histogram_over_concepts(settings: tuple[Path, dict], tmp_path: Path) 
     text, frame = made(root, shared | {"kind": "histogram"}, tmp_path)
     assert "highest" in text and set(frame["role"]) == {"erase", "retain"}
     assert set(frame["column"]) >= {"base", "erased", "100"}
+
+
+@pytest.mark.parametrize("kind", ["table", "bars", "line", "histogram"])
+def test_an_experiment_without_finetunes_shows_bases_and_erased_models(
+    kind: str, settings: tuple[Path, dict], tmp_path: Path
+) -> None:
+    root, shared = settings
+    models = [model for model in shared["models"] if "lora" not in model]
+    claim = {"says": "S", "of": {"eraser": "uce"}, "value": "erased", "expect": "below", "than": 50.0}
+    more = {"kind": kind, "models": models, "finetunes": [], "metric": METRICS[0], "claims": [claim]}
+    more |= {"x": {"mace": 1.0, "uce": 2.0}} | ({"metrics": METRICS} if kind == "table" else {})
+    text, frame = made(root, shared | more, tmp_path)
+    assert "fine-tuned" not in text and "lora" not in text
+    erased = [one for one in study_sets(steps=()) if one.key["state"] == "erased" and one.key["task"] == "ship"]
+    rows = next(one.rows for one in erased if one.key["eraser"] == "uce")
+    expected = 100 * rows.loc[rows["role"] == "erase", "recogniser_correct"].mean()
+    chosen = frame[(frame["task"] == "ship") & (frame["eraser"] == "uce") & (frame["role"] == "erase")]
+    if kind == "histogram":
+        assert set(frame["column"]) == {"base", "erased"}
+        assert chosen.loc[chosen["column"] == "erased", "value"].mean() == pytest.approx(expected)
+        return
+    chosen = chosen[chosen["metric"] == METRICS[0]].iloc[0]
+    assert chosen["erased_value"] == pytest.approx(expected) and chosen["finetune"] != chosen["finetune"]
+    assert frame[["finetuned_value", "resurgence", "p", "median"]].isna().all(axis=None)
+    assert f"{expected:.1f} [" in text and "| base |" in text
+    both = [row for row in (pd.read_csv(tmp_path / "tab1_claims.csv")).to_dict("records") if row["claim"] == "S"]
+    means = frame[(frame["eraser"] == "uce") & (frame["role"] == "erase") & (frame["metric"] == METRICS[0])]
+    assert [row["value"] for row in both] == pytest.approx([means["erased_value"].mean()], rel=1e-4)
+
+
+def test_words_of_the_search_are_listed_with_their_values(settings: tuple[Path, dict], tmp_path: Path) -> None:
+    _, shared = settings
+    found = {"ship": [["boat", 0.7], ["sea", 0.2], ["sky", 0.1]]}, {"ship": [["sea", 0.8], ["boat", 0.3], ["sky", 0.2]]}
+    folders = {f"ship, eap.{name}": tmp_path / name for name in ("words", "pgd")}
+    for folder, words in zip(folders.values(), found, strict=True):
+        folder.mkdir()
+        (folder / "sensitive.json").write_text(json.dumps(words))
+    more = {"kind": "words", "finetunes": [], "words": {title: str(folder) for title, folder in folders.items()}}
+    text, frame = made(tmp_path, shared | more, tmp_path / "out")
+    assert frame["word"].tolist() == ["boat", "sea", "sky", "sea", "boat", "sky"]
+    assert frame["eraser"].tolist() == ["eap.words"] * 3 + ["eap.pgd"] * 3
+    assert (
+        frame["value"].tolist() == [0.7, 0.2, 0.1, 0.8, 0.3, 0.2]
+        and "| ship | eap.pgd | ship | sea, boat, sky |" in text
+    )
+    drawn = (tmp_path / "out/tab1.svg").read_text()
+    assert "probability after the search, or cosine to where the search ended" in drawn
+
+
+def test_over_tasks_without_finetunes_has_the_deviations_of_base_and_erased(
+    settings: tuple[Path, dict], tmp_path: Path
+) -> None:
+    root, shared = settings
+    models = [model for model in shared["models"] if "lora" not in model]
+    more = {"kind": "table", "metrics": METRICS, "models": models, "finetunes": [], "over_tasks": True}
+    text, frame = made(root, shared | more, tmp_path)
+    assert "finetuned_deviation" not in frame and " ± " in text and "+" not in text.split("| base |")[1]
+    values = [one.rows.loc[one.rows["role"] == "erase", "clip_score"].mean() for one in study_sets(steps=())
+              if one.key["state"] == "erased" and one.key["eraser"] == "mace"]  # fmt: skip
+    row = frame[(frame["eraser"] == "mace") & (frame["role"] == "erase") & (frame["metric"] == "clip_score")].iloc[0]
+    assert row["erased_deviation"] == pytest.approx(np.std(values, ddof=1), rel=1e-4)
+
+
+def test_general_prompts_are_concepts_of_their_own_in_a_histogram() -> None:
+    [base, erased] = [one for one in study_sets(steps=(), erasers=("uce",)) if one.key["task"] == "ship"]
+    words = {"a photo": 3.0, " ": 1.0}
+    rows = [pd.concat([one.rows, one.rows.head(4).assign(role="general", concept="", prompt=["a photo"] * 2 + [" "] * 2,
+                                                         clip_score=[2.0 + k, 4.0 + k, 0.0 + k, 2.0 + k])])
+            for k, one in enumerate((base, erased))]  # fmt: skip
+    sets = [scored_sets.ImageSet(one.key, part) for one, part in zip((base, erased), rows, strict=True)]
+    means = by_concept(sets, "clip_score", ("general",)).set_index(["column", "concept"])["value"]
+    assert means["base"].to_dict() == words
+    assert means["erased"].to_dict() == {word: value + 1 for word, value in words.items()}
 
 
 def test_a_metric_that_no_image_has_is_told(settings: tuple[Path, dict], tmp_path: Path) -> None:

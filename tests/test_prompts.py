@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from resurgence.config.fields import ConfigError
 from resurgence.config.task import Task, make_task
 from resurgence.data.prompts import COLUMNS, expand, prompt_set
 from resurgence.seeds import seed_of
+from resurgence.stages.job import Job
+from resurgence.stages.prompts import make, read_general
 
 
 @pytest.fixture
@@ -56,6 +59,19 @@ def test_every_image_has_its_own_seed(task: Task) -> None:
     assert table["seed"].is_unique and not table.duplicated(["prompt", "index"]).any()
     general = table.query("role == 'general'")
     assert general["index"].tolist() == [0, 1, 1]  # the third is also a retain prompt with one image
+
+
+def test_general_prompts_may_have_concepts(task: Task, tmp_path: Path) -> None:
+    file = tmp_path / "complex.csv"
+    file.write_text('prompt,seed,concept\na ship in a bottle,7,ship\n" ",8,\n')
+    assert read_general(file) == (["a ship in a bottle", " "], [7, 8], ["ship", ""])
+    rows = prompt_set(task, *read_general(file)).query("role == 'general'")
+    assert rows[["prompt", "concept", "seed"]].to_numpy().tolist() == [["a ship in a bottle", "ship", 7], [" ", "", 8]]
+    settings = {"task": dataclasses.asdict(task), "general": str(file)}
+    assert make(Job(settings, tmp_path / "prompts.csv", {}, "cpu"), tmp_path)["images"] == len(prompt_set(task)) + 2
+    file.write_text("prompt,seed,concept\na ship,7,shp\n")
+    with pytest.raises(ConfigError, match=r"complex\.csv: concept = 'shp': .*did you mean 'ship'"):
+        make(Job(settings, tmp_path / "prompts.csv", {}, "cpu"), tmp_path)
 
 
 def test_seeds_do_not_depend_on_the_task_around_the_prompt(task: Task) -> None:

@@ -45,3 +45,23 @@ def test_a_subset_is_planned_by_hand(fresh: Tree) -> None:
     rows = {line[:26].strip(): line[26:].split() for line in done.stdout.splitlines()}
     assert rows["sample"][0] == rows["score"][0] == "1" and rows["fine-tune"][0] == "0"
     assert rows["sample"][2] == "2,600" and "computed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "models"),
+    [
+        ("sd14-eap", "eap_tab1", 4 + 16),  # the base on four splits, and four erasers
+        pytest.param("sd14-doco", "doco_tab1", 3 * (1 + 4 * 3), marks=pytest.mark.nightly),
+        pytest.param("eap", "eap_tab1_finetuned", 4 + 16 + 32, marks=pytest.mark.nightly),
+        pytest.param("doco", "doco_tab1", 3 * (1 + 4 * 3), marks=pytest.mark.nightly),
+    ],
+)
+def test_a_table_of_a_paper_plans_its_models_alone(name: str, target: str, models: int, fresh: Tree) -> None:
+    world = ROOT / "data/miniature-2"
+    if not name.startswith("sd14"):
+        if not (world / "clip").exists():
+            pytest.skip("the second miniature is not here; run `dvc pull data/miniature-2/dvc.yaml`")
+        if not (fresh.root / "data/miniature-2").exists():
+            (fresh.root / "data/miniature-2").symlink_to(world)
+    counts = job_counts(Tree(fresh.root, str(ROOT / f"studies/{name}.yaml")).snakemake(target, "-n", "-q", "rules"))
+    assert counts["sample"] == counts["score"] == models and counts[target] == 1

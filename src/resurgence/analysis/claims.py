@@ -64,22 +64,26 @@ def pool_seeds(rows: Iterable[Mapping[str, Any]], last: bool = True) -> list[dic
 def table(rows: Sequence[Mapping[str, Any]], level: float) -> pd.DataFrame:
     """The rows of `pool_seeds` as numbers: values, intervals, p values, and Holm's adjustment for those of last steps.
 
-    The last two columns are the published study's statistic of the resurgence over seeds.
+    The last two columns are the published study's statistic of the resurgence over seeds. Rows without a fine-tune have
+    no fine-tuned value and no resurgence.
     """
     records = []
     for row in rows:
         record = {key: row[key] for key in COLUMNS[:7]} | {"n": row["gain"].n, "base_value": row["base"].value}
         record["scope"] = row["gain"].scope
-        for state, name in (("erased", "erased_value"), ("finetuned", "finetuned_value"), ("gain", "resurgence")):
+        shown = (("erased", "erased_value"), ("finetuned", "finetuned_value"), ("gain", "resurgence"))
+        for state, name in shown if row["finetune"] else shown[:1]:
             low, high = interval(row[state], level)
             start = name.removesuffix("_value")
             record |= {name: row[state].value, f"{start}_low": low, f"{start}_high": high}
-        record["p"] = p_value(row["gain"])
-        record["median"], record["deviation"] = median_deviation(row["gains"])
+        if row["finetune"]:
+            record["p"] = p_value(row["gain"])
+            record["median"], record["deviation"] = median_deviation(row["gains"])
         if "concept" in row:
             record["concept"] = row["concept"]
         if "deviations" in row:
-            record |= {"scope": "tasks"} | {f"{state}_deviation": value for state, value in row["deviations"].items()}
+            spread = {state: row["deviations"][state] for state in STATES[: 3 if row["finetune"] else 2]}
+            record |= {"scope": "tasks"} | {f"{state}_deviation": value for state, value in spread.items()}
         records.append(record)
     more = [name for name in MORE if any(name in record for record in records)]
     frame = pd.DataFrame(records, columns=[*COLUMNS, *more])
@@ -101,6 +105,9 @@ def display_table(frame: pd.DataFrame, changed: Mapping[str, str] | None = None)
     rows = []
     for row in frame.to_dict("records"):
         ends = f"[{number(row['resurgence_low'])}, {number(row['resurgence_high'])}]"
+        if not row["finetune"]:
+            rows.append(erased_text(row, changed or {}))
+            continue
         rows.append({
             "task": row["task"], "eraser": marked(row["eraser"], changed or {}),
             "fine-tune": row["finetune"], "concepts": row["role"],
@@ -112,6 +119,14 @@ def display_table(frame: pd.DataFrame, changed: Mapping[str, str] | None = None)
             "median ± deviation": f"{number(row['median'])} ± {number(row['deviation'])}",
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def erased_text(row: Mapping[str, Any], changed: Mapping[str, str]) -> dict[str, str]:
+    """The row of `display_table` of a model that is not fine-tuned."""
+    value, low, high = (number(row[f"erased_{key}"]) for key in ("value", "low", "high"))
+    names = {"task": row["task"], "eraser": marked(row["eraser"], changed), "concepts": row["role"]}
+    n = images_text(row["n"], row["runs"], row["scope"])
+    return names | {"n": n, "base": number(row["base_value"]), "erased": f"{value} [{low}, {high}]"}
 
 
 def images_text(n: int, runs: int, scope: str = "") -> str:

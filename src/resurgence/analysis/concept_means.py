@@ -14,20 +14,25 @@ from resurgence.config.scorers import metrics
 
 
 def by_concept(sets: list[ImageSet], metric: str, roles: Sequence[str] = ("erase",)) -> pd.DataFrame:
-    """A metric of each concept of the roles in the base, the erased model and each checkpoint.
+    """A metric of each concept of the roles in the base, the erased model and each checkpoint, if any is fine-tuned.
 
-    The mean over seeds; columns task, eraser, finetune, concept, column, value, n, role.
+    The mean over seeds; columns task, eraser, finetune, concept, column, value, n, role. A general prompt, which has no
+    concept, is its own.
     """
     column, scale = metrics()[metric].column, metrics()[metric].scale
     parts = []
     for images, role in itertools.product(sets, roles):
         rows = images.rows[images.rows["role"] == role]
+        rows = rows.assign(concept=rows["concept"].where(rows["concept"] != "", rows["prompt"]))
         means = (scale * rows.groupby("concept")[column].mean()).rename("value").reset_index()
         parts.append(means.assign(**images.key, role=role, n=len(rows) // max(1, len(means))))
     every = pd.concat(parts, ignore_index=True)
     tables = []
     names = ["task", "eraser", "variant", "finetune", "finetune_variant"]
-    for key, tuned in every[every["state"] == "finetuned"].groupby(names, sort=False):
+    last = every[every["state"] == "finetuned"]
+    if last.empty:
+        last = every[every["state"] == "erased"].assign(finetune="", finetune_variant="")
+    for key, tuned in last.groupby(names, sort=False):
         task, eraser, variant, finetune, finetune_variant = key
         models = every[every["task"] == task]
         erased = models[(models["state"] == "erased") & (models["eraser"] == eraser) & (models["variant"] == variant)]

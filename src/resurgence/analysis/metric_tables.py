@@ -41,8 +41,9 @@ def wide(frame: pd.DataFrame, changed: Mapping[str, str] | None = None) -> pd.Da
     records: dict[tuple[str, str], dict[str, str]] = {}
     for row, column in zip(frame.to_dict("records"), column_titles(frame), strict=True):
         eraser = marked(row["eraser"], changed or {})
-        tuned = f"{eraser} + {row['finetune']}"
-        for model, state in (("base", "base"), (eraser, "erased"), (tuned, "finetuned")):
+        models = [("base", "base"), (eraser, "erased")]
+        models += [(f"{eraser} + {row['finetune']}", "finetuned")] if row["finetune"] else []
+        for model, state in models:
             records.setdefault((row["task"], model), {})[column] = cell(row, state)
     rows = [{"task": task, "model": model, **values} for (task, model), values in records.items()]
     return pd.DataFrame(rows).fillna("-")

@@ -111,6 +111,13 @@ def paired_rows(estimated: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
+def erased_rows(estimated: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of erased image sets in the form of `paired_rows`: without a fine-tune, as if it had changed nothing."""
+    erased = estimated[estimated["state"] == "erased"]
+    unchanged = erased.assign(state="finetuned", finetune="", finetune_variant="", finetune_seed=0, step=0)
+    return paired_rows(pd.concat([estimated[estimated["state"] != "finetuned"], unchanged], ignore_index=True))
+
+
 def resurgence(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
     """resurgence.csv: fine-tuned minus erased for every metric, with the interval of the paired difference."""
     rows = []

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from resurgence.config.experiment_cells import cells_of, row_of
+from resurgence.config.experiment_cells import NOT_TUNED, cells_of, row_of
 
 if TYPE_CHECKING:
     from resurgence.config.experiment import Claim
@@ -22,7 +22,7 @@ LONGEST = 30  # characters of a value that is printed; longer ones are only said
 
 def settings_of(study: Study, cell: Cell) -> dict[str, Any]:
     """Everything that a cell is made of, but its names and seeds: task, settings of eraser and fine-tune, its set."""
-    erasure, set_name = cell.erasure, study.set_of(cell.finetune, cell.variant)
+    erasure = cell.erasure
     task = study.task(erasure.task, erasure.eraser, erasure.variant)
     settings: dict[str, Any] = {
         "erased": frozenset(task.erase),
@@ -31,6 +31,9 @@ def settings_of(study: Study, cell: Cell) -> dict[str, Any]:
         "templates": task.templates,
     }
     settings |= study.eraser_settings(erasure.task, erasure.eraser, erasure.variant)
+    if cell.finetune == NOT_TUNED:
+        return settings
+    set_name = study.set_of(cell.finetune, cell.variant)
     tuned = study.finetune_settings(cell.finetune, cell.variant)
     tuned.pop("checkpoints", None)  # they change no weight, and claims are about the last
     tuned |= {"set": set_name, "concepts": frozenset(study.finetune_concepts(set_name, erasure.task))}

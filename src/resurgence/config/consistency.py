@@ -65,6 +65,11 @@ def check_experiments(study: Study) -> None:
                 if choice and not any(map(choice.holds, rows_with_roles(study, experiment, rows))):
                     where = f"{place}.claims[{number}].{key}"
                     raise ConfigError(where, dataclasses.asdict(choice), "is no row of this experiment; see its lists")
+        for cell in cells if experiment.kind == "words" else ():
+            config = study.erasers[cell.erasure.eraser].config
+            if config is None or not config.has_words:
+                remedy = "searches no words; name erasers that do, such as eap"
+                raise ConfigError(f"{place}.erasers", cell.erasure.eraser, remedy)
         if experiment.kind == "line":
             for cell in cells:
                 setting_of(study, cell, experiment.along, f"{place}.along")
@@ -143,6 +148,8 @@ def check_files(study: Study, root: Path) -> None:
     for kind in {task.kind for task in study.loaded.values()} if "" not in domain else ():
         if kind not in domain:
             raise ConfigError("moments.domain", domain, f"has no templates for tasks of kind {kind!r}; add them")
+    for task in study.loaded.values():
+        study.concept_images.template_of(task.kind)
     if study.moments.prior != COCO_CAPTIONS:
         check_lines("moments.prior", study.moments.prior, root)
     for key, name in domain.items():
@@ -285,7 +292,7 @@ def check_scorers(study: Study, root: Path) -> None:
     for metric in study.figures.metrics:
         known("figures.metrics", metric, offered)
     for name, experiment in study.experiments.items():
-        if experiment.kind not in ("grid", "members"):
+        if experiment.kind not in ("grid", "members", "words"):
             key = f"experiments.{name}.{'metrics' if experiment.kind == 'table' else 'metric'}"
             for metric in experiment.shown_metrics:
                 known(key, metric, [*offered, *COMMON, *HARMONIC])

@@ -9,6 +9,14 @@ from typing import Any, Literal
 from resurgence.config.fields import ConfigError, NotNegative, known, unique
 
 CATEGORIES = ("task", "eraser", "finetune")
+OF_ERASED = (
+    "bars",
+    "line",
+    "table",
+    "histogram",
+    "grid",
+    "words",
+)  # kinds that show erased models without fine-tuned ones too
 
 
 @dataclass(frozen=True)
@@ -59,14 +67,14 @@ class Experiment:
 
     title: str
     """Title of the figure."""
-    kind: Literal["bars", "line", "curves", "heatmap", "grid", "members", "weights", "table", "histogram"]
+    kind: Literal["bars", "line", "curves", "heatmap", "grid", "members", "weights", "table", "histogram", "words"]
     """Type of the figure."""
     tasks: tuple[str, ...]
     """Tasks of the study."""
     erasers: tuple[str, ...] = ()
     """Erasers (their default variants), or eraser.variant."""
     finetunes: tuple[str, ...] = ()
-    """Fine-tunes (their default variants), or fine-tune.variant."""
+    """Fine-tunes (their default variants), or fine-tune.variant; []: none, unless curves, heatmap or weights."""
     along: str = "task"
     """The axis of bars: task, eraser or finetune; of a line: a setting of the eraser."""
     metric: str = "recogniser_accuracy"
@@ -91,12 +99,17 @@ class Experiment:
     def __post_init__(self) -> None:
         for key in ("tasks", "erasers", "finetunes", "roles", "sets"):
             unique(key, getattr(self, key))
-        needed = ("tasks", "sets") if self.kind == "members" else ("tasks", "erasers", "finetunes", "roles")
+        tuned = () if self.kind in OF_ERASED else ("finetunes",)
+        needed = ("tasks", "sets") if self.kind == "members" else ("tasks", "erasers", "roles", *tuned)
         for key in needed:
             if not getattr(self, key):
                 raise ConfigError(key, [], f"must not be empty for {self.kind}; name at least one")
+        if self.kind == "words" and self.finetunes:
+            raise ConfigError("finetunes", list(self.finetunes), "have no words, which are those of erasers; remove it")
+        if self.choose == "largest" and not self.finetunes:
+            raise ConfigError("choose", "largest", "is by the change in fine-tuning, and none is named; write first")
         if self.kind == "bars":
-            known("along", self.along, CATEGORIES)
+            known("along", self.along, CATEGORIES if self.finetunes else CATEGORIES[:2])
         self._check_table()
 
     @property
@@ -120,6 +133,9 @@ class Experiment:
 
     def _check_claims(self) -> None:
         for number, claim in enumerate(self.claims):
+            if not self.finetunes and claim.value in ("finetuned", "resurgence"):
+                remedy = "is of a fine-tuned model, and the experiment has none; write erased, or name finetunes"
+                raise ConfigError(f"claims[{number}].value", claim.value, remedy)
             if claim.metric is not None:
                 known(f"claims[{number}].metric", claim.metric, self.shown_metrics)
             for key, cells in (("of", claim.of), ("against", claim.against)):

@@ -10,10 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from resurgence.config.fields import ConfigError, known
-from resurgence.config.model_path import method_name
+from resurgence.config.model_path import DEFAULT, method_name
 
 if TYPE_CHECKING:
     from resurgence.config.study import Cell, Erasure, Study
+
+NOT_TUNED = ""
+"""Name of the fine-tune of an erased model that an experiment without fine-tunes shows."""
 
 
 def row_of(study: Study, cell: Cell) -> dict[str, Any]:
@@ -27,17 +30,21 @@ def row_of(study: Study, cell: Cell) -> dict[str, Any]:
 
 
 def cells_of(study: Study, name: str) -> list[Cell]:
-    """The cells that an experiment shows, all seeds."""
+    """The cells that an experiment shows, all seeds; if it has no fine-tunes, erased models as cells of NOT_TUNED."""
+    from resurgence.config.study import Cell
+
     shown = study.experiments[name]
-    keys = ("task", "eraser", "finetune")
-    pairs = ((cell, row_of(study, cell)) for cell in study.cells())
-    return [cell for cell, row in pairs if all(row[key] in getattr(shown, f"{key}s") for key in keys)]
+    tuned = study.cells() if shown.finetunes else (Cell(e, NOT_TUNED, DEFAULT, 0) for e in study.erasures())
+    allowed = {"task": shown.tasks, "eraser": shown.erasers, "finetune": shown.finetunes or (NOT_TUNED,)}
+    pairs = ((cell, row_of(study, cell)) for cell in tuned)
+    return [cell for cell, row in pairs if all(row[key] in values for key, values in allowed.items())]
 
 
 def models_of(study: Study, name: str) -> list[str]:
     """Names of the models whose scores an experiment reads: bases, erased and fine-tuned ones."""
     cells = cells_of(study, name)
-    items: list[str | Erasure | Cell] = [*(c.erasure.task for c in cells), *(c.erasure for c in cells), *cells]
+    tuned = [cell for cell in cells if cell.finetune != NOT_TUNED]
+    items: list[str | Erasure | Cell] = [*(c.erasure.task for c in cells), *(c.erasure for c in cells), *tuned]
     return [str(study.model(item)) for item in dict.fromkeys(items)]
 
 

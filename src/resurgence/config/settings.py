@@ -70,7 +70,8 @@ class Tasks:
     concepts: str | None = None
     """File of all concepts of the base's world; null: any word may be a concept."""
     general: str | None = None
-    """CSV of prompts and seeds of any content, for CLIP score and FID; a rule writes data/coco/sample-5000.csv."""
+    """CSV of prompts and seeds of any content, for CLIP score and FID; a rule writes data/coco/sample-5000.csv. With
+    a column concept they are prompts of concepts, which classifiers score too."""
     general_for: tuple[str, ...] | None = None
     """Tasks whose models are sampled on it too; null: all."""
     seeds: dict[Kind, dict[Literal["erase", "retain", "synonym"], Count]] = field(default_factory=dict)
@@ -99,15 +100,23 @@ class ConceptImages:
     """Images of each mapping concept."""
     per_retained: Count = 8
     """Images of each retained concept."""
-    template: str = "a photo of the {}"
-    """Prompt, with {} where the concept goes."""
+    template: str | dict[Kind, str] = "a photo of the {}"
+    """Prompt, with {} where the concept goes; or kind of task -> prompt."""
     steps: DdimSteps = 30
     """DDIM steps."""
     guidance: Guidance = 7.5
     """Scale of classifier-free guidance, more than 1; 0 or 1: no guidance."""
 
     def __post_init__(self) -> None:
-        one_place("template", self.template)
+        for template in self.template.values() if isinstance(self.template, dict) else (self.template,):
+            one_place("template", template)
+
+    def template_of(self, kind: Kind) -> str:
+        """The prompt for tasks of a kind; ConfigError without one."""
+        if isinstance(self.template, str):
+            return self.template
+        known("concept_images.template", kind, self.template)
+        return self.template[kind]
 
 
 @dataclass(frozen=True)

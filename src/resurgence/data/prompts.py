@@ -50,16 +50,20 @@ def expand(
     ]
 
 
-def prompt_set(task: Task, general: Sequence[str] = (), seeds: Sequence[int] | None = None) -> pd.DataFrame:
+def prompt_set(
+    task: Task, general: Sequence[str] = (), seeds: Sequence[int] | None = None, concepts: Sequence[str] | None = None
+) -> pd.DataFrame:
     """Return the rows on which the models of a task are sampled: erase, retain, synonym, general, in this order.
 
     Args:
         general: captions of any content, one image each; a repeated caption has the next index.
         seeds: one for each of these captions; None: by caption and index.
+        concepts: the concept that each of them shows, or "", none; None: none at all.
 
     Returns:
         Columns prompt, concept, role, template, seed, index. In the role synonym the concept is the erased or retained
-        one and the prompt contains its synonym; in the role general concept and template are empty.
+        one and the prompt contains its synonym; in the role general the template is empty, and without `concepts` the
+        concept.
     """
     synonyms = [(concept, word) for concept, words in task.synonyms.items() for word in words]
     words = {"erase": [(c, c) for c in task.erase], "retain": [(c, c) for c in task.retain], "synonym": synonyms}
@@ -68,7 +72,8 @@ def prompt_set(task: Task, general: Sequence[str] = (), seeds: Sequence[int] | N
         rows += expand(pairs, task.templates, task.seeds.get(role, 0), role, first=task.first_seed)
     images = Counter(str(r["prompt"]) for r in rows)
     for number, caption in enumerate(general):
-        rows.append(row(caption, "", "general", "", images[caption]))
+        concept = "" if concepts is None else concepts[number]
+        rows.append(row(caption, concept, "general", "", images[caption]))
         if seeds is not None:
             rows[-1]["seed"] = int(seeds[number])
         images[caption] += 1

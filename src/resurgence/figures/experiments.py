@@ -25,6 +25,11 @@ from resurgence.figures.style import BLUE, GREY, LINES, MARKS, ORANGE, ROLES, ST
 WAY = (("base", "base_value", GREY), ("erased", "erased_value", BLUE), ("finetuned", "finetuned_value", ORANGE))
 
 
+def way(rows: pd.DataFrame) -> tuple[tuple[str, str, str], ...]:
+    """The states that a table has: base, erased, and fine-tuned if there is a fine-tune."""
+    return WAY if (rows["finetune"] != "").any() else WAY[:2]
+
+
 def state_errors(rows: pd.DataFrame, state: str) -> list[list[float]]:
     """Lengths of the error bars of the erased or fine-tuned values."""
     return errors(rows.rename(columns={f"{state}_{end}": end for end in ("value", "low", "high")}))
@@ -71,9 +76,9 @@ def bars(rows: pd.DataFrame, along: str, title: str) -> Figure:
                 axis.set_ylabel(title_of(rows["metric"].iloc[0]), fontsize=9)
     for axis in axes.ravel():
         axis.set_visible(axis.has_data())
-    handles: list[Artist] = [Patch(color=colour, label=STATES[state][0]) for state, _, colour in WAY]
+    handles: list[Artist] = [Patch(color=colour, label=STATES[state][0]) for state, _, colour in way(rows)]
     handles.append(Line2D([], [], color="black", linewidth=1, marker="_", label="interval"))
-    if (rows["runs"] > 1).any():
+    if (rows["runs"] > 1).any() and len(way(rows)) == 3:
         thin = {"color": "black", "linewidth": 0.7, "marker": "_", "markersize": 4}
         handles.append(Line2D([], [], **thin, label="seeds: median, largest deviation"))
     close = {"columnspacing": 1.0, "handlelength": 1.4, "fontsize": 9}
@@ -82,15 +87,17 @@ def bars(rows: pd.DataFrame, along: str, title: str) -> Figure:
 
 
 def bar_panel(axis: Axes, rows: pd.DataFrame, along: str) -> None:
-    """Three bars for each row; the thin line beside the last is the median of the seeds and their largest deviation."""
+    """A bar a state for each row; the thin line beside the last is the seeds' median and their largest deviation."""
+    states = way(rows)
+    shifts = (-0.27, 0.0, 0.27) if len(states) == 3 else (-0.14, 0.14)
     for x, row in enumerate(rows.itertuples()):
-        for shift, (state, column, colour) in zip((-0.27, 0.0, 0.27), WAY, strict=True):
+        for shift, (state, column, colour) in zip(shifts, states, strict=True):
             cell = rows.iloc[[x]]
             axis.bar(x + shift, cell[column], 0.25, color=colour)
             if state != "base":
                 ends = state_errors(cell, state)
                 axis.errorbar(x + shift, cell[column], ends, fmt="none", ecolor="black", elinewidth=1, capsize=2.5)
-        if row.runs > 1:
+        if row.runs > 1 and len(states) == 3:
             median = row.erased_value + row.median
             axis.errorbar(x + 0.37, median, row.deviation, fmt="_", color="black", markersize=4, elinewidth=0.7)
     names = [str(name).replace(".", ".\n") for name in rows[along]]
@@ -115,7 +122,7 @@ def line(rows: pd.DataFrame, setting: str, title: str) -> Figure:
                 continue
             smallest = part.loc[part["x"] > 0, "x"].min()
             axis.axhline(part["base_value"].iloc[0], color=GREY, linestyle="--", label="base")
-            for (state, column, colour), mark in zip(WAY[1:], "os", strict=True):
+            for (state, column, colour), mark in zip(way(rows)[1:], "os", strict=False):
                 axis.errorbar(part["x"], part[column], state_errors(part, state), fmt=f"-{mark}", color=colour,
                               markersize=4.5, capsize=2.5, label=STATES[state][0])  # fmt: skip
             if smallest > 0 and part["x"].max() / smallest >= 100:

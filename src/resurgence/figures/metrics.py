@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from resurgence.analysis.headline import title_of
-from resurgence.figures.experiments import WAY, add_legend, bar_panel, canvas
+from resurgence.figures.experiments import add_legend, bar_panel, canvas, way
 from resurgence.figures.style import BLUE, ORANGE, STATES, STYLE, WIDTH
 
 
@@ -36,14 +36,14 @@ def metric_bars(rows: pd.DataFrame, columns: Sequence[str], title: str) -> Figur
         axis.set_title(textwrap.fill(str(name), int(11 * width)), fontsize=9)
     for axis in axes.ravel()[len(groups) :]:
         axis.set_visible(False)
-    handles = [Patch(color=colour, label=STATES[state][0]) for state, _, colour in WAY]
+    handles = [Patch(color=colour, label=STATES[state][0]) for state, _, colour in way(rows)]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def histogram(concepts: pd.DataFrame, metric: str, title: str) -> Figure:
-    """How a metric is distributed over concepts, in erased models and at the last step of a fine-tune; a panel a model.
+    """How a metric is distributed over concepts, in erased models and at a fine-tune's last step; a panel a model.
 
     Args:
         concepts: columns task, eraser, finetune, concept, role, column (base, erased, or a step), value. Concepts of
@@ -53,15 +53,17 @@ def histogram(concepts: pd.DataFrame, metric: str, title: str) -> Figure:
     across = min(3, len(groups))
     figure, axes = canvas(math.ceil(len(groups) / across), across, 4.6, 2.9, title)
     for axis, (key, part) in zip(axes.ravel(), groups, strict=False):
-        shown = {"erased": BLUE, part["column"].iloc[-1]: ORANGE}
+        shown = {"erased": (BLUE, "erased")}
+        if part["column"].iloc[-1] != "erased":
+            shown[part["column"].iloc[-1]] = (ORANGE, "fine-tuned")
         edges = np.histogram_bin_edges(part.loc[part["column"].isin(shown), "value"].dropna(), 20)
-        for (state, colour), label in zip(shown.items(), ("erased", "fine-tuned"), strict=True):
+        for state, (colour, label) in shown.items():
             rows = part[part["column"] == state]
             others, erased = rows[rows["role"] != "erase"], rows[rows["role"] == "erase"]
             axis.hist(others["value"].dropna(), edges, histtype="step", color=colour, linewidth=1.6, label=label)
             for value in erased["value"].dropna():
                 axis.axvline(value, color=colour, linestyle="--", linewidth=1)
-        axis.set_title(", ".join(key), fontsize=9)
+        axis.set_title(", ".join(filter(None, key)), fontsize=9)
         axis.set_xlabel(title_of(metric), fontsize=9)
         axis.set_ylabel("concepts", fontsize=9)
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))

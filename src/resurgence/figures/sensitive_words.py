@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from resurgence.figures.style import BLUE, GREY, STYLE
 
 COLUMNS = 5
+TEXTS = {True: "probability after the search", False: "cosine to where the search ended"}
 
 
 @matplotlib.rc_context(STYLE)
@@ -17,17 +19,21 @@ def words_figure(words: Mapping[str, Sequence[tuple[str, float]]], most: int = 1
     """A panel for each erased concept: its most probable words under pi, and the uniform probability as a line.
 
     Args:
-        words: concept -> (word, probability), the most probable first.
+        words: concept -> (word, probability), the most probable first; or, where the search was no search of words,
+            (word, cosine), which do not sum to 1 and have no line.
     """
     columns = min(COLUMNS, len(words))
     lines = -(-len(words) // columns)
     figure = Figure(figsize=(max(5.0, 3.0 * columns), 0.8 + (0.7 + 0.2 * most) * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
-    figure.suptitle("Words that the erasure changes most: probability after the search")
-    for axis, (concept, ranked) in zip(axes, words.items(), strict=False):
+    chances = [math.isclose(sum(value for _, value in ranked), 1, rel_tol=1e-3) for ranked in words.values()]
+    shown = {chance: text for chance, text in TEXTS.items() if chance in chances}
+    figure.suptitle(f"Words that the erasure changes most: {', or '.join(shown.values())}")
+    for axis, (concept, ranked), chance in zip(axes, words.items(), chances, strict=False):
         top = ranked[:most]
         axis.barh(range(len(top)), [probability for _, probability in top], color=BLUE)
-        axis.axvline(1 / len(ranked), color=GREY, linestyle="--", linewidth=1)
+        if chance:
+            axis.axvline(1 / len(ranked), color=GREY, linestyle="--", linewidth=1)
         axis.set_yticks(range(len(top)), [word for word, _ in top], fontsize=8)
         axis.invert_yaxis()
         axis.tick_params(labelbottom=True)

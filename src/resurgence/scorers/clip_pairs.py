@@ -10,8 +10,9 @@ sensitivity, of EAP, equation 3, with S = 100 cos(e, t(c)):
   concept_sensitivity  S of the base's image of the row minus S of the row's image, whose mean over the rows of c is
                        delta_e(c): how much of c an eraser of e costs. Both images have one noise z_i. A vocabulary is a
                        task whose templates are "{}"; its `first_seed` gives all concepts the same noises z_1 .. z_k.
+                       Or it is the prompts of role `general`, each its own c, with equal seeds for every word.
 
-Rows without a concept have no value.
+Other rows without a concept have no value.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class SensitivityScorer:
         self, images: torch.Tensor, prompts: pd.DataFrame, task: Task, base: torch.Tensor | None = None
     ) -> dict[str, Any]:
         """Column concept_sensitivity, one row an image; images and base uint8 (N, 3, H, W)."""
-        concepts = prompts["concept"].fillna("").tolist()
+        concepts = prompts["concept"].fillna("").where(prompts["role"] != "general", prompts["prompt"]).tolist()
         before, after = (word_cosines(self.clip, self.clip.features(x), concepts) for x in (base, images))
         return {"concept_sensitivity": clip.LOGIT_SCALE * (before - after)}
 

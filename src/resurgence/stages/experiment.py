@@ -23,7 +23,7 @@ from resurgence.analysis.measures import recovered_fraction
 from resurgence.analysis.metric_tables import column_titles, wide
 from resurgence.analysis.score_folders import by_step, entry
 from resurgence.analysis.scored_sets import ImageSet, read_states
-from resurgence.analysis.tables import paired_rows
+from resurgence.analysis.tables import erased_rows, paired_rows
 from resurgence.analysis.task_means import pool_tasks
 from resurgence.analysis.weight_movement import MEASURES, correlations, within_tasks
 from resurgence.config.experiment import Claim
@@ -35,6 +35,7 @@ from resurgence.figures.image_grids import sample_grid
 from resurgence.figures.image_grids import save as save_grid
 from resurgence.figures.metrics import histogram as draw_histogram
 from resurgence.figures.metrics import metric_bars
+from resurgence.figures.sensitive_words import words_figure
 from resurgence.figures.style import save
 from resurgence.files import write_text
 from resurgence.scorers import read_scores
@@ -134,14 +135,16 @@ def measured(job: Job) -> Result:
     sets = read_states(by_step(entry(settings, model) for model in settings["models"]))
     shown = settings.get("metrics") or [settings["metric"]]
     every, _ = estimates(sets, only=shown, each_concept=settings.get("each_concept", False))
-    rows = [row for row in paired_rows(every) if row["role"] in settings["roles"]]
+    pair = paired_rows if settings["finetunes"] else erased_rows
+    rows = [row for row in pair(every) if row["role"] in settings["roles"]]
     if lacking := [metric for metric in shown if all(row["metric"] != metric for row in rows)]:
         raise ValueError(f"experiments.{settings['name']}: no image has {lacking[0]} in the roles "
                          f"{', '.join(settings['roles'])}; name its roles, or add its scorer")  # fmt: skip
 
     def position(row: dict) -> tuple:
-        places = [settings[f"{field}s"].index(row[field]) for field in ("task", "eraser", "finetune", "role")]
-        return (*places, row.get("concept", ""), shown.index(row["metric"]), row["step"])
+        tuned = settings["finetunes"].index(row["finetune"]) if row["finetune"] else 0
+        places = [settings[f"{field}s"].index(row[field]) for field in ("task", "eraser", "role")]
+        return (*places[:2], tuned, places[2], row.get("concept", ""), shown.index(row["metric"]), row["step"])
 
     steps, ends = (sorted(claims.pool_seeds(rows, last), key=position) for last in (False, True))
     if settings.get("over_tasks"):
@@ -233,6 +236,19 @@ def grid(job: Job) -> Result:
     return Result(pd.concat(shown, ignore_index=True), canvas, heading=[heading])
 
 
+def words(job: Job) -> Result:
+    """The words that EAP's search ended at: task, eraser, concept, rank, word, value; the first ten are drawn."""
+    rows, panels = [], {}
+    for title, folder in job.settings["words"].items():
+        task, eraser = title.split(", ")
+        for concept, ranked in json.loads((Path(folder) / "sensitive.json").read_text()).items():
+            panels[f"{concept}\n{title}"] = ranked
+            rows += [(task, eraser, concept, rank, *of) for rank, of in enumerate(ranked, 1)]
+    table = pd.DataFrame(rows, columns=["task", "eraser", "concept", "rank", "word", "value"])
+    tops = table[table["rank"] <= 10].groupby(["task", "eraser", "concept"], sort=False)["word"].agg(", ".join)
+    return Result(table, words_figure(panels), [markdown_table(tops.reset_index())])
+
+
 def members(job: Job) -> Result:
     """Candidates of the terciles: task, concept, similarity, tercile, drawn; and the drawn ones of each tercile."""
     stored = [json.loads((folder / "terciles.json").read_text()) for folder in job.folders("artefacts")]
@@ -249,7 +265,7 @@ def make(job: Job) -> None:
     """Write results/experiments/NAME."""
     settings, out = job.settings, job.out.parent
     name, files = settings["name"], []
-    result = {"grid": grid, "members": members}.get(settings["kind"], measured)(job)
+    result = {"grid": grid, "members": members, "words": words}.get(settings["kind"], measured)(job)
     if isinstance(result.picture, Figure):
         save(result.picture, out / name)
         files.append(out / f"{name}.svg")

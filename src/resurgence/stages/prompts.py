@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from resurgence.config.fields import known
 from resurgence.config.task import TaskPart
 from resurgence.data.prompts import prompt_set
 from resurgence.files import read_rows
 from resurgence.stages.job import Job, main
 
 
-def read_general(path: Path) -> tuple[list[str], list[int]]:
-    """Prompts and seeds of any content, from the columns prompt and seed of a CSV file.
+def read_general(path: Path) -> tuple[list[str], list[int], list[str]]:
+    """Prompts of any content, their seeds and concepts ("", none), from the columns of a CSV file; `concept` may lack.
 
     Raises:
         ValueError: another file, no such columns, or a seed that is no whole number of 63 bits.
@@ -24,13 +25,15 @@ def read_general(path: Path) -> tuple[list[str], list[int]]:
         if not row["seed"].strip().isdecimal() or int(row["seed"]) >= 2**63:
             raise ValueError(f"tasks.general = {str(path)!r}: row {number} has the seed {row['seed']!r}; write a whole "
                              "number below 2^63")  # fmt: skip
-    return [row["prompt"] for row in rows], [int(row["seed"]) for row in rows]
+    return [row["prompt"] for row in rows], [int(row["seed"]) for row in rows], [row.get("concept", "") for row in rows]
 
 
 def make(job: Job, folder: Path) -> dict:
     """Write prompts.csv."""
     task = TaskPart({"first_seed": None, **job.settings["task"]}, f"the settings of {job.out}")
     general = read_general(Path(job.settings["general"])) if "general" in job.settings else ()
+    for concept in sorted(set(general[2]) - {""}) if general else ():
+        known(f"{job.settings['general']}: concept", concept, (*task.erase, *task.retain))
     rows = prompt_set(task, *general)
     rows.to_csv(folder / "prompts.csv", index=False)
     return {"images": len(rows)}

@@ -55,17 +55,18 @@ def domain_moments(study: Study, task: str) -> dict[str, Any]:
     return {"base": base(study), **corpus, "encoder_precision": study.moments.encoder_precision}
 
 
-def images_of(study: Study, kind: str, concepts: Iterable[str], number: int) -> dict[str, Any]:
+def images_of(study: Study, task: str, kind: str, concepts: Iterable[str], number: int) -> dict[str, Any]:
     """Images of concepts sampled from the base, a number of each."""
     images, shared = study.concept_images, study.sampling
     sampling = {"batch": shared.batch, "size": shared.size, "steps": images.steps, "guidance": images.guidance}
     settings = {"kind": kind, "concepts": tuple(concepts), "per_concept": number}
-    return {"base": base(study), **settings, "sampling": sampling, "template": images.template}
+    template = images.template_of(study.task(task).kind)
+    return {"base": base(study), **settings, "sampling": sampling, "template": template}
 
 
 def concept_images(study: Study, task: str) -> dict[str, Any]:
     """Images of the erased concepts."""
-    return images_of(study, "concept", study.task(task).erase, study.concept_images.per_concept)
+    return images_of(study, task, "concept", study.task(task).erase, study.concept_images.per_concept)
 
 
 def reads(study: Study, erasure: Erasure) -> frozenset[str]:
@@ -78,12 +79,12 @@ def anchor_images(study: Study, task: str) -> dict[str, Any]:
     """Images of the concepts that the erased ones are mapped to, by any eraser that reads them."""
     readers = [e for e in study.erasures() if e.task == task and "anchors" in reads(study, e)]
     anchors = {concept for e in readers for concept in study.task(task, e.eraser, e.variant).mapping.values()}
-    return images_of(study, "anchor", sorted(anchors), study.concept_images.per_anchor)
+    return images_of(study, task, "anchor", sorted(anchors), study.concept_images.per_anchor)
 
 
 def retained_images(study: Study, task: str) -> dict[str, Any]:
     """Images of the retained concepts."""
-    return images_of(study, "retained", study.task(task).retain, study.concept_images.per_retained)
+    return images_of(study, task, "retained", study.task(task).retain, study.concept_images.per_retained)
 
 
 def masks(study: Study, task: str) -> dict[str, Any]:

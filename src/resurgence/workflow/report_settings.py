@@ -12,7 +12,7 @@ from typing import Any
 
 from resurgence.config.comparisons import differences
 from resurgence.config.experiment import Claim
-from resurgence.config.experiment_cells import cells_of, models_of, row_of, setting_of
+from resurgence.config.experiment_cells import NOT_TUNED, cells_of, models_of, row_of, setting_of
 from resurgence.config.finetune_sets import OtherBase
 from resurgence.config.model_path import method_name
 from resurgence.config.study import Cell, Erasure, Study
@@ -129,15 +129,21 @@ def experiment(study: Study, name: str) -> dict[str, Any]:
     }
     settings |= {key: value for key in ("metrics", "each_concept", "over_tasks") if (value := getattr(shown, key))}
     if shown.kind != "members":
-        settings |= makers(study, cells) | changed_objectives(study, (cell.erasure for cell in cells))
+        tuned = [cell for cell in cells if cell.finetune != NOT_TUNED]
+        settings |= makers(study, tuned) | changed_objectives(study, (cell.erasure for cell in cells))
     if shown.kind == "grid":
         settings["columns"], settings["scores"] = {}, {}
-        for cell in (cell for cell in first_cells(study) if cell in cells):
-            models = {"base": cell.erasure.task, "erased": seen_as(study, cell.erasure), "fine-tuned": cell}
-            title = ", ".join(row_of(study, cell).values())
+        first = first_cells(study) if shown.finetunes else [c for c in cells if c.erasure.seed == study.seeds.erase[0]]
+        for cell in (cell for cell in first if cell in cells):
+            erasure = cell.erasure
+            models: dict[str, str | Erasure | Cell] = {"base": erasure.task, "erased": seen_as(study, erasure)}
+            models |= {"fine-tuned": cell} if shown.finetunes else {}
+            title = ", ".join(filter(None, row_of(study, cell).values()))
             settings["columns"][title] = {key: study.folder(item, "images") for key, item in models.items()}
             if shown.choose == "largest":
                 settings["scores"][title] = [study.folder(item, "scores") for item in list(models.values())[1:]]
+    elif shown.kind == "words":
+        settings["words"] = words(study, cells)
     elif shown.kind != "members":
         settings["models"] = models_of(study, name)
     if shown.kind == "line":
@@ -145,17 +151,26 @@ def experiment(study: Study, name: str) -> dict[str, Any]:
     return settings
 
 
+def words(study: Study, cells: Iterable[Cell]) -> dict[str, str]:
+    """Task and eraser -> folder of the erased model, of the first seed, whose words are shown."""
+    first = [cell for cell in cells if cell.erasure.seed == study.seeds.erase[0]]
+    return {", ".join(list(row_of(study, cell).values())[:2]): study.folder(cell.erasure, "delta") for cell in first}
+
+
 def experiment_reads(study: Study, name: str) -> list[str]:
     """Folders of the artefacts that an experiment reads: scores, images of a grid, or the terciles of its sets."""
     shown = study.experiments[name]
     if shown.kind == "members":
         return [study.folder(task, f"terciles/{set_name}") for task in shown.tasks for set_name in shown.sets]
+    if shown.kind == "words":
+        return list(words(study, cells_of(study, name)).values())
     if shown.kind == "grid":
         settings = experiment(study, name)
         groups = [*(columns.values() for columns in settings["columns"].values()), *settings["scores"].values()]
         return list(dict.fromkeys(itertools.chain.from_iterable(groups)))
     cells = cells_of(study, name)
-    items = [*shown.tasks, *(seen_as(study, cell.erasure) for cell in cells), *cells]
+    tuned = [cell for cell in cells if cell.finetune != NOT_TUNED]
+    items = [*shown.tasks, *(seen_as(study, cell.erasure) for cell in cells), *tuned]
     folders = [study.folder(item, "scores") for item in items]
     if shown.kind == "weights":
         folders += [study.folder(cell, "geometry") for cell in cells if study.erasers[cell.erasure.eraser].config]

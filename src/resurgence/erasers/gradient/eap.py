@@ -6,7 +6,8 @@
 c_e is the erased concept, c_n a neutral caption, R the embeddings of the K vocabulary words closest to c_e, G the
 Gumbel-Softmax. Each step first moves pi `search_steps` times up the second term, so that c_a is the word that the
 erasure has changed most, and then the UNet once down the sum. Several concepts: each has its own R and pi; a step
-trains `batch` of them, in turn.
+trains `batch` of them, in turn. With `search: pgd`, c_a is no word but a point of the space of embeddings, which starts
+at c_e and moves up the second term by projected gradient steps; what is written of pi here then holds for c_a.
 """
 
 from __future__ import annotations
@@ -44,11 +45,13 @@ def whole_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def vocabulary(cfg: EapConfig, tokenizer: PreTrainedTokenizerBase, erased: Sequence[str]) -> list[str]:
-    """The words to search, without those that `exclude` names.
+    """The words to search, without those that `exclude` names; or the captions of `preserve`, all of them.
 
     Raises:
         ConfigError: no such file, or fewer words than `closest`.
     """
+    if cfg.preserve:
+        return list(cfg.preserve)
     words = whole_words(tokenizer)
     if cfg.words:
         if not Path(cfg.words).is_file():
@@ -92,7 +95,7 @@ class Eap(TrajectoryObjective):
         words = vocabulary(cfg, student.pipe.tokenizer, task.erase)  # first: the rest takes minutes
         super().__init__(student, task, cfg, data, seed)
         self.neutral = student.texts([cfg.neutral])  # (1, L, d)
-        captions = [cfg.template.replace("{}", word) for word in words]
+        captions = words if cfg.preserve else [cfg.template.replace("{}", word) for word in words]
         erased = torch.stack(list(self.texts.values()))
         chunks = [captions[start : start + CHUNK] for start in range(0, len(words), CHUNK)]
         near = torch.cat([similarity(erased, student.texts(chunk), cfg.distance) for chunk in chunks], 1)
@@ -103,18 +106,22 @@ class Eap(TrajectoryObjective):
         )  # embeddings of the words in use
         self.rows = dict(zip(task.erase, rows, strict=True))  # concept -> (K,) rows of `every`
         self.words = {c: [words[k] for k in row.tolist()] for c, row in zip(task.erase, chosen, strict=True)}
-        self.pi = {c: torch.zeros(cfg.closest).to(self.every) for c in task.erase}
+        logits, start = torch.zeros(cfg.closest).to(self.every), dict(zip(task.erase, erased, strict=True))
+        self.start = {c: start[c].to(self.every) if cfg.search == "pgd" else logits for c in task.erase}
+        self.pi = {c: self.start[c].clone() for c in task.erase}
         optimiser = torch.optim.SGD if cfg.ascent == "gradient" else torch.optim.Adam
         self.ascent = optimiser([pi.requires_grad_() for pi in self.pi.values()], lr=cfg.eta, maximize=True)
 
     def reset(self, concepts: Iterable[str]) -> None:
         """Every word of these concepts equally likely again, without the state of the optimiser of pi."""
-        for pi in [self.pi[concept] for concept in concepts]:
-            pi.data.zero_()
+        for pi, start in [(self.pi[concept], self.start[concept]) for concept in concepts]:
+            pi.data.copy_(start)
             self.ascent.state.pop(pi, None)
 
     def adversarial(self, drawn: Sequence[Sample], step: int, turn: int) -> torch.Tensor:
         """c_a = G(pi) R of each sample, (B, L, d), with gradients to pi; `turn` numbers the draws within a step."""
+        if self.cfg.search == "pgd":
+            return torch.stack([self.pi[sample.concept] for sample in drawn])
         mixtures = []
         for number, sample in enumerate(drawn):
             noise = gumbel_noise(self.cfg.closest, generator("eap gumbel", self.seed, step, number, turn))
@@ -142,6 +149,14 @@ class Eap(TrajectoryObjective):
             for pi, g in zip(moved, torch.autograd.grad(change, moved), strict=True):
                 pi.grad = g
             self.ascent.step()
+            if self.cfg.radius is not None:
+                self.project({sample.concept for sample in drawn}, self.cfg.radius)
+
+    def project(self, concepts: Iterable[str], radius: float) -> None:
+        """Move c_a of these concepts to the nearest point within the radius of c_e; norms over all tokens."""
+        for concept in concepts:
+            away = self.pi[concept].data - self.start[concept]
+            self.pi[concept].data.copy_(self.start[concept] + away * (radius / away.norm()).clamp(max=1))
 
     def losses(self, step: int) -> dict[str, torch.Tensor]:
         """Algorithm 2: the losses after the search; one pass of the frozen model, one of the student."""
@@ -161,9 +176,15 @@ class Eap(TrajectoryObjective):
         return {"loss": erasing + cfg.lamb * preservation, "erasing": erasing, "preservation": preservation}
 
     def sensitive(self) -> dict[str, list[tuple[str, float]]]:
-        """Concept -> its K words and their probabilities, the most sensitive first."""
-        chances = {c: pi.detach().softmax(0).tolist() for c, pi in self.pi.items()}
+        """Concept -> its K words and their probabilities, the most sensitive first; of `pgd` their cosines to c_a."""
+        chances = {c: self.weights_of(c, pi.detach()).tolist() for c, pi in self.pi.items()}
         return {c: sorted(zip(self.words[c], chances[c], strict=True), key=lambda pair: -pair[1]) for c in chances}
+
+    def weights_of(self, concept: str, pi: torch.Tensor) -> torch.Tensor:
+        """What `sensitive` says of the K words of a concept, (K,)."""
+        if self.cfg.search == "pgd":
+            return similarity(pi[None], self.every[self.rows[concept]], "cosine")[0]
+        return pi.softmax(0)
 
     def state(self) -> dict[str, Any]:
         """pi of every concept and its optimiser's state."""
@@ -177,7 +198,7 @@ class Eap(TrajectoryObjective):
 
 
 def write_words(objective: Eap, delta: dict[str, torch.Tensor], folder: Path | None) -> dict[str, torch.Tensor]:
-    """Write sensitive.json: concept -> [word, probability] of pi, the most sensitive first."""
+    """Write sensitive.json: concept -> [word, probability], the most sensitive first; of `pgd` [word, cosine]."""
     if folder is not None:
         (folder / "sensitive.json").write_text(json.dumps(objective.sensitive(), indent=1))
     return delta

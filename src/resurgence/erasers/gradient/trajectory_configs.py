@@ -137,9 +137,12 @@ class EapConfig(TrajectoryOptimisation):
     neutral: str = ""  # c_n: script; the paper names " " and "a photo"
     negative_guidance: NotNegative = 1.0  # target guided: its strength, script
     words: str = ""  # file, a word a line (paper: Oxford 3000); "": the tokenizer's whole words (paper tries them)
+    preserve: tuple[str, ...] = ()  # captions as they are instead of words, such as the fixed " " of the paper's Fig. 1
     exclude: Literal["concepts", "words", "none"] = "concepts"  # left out: concepts, paper; + their words; none: script
     closest: Count = 100  # K: paper; nudity 50
     distance: Literal["cosine", "l2"] = "cosine"  # paper; l2: script, which takes K of the 1000 closest by k-means
+    search: Literal["gumbel", "pgd"] = "gumbel"  # for c_a: words; pgd: from c_e through the embeddings (Section 4)
+    radius: Positive | None = None  # pgd: largest distance of c_a from c_e; ours: null, none (the paper does not say)
     search_steps: Natural = 2  # N_iter: paper
     eta: Positive = 1e-3  # step size for pi: paper; 1e-2 in the authors' runs
     ascent: Literal["gradient", "adam"] = "gradient"  # how pi is moved: Algorithm 1, or Adam (script)
@@ -148,6 +151,18 @@ class EapConfig(TrajectoryOptimisation):
     temperature: Positive = 2.0  # of the Gumbel-Softmax; script
     hard: bool = True  # c_a is one word, with the gradient of the soft mixture; the authors' runs
     x_t: Literal["base", "student"] = "base"  # who samples x_t: the base once (ours), or the model in training (script)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preserve and self.words:
+            raise ConfigError("preserve", list(self.preserve), "stands instead of words; write one of the two")
+        if self.preserve and self.closest > len(self.preserve):
+            remedy = f"preserve has {len(self.preserve)} captions; write at most that many"
+            raise ConfigError("closest", self.closest, remedy)
+        if self.search == "pgd" and not self.search_steps:
+            raise ConfigError("search_steps", 0, "search: pgd would preserve the erased concept; write 1 or more")
+        if self.search != "pgd" and self.radius is not None:
+            raise ConfigError("radius", self.radius, "limits search: pgd alone; leave it out")
 
     def step_passes(self, erased: int) -> Passes:
         """Concept and adversarial word, and the search for it through one model or both."""
