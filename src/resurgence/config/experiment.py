@@ -59,7 +59,7 @@ class Experiment:
 
     title: str
     """Title of the figure."""
-    kind: Literal["bars", "line", "curves", "heatmap", "grid", "members", "weights", "table", "histogram"]
+    kind: Literal["bars", "line", "curves", "heatmap", "grid", "members", "weights", "table", "histogram", "tuning"]
     """Type of the figure."""
     tasks: tuple[str, ...]
     """Tasks of the study."""
@@ -91,13 +91,18 @@ class Experiment:
     def __post_init__(self) -> None:
         for key in ("tasks", "erasers", "finetunes", "roles", "sets"):
             unique(key, getattr(self, key))
-        needed = ("tasks", "sets") if self.kind == "members" else ("tasks", "erasers", "finetunes", "roles")
-        for key in needed:
+        others = {"members": ("tasks", "sets"), "tuning": ("tasks", "erasers")}
+        for key in others.get(self.kind, ("tasks", "erasers", "finetunes", "roles")):
             if not getattr(self, key):
                 raise ConfigError(key, [], f"must not be empty for {self.kind}; name at least one")
         if self.kind == "bars":
             known("along", self.along, CATEGORIES)
         self._check_table()
+        shown = {"finetunes": list(self.finetunes), "claims": [claim.says for claim in self.claims]}
+        for key, names in shown.items() if self.kind == "tuning" else ():
+            if names:
+                remedy = "has no place in tuning, which compares erased models before any fine-tuning; remove it"
+                raise ConfigError(key, names, remedy)
 
     @property
     def shown_metrics(self) -> tuple[str, ...]:

@@ -34,10 +34,20 @@ def cells_of(study: Study, name: str) -> list[Cell]:
     return [cell for cell, row in pairs if all(row[key] in getattr(shown, f"{key}s") for key in keys)]
 
 
+def erasures_of(study: Study, name: str) -> list[Erasure]:
+    """The erased models that an experiment shows, all seeds."""
+    shown = study.experiments[name]
+    return [e for e in study.erasures() if e.task in shown.tasks and method_name(e.eraser, e.variant) in shown.erasers]
+
+
 def models_of(study: Study, name: str) -> list[str]:
     """Names of the models whose scores an experiment reads: bases, erased and fine-tuned ones."""
     cells = cells_of(study, name)
-    items: list[str | Erasure | Cell] = [*(c.erasure.task for c in cells), *(c.erasure for c in cells), *cells]
+    if study.experiments[name].kind == "tuning":
+        erasures = erasures_of(study, name)
+    else:
+        erasures = [cell.erasure for cell in cells]
+    items: list[str | Erasure | Cell] = [*(e.task for e in erasures), *erasures, *cells]
     return [str(study.model(item)) for item in dict.fromkeys(items)]
 
 

@@ -50,12 +50,15 @@ def expand(
     ]
 
 
-def prompt_set(task: Task, general: Sequence[str] = (), seeds: Sequence[int] | None = None) -> pd.DataFrame:
+def prompt_set(
+    task: Task, general: Sequence[str] = (), seeds: Sequence[int] | None = None, purpose: str = "image"
+) -> pd.DataFrame:
     """Return the rows on which the models of a task are sampled: erase, retain, synonym, general, in this order.
 
     Args:
         general: captions of any content, one image each; a repeated caption has the next index.
         seeds: one for each of these captions; None: by caption and index.
+        purpose: of the images; those of another purpose have other noise, unless the task has a first seed.
 
     Returns:
         Columns prompt, concept, role, template, seed, index. In the role synonym the concept is the erased or retained
@@ -65,7 +68,7 @@ def prompt_set(task: Task, general: Sequence[str] = (), seeds: Sequence[int] | N
     words = {"erase": [(c, c) for c in task.erase], "retain": [(c, c) for c in task.retain], "synonym": synonyms}
     rows = []
     for role, pairs in words.items():
-        rows += expand(pairs, task.templates, task.seeds.get(role, 0), role, first=task.first_seed)
+        rows += expand(pairs, task.templates, task.seeds.get(role, 0), role, purpose, task.first_seed)
     images = Counter(str(r["prompt"]) for r in rows)
     for number, caption in enumerate(general):
         rows.append(row(caption, "", "general", "", images[caption]))

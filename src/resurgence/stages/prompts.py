@@ -31,7 +31,8 @@ def make(job: Job, folder: Path) -> dict:
     """Write prompts.csv."""
     task = TaskPart({"first_seed": None, **job.settings["task"]}, f"the settings of {job.out}")
     general = read_general(Path(job.settings["general"])) if "general" in job.settings else ()
-    rows = prompt_set(task, *general)
+    purpose = {"purpose": job.settings["purpose"]} if "purpose" in job.settings else {}
+    rows = prompt_set(task, *general, **purpose)
     rows.to_csv(folder / "prompts.csv", index=False)
     return {"images": len(rows)}
 
