@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from resurgence.config.study import Study
 from resurgence.config.task import load_task
 from resurgence.config.word_sets import words_by_concept
 from resurgence.data.prompts import prompt_set
+from resurgence.files import read_json
 from resurgence.seeds import seed_of
 from resurgence.stages import experiment
 from resurgence.stages import prompts as prompts_stage
@@ -225,7 +228,7 @@ def scored_sets() -> list[ImageSet]:
 def test_what_is_left_is_a_mean_over_tasks_and_what_is_kept_the_least() -> None:
     cells = tuning.left_and_kept(scored_sets(), "recogniser_accuracy")
     settings = {"esd": {"steps": 300}, "esd.long": {"steps": 600}}
-    table = tuning.tuning_table(cells, settings).set_index("eraser")
+    table = tuning.tuning_table(cells, settings, ["people", "bicycle"]).set_index("eraser")
     assert table["left"].to_dict() == {"esd": 25.0, "esd.long": 12.5}
     assert table["kept"].to_dict() == {"esd": 75.0, "esd.long": 75.0}  # of bicycle and of people
     assert table.loc["esd", ["left people", "kept people", "left bicycle", "kept bicycle"]].tolist() == [50, 100, 0, 75]
@@ -241,18 +244,57 @@ def test_a_base_that_shows_nothing_retained_is_refused() -> None:
         tuning.left_and_kept(sets, "recogniser_accuracy")
 
 
-def test_the_page_holds_table_rule_and_settings(tmp_path: Path) -> None:
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    """A folder with the results of one experiment of the study, `tune_esd`, with known scores."""
     models = []
     for one in scored_sets():
         name = method_name(one.key["eraser"], one.key["variant"]) if one.key["eraser"] else ""
         models.append(f"{one.key['task']}/{name}/s1000" if name else one.key["task"])
         write_scores_folder(tmp_path / f"results/scores/m/{models[-1]}/scores/step-000000", one)
     written = {"esd": {"steps": 300, "captions": ["{}"]}, "esd.long": {"steps": 600, "captions": ["{}"]}}
-    settings = {"name": "tune", "title": "ESD", "kind": "tuning", "metric": "recogniser_accuracy", "note": "",
-                "erasers": ["esd", "esd.long"], "base": "m", "controls": [], "models": models,
+    settings = {"name": "tune_esd", "title": "ESD", "kind": "tuning", "metric": "recogniser_accuracy", "note": "",
+                "erasers": ["esd", "esd.long"], "base": "m", "controls": [], "models": models, "tasks": [*SHOWN],
                 "settings": written, "claims": []}  # fmt: skip
     with contextlib.chdir(tmp_path):
-        experiment.make(Job(settings, Path("out/made.json"), {}, "cpu"))
-    text, table = (tmp_path / "out/tune.md").read_text(), pd.read_csv(tmp_path / "out/tune.csv")
+        experiment.make(Job(settings, Path("results/experiments/tune_esd/made.json"), {}, "cpu"))
+    return tmp_path
+
+
+def test_the_page_holds_table_and_rule(page: Path) -> None:
+    folder = page / "results/experiments/tune_esd"
+    text, table = (folder / "tune_esd.md").read_text(), pd.read_csv(folder / "tune_esd.csv")
     assert tuning.RULE in text and "Chosen:\n" not in text and list(table["choice"].fillna("")) == ["", "front"]
-    assert (tmp_path / "out/tune.svg").is_file()
+    assert "| esd.long | steps: 600 | 1 | 12.5 | 75.0 | 25.0 | 75.0 | 0.0 | 100.0 | front |" in text
+    assert (folder / "tune_esd.svg").is_file()
+
+
+def test_a_chosen_setting_is_written_as_it_stands_in_the_study(page: Path) -> None:
+    made = read_json(page / "results/experiments/tune_esd/made.json")["parameters"]
+    models = [model for model in made["models"] if model.startswith("bicycle")]  # of which esd.long keeps all
+    settings = made | {"models": models, "tasks": ["bicycle"], "name": "x"}
+    with contextlib.chdir(page):
+        experiment.make(Job(settings, Path("results/experiments/x/made.json"), {}, "cpu"))
+    text = (page / "results/experiments/x/x.md").read_text()
+    chosen = yaml.safe_load(text.partition("```yaml")[2].partition("```")[0])
+    assert chosen == {"esd.long": {"steps": 600, "captions": ["{}"]}}
+
+
+def test_docs_hold_one_table_of_what_has_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    spec = importlib.util.spec_from_file_location("studies", ROOT / "docs/studies.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    study = {"base": {"name": "m"}, "tasks": {"names": ["people", "bicycle"]}, "seeds": {"erase": [1000]},
+             "experiments": {"tune_esd": {}, "tune_not_run": {}}}  # fmt: skip
+    (page / "study.yaml").write_text(yaml.safe_dump(study))
+    for task, eraser, part, taken in (("people", "esd", "delta", 40), ("people", "esd", "loras", 2.4)):
+        folder = page / f"results/erased/m/{task}/{eraser}/s1000/{part}"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"seconds": taken}))
+    text = module.tuning(page / "results", page / "study.yaml")
+    assert "| esd | steps: 300 | 25.0 | 75.0 | 50.0 / 100.0 | 0.0 / 75.0 | 42 / 0 |  |" in text
+    assert "Chosen: none. No setting keeps enough: esd." in text and tuning.RULE in text
+    for name in ("tuning", "sources"):
+        filled = module.filled((ROOT / f"docs/{name}.md").read_text(), {f"{name} study": text})
+        assert filled.count(text) == 1

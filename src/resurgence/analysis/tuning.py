@@ -6,7 +6,7 @@ RULE was set before any run.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -70,8 +70,8 @@ def choices(table: pd.DataFrame) -> list[str]:
     return [CHOSEN if index == best else "" for index in table.index]
 
 
-def tuning_table(cells: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """One row a setting, in the order of `settings`: over all tasks, and for each.
+def tuning_table(cells: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) -> pd.DataFrame:
+    """One row a setting, in the order of `settings`: over all tasks, and for each in their order.
 
     Args:
         cells: of `left_and_kept`. settings: eraser with its variant -> what is written for it.
@@ -82,10 +82,10 @@ def tuning_table(cells: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]])
     """
     by_name, rows = cells.groupby("eraser", sort=False), []
     for name in settings:
-        part = by_name.get_group(name)
+        part = by_name.get_group(name).set_index("task").loc[list(tasks)]
         row = {"eraser": name, "setting": differing(name, settings), "runs": int(part["runs"].min())}
         row |= {"left": statistics.fmean(part["left"]), "kept": float(part["kept"].min())}
-        for task, left, kept in part[["task", "left", "kept"]].itertuples(index=False):
+        for task, left, kept in part[["left", "kept"]].itertuples():
             row |= {f"left {task}": left, f"kept {task}": kept}
         rows.append(row)
     table = pd.DataFrame(rows)

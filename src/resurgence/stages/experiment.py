@@ -252,7 +252,8 @@ def tuning(job: Job) -> Result:
     """What each setting of some erasers leaves and keeps, and the one that the rule chooses, as YAML for a study."""
     settings, written = job.settings, job.settings["settings"]
     sets = read_states(by_step(entry(settings, model) for model in settings["models"]))
-    frame = tuning_table(left_and_kept(sets, settings["metric"]), {name: written[name] for name in settings["erasers"]})
+    shown = {name: written[name] for name in settings["erasers"]}
+    frame = tuning_table(left_and_kept(sets, settings["metric"]), shown, settings["tasks"])
     numbers = frame.drop(columns="choice").map(lambda value: number(value) if isinstance(value, float) else value)
     chosen = {name: written[name] for name in frame.loc[frame["choice"] == CHOSEN, "eraser"]}
     parts = [
