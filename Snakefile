@@ -78,8 +78,7 @@ localrules:
 rule all:
     default_target: True
     input:
-        "results/index.html",
-        "results/report.html",
+        report_settings.whole(STUDY),
 
 
 onstart:

@@ -11,6 +11,8 @@ import yaml
 from PIL import Image
 
 from resurgence.analysis.headline import makers_table
+from resurgence.config.comparisons import differences
+from resurgence.config.experiment import Cells, Claim
 from resurgence.config.fields import ConfigError, build
 from resurgence.config.finetune_sets import FinetuneSet
 from resurgence.config.load import load_study
@@ -261,6 +263,23 @@ def test_tables_say_who_made_the_images(overlay: dict[str, Any], tmp_path: Path)
     assert "| sources.own | own | each erased model |" in makers_table(makers)
     assert report_settings.makers(study, [cell for cell in cells if cell.variant == "base"]) == {}
     assert makers_table({}) == ""
+
+
+def test_a_comparison_says_who_made_the_images_of_its_sides(overlay: dict[str, Any], tmp_path: Path) -> None:
+    finetunes = [f"sources.{name}" for name in overlay["finetune_sets"]]
+    shown = {"title": "x", "kind": "bars", "tasks": ["ship"], "erasers": ["uce"], "finetunes": finetunes}
+    study = study_with(tmp_path, {**overlay, "experiments": {"makers": shown | {"metric": "clip_accuracy"}}})
+
+    def text(name: str) -> str:
+        of, against = (Cells(eraser="uce", finetune=f"sources.{side}") for side in (name, "base"))
+        return differences(study, "makers", Claim("", of, "equal", against))
+
+    own = "fine-tune set (own against base), fine-tune images made by (each erased model against the base)"
+    assert text("own") == own and text("base") == ""
+    assert "fine-tune images made by (another base against the base)" in text("other")
+    assert "images made by (real pictures against the base), fine-tune captions (of the pictures against" in text(
+        "photos"
+    )
 
 
 def test_the_plan_counts_images_of_an_erased_model_and_none_of_real_sets(

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from resurgence.config.experiment_cells import NOT_TUNED, cells_of, row_of
+from resurgence.config.finetune_sets import MAKERS
 
 if TYPE_CHECKING:
     from resurgence.config.experiment import Claim
@@ -37,6 +38,8 @@ def settings_of(study: Study, cell: Cell) -> dict[str, Any]:
     tuned = study.finetune_settings(cell.finetune, cell.variant)
     tuned.pop("checkpoints", None)  # they change no weight, and claims are about the last
     tuned |= {"set": set_name, "concepts": frozenset(study.finetune_concepts(set_name, erasure.task))}
+    maker = study.finetune_sets[set_name].maker
+    tuned |= {"images made by": MAKERS[maker], "captions": "of the pictures" if maker == "real" else "of the prompts"}
     return settings | {f"fine-tune {key}": value for key, value in tuned.items()}
 
 

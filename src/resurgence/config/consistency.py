@@ -5,83 +5,30 @@ Each configuration class checks its fields by itself.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resurgence.config.audit import check_audit
 from resurgence.config.erasers import eraser_config, erasers
-from resurgence.config.experiment_cells import cells_of, row_of, setting_of
+from resurgence.config.experiment_checks import check_experiments
 from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
-from resurgence.config.model_path import method_name
 from resurgence.config.scorers import COMMON, HARMONIC, scorer_config
 from resurgence.config.set_checks import check_makers, check_model, check_terciles
 from resurgence.config.study_names import check_study_names
-from resurgence.config.word_sets import check_words
+from resurgence.config.word_sets import check_tuning, check_words
 from resurgence.config.world_words import all_entries, world_entries
 from resurgence.files import GET_SHIPPED, read_json, read_lines, resolve_path
 
 if TYPE_CHECKING:
-    from resurgence.config.experiment import Experiment
     from resurgence.config.study import Study
 
-EXPERIMENT = re.compile(r"[a-z][a-z0-9_]*")  # becomes the name of a rule
 WEIGHTS = Path("config/weights.yaml")  # weights that are fetched from elsewhere; see pretrained/checksums.py
 COCO_CAPTIONS, COCO_SAMPLE = "data/coco/captions.txt", "data/coco/sample-5000.csv"  # written by rules when needed
 # the folders of results/<stage>/<base>/<task> beside the erasers
 IMAGES = ("concept_images", "anchor_images", "retained_images", "images")
 FOLDERS = ("prompts", "moments", *IMAGES, "masks", "finetune_sets", "terciles", "scores", "geometry")
-
-
-def check_experiments(study: Study) -> None:
-    """Raise ConfigError for an experiment of a task, method, set or cell that the study does not have."""
-    erasers = {method_name(e, v) for e, m in study.erasers.items() for v in m.variants}
-    finetunes = {method_name(f, v) for f, m in study.finetunes.items() for v in m.variants}
-    for name, experiment in study.experiments.items():
-        place = f"experiments.{name}"
-        if not EXPERIMENT.fullmatch(name):
-            raise ConfigError("experiments", name, "use small letters, digits and _: it becomes the name of a rule")
-        for key, names in (("tasks", study.tasks.names), ("erasers", erasers), ("finetunes", finetunes)):
-            for value in getattr(experiment, key):
-                known(f"{place}.{key}", value, names)
-        for value in experiment.sets:
-            known(f"{place}.sets", value, study.finetune_sets)
-        if experiment.kind == "members":
-            continue
-        cells = cells_of(study, name)
-        rows = [row_of(study, cell) for cell in cells]
-        for key in ("task", "eraser", "finetune"):
-            for value in getattr(experiment, f"{key}s"):
-                if not any(row[key] == value for row in rows):
-                    remedy = (
-                        "has no cell with the others named here; look at the limits (tasks, erasers) of its variants"
-                    )
-                    raise ConfigError(f"{place}.{key}s", value, remedy)
-        for number, claim in enumerate(experiment.claims):
-            for key, choice in (("of", claim.of), ("against", claim.against)):
-                if choice and not any(map(choice.holds, rows_with_roles(study, experiment, rows))):
-                    where = f"{place}.claims[{number}].{key}"
-                    raise ConfigError(where, dataclasses.asdict(choice), "is no row of this experiment; see its lists")
-        for cell in cells if experiment.kind == "words" else ():
-            config = study.erasers[cell.erasure.eraser].config
-            if config is None or not config.has_words:
-                remedy = "searches no words; name erasers that do, such as eap"
-                raise ConfigError(f"{place}.erasers", cell.erasure.eraser, remedy)
-        if experiment.kind == "line":
-            for cell in cells:
-                setting_of(study, cell, experiment.along, f"{place}.along")
-
-
-def rows_with_roles(study: Study, experiment: Experiment, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows of an experiment with each of its roles, and each of their concepts if it shows them."""
-    for row, role in itertools.product(rows, experiment.roles):
-        task = study.task(row["task"])
-        concepts = {"erase": task.erase, "retain": task.retain, "synonym": tuple(task.synonyms)}.get(role, ())
-        for concept in concepts if experiment.each_concept else (None,):
-            yield {**row, "role": role, "concept": concept}
 
 
 def check_study(study: Study, root: Path) -> None:
@@ -97,6 +44,7 @@ def check_study(study: Study, root: Path) -> None:
     check_study_names(study)
     if study.tasks.concepts is not None:
         check_words(study, read_yaml(root / study.tasks.concepts), study.tasks.concepts)
+    check_tuning(study, root)
     check_terciles(study, root)
     check_makers(study, root)
     check_experiments(study)

@@ -9,14 +9,7 @@ from typing import Any, Literal
 from resurgence.config.fields import ConfigError, NotNegative, known, unique
 
 CATEGORIES = ("task", "eraser", "finetune")
-OF_ERASED = (
-    "bars",
-    "line",
-    "table",
-    "histogram",
-    "grid",
-    "words",
-)  # kinds that show erased models without fine-tuned ones too
+OF_ERASED = ("bars", "line", "table", "histogram", "grid", "words")  # may show erased models alone
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,9 @@ class Experiment:
 
     title: str
     """Title of the figure."""
-    kind: Literal["bars", "line", "curves", "heatmap", "grid", "members", "weights", "table", "histogram", "words"]
+    kind: Literal[
+        "bars", "line", "curves", "heatmap", "grid", "members", "weights", "table", "histogram", "words", "tuning"
+    ]
     """Type of the figure."""
     tasks: tuple[str, ...]
     """Tasks of the study."""
@@ -100,8 +95,8 @@ class Experiment:
         for key in ("tasks", "erasers", "finetunes", "roles", "sets"):
             unique(key, getattr(self, key))
         tuned = () if self.kind in OF_ERASED else ("finetunes",)
-        needed = ("tasks", "sets") if self.kind == "members" else ("tasks", "erasers", "roles", *tuned)
-        for key in needed:
+        others = {"members": ("tasks", "sets"), "tuning": ("tasks", "erasers")}
+        for key in others.get(self.kind, ("tasks", "erasers", "roles", *tuned)):
             if not getattr(self, key):
                 raise ConfigError(key, [], f"must not be empty for {self.kind}; name at least one")
         if self.kind == "words" and self.finetunes:
@@ -111,6 +106,11 @@ class Experiment:
         if self.kind == "bars":
             known("along", self.along, CATEGORIES if self.finetunes else CATEGORIES[:2])
         self._check_table()
+        shown = {"finetunes": list(self.finetunes), "claims": [claim.says for claim in self.claims]}
+        for key, names in shown.items() if self.kind == "tuning" else ():
+            if names:
+                remedy = "has no place in tuning, which compares erased models before any fine-tuning; remove it"
+                raise ConfigError(key, names, remedy)
 
     @property
     def shown_metrics(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from resurgence.config.names import check_distinct
 from resurgence.config.stages import TercileConfig
 
 Maker = Literal["base", "erased", "real", "other"]
+MAKERS = {"base": "the base", "erased": "each erased model", "real": "real pictures", "other": "another base"}
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ class Tasks:
     """Tasks of the study."""
     concepts: str | None = None
     """File of all concepts of the base's world; null: any word may be a concept."""
+    tuning_for: str | None = None
+    """Folder of the tasks that settings are tuned for; those here share no word with them, and have other noise."""
     general: str | None = None
     """CSV of prompts and seeds of any content, for CLIP score and FID; a rule writes data/coco/sample-5000.csv. With
     a column concept they are prompts of concepts, which classifiers score too."""

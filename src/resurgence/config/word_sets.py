@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resurgence.config.fields import ConfigError, known
-from resurgence.config.task import Task
+from resurgence.config.fields import ConfigError, known, read_yaml
+from resurgence.config.task import Task, load_task
 from resurgence.config.world_words import all_entries
 
 if TYPE_CHECKING:
@@ -116,3 +117,33 @@ def check_words(study: Study, world: Mapping[str, Any], path: str) -> None:
             task, shown = study.loaded[name], study.finetune_concepts(images, name)
             sets = {f"{files[name]}: erase": task.erase, f"finetune_sets.{images}.concepts": shown}
             check_word_sets(sets, world, task.synonyms, path)
+
+
+def check_tuning(study: Study, root: Path) -> None:
+    """Raise ConfigError where a study that tunes settings shows what the tasks that it tunes them for score.
+
+    Its erased and retained concepts share no word with theirs, and no image has a seed that is written down.
+    """
+    folder, concepts = study.tasks.tuning_for, study.tasks.concepts
+    if folder is None:
+        return
+    world = read_yaml(root / concepts) if concepts is not None else {}
+    if "shared_words" not in world:
+        remedy = "is no list with shared_words, so no words are compared; name one, or remove tasks.tuning_for"
+        raise ConfigError("tasks.concepts", concepts, remedy)
+    if study.tasks.general is not None:
+        remedy = "holds prompts and seeds of images that are scored; remove it from a study with tasks.tuning_for"
+        raise ConfigError("tasks.general", study.tasks.general, remedy)
+    scored = [load_task(path) for path in sorted((root / folder).glob("*.yaml"))]
+    if not scored:
+        raise ConfigError("tasks.tuning_for", folder, "holds no tasks; write the folder of those that are scored")
+    names = dict.fromkeys(concept for task in scored for concept in (*task.erase, *task.retain))
+    synonyms = {concept: words for task in scored for concept, words in task.synonyms.items()}
+    for name, task in study.loaded.items():
+        file = f"{study.tasks.folder}/{name}.yaml"
+        if task.first_seed is not None:
+            raise ConfigError(f"{file}: first_seed", task.first_seed, "may be the seed of an image that is scored, and "
+                              "settings are tuned here; remove it")  # fmt: skip
+        for key in ("erase", "retain"):
+            sets = {folder: tuple(names), f"{file}: {key}": getattr(task, key)}
+            check_word_sets(sets, world, synonyms | task.synonyms, str(concepts))

@@ -51,7 +51,11 @@ def expand(
 
 
 def prompt_set(
-    task: Task, general: Sequence[str] = (), seeds: Sequence[int] | None = None, concepts: Sequence[str] | None = None
+    task: Task,
+    general: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    concepts: Sequence[str] | None = None,
+    purpose: str = "image",
 ) -> pd.DataFrame:
     """Return the rows on which the models of a task are sampled: erase, retain, synonym, general, in this order.
 
@@ -59,6 +63,7 @@ def prompt_set(
         general: captions of any content, one image each; a repeated caption has the next index.
         seeds: one for each of these captions; None: by caption and index.
         concepts: the concept that each of them shows, or "", none; None: none at all.
+        purpose: of the images; those of another purpose have other noise, unless the task has a first seed.
 
     Returns:
         Columns prompt, concept, role, template, seed, index. In the role synonym the concept is the erased or retained
@@ -69,7 +74,7 @@ def prompt_set(
     words = {"erase": [(c, c) for c in task.erase], "retain": [(c, c) for c in task.retain], "synonym": synonyms}
     rows = []
     for role, pairs in words.items():
-        rows += expand(pairs, task.templates, task.seeds.get(role, 0), role, first=task.first_seed)
+        rows += expand(pairs, task.templates, task.seeds.get(role, 0), role, purpose, task.first_seed)
     images = Counter(str(r["prompt"]) for r in rows)
     for number, caption in enumerate(general):
         concept = "" if concepts is None else concepts[number]

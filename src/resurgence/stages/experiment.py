@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
 from resurgence.analysis import claims
 from resurgence.analysis.concept_means import by_concept, extremes, lost_concepts
 from resurgence.analysis.estimates import estimates
-from resurgence.analysis.headline import changed_note, makers_table, markdown_table, title_of
+from resurgence.analysis.headline import changed_note, makers_table, markdown_table, number, title_of
 from resurgence.analysis.measures import recovered_fraction
 from resurgence.analysis.metric_tables import column_titles, wide
 from resurgence.analysis.score_folders import by_step, entry
 from resurgence.analysis.scored_sets import ImageSet, read_states
 from resurgence.analysis.tables import erased_rows, paired_rows
 from resurgence.analysis.task_means import pool_tasks
+from resurgence.analysis.tuning import CHOSEN, RULE, left_and_kept, tuning_table
 from resurgence.analysis.weight_movement import MEASURES, correlations, within_tasks
 from resurgence.config.experiment import Claim
 from resurgence.config.fields import build
@@ -37,6 +39,7 @@ from resurgence.figures.metrics import histogram as draw_histogram
 from resurgence.figures.metrics import metric_bars
 from resurgence.figures.sensitive_words import words_figure
 from resurgence.figures.style import save
+from resurgence.figures.tuning import tuning as draw_tuning
 from resurgence.files import write_text
 from resurgence.scorers import read_scores
 from resurgence.stages.grids import last_images
@@ -261,11 +264,29 @@ def members(job: Job) -> Result:
     return Result(table, draw.similarities(table, job.settings["title"]), [markdown_table(pd.DataFrame(rows))])
 
 
+def tuning(job: Job) -> Result:
+    """What each setting of some erasers leaves and keeps, and the one that the rule chooses, as YAML for a study."""
+    settings, written = job.settings, job.settings["settings"]
+    sets = read_states(by_step(entry(settings, model) for model in settings["models"]))
+    shown = {name: written[name] for name in settings["erasers"]}
+    frame = tuning_table(left_and_kept(sets, settings["metric"]), shown, settings["tasks"])
+    numbers = frame.drop(columns="choice").map(lambda value: number(value) if isinstance(value, float) else value)
+    chosen = {name: written[name] for name in frame.loc[frame["choice"] == CHOSEN, "eraser"]}
+    parts = [
+        markdown_table(numbers.assign(choice=frame["choice"])),
+        changed_note(settings.get("changed_objectives", {})),
+    ]
+    parts.append(f"Chosen:\n\n```yaml\n{yaml.safe_dump(chosen, sort_keys=False)}```" if chosen else "")
+    heading = f"{title_of(settings['metric'])} after erasing. {RULE}"
+    return Result(frame, draw_tuning(frame, settings["title"]), list(filter(None, parts)), [heading])
+
+
 def make(job: Job) -> None:
     """Write results/experiments/NAME."""
     settings, out = job.settings, job.out.parent
     name, files = settings["name"], []
-    result = {"grid": grid, "members": members, "words": words}.get(settings["kind"], measured)(job)
+    kinds = {"grid": grid, "members": members, "words": words, "tuning": tuning}
+    result = kinds.get(settings["kind"], measured)(job)
     if isinstance(result.picture, Figure):
         save(result.picture, out / name)
         files.append(out / f"{name}.svg")

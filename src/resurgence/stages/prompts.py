@@ -34,7 +34,8 @@ def make(job: Job, folder: Path) -> dict:
     general = read_general(Path(job.settings["general"])) if "general" in job.settings else ()
     for concept in sorted(set(general[2]) - {""}) if general else ():
         known(f"{job.settings['general']}: concept", concept, (*task.erase, *task.retain))
-    rows = prompt_set(task, *general)
+    purpose = {"purpose": job.settings["purpose"]} if "purpose" in job.settings else {}
+    rows = prompt_set(task, *general, **purpose)
     rows.to_csv(folder / "prompts.csv", index=False)
     return {"images": len(rows)}
 

@@ -39,7 +39,8 @@ def prompts(study: Study, task: str) -> dict[str, Any]:
     if study.task(task).first_seed is not None:
         fields.append("first_seed")
     general = {"general": path} if (path := study.general_of(task)) else {}
-    return general | {"task": part(study.task(task), *fields)}
+    purpose = {"purpose": "tuning"} if study.tasks.tuning_for else {}
+    return general | purpose | {"task": part(study.task(task), *fields)}
 
 
 def prior_moments(study: Study) -> dict[str, Any]:

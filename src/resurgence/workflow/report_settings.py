@@ -13,7 +13,7 @@ from typing import Any
 from resurgence.config.comparisons import differences
 from resurgence.config.experiment import Claim
 from resurgence.config.experiment_cells import NOT_TUNED, cells_of, models_of, row_of, setting_of
-from resurgence.config.finetune_sets import OtherBase
+from resurgence.config.finetune_sets import MAKERS, OtherBase
 from resurgence.config.model_path import method_name
 from resurgence.config.study import Cell, Erasure, Study
 from resurgence.workflow.job_settings import has_loras, loras_of, reads
@@ -54,13 +54,12 @@ def changed_objectives(study: Study, erasures: Iterable[Erasure]) -> dict[str, A
 
 def makers(study: Study, cells: Iterable[Cell]) -> dict[str, Any]:
     """Who made the images of the fine-tuning set of each fine-tune; empty where the base made all."""
-    names = {"base": "the base", "erased": "each erased model", "real": "real pictures", "other": "another base"}
     rows = {}
     for finetune, variant in dict.fromkeys((cell.finetune, cell.variant) for cell in cells):
         images = study.finetune_sets[study.set_of(finetune, variant)]
         by = f" ({images.made_by.base})" if isinstance(images.made_by, OtherBase) else ""
-        rows[method_name(finetune, variant)] = [study.set_of(finetune, variant), names[images.maker] + by]
-    return {"makers": rows} if any(by != names["base"] for _, by in rows.values()) else {}
+        rows[method_name(finetune, variant)] = [study.set_of(finetune, variant), MAKERS[images.maker] + by]
+    return {"makers": rows} if any(by != MAKERS["base"] for _, by in rows.values()) else {}
 
 
 def weights(study: Study) -> dict[str, str]:
@@ -128,6 +127,8 @@ def experiment(study: Study, name: str) -> dict[str, Any]:
         "samples": study.figures.samples,
     }
     settings |= {key: value for key in ("metrics", "each_concept", "over_tasks") if (value := getattr(shown, key))}
+    if shown.kind == "tuning":
+        return settings | tuning(study, name)
     if shown.kind != "members":
         tuned = [cell for cell in cells if cell.finetune != NOT_TUNED]
         settings |= makers(study, tuned) | changed_objectives(study, (cell.erasure for cell in cells))
@@ -157,6 +158,16 @@ def words(study: Study, cells: Iterable[Cell]) -> dict[str, str]:
     return {", ".join(list(row_of(study, cell).values())[:2]): study.folder(cell.erasure, "delta") for cell in first}
 
 
+def tuning(study: Study, name: str) -> dict[str, Any]:
+    """The models of an experiment that tunes, and the settings of its erasers as the study writes them."""
+    erasures = [cell.erasure for cell in cells_of(study, name)]
+    written = {}
+    for eraser, variant in dict.fromkeys((e.eraser, e.variant) for e in erasures):
+        method = study.erasers[eraser]
+        written[method_name(eraser, variant)] = {**method.settings, **method.variants[variant].settings}
+    return {"models": models_of(study, name), "settings": written, **changed_objectives(study, erasures)}
+
+
 def experiment_reads(study: Study, name: str) -> list[str]:
     """Folders of the artefacts that an experiment reads: scores, images of a grid, or the terciles of its sets."""
     shown = study.experiments[name]
@@ -175,6 +186,13 @@ def experiment_reads(study: Study, name: str) -> list[str]:
     if shown.kind == "weights":
         folders += [study.folder(cell, "geometry") for cell in cells if study.erasers[cell.erasure.eraser].config]
     return list(dict.fromkeys(folders))
+
+
+def whole(study: Study) -> list[str]:
+    """Files of the default target: the pages of a study, of one that fine-tunes nothing the page of its experiments."""
+    if any(study.cells()):
+        return ["results/index.html", "results/report.html"]
+    return ["results/experiments/results.md"]
 
 
 def results(study: Study) -> dict[str, Any]:

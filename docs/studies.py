@@ -1,0 +1,90 @@
+"""Write the results of two studies of the second miniature into their pages, each between two marks.
+
+    python docs/studies.py sources results     docs/sources.md and its picture, after studies/sources.yaml
+    python docs/studies.py tuning results      docs/tuning.md, after any targets of studies/tuning.yaml
+
+No number of these parts is typed by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from results import filled, findings
+
+from resurgence.analysis.headline import markdown_table, number
+from resurgence.analysis.tuning import CHOSEN, FRONT, RULE
+from resurgence.files import read_json
+from resurgence.provenance.manifest import read_manifest
+
+DOCS = Path(__file__).parent
+
+
+def sources(results: Path, images: Path) -> str:
+    """A sentence for each decided claim, then the page of the experiment; its picture is copied to `images`."""
+    folder = results / "experiments/sources"
+    shutil.copyfile(folder / "sources.png", images / "sources.png")
+    text = (folder / "sources.md").read_text(encoding="utf-8").replace("](sources.png)", "](images/sources.png)")
+    return f"{findings(results)}\n\n{re.sub('^#', '##', text.strip(), flags=re.MULTILINE)}"
+
+
+def seconds(results: Path, base: str, eraser: str, tasks: Iterable[str], seed: int) -> str:
+    """Seconds of erasing in each task, trainings of LoRAs included."""
+    numbers = []
+    for task in tasks:
+        folder = results / f"erased/{base}/{task}/{eraser}/s{seed}"
+        runs = [read_json(folder / part / "run.json") for part in ("delta", "loras") if (folder / part).is_dir()]
+        numbers.append(f"{sum(float(run['seconds']) for run in runs):.0f}")
+    return " / ".join(numbers)
+
+
+def tuning(results: Path, study: Path) -> str:
+    """One table of all settings that have run, and what was chosen.
+
+    Args:
+        study: the file of the study, whose order the table has.
+    """
+    written = yaml.safe_load(study.read_text(encoding="utf-8"))
+    tasks, (seed,), base = written["tasks"]["names"], written["seeds"]["erase"], written["base"]["name"]
+    rows, chosen, fronts = [], [], []
+    for name in written["experiments"]:
+        folder = results / "experiments" / name
+        if not (folder / "made.json").is_file():
+            continue
+        read_manifest(folder / "made.json")  # a finished experiment
+        table = pd.read_csv(folder / f"{name}.csv", keep_default_na=False)
+        for row in table.to_dict("records"):
+            each = {t: f"{number(row[f'left {t}'])} / {number(row[f'kept {t}'])}" for t in tasks}
+            cost = seconds(results, base, row["eraser"], tasks, seed)
+            means = {"left": number(row["left"]), "kept": number(row["kept"])}
+            shown = {"eraser": row["eraser"], "setting": row["setting"], **means, **each}
+            rows.append(shown | {"seconds": cost, "choice": row["choice"]})
+        chosen += table.loc[table["choice"] == CHOSEN, "eraser"].tolist()
+        fronts += table.loc[table["choice"] == FRONT, "eraser"].str.partition(".")[0].unique().tolist()
+    lines = [RULE, f"Chosen: {', '.join(chosen) or 'none'}. No setting keeps enough: {', '.join(fronts) or 'none'}."]
+    head = "Of each task left / kept in percent; seconds of erasing in the order of the tasks."
+    return "\n\n".join([*lines, head, markdown_table(pd.DataFrame(rows))])
+
+
+def main() -> None:
+    """Write one page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=("sources", "tuning"))
+    parser.add_argument("results", type=Path, help="the folder of the finished study")
+    args = parser.parse_args()
+    page = DOCS / f"{args.study}.md"
+    if args.study == "sources":
+        text = sources(args.results, DOCS / "images")
+    else:
+        text = tuning(args.results, DOCS.parent / "studies/tuning.yaml")
+    page.write_text(filled(page.read_text(encoding="utf-8"), {f"{args.study} study": text}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""The search over settings: other concepts and noise than those that score, equal budgets, one rule of the choice."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from resurgence.analysis import tuning
+from resurgence.analysis.scored_sets import ImageSet, image_set
+from resurgence.config.erasers import eraser_config, erasers
+from resurgence.config.experiment import Cells, Claim, Experiment
+from resurgence.config.experiment_cells import models_of
+from resurgence.config.fields import ConfigError, build, read_yaml
+from resurgence.config.load import make_study, merge
+from resurgence.config.model_path import method_name
+from resurgence.config.study import Study
+from resurgence.config.task import load_task
+from resurgence.config.word_sets import words_by_concept
+from resurgence.data.prompts import prompt_set
+from resurgence.files import read_json
+from resurgence.seeds import seed_of
+from resurgence.stages import experiment
+from resurgence.stages import prompts as prompts_stage
+from resurgence.stages.job import Job
+from resurgence.workflow import job_settings, report_settings
+from resurgence.workflow.jobs import jobs
+from scored import prompt_rows, score, write_scores_folder
+
+ROOT = Path(__file__).parents[1]
+OVERLAY = read_yaml(ROOT / "studies/tuning.yaml")
+FOLDER = ROOT / OVERLAY["tasks"]["folder"]
+SETTINGS = 5  # of each eraser
+SHIPPED = pytest.mark.skipif(
+    not (ROOT / "data/miniature/clip").is_dir(),
+    reason="the shipped world is not here; run `dvc pull data/miniature/dvc.yaml`",
+)
+
+
+# the study
+
+
+def test_every_eraser_has_as_many_settings_on_the_same_tasks() -> None:
+    shown = {experiment["erasers"][0]: experiment for experiment in OVERLAY["experiments"].values()}
+    assert set(shown) == set(OVERLAY["erasers"]) == set(erasers()) - {"checkpoint", "update"}  # these have no training
+    for name, block in OVERLAY["erasers"].items():
+        names = [method_name(name, variant) for variant in block["variants"]]
+        assert shown[name]["erasers"] == names and len(names) == SETTINGS, name
+        assert shown[name]["kind"] == "tuning" and shown[name]["tasks"] == OVERLAY["tasks"]["names"]
+        written = {key: value for key, value in block.items() if key != "variants"}
+        configs = [build(eraser_config(name), {**written, **changes}, name) for changes in block["variants"].values()]
+        assert len({str(config) for config in configs}) == SETTINGS, name
+        if "space" in vars(configs[0]) and configs[0].compares_predictions:
+            assert {config.space for config in configs} >= {"prediction", "noise"}, name
+
+
+def test_its_default_settings_are_those_of_the_study_of_all_erasers() -> None:
+    """But for limits of seeds, and UCE's, which are those of its own defaults there."""
+    methods = read_yaml(ROOT / "studies/methods.yaml")["erasers"]
+    for name, block in OVERLAY["erasers"].items():
+        default = {key: value for key, value in block.items() if key != "variants"}
+        default.pop("captions" if name == "mace" else "", None)
+        if name not in ("uce", "rece"):
+            assert default == {key: value for key, value in methods[name].items() if key != "seeds"}, name
+
+
+def test_its_seeds_are_of_no_study_that_scores() -> None:
+    used = set()
+    for path in (ROOT / "params.yaml", *(ROOT / "studies").glob("*.yaml")):
+        seeds = read_yaml(path).get("seeds", {})
+        if path.stem != "tuning":
+            used |= {*seeds.get("erase", ()), *seeds.get("finetune", ())}
+    assert used and used.isdisjoint({*OVERLAY["seeds"]["erase"], *OVERLAY["seeds"]["finetune"]})
+
+
+def test_its_concepts_share_no_word_with_those_that_score() -> None:
+    world = read_yaml(ROOT / OVERLAY["tasks"]["concepts"])
+    words, scored = words_by_concept(world), set()
+    for path in (ROOT / OVERLAY["tasks"]["tuning_for"]).glob("*.yaml"):
+        task = load_task(path)
+        scored |= {word for concept in (*task.erase, *task.retain) for word in words[concept]}
+    tasks = [load_task(FOLDER / f"{name}.yaml") for name in OVERLAY["tasks"]["names"]]
+    assert {task.kind for task in tasks} == {"person", "object", "character"} and len(scored) > 100
+    assert len(next(task for task in tasks if task.kind == "person").erase) == 10
+    for task in tasks:
+        for concept in (*task.erase, *task.retain):
+            assert words[concept].isdisjoint(scored), concept
+
+
+# the configuration
+
+
+def tuned(tmp_path: Path, task: dict[str, Any] | None = None, **tasks: Any) -> Study:
+    """The study with the base and the scorers of the first miniature, and with one task changed."""
+    for path in FOLDER.glob("*.yaml"):
+        changed = read_yaml(path) | (task or {} if path.stem == "tuning-object" else {})
+        (tmp_path / path.name).write_text(yaml.safe_dump(changed))
+    first = {"base": {"path": "data/miniature/base"}, "world": "config/world.yaml"}
+    first["scorers"] = {name: {"path": f"data/miniature/{name}"} for name in ("recogniser", "clip")}
+    layers = [OVERLAY, first, {"tasks": {"folder": str(tmp_path)} | tasks}]
+    study = read_yaml(ROOT / "params.yaml")
+    for layer in layers:
+        study = merge(study, layer)
+    return make_study(study, ROOT)
+
+
+@SHIPPED
+@pytest.mark.parametrize(
+    ("task", "tasks", "message"),
+    [
+        ({"retain": ["bus", "sailboat"]}, {}, r"tuning-object.yaml: retain = 'sailboat': shares 'sailboat' with"),
+        ({"erase": ["police car"], "mapping": "sky"}, {}, r"erase = 'police car': shares 'car' with 'automobile' of"),
+        ({"first_seed": 1}, {}, r"tuning-object.yaml: first_seed = 1: may be the seed of an image that is scored"),
+        ({}, {"general": "config/prompts/miniature/general-100.csv"}, r"tasks.general = .*: holds prompts and seeds"),
+        ({}, {"tuning_for": "config/prompts"}, r"tasks.tuning_for = 'config/prompts': holds no tasks; write the"),
+        ({}, {"concepts": None}, r"tasks.concepts = None: is no list with shared_words, .*remove tasks.tuning_for"),
+    ],
+)  # fmt: skip
+def test_what_would_tune_on_what_scores_is_refused(
+    task: dict[str, Any], tasks: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tuned(tmp_path, task, **tasks)
+
+
+@SHIPPED
+def test_images_have_other_noise_than_those_that_score(tmp_path: Path) -> None:
+    study = tuned(tmp_path)
+    settings = job_settings.prompts(study, "tuning-object")
+    (tmp_path / "prompts").mkdir()
+    prompts_stage.make(Job(settings, tmp_path / "prompts/manifest.json", {}, "cpu"), tmp_path / "prompts")
+    rows = pd.read_csv(tmp_path / "prompts/prompts.csv")
+    scored = prompt_set(study.loaded["tuning-object"])
+    assert list(rows["prompt"]) == list(scored["prompt"]) and set(rows["seed"]).isdisjoint(scored["seed"])
+    assert rows["seed"].tolist() == [
+        seed_of("tuning", prompt, index) for prompt, index in zip(rows["prompt"], rows["index"], strict=True)
+    ]
+    assert "purpose" not in job_settings.prompts(tuned(tmp_path, tuning_for=None), "tuning-object")
+
+
+@SHIPPED
+def test_one_eraser_is_one_target(tmp_path: Path) -> None:
+    """It reads the bases and the erased models of its settings, and a study without fine-tuning has no others."""
+    study = tuned(tmp_path)
+    assert not list(study.cells()) and report_settings.whole(study) == ["results/experiments/results.md"]
+    models = {"tuning-object", "tuning-object/esd/s1000", "tuning-people/esd.noise/s1000"}
+    assert models <= set(models_of(study, "tune_esd")) and len(models_of(study, "tune_esd")) == 3 * (1 + SETTINGS)
+    made = {job.out.as_posix(): job for job in jobs(study)}
+    reads = report_settings.experiment_reads(study, "tune_esd")
+    assert len(reads) == 3 * (1 + SETTINGS) and {f"{folder}/manifest.json" for folder in reads} <= set(made)
+    settings = made["results/experiments/tune_esd/made.json"].settings
+    assert settings["settings"]["esd.long"] == {**settings["settings"]["esd"], "steps": 600}
+
+
+@SHIPPED
+def test_settings_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
+    limited = {"esd": {"variants": {"long": {"tasks": ["tuning-object"]}}}}
+    study = tuned(tmp_path).source
+    with pytest.raises(ConfigError, match=r"experiments.tune_esd.erasers = 'esd.long': does not erase tuning-people"):
+        make_study(merge(study, {"erasers": limited}), ROOT)
+
+
+@pytest.mark.parametrize(("key", "value"), [("finetunes", "lora"), ("claims", Claim("x", Cells(), "above"))])
+def test_tuning_compares_erased_models_alone(key: str, value: Any) -> None:
+    shown = {"title": "x", "kind": "tuning", "tasks": ("ship",), "erasers": ("uce",)}
+    assert Experiment(**shown).finetunes == ()
+    with pytest.raises(ConfigError, match=rf"{key} = \['(lora|x)'\]: has no place in tuning"):
+        Experiment(**shown, **{key: (value,)})
+    with pytest.raises(ConfigError, match=r"erasers = \[\]: must not be empty for tuning"):
+        Experiment(**{**shown, "erasers": ()})
+
+
+# the choice
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([(40, 95), (10, 81), (0, 79.9)], ["", "chosen", ""]),  # the least left, of those that keep 80 %
+        ([(10, 80), (10, 85), (12, 99)], ["", "chosen", ""]),  # of equal ones, the one that keeps more
+        ([(10, 85), (10, 85)], ["chosen", ""]),  # the one written first
+        ([(0, 80.0)], ["chosen"]),
+        ([(40, 70), (10, 60), (50, 65), (5, 20)], ["front", "front", "", "front"]),
+        ([(40, 70), (40, 70), (40, 60)], ["front", "front", ""]),  # equal settings do not exclude each other
+    ],
+)
+def test_the_rule_of_the_choice(points: list[tuple[float, float]], expected: list[str]) -> None:
+    assert tuning.choices(pd.DataFrame(points, columns=["left", "kept"])) == expected
+
+
+def test_a_setting_is_told_by_what_differs() -> None:
+    settings = {"a": {"lr": 1, "steps": 2}, "a.b": {"lr": 3, "steps": 2}, "a.c": {"lr": 1, "steps": 2, "x": 4}, "d": {}}
+    told = [tuning.differing(name, settings) for name in settings]
+    assert told == ["lr: 1", "lr: 3", "lr: 1, x: 4", ""]
+
+
+PEOPLE = {"erase": ["doctor", "clerk"], "retain": ["boy", "girl"]}
+BICYCLE = {"erase": ["bicycle"], "retain": ["bus", "train"]}
+SHOWN = {  # share of recognised images of the erased and retained concepts: task -> model -> both
+    "people": {"": (1, 0.5), "esd": (0.5, 0.5), "esd.long": (0.25, 0.375)},
+    "bicycle": {"": (1, 1), "esd": (0.0, 0.75), "esd.long": (0.0, 1)},
+}
+
+
+def scored_sets() -> list[ImageSet]:
+    """Two tasks, two settings, exactly the shares of SHOWN in each concept."""
+    sets = []
+    for (task, models), concepts in zip(SHOWN.items(), (PEOPLE, BICYCLE), strict=True):
+        prompts = prompt_rows(concepts)
+        place = prompts.groupby("concept").cumcount() / (len(prompts) / prompts["concept"].nunique())
+        for name, (left, kept) in models.items():
+            eraser, _, variant = name.partition(".")
+            key = {"eraser": eraser, "variant": variant or "default", "erase_seed": 1000} if name else {}
+            rows = score(prompts, {"erase": left, "retain": kept}, 0)
+            rows["recogniser_correct"] = (place < rows["role"].map({"erase": left, "retain": kept})).astype(float)
+            state = "erased" if name else "base"
+            sets.append(image_set({"base": "m", "task": task, **key, "state": state}, rows, np.zeros((len(rows), 2))))
+    return sets
+
+
+def test_what_is_left_is_a_mean_over_tasks_and_what_is_kept_the_least() -> None:
+    cells = tuning.left_and_kept(scored_sets(), "recogniser_accuracy")
+    settings = {"esd": {"steps": 300}, "esd.long": {"steps": 600}}
+    table = tuning.tuning_table(cells, settings, ["people", "bicycle"]).set_index("eraser")
+    assert table["left"].to_dict() == {"esd": 25.0, "esd.long": 12.5}
+    assert table["kept"].to_dict() == {"esd": 75.0, "esd.long": 75.0}  # of bicycle and of people
+    assert table.loc["esd", ["left people", "kept people", "left bicycle", "kept bicycle"]].tolist() == [50, 100, 0, 75]
+    assert table.loc["esd.long", ["left people", "kept people"]].tolist() == [25, 75]
+    assert table["choice"].to_dict() == {"esd": "", "esd.long": "front"}
+    assert table["setting"].to_dict() == {"esd": "steps: 300", "esd.long": "steps: 600"}
+
+
+def test_a_base_that_shows_nothing_retained_is_refused() -> None:
+    sets = [s for s in scored_sets() if s.key["task"] == "people"]
+    sets[0].rows.loc[sets[0].rows["role"] == "retain", "recogniser_correct"] = 0.0
+    with pytest.raises(ValueError, match="people: the base shows none of the retained concepts by recogniser_accuracy"):
+        tuning.left_and_kept(sets, "recogniser_accuracy")
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    """A folder with the results of one experiment of the study, `tune_esd`, with known scores."""
+    models = []
+    for one in scored_sets():
+        name = method_name(one.key["eraser"], one.key["variant"]) if one.key["eraser"] else ""
+        models.append(f"{one.key['task']}/{name}/s1000" if name else one.key["task"])
+        write_scores_folder(tmp_path / f"results/scores/m/{models[-1]}/scores/step-000000", one)
+    written = {"esd": {"steps": 300, "captions": ["{}"]}, "esd.long": {"steps": 600, "captions": ["{}"]}}
+    settings = {"name": "tune_esd", "title": "ESD", "kind": "tuning", "metric": "recogniser_accuracy", "note": "",
+                "erasers": ["esd", "esd.long"], "base": "m", "controls": [], "models": models, "tasks": [*SHOWN],
+                "settings": written, "claims": []}  # fmt: skip
+    with contextlib.chdir(tmp_path):
+        experiment.make(Job(settings, Path("results/experiments/tune_esd/made.json"), {}, "cpu"))
+    return tmp_path
+
+
+def test_the_page_holds_table_and_rule(page: Path) -> None:
+    folder = page / "results/experiments/tune_esd"
+    text, table = (folder / "tune_esd.md").read_text(), pd.read_csv(folder / "tune_esd.csv")
+    assert tuning.RULE in text and "Chosen:\n" not in text and list(table["choice"].fillna("")) == ["", "front"]
+    assert "| esd.long | steps: 600 | 1 | 12.5 | 75.0 | 25.0 | 75.0 | 0.0 | 100.0 | front |" in text
+    assert (folder / "tune_esd.svg").is_file()
+
+
+def test_a_chosen_setting_is_written_as_it_stands_in_the_study(page: Path) -> None:
+    made = read_json(page / "results/experiments/tune_esd/made.json")["parameters"]
+    models = [model for model in made["models"] if model.startswith("bicycle")]  # of which esd.long keeps all
+    settings = made | {"models": models, "tasks": ["bicycle"], "name": "x"}
+    with contextlib.chdir(page):
+        experiment.make(Job(settings, Path("results/experiments/x/made.json"), {}, "cpu"))
+    text = (page / "results/experiments/x/x.md").read_text()
+    chosen = yaml.safe_load(text.partition("```yaml")[2].partition("```")[0])
+    assert chosen == {"esd.long": {"steps": 600, "captions": ["{}"]}}
+
+
+def test_docs_hold_one_table_of_what_has_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    spec = importlib.util.spec_from_file_location("studies", ROOT / "docs/studies.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    study = {"base": {"name": "m"}, "tasks": {"names": ["people", "bicycle"]}, "seeds": {"erase": [1000]},
+             "experiments": {"tune_esd": {}, "tune_not_run": {}}}  # fmt: skip
+    (page / "study.yaml").write_text(yaml.safe_dump(study))
+    for task, eraser, part, taken in (("people", "esd", "delta", 40), ("people", "esd", "loras", 2.4)):
+        folder = page / f"results/erased/m/{task}/{eraser}/s1000/{part}"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"seconds": taken}))
+    text = module.tuning(page / "results", page / "study.yaml")
+    assert "| esd | steps: 300 | 25.0 | 75.0 | 50.0 / 100.0 | 0.0 / 75.0 | 42 / 0 |  |" in text
+    assert "Chosen: none. No setting keeps enough: esd." in text and tuning.RULE in text
+    for name in ("tuning", "sources"):
+        filled = module.filled((ROOT / f"docs/{name}.md").read_text(), {f"{name} study": text})
+        assert filled.count(text) == 1
