@@ -99,6 +99,11 @@ class Experiment:
         for key in others.get(self.kind, ("tasks", "erasers", "roles", *tuned)):
             if not getattr(self, key):
                 raise ConfigError(key, [], f"must not be empty for {self.kind}; name at least one")
+        shown = {"finetunes": list(self.finetunes), "claims": [claim.says for claim in self.claims]}
+        for key, names in shown.items() if self.kind == "tuning" else ():
+            if names:
+                remedy = "has no place in tuning, which compares erased models before any fine-tuning; remove it"
+                raise ConfigError(key, names, remedy)
         if self.kind == "words" and self.finetunes:
             raise ConfigError("finetunes", list(self.finetunes), "have no words, which are those of erasers; remove it")
         if self.choose == "largest" and not self.finetunes:
@@ -106,11 +111,6 @@ class Experiment:
         if self.kind == "bars":
             known("along", self.along, CATEGORIES if self.finetunes else CATEGORIES[:2])
         self._check_table()
-        shown = {"finetunes": list(self.finetunes), "claims": [claim.says for claim in self.claims]}
-        for key, names in shown.items() if self.kind == "tuning" else ():
-            if names:
-                remedy = "has no place in tuning, which compares erased models before any fine-tuning; remove it"
-                raise ConfigError(key, names, remedy)
 
     @property
     def shown_metrics(self) -> tuple[str, ...]:
