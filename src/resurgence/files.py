@@ -25,6 +25,8 @@ LARGE = 16 * 2**20  # bytes; smaller files are hashed each time
 SETTLED = 2 * 10**9  # nanoseconds; a file system may give two changes within this time the same date
 
 
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""The files of a LoRA that peft itself wrote; the second holds its lora_alpha, so they belong together."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # the beginning of a file that Git LFS has not fetched
 
 
