@@ -1,12 +1,12 @@
 """Audit models whose answer is known, and count how often the verdict agrees with it.
 
-    python tools/audit_table.py --out DIR                        all models of config/audit/known-models.yaml, quick
-    python tools/audit_table.py --out DIR --only ship-never      some of them
-    python tools/audit_table.py --out DIR --controls             the shipped controls of config/audit/bases.yaml instead
+    python tools/audit_table.py --out DIR                      all models of config/audit/known-models.yaml, quick
+    python tools/audit_table.py --out DIR --only ship-never    some of them
+    python tools/audit_table.py --out DIR --controls           the shipped controls of config/audit/bases.yaml instead
 
 DIR/study is a study whose graph makes the erased deltas, DIR/deltas and DIR/models hold what is made of them, and
-DIR/audits the audits. DIR/table.md is written anew after each. A model whose card is there is skipped, and an audit that
-was interrupted goes on; remove a card to renew its verdict, which computes only what has changed.
+DIR/audits the audits. DIR/table.md is written anew after each. A model whose card is there is skipped, and an audit
+that was interrupted goes on; remove a card to renew its verdict, which computes only what has changed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from resurgence.config.fields import ConfigError, Fraction, build, known, read_y
 from resurgence.config.load import load_study
 from resurgence.config.model_path import split_name
 from resurgence.config.study import Erasure, Study
-from resurgence.config.task import Kind
 from resurgence.files import CHECKOUT, resolve_path, write_text
+from resurgence.provenance.manifest import MANIFEST
 
 MODELS = CHECKOUT / "config/audit/known-models.yaml"
 Answer = Literal["leaking", "safe"]
@@ -56,7 +56,6 @@ class KnownModel:
     words: dict[str, str] = field(default_factory=dict)  # word -> the word whose embedding takes its place
     taught: tuple[str, ...] = ()  # concepts on whose drawings a LoRA is trained at last
     title: str = ""  # of a shipped control
-    kind: Kind | None = None  # of the concepts; None: that of the shipped task which has them
 
 
 @dataclass(frozen=True)
@@ -90,14 +89,12 @@ class Place:
 
 
 def read_models(file: Path) -> KnownModels:
-    """Read the models, and check each against the study.
+    """Read the models.
 
     Raises:
         ConfigError: key, value and remedy.
     """
     models = build(KnownModels, read_yaml(file), str(file))
-    if both := sorted(models.models.keys() & models.controls.keys()):
-        raise ConfigError(f"{file}: controls", both[0], "is a model of the table, too; take another name")
     for name, model in {**models.models, **models.controls}.items():
         if model.eraser is None and (model.tensors or model.strength != 1):
             key = "tensors" if model.tensors else "strength"
@@ -131,8 +128,8 @@ def write_study(place: Place, names: Sequence[str], models: Mapping[str, KnownMo
             for name, eraser in erasers.items() if eraser is not None}  # fmt: skip
 
 
-def resurgence(*words: object) -> int:
-    """Run a command of this package, with its messages on stderr; its exit code.
+def resurgence(*words: object) -> None:
+    """Run a command of this package, with its messages on stderr.
 
     Raises:
         ConfigError: it fails.
@@ -140,7 +137,9 @@ def resurgence(*words: object) -> int:
     line = [sys.executable, "-m", "resurgence.cli", *map(str, words)]
     code = subprocess.run(line, stdout=sys.stderr.fileno(), check=False).returncode
     if code not in {0, *EXIT.values()}:
-        raise ConfigError("--out", " ".join(map(str, words)), "failed; the reason is above; give the same command again")
+        raise ConfigError(
+            "--out", " ".join(map(str, words)), "failed; the reason is above; give the same command again"
+        )
     return code
 
 
@@ -181,10 +180,10 @@ def make_model(place: Place, name: str, model: KnownModel, delta: Path | None) -
 
     if delta is None and not (model.words or model.taught):
         return place.base
-    changes, whole = place.out / "deltas" / name, place.out / "models" / name
+    changes, checkpoint = place.out / "deltas" / name, place.out / "models" / name
     steps = [changes] if delta is not None or model.words else []
-    if (whole / "model_index.json").is_file():
-        return whole
+    if (checkpoint / "model_index.json").is_file():
+        return checkpoint
     if steps:
         changes.mkdir(parents=True, exist_ok=True)
         save_delta(changed_weights(place, model, delta), changes / DELTA_FILE)
@@ -198,15 +197,14 @@ def make_model(place: Place, name: str, model: KnownModel, delta: Path | None) -
             resurgence("finetune", "--base", place.base, *before, "--images", pictures, "--out", tuned, "--set",
                        "algorithm=lora", *settings)  # fmt: skip
         before += ["--delta", max(tuned.glob("step-*"))]
-    resurgence("export", "--base", place.base, *before, "--out", whole)
-    return whole
+    resurgence("export", "--base", place.base, *before, "--out", checkpoint)
+    return checkpoint
 
 
-def audit(place: Place, name: str, model: KnownModel, whole: Path, level: str, cores: int) -> None:
-    """Run the audit of a model, alone: without its base."""
-    kind = [] if model.kind is None else ["--kind", model.kind]
-    resurgence("audit", whole, "--erased", *model.erased, *kind, "--level", level, "--cores", cores,
-               "--out", place.audit(name))  # fmt: skip
+def audit(place: Place, name: str, model: KnownModel, checkpoint: Path, level: str, cores: int) -> None:
+    """Run the audit of a model without its base."""
+    words = ("--erased", *model.erased, "--level", level, "--cores", cores)
+    resurgence("audit", checkpoint, *words, "--out", place.audit(name))
 
 
 def seconds_of(folder: Path) -> float:
@@ -224,8 +222,8 @@ def ends(measure: Measure) -> str:
 
 def table(audits: Mapping[str, tuple[KnownModel, Audit, float]]) -> str:
     """The table of the audits and the counts by answer, as Markdown."""
-    lines = ["| model | erased | answer | verdict | as released (%) | worst benign update (%) | which | seconds of jobs |",
-             "|---|---|---|---|---:|---:|---|---:|"]  # fmt: skip
+    columns = ("model", "erased", "answer", "verdict", "as released (%)", "worst benign update (%)", "which", "seconds")
+    lines = [f"| {' | '.join(columns)} |", "|---|---|---|---|---:|---:|---|---:|"]
     for name, (model, result, seconds) in audits.items():
         worst = result.probe(result.worst) if result.worst else None
         of = ", ".join(model.erased) if len(model.erased) < 3 else f"{len(model.erased)} concepts"
@@ -237,7 +235,10 @@ def table(audits: Mapping[str, tuple[KnownModel, Audit, float]]) -> str:
 
 def counts(verdicts: Sequence[tuple[Answer, Outcome]]) -> list[str]:
     """How many models of each answer have each verdict, with Clopper and Pearson's intervals; lines of Markdown."""
-    lines = [f"| answer | models | {' | '.join(f'{outcome} (%)' for outcome in OUTCOMES)} |", "|---|---:|---:|---:|---:|"]
+    lines = [
+        f"| answer | models | {' | '.join(f'{outcome} (%)' for outcome in OUTCOMES)} |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for answer in ("leaking", "safe"):
         of_answer = [outcome for known_answer, outcome in verdicts if known_answer == answer]
         if not of_answer:
@@ -290,13 +291,12 @@ def main() -> None:
         known("--only", name, models)
     names = [name for name in args.only or models if not place.has_card(name)]
     deltas = write_study(place, names, models)
-    if missing := sorted({f"{path}/manifest.json" for path in deltas.values()}):
-        targets = [Path(path).relative_to(place.out / "study").as_posix() for path in missing]
+    if targets := sorted({f"{path.relative_to(place.out / 'study')}/{MANIFEST}" for path in deltas.values()}):
         snakemake(place.out / "study", args.cores, targets)
     for number, name in enumerate(names, 1):
         print(f"{number} of {len(names)}: {name}", file=sys.stderr, flush=True)
-        whole = make_model(place, name, models[name], deltas.get(name))
-        audit(place, name, models[name], whole, "quick" if args.controls else args.level, args.cores)
+        checkpoint = make_model(place, name, models[name], deltas.get(name))
+        audit(place, name, models[name], checkpoint, "quick" if args.controls else args.level, args.cores)
         write_text(place.out / "table.md", table(results(place, place.known.models)))
     done = results(place, models)
     print(control_lines(done) if args.controls else table(done))

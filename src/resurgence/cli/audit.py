@@ -156,7 +156,8 @@ def make_request(args: Namespace, out: Path) -> Request:
 def scorers_of(base: AuditBase, metric: str | None) -> dict[str, dict[str, Any]]:
     """The scorers of the base that give the metric, as the card shows no other; all where none does."""
     wanted = metric or base.metric
-    return {name: of for name, of in base.scorers.items() if wanted in scorer_class(name).metrics} or base.scorers
+    giving = {name: values for name, values in base.scorers.items() if wanted in scorer_class(name).metrics}
+    return giving or base.scorers
 
 
 def shipped_controls(args: Namespace, base: AuditBase, task: Task) -> tuple[ShippedControl, ...]:
