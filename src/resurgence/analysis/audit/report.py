@@ -128,8 +128,8 @@ def controls(cfg: AuditConfig, models: Models, column: str, erased: Sequence[str
         result = measure(of_models(leaking, column).erased, level)
         images = tuple(model.images("erase") for model in leaking)
         passed = is_above(result, cfg.criteria)
-        origin = cfg.leaking.probe, result, "computed", passed, images, tuple(erased)
-        made.append(Control("leaking", cfg.leaking.title, *origin))
+        made.append(Control("leaking", cfg.leaking.title, cfg.leaking.probe, result, "computed", passed, images,
+                            tuple(erased)))  # fmt: skip
     if cfg.untaught is not None:
         name = control_probe(cfg.probes)
         probed = models[f"probe {name}"]
