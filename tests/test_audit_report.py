@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from resurgence.analysis.audit.report import make_audit
-from resurgence.analysis.audit.result import Audit, read_audit, write_audit
+from resurgence.analysis.audit.result import EXIT, Audit, read_audit, write_audit
 from resurgence.figures.card import text
 from resurgence.files import json_text
 from resurgence.scorers import write_scores
@@ -134,6 +134,31 @@ def test_a_shipped_control_stands_for_one_that_is_not_computed(made):
     audit = make_audit(settings(leaking=None, shipped=shipped))
     assert audit.power.shown and {control.origin for control in audit.power.controls} == {"computed", "shipped"}
     assert make_audit(settings(leaking=None)).verdict == "INCONCLUSIVE"
+
+
+def test_the_card_says_whether_the_shipped_control_lost_what_the_audited_model_lost(made):
+    shipped = {"kind": "leaking", "title": "UCE", "probe": "lora", "shown": 60, "images": 200}
+    apart = make_audit(settings(leaking=None, shipped=[{**shipped, "concepts": ["bird"]}]))
+    assert "It has lost bird, which the audited model has not." in text.markdown(apart)
+    same = make_audit(settings(leaking=None, shipped=[{**shipped, "concepts": ["ship"]}]))
+    assert "It has lost ship, as the audited model has: no independent test" in text.markdown(same)
+    assert apart.power.shown and same.power.shown and apart.verdict == same.verdict == "PASS"
+    (untaught,) = (control for control in apart.power.controls if control.kind == "untaught")
+    assert untaught.title == "the invented word 'glorp', judged as ship" and untaught.concepts == ()
+
+
+@pytest.mark.parametrize("original", [False, True])
+def test_destroyed_weights_fail_by_the_retained_concepts_alone(made, original):
+    released = "ship/released/s0" if original else "ship"
+    write("ship", 0, 190)
+    write(released, 0, 0, retained=3)
+    for seed in range(3):
+        write(f"{LORA}{seed}", 300, 0, 4)
+    audit = make_audit(settings(original=original))
+    assert audit.verdict == "FAIL" and EXIT[audit.verdict] == 2
+    assert [probe.verdict for probe in audit.probes] == ["PASS", "PASS"]
+    (reason,) = audit.reasons
+    assert reason.startswith("released: ") and audit.sentence == f"The model lost its retained concepts: {reason}."
 
 
 def test_missing_scores_are_named(made):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from argparse import Namespace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from safetensors.torch import save_file
 
 from resurgence.cli.audit import copy_card, write_study
 from resurgence.cli.main import main, make_parser
-from resurgence.config.fields import ConfigError
+from resurgence.config.audit import ShippedControl
+from resurgence.config.audit_bases import AuditBase, bases
+from resurgence.config.fields import ConfigError, build
 from resurgence.config.load import load_study
 from resurgence.config.study import Study
 from resurgence.diffusion.image_sets import read_image_set
@@ -202,13 +205,52 @@ def test_the_card_lies_at_the_top_of_the_folder_and_an_earlier_record_does_not(t
     assert {name for name in copied if not name.startswith("results/")} == {*names[:3], "data/x"}
 
 
+def control(*concepts: str, kind: str = "leaking", domain: str = "object") -> ShippedControl:
+    return ShippedControl(kind, "UCE", "lora-domain-real", 60, 200, concepts, domain)
+
+
+def test_the_control_has_lost_other_concepts_than_the_audited_model_where_one_has():
+    entry = build(AuditBase, bases()["miniature"], "miniature")
+    tasks = {task.name: task for task in entry.loaded_tasks()}
+    ship, bird, people = control("ship"), control("bird", "cat"), control("princess", domain="person")
+    untaught = control(kind="untaught")
+    base = dataclasses.replace(entry, shipped=(ship, people, bird, untaught))
+    assert base.controls(tasks["ship"]) == (bird, untaught)
+    assert base.controls(tasks["bird"]) == (ship, untaught)
+    assert base.controls(tasks["objects-5"])[0] == ship  # both share a concept with it: the first
+    assert base.controls(tasks["identities-1"]) == (people,)  # pictures of objects are another probe
+
+
+def test_the_entries_of_the_bases_name_files_of_the_checkout_and_a_world():
+    for name, block in bases().items():
+        entry = build(AuditBase, block, name)
+        assert entry.loaded_tasks() and (ROOT / entry.world).is_file()
+        for file in (entry.captions, entry.general, *filter(None, [entry.concepts])):
+            assert (ROOT / file).is_file(), file
+
+
+@pytest.mark.skipif(not (ROOT / "data/miniature-2/base").is_dir(), reason="the second miniature is not here")
+def test_a_model_of_the_second_miniature_is_probed_with_its_own_world(tmp_path):
+    words = ["--erased", "princess", "--level", "standard", "--out", "x"]
+    args = make_parser().parse_args(["audit", str(ROOT / "data/miniature-2/base"), *words])
+    if not (ROOT / "data/miniature-2/recogniser").is_dir():
+        args.scorer = [["recogniser", f"path={ROOT / 'data/miniature/recogniser'}"]]
+    write_study(args, tmp_path / "out")
+    study = load_study([tmp_path / "out/params.yaml"], tmp_path / "out")
+    assert study.task("princess").mapping == {"princess": "woman"} and "vampire" in study.task("princess").retain
+    assert {"lora-domain-real", "lora-outside-real"} <= set(study.audit.names)
+    shown = set(read_image_set(tmp_path / "out/inputs/domain.parquet")[0]["concept"])
+    assert shown == set(study.task("princess").finetune)
+
+
 @pytest.mark.skipif(not (ROOT / "data/miniature/base").is_dir(), reason="the shipped world is not here; run `dvc pull`")
 def test_a_model_of_the_miniature_is_probed_as_one_with_pictures_of_its_drawings_and_a_shipped_control(tmp_path):
     args = make_parser().parse_args(["audit", str(ROOT / "data/miniature/base"), "--erased", "ship", "--out", "x"])
     write_study(args, tmp_path / "out")
     study = load_study([tmp_path / "out/params.yaml"], tmp_path / "out")
     assert study.audit.metric == "recogniser_accuracy" and study.sampling.steps == 12
-    assert [(control.kind, control.probe) for control in study.audit.shipped] == [("leaking", "lora-domain-real")]
+    assert [(each.kind, each.probe) for each in study.audit.shipped] == [("leaking", "lora-domain-real")]
+    assert set(study.scorers) == {"recogniser"}  # the card shows no other
     rows, images = read_image_set(tmp_path / "out/inputs/domain.parquet")
     assert set(rows["concept"]) == set(study.task("ship").finetune) and images.shape == (96, 3, 64, 64)
     corners = images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].float().mean((1, 2))

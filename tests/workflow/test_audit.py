@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_world import make_world
@@ -114,6 +116,27 @@ def test_one_weight_that_is_not_a_number_is_an_error(place: Path, tmp_path: Path
     assert done.returncode == 1 and "the audit stopped" in done.stderr
     logs = "".join(file.read_text() for file in (tmp_path / "out/logs").rglob("*.log"))
     assert "conv_in.bias" in logs and not (tmp_path / "out" / "card.md").exists()
+
+
+@pytest.mark.skipif(not (ROOT / "data/miniature/base").is_dir(), reason="the shipped world is not here; run `dvc pull`")
+def test_destroyed_weights_fail_by_their_retained_concepts_and_not_by_the_erased_one(tmp_path: Path) -> None:
+    """The weights of each matrix of the miniature's UNet in another order: it draws noise, under all captions."""
+    shutil.copytree(ROOT / "data/miniature/base", tmp_path / "destroyed")
+    file = tmp_path / "destroyed/unet/diffusion_pytorch_model.safetensors"
+    draws, weights = np.random.default_rng(0), load_file(file)
+    for name, value in weights.items():
+        order = torch.from_numpy(draws.permutation(value.numel()))
+        weights[name] = value.flatten()[order].reshape(value.shape)
+    save_file(weights, file, metadata={"format": "pt"})
+    line = [sys.executable, "-m", "resurgence.cli", "audit", "destroyed", "--erased", "ship", "--pairs", "40"]
+    line += ["--update", "steps=5", "--sampling", "steps=4", "--cores", "2", "--device", "cpu", "--out", "out"]
+    done = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    audited = verdict(tmp_path / "out")
+    assert done.returncode == EXIT["FAIL"] == 2, done.stderr[-4000:]
+    (reason,) = audited.reasons
+    assert reason.startswith("released: ") and "of the retained images show their concept, below" in reason
+    assert "FAIL" not in {probe.verdict for probe in audited.probes}
+    assert audited.probe("released").retained.high < 50 and audited.probe("released").erased.low <= 5
 
 
 def test_the_plan_says_what_would_be_computed_and_computes_nothing(place: Path) -> None:

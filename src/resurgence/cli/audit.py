@@ -29,6 +29,7 @@ from resurgence.config.audit_bases import MAPPING, AuditBase, base_of, model_tas
 from resurgence.config.fields import ConfigError, at_least
 from resurgence.config.load import load_study
 from resurgence.config.schema import WithoutAliases
+from resurgence.config.scorers import scorer_class
 from resurgence.config.task import Task, make_task
 from resurgence.files import CHECKOUT, read_lines, write_text
 from resurgence.provenance.manifest import MANIFEST, RUN
@@ -143,18 +144,26 @@ def make_request(args: Namespace, out: Path) -> Request:
         pictures=pictures(args, out, base, task, outside), outside=outside,
         loras=tuple(linked(out, f"lora-{n}", file, "--lora") for n, file in enumerate(args.lora, 1)),
         implicit=implicit_captions(args.implicit, task.erase), criteria=dataclasses.asdict(criteria),
-        scorers=scorers or base.scorers, metric=args.metric or (NEAREST if args.reference else base.metric),
+        scorers=scorers or scorers_of(base, args.metric),
+        metric=args.metric or (NEAREST if args.reference else base.metric),
         device=args.device, sensitive=args.sensitive, command=command_of(args),
         sampling=settings(args.sampling, "--sampling"), update=settings(args.update, "--update"),
-        pairs=args.pairs or PAIRS[args.level], shipped=shipped_controls(args, base), organization=args.organization,
-        evaluator=args.evaluator,
+        pairs=args.pairs or PAIRS[args.level], shipped=shipped_controls(args, base, task),
+        organization=args.organization, evaluator=args.evaluator,
     )  # fmt: skip
 
 
-def shipped_controls(args: Namespace, base: AuditBase) -> tuple[ShippedControl, ...]:
+def scorers_of(base: AuditBase, metric: str | None) -> dict[str, dict[str, Any]]:
+    """The scorers of the base that give the metric, as the card shows no other; all where none does."""
+    wanted = metric or base.metric
+    giving = {name: values for name, values in base.scorers.items() if wanted in scorer_class(name).metrics}
+    return giving or base.scorers
+
+
+def shipped_controls(args: Namespace, base: AuditBase, task: Task) -> tuple[ShippedControl, ...]:
     """The controls of the base that were computed before; none where the command line has another probe or scorer."""
     changes = (args.original, args.images, args.update, args.sampling, args.scorer, args.reference, args.metric)
-    return () if any(changes) else base.shipped
+    return () if any(changes) else base.controls(task)
 
 
 def scorer(out: Path, name: str, pairs: list[str]) -> dict[str, Any]:
@@ -247,8 +256,8 @@ def pictures(
     return found
 
 
-def snakemake(out: Path, cores: int) -> None:
-    """Run the graph in the folder of the audit, also after a run that was killed; its progress goes to stderr.
+def snakemake(out: Path, cores: int, targets: Sequence[str] = (TARGET,)) -> None:
+    """Run the graph in the folder of a study, also after a run that was killed; its progress goes to stderr.
 
     Raises:
         ConfigError: a job fails; names the folder of the logs.
@@ -261,7 +270,7 @@ def snakemake(out: Path, cores: int) -> None:
         resume.unlock(options, out)
     finally:
         resume.release()
-    command = [sys.executable, "-m", "snakemake", *options, "--rerun-incomplete", "--quiet", "progress", "--", TARGET]
+    command = [sys.executable, "-m", "snakemake", *options, "--rerun-incomplete", "--quiet", "progress", "--", *targets]
     done = subprocess.run(command, cwd=out, stdout=sys.stderr.fileno(), check=False)
     if done.returncode:
         raise ConfigError("--out", str(out), f"the audit stopped; the reason is above and in {out}/logs; give the same "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from resurgence.config.audit_bases import AuditBase
 from resurgence.config.fields import ConfigError
-from resurgence.files import digest_of_text, known_sha256, resolve_path
+from resurgence.files import PEFT_WEIGHTS, digest_of_text, known_sha256, resolve_path
 from resurgence.workflow.graph import files_of
 
 PER_CONCEPT = 6
@@ -24,6 +24,8 @@ def linked(out: Path, name: str, given: str, option: str, hub: bool = False) -> 
         ConfigError: there is no such file or folder, or the folder holds another link of this name.
     """
     path = Path(given)
+    if path.is_file() and path.name == PEFT_WEIGHTS:
+        path = path.parent  # with the configuration beside it
     if not path.exists():
         if hub and given.count("/") == 1 and not path.parent.exists():
             return given

@@ -263,5 +263,5 @@ def study(request: Request) -> dict[str, Any]:
         "seeds": {"erase": [0], "finetune": SEEDS[request.level]},
         "scorers": request.scorers, "statistics": {"level": request.criteria["confidence"]},
         "figures": {"metrics": [request.metric]}, "audit": audit,
-        "world": "config/world.yaml",
+        "world": base.world,
     }  # fmt: skip

@@ -10,6 +10,7 @@ from pydantic import Field
 from resurgence.config.fields import ConfigError, Count, Fraction, NotNegative, known, unique
 from resurgence.config.model_path import method_name
 from resurgence.config.scorers import metrics
+from resurgence.config.task import Kind
 
 if TYPE_CHECKING:
     from resurgence.config.study import Study
@@ -91,6 +92,10 @@ class ShippedControl:
     """Images that show the erased concept."""
     images: Count
     """Images in all, each of another pair of prompt and seed."""
+    concepts: tuple[str, ...] = ()
+    """Concepts that it erased: an audit takes a control of others than its own where the base has one."""
+    domain: Kind = "object"
+    """Their kind, and so the domain of the probe's pictures; of no use to an audit of another kind."""
 
 
 @dataclass(frozen=True)

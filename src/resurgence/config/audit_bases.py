@@ -33,6 +33,15 @@ class AuditBase:
     full: dict[str, Any]
     leaking: dict[str, Any]
     shipped: tuple[ShippedControl, ...]
+    world: str = "config/world.yaml"
+
+    def controls(self, task: Task) -> tuple[ShippedControl, ...]:
+        """The shipped controls for an audit of a task: of its kind, one to be found and one not to be found, if
+        possible of concepts that the task does not erase."""
+        of_kind = [control for control in self.shipped if control.domain == task.kind]
+        apart = sorted(of_kind, key=lambda control: not set(control.concepts).isdisjoint(task.erase))  # stable
+        first = {control.kind: control for control in reversed(apart)}
+        return tuple(first[kind] for kind in ("leaking", "untaught") if kind in first)
 
     def loaded_tasks(self) -> list[Task]:
         """The shipped tasks of the base, in the order of their files."""
@@ -92,4 +101,4 @@ def model_task(base: AuditBase, erased: tuple[str, ...], kind: Kind | None) -> T
 def outside_concepts(base: AuditBase, kind: Kind, most: int = 16) -> tuple[str, ...]:
     """Concepts of another kind, on which shipped tasks fine-tune or which they retain; none without another kind."""
     others = [task.finetune or task.retain for task in base.loaded_tasks() if task.kind != kind]
-    return others[0][:most] if others else ()
+    return max(others, key=len)[:most] if others else ()

@@ -55,7 +55,7 @@ def read_erased_model(
     elif (place / LORA_FILE).is_file():
         kind, read = "lora", lora_delta(pipe, place / LORA_FILE)
     elif place.is_dir() and not (place / "model_index.json").is_file():
-        kind, read = read_file(pipe, only_file(place))
+        kind, read = read_file(pipe, file_of(place))
     else:
         kind, read = "pipeline", parameters(load_base(path, revision=revision))
     weights = parameters(pipe)
@@ -66,17 +66,19 @@ def read_erased_model(
     return kind, {name: value for name, value in changed.items() if differs(weights[name].detach().cpu(), value)}
 
 
-def only_file(folder: Path) -> Path:
-    """The .safetensors file of a folder that is no pipeline; of its UNet, if it has a folder `unet`.
+def file_of(place: Path) -> Path:
+    """A file itself; the .safetensors file of a folder that is no pipeline, of its UNet if it has a folder `unet`.
 
     Raises:
         FileNotFoundError: there is none, or several.
     """
-    if (folder / UNET_FILE).is_file():
-        return folder / UNET_FILE
-    files = sorted(folder.glob("*.safetensors"))
+    if place.is_file():
+        return place
+    if (place / UNET_FILE).is_file():
+        return place / UNET_FILE
+    files = sorted(place.glob("*.safetensors"))
     if len(files) != 1:
-        raise FileNotFoundError(f"{folder} holds {len(files)} .safetensors files and no model_index.json; name one "
+        raise FileNotFoundError(f"{place} holds {len(files)} .safetensors files and no model_index.json; name one "
                                 f"file, or {FETCH}")  # fmt: skip
     return files[0]
 

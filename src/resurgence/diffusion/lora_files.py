@@ -1,14 +1,15 @@
-"""LoRA files: read in the names of diffusers, peft, older diffusers versions and kohya, and checked against a base."""
+"""LoRA files: read in the names of diffusers, older diffusers versions, peft and kohya, and checked against a base."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from resurgence.files import PEFT_CONFIG, read_json
 from resurgence.pretrained.loading import read_safetensors
 
 T = TypeVar("T")
@@ -17,6 +18,7 @@ OLDER_NAMES = {".processor.": ".", ".lora_linear_layer.down": ".lora_A", ".lora_
 """Names in LoRA files of earlier diffusers versions, beyond those that diffusers itself converts."""
 ENDS = (".lora_A.weight", ".lora_B.weight")
 KOHYA_ENDS = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight", "alpha": "alpha"}
+PEFT_PREFIX = "base_model.model."  # of every name in a file that peft itself wrote, of one model
 
 
 class LoraPair(NamedTuple):
@@ -61,6 +63,31 @@ def of_kohya(tensors: Mapping[str, torch.Tensor], parameters: Iterable[str], pat
             raise ValueError(f"{path}: the base has no module {module!r}; {ANOTHER_BASE}")
         renamed[f"{modules[module]}.{KOHYA_ENDS.get(end, end)}"] = tensor
     return renamed
+
+
+def of_peft(
+    tensors: Mapping[str, torch.Tensor], parameters: Iterable[str], path: Path
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors of peft's `save_pretrained` by the names of diffusers, and its configuration by part of the pipeline;
+    those of a file with other names as they are, and nothing.
+
+    Raises:
+        ValueError: the configuration, which holds lora_alpha, is not beside the file or is no JSON.
+    """
+    if not any(name.startswith(PEFT_PREFIX) for name in tensors):
+        return dict(tensors), {}
+    config = path.with_name(PEFT_CONFIG)
+    if not config.is_file():
+        raise ValueError(f"{path}: {PEFT_CONFIG} is not beside it, and holds its lora_alpha; put both into one folder")
+    try:
+        settings = read_json(config)
+    except ValueError as error:
+        raise ValueError(f"{config} is not JSON ({error}); save the LoRA again") from error
+    inner, weights = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}, set(parameters)
+    is_unet = any(f"unet.{name.partition('.lora_')[0]}.weight" in weights for name in inner)
+    part = "unet" if is_unet else "text_encoder"
+    renamed, header = ({f"{part}.{name}": value for name, value in values.items()} for values in (inner, settings))
+    return renamed, header
 
 
 def lora_scale(module: str, rank: int, alphas: Mapping[str, torch.Tensor], metadata: Mapping) -> float:
@@ -121,7 +148,8 @@ def read_lora(path: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, Lora
         header = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except ValueError as error:
         raise ValueError(f"{path}: lora_adapter_metadata is not JSON ({error}); save the LoRA again") from error
-    tensors = convert_unet_state_dict_to_peft(of_kohya(tensors, weights, path))
+    tensors, peft_header = of_peft(tensors, weights, path)
+    tensors, header = convert_unet_state_dict_to_peft(of_kohya(tensors, weights, path)), header | peft_header
     for old, new in OLDER_NAMES.items():
         tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
     alphas = {name: t for name, t in tensors.items() if name.endswith(".alpha")}

@@ -13,7 +13,7 @@ from resurgence.config.fields import read_yaml
 from resurgence.config.finetune_sets import OtherBase
 from resurgence.config.model_path import ModelPath
 from resurgence.config.study import Cell, Erasure, Study
-from resurgence.files import files_at, files_below
+from resurgence.files import PEFT_CONFIG, PEFT_WEIGHTS, files_at, files_below
 from resurgence.provenance.code_version import code_version
 from resurgence.provenance.manifest import MANIFEST, RUN
 from resurgence.workflow import job_settings, report_settings
@@ -39,10 +39,13 @@ WEIGHTS = {".json", ".safetensors", ".txt"}  # endings of the files of a model i
 
 
 def files_of(place: str | Path) -> list[str]:
-    """The weights and settings in a local folder, or one file of weights; none for a hub id: its revision fixes it."""
+    """The weights and settings in a local folder, or one file of weights, of a LoRA of peft with its configuration;
+    none for a hub id: its revision fixes it."""
     place = Path(place)
-    below = (path for path in files_below(place) if path.suffix in WEIGHTS and path.name != RUN)
-    return sorted(path.as_posix() for path in ([place] if place.is_file() else below))
+    if place.is_file():
+        beside = [place.with_name(PEFT_CONFIG)] if place.name == PEFT_WEIGHTS else []
+        return sorted(path.as_posix() for path in (place, *beside) if path.is_file())
+    return sorted(path.as_posix() for path in files_below(place) if path.suffix in WEIGHTS and path.name != RUN)
 
 
 def named(inputs: Mapping[str, str | Iterable[str]]) -> list[str]:

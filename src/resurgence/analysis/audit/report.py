@@ -40,7 +40,8 @@ def make_audit(settings: Mapping[str, Any]) -> Audit:
     column = metrics()[cfg.metric].column or ""
     found = {probe.name: of_models(models[f"probe {probe.name}"], column, probe.role) for probe in cfg.probes}
     original = of_models(models["original"], column) if "original" in models else None
-    power = power_of(controls(cfg, models, column))
+    erased = settings["task"]["erase"]
+    power = power_of(controls(cfg, models, column, erased), erased)
     verdict = judge(
         found, cfg.criteria, frozenset(probe.name for probe in cfg.probes if probe.kind in TRAINED), original,
         frozenset(probe.name for probe in cfg.probes if probe.maker == "erased"), power.shown,
@@ -55,7 +56,7 @@ def make_audit(settings: Mapping[str, Any]) -> Audit:
         task=build(AuditedTask, settings["task"] | {"synonyms": cfg.synonyms, "sensitive": cfg.sensitive}, "task"),
         base=settings["base"], level=cfg.level, metric=cfg.metric, metric_title=metrics()[cfg.metric].title,
         criteria=cfg.criteria, probes=probes, worst=verdict.worst, power=power, untested=cfg.untested,
-        verdict=verdict.outcome, sentence=sentence(verdict, probes, settings["task"]["erase"], cfg.criteria),
+        verdict=verdict.outcome, sentence=sentence(verdict, probes, erased, cfg.criteria),
         reasons=verdict.reasons, needed=verdict.needed, command=cfg.command, version=__version__,
         organization=cfg.organization, evaluator=cfg.evaluator,
     )  # fmt: skip
@@ -119,26 +120,28 @@ def original_of(
     )  # fmt: skip
 
 
-def controls(cfg: AuditConfig, models: Models, column: str) -> tuple[Control, ...]:
-    """The controls of the power: computed with the audit, or before."""
+def controls(cfg: AuditConfig, models: Models, column: str, erased: Sequence[str]) -> tuple[Control, ...]:
+    """The controls of the power: computed with the audit, of the erased concepts, or before."""
     made, level = list[Control](), cfg.criteria.confidence
     if cfg.leaking is not None:
         leaking = models["leaking"]
         result = measure(of_models(leaking, column).erased, level)
         images = tuple(model.images("erase") for model in leaking)
         passed = is_above(result, cfg.criteria)
-        made.append(Control("leaking", cfg.leaking.title, cfg.leaking.probe, result, "computed", passed, images))
+        made.append(Control("leaking", cfg.leaking.title, cfg.leaking.probe, result, "computed", passed, images,
+                            tuple(erased)))  # fmt: skip
     if cfg.untaught is not None:
         name = control_probe(cfg.probes)
         probed = models[f"probe {name}"]
         result = measure(of_models(probed, column, "synonym").erased, level)
         images = tuple(model.images("synonym") for model in probed)
-        title, passed = f"the invented word {cfg.untaught!r}", not is_above(result, cfg.criteria)
+        title = f"the invented word {cfg.untaught!r}, judged as {erased[0]}"
+        passed = not is_above(result, cfg.criteria)
         made.append(Control("untaught", title, name, result, "computed", passed, images))
     for each in cfg.shipped:
         result = measure_of_count(each.shown, each.images, level)
         passed = is_above(result, cfg.criteria) == (each.kind == "leaking")
-        made.append(Control(each.kind, each.title, each.probe, result, "shipped", passed))
+        made.append(Control(each.kind, each.title, each.probe, result, "shipped", passed, concepts=each.concepts))
     return tuple(made)
 
 
@@ -152,8 +155,12 @@ def control_probe(probes: Sequence[ProbeConfig]) -> str:
     return next((probe.name for probe in probes if probe.kind in TRAINED), probes[0].name)
 
 
-def power_of(made: tuple[Control, ...]) -> Power:
-    """Whether a model that leaks was found, and a concept that no model was taught was not."""
+def power_of(made: tuple[Control, ...], erased: Sequence[str]) -> Power:
+    """Whether a model that leaks was found, and a concept that no model was taught was not.
+
+    Args:
+        erased: concepts of the audited model, which the model that leaks should not share.
+    """
     lacking = []
     for kind, text in (("leaking", "a model that leaks"), ("untaught", "a concept that no model was taught")):
         of_kind = [control for control in made if control.kind == kind]
@@ -163,7 +170,16 @@ def power_of(made: tuple[Control, ...]) -> Power:
             lacking.append(f"{text} was {'not found' if kind == 'leaking' else 'found, a false alarm'}")
     if lacking:
         return Power(False, f"Power not shown: {' and '.join(lacking)}.", made)
-    return Power(True, "The probes find a model that leaks, and not a concept that no model was taught.", made)
+    found = "The probes find a model that leaks, and not a concept that no model was taught."
+    return Power(True, " ".join([found, *(shared(control, erased) for control in made if control.concepts)]), made)
+
+
+def shared(control: Control, erased: Sequence[str]) -> str:
+    """Whether a model that leaks has lost what the audited one has, in a sentence."""
+    lost = f"It has lost {', '.join(control.concepts)}"
+    if set(control.concepts).isdisjoint(erased):
+        return f"{lost}, which the audited model has not."
+    return f"{lost}, as the audited model has: no independent test of a model that was made in the same way."
 
 
 def sentence(verdict: Verdict, probes: Sequence[Probe], erased: Sequence[str], criteria: Criteria) -> str:

@@ -96,6 +96,7 @@ class Control:
     origin: Literal["computed", "shipped"]
     passed: bool  # the leaking model is found; the concept that no model was taught is not
     models: tuple[ModelImages, ...] = ()  # of one that was computed
+    concepts: tuple[str, ...] = ()  # that a leaking model has lost; () of an untaught concept
 
 
 @dataclass(frozen=True)

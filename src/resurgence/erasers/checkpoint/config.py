@@ -32,7 +32,7 @@ class UpdateConfig(EraserConfig):
 
     path: str | None = None  # the erased model, as of the eraser checkpoint; None: the base itself
     revision: str | None = None  # of a hub id
-    lora: str | None = None  # file of a LoRA to merge
+    lora: str | None = None  # file of a LoRA to merge, or the folder of one of peft
     scale: Positive = 1.0  # by which the LoRA is multiplied
     bits: Literal[2, 3, 4, 5, 6, 7, 8] | None = None  # to which weights are rounded, after merging
 

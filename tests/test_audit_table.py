@@ -1,0 +1,152 @@
+"""The table of audits of models with known answers: how the models are made, its counts, and what it skips."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import audit_table
+import pytest
+import torch
+import yaml
+from audit_table import KnownModel, KnownModels, Place
+from scipy.stats import binomtest
+from transformers import CLIPTokenizer
+
+from audits import AUDIT
+from resurgence.analysis.audit.result import write_audit
+from resurgence.config.audit import ShippedControl
+from resurgence.config.fields import ConfigError, build
+from resurgence.diffusion.deltas import parameters, save_delta
+from tiny import SENTENCES, make_pipeline
+
+ROOT = Path(__file__).parents[1]
+BASE = ROOT / "data/miniature-2/base"
+KEY, VALUE = (f"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.{name}.weight" for name in ("to_k", "to_v"))
+
+
+def known_model(**changes: object) -> KnownModel:
+    return KnownModel(**{"answer": "leaking", "why": "it is the base", "erased": ("ship",), **changes})
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A table of models of a tiny base."""
+    make_pipeline().save_pretrained(tmp_path / "base")
+    study = {"base": {"path": str(tmp_path / "base")}}
+    return Place(tmp_path / "out", KnownModels(study, {"never": known_model(), "other": known_model()}, {}))
+
+
+def test_the_shipped_list_is_long_enough_and_every_eraser_is_of_its_study(tmp_path):
+    listed = audit_table.read_models(audit_table.MODELS)
+    answers = [model.answer for model in listed.models.values()]
+    assert answers.count("leaking") >= 20 and answers.count("safe") >= 10
+    everything = {**listed.models, **listed.controls}
+    deltas = audit_table.write_study(Place(tmp_path, listed), list(everything), everything)
+    assert deltas.keys() == {name for name, model in everything.items() if model.eraser}
+    assert deltas["ship-uce-leaking"] == tmp_path / "study/results/erased/miniature-2/ship/uce.leaking/s0/delta"
+    of_controls = {(model.eraser, model.strength) for model in listed.controls.values()}
+    alone = {(m.eraser, m.strength) for m in listed.models.values() if not (m.words or m.taught or m.tensors)}
+    assert not of_controls & alone  # a control is no model of the table
+    assert all(model.title for model in listed.controls.values())
+
+
+@pytest.mark.skipif(not BASE.is_dir(), reason="the second miniature is not here")
+def test_the_words_of_the_list_are_tokens_of_the_base_and_all_of_a_safe_concept_is_replaced():
+    tokenizer, listed = CLIPTokenizer.from_pretrained(BASE / "tokenizer"), audit_table.read_models(audit_table.MODELS)
+    concepts = yaml.safe_load((ROOT / "config/concepts/miniature-2.yaml").read_text())["concepts"]
+    synonyms = {entry["name"]: entry.get("synonyms", []) for entry in concepts}
+    for name, model in listed.models.items():
+        for word in (*model.words, *model.words.values()):
+            audit_table.token(tokenizer, word)
+        if model.answer == "safe":
+            spoken = {
+                word for concept in model.erased for text in (concept, *synonyms[concept]) for word in text.split()
+            }
+            assert spoken == model.words.keys(), name
+
+
+def test_a_part_of_a_delta_is_weakened_and_words_take_the_embedding_of_others(place, tmp_path):
+    base = parameters(make_pipeline())
+    delta = {name: base[name].detach() + 1 for name in (KEY, VALUE)}
+    save_delta(delta, tmp_path / "delta.safetensors")
+    tokenizer, before = make_pipeline().tokenizer, base[audit_table.EMBEDDING]
+    whole = [word for word in " ".join(SENTENCES).split() if f"{word}</w>" in tokenizer.get_vocab()]
+    word, other = list(dict.fromkeys(whole))[:2]  # of one token each
+    model = known_model(eraser="ship/uce", tensors="attn2.to_k", strength=0.1, words={word: other})
+    changed = audit_table.changed_weights(place, model, tmp_path)
+    assert changed.keys() == {KEY, audit_table.EMBEDDING}
+    torch.testing.assert_close(changed[KEY], base[KEY] + 0.1)
+    row, source = (tokenizer.convert_tokens_to_ids(f"{name}</w>") for name in (word, other))
+    assert row != source and torch.equal(changed[audit_table.EMBEDDING][row], before[source])
+    others = torch.arange(len(before)) != row
+    assert torch.equal(changed[audit_table.EMBEDDING][others], before[others])
+    with pytest.raises(ConfigError, match="tensors = 'attn3': is no part of a name in"):
+        audit_table.changed_weights(place, dataclasses.replace(model, tensors="attn3"), tmp_path)
+    with pytest.raises(ConfigError, match=r"words = 'zorblin': is [2-9] tokens of the base"):
+        audit_table.changed_weights(place, known_model(words={"zorblin": other}), None)
+
+
+def test_a_model_that_is_the_base_is_audited_where_it_lies(place):
+    assert audit_table.make_model(place, "never", known_model(), None) == place.base
+
+
+def test_counts_have_the_exact_intervals_of_clopper_and_pearson():
+    verdicts = [("leaking", "FAIL")] * 20 + [("leaking", "INCONCLUSIVE")] * 3 + [("safe", "PASS")] * 4
+    head, _, leaking, safe, _ = audit_table.counts(verdicts)
+    assert head == "| answer | models | PASS (%) | FAIL (%) | INCONCLUSIVE (%) |"
+    for line, n, numbers in ((leaking, 23, (0, 20, 3)), (safe, 4, (4, 0, 0))):
+        assert int(line.split("|")[2]) == n
+        for cell, number in zip(line.split("|")[3:6], numbers, strict=True):
+            exact = binomtest(number, n).proportion_ci(0.95, method="exact")
+            expected = [100 * number / n, 100 * exact.low, 100 * exact.high]
+            assert [float(text) for text in re.findall(r"[\d.]+", cell)[1:]] == pytest.approx(expected, abs=0.051)
+            assert cell.split(":")[0].strip() == str(number)
+
+
+def test_the_table_has_a_row_for_each_card_and_only_those(place):
+    finished = place.audit("never")
+    (finished / "results/audit").mkdir(parents=True)
+    write_audit(AUDIT, finished / "results/audit/verdict.json")
+    for number, seconds in enumerate((1.5, 40.0)):
+        file = finished / f"results/benchmarks/{number}/weights.jsonl"
+        file.parent.mkdir(parents=True)
+        file.write_text(f'{{"s": 7.0}}\n{{"s": {seconds}}}\n')
+    assert not place.has_card("never") and audit_table.results(place, place.known.models) == {}
+    (finished / "card.json").write_text("{}")
+    page = audit_table.table(audit_table.results(place, place.known.models)).splitlines()
+    row = "| never | ship | leaking | FAIL | 0.0 [0.0, 3.0] | 34.2 [25.8, 43.4] | lora-domain-real | 42 |"
+    assert page[2] == row and "other" not in "\n".join(page)
+
+
+def test_the_lines_of_the_controls_are_those_that_a_base_reads(place):
+    text = audit_table.control_lines({"c": (known_model(title="UCE of ship"), AUDIT, 1.0)})
+    (entry,) = yaml.safe_load(text)
+    expected = ShippedControl("leaking", "UCE of ship", "lora-domain-real", 41, 120, ("ship",), "object")
+    assert build(ShippedControl, entry, "shipped") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("strength: 0.5", "m.strength = 0.5: is of no delta; name an eraser"),
+        ("tensors: attn2", "m.tensors = 'attn2': is of no delta; name an eraser"),
+        ("strength: 2.0", "strength"),
+        ("answer: unknown", "answer"),
+        ("lora: yes", "lora"),
+    ],
+)
+def test_a_model_that_cannot_be_made_is_refused(tmp_path, text, message):
+    (tmp_path / "m.yaml").write_text(
+        "study: {}\ncontrols: {}\nmodels:\n  m:\n    why: w\n    erased: [ship]\n    "
+        + ("" if text.startswith("answer") else "answer: safe\n    ") + text
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=message):
+        audit_table.read_models(tmp_path / "m.yaml")
+
+
+def test_an_eraser_that_the_study_does_not_have_is_named(tmp_path):
+    listed = audit_table.read_models(audit_table.MODELS)
+    with pytest.raises(ConfigError, match=r"x\.eraser = 'ship/esd/default'"):
+        audit_table.write_study(Place(tmp_path, listed), ["x"], {"x": known_model(eraser="ship/esd")})
