@@ -229,12 +229,10 @@ def test_the_entries_of_the_bases_name_files_of_the_checkout_and_a_world():
             assert (ROOT / file).is_file(), file
 
 
-@pytest.mark.skipif(not (ROOT / "data/miniature-2/base").is_dir(), reason="the second miniature is not here")
+@pytest.mark.skipif(not (ROOT / "data/miniature-2/base").is_dir(), reason="the shipped world is not here; run `make setup`")
 def test_a_model_of_the_second_miniature_is_probed_with_its_own_world(tmp_path):
     words = ["--erased", "princess", "--level", "standard", "--out", "x"]
     args = make_parser().parse_args(["audit", str(ROOT / "data/miniature-2/base"), *words])
-    if not (ROOT / "data/miniature-2/recogniser").is_dir():
-        args.scorer = [["recogniser", f"path={ROOT / 'data/miniature/recogniser'}"]]
     write_study(args, tmp_path / "out")
     study = load_study([tmp_path / "out/params.yaml"], tmp_path / "out")
     assert study.task("princess").mapping == {"princess": "woman"} and "vampire" in study.task("princess").retain
