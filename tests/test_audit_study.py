@@ -229,7 +229,7 @@ def test_the_entries_of_the_bases_name_files_of_the_checkout_and_a_world():
             assert (ROOT / file).is_file(), file
 
 
-@pytest.mark.skipif(not (ROOT / "data/miniature-2/base").is_dir(), reason="the shipped world is not here; run `make setup`")
+@pytest.mark.skipif(not (ROOT / "data/miniature-2/base").is_dir(), reason="no shipped world; run `make setup`")
 def test_a_model_of_the_second_miniature_is_probed_with_its_own_world(tmp_path):
     words = ["--erased", "princess", "--level", "standard", "--out", "x"]
     args = make_parser().parse_args(["audit", str(ROOT / "data/miniature-2/base"), *words])
