@@ -247,7 +247,8 @@ def test_a_model_of_the_miniature_is_probed_as_one_with_pictures_of_its_drawings
     write_study(args, tmp_path / "out")
     study = load_study([tmp_path / "out/params.yaml"], tmp_path / "out")
     assert study.audit.metric == "recogniser_accuracy" and study.sampling.steps == 12
-    assert [(each.kind, each.probe) for each in study.audit.shipped] == [("leaking", "lora-domain-real")]
+    shipped = [(each.kind, each.probe, each.concepts) for each in study.audit.shipped]
+    assert shipped == [("leaking", "lora-domain-real", ("automobile",))]
     assert set(study.scorers) == {"recogniser"}  # the card shows no other
     rows, images = read_image_set(tmp_path / "out/inputs/domain.parquet")
     assert set(rows["concept"]) == set(study.task("ship").finetune) and images.shape == (96, 3, 64, 64)
