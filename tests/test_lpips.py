@@ -181,3 +181,9 @@ def test_the_published_networks_on_photographs(network: str, tmp_path: Path) -> 
     ]  # fmt: skip
     np.testing.assert_allclose(values, slow_lpips(network, layers, others, photo), rtol=1e-3, atol=1e-6)
     assert values[0] == 0 and 0.02 < values[1] < values[2] and 0.4 < values[2] < 0.9
+
+
+@pytest.mark.parametrize(("side", "count"), [(64, 64), (256, 64), (512, 16), (4096, 1)])
+def test_large_images_pass_in_smaller_batches(side: int, count: int) -> None:
+    images = torch.empty(100, 3, side, side, device="meta")
+    assert lpips.LpipsScorer(torch.nn.Module(), "lpips_vgg").images_of_a_pass(images) == count

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from resurgence.config.task import Task
     from resurgence.scorers.erasure_configs import LpipsConfig
 
+PIXELS = 64 * 256 * 256  # of the images of a pass: with VGG-16 10 GiB (computed)
+
 
 @dataclass
 class LpipsScorer:
@@ -38,11 +40,15 @@ class LpipsScorer:
         self, images: torch.Tensor, prompts: pd.DataFrame, task: Task, base: torch.Tensor | None = None
     ) -> dict[str, Any]:
         """Column lpips_alex or lpips_vgg, at least 0, one row an image; images and base uint8 (N, 3, H, W)."""
-        values = []
-        for ours, theirs in zip(images.split(self.batch), base.split(self.batch), strict=True):
+        values, count = [], self.images_of_a_pass(images)
+        for ours, theirs in zip(images.split(count), base.split(count), strict=True):
             a, b = (part.to(self.device).float() / 127.5 - 1 for part in (ours, theirs))
             values.append(self.model(a, b).flatten().cpu())
         return {self.column: torch.cat(values).double().numpy()}
+
+    def images_of_a_pass(self, images: torch.Tensor) -> int:
+        """How many of the images (N, 3, H, W) pass the network at a time: `batch`, and fewer large ones."""
+        return max(1, min(self.batch, PIXELS // images[0, 0].numel()))
 
 
 def torchvision_names(model: torch.nn.Module) -> dict[str, str]:
