@@ -416,7 +416,13 @@ def test_shipped_studies(overlay: Path | None) -> None:
         if not (ROOT / f"data/{world}/clip").is_dir():
             pytest.skip(f"a shipped world is not here; run `dvc pull data/{world}/dvc.yaml`")
     # laid over another study
-    below = {"sd21-768": "sd21", "coco-5k": "sd14", "sd14-lean": "sd14", "sd14-sources": "sd14", "sources-quick": "sources"}
+    below = {
+        "sd21-768": "sd21",
+        "coco-5k": "sd14",
+        "sd14-lean": "sd14",
+        "sd14-sources": "sd14",
+        "sources-quick": "sources",
+    }
     layers = [ROOT / f"studies/{below[overlay.stem]}.yaml"] if overlay and overlay.stem in below else []
     study = load_study([ROOT / "params.yaml", *layers, *([overlay] if overlay else [])], ROOT)
     folders = [study.folder(item, "scores") for item in (*study.erasures(), *study.cells())]
