@@ -28,7 +28,7 @@ from resurgence.training import finetune, loop, memory
 from resurgence.training.checkpoint import Saver
 from resurgence.training.lora import prepare
 
-PUBLISHED: dict[str, dict[str, Any]] = {"erasediff": {"batch": 4}}  # of 16: larger ones take minutes, and 1 MB more
+PUBLISHED: dict[str, dict[str, Any]] = {"erasediff": {"batch": 4}}  # of 16, which takes minutes, and 19 MB more
 CAPACITY = 24e9  # bytes; a GPU of "24 GB" has 25.77e9, so 1.7e9 remain for CUDA's context and workspaces
 STEPS = 2  # the second with the optimiser's state, which the first makes
 CONCEPTS = [f"name {number}" for number in range(10)]
