@@ -6,7 +6,8 @@ Every stage's forward (and backward) pass runs on PyTorch's meta device, which h
 floating-point operations, by torch's FlopCounterMode, and the peak of the bytes of all live tensors: weights,
 gradients, optimiser state, tensors saved for the backward pass, and temporary results. Attention counts as one fused
 kernel (SDPA), which saves its inputs and output. Not counted are the CUDA context (about 0.5 GiB), the workspaces of
-cuDNN and the fragmentation of the allocator: add a fifth. Prints the table of docs/large-runs.md.
+cuDNN and the fragmentation of the allocator: add a fifth. Prints the first table of
+docs/large-runs.md.
 """
 
 from __future__ import annotations

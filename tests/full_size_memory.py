@@ -3,29 +3,24 @@
 The real code runs: the objectives, the autograd engine, optimisers and moving averages, and what follows an
 out-of-memory error, which `Live` raises above a capacity. Replaced is what reads values, which meta tensors lack:
 choices by value, copies to main memory, curves and results. Everything is in fp32, as the meta device has no autocast.
-
-    PYTHONPATH=src:tests python tests/full_size_memory.py     prints the table of docs/large-runs.md
 """
 
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import diffusers
 import pytest
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
 
 from live_bytes import Live, fused_attention
-from published import make_published
+from published import counted, make_published
 from resurgence.config.fields import build
 from resurgence.config.stages import FinetuneConfig
 from resurgence.config.task import Task
-from resurgence.diffusion.unet import predict
 from resurgence.erasers import EraserData, eraser_config, method
 from resurgence.erasers.gradient import eap, erasediff, salun, scissorhands, spm, student, trainer
 from resurgence.erasers.mace.method import attention_loras
@@ -33,7 +28,7 @@ from resurgence.training import finetune, loop, memory
 from resurgence.training.checkpoint import Saver
 from resurgence.training.lora import prepare
 
-PUBLISHED: dict[str, dict[str, Any]] = {"erasediff": {"batch": 4}}  # of 16: larger ones take minutes, and 1 MB more
+PUBLISHED: dict[str, dict[str, Any]] = {"erasediff": {"batch": 4}}  # of 16, which takes minutes, and 19 MB more
 CAPACITY = 24e9  # bytes; a GPU of "24 GB" has 25.77e9, so 1.7e9 remain for CUDA's context and workspaces
 STEPS = 2  # the second with the optimiser's state, which the first makes
 CONCEPTS = [f"name {number}" for number in range(10)]
@@ -115,8 +110,7 @@ def make_base(name: str) -> StableDiffusionPipeline:
     with torch.device("meta"):
         pipe = make_published(name)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
-        for p in part.parameters():
-            p.data = torch.empty_like(p.data)
+        counted(part)
     pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config)  # with values: timesteps are read
     return pipe
 
@@ -161,15 +155,6 @@ def need(base: str, name: str, capacity: float = CAPACITY, **changes: Any) -> Ne
         return Need(live.peak, **memory.USED)
 
 
-def sampling(base: str, images: int) -> float:
-    """Bytes of a pass of the UNet in fp32 with guidance, and of the weights; the VAE decodes at most 8 of 512 x 512."""
-    with torch.no_grad(), fused_attention(), Live() as live:
-        pipe = make_base(base)
-        predict(pipe.unet, empty(2 * images, 4, 64, 64), empty(2 * images), empty(2 * images, 77, width(pipe)))
-        pipe.vae.decode(empty(min(images, 8), 4, 64, 64))
-        return live.peak
-
-
 def published_batch(name: str) -> str:
     """Samples of a step, those of both losses."""
     if name in TUNES:
@@ -182,23 +167,3 @@ def published_batch(name: str) -> str:
     if name in ("salun", "erasediff", "scissorhands"):
         retained[name] = cfg.batch
     return f"{cfg.batch} + {retained[name]}" if name in retained else str(cfg.batch)
-
-
-def row(name: str, needs: Sequence[Need]) -> str:
-    """The row of a training in the table of docs/large-runs.md."""
-    sides = (f"{n.micro_batch}{', checkpointing' * n.checkpointing} | {n.peak / 1e9:.1f}" for n in needs)
-    return f"| {name} | {published_batch(name)} | {' | '.join(sides)} |"
-
-
-def main() -> None:
-    """Print the table."""
-    diffusers.utils.logging.set_verbosity_error()
-    print(
-        "| training | samples a step | SD 1.4: micro-batch | GB | SD 2.1: micro-batch | GB |\n|---|---|---|---|---|---|"
-    )
-    for name in sys.argv[1:] or (*ERASERS, "mace", *TUNES):
-        print(row(name, [need(base, name, **PUBLISHED.get(name, {})) for base in ("sd14", "sd21")]), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,8 +3,10 @@ tokenizer from the vocabulary that open_clip ships."""
 
 from __future__ import annotations
 
+import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from open_clip.tokenizer import SimpleTokenizer
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 # unet/config.json, text_encoder/config.json, scheduler/scheduler_config.json and tokenizer/tokenizer_config.json of
@@ -39,6 +41,14 @@ def clip_tokenizer(pad: str) -> CLIPTokenizer:
     vocab = {named.get(token, token): number for token, number in published.encoder.items()}
     merges = [pair for pair, _ in sorted(published.bpe_ranks.items(), key=lambda item: item[1])]
     return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad, model_max_length=77)
+
+
+def counted(model: nn.Module) -> nn.Module:
+    """The model on the meta device with weights that are allocated now, so that `live_bytes.Live` counts them."""
+    model.to("meta")
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = torch.empty_like(tensor.data)
+    return model
 
 
 def make_published(name: str) -> StableDiffusionPipeline:

@@ -1,15 +1,21 @@
-"""Every training of Stable Diffusion 1.4 and 2.1 fits into 24 GB, counted on the meta device: full_size_memory.py."""
+"""Every stage of Stable Diffusion 1.4 and 2.1 fits into 24 GB, counted on the meta device: full_size_table.py."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
-from full_size_memory import CAPACITY, ERASERS, PUBLISHED, TUNES, need, sampling
-from live_bytes import Live
+from full_size_memory import CAPACITY, ERASERS, need
+from full_size_stages import CLOSED_FORMS, NO_NETWORK, SCORERS, stage_need
+from full_size_table import HEAD, TITLES, needs_of, row
+from live_bytes import Live, Values
 from published import BASES
+from resurgence.config import erasers, scorers
 
 BYTES = 4  # of a value in fp32
+PAGE = (Path(__file__).parents[1] / "docs/large-runs.md").read_text()
 
 
 def values(base: str) -> int:
@@ -45,14 +51,38 @@ def test_no_further_copy_of_weights_or_gradients_is_held(name: str, changes: dic
     assert copies * BYTES * values("sd21") < found.peak < min(CAPACITY, (copies + 1) * BYTES * values("sd21"))
 
 
+def test_values_where_code_reads_them() -> None:
+    with Values(), Live(device="meta") as live:
+        a = torch.empty(4, 3, device="meta")
+        assert float(a.sum()) == 1 and bool((a > 2).all()) and int(a.long().max()) == 0
+        copy = (a > 2).cpu()
+        assert copy.device.type == "cpu" and copy.shape == (4, 3) and copy.all()
+    assert live.peak < 2 * 4 * 3 * 8  # not the copies on the CPU
+
+
+def test_every_eraser_and_scorer_is_counted_and_every_row_is_on_the_page() -> None:
+    assert {name.split(",")[0] for name in (*ERASERS, "mace", *CLOSED_FORMS)} == set(erasers.ERASERS)
+    assert {*SCORERS, *NO_NETWORK} == set(scorers.SCORERS)
+    assert HEAD in PAGE and all(PAGE.count(f"\n| {title} | ") == 1 for title in TITLES.values())
+
+
 @pytest.mark.nightly
-@pytest.mark.parametrize("base", ["sd14", "sd21"])
-@pytest.mark.parametrize("name", [*ERASERS, "mace", *TUNES])
-def test_every_training_fits_with_its_published_batch(name: str, base: str) -> None:
-    assert need(base, name, **PUBLISHED.get(name, {})).peak < CAPACITY
+@pytest.mark.parametrize("name", TITLES)
+def test_every_stage_fits_with_its_published_batch_and_needs_what_the_page_says(name: str) -> None:
+    needs = needs_of(name)
+    assert all(found.peak < CAPACITY for found in needs)
+    assert row(name, needs) in PAGE.splitlines()
 
 
-@pytest.mark.parametrize("base", ["sd14", "sd21"])
-def test_sampling_fits_with_the_batch_of_the_study(base: str) -> None:
-    """16 images, guided, in fp32."""
-    assert sampling(base, 16) < CAPACITY
+@pytest.mark.parametrize(
+    ("base", "name"), [("sd14", "sampling"), ("sd21", "sampling"), ("sd21", "uce"), ("sd21", "lpips_vgg")]
+)
+def test_some_stages_fit(base: str, name: str) -> None:
+    """16 guided images in fp32; a text encoder in fp64; the largest network of a scorer. The others: nightly."""
+    assert stage_need(base, name).peak < CAPACITY
+
+
+def test_a_stage_that_needs_more_than_there_is_fails() -> None:
+    whole = stage_need("sd21", "second moments, fp32").peak
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        stage_need("sd21", "second moments, fp32", capacity=whole - 1)

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,11 @@ from short_erasures import CAPTIONS, ERASURES, TASK, erase, eraser_data, picture
 
 from resurgence.data.masks import MaskConfig, segment  # noqa: E402
 from resurgence.data.moments import second_moment  # noqa: E402
+from resurgence.diffusion.attention import projection_weights  # noqa: E402
 from resurgence.diffusion.deltas import apply_folder  # noqa: E402
 from resurgence.diffusion.device import exact  # noqa: E402
 from resurgence.diffusion.sampling import SamplingConfig, sample  # noqa: E402
+from resurgence.erasers import EraserData, eraser_config, method  # noqa: E402
 from resurgence.training import loop  # noqa: E402
 from resurgence.training.finetune import FinetuneConfig, finetune  # noqa: E402
 from tiny import make_pipeline  # noqa: E402
@@ -54,6 +57,18 @@ def make_pipe() -> StableDiffusionPipeline:
 def erasure(name: str, pipe: StableDiffusionPipeline) -> Tensors:
     """The delta of an eraser after a few steps."""
     return erase(name, pipe, eraser_data(make_pipe()))
+
+
+def updated(pipe: StableDiffusionPipeline) -> Tensors:
+    """The delta of an erased model from elsewhere, of random projections, after rounding: `checkpoint` and `update`."""
+    draw, weights = torch.Generator().manual_seed(7), projection_weights(make_pipe().unet)
+    file = {f"unet.{name}.weight": torch.randn(weight.shape, generator=draw) for name, weight in weights.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        safetensors.torch.save_file(file, f"{folder}/model.safetensors")
+        settings = {"path": f"{folder}/model.safetensors"}
+        erased = method("checkpoint").erase(pipe, TASK, eraser_config("checkpoint")(**settings), EraserData(), 0)
+        assert erased.keys() == file.keys()
+        return method("update").erase(pipe, TASK, eraser_config("update")(**settings, bits=8), EraserData(), 0)
 
 
 def draw_images(options: dict[str, Any], pipe: StableDiffusionPipeline) -> Tensors:
@@ -87,18 +102,78 @@ def moment(pipe: StableDiffusionPipeline) -> Tensors:
     return {"moment": second_moment(pipe, CAPTIONS)}
 
 
+TWO_ROWS = pd.DataFrame({"prompt": ["a", "b"], "concept": ["ship", "bird"], "role": ["erase", "retain"]})
+
+
 def clip_scores(pipe: StableDiffusionPipeline) -> Tensors:
-    """Scores of random images by a random CLIP on the pipeline's device."""
-    from resurgence.scorers import clip
+    """Scores of random images by the scorers that read a CLIP, a random one on the pipeline's device."""
+    from resurgence.scorers import clip, clip_pairs
     from resurgence.scorers.configs import ClipConfig
+    from resurgence.scorers.erasure_configs import AnchorConfig, SensitivityConfig
     from test_scorers import write_clip
 
     images = random_images(16)
     with tempfile.TemporaryDirectory() as folder:
         write_clip(Path(folder))
-        scorer = clip.load(ClipConfig(path=folder), pipe.device)
-        scores = scorer.score(images, pd.DataFrame({"prompt": ["a", "b"], "concept": ["ship", "bird"]}), TASK)
-    return {"clip_score": torch.tensor(scores["clip_score"])}
+        scorers = (
+            clip.load(ClipConfig(path=folder), pipe.device),
+            clip_pairs.load_anchored(AnchorConfig(path=folder, anchor="dog"), pipe.device),
+            clip_pairs.load_sensitivity(SensitivityConfig(path=folder), pipe.device),
+        )
+        return numbers([scorer.score(images, TWO_ROWS, TASK, images.flip(0)) for scorer in scorers])
+
+
+def numbers(scores: list[dict[str, Any]]) -> Tensors:
+    """The columns of numbers of several scorers; -1 where there is none."""
+    columns = {name: np.asarray(values) for table in scores for name, values in table.items()}
+    return {name: torch.from_numpy(np.nan_to_num(v, nan=-1)) for name, v in columns.items() if v.dtype.kind == "f"}
+
+
+def reference_scores(pipe: StableDiffusionPipeline) -> Tensors:
+    """The stand-in for a detector of faces: nearness to reference pictures, by a random CLIP."""
+    from PIL import Image
+
+    from resurgence.scorers import reference
+    from resurgence.scorers.configs import ReferenceConfig
+    from test_scorers import write_clip
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_clip(Path(folder))
+        groups = ("ship", "bird", "others")
+        draw = torch.rand(len(groups), 2, 20, 16, 3, generator=torch.Generator().manual_seed(2)) * 255
+        for name, pictures in zip(groups, draw.to(torch.uint8).numpy(), strict=True):
+            (place := Path(folder) / "pictures" / name).mkdir(parents=True)
+            for number, picture in enumerate(pictures):
+                Image.fromarray(picture).save(place / f"{number}.png")
+        scorer = reference.load(ReferenceConfig(f"{folder}/pictures", path=folder), pipe.device)
+        return numbers([scorer.score(random_images(16), TWO_ROWS, TASK)]) | {"centroids": scorer.centroids}
+
+
+def lpips_scores(pipe: StableDiffusionPipeline) -> Tensors:
+    """Distances of random images by AlexNet with random convolutions."""
+    from torchmetrics.functional.image.lpips import _NoTrainLpips
+
+    from resurgence.scorers.lpips import LpipsScorer
+
+    torch.manual_seed(6)
+    model, images = _NoTrainLpips(net="alex", pnet_rand=True).eval(), random_images(64)
+    scorer = LpipsScorer(model.to(pipe.device), "lpips_alex", pipe.device)
+    return numbers([scorer.score(images, TWO_ROWS, TASK, images.flip(0))])
+
+
+def face_scores(pipe: StableDiffusionPipeline) -> Tensors:
+    """Boxes and points of a photograph's face by MTCNN, with its published weights; the second image has no face."""
+    from skimage import data
+
+    from resurgence.scorers.celebrity import build_detector
+
+    photo = np.ascontiguousarray(data.astronaut()[:256, 96:352])
+    boxes, scores, points = build_detector(pipe.device).detect(np.stack([photo, photo * 0]), landmarks=True)
+    assert boxes[1] is None
+    return {
+        name: torch.from_numpy(np.asarray(values[0], dtype=np.float64))
+        for name, values in (("boxes", boxes), ("scores", scores), ("points", points))
+    }
 
 
 def grounded_masks(pipe: StableDiffusionPipeline) -> Tensors:
@@ -115,23 +190,20 @@ def grounded_masks(pipe: StableDiffusionPipeline) -> Tensors:
 
 
 def recogniser_scores(pipe: StableDiffusionPipeline) -> Tensors:
-    """Probabilities and features of random images by a random recogniser."""
-    from resurgence.scorers import recogniser
+    """Probabilities, features and ranks of random images by a random recogniser."""
+    from resurgence.scorers import recogniser, success
     from resurgence.scorers.configs import RecogniserConfig
+    from resurgence.scorers.erasure_configs import SuccessConfig
     from resurgence.scorers.recogniser_model import Labels, Recogniser, save_recogniser
 
     torch.manual_seed(3)
     labels = Labels(["bird", "ship", "cat", "none"], ["plain", "comic"])
-    rows = pd.DataFrame({"prompt": ["a", "b"], "concept": ["ship", "bird"]})
     with tempfile.TemporaryDirectory() as folder:
         save_recogniser(Recogniser(4, 8, 32, 2), labels, Path(folder))
         scorer = recogniser.load(RecogniserConfig(path=folder), pipe.device)
-        scores = scorer.score(random_images(32), rows, TASK)
-        columns = {name: np.asarray(values) for name, values in scores.items()}
-        numbers = {
-            name: torch.from_numpy(np.nan_to_num(v, nan=-1)) for name, v in columns.items() if v.dtype.kind == "f"
-        }
-        return {**numbers, "features": scorer.features(random_images(32))}
+        rates = success.load(SuccessConfig(path=folder, classifier="recogniser"), pipe.device)
+        tables = [part.score(random_images(32), TWO_ROWS, TASK) for part in (scorer, rates)]
+        return {**numbers(tables), "features": scorer.features(random_images(32))}
 
 
 def celebrity_scores(pipe: StableDiffusionPipeline) -> Tensors:
@@ -176,8 +248,30 @@ CASES: dict[str, Callable[[StableDiffusionPipeline], Tensors]] = {
     "scorer-recogniser": recogniser_scores,
     "scorer-celebrity": celebrity_scores,
     "scorer-inception": inception_features,
+    "scorer-reference": reference_scores,
+    "scorer-lpips": lpips_scores,
+    "scorer-faces": face_scores,
     **{f"erase-{name}": partial(erasure, name) for name in ERASURES},
+    "erase-update": updated,
 }
+SCORED = {  # case -> scorers whose networks it runs
+    "scorer-clip": ("clip", "clip_anchor", "sensitivity"),
+    "scorer-recogniser": ("recogniser", "success"),
+    "scorer-celebrity": ("celebrity",),
+    "scorer-inception": ("inception",),
+    "scorer-reference": ("reference",),
+    "scorer-lpips": ("lpips", "lpips_vgg"),
+    "scorer-faces": ("celebrity", "identity"),
+}
+PACKAGES = {"scorer-faces": "facenet_pytorch"}  # case -> package of envs/weights.txt that it needs
+
+
+def marks(case: str) -> list[pytest.MarkDecorator]:
+    """The marks of a case; one that needs a package is skipped without it."""
+    if case not in PACKAGES:
+        return []
+    missing = find_spec(PACKAGES[case]) is None
+    return [pytest.mark.weights, pytest.mark.skipif(missing, reason=f"needs {PACKAGES[case]}; run `make weights`")]
 
 
 def compare(run: Callable[[StableDiffusionPipeline], Tensors], expected: Tensors, device: torch.device) -> dict:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cases import CASES, make_pipe
+from cases import CASES, make_pipe, marks
 from diffusers import StableDiffusionPipeline
 from short_erasures import pictures
 
@@ -37,7 +37,7 @@ DEVICES = [pytest.param("cpu"), pytest.param("cuda", marks=GPU)]
 def case_parameters() -> list:
     return [
         *(pytest.param(name, "cpu", id=f"{name}-cpu") for name in CASES if name in ON_CPU),
-        *(pytest.param(name, "cuda", id=f"{name}-cuda", marks=GPU) for name in CASES),
+        *(pytest.param(name, "cuda", id=f"{name}-cuda", marks=GPU + marks(name)) for name in CASES),
     ]
 
 

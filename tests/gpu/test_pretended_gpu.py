@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, SCORED, marks
+from short_erasures import ERASURES
 from tree import once
+
+from resurgence.config import erasers, scorers
 
 # largest absolute difference from the CPU, which computes the same operations: grey levels of a pixel; weights, losses,
 # scores, probabilities. The sums of a step are rounded in another order where tensors are laid out differently
@@ -36,7 +39,8 @@ UPLOADS = 13  # of a step: image, flip, timestep, two noises and caption of two 
 
 
 def parameters() -> list:
-    return [pytest.param(name, marks=[pytest.mark.nightly] if name in NIGHTLY else []) for name in CASES]
+    nightly = [pytest.mark.nightly]
+    return [pytest.param(name, marks=marks(name) + nightly * (name in NIGHTLY)) for name in CASES]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,13 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         return (root / "outcomes.json").read_text()
 
     return json.loads(once(tmp_path_factory, "pretended", run)[1])
+
+
+def test_every_eraser_and_scorer_has_a_case() -> None:
+    """NudeNet runs on the CPU, and `frechet` needs no network."""
+    assert {"checkpoint", "update", *(name for name, _ in ERASURES.values())} == set(erasers.ERASERS)
+    assert SCORED.keys() <= CASES.keys()
+    assert {"nudenet", "frechet"}.union(*SCORED.values()) == set(scorers.SCORERS)
 
 
 @pytest.mark.parametrize("case", parameters())
