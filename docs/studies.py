@@ -1,6 +1,7 @@
-"""Write the results of two studies of the second miniature into their pages, each between two marks.
+"""Write the results of studies of the second miniature into their pages, each between two marks.
 
     python docs/studies.py sources results     docs/sources.md and its picture, after studies/sources.yaml
+    python docs/studies.py quick results       the table of docs/sources.md, after studies/sources-quick.yaml over it
     python docs/studies.py tuning results      docs/tuning.md, after any targets of studies/tuning.yaml
 
 No number of these parts is typed by hand.
@@ -24,6 +25,35 @@ from resurgence.files import read_json
 from resurgence.provenance.manifest import read_manifest
 
 DOCS = Path(__file__).parent
+FIRST = DOCS.parent / "reference/miniature-full/results"
+# fine-tune of a miniature -> who made its pictures; the sets have 84 and 80 of them
+QUICK = {"default": "base", "drawings": "artists"}
+QUICK_FIRST = {"random-80": "base"}
+
+
+def quick(results: Path) -> str:
+    """The erased concepts of ship and ten people, both miniatures, one pair of seeds and 300 steps of LoRA."""
+    rows = []
+    for title, folder, shown in (("second", results, QUICK), ("first", FIRST, QUICK_FIRST)):
+        table = pd.read_csv(folder / "tables/resurgence.csv")
+        is_shown = table["task"].isin(["ship", "identities-10"]) & table["eraser"].isin(["uce", "mace"])
+        is_shown &= (table["role"] == "erase") & (table["metric"] == "recogniser_accuracy") & (table["step"] == 300)
+        is_shown &= (table["finetune"] == "lora") & (table["variant"] == "default") & (table["erase_seed"] == 0)
+        for row in table[is_shown & table["finetune_variant"].isin(shown)].to_dict("records"):
+            states = " -> ".join(number(row[f"{state}_value"]) for state in ("base", "erased", "finetuned"))
+            change = f"{number(row['resurgence'])} [{number(row['resurgence_low'])}, {number(row['resurgence_high'])}]"
+            maker = shown[row["finetune_variant"]]
+            rows.append([row["task"], row["eraser"], title, maker, row["n"], states, change])
+    names = [
+        "task",
+        "eraser",
+        "miniature",
+        "pictures by",
+        "images",
+        "base -> erased -> fine-tuned",
+        "resurgence, this run",
+    ]
+    return markdown_table(pd.DataFrame(sorted(rows), columns=names))
 
 
 def sources(results: Path, images: Path) -> str:
@@ -75,11 +105,13 @@ def tuning(results: Path, study: Path) -> str:
 def main() -> None:
     """Write one page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=("sources", "tuning"))
+    parser.add_argument("study", choices=("sources", "quick", "tuning"))
     parser.add_argument("results", type=Path, help="the folder of the finished study")
     args = parser.parse_args()
-    page = DOCS / f"{args.study}.md"
-    if args.study == "sources":
+    page = DOCS / ("tuning.md" if args.study == "tuning" else "sources.md")
+    if args.study == "quick":
+        text = quick(args.results)
+    elif args.study == "sources":
         text = sources(args.results, DOCS / "images")
     else:
         text = tuning(args.results, DOCS.parent / "studies/tuning.yaml")

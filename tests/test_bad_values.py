@@ -81,7 +81,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(mark: bytes, newline: str, tmp
     assert read_json(put('{\n"café": 1}')) == {"café": 1}
     assert read_rows(put('prompt,seed\n"a, b",1\n')) == [{"prompt": "a, b", "seed": "1"}]
     assert read_yaml(put("name: café\nsteps: 3\n")) == {"name": "café", "steps": 3}
-    assert read_general(put("prompt,seed\na,1\n")) == (["a"], [1])
+    assert read_general(put("prompt,seed\na,1\n")) == (["a"], [1], [""])
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=("C", "Z")), min_size=1)))

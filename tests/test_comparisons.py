@@ -11,8 +11,8 @@ from resurgence.analysis.headline import changed_note, marked
 from resurgence.config.comparisons import both, differences
 from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.experiment import Cells, Claim
-from resurgence.config.fields import ConfigError
-from resurgence.config.load import load_study
+from resurgence.config.fields import ConfigError, read_yaml
+from resurgence.config.load import load_study, make_study, merge
 from resurgence.config.study import Study
 from resurgence.workflow.report_settings import index, tables
 
@@ -21,7 +21,10 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def study() -> Study:
-    return load_study([ROOT / "params.yaml", ROOT / "studies/miniature-full.yaml"])
+    """The reference study; its base, which comparisons do not read, is the one that ships with the default study."""
+    default = read_yaml(ROOT / "params.yaml")
+    overlay = read_yaml(ROOT / "studies/miniature-full.yaml")
+    return make_study(merge(merge(default, overlay), {key: default[key] for key in ("base", "scorers")}), ROOT)
 
 
 def test_more_erased_people_have_another_mapping_and_weight(study: Study) -> None:

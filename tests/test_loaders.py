@@ -88,7 +88,10 @@ def test_a_segmenter_that_is_not_whole(at: int, how: str, folders: tuple[str, st
 
 CLIP_FILES: dict[str, tuple[type[Exception], str]] = {
     "cut": (ValueError, r"scorers\.clip\.path = .*truncated or of another architecture"),
-    "gone": (FileNotFoundError, r"scorers\.clip\.path = .*open_clip_model\.safetensors.: no such file; run `dvc pull"),
+    "gone": (
+        FileNotFoundError,
+        r"scorers\.clip\.path = .*open_clip_model\.safetensors.: no such file; run `make setup`",
+    ),
     "missing": (ValueError, r"scorers\.clip\.path = .*Missing key"),
     "shape": (ValueError, r"scorers\.clip\.path = .*another architecture"),
 }

@@ -70,6 +70,7 @@ def test_a_workstation_runs_one_model_at_a_time() -> None:
 def test_the_world_can_be_made_again(fresh: Tree) -> None:
     told = messages(fresh.snakemake("-n", "world"))
     assert told == [
+        "Compose pictures for fine-tuning",
         "Measure the world",
         "Render the drawings of the world",
         "Train the autoencoder of the miniature",
