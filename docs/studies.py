@@ -32,26 +32,32 @@ QUICK_FIRST = {"random-80": "base"}
 
 
 def quick(results: Path) -> str:
-    """The erased concepts of ship and ten people, both miniatures, one pair of seeds and 300 steps of LoRA."""
+    """Erased and retained concepts of ship and ten people, both miniatures, one pair of seeds and 300 steps of LoRA."""
     rows = []
     for title, folder, shown in (("second", results, QUICK), ("first", FIRST, QUICK_FIRST)):
         table = pd.read_csv(folder / "tables/resurgence.csv")
         is_shown = table["task"].isin(["ship", "identities-10"]) & table["eraser"].isin(["uce", "mace"])
-        is_shown &= (table["role"] == "erase") & (table["metric"] == "recogniser_accuracy") & (table["step"] == 300)
+        is_shown &= (
+            table["role"].isin(["erase", "retain"])
+            & (table["metric"] == "recogniser_accuracy")
+            & (table["step"] == 300)
+        )
         is_shown &= (table["finetune"] == "lora") & (table["variant"] == "default") & (table["erase_seed"] == 0)
+        is_shown &= table["finetune_seed"] == 0
         for row in table[is_shown & table["finetune_variant"].isin(shown)].to_dict("records"):
             states = " -> ".join(number(row[f"{state}_value"]) for state in ("base", "erased", "finetuned"))
             change = f"{number(row['resurgence'])} [{number(row['resurgence_low'])}, {number(row['resurgence_high'])}]"
             maker = shown[row["finetune_variant"]]
-            rows.append([row["task"], row["eraser"], title, maker, row["n"], states, change])
+            rows.append([row["task"], row["role"], row["eraser"], title, maker, row["n"], states, change])
     names = [
         "task",
+        "role",
         "eraser",
         "miniature",
         "pictures by",
         "images",
         "base -> erased -> fine-tuned",
-        "resurgence, this run",
+        "change, this run",
     ]
     return markdown_table(pd.DataFrame(sorted(rows), columns=names))
 
