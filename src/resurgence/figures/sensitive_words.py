@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib
+import pandas as pd
 from matplotlib.figure import Figure
 
 from resurgence.figures.style import BLUE, GREY, STYLE
+from resurgence.files import read_json
 
 COLUMNS = 5
 TEXTS = {True: "probability after the search", False: "cosine to where the search ended"}
+
+
+def read_words(folders: Mapping[str, str]) -> tuple[pd.DataFrame, dict[str, list[tuple[str, float]]]]:
+    """The words that searches ended at, as a table and as the panels of `words_figure`.
+
+    Args:
+        folders: "task, eraser" -> folder of the erased model, which holds sensitive.json.
+
+    Returns:
+        Columns task, eraser, concept, rank, word, value; and concept and title -> (word, value).
+    """
+    rows, panels = [], {}
+    for title, folder in folders.items():
+        task, eraser = title.split(", ")
+        for concept, ranked in read_json(Path(folder) / "sensitive.json").items():
+            panels[f"{concept}\n{title}"] = ranked
+            rows += [(task, eraser, concept, rank, *of) for rank, of in enumerate(ranked, 1)]
+    return pd.DataFrame(rows, columns=["task", "eraser", "concept", "rank", "word", "value"]), panels
 
 
 @matplotlib.rc_context(STYLE)

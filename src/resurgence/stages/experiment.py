@@ -37,7 +37,7 @@ from resurgence.figures.image_grids import sample_grid
 from resurgence.figures.image_grids import save as save_grid
 from resurgence.figures.metrics import histogram as draw_histogram
 from resurgence.figures.metrics import metric_bars
-from resurgence.figures.sensitive_words import words_figure
+from resurgence.figures.sensitive_words import read_words, words_figure
 from resurgence.figures.style import save
 from resurgence.figures.tuning import tuning as draw_tuning
 from resurgence.files import write_text
@@ -241,13 +241,7 @@ def grid(job: Job) -> Result:
 
 def words(job: Job) -> Result:
     """The words that EAP's search ended at: task, eraser, concept, rank, word, value; the first ten are drawn."""
-    rows, panels = [], {}
-    for title, folder in job.settings["words"].items():
-        task, eraser = title.split(", ")
-        for concept, ranked in json.loads((Path(folder) / "sensitive.json").read_text()).items():
-            panels[f"{concept}\n{title}"] = ranked
-            rows += [(task, eraser, concept, rank, *of) for rank, of in enumerate(ranked, 1)]
-    table = pd.DataFrame(rows, columns=["task", "eraser", "concept", "rank", "word", "value"])
+    table, panels = read_words(job.settings["words"])
     tops = table[table["rank"] <= 10].groupby(["task", "eraser", "concept"], sort=False)["word"].agg(", ".join)
     return Result(table, words_figure(panels), [markdown_table(tops.reset_index())])
 
@@ -272,10 +266,8 @@ def tuning(job: Job) -> Result:
     frame = tuning_table(left_and_kept(sets, settings["metric"]), shown, settings["tasks"])
     numbers = frame.drop(columns="choice").map(lambda value: number(value) if isinstance(value, float) else value)
     chosen = {name: written[name] for name in frame.loc[frame["choice"] == CHOSEN, "eraser"]}
-    parts = [
-        markdown_table(numbers.assign(choice=frame["choice"])),
-        changed_note(settings.get("changed_objectives", {})),
-    ]
+    note = changed_note(settings.get("changed_objectives", {}))
+    parts = [markdown_table(numbers.assign(choice=frame["choice"])), note]
     parts.append(f"Chosen:\n\n```yaml\n{yaml.safe_dump(chosen, sort_keys=False)}```" if chosen else "")
     heading = f"{title_of(settings['metric'])} after erasing. {RULE}"
     return Result(frame, draw_tuning(frame, settings["title"]), list(filter(None, parts)), [heading])
