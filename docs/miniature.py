@@ -31,7 +31,7 @@ def summary() -> str:
 def concepts() -> str:
     """Task concepts in the base's images, the weakest first."""
     base, drawn = pd.read_csv(QUALITY / "base.csv"), pd.read_csv(QUALITY / "drawings.csv")
-    unseen = drawn[drawn["split"] != "training"]
+    unseen = drawn[drawn["split"].isin(["validation", "test"])]
     right = (unseen["accuracy"] * unseen["n"]).groupby(unseen["concept"]).sum()
     base["drawings"] = base["concept"].map(right / unseen.groupby("concept")["n"].sum())
     base = base.sort_values(["accuracy", "concept"], kind="stable").fillna({"most_often_taken_for": ""})

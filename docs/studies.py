@@ -26,9 +26,9 @@ from resurgence.provenance.manifest import read_manifest
 
 DOCS = Path(__file__).parent
 FIRST = DOCS.parent / "reference/miniature-full/results"
-# fine-tune of a miniature -> who made its pictures; the sets have 84 and 80 of them
-QUICK = {"default": "base", "drawings": "artists"}
-QUICK_FIRST = {"random-80": "base"}
+# fine-tune of a miniature -> who made its pictures, learning rate; the sets have 84 and 80 of them
+QUICK = {"default": ("base", "2e-3"), "gentle": ("base", "5e-4"), "drawings": ("artists", "5e-4")}
+QUICK_FIRST = {"random-80": ("base", "2e-3")}
 
 
 def quick(results: Path) -> str:
@@ -48,13 +48,14 @@ def quick(results: Path) -> str:
             states = " -> ".join(number(row[f"{state}_value"]) for state in ("base", "erased", "finetuned"))
             change = f"{number(row['resurgence'])} [{number(row['resurgence_low'])}, {number(row['resurgence_high'])}]"
             maker = shown[row["finetune_variant"]]
-            rows.append([row["task"], row["role"], row["eraser"], title, maker, row["n"], states, change])
+            rows.append([row["task"], row["role"], row["eraser"], title, *maker, row["n"], states, change])
     names = [
         "task",
         "role",
         "eraser",
         "miniature",
         "pictures by",
+        "learning rate",
         "images",
         "base -> erased -> fine-tuned",
         "change, this run",

@@ -13,11 +13,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from resurgence.diffusion.pipeline import load_base
 from resurgence.files import read_lines
 from resurgence.miniature import training
-from resurgence.miniature.build import build_part
+from resurgence.miniature.build import build_part, emphasised, tasks_of
 from resurgence.scorers import clip
 from resurgence.scorers.configs import ClipConfig
 from resurgence.scorers.recogniser_model import load_recogniser
@@ -83,8 +84,10 @@ def write_world(root: Path) -> dict[str, Any]:
         "autoencoder": {**one, "steps": TRAINED["autoencoder"], "latent_channels": 12},
         "base": {**one, "steps": TRAINED["base"], "warmup": 2, "ema_decay": 0.9,
                  "phases": [{"until": 3, **phase}, {"until": 5, **phase, "emphasis": 1.0}]},
-        "recogniser": {**one, "steps": TRAINED["recogniser"], "width": 8, "batch": 12},
-        "clip": {"seed": 1, "lr": 1e-3, "precision": "fp32", "steps": TRAINED["clip"], "drawn_by": ["twemoji", "noto"]},
+        "recogniser": {**one, "steps": TRAINED["recogniser"], "splits": ["training", "test"], "width": 8, "batch": 12},
+        "clip": {"seed": 1, "lr": 1e-3, "precision": "fp32", "steps": TRAINED["clip"], "drawn_by": ["twemoji", "noto"],
+                 "vision": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 16}, "half": True,
+                 "composition": {"degrees": 5, "stretch": 0.1, "textured": 0.5}},
         "quality": {"seed": 1, "copies": 1, "seeds_per_concept": 1, "steps": 2, "guidance": 2.0, "batch": 8},
     }  # fmt: skip
 
@@ -138,6 +141,11 @@ def test_the_models_are_of_the_published_classes_and_know_the_worlds_labels(worl
     assert all(0.25 <= value <= 4 for value in labels.temperatures)
     scorer = clip.load(ClipConfig(str(root / "clip")))
     assert scorer.text_features(["a photo of the ship"]).shape == (1, 96)
+    assert type(scorer.model.visual).__name__ == "ModifiedResNet"
+    stored = load_file(root / "clip/open_clip_model.safetensors")
+    assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float16}
+    loaded = scorer.model.state_dict()
+    assert all(torch.equal(loaded[name].float(), value.float()) for name, value in stored.items())
     assert len(read_lines(Path(config["templates"]))) == 30
 
 
@@ -152,3 +160,11 @@ def test_the_tables_of_quality_count_every_picture(world: tuple[Path, dict[str, 
     assert {f"recogniser, {split} drawings" for split in ("training", "validation", "test")} <= set(shares.index)
     assert "base's images of characters" in shares.index and "base's images of styles, content" in shares.index
     assert (root / "quality/base.png").is_file() and (root / "quality/styles.png").is_file()
+
+
+def test_concepts_are_emphasised_by_the_tasks_but_for_stated_changes(world: tuple[Path, dict[str, Any]]) -> None:
+    _, config = world
+    tasks = tasks_of(config)
+    by_tasks = emphasised(tasks)
+    assert {"ship", "cat", "judge", "zorb", "sky", "sepia", "neon", "art"} == by_tasks
+    assert emphasised(tasks, {"cat": False, "dog": True, "ship": True}) == by_tasks - {"cat"} | {"dog"}

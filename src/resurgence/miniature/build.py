@@ -7,6 +7,7 @@ the part is complete.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from resurgence.config.fields import ConfigError, build, read_yaml
@@ -26,9 +27,14 @@ def tasks_of(cfg: dict) -> list[Task]:
     return tasks
 
 
-def emphasised(tasks: list[Task]) -> set[str]:
-    """Concepts of any of the tasks: those that it erases, retains, maps others to or fine-tunes on."""
-    return {name for task in tasks for name in (*task.erase, *task.retain, *task.mapping.values(), *task.finetune)}
+def emphasised(tasks: list[Task], changes: Mapping[str, bool] | None = None) -> set[str]:
+    """Concepts of any of the tasks: those that it erases, retains, maps others to or fine-tunes on.
+
+    Args:
+        changes: concept -> whether it is among them, whatever the tasks say.
+    """
+    names = {name for task in tasks for name in (*task.erase, *task.retain, *task.mapping.values(), *task.finetune)}
+    return {name for name in {*names, *(changes or {})} if (changes or {}).get(name, name in names)}
 
 
 def build_part(part: str, cfg: dict, out: Path, device: str) -> None:
@@ -68,7 +74,7 @@ def build_in_context(part: str, cfg: dict, out: Path, device: str) -> None:
     elif part == "base":
         from resurgence.miniature.text_to_image import main
 
-        names, vae = emphasised(tasks), out / "autoencoder"
+        names, vae = emphasised(tasks, cfg[part].get("emphasised")), out / "autoencoder"
         main(concepts, templates, drawings, vae, out / "base", scratch, cfg[part], names, shares, tokens, device)
     elif part == "recogniser":
         from resurgence.miniature.recogniser import main

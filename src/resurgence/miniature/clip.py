@@ -1,7 +1,7 @@
 """Train the small CLIP of the miniature world with open_clip's own classes and loss.
 
 It scores images against prompts (CLIP score, CLIP accuracy, CLIP distance). It shares no weights with the generator and
-the recogniser, and of the drawings only those of `drawn_by` that they see, too; the tokenizer is the world's.
+the recogniser, and starts from none; it sees the drawings of `drawn_by`; the tokenizer is the world's.
 Each batch has each concept once, and some in every style, so that the style is learned as well; no caption is a false
 negative.
 """
@@ -36,13 +36,20 @@ from resurgence.miniature.training import step_generator, train_part
 
 MEAN = STD = (0.5, 0.5, 0.5)
 IN_EVERY_STYLE = 16  # concepts of a batch that are drawn in every style
+COMPOSITION = {"degrees": 12, "scale": (0.7, 1.0), "shift": 0.06}
 
 
-def model_config(vocab_size: int, size: int) -> dict:
-    """The open_clip configuration: ViT (64 patches, width 96) and a text tower of width 96; size: pixels a side."""
+def model_config(vocab_size: int, size: int, vision: dict | None = None) -> dict:
+    """The open_clip configuration: an image tower and a text tower of width 96.
+
+    Args:
+        size: pixels a side. vision: open_clip's settings of the image tower but its size; a ViT of 64 patches and width
+            96 if None.
+    """
+    vision = vision or {"patch_size": size // 8, "width": 96, "layers": 4, "head_width": 24}
     return {
         "embed_dim": 96,
-        "vision_cfg": {"image_size": size, "patch_size": size // 8, "width": 96, "layers": 4, "head_width": 24},
+        "vision_cfg": {"image_size": size, **vision},
         "text_cfg": {
             "context_length": MAX_LENGTH, "vocab_size": vocab_size, "width": 96, "heads": 4, "layers": 3,
             "hf_tokenizer_name": ".", "tokenizer_kwargs": {"clean": "whitespace"},
@@ -52,12 +59,12 @@ def model_config(vocab_size: int, size: int) -> dict:
 
 def paired_batch(
     rgba: torch.Tensor, members: Sequence[torch.Tensor], artists: Sequence[str], world: dict, templates: Sequence[str],
-    shares: CaptionConfig, generator: torch.Generator,
+    shares: CaptionConfig, generator: torch.Generator, composition: dict = COMPOSITION,
 ) -> tuple[torch.Tensor, list[str]]:  # fmt: skip
     """Draw one image and one caption of every concept and scene, and of some concepts one more in each other style.
 
     Args:
-        members: rows of the drawings of each concept.
+        members: rows of the drawings of each concept. composition: settings of `compose`.
 
     Returns:
         Images (B, 3, 64, 64) in [-1, 1], and their captions.
@@ -67,7 +74,7 @@ def paired_batch(
     pictures = list(zip(range(len(rows)), draw_styles(len(rows), list(styles), shares.styled, generator), strict=True))
     again = torch.randperm(len(rows), generator=generator)[: IN_EVERY_STYLE if styles else 0].tolist()
     pictures += [(i, style) for i in again for style in (None, *styles) if style != pictures[i][1]]
-    images = compose(rgba[[rows[i] for i, _ in pictures]], generator, degrees=12, scale=(0.7, 1.0), shift=0.06)
+    images = compose(rgba[[rows[i] for i, _ in pictures]], generator, **composition)
     images = apply_styles(images, [style for _, style in pictures], generator)
     scenes = [scene(s["low"], s["high"], 1, images.shape[-1], generator) for s in world["scenes"]]
     manners = [styles.get(style) if styles else {"name": artists[rows[i]]} for i, style in pictures]
@@ -87,7 +94,9 @@ def main(
 
     Args:
         scratch: folder from which an interrupted training resumes.
-        cfg: seed, steps, lr and precision; `drawn_by`, the artists and poses whose drawings it sees, all if not given.
+        cfg: seed, steps, lr and precision; `drawn_by`, the artists and poses whose drawings it sees, all if not given;
+            `vision` (`model_config`); `composition`, settings of `compose`; `half`, which rounds the trained weights to
+            float16 and stores them so.
         shares: of captions and styles. vocabulary: tokens.
     """
     torch.set_flush_denormal(True)
@@ -98,17 +107,20 @@ def main(
     shares = replace(shares, synonym=0.2, hypernym=0.0, style=1.0 if world.get("styles") else shares.style)
     sentences = read_templates(templates)
     tokenizer = build_tokenizer(corpus(world, sentences), vocabulary)
-    architecture = model_config(len(tokenizer), rgba.shape[-1])
+    architecture = model_config(len(tokenizer), rgba.shape[-1], cfg.get("vision"))
     torch.manual_seed(cfg["seed"])
     model = CLIP(**architecture).to(device)
+    if "vision" in cfg:
+        model.visual.to(memory_format=torch.channels_last)  # convolutions take two thirds of the time
     names = table["concept"].to_numpy()
     members = [torch.from_numpy((names == c["name"]).nonzero()[0]) for c in world["concepts"]]
     artists = list(table["artist"])
+    composition = cfg.get("composition", COMPOSITION)
     loss = ClipLoss()
 
     def loss_of(module: CLIP, step: int) -> torch.Tensor:
         generator = step_generator(cfg["seed"], step)
-        images, texts = paired_batch(rgba, members, artists, world, sentences, shares, generator)
+        images, texts = paired_batch(rgba, members, artists, world, sentences, shares, generator, composition)
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         image_features, text_features, scale = module(images.to(device), ids.to(device))
         return loss(image_features.float(), text_features.float(), scale.clamp(max=100))
@@ -117,7 +129,11 @@ def main(
     curve = train_part(model, loss_of, scratch, cfg, facts, [rgba], ema_decay=0.99, weight_decay=0.1)
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     config = {"model_cfg": architecture, "preprocess_cfg": preprocess}
-    weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
+    stored = torch.float16 if cfg.get("half", False) else torch.float32
+    weights = {
+        name: value.contiguous().cpu().to(stored if value.is_floating_point() else value.dtype)
+        for name, value in model.state_dict().items()
+    }
     with atomic_folder(out) as temporary:
         (temporary / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
         save_file(weights, temporary / "open_clip_model.safetensors")

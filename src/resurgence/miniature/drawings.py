@@ -125,18 +125,18 @@ def load_world(path: Path) -> dict:
     return world
 
 
-def load_drawings(path: Path, split: str | None = None) -> tuple[pd.DataFrame, torch.Tensor]:
+def load_drawings(path: Path, *splits: str) -> tuple[pd.DataFrame, torch.Tensor]:
     """Read `drawings.parquet`.
 
     Args:
-        split: read its drawings only, where the list has splits.
+        splits: read the drawings of these only, where the list has splits; all without any.
 
     Returns:
         The table (concept, artist, icon; split, where the list has splits) and the drawings, uint8 RGBA (N, 4, H, W).
     """
     table = pd.read_parquet(path)
-    if split is not None and "split" in table:
-        table = table[table["split"] == split].reset_index(drop=True)
+    if splits and "split" in table:
+        table = table[table["split"].isin(splits)].reset_index(drop=True)
     images = [np.asarray(Image.open(io.BytesIO(image["bytes"]))) for image in table["image"]]
     return table.drop(columns="image"), torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 

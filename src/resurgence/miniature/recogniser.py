@@ -2,7 +2,7 @@
 
 A residual network on 64 x 64 images: one class for each concept and scene, one for pictures that show none, and a
 second head for the styles. It shares no weights with the generator, and may start from published weights of ImageNet.
-It learns from the drawings of the training split; the temperature of each head is fitted on the validation split (Guo
+It learns from the drawings of the training split, and of further ones that it has to judge; the temperature of each head is fitted on the validation split (Guo
 et al. 2017), the test split is for the model card.
 """
 
@@ -170,21 +170,22 @@ def main(
 
     Args:
         scratch: folder from which an interrupted training resumes.
-        cfg: seed, steps, batch, lr, precision; width unless 32, trunk unless small, `start` (`start_from`), and
-            `integers`, which rounds the trained weights to 8 bits and stores them so.
+        cfg: seed, steps, batch, lr, precision; splits of the drawings that it learns from, unless training alone;
+            width unless 32, trunk unless small, `start` (`start_from`), and `integers`, which rounds the trained
+            weights to 8 bits and stores them so.
         styled: share of the pictures that are in a style of the world.
     """
     torch.set_flush_denormal(True)
     world, labels = load_world(concepts), labels_of(load_world(concepts))
 
-    def batches(split: str) -> tuple[pd.DataFrame, torch.Tensor, Callable]:
-        """The drawings of a split, and the function that draws batches of them."""
-        table, rgba = load_drawings(drawings, split)
+    def batches(*splits: str) -> tuple[pd.DataFrame, torch.Tensor, Callable]:
+        """The drawings of these splits, and the function that draws batches of them."""
+        table, rgba = load_drawings(drawings, *splits)
         targets = torch.tensor([labels.classes.index(name) for name in table["concept"]])
         weight = 1 / torch.bincount(targets)[targets].float()
         return table, rgba, partial(labelled_batch, rgba, weight, targets, world, styled, cfg["batch"])
 
-    table, rgba, training_batch = batches("training")
+    table, rgba, training_batch = batches(*cfg.get("splits", ["training"]))
     torch.manual_seed(cfg["seed"])
     model = Recogniser(
         len(labels.classes), cfg.get("width", 32), rgba.shape[-1], len(labels.styles), cfg.get("trunk", "small")
