@@ -15,6 +15,8 @@ from resurgence.workflow.graph import files_of
 
 PER_CONCEPT = 6
 """Real pictures of each concept that are composed of drawings."""
+SPLITS = ("training", "starter")
+"""Of these drawings: the recogniser knows their artists' manner, into which a LoRA on them turns the images."""
 
 
 def linked(out: Path, name: str, given: str, option: str, hub: bool = False) -> str:
@@ -76,7 +78,7 @@ def drawn_pictures(base: AuditBase, concepts: Sequence[str], file: Path) -> None
     from resurgence.miniature.drawings import load_drawings
     from resurgence.seeds import generator
 
-    table, rgba = load_drawings(Path(resolve_path(base.drawings)))
+    table, rgba = load_drawings(Path(resolve_path(base.drawings)), *SPLITS)
     templates, rows = read_templates(Path(resolve_path(base.captions))), []
     for name in concepts:
         own = table.index[table["concept"] == name]
