@@ -15,8 +15,8 @@ from resurgence.workflow.graph import files_of
 
 PER_CONCEPT = 6
 """Real pictures of each concept that are composed of drawings."""
-SPLITS = ("training", "starter")
-"""Of these drawings: the recogniser knows their artists' manner, into which a LoRA on them turns the images."""
+SPLITS = ("training",)
+"""Of these drawings: on other artists' a LoRA unlearns concepts before it brings one back."""
 
 
 def linked(out: Path, name: str, given: str, option: str, hub: bool = False) -> str:
@@ -59,9 +59,6 @@ def weights_digest(given: str) -> str | None:
 def drawn_pictures(base: AuditBase, concepts: Sequence[str], file: Path) -> None:
     """Compose real pictures of concepts from the drawings of a base, on light backgrounds, and write them as a Parquet
     image set; nothing where the file is there.
-
-    The starter sets put drawings into landscapes, which no training picture of the base has: a LoRA on these unlearns
-    every concept before it brings one back.
 
     Raises:
         ConfigError: a concept without a drawing.
