@@ -485,7 +485,7 @@ def test_the_starter_set_is_what_fine_tuning_reads_and_shows_held_out_poses(draw
     index = pd.read_csv(folder / "starter/index.csv")
     assert pixels.shape == (4 * CONFIG["starter"]["images"], 3, 64, 64) and list(index["prompt"]) == captions
     assert set(index["concept"]) == set(TASKS["characters-1"].finetune) and set(index["kind"]) == {"character"}
-    held_out = {pose for part in ("validation", "test") for pose in WORLD["splits"][part]["poses"]}
+    held_out = set(WORLD["splits"]["starter"]["poses"])
     assert set(index["icon"]) == held_out
     assert all(row.concept in row.prompt for row in index.itertuples())
     assert len({bytes(picture.numpy()) for picture in pixels}) == len(pixels)
