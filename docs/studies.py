@@ -103,7 +103,7 @@ def tuning(results: Path, study: Path) -> str:
             shown = {"eraser": row["eraser"], "setting": row["setting"], **means, **each}
             rows.append(shown | {"seconds": cost, "choice": row["choice"]})
         chosen += table.loc[table["choice"] == CHOSEN, "eraser"].tolist()
-        fronts += table.loc[table["choice"] == FRONT, "eraser"].str.partition(".")[0].unique().tolist()
+        fronts += table.loc[table["choice"] == FRONT, "eraser"].str.split(".").str[0].unique().tolist()
     lines = [RULE, f"Chosen: {', '.join(chosen) or 'none'}. No setting keeps enough: {', '.join(fronts) or 'none'}."]
     head = "Of each task left / kept in percent; seconds of erasing in the order of the tasks."
     return "\n\n".join([*lines, head, markdown_table(pd.DataFrame(rows))])
