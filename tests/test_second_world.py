@@ -534,7 +534,7 @@ def test_the_world_of_a_study_chooses_the_rules_and_their_settings(study: dict[s
     first, second = (make_study({**study, "world": f"config/{name}.yaml"}, ROOT) for name in ("world", "world-2"))
     assert not graph.has_world_part(first, "starter") and graph.has_world_part(second, "starter")
     assert json.loads(graph.world_settings(second, "drawings")) == {"settings": CONFIG["packages"], "size": 64}
-    packages = yaml.safe_load((ROOT / "config/world.yaml").read_text())["packages"]
+    packages = read_yaml(ROOT / "config/world.yaml")["packages"]
     assert json.loads(graph.world_settings(first, "drawings")) == {"settings": packages}
     assert json.loads(graph.world_settings(second, "base"))["captions"] == CONFIG["captions"]
     assert {CONFIG["concepts"], CONFIG["templates"], f"{CONFIG['tasks']}/ship.yaml"} <= set(
