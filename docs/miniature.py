@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-from results import filled
+from results import fill
 
 from resurgence.analysis.headline import markdown_table
 
@@ -66,4 +66,4 @@ def parts() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), parts()), encoding="utf-8")
+    fill(PAGE, parts())

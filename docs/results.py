@@ -110,18 +110,25 @@ def study(results: Path) -> str:
     return "\n".join(lines) + "\n\n" + re.sub("^#", "##", text.strip(), flags=re.MULTILINE)
 
 
-def filled(page: str, parts: Mapping[str, str]) -> str:
-    """The page with new texts between the marks.
+def filled(page: Path, parts: Mapping[str, str]) -> str:
+    """The text of a page with new parts between their marks.
 
     Raises:
         ValueError: a page without exactly one pair of the marks of a part.
     """
+    content = page.read_text(encoding="utf-8")
     for name, text in parts.items():
         first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        page, found = re.subn(f"{first}.*?{last}", lambda _, new=f"{first}\n{text}\n{last}": new, page, flags=re.DOTALL)
-        if found != 1:
-            raise ValueError(f"{PAGE} has {found} pairs of marks; write one: {first} and {last}")
-    return page
+        new = f"{first}\n{text}\n{last}"
+        content, number_of_marks = re.subn(f"{first}.*?{last}", lambda _, new=new: new, content, flags=re.DOTALL)
+        if number_of_marks != 1:
+            raise ValueError(f"{page} has {number_of_marks} pairs of marks; write one: {first} and {last}")
+    return content
+
+
+def fill(page: Path, parts: Mapping[str, str]) -> None:
+    """Write new parts between their marks in a page."""
+    page.write_text(filled(page, parts), encoding="utf-8")
 
 
 def parts_of(reference: Path) -> dict[str, str]:
@@ -132,6 +139,5 @@ def parts_of(reference: Path) -> dict[str, str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", type=Path, metavar="RESULTS", help="results of the default study")
-    given = parser.parse_args().study
-    new = parts_of(REFERENCE) | ({"default study": study(given)} if given else {})
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), new), encoding="utf-8")
+    folder = parser.parse_args().study
+    fill(PAGE, parts_of(REFERENCE) | ({"default study": study(folder)} if folder else {}))

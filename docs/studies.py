@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from results import filled, findings
+from results import fill, findings
 
 from resurgence.analysis.headline import markdown_table, number
 from resurgence.analysis.tuning import CHOSEN, FRONT, RULE
@@ -29,6 +29,8 @@ FIRST = DOCS.parent / "reference/miniature-full/results"
 # fine-tune of a miniature -> who made its pictures, learning rate; the sets have 84 and 80 of them
 QUICK = {"default": ("base", "2e-3"), "gentle": ("base", "5e-4"), "drawings": ("artists", "5e-4")}
 QUICK_FIRST = {"random-80": ("base", "2e-3")}
+ONE_RUN = {"metric": "recogniser_accuracy", "step": 300, "finetune": "lora", "variant": "default", "erase_seed": 0,
+           "finetune_seed": 0}  # fmt: skip
 
 
 def quick(results: Path) -> str:
@@ -37,29 +39,16 @@ def quick(results: Path) -> str:
     for title, folder, shown in (("second", results, QUICK), ("first", FIRST, QUICK_FIRST)):
         table = pd.read_csv(folder / "tables/resurgence.csv")
         is_shown = table["task"].isin(["ship", "identities-10"]) & table["eraser"].isin(["uce", "mace"])
-        is_shown &= (
-            table["role"].isin(["erase", "retain"])
-            & (table["metric"] == "recogniser_accuracy")
-            & (table["step"] == 300)
-        )
-        is_shown &= (table["finetune"] == "lora") & (table["variant"] == "default") & (table["erase_seed"] == 0)
-        is_shown &= table["finetune_seed"] == 0
-        for row in table[is_shown & table["finetune_variant"].isin(shown)].to_dict("records"):
+        is_shown &= table["role"].isin(["erase", "retain"]) & table["finetune_variant"].isin(shown)
+        for column, value in ONE_RUN.items():
+            is_shown &= table[column] == value
+        for row in table[is_shown].to_dict("records"):
             states = " -> ".join(number(row[f"{state}_value"]) for state in ("base", "erased", "finetuned"))
             change = f"{number(row['resurgence'])} [{number(row['resurgence_low'])}, {number(row['resurgence_high'])}]"
             maker = shown[row["finetune_variant"]]
             rows.append([row["task"], row["role"], row["eraser"], title, *maker, row["n"], states, change])
-    names = [
-        "task",
-        "role",
-        "eraser",
-        "miniature",
-        "pictures by",
-        "learning rate",
-        "images",
-        "base -> erased -> fine-tuned",
-        "change, this run",
-    ]
+    names = ["task", "role", "eraser", "miniature", "pictures by", "learning rate", "images",
+             "base -> erased -> fine-tuned", "change, this run"]  # fmt: skip
     return markdown_table(pd.DataFrame(sorted(rows), columns=names))
 
 
@@ -122,7 +111,7 @@ def main() -> None:
         text = sources(args.results, DOCS / "images")
     else:
         text = tuning(args.results, DOCS.parent / "studies/tuning.yaml")
-    page.write_text(filled(page.read_text(encoding="utf-8"), {f"{args.study} study": text}), encoding="utf-8")
+    fill(page, {f"{args.study} study": text})
 
 
 if __name__ == "__main__":

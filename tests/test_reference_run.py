@@ -58,7 +58,7 @@ def test_numbers_of_the_readme_are_those_of_the_results(results) -> None:
 
 def test_page_shows_the_reference(results) -> None:
     page = results.PAGE.read_text(encoding="utf-8")
-    assert results.filled(page, results.parts_of(REFERENCE)) == page
+    assert results.filled(results.PAGE, results.parts_of(REFERENCE)) == page
     assert sum(page.count(f"| {word} |") for word in results.WORDS) >= 40
     pictures = [
         line.partition("](")[2].rstrip(")")

@@ -1,6 +1,6 @@
 """Write the results of the study `methods` into docs: the table of all erasers, and each method's rows and pictures.
 
-    python docs/methods/fill.py results
+    python docs/methods.py results
 
 Reads results/cost/compare_recogniser_accuracy.*, results/grids and results/figures, and replaces the text between
 `<!-- results -->` and `<!-- end of results -->` in docs/results.md and docs/methods/*.md.
@@ -9,31 +9,16 @@ Reads results/cost/compare_recogniser_accuracy.*, results/grids and results/figu
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 import pandas as pd
 from PIL import Image
+from results import fill
 
 from resurgence.analysis.headline import markdown_table
 
-DOCS = Path(__file__).parents[1]
-MARKS = "<!-- results -->", "<!-- end of results -->"
+DOCS = Path(__file__).parent
 COLOURS = 96  # of a picture, which then has a quarter of the bytes
-
-
-def replace(page: Path, text: str) -> None:
-    """Replace the text between the marks of a page.
-
-    Raises:
-        ValueError: a page without exactly one pair of marks.
-    """
-    old = page.read_text(encoding="utf-8")
-    filled = f"{MARKS[0]}\n{text}\n{MARKS[1]}"
-    new, number = re.subn("{}.*?{}".format(*MARKS), lambda _: filled, old, flags=re.DOTALL)
-    if number != 1:
-        raise ValueError(f"{page} has {number} pairs of marks; write one: {' and '.join(MARKS)}")
-    page.write_text(new, encoding="utf-8")
 
 
 def picture(source: Path, out: Path) -> None:
@@ -60,12 +45,12 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="the folder of the finished study")
     results = parser.parse_args().results
     table = pd.read_csv(results / "cost/compare_recogniser_accuracy.csv", dtype=str, keep_default_na=False)
-    replace(DOCS / "results.md", markdown_table(table))
+    fill(DOCS / "results.md", {"results": markdown_table(table)})
     picture(results / "figures/compare_recogniser_accuracy.png", DOCS / "images/compare.png")
     picture(results / "cost/compare_recogniser_accuracy.png", DOCS / "images/compare_cost.png")
     picture(results / "figures/sensitive_identities-10_eap.png", DOCS / "methods/images/eap-sensitive.png")
     for eraser, rows in table.groupby("eraser"):
-        replace(DOCS / f"methods/{eraser}.md", section(rows, str(eraser), results / "grids"))
+        fill(DOCS / f"methods/{eraser}.md", {"results": section(rows, str(eraser), results / "grids")})
 
 
 if __name__ == "__main__":
