@@ -494,6 +494,7 @@ def test_method_without_variants_has_the_default() -> None:
 
 
 EXPERIMENT = {"title": "T", "kind": "bars", "tasks": ["pets"], "erasers": ["mace"], "finetunes": ["lora"]}
+MEMBERS = {"kind": "members", "erasers": [], "finetunes": []}
 BAD_EXPERIMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "task": ({"tasks": ["pet"]}, ["experiments.fig5.tasks", "'pet'", "'pets'?"]),
     "eraser": ({"erasers": ["mace.wide"]}, ["experiments.fig5.erasers", "'mace.wide'", "known:"]),
@@ -503,8 +504,8 @@ BAD_EXPERIMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "setting": ({"kind": "line", "along": "captions"}, ["experiments.fig5.along", "not a number"]),
     "unknown setting": ({"kind": "line", "along": "lambda"}, ["experiments.fig5.along", "'lambda'", "lamb"]),
     "no erasers": ({"erasers": []}, ["experiments.fig5.erasers", "[]", "at least one"]),
-    "no sets": ({"kind": "members"}, ["experiments.fig5.sets", "[]", "members"]),
-    "unknown set": ({"kind": "members", "sets": ["third"]}, ["experiments.fig5.sets", "'third'", "random"]),
+    "no sets": (MEMBERS, ["experiments.fig5.sets", "[]", "members"]),
+    "unknown set": ({**MEMBERS, "sets": ["third"]}, ["experiments.fig5.sets", "'third'", "random"]),
     "claim": (
         {"claims": [{"says": "", "of": {"task": "ship"}, "expect": "above"}]},
         ["experiments.fig5.claims[0].of", "no row of this experiment"],
@@ -520,13 +521,30 @@ BAD_EXPERIMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown key": ({"eraser": "mace"}, ["experiments.fig5.eraser", "unknown key", "erasers"]),
     "unknown metric": ({"metric": "esr_1"}, ["experiments.fig5.metric", "'esr_1'", "known:"]),
     "table of nothing": ({"kind": "table"}, ["experiments.fig5.metrics", "[]", "at least one"]),
-    "metrics of bars": ({"metrics": ["blank"]}, ["experiments.fig5.metrics", "['blank']", "write `metric` for bars"]),
+    "metrics of bars": ({"metrics": ["blank"]}, ["experiments.fig5.metrics", "['blank']", "no effect in"]),
     "unknown column": (
         {"kind": "table", "metrics": ["blank", "psr_1"]},
         ["experiments.fig5.metrics", "'psr_1'", "known:"],
     ),
     "one task": ({"kind": "table", "metrics": ["blank"], "over_tasks": True}, ["fig5.over_tasks", "name two tasks"]),
-    "concepts of bars": ({"each_concept": True}, ["fig5.each_concept", "is for a table of single tasks"]),
+    "concepts of bars": ({"each_concept": True}, ["fig5.each_concept", "no effect in an experiment of kind bars"]),
+    "concepts over tasks": (
+        {"kind": "table", "metrics": ["blank"], "tasks": ["pets", "pets2"], "over_tasks": True, "each_concept": True},
+        ["fig5.each_concept", "is for a table of single tasks"],
+    ),
+    "claims of a grid": (
+        {"kind": "grid", "claims": [{"says": "more", "of": {}, "expect": "above"}]},
+        ["experiments.fig5.claims", "['more']", "no effect in an experiment of kind grid; remove it"],
+    ),
+    "choice of bars": ({"choose": "largest"}, ["experiments.fig5.choose", "'largest'", "no effect in an experiment"]),
+    "metric of the largest": (
+        {"kind": "grid", "choose": "largest", "metric": "H_c"},
+        ["experiments.fig5.metric", "'H_c'", "known:"],
+    ),
+    "heat map of scores": (
+        {"kind": "heatmap", "metric": "clip_score"},
+        ["experiments.fig5.metric", "'clip_score'", "is no share in percent"],
+    ),
     "claim metric": (
         {"kind": "table", "metrics": ["blank"],
          "claims": [{"says": "", "of": {}, "expect": "above", "metric": "clip_score"}]},
@@ -549,7 +567,7 @@ BAD_EXPERIMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "curves of nothing": ({"kind": "curves", "finetunes": []}, ["experiments.fig5.finetunes", "[]", "at least one"]),
     "axis of nothing": ({"finetunes": [], "along": "finetune"}, ["fig5.along", "'finetune'", "known: eraser, task"]),
     "largest of nothing": ({"kind": "grid", "finetunes": [], "choose": "largest"}, ["fig5.choose", "write first"]),
-    "words of a fine-tune": ({"kind": "words"}, ["fig5.finetunes", "['lora']", "those of erasers; remove it"]),
+    "words of a fine-tune": ({"kind": "words"}, ["fig5.finetunes", "['lora']", "kind words; remove it"]),
     "words of MACE": (
         {"kind": "words", "finetunes": []},
         ["experiments.fig5.erasers", "'mace'", "searches no words; name erasers that do, such as eap"],

@@ -171,7 +171,7 @@ def test_settings_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
 def test_tuning_compares_erased_models_alone(key: str, value: Any) -> None:
     shown = {"title": "x", "kind": "tuning", "tasks": ("ship",), "erasers": ("uce",)}
     assert Experiment(**shown).finetunes == ()
-    with pytest.raises(ConfigError, match=rf"{key} = \['(lora|x)'\]: has no place in tuning"):
+    with pytest.raises(ConfigError, match=rf"{key} = \['(lora|x)'\]: has no effect in an experiment of kind tuning"):
         Experiment(**shown, **{key: (value,)})
     with pytest.raises(ConfigError, match=r"erasers = \[\]: must not be empty for tuning"):
         Experiment(**{**shown, "erasers": ()})

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from resurgence.config.audit import check_audit
 from resurgence.config.erasers import eraser_config, erasers
+from resurgence.config.experiment import PER_CONCEPT
 from resurgence.config.experiment_checks import check_experiments
 from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
-from resurgence.config.scorers import COMMON, HARMONIC, scorer_config
+from resurgence.config.scorers import COMMON, HARMONIC, metrics, scorer_config
 from resurgence.config.set_checks import check_makers, check_model, check_terciles
 from resurgence.config.study_names import check_study_names
 from resurgence.config.word_sets import check_tuning, check_words
@@ -239,8 +240,14 @@ def check_scorers(study: Study, root: Path) -> None:
         offered += config.offered()
     for metric in study.figures.metrics:
         known("figures.metrics", metric, offered)
+    columns = [metric for metric, declared in metrics().items() if declared.column is not None]
     for name, experiment in study.experiments.items():
-        if experiment.kind not in ("grid", "members", "words"):
-            key = f"experiments.{name}.{'metrics' if experiment.kind == 'table' else 'metric'}"
-            for metric in experiment.shown_metrics:
-                known(key, metric, [*offered, *COMMON, *HARMONIC])
+        key = f"experiments.{name}.{'metrics' if experiment.kind == 'table' else 'metric'}"
+        for metric in experiment.shown_metrics:
+            known(key, metric, [*offered, *COMMON, *HARMONIC])
+            if experiment.kind in PER_CONCEPT:
+                known(key, metric, [column for column in columns if column in (*offered, *COMMON)])
+            if experiment.kind == "heatmap" and not metrics()[metric].share:
+                raise ConfigError(
+                    key, metric, "is no share in percent, which a heat map draws; name one, or a histogram"
+                )

@@ -9,7 +9,21 @@ from typing import Any, Literal
 from resurgence.config.fields import ConfigError, NotNegative, known, unique
 
 CATEGORIES = ("task", "eraser", "finetune")
-OF_ERASED = ("bars", "line", "table", "histogram", "grid", "words")  # may show erased models alone
+MEASURED = ("bars", "line", "curves", "heatmap", "weights", "table", "histogram")  # kinds that are computed from scores
+PER_CONCEPT = ("heatmap", "histogram", "grid")  # kinds whose metric is the mean of a column of the scores
+OF_FINETUNED = ("curves", "heatmap", "weights")  # kinds that cannot show erased models alone
+USED_BY = {  # key -> the kinds in which it has an effect
+    "erasers": (*MEASURED, "grid", "words", "tuning"),
+    "finetunes": (*MEASURED, "grid"),
+    "roles": (*MEASURED, "grid"),
+    "along": ("bars", "line"),
+    "metrics": ("table",),
+    "each_concept": ("table",),
+    "over_tasks": ("bars", "table"),
+    "sets": ("members",),
+    "choose": ("grid",),
+    "claims": MEASURED,
+}
 
 
 @dataclass(frozen=True)
@@ -92,20 +106,18 @@ class Experiment:
     """Claims of the paper, and the numbers that decide them."""
 
     def __post_init__(self) -> None:
-        for key in ("tasks", "erasers", "finetunes", "roles", "sets"):
+        for key in ("tasks", "erasers", "finetunes", "roles", "sets", "metrics"):
             unique(key, getattr(self, key))
-        tuned = () if self.kind in OF_ERASED else ("finetunes",)
-        others = {"members": ("tasks", "sets"), "tuning": ("tasks", "erasers")}
-        for key in others.get(self.kind, ("tasks", "erasers", "roles", *tuned)):
-            if not getattr(self, key):
+        needed = ("tasks", "erasers", "roles", "sets", "metrics", *(("finetunes",) * (self.kind in OF_FINETUNED)))
+        for key in needed:
+            if self.kind in USED_BY.get(key, (self.kind,)) and not getattr(self, key):
                 raise ConfigError(key, [], f"must not be empty for {self.kind}; name at least one")
-        shown = {"finetunes": list(self.finetunes), "claims": [claim.says for claim in self.claims]}
-        for key, names in shown.items() if self.kind == "tuning" else ():
-            if names:
-                remedy = "has no place in tuning, which compares erased models before any fine-tuning; remove it"
-                raise ConfigError(key, names, remedy)
-        if self.kind == "words" and self.finetunes:
-            raise ConfigError("finetunes", list(self.finetunes), "have no words, which are those of erasers; remove it")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if self.kind not in USED_BY.get(field.name, (self.kind,)) and value != field.default:
+                shown = [claim.says for claim in self.claims] if field.name == "claims" else value
+                shown = list(shown) if isinstance(shown, tuple) else shown
+                raise ConfigError(field.name, shown, f"has no effect in an experiment of kind {self.kind}; remove it")
         if self.choose == "largest" and not self.finetunes:
             raise ConfigError("choose", "largest", "is by the change in fine-tuning, and none is named; write first")
         if self.kind == "bars":
@@ -114,20 +126,15 @@ class Experiment:
 
     @property
     def shown_metrics(self) -> tuple[str, ...]:
-        """The metrics that it shows; a claim without one is about the first."""
+        """The metrics that it reads; a claim without one is about the first."""
+        if self.kind in ("members", "words") or (self.kind == "grid" and self.choose == "first"):
+            return ()
         return self.metrics if self.kind == "table" else (self.metric,)
 
     def _check_table(self) -> None:
-        unique("metrics", self.metrics)
-        if (self.kind == "table") != bool(self.metrics):
-            remedy = "must not be empty for a table; name at least one" if self.kind == "table" else (
-                f"are columns of a table; write `metric` for {self.kind}"
-            )  # fmt: skip
-            raise ConfigError("metrics", list(self.metrics), remedy)
-        if self.each_concept and (self.kind != "table" or self.over_tasks):
+        if self.each_concept and self.over_tasks:
             raise ConfigError("each_concept", True, "is for a table of single tasks; remove it, or over_tasks")
-        bars_of_tasks = self.kind == "bars" and self.along == "task"
-        if self.over_tasks and (self.kind not in ("bars", "table") or len(self.tasks) < 2 or bars_of_tasks):
+        if self.over_tasks and (len(self.tasks) < 2 or (self.kind == "bars" and self.along == "task")):
             raise ConfigError("over_tasks", True, "is for tables and for bars along eraser or finetune; name two tasks")
         self._check_claims()
 
