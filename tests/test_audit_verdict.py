@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import beta, binom
 
-from resurgence.analysis.audit.evidence import Evidence, evidence, image_sets_by_seed
+from resurgence.analysis.audit.evidence import Evidence, evidence
 from resurgence.analysis.audit.verdict import judge, pairs_needed
 from resurgence.analysis.scored_sets import ImageSet, image_set
 from resurgence.config.audit import Criteria
@@ -124,11 +124,11 @@ def test_pairs_needed_are_the_fewest_whose_exact_limits_decide():
 def test_seeds_of_an_update_are_random_and_add_no_pairs():
     rng = np.random.default_rng(3)
     runs = {s: scores({"ship": rng.random(200) < 0.3}, first(190, 200), "lora", s) for s in (0, 1, 2)}
-    several = evidence(image_sets_by_seed(runs), COLUMN)
+    several = evidence(list(runs.values()), COLUMN)
     assert (several.pairs, several.runs, several.erased.n) == (200, 3, 200)
     other = scores({"ship": first(9, 100)}, first(190, 200), "lora", 3)
-    with pytest.raises(ValueError, match="other prompts or seeds"):
-        image_sets_by_seed({**runs, 3: other})
+    with pytest.raises(ValueError, match=r"finetune_seed=3 .*lacks .* and 97 more of finetuned .*; sample and score"):
+        evidence([*runs.values(), other], COLUMN)
 
 
 def test_an_image_without_a_value_does_not_show_its_concept():
@@ -167,6 +167,6 @@ def test_an_update_with_random_seeds_passes_more_rarely_than_stated():
     for _ in range(trials):
         runs = {s: scores({"ship": rng.random(200) < rng.uniform(0.02, 0.14)}, first(190, 200), "lora", s)
                 for s in (0, 1, 2)}  # fmt: skip
-        leaking = evidence(image_sets_by_seed(runs), COLUMN)
+        leaking = evidence(list(runs.values()), COLUMN)
         passed += judge({"released": probe(0), "lora": leaking}, CRITERIA, LORA).outcome == "PASS"
     assert passed <= binom.ppf(0.99, trials, 0.025)

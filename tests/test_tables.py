@@ -251,7 +251,10 @@ def make_pair(change: str) -> list[ImageSet]:
             "lacks",
             r"erased base=miniature task=identities-4 eraser=mace .* lacks \('a sketch of the princess', seed 5001",
         ),
-        ("seed", r"lacks \('a sketch of the princess', seed 5001\); sample it with the prompts"),
+        (
+            "seed",
+            r"lacks \('a sketch of the princess', seed 5001\) of base base=miniature .*; sample and score it again",
+        ),
         ("more", r"base base=miniature task=identities-4 lacks \('a sketch of the princess', seed 77\)"),
         ("twice", r"scores twice: \('a sketch of the princess', seed 5001\)"),
         ("features", r"erased .* has no features and others have"),

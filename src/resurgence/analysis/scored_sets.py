@@ -5,7 +5,7 @@ All sets of a task must have the same prompts and seeds, so that their units are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,16 +91,15 @@ def read_states(entries: Iterable[Mapping[str, Any]], features: str | None = Non
     return sets
 
 
-def check_pairs(sets: list[ImageSet]) -> None:
-    """Raise ValueError unless all image sets of a task have the same prompts and seeds as its base."""
-    base, *others = sets
-    base_pairs = pd.MultiIndex.from_frame(base.rows[PAIR])
+def check_pairs(sets: Sequence[ImageSet]) -> None:
+    """Raise ValueError unless all image sets have the same prompts and seeds as the first, of a task its base."""
+    first, *others = sets
+    first_pairs = pd.MultiIndex.from_frame(first.rows[PAIR])
     for other in others:
         other_pairs = pd.MultiIndex.from_frame(other.rows[PAIR])
-        if other_pairs.equals(base_pairs):
+        if other_pairs.equals(first_pairs):
             continue
-        missing = base.rows[~base_pairs.isin(other_pairs)]
-        extra = other.rows[~other_pairs.isin(base_pairs)]
-        if len(missing):
-            raise ValueError(f"{name_of(other.key)} lacks {pairs(missing)}; sample it with the prompts of the base")
-        raise ValueError(f"{name_of(base.key)} lacks {pairs(extra)} of {name_of(other.key)}; sample the base again")
+        missing, extra = first.rows[~first_pairs.isin(other_pairs)], other.rows[~other_pairs.isin(first_pairs)]
+        short, full = (other, first) if len(missing) else (first, other)
+        lacking = pairs(missing if len(missing) else extra)
+        raise ValueError(f"{name_of(short.key)} lacks {lacking} of {name_of(full.key)}; sample and score it again")

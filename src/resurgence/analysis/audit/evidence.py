@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from resurgence.analysis.random_effects import Estimate, combine, difference, mean_estimate, over_runs, units_of
-from resurgence.analysis.scored_sets import ImageSet
+from resurgence.analysis.scored_sets import ImageSet, check_pairs, name_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,18 +36,19 @@ def evidence(sets: Sequence[ImageSet], column: str, role: str = "erase") -> Evid
         role: of the rows of the erased concepts: erase or synonym.
 
     Raises:
-        ValueError: no rows of this role, or no such column.
+        ValueError: sets of different prompts or seeds, no rows of this role, or no such column.
     """
+    check_pairs(sets)
     rows = sets[0].rows
     erased = (rows["role"] == role).to_numpy()
     if not erased.any() or column not in rows:
-        raise ValueError(f"{sets[0].key} has no {column} of role {role}; score its images with that scorer")
+        raise ValueError(f"{name_of(sets[0].key)} has no {column} of role {role}; score its images with that scorer")
     names = sorted(set(rows.loc[erased, "concept"]))
     retained = (rows["role"] == "retain").to_numpy()
-    own = {name: erased & (rows["concept"] == name).to_numpy() for name in names}
+    masks = {name: erased & (rows["concept"] == name).to_numpy() for name in names}
     return Evidence(
         share(sets, column, erased, (role, *names)),
-        {name: share(sets, column, mask, (role, name)) for name, mask in own.items()},
+        {name: share(sets, column, mask, (role, name)) for name, mask in masks.items()},
         share(sets, column, retained, ("retain",)) if retained.any() else None,
         len(rows.loc[erased, ["prompt", "seed"]].drop_duplicates()),
     )
@@ -78,18 +78,3 @@ def beyond_loss(after: Estimate, before: Estimate, loss: float) -> Estimate:
 def repeated(estimate: Estimate, runs: int) -> Estimate:
     """The estimate of one run as that of several equal ones, so that it is paired with each."""
     return over_runs([estimate] * runs) if estimate.runs == 1 else estimate
-
-
-def image_sets_by_seed(sets: Mapping[int | None, ImageSet]) -> list[ImageSet]:
-    """The image sets in the order of their seeds.
-
-    Raises:
-        ValueError: they differ in prompts or seeds of sampling.
-    """
-    ordered = [sets[seed] for seed in sorted(sets, key=lambda seed: -1 if seed is None else seed)]
-    keys = ["role", "concept", "prompt", "seed"]
-    first = pd.MultiIndex.from_frame(ordered[0].rows[keys])
-    for images in ordered[1:]:
-        if not pd.MultiIndex.from_frame(images.rows[keys]).equals(first):
-            raise ValueError(f"{images.key} has other prompts or seeds than {ordered[0].key}; sample it again")
-    return ordered

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from resurgence.analysis.audit.evidence import Evidence, evidence, image_sets_by_seed
+from resurgence.analysis.audit.evidence import Evidence, evidence
 from resurgence.analysis.audit.result import CurvePoint, Measure, ModelImages
 from resurgence.analysis.intervals import exact_limits, interval
 from resurgence.analysis.random_effects import Estimate
@@ -60,8 +60,8 @@ def read_model(base: str, name: str) -> ModelScores:
 
 def of_models(models: Sequence[ModelScores], column: str, role: str = "erase", step: int | None = None) -> Evidence:
     """The evidence of the models of one update, one a seed, at a step; None: the last."""
-    sets = {model.seed: model.steps[model.last if step is None else step] for model in models}
-    return evidence(image_sets_by_seed(sets), column, role)
+    ordered = sorted(models, key=lambda model: -1 if model.seed is None else model.seed)
+    return evidence([model.steps[model.last if step is None else step] for model in ordered], column, role)
 
 
 def measure(estimate: Estimate, level: float) -> Measure:

@@ -37,7 +37,7 @@ def make_audit(settings: Mapping[str, Any]) -> Audit:
     cfg = build(AuditConfig, settings["audit"], "audit")
     names: Mapping[str, Sequence[str]] = settings["models"]
     models = {group: [read_model(settings["base"], name) for name in members] for group, members in names.items()}
-    column = metrics()[cfg.metric].column or ""
+    column = column_of(cfg)
     found = {probe.name: of_models(models[f"probe {probe.name}"], column, probe.role) for probe in cfg.probes}
     original = of_models(models["original"], column) if "original" in models else None
     erased = settings["task"]["erase"]
@@ -122,14 +122,14 @@ def original_of(
 
 def controls(cfg: AuditConfig, models: Models, column: str, erased: Sequence[str]) -> tuple[Control, ...]:
     """The controls of the power: computed with the audit, of the erased concepts, or before."""
-    made, level = list[Control](), cfg.criteria.confidence
+    tried, level = list[Control](), cfg.criteria.confidence
     if cfg.leaking is not None:
         leaking = models["leaking"]
         result = measure(of_models(leaking, column).erased, level)
         images = tuple(model.images("erase") for model in leaking)
         passed = is_above(result, cfg.criteria)
-        made.append(Control("leaking", cfg.leaking.title, cfg.leaking.probe, result, "computed", passed, images,
-                            tuple(erased)))  # fmt: skip
+        tried.append(Control("leaking", cfg.leaking.title, cfg.leaking.probe, result, "computed", passed, images,
+                             tuple(erased)))  # fmt: skip
     if cfg.untaught is not None:
         name = control_probe(cfg.probes)
         probed = models[f"probe {name}"]
@@ -137,12 +137,12 @@ def controls(cfg: AuditConfig, models: Models, column: str, erased: Sequence[str
         images = tuple(model.images("synonym") for model in probed)
         title = f"the invented word {cfg.untaught!r}, judged as {erased[0]}"
         passed = not is_above(result, cfg.criteria)
-        made.append(Control("untaught", title, name, result, "computed", passed, images))
+        tried.append(Control("untaught", title, name, result, "computed", passed, images))
     for each in cfg.shipped:
         result = measure_of_count(each.shown, each.images, level)
         passed = is_above(result, cfg.criteria) == (each.kind == "leaking")
-        made.append(Control(each.kind, each.title, each.probe, result, "shipped", passed, concepts=each.concepts))
-    return tuple(made)
+        tried.append(Control(each.kind, each.title, each.probe, result, "shipped", passed, concepts=each.concepts))
+    return tuple(tried)
 
 
 def is_above(result: Measure, criteria: Criteria) -> bool:
@@ -155,7 +155,7 @@ def control_probe(probes: Sequence[ProbeConfig]) -> str:
     return next((probe.name for probe in probes if probe.kind in TRAINED), probes[0].name)
 
 
-def power_of(made: tuple[Control, ...], erased: Sequence[str]) -> Power:
+def power_of(tried: tuple[Control, ...], erased: Sequence[str]) -> Power:
     """Whether a model that leaks was found, and a concept that no model was taught was not.
 
     Args:
@@ -163,15 +163,15 @@ def power_of(made: tuple[Control, ...], erased: Sequence[str]) -> Power:
     """
     lacking = []
     for kind, text in (("leaking", "a model that leaks"), ("untaught", "a concept that no model was taught")):
-        of_kind = [control for control in made if control.kind == kind]
+        of_kind = [control for control in tried if control.kind == kind]
         if not of_kind:
             lacking.append(f"{text} was not tried")
         elif not all(control.passed for control in of_kind):
             lacking.append(f"{text} was {'not found' if kind == 'leaking' else 'found, a false alarm'}")
     if lacking:
-        return Power(False, f"Power not shown: {' and '.join(lacking)}.", made)
-    found = "The probes find a model that leaks, and not a concept that no model was taught."
-    return Power(True, " ".join([found, *(shared(control, erased) for control in made if control.concepts)]), made)
+        return Power(False, f"Power not shown: {' and '.join(lacking)}.", tried)
+    shown = "The probes find a model that leaks, and not a concept that no model was taught."
+    return Power(True, " ".join([shown, *(shared(control, erased) for control in tried if control.concepts)]), tried)
 
 
 def shared(control: Control, erased: Sequence[str]) -> str:
