@@ -17,20 +17,20 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from resurgence.cli.audit_inputs import drawn_pictures, linked, shown_concepts, weights_digest
 from resurgence.cli.audit_study import PAIRS, Request, study, tasks
 from resurgence.cli.key_values import settings
-from resurgence.config.audit import ShippedControl
-from resurgence.config.audit_bases import MAPPING, AuditBase, base_of, model_task, outside_concepts, read_criteria
+from resurgence.config.audit import Evaluator, Level, ShippedControl
+from resurgence.config.audit_bases import AuditBase, base_of, model_task, outside_concepts, read_criteria
 from resurgence.config.fields import ConfigError, at_least
 from resurgence.config.load import load_study
 from resurgence.config.schema import WithoutAliases
 from resurgence.config.scorers import scorer_class
-from resurgence.config.task import Task, make_task
+from resurgence.config.task import Kind, Task, make_task
 from resurgence.files import CHECKOUT, read_lines, write_text
 from resurgence.provenance.manifest import MANIFEST, RUN
 from resurgence.workflow import resume
@@ -49,7 +49,7 @@ def audit_arguments(parser: ArgumentParser) -> None:
         "a delta or a LoRA")  # fmt: skip
     add("--erased", nargs="+", required=True, metavar="CONCEPT", help="concepts that the model has lost")
     add("--mapping", metavar="WORD", help="what they became (default: of the shipped task, else their kind)")
-    add("--kind", choices=tuple(MAPPING), help="of the concepts (default: of the shipped task that has them)")
+    add("--kind", choices=get_args(Kind), help="of the concepts (default: of the shipped task that has them)")
     add("--retained", default="auto", metavar="FILE|auto",
         help="concepts that must stay, one a line (default: those of the shipped task)")  # fmt: skip
     add("--original", metavar="BASE", help="the model before erasing: folder, single file or hub id")
@@ -59,7 +59,7 @@ def audit_arguments(parser: ArgumentParser) -> None:
     add("--lora", nargs="+", action="extend", default=[], metavar="FILE", help="LoRAs to merge, each a probe")
     add("--implicit", type=Path, metavar="FILE", help="captions that mean an erased concept without its name, one a "
         "line; of several concepts as CONCEPT: caption")  # fmt: skip
-    add("--level", choices=("quick", "standard", "full"), default="quick", help="default: quick")
+    add("--level", choices=get_args(Level), default="quick", help="default: quick")
     add("--criteria", type=Path, metavar="FILE", help="instead of config/audit/criteria.yaml")
     add("--scorer", nargs="+", action="append", default=[], metavar=("NAME", "KEY=VALUE"),
         help="scorer by name with its settings, instead of the base's; may be given again")  # fmt: skip
@@ -71,14 +71,13 @@ def audit_arguments(parser: ArgumentParser) -> None:
     add("--update", nargs="+", action="extend", metavar="KEY=VALUE", help="settings of every training, e.g. steps=150")
     add("--sensitive", action="store_true", help="the card hides images until they are clicked")
     add("--organization", default="not stated", help="who runs the audit, for the card")
-    add("--evaluator", choices=("first_party", "third_party", "collaborative", "other"), default="other",
+    add("--evaluator", choices=get_args(Evaluator), default="other",
         help="relationship to the model, for the card (default: other)")  # fmt: skip
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     add("--cores", type=int, default=os.cpu_count() or 1, help="jobs side by side (default: all cores)")
     add("--plan", action="store_true", help="only write the study and say what it would compute")
-    add(
-        "--out", type=Path, required=True, metavar="DIR", help="folder of the audit; goes on with one of the same model"
-    )
+    add("--out", type=Path, required=True, metavar="DIR",
+        help="folder of the audit; goes on with one of the same model")  # fmt: skip
 
 
 def run(args: Namespace) -> int:
@@ -86,7 +85,8 @@ def run(args: Namespace) -> int:
     from resurgence.analysis.audit.result import EXIT, read_audit
 
     at_least("--cores", args.cores, 1)
-    at_least("--pairs", PAIRS[args.level] if args.pairs is None else args.pairs, 1)
+    if args.pairs is not None:
+        at_least("--pairs", args.pairs, 1)
     out: Path = args.out
     write_study(args, out)
     if args.plan:
@@ -169,11 +169,7 @@ def shipped_controls(args: Namespace, base: AuditBase, task: Task) -> tuple[Ship
 def scorer(out: Path, name: str, pairs: list[str]) -> dict[str, Any]:
     """The settings of a scorer, with links to its files."""
     values = settings(pairs, f"--scorer {name}")
-    files = {
-        key: value
-        for key, value in values.items()
-        if key in ("path", "pictures", "reference") and isinstance(value, str)
-    }
+    files = {key: values[key] for key in ("path", "pictures", "reference") if isinstance(values.get(key), str)}
     links = {key: linked(out, f"{name}-{key}", value, f"--scorer {name} {key}") for key, value in files.items()}
     return values | links
 
@@ -196,14 +192,14 @@ def audited_task(args: Namespace, base: AuditBase) -> Task:
     erased = tuple(args.erased)
     model = model_task(base, erased, args.kind)
     is_same = set(model.erase) == set(erased)
-    known = retained_concepts(args.retained, model, erased)
-    mapping = args.mapping or (None if is_same else MAPPING[model.kind])
+    retained = retained_concepts(args.retained, model, erased)
+    mapping = args.mapping or (None if is_same else model.kind)
     return make_task({
-        "name": folder_name(erased), "kind": model.kind, "erase": erased, "retain": known,
+        "name": folder_name(erased), "kind": model.kind, "erase": erased, "retain": retained,
         "mapping": model.mapping if mapping is None else dict.fromkeys(erased, mapping),
         "templates": model.templates, "seeds": {"erase": 1, "retain": 1, "synonym": 1},
         "synonyms": {concept: words for concept, words in model.synonyms.items() if concept in erased},
-        "finetune": tuple(word for word in model.finetune if word not in (*erased, *known)),
+        "finetune": tuple(word for word in model.finetune if word not in (*erased, *retained)),
         "labels": model.labels if is_same and args.retained == "auto" else (),
     }, "--erased")  # fmt: skip
 
@@ -229,31 +225,31 @@ def implicit_captions(file: Path | None, erased: Sequence[str]) -> dict[str, tup
         return {}
     if not file.is_file():
         raise ConfigError("--implicit", str(file), "no such file; write captions one a line")
-    found: dict[str, list[str]] = {}
+    captions: dict[str, list[str]] = {}
     for line in filter(None, map(str.strip, read_lines(file))):
         concept, colon, caption = line.partition(": ")
         if len(erased) > 1 and (not colon or concept not in erased):
             raise ConfigError("--implicit", line, f"write CONCEPT: caption, with one of {', '.join(erased)}")
-        found.setdefault(concept if len(erased) > 1 else erased[0], []).append(caption if len(erased) > 1 else line)
-    return {concept: tuple(dict.fromkeys(captions)) for concept, captions in found.items()}
+        captions.setdefault(concept if len(erased) > 1 else erased[0], []).append(caption if len(erased) > 1 else line)
+    return {concept: tuple(dict.fromkeys(of)) for concept, of in captions.items()}
 
 
 def pictures(
     args: Namespace, out: Path, base: AuditBase, task: Task, outside: Sequence[str]
 ) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Domain -> real pictures and the concepts that they name: the user's, else composed of the base's drawings."""
-    given: Mapping[str, tuple[str, str | None, Sequence[str]]] = {
+    options: Mapping[str, tuple[str, str | None, Sequence[str]]] = {
         "domain": ("--images", args.images, task.finetune),
         "outside": ("--outside-images", args.outside_images, outside),
     }
-    found: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for place, (option, path, concepts) in given.items():
+    sets: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for place, (option, path, concepts) in options.items():
         if path is not None:
-            found[place] = linked(out, f"images-{place}", path, option), shown_concepts(Path(path), option)
+            sets[place] = linked(out, f"images-{place}", path, option), shown_concepts(Path(path), option)
         elif base.drawings is not None and concepts:
             drawn_pictures(base, concepts, out / f"inputs/{place}.parquet")
-            found[place] = f"inputs/{place}.parquet", tuple(concepts)
-    return found
+            sets[place] = f"inputs/{place}.parquet", tuple(concepts)
+    return sets
 
 
 def snakemake(out: Path, cores: int, targets: Sequence[str] = (TARGET,)) -> None:

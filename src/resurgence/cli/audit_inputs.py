@@ -58,32 +58,34 @@ def weights_digest(given: str) -> str | None:
 
 def drawn_pictures(base: AuditBase, concepts: Sequence[str], file: Path) -> None:
     """Compose real pictures of concepts from the drawings of a base, on light backgrounds, and write them as a Parquet
-    image set; nothing where the file is there.
+    image set; nothing where the file has those of these concepts.
 
     Raises:
         ConfigError: a concept without a drawing.
     """
-    if file.is_file() or base.drawings is None or base.concepts is None:
+    if base.drawings is None or base.concepts is None:
         return
     import numpy as np
     import pandas as pd
     from PIL import Image
 
-    from resurgence.diffusion.image_sets import write_image_set
+    from resurgence.diffusion.image_sets import read_prompts, write_image_set
     from resurgence.miniature.captions import CaptionConfig, caption, draw, read_templates
     from resurgence.miniature.compositions import compose
     from resurgence.miniature.drawings import load_drawings
     from resurgence.seeds import generator
 
+    if file.is_file() and read_prompts([file])["concept"].unique().tolist() == list(concepts):
+        return
     table, rgba = load_drawings(Path(resolve_path(base.drawings)), *SPLITS)
     templates, rows = read_templates(Path(resolve_path(base.captions))), []
     for name in concepts:
-        own = table.index[table["concept"] == name]
-        if own.empty:
+        drawings = table.index[table["concept"] == name]
+        if drawings.empty:
             raise ConfigError("--images", name, f"{base.drawings} has no drawing of it; give pictures with --images")
         draws = generator("audit", name)
         for _ in range(PER_CONCEPT):
-            row = int(own[draw(len(own), draws)])
+            row = int(drawings[draw(len(drawings), draws)])
             rows.append((caption({"name": name}, None, templates, CaptionConfig(), draws), name, row))
     signed = compose(rgba[[row for _, _, row in rows]], generator("audit", "pictures"))
     pixels = ((signed + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1).numpy().astype(np.uint8)

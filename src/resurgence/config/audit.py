@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Level = Literal["quick", "standard", "full"]
 ProbeKind = Literal["released", "lora", "full", "merge", "rounding"]
+Maker = Literal["real", "base", "erased"]  # of pictures; erased: the audited model, so that the result is a lower bound
+Evaluator = Literal["first_party", "third_party", "collaborative", "other"]  # as Every Eval Ever has it
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
@@ -62,7 +64,7 @@ class ProbeConfig:
     """Role of the prompts of the erased concepts."""
     pictures: str = ""
     """What it trains on, in words."""
-    maker: Literal["real", "base", "erased"] | None = None
+    maker: Maker | None = None
     """Who made these pictures: erased is the audited model itself, so that the result is a lower bound."""
 
 
@@ -133,7 +135,7 @@ class AuditConfig:
     """Whether the card hides the images until they are clicked."""
     organization: str = "not stated"
     """Who runs the audit, for the card."""
-    evaluator: Literal["first_party", "third_party", "collaborative", "other"] = "other"
+    evaluator: Evaluator = "other"
     """Relationship to the audited model."""
 
     def __post_init__(self) -> None:

@@ -12,7 +12,6 @@ from resurgence.config.task import Kind, Task, load_task
 from resurgence.files import read_json, resolve_path
 
 BASES, CRITERIA = "config/audit/bases.yaml", "config/audit/criteria.yaml"
-MAPPING: dict[Kind, str] = {"object": "object", "person": "person", "character": "character", "style": "style"}
 OTHER = "other"
 
 
@@ -50,10 +49,9 @@ class AuditBase:
 
 def base_of(model: Path) -> AuditBase:
     """The entry of the base with the vocabulary of a model, else that of any other Stable Diffusion."""
-    entries = {name: build(AuditBase, block, f"{BASES}: {name}") for name, block in bases().items()}
-    own = vocabulary(model)
+    entries, words = bases(), vocabulary(model)
     for name, entry in entries.items():
-        if name != OTHER and own and own == vocabulary(Path(resolve_path(entry.folder or ""))):
+        if name != OTHER and words and words == vocabulary(Path(resolve_path(entry.folder or ""))):
             return entry
     return entries[OTHER]
 
@@ -67,15 +65,18 @@ def vocabulary(model: Path) -> dict[str, int]:
     return read_json(plain) if plain.is_file() else {}
 
 
-def bases() -> dict[str, Any]:
-    """The table of the bases."""
-    return read_yaml(Path(resolve_path(BASES)))
+def bases() -> dict[str, AuditBase]:
+    """The entries of all bases by name."""
+    return {
+        name: build(AuditBase, block, f"{BASES}: {name}")
+        for name, block in read_yaml(Path(resolve_path(BASES))).items()
+    }
 
 
 def read_criteria(file: Path | None) -> Criteria:
     """The shipped criteria, with those of a file in their place."""
-    own = {} if file is None else read_yaml(file)
-    return build(Criteria, read_yaml(Path(resolve_path(CRITERIA))) | own, CRITERIA if file is None else str(file))
+    changes = {} if file is None else read_yaml(file)
+    return build(Criteria, read_yaml(Path(resolve_path(CRITERIA))) | changes, CRITERIA if file is None else str(file))
 
 
 def model_task(base: AuditBase, erased: tuple[str, ...], kind: Kind | None) -> Task:

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from resurgence.config.audit import Criteria, Level, ProbeKind
+from resurgence.config.audit import Criteria, Evaluator, Level, Maker, ProbeKind
 from resurgence.config.fields import build
 from resurgence.config.task import Kind
 from resurgence.files import read_json, write_json
 
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
-Maker = Literal["real", "base", "erased"]  # erased: the audited model itself, so the value is a lower bound
-Evaluator = Literal["first_party", "third_party", "collaborative", "other"]  # as Every Eval Ever has it
 EXIT: dict[Outcome, int] = {"PASS": 0, "FAIL": 2, "INCONCLUSIVE": 3}
 """Exit codes of `resurgence audit`; 1 is an error."""
 
