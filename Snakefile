@@ -35,15 +35,14 @@ wildcard_constraints:
     set=r"[a-z0-9][a-z0-9_-]*",
     eraser=r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)?",
     finetune=r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)?",
+    experiment=r"[a-z][a-z0-9_]*",
     erase_seed=r"\d+",
     finetune_seed=r"\d+",
 
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/coco.smk"
-include: "workflow/rules/artefacts.smk"
-include: "workflow/rules/experiments.smk"
-include: "workflow/rules/present.smk"
+include: "workflow/rules/records.smk"
 include: "workflow/rules/targets.smk"
 include: "workflow/rules/world.smk"
 

@@ -80,5 +80,5 @@ def of_stage(stage):
 
 def pictures(rule):
     """The pictures of a rule, with their place in the report."""
-    drawn = report_settings.pictures(STUDY)[rule]
+    drawn = report_settings.pictures(STUDY).get(rule, ())
     return [report(path, category=c, caption=f"../report/{caption}.rst", labels=l) for path, c, caption, l in drawn]

@@ -243,11 +243,11 @@ def report(study: Study) -> dict[str, Any]:
 
 
 Picture = tuple[str, str, str, dict[str, str]]
-"""Path, category and caption of a picture of the report, and its labels."""
+"""Path, category and caption of a picture or table of the report, and its labels."""
 
 
 def pictures(study: Study) -> dict[str, list[Picture]]:
-    """The pictures of the report, by the rule that draws them."""
+    """The pictures and tables of the report, by the rule that writes them."""
     metrics, shown, titles = study.figures.metrics, grids(study), weights(study)
     figures: list[Picture] = [
         (f"results/figures/{stem}_{metric}.png", category, caption, {"content": f"{title}, {metric.replace('_', ' ')}"})
@@ -265,6 +265,8 @@ def pictures(study: Study) -> dict[str, list[Picture]]:
         (f"results/figures/sensitive_{name}.png", "Sensitive concepts", "sensitive", {"model": name})
         for name in searched(study)
     ]
+    content = {"content": "tables of all metrics"}
+    figures.append(("results/tables/resurgence.html", "Overview", "resurgence", content))
     cost: list[Picture] = [("results/cost/cost.png", "Cost", "cost", {"content": "seconds by stage"})]
     for metric in metrics:
         content = f"all erasers: resurgence, seconds, size, {metric.replace('_', ' ')}"
@@ -275,4 +277,16 @@ def pictures(study: Study) -> dict[str, list[Picture]]:
         for role, concepts in (("erase", "erased"), ("retain", "retained"))
     ]
     images += [(f"results/grids/{name}/masks.png", "Masks", "masks", {"task": name}) for name in shown["masks"]]
-    return {"figures": figures, "cost": cost, "grids": images}
+    shown_by = {"png": "figure", "csv": "table"}
+    experiment: list[Picture] = [
+        (f"results/experiments/{{experiment}}/{{experiment}}.{kind}", "Experiments", "experiment",
+         {"experiment": "{experiment}", "file": content})
+        for kind, content in shown_by.items()
+    ]  # fmt: skip
+    return {"figures": figures, "cost": cost, "grids": images, "experiment": experiment}
+
+
+def cost_files(study: Study) -> list[str]:
+    """The tables of the cost, and the record of all runs."""
+    compared = [f"compare_{metric}.{kind}" for metric in study.figures.metrics for kind in ("csv", "md")]
+    return [f"results/cost/{name}" for name in ("cost.csv", *compared, "runs.json")]

@@ -1,8 +1,7 @@
 """The rules of the study, one record each: stage, output, jobs, settings, inputs, code, resources, time.
 
-A rule is a record here and a file in resurgence/stages. workflow/rules/artefacts.smk declares a rule to Snakemake for
-each record whose output is one artefact; the rules of tables, figures and experiments, which list their files, are in
-experiments.smk and present.smk. The order is that of the graph: each comes after the rules whose results it reads.
+A rule is a record here and a file in resurgence/stages. workflow/rules/records.smk declares each record to Snakemake as
+a rule. The order is that of the graph: each comes after the rules whose results it reads.
 """
 
 from __future__ import annotations
@@ -57,7 +56,8 @@ class Rule:
     phase: str  # line of `resurgence plan`
     seconds: float  # of a job of the default study on two cores, while no measurement exists
     inputs: Callable[[Study, Wildcards], Inputs]
-    message: str = ""  # of a job, in Snakemake's words; for the rules of workflow/rules/artefacts.smk
+    message: str  # of a job, in Snakemake's words
+    files: Callable[[Study], Iterable[str]] = lambda study: ()  # outputs beside that one, but those of the report
     constraints: Callable[[Study], dict[str, str]] = lambda study: {}  # regular expressions of wildcards
     chosen: Callable[[Study, Wildcards], tuple[str, ...]] = no_choice  # further code: modules that the settings choose
     minutes: int = 30  # limit on one GPU at the size of SD 1.4; twice and three times that for a second, third attempt
@@ -247,38 +247,45 @@ _RULES = (
     ),
     Rule(
         "tables", "tables", "results/tables/made.json", single, lambda study, w: report_settings.tables(study), SHOW, 5,
-        inputs=lambda study, w: graph.tables(study), chosen=chosen_code.table,
+        inputs=lambda study, w: graph.tables(study), chosen=chosen_code.table, files=lambda study: graph.TABLES,
+        message="Tables of the study",
     ),
     Rule(
         "figures", "figures", "results/figures/made.json", single, lambda study, w: report_settings.figures(study),
         SHOW, 6, inputs=lambda study, w: graph.figures(study), chosen=chosen_code.metric, verified=False,
+        message="Figures of the study",
     ),
     Rule(
         "grids", "grids", "results/grids/made.json", single, lambda study, w: report_settings.grids(study), SHOW, 8,
-        inputs=lambda study, w: graph.grids(study),
+        inputs=lambda study, w: graph.grids(study), message="Grids of images and masks",
     ),
     Rule(
         "index", "index", "results/cost/index.json", single, lambda study, w: report_settings.index(study), SHOW, 15,
         inputs=lambda study, w: graph.index(study), chosen=chosen_code.table, templates="figures/page",
+        files=lambda study: ["results/index.html"], message="Page of the study",
     ),
     Rule(
         "experiment", "experiment", "results/experiments/{experiment}/made.json",
         lambda study: ({"experiment": name} for name in study.experiments),
         lambda study, w: report_settings.experiment(study, w.experiment), SHOW, 12,
         inputs=lambda study, w: graph.experiment(study, w.experiment),
-        chosen=chosen_code.table,
+        chosen=chosen_code.table, files=lambda study: ["results/experiments/{experiment}/{experiment}.md"],
+        message="Experiment {wildcards.experiment}",
     ),
     Rule(
         "results", "results", "results/experiments/made.json", lambda study: [{}] if study.experiments else [],
         lambda study, w: report_settings.results(study), SHOW, 1, inputs=lambda study, w: graph.results(study),
+        files=lambda study: ["results/experiments/results.md"], message="Results of all experiments",
     ),
     Rule(
         "cost", "cost", "results/cost/made.json", single, lambda study, w: report_settings.cost(study), SHOW, 4,
         inputs=lambda study, w: graph.cost(every_manifest(study)), chosen=chosen_code.metric, verified=False,
+        files=report_settings.cost_files, message="Cost of the study",
     ),
     Rule(
         "report", "report", "results/cost/report.json", single, lambda study, w: report_settings.report(study), SHOW,
         10, inputs=lambda study, w: graph.report(study), verified=False,
+        files=lambda study: ["results/report.html"], message="Report of the study",
     ),
 )  # fmt: skip
 RULES = {rule.name: rule for rule in _RULES}
