@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from resurgence.config import erasers
+from resurgence.config import erasers, registry
 from resurgence.config.fields import ConfigError, read_yaml
 from resurgence.config.load import load_study, make_study, merge
 from resurgence.config.model_path import ModelPath, method_name, split_name
@@ -351,7 +351,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Entry points of other packages."""
 
     def entries(*found: Entry) -> None:
-        monkeypatch.setattr(erasers, "entry_points", lambda group: found if group == "resurgence.erasers" else ())
+        monkeypatch.setattr(registry, "entry_points", lambda group: found if group == "resurgence.erasers" else ())
         erasers.erasers.cache_clear()
         erasers.eraser_config.cache_clear()
 

@@ -26,6 +26,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from resurgence import scorers
 from resurgence.analysis import headline
+from resurgence.config import registry
 from resurgence.config import scorers as config_scorers
 from resurgence.config.fields import ConfigError, build
 from resurgence.config.scorers import entries, loader, metrics, ranked, scorer_class
@@ -527,7 +528,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]
 
     def install(**values: str) -> None:
         found = [EntryPoint(name, value, config_scorers.GROUP) for name, value in values.items()]
-        monkeypatch.setattr(config_scorers, "entry_points", lambda group: found)
+        monkeypatch.setattr(registry, "entry_points", lambda group: found if group == config_scorers.GROUP else ())
         for cached in caches:
             cached.cache_clear()
 

@@ -7,12 +7,11 @@ functions of a method are in another module, which the class names and which onl
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from resurgence.config.fields import ConfigError, known
+from resurgence.config.registry import registered, registered_class
 
 if TYPE_CHECKING:
     from resurgence.config.task import Task, TaskPart
@@ -102,17 +101,8 @@ class EraserConfig:
 
 @functools.cache
 def erasers() -> dict[str, str]:
-    """The erasers, those of other packages included: name -> module:configuration class.
-
-    Raises:
-        ConfigError: an entry point with the name of another eraser.
-    """
-    registered = dict(ERASERS)
-    for entry in entry_points(group=GROUP):
-        if registered.setdefault(entry.name, entry.value) != entry.value:
-            remedy = f"is {registered[entry.name]} already; choose another name"
-            raise ConfigError(f"entry point {GROUP}", entry.name, remedy)
-    return registered
+    """The erasers, those of other packages included: name -> module:configuration class; ConfigError as `registered`."""
+    return registered(GROUP, ERASERS)
 
 
 @functools.cache
@@ -120,19 +110,14 @@ def eraser_config(name: str) -> type[EraserConfig]:
     """The configuration class of an eraser.
 
     Raises:
-        ConfigError: an unknown name, or an entry point that is not a subclass of EraserConfig.
+        ConfigError: an unknown name, an entry point that is not a subclass of EraserConfig, or unknown `needs`.
     """
     known("method", name, erasers())
     place = erasers()[name]
-    module, _, attribute = place.partition(":")
-    config = getattr(importlib.import_module(module), attribute, None) if attribute else None
-    if not (isinstance(config, type) and issubclass(config, EraserConfig)):
-        remedy = "must name a subclass of resurgence.erasers.EraserConfig; write module:Class in the entry point"
-        raise ConfigError(f"entry point {GROUP}: {name}", place, remedy)
+    config = registered_class(GROUP, name, place, EraserConfig)
     if unknown := sorted(config.needs - set(DATA)):
-        raise ConfigError(
-            f"{place}: needs", unknown[0], f"is not data that a method can read; known: {', '.join(DATA)}"
-        )
+        remedy = f"is not data that a method can read; known: {', '.join(DATA)}"
+        raise ConfigError(f"{place}: needs", unknown[0], remedy)
     return config
 
 

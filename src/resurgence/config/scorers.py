@@ -11,11 +11,11 @@ import functools
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from resurgence.config.fields import ConfigError, build, known
+from resurgence.config.registry import registered, registered_class
 from resurgence.config.task import Kind
 
 if TYPE_CHECKING:
@@ -102,17 +102,9 @@ class ScorerConfig:
 
 
 @functools.cache
-def entries() -> dict[str, EntryPoint]:
-    """Entry point of each scorer by name: those of this package, then those of others in alphabetic order.
-
-    Raises:
-        ConfigError: an entry point that takes the name of another scorer.
-    """
-    registered = {name: EntryPoint(name, value, GROUP) for name, value in SCORERS.items()}
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        if (other := registered.setdefault(entry.name, entry)).value != entry.value:
-            raise ConfigError(f"entry point {GROUP}", entry.name, f"is {other.value} already; choose another name")
-    return registered
+def entries() -> dict[str, str]:
+    """Scorers by name -> module:class, those of other packages last; ConfigError as `registered`."""
+    return registered(GROUP, SCORERS)
 
 
 @functools.cache
@@ -123,16 +115,7 @@ def scorer_class(name: str) -> type[ScorerConfig]:
         ConfigError: an unknown name, or an entry point that is not a ScorerConfig.
     """
     known("scorers", name, entries())
-    entry = entries()[name]
-    try:
-        declared = entry.load()
-    except (ImportError, AttributeError) as error:
-        remedy = f"cannot be imported ({error}); correct the entry point of {name}, or uninstall its package"
-        raise ConfigError(f"entry point {GROUP}", entry.value, remedy) from error
-    if not (isinstance(declared, type) and issubclass(declared, ScorerConfig)):
-        remedy = "is no subclass of resurgence.scorers.ScorerConfig; name the class that declares the scorer"
-        raise ConfigError(f"entry point {GROUP}", entry.value, remedy)
-    return declared
+    return registered_class(GROUP, name, entries()[name], ScorerConfig)
 
 
 def scorer_config(name: str, settings: Mapping[str, Any]) -> ScorerConfig:
@@ -153,7 +136,7 @@ def loader(config: ScorerConfig) -> Callable[..., Any]:
 
 def declarations(names: Iterable[str]) -> tuple[str, ...]:
     """The classes that declare these scorers, as module:name: code that the tables depend on."""
-    return tuple(entries()[name].value for name in names)
+    return tuple(entries()[name] for name in names)
 
 
 def code_of(names: Iterable[str]) -> tuple[str, ...]:
