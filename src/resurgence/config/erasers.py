@@ -101,7 +101,7 @@ class EraserConfig:
 
 @functools.cache
 def erasers() -> dict[str, str]:
-    """The erasers, those of other packages included: name -> module:configuration class; ConfigError as `registered`."""
+    """The erasers, those of other packages included: name -> module:configuration class; raises as `registered`."""
     return registered(GROUP, ERASERS)
 
 

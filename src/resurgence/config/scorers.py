@@ -103,7 +103,7 @@ class ScorerConfig:
 
 @functools.cache
 def entries() -> dict[str, str]:
-    """Scorers by name -> module:class, those of other packages last; ConfigError as `registered`."""
+    """Scorers by name -> module:class, those of other packages last; raises as `registered`."""
     return registered(GROUP, SCORERS)
 
 
