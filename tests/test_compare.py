@@ -12,7 +12,7 @@ import pytest
 from resurgence.analysis.comparison import costs, read_tables, resurgence_values
 from resurgence.analysis.headline import MARK
 from resurgence.config.fields import ConfigError, read_yaml
-from resurgence.figures.comparison import cost_figure, draw_comparison, write_comparison
+from resurgence.figures.comparison import comparison_figure, cost_figure, draw_comparison, write_comparison
 from resurgence.files import write_json
 from resurgence.provenance.manifest import described
 
@@ -92,6 +92,19 @@ def test_values_are_those_of_the_last_step_and_the_median_over_seeds(results: Pa
     assert (results / "figures/compare_accuracy.png").stat().st_size > 5000
     assert (results / "cost/compare_accuracy.png").stat().st_size > 5000
     assert (results / "cost/compare_accuracy.md").read_text().count("\n| pets") == 2
+
+
+def test_every_fine_tune_is_drawn(results: Path) -> None:
+    """Also the third and fourth, and those that are variants of one."""
+    means = read_tables(results, "accuracy")["means"]
+    tuned, pairs = means[means["state"] == "finetuned"], [("lora", "long"), ("full", "default"), ("full", "half")]
+    more = [tuned.assign(finetune=name, finetune_variant=variant, step=tuned["step"] / 2) for name, variant in pairs]
+    figure = comparison_figure(pd.concat([means, *more], ignore_index=True), "accuracy")
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    names = ("lora", "lora.long", "full", "full.half")
+    assert labels == ["base", "erased", *(f"after fine-tuning: {name}" for name in names)]
+    heights = [container.lines[0].get_ydata()[0] for container in figure.axes[0].containers]
+    assert len(set(heights)) == 5 and all(len(c.lines[0].get_ydata()) == 2 for c in figure.axes[0].containers)
 
 
 def test_price_shows_resurgence_seconds_and_size(results: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 
@@ -108,6 +109,19 @@ def test_extremes_name_the_ends_of_the_order() -> None:
     ends = extremes(means, most=2).set_index("state or step").loc["erased"]
     assert [name.rsplit(" ", 1)[0] for name in ends["lowest"].split(", ")] == list(erased.index[:2])
     assert [name.rsplit(" ", 1)[0] for name in ends["highest"].split(", ")] == list(erased.index[:-3:-1])
+
+
+def test_a_concept_without_a_value_is_no_extreme_and_counts_no_image() -> None:
+    (base, erased, *_) = (one for one in study_sets(erasers=("mace",), steps=()) if one.key["task"] == "identities-4")
+    rows = erased.rows.copy()
+    concepts = rows.loc[rows["role"] == "erase", "concept"]
+    unseen, partly = concepts.unique()[:2]
+    rows.loc[[concepts.index[concepts == partly][0], *concepts.index[concepts == unseen]], "clip_score"] = np.nan
+    means = by_concept([base, dataclasses.replace(erased, rows=rows)], "clip_score")
+    counts = means[means["column"] == "erased"].set_index("concept")["n"]
+    assert counts[unseen] == 0 and counts[partly] == (concepts == partly).sum() - 1
+    ends = extremes(means).iloc[0]
+    assert unseen not in ends["lowest"] + ends["highest"] and partly in ends["highest"]
 
 
 @pytest.fixture(scope="module")

@@ -16,16 +16,16 @@ from resurgence.config.scorers import metrics
 def by_concept(sets: list[ImageSet], metric: str, roles: Sequence[str] = ("erase",)) -> pd.DataFrame:
     """A metric of each concept of the roles in the base, the erased model and each checkpoint, if any is fine-tuned.
 
-    The mean over seeds; columns task, eraser, finetune, concept, column, value, n, role. A general prompt, which has no
-    concept, is its own.
+    The mean over seeds; columns task, eraser, finetune, concept, column, value (NaN where no image has the metric), n
+    (images with a value), role. A general prompt, which has no concept, is its own.
     """
     column, scale = metrics()[metric].column, metrics()[metric].scale
     parts = []
     for images, role in itertools.product(sets, roles):
         rows = images.rows[images.rows["role"] == role]
         rows = rows.assign(concept=rows["concept"].where(rows["concept"] != "", rows["prompt"]))
-        means = (scale * rows.groupby("concept")[column].mean()).rename("value").reset_index()
-        parts.append(means.assign(**images.key, role=role, n=len(rows) // max(1, len(means))))
+        means = rows.groupby("concept")[column].agg(value="mean", n="count").reset_index()
+        parts.append(means.assign(**images.key, role=role, value=scale * means["value"]))
     every = pd.concat(parts, ignore_index=True)
     tables = []
     names = ["task", "eraser", "variant", "finetune", "finetune_variant"]
@@ -47,12 +47,15 @@ def by_concept(sets: list[ImageSet], metric: str, roles: Sequence[str] = ("erase
 
 
 def extremes(concepts: pd.DataFrame, most: int = 5) -> pd.DataFrame:
-    """The concepts with the lowest and the highest values of `by_concept`, of each model but the base, as text."""
+    """The concepts with the lowest and the highest values of `by_concept`, of each model but the base, as text.
+
+    Concepts without a value are in neither list.
+    """
     rows = []
     for key, part in concepts[concepts["column"] != "base"].groupby(
         ["task", "eraser", "finetune", "column"], sort=False
     ):
-        ranked = part.sort_values("value", kind="stable")
+        ranked = part.dropna(subset="value").sort_values("value", kind="stable")
         texts = [f"{name} {number(value)}" for name, value in zip(ranked["concept"], ranked["value"], strict=True)]
         names = dict(zip(("task", "eraser", "fine-tune", "state or step"), key, strict=True))
         rows.append({**names, "lowest": ", ".join(texts[:most]), "highest": ", ".join(texts[::-1][:most])})

@@ -6,9 +6,11 @@ run to run, so files that contain them go to results/cost, the others to results
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -27,7 +29,10 @@ from resurgence.figures.style import BLUE, GREY, LINES, ORANGE, ROLES, STYLE, er
 from resurgence.figures.style import MARKS as SHAPES
 from resurgence.files import write_text
 
-MARKS = ((ORANGE, "s"), ("#009E73", "^"))  # of the fine-tunes, in their order
+MARKS = (  # of the fine-tunes, in their order
+    (ORANGE, "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#D55E00", "v"), ("#56B4E9", "P"), ("#000000", "X"),
+    ("#8c6d00", "*"),
+)  # fmt: skip
 
 
 @matplotlib.rc_context(STYLE)
@@ -39,7 +44,8 @@ def comparison_figure(means: pd.DataFrame, metric: str) -> Figure:
     """
     means = means[means["metric"] == metric]
     tasks, names = sorted(set(means["task"])), models_in(means[means["eraser"] != ""])
-    finetunes = list(dict.fromkeys(means[means["state"] == "finetuned"]["finetune"]))
+    tuned = means[means["state"] == "finetuned"]
+    finetunes = list(dict.fromkeys(zip(tuned["finetune"], tuned["finetune_variant"], strict=True)))
     figure = Figure(figsize=(12, 1.2 + 0.34 * len(names) * len(tasks)), layout="constrained")
     axes = figure.subplots(len(tasks), 2, squeeze=False, sharey=True, sharex=True)
     figure.suptitle(f"{title_of(metric)}: erased, and after fine-tuning")
@@ -69,17 +75,22 @@ def label_erasers(axis: Axes, names: list[tuple[str, str]]) -> None:
     axis.set_ylim(len(names) - 0.5, -0.5)
 
 
-def panel(axis: Axes, rows: pd.DataFrame, names: list[tuple[str, str]], finetunes: list[str]) -> None:
-    """One line an eraser: its erased model, and its fine-tuned ones at their last steps, with intervals."""
+def panel(axis: Axes, rows: pd.DataFrame, names: list[tuple[str, str]], finetunes: Sequence[tuple[str, str]]) -> None:
+    """One line an eraser: its erased model, and its fine-tuned ones at their last steps, with intervals.
+
+    Args:
+        names: erasers and their variants, the first at the top. finetunes: fine-tunes and their variants.
+    """
     base = rows[rows["state"] == "base"]["value"]
     if len(base):
         axis.axvline(base.iloc[0], color=GREY, linestyle="--", label="base")
     parts = [(rows[rows["state"] == "erased"], "erased", BLUE, "o")]
-    for finetune, (colour, mark) in zip(finetunes, MARKS, strict=False):
-        part = rows[(rows["state"] == "finetuned") & (rows["finetune"] == finetune)]
+    for number, finetune in enumerate(finetunes):
+        part = rows[(rows["state"] == "finetuned") & (rows[["finetune", "finetune_variant"]] == finetune).all(axis=1)]
         part = part[part["step"] == part.groupby(KEYS, dropna=False)["step"].transform("max")]
-        parts.append((part, f"after fine-tuning: {finetune}", colour, mark))
-    for shift, (part, label, colour, mark) in zip((-0.22, 0.0, 0.22), parts, strict=False):
+        parts.append((part, f"after fine-tuning: {method_name(*finetune)}", *MARKS[number % len(MARKS)]))
+    shifts = np.linspace(-0.22, 0.22, max(3, len(parts)))
+    for shift, (part, label, colour, mark) in zip(shifts, parts, strict=False):
         style = {"fmt": mark, "color": colour, "markersize": 5, "label": label}
         axis.errorbar(part["value"], positions(part, names, shift), xerr=errors(part), **style)
     label_erasers(axis, names)
