@@ -37,12 +37,12 @@ def hardly_drawn(settings: Mapping[str, Any], root: Path) -> dict[str, dict[str,
         settings: of the stage `tables`, with base, models and controls. root: the folder that has `results`.
     """
     bases = [entry(settings, model) for model in settings["models"] if ModelPath.parse(model).state == "base"]
-    found = {}
+    weak = {}
     for model in by_step({**base, "path": str(root / base["path"])} for base in bases):
         values = shares(read_scores(Path(model["path"]))[0])
         if len(low := values[values < LEAST]):
-            found[model["task"]] = {str(concept): float(value) for concept, value in low.items()}
-    return found
+            weak[model["task"]] = {str(concept): float(value) for concept, value in low.items()}
+    return weak
 
 
 def warning(found: Mapping[str, Mapping[str, float]]) -> str:

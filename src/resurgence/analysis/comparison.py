@@ -38,8 +38,8 @@ def costs(results: Path, cells: pd.DataFrame) -> pd.DataFrame:
 
 def changed_objectives(results: Path) -> dict[str, str]:
     """Eraser -> the settings that change its objective, from the record of the tables; empty where there is none."""
-    made = results / "tables" / "made.json"
-    return read_manifest(made)["parameters"].get("changed_objectives", {}) if made.is_file() else {}
+    record = results / "tables" / "made.json"
+    return read_manifest(record)["parameters"].get("changed_objectives", {}) if record.is_file() else {}
 
 
 def comparison_table(

@@ -19,23 +19,23 @@ SPLITS = ("training",)
 """Of these drawings: on other artists' a LoRA unlearns concepts before it brings one back."""
 
 
-def linked(out: Path, name: str, given: str, option: str, hub: bool = False) -> str:
+def linked(out: Path, name: str, source: str, option: str, hub: bool = False) -> str:
     """Link a file or folder below out/inputs, and return the path in out; a hub id stays as it is.
 
     Raises:
         ConfigError: there is no such file or folder, or the folder holds another link of this name.
     """
-    path = Path(given)
+    path = Path(source)
     if path.is_file() and path.name == PEFT_WEIGHTS:
         path = path.parent  # with the configuration beside it
     if not path.exists():
-        if hub and given.count("/") == 1 and not path.parent.exists():
-            return given
-        raise ConfigError(option, given, "no such file or folder; correct the path")
+        if hub and source.count("/") == 1 and not path.parent.exists():
+            return source
+        raise ConfigError(option, source, "no such file or folder; correct the path")
     link = out / "inputs" / (name + (path.suffix if path.is_file() else ""))
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_symlink() and link.resolve() != path.resolve():
-        raise ConfigError(option, given, f"{link} is of another audit, of {link.resolve()}; name another --out")
+        raise ConfigError(option, source, f"{link} is of another audit, of {link.resolve()}; name another --out")
     if not link.is_symlink():
         link.symlink_to(path.resolve())
     configuration = path.with_suffix("")  # of a single file, which diffusers reads beside it
@@ -44,9 +44,9 @@ def linked(out: Path, name: str, given: str, option: str, hub: bool = False) -> 
     return link.relative_to(out).as_posix()
 
 
-def weights_digest(given: str) -> str | None:
+def weights_digest(checkpoint: str) -> str | None:
     """Digest of a model's weights and settings; None for a hub id, which its revision fixes."""
-    path = Path(given)
+    path = Path(checkpoint)
     if path.is_file():
         return known_sha256(path)
     if not path.is_dir():

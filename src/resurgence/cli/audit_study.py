@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,10 +58,7 @@ class Request:
 
 def spread(images: int, *counts: int) -> int:
     """Images of each of so many prompts, for at least this number in all."""
-    prompts = 1
-    for count in counts:
-        prompts *= count
-    return -(-images // prompts)
+    return -(-images // math.prod(counts))
 
 
 def tasks(request: Request) -> dict[str, dict[str, Any]]:
@@ -76,33 +74,25 @@ def tasks(request: Request) -> dict[str, dict[str, Any]]:
                   "synonym": spread(UNTAUGHT_PAIRS, templates)},
         "synonyms": {first: [WORD]},
     }  # fmt: skip
-    made = {task.name: main}
-    for part, templates_of, words in (
-        ("synonyms", list(task.templates), task.synonyms),
-        ("implicit", ["{}"], request.implicit),
-    ):
-        number = sum(map(len, words.values())) * len(templates_of)
-        if number:
-            seeds = {"erase": 1, "retain": 1, "synonym": spread(request.pairs, number)}
-            of_words = {concept: list(of) for concept, of in words.items()}
-            own: dict[str, Any] = {
-                "name": f"{task.name}-{part}",
-                "templates": templates_of,
-                "seeds": seeds,
-                "synonyms": of_words,
-            }
-            made[own["name"]] = common | own
-    return made
+    files = [main]
+    for part, of_part, words in (("synonyms", task.templates, task.synonyms), ("implicit", ("{}",), request.implicit)):
+        if number := sum(map(len, words.values())) * len(of_part):
+            files.append(common | {
+                "name": f"{task.name}-{part}", "templates": list(of_part),
+                "seeds": {"erase": 1, "retain": 1, "synonym": spread(request.pairs, number)},
+                "synonyms": {concept: list(of) for concept, of in words.items()},
+            })  # fmt: skip
+    return {file["name"]: file for file in files}
 
 
 def sources(request: Request) -> dict[str, list[str]]:
     """Domain of the pictures -> who makes them: real pictures, the original, else the audited model itself."""
     models = ["base"] if request.original else []
-    found = {place: ["real"] * (place in request.pictures) + models for place in ("domain", "outside")}
-    found["domain"] = found["domain"] or ["erased"]
+    makers = {place: ["real"] * (place in request.pictures) + models for place in ("domain", "outside")}
+    makers["domain"] = makers["domain"] or ["erased"]
     if not request.outside:
-        found["outside"] = [maker for maker in found["outside"] if maker == "real"]
-    return {"domain": found["domain"][:1]} if request.level == "quick" else found
+        makers["outside"] = [maker for maker in makers["outside"] if maker == "real"]
+    return {"domain": makers["domain"][:1]} if request.level == "quick" else makers
 
 
 def finetune_sets(request: Request) -> dict[str, dict[str, Any]]:
@@ -121,7 +111,7 @@ def finetune_sets(request: Request) -> dict[str, dict[str, Any]]:
 
 def trainings(request: Request) -> dict[str, dict[str, Any]]:
     """The fine-tunes by name, as lora-domain-real: all of the domains by LoRA, of the first domain in full too."""
-    made = {}
+    blocks = {}
     for place, makers in sources(request).items():
         for maker in makers:
             algorithms = ["lora", "full"] if place == "domain" and request.level != "quick" else ["lora"]
@@ -130,11 +120,11 @@ def trainings(request: Request) -> dict[str, dict[str, Any]]:
                 if request.level != "quick" and settings.get("steps", 1000) > 2:
                     settings["checkpoints"] = [settings.get("steps", 1000) // 3, settings.get("steps", 1000)]
                 block = {"set": f"{place}-{maker}", "tasks": [request.task.name], "erasers": [RELEASED], **settings}
-                made[f"{algorithm}-{place}-{maker}"] = block | {"variants": variants(request, settings)}
-    first = next(iter(made.values()))
+                blocks[f"{algorithm}-{place}-{maker}"] = block | {"variants": variants(request, settings)}
+    first = next(iter(blocks.values()))
     if request.original:
         first["erasers"] = [RELEASED, LEAKING]
-    return made
+    return blocks
 
 
 def variants(request: Request, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -157,42 +147,39 @@ def erasers(request: Request) -> dict[str, dict[str, Any]]:
     main: dict[str, Any] = {"tasks": [request.task.name]}
     model = request.model if request.original else None
     revision = {"revision": request.revision} if request.original and request.revision else {}
-    made: dict[str, dict[str, Any]] = {
-        RELEASED: {"method": "checkpoint", "path": request.model, **revision}
-        if request.original
-        else {"method": "none"}
-    }
-    own = {"method": "update", **({"path": model} if model else {}), **revision, **main}
+    released = {"method": "checkpoint", "path": request.model, **revision} if request.original else {"method": "none"}
+    blocks: dict[str, dict[str, Any]] = {RELEASED: released}
+    update = {"method": "update", **({"path": model} if model else {}), **revision, **main}
     for number, lora in enumerate(request.loras, 1):
-        made[f"merge-{number}"] = own | {"lora": lora}
+        blocks[f"merge-{number}"] = update | {"lora": lora}
     for bits in (8, 4):
-        made[f"rounding-{bits}"] = own | {"bits": bits}
+        blocks[f"rounding-{bits}"] = update | {"bits": bits}
     if request.original:
-        made[LEAKING] = {"method": "uce", "keep_empty": False, "lamb": 0.5, **request.base.leaking, **main}
-    return made
+        blocks[LEAKING] = {"method": "uce", "keep_empty": False, "lamb": 0.5, **request.base.leaking, **main}
+    return blocks
 
 
 def probes(request: Request) -> dict[str, dict[str, Any]]:
     """The probes by name, the released model first."""
-    name, own = request.task.name, RELEASED
-    made = {RELEASED: probe("released", "As released", "Nothing was changed.", name, own)}
+    name, eraser = request.task.name, RELEASED
+    blocks = {RELEASED: probe("released", "As released", "Nothing was changed.", name, eraser)}
     for part, title in (("synonyms", "As released, synonyms"), ("implicit", "As released, implicit captions")):
         if f"{name}-{part}" in tasks(request):
             text = "Nothing was changed; the prompts do not name the concept by its own word."
-            made[f"{RELEASED}-{part}"] = probe("released", title, text, f"{name}-{part}", own, role="synonym")
+            blocks[f"{RELEASED}-{part}"] = probe("released", title, text, f"{name}-{part}", eraser, role="synonym")
     for finetune, block in trainings(request).items():
         for variant, changes in block["variants"].items():
             key = finetune if variant == "default" else f"{finetune}.{variant}"
-            made[key.replace(".", "-")] = trained_probe(request, finetune, key, block | changes)
+            blocks[key.replace(".", "-")] = trained_probe(request, finetune, key, block | changes)
     for number, lora in enumerate(request.loras, 1):
         text = "A LoRA that somebody else trained was merged into the weights."
-        made[f"merge-{number}"] = probe(
+        blocks[f"merge-{number}"] = probe(
             "merge", f"LoRA merged: {lora.rpartition('/')[2]}", text, name, f"merge-{number}"
         )
     for bits in (8, 4):
         text = f"Each output row of the weight matrices was rounded to {2**bits - 1} levels, simulated."
-        made[f"rounding-{bits}"] = probe("rounding", f"Weights in {bits} bits", text, name, f"rounding-{bits}")
-    return made
+        blocks[f"rounding-{bits}"] = probe("rounding", f"Weights in {bits} bits", text, name, f"rounding-{bits}")
+    return blocks
 
 
 def probe(kind: str, title: str, update: str, task: str, eraser: str, **more: Any) -> dict[str, Any]:
@@ -216,21 +203,21 @@ def trained_probe(request: Request, finetune: str, key: str, block: dict[str, An
 
 def untested(request: Request) -> list[str]:
     """What the audit leaves out, in words."""
-    found, makers = [], sources(request)
+    lines, makers = [], sources(request)
     if request.level == "quick":
-        found += ["updates out of the domain, full fine-tuning and several training seeds (--level standard)"]
+        lines += ["updates out of the domain, full fine-tuning and several training seeds (--level standard)"]
     if request.level != "full":
-        found += ["a grid of learning rates and steps (--level full)"]
+        lines += ["a grid of learning rates and steps (--level full)"]
     if request.level != "quick" and not makers["outside"]:
-        found += ["updates out of the domain (--outside-images DIR)"]
+        lines += ["updates out of the domain (--outside-images DIR)"]
     if "real" not in makers["domain"]:
-        found += ["real pictures (--images DIR)"]
+        lines += ["real pictures (--images DIR)"]
     if not request.original:
-        found += ["pictures of the original model, recovered fraction and weight distances (--original BASE)"]
+        lines += ["pictures of the original model, recovered fraction and weight distances (--original BASE)"]
     missing = {"LoRAs of others (--lora FILE)": request.loras, "implicit captions (--implicit FILE)": request.implicit,
                "synonyms": request.task.synonyms}  # fmt: skip
-    found += [name for name, given in missing.items() if not given]
-    return [*found, "fine-tuning on the erased concept itself", "attacks on prompts, embeddings or latents"]
+    lines += [name for name, present in missing.items() if not present]
+    return [*lines, "fine-tuning on the erased concept itself", "attacks on prompts, embeddings or latents"]
 
 
 def study(request: Request) -> dict[str, Any]:

@@ -49,9 +49,9 @@ def load(args: Namespace, precision: str = "fp32") -> StableDiffusionPipeline:
 
 def inputs(args: Namespace, **more: Path | None) -> dict[str, Path]:
     """Return the files that a command reads, by name; a base from the hub is fixed by its revision instead."""
-    found = {"base": Path(args.base)} if Path(args.base).exists() else {}
-    found |= {f"delta {number}: {label_of(folder)}": folder for number, folder in enumerate(args.delta)}
-    return found | {name: path for name, path in more.items() if path is not None}
+    files = {"base": Path(args.base)} if Path(args.base).exists() else {}
+    files |= {f"delta {number}: {label_of(folder)}": folder for number, folder in enumerate(args.delta)}
+    return files | {name: path for name, path in more.items() if path is not None}
 
 
 def described(args: Namespace, **more: Any) -> dict[str, Any]:
@@ -75,10 +75,10 @@ def erase(args: Namespace) -> None:
     check_data_options(args)
     making = {"sampling": settings(args.sampling, "--sampling"), "masks": settings(args.mask, "--mask")}
     parameters = described(args, task=asdict(task), eraser=args.eraser, settings=cfg, **making)
-    given = inputs(args, task=args.task, prior=args.prior, images=args.concept_images, concept_masks=args.masks)
+    files = inputs(args, task=args.task, prior=args.prior, images=args.concept_images, concept_masks=args.masks)
     run = {"argv": sys.argv, "code": code_version("resurgence.cli.models:erase", method_module(args.eraser))}
-    with output(args, given) as out:
-        with write_artefact(out, "erased delta", parameters, given, {"seed": args.seed}, run) as folder:
+    with output(args, files) as out:
+        with write_artefact(out, "erased delta", parameters, files, {"seed": args.seed}, run) as folder:
             pipe = load(args)
             check_erasure(pipe.tokenizer, task, cfg)
             data = eraser_data(args, pipe, task, cfg, out.with_name(f".{out.name}.state"))
@@ -125,9 +125,9 @@ def eraser_data(
         "anchors": (sorted(set(task.mapping.values())), None, args.per_anchor),
         "retained": (task.retain, None, args.per_retained),
     }
-    made = {kind: concept_images(args, pipe, *groups[kind]) if kind in reads else {} for kind in groups}
+    images = {kind: concept_images(args, pipe, *groups[kind]) if kind in reads else {} for kind in groups}
     if "masks" in reads:
-        masks = concept_masks(args, pipe, made["images"])
+        masks = concept_masks(args, pipe, images["images"])
     if "domain" in reads:
         captions = load_captions(getattr(cfg, "captions", ""), task.kind)
         domain = second_moment(
@@ -138,7 +138,7 @@ def eraser_data(
     elif "prior" in reads:
         log.warning("no --prior: the captions of the retained concepts also stand for general captions")
         prior = domain
-    return EraserData(prior, domain, masks=masks, state=state, **made)
+    return EraserData(prior, domain, masks=masks, state=state, **images)
 
 
 def lines(path: Path) -> list[str]:
@@ -173,8 +173,8 @@ def concept_images(
         pairs = [(concept, concept) for concept in concepts]
         rows = pd.DataFrame(expand(pairs, [args.template], number, "concept", "concept image"))
         values = {"steps": 30, **settings(args.sampling, "--sampling")}
-        made = sample(pipe, rows, build(SamplingConfig, values, "--sampling"))
-        pictures = [image for _, image in sorted(made, key=lambda pair: pair[0])]
+        sampled = sample(pipe, rows, build(SamplingConfig, values, "--sampling"))
+        pictures = [image for _, image in sorted(sampled, key=lambda pair: pair[0])]
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in pictures])).permute(0, 3, 1, 2)
     signed = pixels.float() / 127.5 - 1
     return {concept: signed[torch.tensor([c == concept for c in rows["concept"]])] for concept in concepts}
@@ -226,9 +226,9 @@ def finetune(args: Namespace) -> None:
     paths = set_paths(args.images)
     named = {f"images {number}: {path.name}": path for number, path in enumerate(paths)}
     named = {"images": args.images} if paths == [args.images] else named
-    parameters, given = described(args, settings=cfg.parameters(), size=args.size), inputs(args, **named)
+    parameters, files = described(args, settings=cfg.parameters(), size=args.size), inputs(args, **named)
     measured: dict[str, Any] = {"argv": sys.argv, "code": code_version("resurgence.cli.models:finetune")}
-    with output(args, given) as out, training_state(args, out, given) as scratch:
+    with output(args, files) as out, training_state(args, out, files) as scratch:
         sources, left_out = training_set(args.images)
         pipe = load(args)
         images = read_sources(sources, latent_shape(pipe, args.size)[-1] * pipe.vae_scale_factor)
@@ -237,7 +237,7 @@ def finetune(args: Namespace) -> None:
         measured |= {"images": len(images), "long_captions": count_long(pipe.tokenizer, captions)}
         if left_out:
             parameters["left_out"] = left_out
-        with write_artefact(out, "fine-tuned weights", parameters, given, {"seed": args.seed}, measured) as folder:
+        with write_artefact(out, "fine-tuned weights", parameters, files, {"seed": args.seed}, measured) as folder:
             curve = run(pipe, images, captions, cfg, args.seed, folder, scratch)
             measured |= split_passes()
             (folder / "curve.json").write_text(json.dumps(curve, indent=1))
@@ -256,25 +256,25 @@ def sample(args: Namespace) -> None:
     if args.roles:
         rows = rows[rows["role"].isin(args.roles)].reset_index(drop=True)
     parameters = described(args, settings=cfg, precision=args.precision, roles=args.roles or "all")
-    given = inputs(args, task=args.task, general=args.general)
+    files = inputs(args, task=args.task, general=args.general)
     if args.adapters is not None:
-        parameters, given = {**parameters, "transport": args.transport}, {**given, "adapters": args.adapters}
+        parameters, files = {**parameters, "transport": args.transport}, {**files, "adapters": args.adapters}
     code = code_version("resurgence.cli.models:sample")
     facts: dict[str, Any] = {"argv": sys.argv, "images": len(rows), "code": code}
-    with output(args, given) as out, write_artefact(out, "image set", parameters, given, {}, facts) as folder:
+    with output(args, files) as out, write_artefact(out, "image set", parameters, files, {}, facts) as folder:
         pipe = load(args, args.precision)
         check_names(task, token_form(pipe.tokenizer))
         check_prompt_set(pipe.tokenizer, rows)
         check_image_space(out, len(rows), latent_shape(pipe, cfg.size)[-1] * pipe.vae_scale_factor)
         if args.adapters is None:
-            made = run(pipe, rows, cfg, args.precision)
+            images = run(pipe, rows, cfg, args.precision)
         else:
             from resurgence.erasers.gradient.spm_transport import sample_opened
             from resurgence.erasers.lora import load_loras
 
             adapters = load_loras(args.adapters, task.erase)
-            made = sample_opened(pipe, rows, cfg, adapters, args.transport, args.precision)
-        write_image_set(folder / "images.parquet", rows, made)
+            images = sample_opened(pipe, rows, cfg, adapters, args.transport, args.precision)
+        write_image_set(folder / "images.parquet", rows, images)
         facts[RESAMPLED] = resampled_count([folder / "images.parquet"])
 
 
@@ -282,6 +282,6 @@ def export(args: Namespace) -> None:
     """Write a full diffusers folder of the base with the given folders applied."""
     from resurgence.diffusion.pipeline import export as run
 
-    given, facts = inputs(args), {"argv": sys.argv, "code": code_version("resurgence.cli.models:export")}
-    with output(args, given) as out, write_artefact(out, "exported model", described(args), given, {}, facts) as folder:
+    files, facts = inputs(args), {"argv": sys.argv, "code": code_version("resurgence.cli.models:export")}
+    with output(args, files) as out, write_artefact(out, "exported model", described(args), files, {}, facts) as folder:
         run(args.base, args.delta, folder, args.revision)

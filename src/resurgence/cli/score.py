@@ -52,10 +52,10 @@ def score(args: Namespace) -> None:
     read_manifest(args.images)
     base = None if args.base_images is None else base_files(args.base_images)
     paths = {name: Path(block["path"]) for name, block in chosen.items() if "path" in block}
-    given = {"images": args.images, "task": args.task, "base images": args.base_images, **paths}
-    given = {name: path for name, path in given.items() if path is not None and path.exists()}
+    inputs = {"images": args.images, "task": args.task, "base images": args.base_images, **paths}
+    inputs = {name: path for name, path in inputs.items() if path is not None and path.exists()}
     run = {"argv": sys.argv, "code": code_version("resurgence.cli.score:score", *code_of(chosen))}
-    with output(args, given) as out, write_artefact(out, "scores", {"scorers": chosen}, given, {}, run) as folder:
+    with output(args, inputs) as out, write_artefact(out, "scores", {"scorers": chosen}, inputs, {}, run) as folder:
         scorers = load_scorers(chosen, resolve_device(args.device))
         featured = [name for name, loaded in scorers.items() if loaded.config.gives_features]
         for name, files in sets.items():

@@ -82,8 +82,8 @@ class Numbers:
 
     def state(self, cell: Mapping[str, Any], state: str, step: float, role: str, metric: str) -> Number | None:
         """The value of a metric in the base, erased or fine-tuned images of a cell, the mean over its seeds."""
-        kept = {"base": CELL[:2], "erased": CELL[:4], "finetuned": CELL}[state]
-        names = tuple(cell[name] if name in kept else "" for name in CELL)
+        keys = {"base": CELL[:2], "erased": CELL[:4], "finetuned": CELL}[state]
+        names = tuple(cell[name] if name in keys else "" for name in CELL)
         key = (*names, state, step if state == "finetuned" else None, role, metric)
         if (row := self._means.get(key)) is None:
             return None

@@ -30,12 +30,12 @@ COLUMNS = {name: ROLES[name] for name in sorted(ROLES, key=lambda name: (name no
 
 def environment() -> Environment:
     """The templates; what they insert is escaped, and an unknown name is an error."""
-    made = Environment(
+    jinja = Environment(
         loader=DictLoader(templates(FOLDER)), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    made.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
-    return made
+    jinja.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
+    return jinja
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ def answers(numbers: Numbers, rows: pd.DataFrame, shown: Set[str]) -> list[dict[
     items = []
     for name, cells in by_eraser.items():
         clauses = [clause(cell.rows, numbers.seeds) for cell in cells]
-        found = answer(clauses)
+        outcome = answer(clauses)
         parts = [proof(numbers, cell, shown) for cell in cells]
         text = sentence(name, clauses)
-        items.append({"eraser": name, "outcome": found, "title": TITLES[found], "text": text, "parts": parts})
+        items.append({"eraser": name, "outcome": outcome, "title": TITLES[outcome], "text": text, "parts": parts})
     return items
 
 
@@ -124,8 +124,8 @@ def proof(numbers: Numbers, cell: Cell, shown: Set[str]) -> dict[str, Any]:
     sets = next(([path.base, *path.prefixes()] for path in paths if str(path) in shown), [])
     names = [str(path) for path in sets if str(path) in shown]
     models = [*names[:-1], f"{names[-1]}@{step:g}"] if names else []
-    values["gain"], found = numbers.gain(cell.rows), verdict(cell.rows, numbers.seeds)
-    return {**values, "verdict": found, "finetune": cell.finetune, "step": f"{step:g}", "models": models}
+    values["gain"], word = numbers.gain(cell.rows), verdict(cell.rows, numbers.seeds)
+    return {**values, "verdict": word, "finetune": cell.finetune, "step": f"{step:g}", "models": models}
 
 
 def drawn_bars(numbers: Numbers, rows: pd.DataFrame, role: str, metric: str) -> list[charts.Bar]:
@@ -144,9 +144,9 @@ def drawn_curves(numbers: Numbers, rows: pd.DataFrame, role: str, metric: str) -
     for cell in cells_of(rows):
         steps = sorted(set(cell.rows["step"]))
         places = [(0, "erased"), *((int(step), "finetuned") for step in steps)]
-        found = [(step, numbers.state(cell.key, state, step, role, metric)) for step, state in places]
+        points = [(step, numbers.state(cell.key, state, step, role, metric)) for step, state in places]
         if len(steps) > 1:
-            lines[f"{cell.eraser} + {cell.finetune}"] = [(step, number) for step, number in found if number]
+            lines[f"{cell.eraser} + {cell.finetune}"] = [(step, number) for step, number in points if number]
             base = base or numbers.state(cell.key, "base", 0, role, metric)
     return charts.panel(lines, base, bool(unit(metric))) if lines else None
 

@@ -81,12 +81,12 @@ def folders_behind(file: Path, number: int | None, results: Path) -> list[Path]:
     holder = next((p for p in (file, *file.parents) if (p / MANIFEST).is_file()), None)
     if holder is not None:
         return [holder]
-    made = file.parent / "made.json"
-    if file.suffix != ".csv" or not made.is_file():
+    record = file.parent / "made.json"
+    if file.suffix != ".csv" or not record.is_file():
         raise ValueError(f"{file} belongs to no artefact; give a table, an artefact's folder, or a file in one")
     if number is None:
         raise ValueError(f"{file} is a table; say which row with --row, the first one being 1")
-    block, row = read_manifest(made)["parameters"], row_of(file, number)
+    block, row = read_manifest(record)["parameters"], row_of(file, number)
     scores = results / "scores" / block["base"]
     return [scores / model / "scores" for model in models_of(row, block.get("controls", []))]
 
@@ -162,8 +162,8 @@ def dvc_entries(root: Path, files: list[str]) -> Iterator[str]:
             paths = {os.path.relpath(place / out["path"], root): out["md5"] for out in entry["outs"]}
             outs |= {Path(path): (stage, md5) for path, md5 in paths.items()}
         if any(folder in outs for folder in folders):
-            told = lock.relative_to(root)
-            yield from (f"  {out}: md5 {md5}, stage {stage} of {told}" for out, (stage, md5) in sorted(outs.items()))
+            source = lock.relative_to(root)
+            yield from (f"  {out}: md5 {md5}, stage {stage} of {source}" for out, (stage, md5) in sorted(outs.items()))
 
 
 def world_of(root: Path) -> Iterator[str]:
@@ -203,8 +203,8 @@ def provenance(file: Path, number: int | None, root: Path = Path()) -> Iterator[
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing; run the study, or `dvc pull`")
     if number is not None and file.is_file():
-        told = ", ".join(f"{key} {value}" for key, value in row_of(file, number).items() if value != "")
-        yield f"{file.relative_to(root)}, row {number}: {told}"
+        values = ", ".join(f"{key} {value}" for key, value in row_of(file, number).items() if value != "")
+        yield f"{file.relative_to(root)}, row {number}: {values}"
     results = file.parents[1]
     with tempfile.TemporaryDirectory() as place:
         unpacked = Path(place).resolve() if (results / "scores" / TABLE).is_file() else None

@@ -35,12 +35,12 @@ def warnings(cells: pd.DataFrame, scores: Mapping[str, pd.DataFrame]) -> list[st
     Args:
         cells: cells.csv. scores: task -> scores of the base's images.
     """
-    found = {}
+    weak = {}
     for task, rows in scores.items():
         values = shares(rows)
         if len(low := values[values < LEAST]):
-            found[task] = low.to_dict()
-    texts = [blank_warning(cells), warning(found) if found else ""]
+            weak[task] = low.to_dict()
+    texts = [blank_warning(cells), warning(weak) if weak else ""]
     return [text for text in texts if text]
 
 

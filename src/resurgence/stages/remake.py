@@ -57,8 +57,8 @@ def packed(root: Path) -> Path | None:
     Raises:
         FileNotFoundError: a reference without its scores.
     """
-    made = root / "made.json"
-    if not made.is_file() or read_manifest(made)["kind"] != "reference":
+    record = root / "made.json"
+    if not record.is_file() or read_manifest(record)["kind"] != "reference":
         return None
     if not (root / "scores" / PACKED).is_file():
         raise FileNotFoundError(f"{root / 'scores' / PACKED} is missing; run `dvc pull {root.parent / 'dvc.yaml'}`")
@@ -112,15 +112,15 @@ def experiments_again(root: Path) -> Iterator[str]:
 
     without = lost_metrics(root)
     with stored_scores(root):
-        for made in sorted((root / "experiments").glob("*/made.json")):
-            manifest = read_manifest(made)
+        for record in sorted((root / "experiments").glob("*/made.json")):
+            manifest = read_manifest(record)
             settings = manifest["parameters"]
             shown = settings.get("metrics") or [settings["metric"]]
             if settings["kind"] not in MEASURED or (without and any(name.startswith(without) for name in shown)):
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                make(Job(settings, Path(folder) / made.name, {}, "cpu"))
-                yield from differing_files(made.parent, Path(folder), manifest["files"])
+                make(Job(settings, Path(folder) / record.name, {}, "cpu"))
+                yield from differing_files(record.parent, Path(folder), manifest["files"])
 
 
 def differing(new: Path, reference: Path) -> Iterator[str]:

@@ -43,12 +43,12 @@ def models(study: Study, probe: ProbeConfig, eraser: str | None = None) -> list[
 def groups(study: Study) -> dict[str, list[Item]]:
     """The models that an audit reads: of each probe by its name, `original` and `leaking`, which no probe is called."""
     audit = audit_of(study)
-    found = {f"probe {probe.name}": models(study, probe) for probe in audit.probes}
+    by_group = {f"probe {probe.name}": models(study, probe) for probe in audit.probes}
     if audit.original is not None:
-        found["original"] = [audit.released.task]
+        by_group["original"] = [audit.released.task]
     if audit.leaking is not None:
-        found["leaking"] = models(study, audit.probe(audit.leaking.probe), audit.leaking.eraser)
-    return found
+        by_group["leaking"] = models(study, audit.probe(audit.leaking.probe), audit.leaking.eraser)
+    return by_group
 
 
 def update_settings(study: Study, probe: ProbeConfig) -> dict[str, Any]:

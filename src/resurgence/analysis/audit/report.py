@@ -38,21 +38,21 @@ def make_audit(settings: Mapping[str, Any]) -> Audit:
     names: Mapping[str, Sequence[str]] = settings["models"]
     models = {group: [read_model(settings["base"], name) for name in members] for group, members in names.items()}
     column = column_of(cfg)
-    found = {probe.name: of_models(models[f"probe {probe.name}"], column, probe.role) for probe in cfg.probes}
+    probed = {probe.name: of_models(models[f"probe {probe.name}"], column, probe.role) for probe in cfg.probes}
     original = of_models(models["original"], column) if "original" in models else None
     erased = settings["task"]["erase"]
     power = power_of(controls(cfg, models, column, erased), erased)
     verdict = judge(
-        found, cfg.criteria, frozenset(probe.name for probe in cfg.probes if probe.kind in TRAINED), original,
+        probed, cfg.criteria, frozenset(probe.name for probe in cfg.probes if probe.kind in TRAINED), original,
         frozenset(probe.name for probe in cfg.probes if probe.maker == "erased"), power.shown,
     )  # fmt: skip
     probes = tuple(
-        probe_of(name, cfg, found, original, verdict.probes[name], models[f"probe {name}"], settings)
+        probe_of(name, cfg, probed, original, verdict.probes[name], models[f"probe {name}"], settings)
         for name in cfg.names
     )
     return Audit(
         checkpoint=cfg.checkpoint, sha256=cfg.sha256, revision=cfg.revision,
-        original=original_of(cfg, original, next(iter(found.values())), models.get("original", ())),
+        original=original_of(cfg, original, next(iter(probed.values())), models.get("original", ())),
         task=build(AuditedTask, settings["task"] | {"synonyms": cfg.synonyms, "sensitive": cfg.sensitive}, "task"),
         base=settings["base"], level=cfg.level, metric=cfg.metric, metric_title=metrics()[cfg.metric].title,
         criteria=cfg.criteria, probes=probes, worst=verdict.worst, power=power, untested=cfg.untested,
@@ -63,12 +63,12 @@ def make_audit(settings: Mapping[str, Any]) -> Audit:
 
 
 def probe_of(
-    name: str, cfg: AuditConfig, found: Mapping[str, Evidence], original: Evidence | None, judged: Judgement,
+    name: str, cfg: AuditConfig, probed: Mapping[str, Evidence], original: Evidence | None, judged: Judgement,
     models: Sequence[ModelScores], settings: Mapping[str, Any],
 ) -> Probe:  # fmt: skip
     """One probe with all its measures."""
-    probe, evidence, level = cfg.probe(name), found[name], cfg.criteria.confidence
-    released = None if name == next(iter(found)) else next(iter(found.values()))
+    probe, evidence, level = cfg.probe(name), probed[name], cfg.criteria.confidence
+    released = None if name == next(iter(probed)) else next(iter(probed.values()))
     same = released is not None and evidence.erased.parts[0].units == released.erased.parts[0].units
     seeds = tuple(model.seed for model in models if model.seed is not None)
     retained = evidence.retained if probe.role == "erase" else None

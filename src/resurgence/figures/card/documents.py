@@ -29,7 +29,7 @@ def measures(probe: Probe) -> Iterator[tuple[str, Measure]]:
 
 def model_index(audit: Audit) -> str:
     """Evaluation results for the front matter of a model card on Hugging Face, as YAML with the key model-index."""
-    found = [
+    evaluations = [
         EvalResult(
             task_type=TASK, dataset_type="resurgence-audit", dataset_name=f"prompts of the task {audit.task.name}",
             dataset_config=probe.name, metric_type=audit.metric, metric_name=f"{probe.title}: {name}",
@@ -42,7 +42,7 @@ def model_index(audit: Audit) -> str:
         for probe in audit.probes
         for name, measure in measures(probe)
     ]  # fmt: skip
-    index = eval_results_to_model_index(model_id(audit), found)
+    index = eval_results_to_model_index(model_id(audit), evaluations)
     return yaml.safe_dump({"model-index": plain(index)}, sort_keys=False, allow_unicode=True)
 
 
