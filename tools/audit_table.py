@@ -17,14 +17,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from resurgence.analysis.audit.result import EXIT, Audit, Measure, Outcome, read_audit
+from resurgence.analysis.audit.result import EXIT, Audit, Outcome, read_audit
 from resurgence.analysis.intervals import exact_limits
 from resurgence.cli.audit import VERDICT, snakemake
 from resurgence.cli.audit_inputs import drawn_pictures
@@ -33,6 +33,7 @@ from resurgence.config.fields import ConfigError, Fraction, build, known, read_y
 from resurgence.config.load import load_study
 from resurgence.config.model_path import split_name
 from resurgence.config.study import Erasure, Study
+from resurgence.figures.card.text import measure_text
 from resurgence.files import CHECKOUT, resolve_path, write_text
 from resurgence.provenance.manifest import MANIFEST
 
@@ -128,19 +129,15 @@ def write_study(place: Place, names: Sequence[str], models: Mapping[str, KnownMo
             for name, eraser in erasers.items() if eraser is not None}  # fmt: skip
 
 
-def resurgence(*words: object) -> None:
+def resurgence(*words: object, codes: Collection[int] = (0,)) -> None:
     """Run a command of this package, with its messages on stderr.
 
     Raises:
-        ConfigError: it fails.
+        ConfigError: it ends with another code.
     """
     line = [sys.executable, "-m", "resurgence.cli", *map(str, words)]
-    code = subprocess.run(line, stdout=sys.stderr.fileno(), check=False).returncode
-    if code not in {0, *EXIT.values()}:
-        raise ConfigError(
-            "--out", " ".join(map(str, words)), "failed; the reason is above; give the same command again"
-        )
-    return code
+    if subprocess.run(line, stdout=sys.stderr.fileno(), check=False).returncode not in codes:
+        raise ConfigError("resurgence", " ".join(map(str, words)), "failed; the reason is above; run this tool again")
 
 
 def changed_weights(place: Place, model: KnownModel, delta: Path | None) -> dict[str, Any]:
@@ -180,14 +177,13 @@ def make_model(place: Place, name: str, model: KnownModel, delta: Path | None) -
 
     if delta is None and not (model.words or model.taught):
         return place.base
-    changes, checkpoint = place.out / "deltas" / name, place.out / "models" / name
-    steps = [changes] if delta is not None or model.words else []
+    changes, checkpoint, before = place.out / "deltas" / name, place.out / "models" / name, list[object]()
     if (checkpoint / "model_index.json").is_file():
         return checkpoint
-    if steps:
+    if delta is not None or model.words:
         changes.mkdir(parents=True, exist_ok=True)
         save_delta(changed_weights(place, model, delta), changes / DELTA_FILE)
-    before = [word for step in steps for word in ("--delta", step)]
+        before += ["--delta", changes]
     if model.taught:
         base, tuned = base_of(place.base), place.out / "taught" / name
         pictures = place.out / "pictures" / f"{name}.parquet"
@@ -203,21 +199,14 @@ def make_model(place: Place, name: str, model: KnownModel, delta: Path | None) -
 
 def audit(place: Place, name: str, model: KnownModel, checkpoint: Path, level: str, cores: int) -> None:
     """Run the audit of a model without its base."""
-    words = ("--erased", *model.erased, "--level", level, "--cores", cores)
-    resurgence("audit", checkpoint, *words, "--out", place.audit(name))
+    options = ("--level", level, "--cores", cores, "--out", place.audit(name))
+    resurgence("audit", checkpoint, "--erased", *model.erased, *options, codes=EXIT.values())
 
 
 def seconds_of(folder: Path) -> float:
     """The seconds of all jobs of an audit, of the last run of each."""
     files = sorted((folder / "results/benchmarks").rglob("*.jsonl"))
     return sum(float(json.loads(file.read_text(encoding="utf-8").splitlines()[-1])["s"]) for file in files)
-
-
-def ends(measure: Measure) -> str:
-    """Value and interval of a share."""
-    if measure.low is None or measure.high is None:
-        return f"{measure.value:.1f}"
-    return f"{measure.value:.1f} [{measure.low:.1f}, {measure.high:.1f}]"
 
 
 def table(audits: Mapping[str, tuple[KnownModel, Audit, float]]) -> str:
@@ -227,18 +216,16 @@ def table(audits: Mapping[str, tuple[KnownModel, Audit, float]]) -> str:
     for name, (model, result, seconds) in audits.items():
         worst = result.probe(result.worst) if result.worst else None
         of = ", ".join(model.erased) if len(model.erased) < 3 else f"{len(model.erased)} concepts"
-        cells = [name, of, model.answer, result.verdict, ends(result.probes[0].erased),
-                 ends(worst.erased) if worst else "-", worst.name if worst else "-", f"{seconds:.0f}"]  # fmt: skip
+        cells = [name, of, model.answer, result.verdict, measure_text(result.probes[0].erased),
+                 measure_text(worst and worst.erased), worst.name if worst else "-", f"{seconds:.0f}"]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *counts([(model.answer, result.verdict) for model, result, _ in audits.values()])])
 
 
 def counts(verdicts: Sequence[tuple[Answer, Outcome]]) -> list[str]:
     """How many models of each answer have each verdict, with Clopper and Pearson's intervals; lines of Markdown."""
-    lines = [
-        f"| answer | models | {' | '.join(f'{outcome} (%)' for outcome in OUTCOMES)} |",
-        "|---|---:|---:|---:|---:|",
-    ]
+    titles = " | ".join(f"{outcome} (%)" for outcome in OUTCOMES)
+    lines = [f"| answer | models | {titles} |", "|---|---:|---:|---:|---:|"]
     for answer in ("leaking", "safe"):
         of_answer = [outcome for known_answer, outcome in verdicts if known_answer == answer]
         if not of_answer:
@@ -253,10 +240,16 @@ def counts(verdicts: Sequence[tuple[Answer, Outcome]]) -> list[str]:
 
 
 def control_lines(audits: Mapping[str, tuple[KnownModel, Audit, float]]) -> str:
-    """The entries `shipped` of config/audit/bases.yaml, of the first trained update of each audit."""
+    """The entries `shipped` of config/audit/bases.yaml, of the first trained update of each audit.
+
+    Raises:
+        ConfigError: an audit without a trained update.
+    """
     entries = []
-    for model, result, _ in audits.values():
-        probe = next(probe for probe in result.probes if probe.seeds)
+    for name, (model, result, _) in audits.items():
+        probe = next((probe for probe in result.probes if probe.seeds), None)
+        if probe is None:
+            raise ConfigError("controls", name, "was audited without a trained update; audit it with pictures")
         shown = round(probe.erased.value * probe.erased.images / 100)
         entries.append({"kind": "leaking", "title": model.title, "probe": probe.name, "shown": shown,
                         "images": probe.erased.images, "concepts": list(model.erased),
@@ -298,8 +291,8 @@ def main() -> None:
         checkpoint = make_model(place, name, models[name], deltas.get(name))
         audit(place, name, models[name], checkpoint, "quick" if args.controls else args.level, args.cores)
         write_text(place.out / "table.md", table(results(place, place.known.models)))
-    done = results(place, models)
-    print(control_lines(done) if args.controls else table(done))
+    audits = results(place, models)
+    print(control_lines(audits) if args.controls else table(audits))
 
 
 if __name__ == "__main__":
