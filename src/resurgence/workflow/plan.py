@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import statistics
 from argparse import ArgumentParser, Namespace
 from collections import Counter
@@ -27,6 +26,7 @@ from resurgence.provenance.manifest import read_manifest
 from resurgence.provenance.runs import run_of
 from resurgence.workflow.gpu_hours import PNG, Cost, Coster, by_rule, general_images, prompts_of, read_rates
 from resurgence.workflow.jobs import Job, jobs
+from resurgence.workflow.resources import uses_gpu
 from resurgence.workflow.rule_table import DATA, RULES
 from resurgence.workflow.snakemake import configured, job_counts, outputs, snakemake
 from resurgence.workflow.weights_needed import examine
@@ -142,8 +142,7 @@ def bytes_of(study: Study, root: Path) -> float:
 
 def device_of(study: Study) -> str:
     """The device of the jobs."""
-    gpu = study.base.device == "cuda" or (study.base.device == "auto" and shutil.which("nvidia-smi") is not None)
-    return "GPU" if gpu else "CPU"
+    return "GPU" if uses_gpu(study.base.device, {}) else "CPU"
 
 
 def head(study: Study) -> str:
