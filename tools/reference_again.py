@@ -9,8 +9,8 @@ the Fréchet distance, whose features a reference leaves out, stay as they are. 
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from resurgence.files import sha256, write_json
 from resurgence.provenance.manifest import read_manifest
 from resurgence.stages import experiment, results
 from resurgence.stages.job import Job
-from resurgence.stages.remake import lost_metrics, stored_scores
+from resurgence.stages.remake import follows_from_scores, lost_metrics, stored_scores
 from resurgence.workflow import report_settings
 
 
@@ -40,7 +40,7 @@ def main(reference: Path, configuration: list[Path]) -> None:
     lost = lost_metrics(root)
     with stored_scores(root), tempfile.TemporaryDirectory() as folder:
         for name, settings in wanted.items():
-            if settings["kind"] in experiment.MEASURED and not (lost and settings["metric"].startswith(lost)):
+            if follows_from_scores(settings, lost):
                 new = Path(folder) / name / "made.json"
                 experiment.make(Job(settings, new, {}, "cpu"))
                 replace(root / "experiments" / name / new.name, new, settings)
@@ -53,4 +53,8 @@ def main(reference: Path, configuration: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reference", type=Path, help="folder of the reference")
+    parser.add_argument("study", type=Path, nargs="+", help="params.yaml, and the studies over it")
+    args = parser.parse_args()
+    main(args.reference, args.study)

@@ -33,7 +33,9 @@ def digests(root: Path) -> dict[str, str]:
 
 def main() -> int:
     """Print the differences of two trees."""
-    old, new = (digests(Path(argument)) for argument in sys.argv[1:3])
+    if len(sys.argv) != 3:
+        sys.exit(f"Error: {len(sys.argv) - 1} folders are named; write python tools/same_bytes.py OLD NEW")
+    old, new = (digests(Path(argument)) for argument in sys.argv[1:])
     differences = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     for name in differences:
         state = "only in the old tree" if name not in new else "only in the new tree" if name not in old else "differs"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from resurgence.analysis.packed_scores import PACKED, unpack
+from resurgence.config.experiment import MEASURED
 from resurgence.provenance.manifest import MANIFEST, read_manifest
 from resurgence.provenance.verify import count, made_files, named, omitted, problems
 from resurgence.scorers import FEATURES
@@ -99,6 +101,16 @@ def tables_again(root: Path) -> Iterator[str]:
         yield from differing_files(root / "tables", Path(folder), FILES, lost_metrics(root))
 
 
+def follows_from_scores(settings: Mapping[str, Any], lost: tuple[str, ...] | None) -> bool:
+    """Whether an experiment of these settings is computed from stored scores alone.
+
+    Args:
+        lost: prefixes of the metrics that need files which are left out.
+    """
+    shown = settings.get("metrics") or [settings["metric"]]
+    return settings["kind"] in MEASURED and not (lost and any(name.startswith(lost) for name in shown))
+
+
 def experiments_again(root: Path) -> Iterator[str]:
     """Remake the experiments from the stored scores in another folder; one sentence for each file that differs.
 
@@ -107,7 +119,7 @@ def experiments_again(root: Path) -> Iterator[str]:
     Args:
         root: an absolute path.
     """
-    from resurgence.stages.experiment import MEASURED, make
+    from resurgence.stages.experiment import make
     from resurgence.stages.job import Job
 
     without = lost_metrics(root)
@@ -115,8 +127,7 @@ def experiments_again(root: Path) -> Iterator[str]:
         for record in sorted((root / "experiments").glob("*/made.json")):
             manifest = read_manifest(record)
             settings = manifest["parameters"]
-            shown = settings.get("metrics") or [settings["metric"]]
-            if settings["kind"] not in MEASURED or (without and any(name.startswith(without) for name in shown)):
+            if not follows_from_scores(settings, without):
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 make(Job(settings, Path(folder) / record.name, {}, "cpu"))
