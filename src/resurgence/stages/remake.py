@@ -108,13 +108,13 @@ def follows_from_scores(settings: Mapping[str, Any], lost: tuple[str, ...] | Non
         lost: prefixes of the metrics that need files which are left out.
     """
     shown = settings.get("metrics") or [settings["metric"]]
-    return settings["kind"] in MEASURED and not (lost and any(name.startswith(lost) for name in shown))
+    return settings["kind"] in (*MEASURED, "tuning") and not (lost and any(name.startswith(lost) for name in shown))
 
 
 def experiments_again(root: Path) -> Iterator[str]:
     """Remake the experiments from the stored scores in another folder; one sentence for each file that differs.
 
-    Except grids of images and lists of members, which are not made from scores.
+    Except grids of images, lists of members and words, which are not made from scores.
 
     Args:
         root: an absolute path.
