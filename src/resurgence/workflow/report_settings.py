@@ -265,8 +265,8 @@ def pictures(study: Study) -> dict[str, list[Picture]]:
         (f"results/figures/sensitive_{name}.png", "Sensitive concepts", "sensitive", {"model": name})
         for name in searched(study)
     ]
-    content = {"content": "tables of all metrics"}
-    figures.append(("results/tables/resurgence.html", "Overview", "resurgence", content))
+    page = "results/tables/resurgence.html"
+    figures.append((page, "Overview", "resurgence", {"content": "tables of all metrics"}))
     cost: list[Picture] = [("results/cost/cost.png", "Cost", "cost", {"content": "seconds by stage"})]
     for metric in metrics:
         content = f"all erasers: resurgence, seconds, size, {metric.replace('_', ' ')}"
@@ -277,12 +277,11 @@ def pictures(study: Study) -> dict[str, list[Picture]]:
         for role, concepts in (("erase", "erased"), ("retain", "retained"))
     ]
     images += [(f"results/grids/{name}/masks.png", "Masks", "masks", {"task": name}) for name in shown["masks"]]
-    shown_by = {"png": "figure", "csv": "table"}
+    stem, labels = "results/experiments/{experiment}/{experiment}", {"experiment": "{experiment}"}
     experiment: list[Picture] = [
-        (f"results/experiments/{{experiment}}/{{experiment}}.{kind}", "Experiments", "experiment",
-         {"experiment": "{experiment}", "file": content})
-        for kind, content in shown_by.items()
-    ]  # fmt: skip
+        (f"{stem}.{kind}", "Experiments", "experiment", labels | {"file": name})
+        for kind, name in (("png", "figure"), ("csv", "table"))
+    ]
     return {"figures": figures, "cost": cost, "grids": images, "experiment": experiment}
 
 
