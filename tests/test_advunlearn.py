@@ -19,24 +19,15 @@ from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import Sample, samples
 from resurgence.seeds import generator, seed_of
 from resurgence.training import finetune
-from slow import KINDS, TASK, ddim, embed, pipeline, predicted, relative, same, shake, snapshot, unet_with, worst
+from slow import TASK, ddim, embed, pipeline, predicted, relative, same, shake, snapshot, unet_with, worst
 from tiny import SENTENCES
+
+pytest_plugins = ("erasure_fixtures",)
 
 CFG = AdvunlearnConfig(
     steps=4, warmup=0, batch=2, retain_batch=2, attack_steps=2, attack_lr=1e-2, ddim_steps=2, trajectories=2,
     retain_trajectories=2, prefix_tokens=2, template="a photo of the {}", retain_template="a sketch of the {}",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def pipe(request):
-    return pipeline(request.param)
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def double(request):
-    """In float64, where the formula and the objective differ by rounding alone."""
-    return pipeline(request.param, torch.float64)
 
 
 def made(pipe, cfg, seed: int = 4) -> Advunlearn:

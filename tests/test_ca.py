@@ -15,11 +15,9 @@ from resurgence.erasers.gradient.image_configs import CaConfig
 from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import samples
 from slow import (
-    KINDS,
     TASK,
     embed,
     gradients_of,
-    pipeline,
     predicted,
     relative,
     same,
@@ -30,19 +28,10 @@ from slow import (
     worst,
 )
 
+pytest_plugins = ("erasure_fixtures",)
+
 CAPTIONS = ("a photo of the {}", "the {} on the ground", "a sketch of the {}")
 CFG = CaConfig(batch=3, captions=CAPTIONS)
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def pipe(request):
-    return pipeline(request.param)
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def double(request):
-    """In float64, where the formula and the objective differ by rounding alone."""
-    return pipeline(request.param, torch.float64)
 
 
 @pytest.fixture(scope="module")

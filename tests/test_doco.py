@@ -17,11 +17,9 @@ from resurgence.erasers.gradient.image_configs import DocoConfig
 from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import samples
 from slow import (
-    KINDS,
     TASK,
     embed,
     gradients_of,
-    pipeline,
     predicted,
     relative,
     same,
@@ -32,14 +30,11 @@ from slow import (
     worst,
 )
 
+pytest_plugins = ("erasure_fixtures",)
+
 CAPTIONS = ("a photo of the {}", "the {} on the ground", "a sketch of the {}")
 CFG = DocoConfig(batch=3, captions=CAPTIONS, steps=6, warmup=0)
 CODE = {"discriminate": "clean", "generator": "non-saturating", "anchor_from": "frozen", "last_stride": 1}
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def pipe(request):
-    return pipeline(request.param)
 
 
 @pytest.fixture(scope="module")

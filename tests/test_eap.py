@@ -25,7 +25,6 @@ from resurgence.erasers.gradient.trainer import samples
 from resurgence.seeds import generator
 from resurgence.training import checkpoint
 from slow import (
-    KINDS,
     TASK,
     ddim,
     embed,
@@ -40,6 +39,8 @@ from slow import (
     worst,
 )
 
+pytest_plugins = ("erasure_fixtures",)
+
 CFG = EapConfig(
     batch=3, ddim_steps=4, trajectories=2, guidance=2.5, template="a photo of the {}", closest=6,
     eta=50.0,  # the tiny UNet hardly reads its text
@@ -48,17 +49,6 @@ OTHER = dataclasses.replace(
     CFG, space="clean", target="guided", negative_guidance=1.3, neutral="a photo", ascent="adam", eta=0.05,
     through="student", hard=False, temperature=0.7, x_t="student", lamb=0.4, search_steps=3,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def pipe(request):
-    return pipeline(request.param)
-
-
-@pytest.fixture(scope="module")
-def plain():
-    """For what does not depend on the kind of prediction."""
-    return pipeline("epsilon")
 
 
 def trained(pipe, cfg, seed: int = 0) -> tuple[Student, Eap]:
@@ -148,6 +138,15 @@ class SlowPgd(Slow):
         return self.pi[concept]
 
 
+def step_like(slow: Slow, objective: Eap, unet, step: int) -> dict:
+    """A step of the objective, whose loss and gradient are those of the slow form; returns what it reports."""
+    expected = slow.step(step)
+    gradient, shown = objective.gradient(step)
+    assert float(shown["loss"]) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert worst(gradient, gradients_of(unet, expected, list(objective.student.weights))) < 1e-4
+    return shown
+
+
 @pytest.mark.parametrize("cfg", [CFG, OTHER], ids=["paper", "options"])
 def test_the_search_through_embeddings_equals_gradient_steps_from_the_concept(plain, cfg):
     cfg = dataclasses.replace(cfg, search="pgd")
@@ -155,10 +154,7 @@ def test_the_search_through_embeddings_equals_gradient_steps_from_the_concept(pl
     unet = unet_with(plain, student.weights)
     slow = SlowPgd(plain, unet, cfg, objective.words, objective.pool, 4)
     for step in (6, 7):
-        expected = slow.step(step)
-        found, shown = objective.gradient(step)
-        assert float(shown["loss"]) == pytest.approx(float(expected.detach()), rel=1e-5)
-        assert worst(found, gradients_of(unet, expected, list(student.weights))) < 1e-4
+        step_like(slow, objective, unet, step)
     for concept, ranked in objective.sensitive().items():
         moved = slow.pi[concept].detach()
         assert float((moved - embed(plain, slow.caption(concept))).norm()) > 1e-4
@@ -213,12 +209,9 @@ def test_search_loss_and_gradient_of_two_steps_equal_the_algorithms(pipe, cfg):
     unet = unet_with(pipe, student.weights)
     slow = Slow(pipe, unet, cfg, objective.words, objective.pool, 4)
     for step in (6, 7):
-        expected = slow.step(step)
-        found, shown = objective.gradient(step)
-        assert float(shown["loss"]) == pytest.approx(float(expected.detach()), rel=1e-5)
+        shown = step_like(slow, objective, unet, step)
         sum_of_terms = float(shown["erasing"] + cfg.lamb * shown["preservation"])
         assert float(shown["loss"]) == pytest.approx(sum_of_terms) and float(shown["preservation"]) > 1e-4
-        assert worst(found, gradients_of(unet, expected, list(student.weights))) < 1e-4
         for concept, pi in objective.pi.items():
             assert float(pi.detach().abs().max()) > 1e-3
             assert relative(pi, slow.pi[concept]) < 1e-3

@@ -21,26 +21,12 @@ from resurgence.erasers.gradient.erasediff import (
 from resurgence.erasers.gradient.image_configs import EraseDiffConfig, SalunConfig
 from resurgence.erasers.gradient.salun import erase as salun
 from resurgence.erasers.gradient.student import Student
-from slow import KINDS, TASK, gradients_of, pipeline, same, shake, snapshot, unet_with, worst
-from slow_images import CAPTIONS, flat, forget_points, pictures, retain_points, slow_denoising, slow_pseudo
+from slow import TASK, gradients_of, pipeline, same, shake, snapshot, unet_with, worst
+from slow_images import CAPTIONS, flat, forget_points, retain_points, slow_denoising, slow_pseudo
+
+pytest_plugins = ("erasure_fixtures",)
 
 SMALL = {"batch": 2, "captions": CAPTIONS}
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def pipe(request):
-    return pipeline(request.param)
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def double(request):
-    """In float64, where the formula and the objective differ by rounding alone."""
-    return pipeline(request.param, torch.float64)
-
-
-@pytest.fixture(scope="module")
-def data() -> EraserData:
-    return pictures()
 
 
 def make(pipe, data, **settings) -> EraseDiff:

@@ -14,7 +14,6 @@ from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import samples
 from resurgence.erasers.gradient.trajectory_configs import EsdConfig
 from slow import (
-    KINDS,
     TASK,
     ddim,
     embed,
@@ -29,12 +28,9 @@ from slow import (
     worst,
 )
 
+pytest_plugins = ("erasure_fixtures",)
+
 SMALL = {"ddim_steps": 4, "trajectories": 2, "template": "a photo of the {}"}
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def pipe(request):
-    return pipeline(request.param)
 
 
 def slow_loss(pipe, unet, cfg, drawn, points) -> torch.Tensor:

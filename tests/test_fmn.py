@@ -13,21 +13,12 @@ from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.fmn import Fmn, FmnConfig, attention_norm, erase
 from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import samples
-from slow import KINDS, TASK, embed, gradients_of, pipeline, same, shake, snapshot, unet_with, worst
+from slow import TASK, embed, gradients_of, same, shake, snapshot, unet_with, worst
+
+pytest_plugins = ("erasure_fixtures",)
 
 CAPTIONS = ("a photo of the {}", "the {} on the ground")
 CFG = FmnConfig(batch=3, captions=CAPTIONS)
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def pipe(request):
-    return pipeline(request.param)
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def double(request):
-    """In float64, where the formula and the objective differ by rounding alone."""
-    return pipeline(request.param, torch.float64)
 
 
 @pytest.fixture(scope="module")

@@ -12,26 +12,12 @@ from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.forget_retain import ForgetRetain, kth_largest, largest
 from resurgence.erasers.gradient.salun import Salun, SalunConfig, erase, saliency_mask
 from resurgence.erasers.gradient.student import Student
-from slow import KINDS, TASK, gradients_of, pipeline, same, shake, snapshot, unet_with, worst
-from slow_images import CAPTIONS, flat, forget_points, pictures, retain_points, slow_denoising, slow_pseudo
+from slow import TASK, gradients_of, same, shake, snapshot, unet_with, worst
+from slow_images import CAPTIONS, flat, forget_points, retain_points, slow_denoising, slow_pseudo
+
+pytest_plugins = ("erasure_fixtures",)
 
 SMALL = {"batch": 3, "mask_steps": 2, "captions": CAPTIONS}
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def pipe(request):
-    return pipeline(request.param)
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def double(request):
-    """In float64, where the formula and the objective differ by rounding alone."""
-    return pipeline(request.param, torch.float64)
-
-
-@pytest.fixture(scope="module")
-def data() -> EraserData:
-    return pictures()
 
 
 def make(pipe, data, seed: int = 4, **settings) -> Salun:

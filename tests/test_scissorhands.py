@@ -14,26 +14,12 @@ from resurgence.erasers import EraserData
 from resurgence.erasers.gradient import scissorhands
 from resurgence.erasers.gradient.scissorhands import ScissorHands, ScissorHandsConfig, erase, fresh, project, snip
 from resurgence.erasers.gradient.student import Student
-from slow import KINDS, TASK, gradients_of, pipeline, same, shake, snapshot, unet_with, worst
-from slow_images import CAPTIONS, flat, forget_points, pictures, retain_points, slow_denoising, slow_pseudo
+from slow import TASK, gradients_of, pipeline, same, shake, snapshot, unet_with, worst
+from slow_images import CAPTIONS, flat, forget_points, retain_points, slow_denoising, slow_pseudo
+
+pytest_plugins = ("erasure_fixtures",)
 
 SMALL = {"batch": 3, "saliency_steps": 2, "captions": CAPTIONS}
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def pipe(request):
-    return pipeline(request.param)
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def double(request):
-    """In float64, where the formula and the objective differ by rounding alone."""
-    return pipeline(request.param, torch.float64)
-
-
-@pytest.fixture(scope="module")
-def data() -> EraserData:
-    return pictures()
 
 
 def make(pipe, data, seed: int = 4, **settings) -> ScissorHands:

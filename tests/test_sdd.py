@@ -16,12 +16,10 @@ from resurgence.erasers.gradient.trainer import samples
 from resurgence.erasers.gradient.trajectories import stops
 from resurgence.erasers.gradient.trajectory_configs import SddConfig
 from slow import (
-    KINDS,
     TASK,
     ddim,
     embed,
     gradients_of,
-    pipeline,
     predicted,
     relative,
     same,
@@ -32,18 +30,9 @@ from slow import (
     worst,
 )
 
+pytest_plugins = ("erasure_fixtures",)
+
 CFG = SddConfig(batch=3, ddim_steps=4, trajectories=2, guidance=2.5, template="a photo of the {}")
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def pipe(request):
-    return pipeline(request.param)
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def double(request):
-    """In float64, where the formula and the objective differ by rounding alone."""
-    return pipeline(request.param, torch.float64)
 
 
 def trained(pipe, cfg, seed: int = 0) -> tuple[Student, Sdd]:

@@ -27,6 +27,8 @@ from resurgence.erasers.gradient.student import Student, in_space
 from slow import KINDS, TASK, embed, pipeline, predicted, relative, same, shake, shaken, truth
 from slow_images import CAPTIONS, pictures
 
+pytest_plugins = ("erasure_fixtures",)
+
 SPACES = ("prediction", "noise", "clean")
 T = 700
 SHORT = {"ddim_steps": 2, "trajectories": 1, "guidance": 1.0}
@@ -50,11 +52,6 @@ def factor(alpha: float, velocity: bool, space: str) -> float:
     if velocity:
         return {"prediction": 1.0, "noise": alpha, "clean": 1 - alpha}[space]
     return {"prediction": 1.0, "noise": 1.0, "clean": (1 - alpha) / alpha}[space]
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def double(request):
-    return pipeline(request.param, torch.float64)
 
 
 @pytest.fixture

@@ -18,30 +18,15 @@ from resurgence.erasers.gradient.spm import Adapted, Membranes, Spm, SpmConfig, 
 from resurgence.erasers.gradient.trainer import samples
 from resurgence.erasers.lora import WEIGHTS, load_loras
 from resurgence.seeds import seed_of
-from slow import KINDS, TASK, ddim, embed, pipeline, predicted, relative, same, snapshot, unet_with, worst
+from slow import TASK, ddim, embed, pipeline, predicted, relative, same, snapshot, unet_with, worst
+
+pytest_plugins = ("erasure_fixtures",)
 
 CFG = SpmConfig(
     batch=2, ddim_steps=4, trajectories=2, guidance=2.5, template="a photo of the {}", anchors=3, anchor_weight=20.0
 )
 LIGHT = dataclasses.replace(CFG, parameters="xattn", ddim_steps=2, trajectories=1, anchors=1)
 SHIP = dataclasses.replace(TASK, erase=("ship",), mapping={"ship": "street"})
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def pipe(request):
-    return pipeline(request.param)
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def double(request):
-    """In float64, where the formula and the objective differ by rounding alone."""
-    return pipeline(request.param, torch.float64)
-
-
-@pytest.fixture(scope="module")
-def plain():
-    """For what does not depend on the kind of prediction."""
-    return pipeline("epsilon")
 
 
 def shake(student: Adapted) -> None:

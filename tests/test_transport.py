@@ -16,17 +16,14 @@ from resurgence.diffusion.image_sets import read_image_set
 from resurgence.diffusion.sampling import SamplingConfig, sample
 from resurgence.erasers.gradient.spm_transport import opened, sample_opened, transport_strength
 from resurgence.erasers.lora import save_loras
-from slow import KINDS, embed, pipeline, same, snapshot
+from slow import embed, pipeline, same, snapshot
+
+pytest_plugins = ("erasure_fixtures",)
 
 CFG = SamplingConfig(steps=3, guidance=3.0, batch=2, size=16)
 ROWS = pd.DataFrame(
     {"prompt": ["the ship", "the bird", "the ship", "the dog and the old cat", "the ship"], "seed": [3, 4, 5, 6, 7]}
 )
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def pipe(request):
-    return pipeline(request.param)
 
 
 def adapters_of(pipe) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
