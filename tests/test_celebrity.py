@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
 from resurgence.config.task import Task
 from resurgence.files import sha256
-from resurgence.scorers import CelebrityConfig, LoadedScorer, celebrity, celebrity_convert
+from resurgence.scorers import CelebrityConfig, LoadedScorer, celebrity, celebrity_convert, conversion
 from scored import study_sets, write_scores_folder
 
 ROOT = Path(__file__).parents[1]
@@ -214,11 +215,13 @@ def test_a_bad_archive_is_told_and_leaves_nothing(
     assert not (tmp_path / "out").exists() and "must not run" not in capsys.readouterr().out
 
 
-def test_missing_cut_and_exchanged_archives(archive: Path, tmp_path: Path) -> None:
+def test_missing_cut_and_exchanged_archives(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"archive = .*none\.tar.*fetch"):
         celebrity_convert.convert(tmp_path / "none.tar", tmp_path / "out")
-    with pytest.raises(ValueError, match=r"has the SHA-256 [0-9a-f]{64}, expected 0{64}"):
-        celebrity_convert.convert(archive, tmp_path / "out", "0" * 64)
+    monkeypatch.setattr(sys, "argv", ["convert", str(archive), str(tmp_path / "out"), "--sha256", "0" * 64])
+    with pytest.raises(SystemExit, match=r"error: source = .*has the SHA-256 [0-9a-f]{64}, expected 0{64}"):
+        conversion.run(None, celebrity_convert.convert, "archive", "folder")
+    assert not (tmp_path / "out").exists()
     (tmp_path / "cut.tar").write_bytes(cut(archive.read_bytes()))
     with pytest.raises(ValueError, match="truncated, or no tar archive"):
         celebrity_convert.convert(tmp_path / "cut.tar", tmp_path / "out")

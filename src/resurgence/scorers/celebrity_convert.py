@@ -11,14 +11,11 @@ checksum of the archive is printed and stored in config.json; `--sha256` compare
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
-import logging
 import pickle
 import re
-import sys
 import tarfile
 from collections.abc import Mapping
 from fnmatch import fnmatch
@@ -30,8 +27,8 @@ from safetensors.torch import save_file
 from resurgence.files import atomic_folder, sha256
 from resurgence.pretrained.loading import check_file, fill
 from resurgence.scorers.celebrity import ARCHITECTURE, CONFIG, LABELS, WEIGHTS, build_classifier
+from resurgence.scorers.conversion import run
 
-log = logging.getLogger(__name__)
 KEY, FETCH = "archive", "fetch the archive again: python -m resurgence.pretrained.mirrors ARCHIVE"
 STATE = "model_state"  # of the checkpoint; its tensors are named model.* and center_loss_criterion.centers
 STEM = dict(zip(range(8), ("conv1", "bn1", "", "", "layer1", "layer2", "layer3", "layer4"), strict=True))
@@ -114,13 +111,13 @@ def torchvision_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
     return tensors
 
 
-def convert(archive: Path, folder: Path, expected: str | None = None) -> list[str]:
+def convert(archive: Path, folder: Path) -> list[str]:
     """Write folder/{model.safetensors, labels.txt, config.json} from the archive; returns the labels.
 
     Raises:
         FileNotFoundError, ValueError: what is missing or does not fit, by name.
     """
-    check_file(archive, expected, KEY, FETCH)
+    check_file(archive, None, KEY, FETCH)
     labels_csv, weights, member = read_members(archive)
     labels, state = read_labels(labels_csv), torchvision_state(read_state(weights))
     fill(build_classifier(len(labels)), state, f"{KEY}: {member}", FETCH)
@@ -137,20 +134,5 @@ def convert(archive: Path, folder: Path, expected: str | None = None) -> list[st
     return labels
 
 
-def main() -> None:
-    """Convert, and log the number of people and the checksum of the archive."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("archive", type=Path, help="resources.tar.gz")
-    parser.add_argument("folder", type=Path, help="is created or replaced")
-    parser.add_argument("--sha256", help="of the archive")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        labels = convert(args.archive, args.folder, args.sha256)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    log.info("%s: %d people; archive %s", args.folder, len(labels), sha256(args.archive))
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, convert, "resources.tar.gz", "a folder, which is created or replaced")
