@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,14 @@ import pandas as pd
 import pytest
 
 from resurgence.analysis.base_concepts import LEAST, hardly_drawn, shares
+from resurgence.analysis.headline import MARK
+from resurgence.analysis.read import read_table
 from resurgence.analysis.score_folders import by_step, entry
 from resurgence.analysis.scored_sets import ImageSet
 from resurgence.analysis.tables import write_tables
 from resurgence.config.model_path import ModelPath
 from resurgence.files import write_json
+from resurgence.stages.figures import page
 from resurgence.stages.run_summary import summary
 from scored import study_sets, write_scores_folder
 
@@ -52,6 +56,17 @@ def test_the_summary_is_silent_where_all_are_drawn(tmp_path: Path) -> None:
     results = finished(tmp_path, {"princess": 4})
     text = summary(results, 0.95)
     assert "Warning" not in text and "identities-4" in text and "Cost: " in text
+
+
+def test_summary_and_page_mark_erasers_of_another_objective(tmp_path: Path) -> None:
+    results, changed = finished(tmp_path, {}), {"uce": "keep_empty: false"}
+    made = results / "tables/made.json"
+    manifest = json.loads(made.read_text())
+    write_json(made, manifest | {"parameters": manifest["parameters"] | {"changed_objectives": changed}})
+    stored = [read_table(results / f"tables/{name}.csv") for name in ("cells", "resurgence", "seeds")]
+    for text in (summary(results, 0.95), page(*stored, changed)):
+        assert f"uce {MARK}" in text and f"mace {MARK}" not in text
+        assert f"{MARK} not the published objective: uce has keep_empty: false." in text
 
 
 def test_the_limit_is_in_percent_of_the_images_of_a_concept(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from image_readers import read_training_images
 from resurgence.cli import main
 from resurgence.cli.key_values import settings
 from resurgence.cli.score import means
 from resurgence.config.fields import ConfigError
-from resurgence.data.training_images import read_training_images
 from resurgence.diffusion.deltas import apply_folder
 from resurgence.diffusion.image_sets import read_image_set
 from resurgence.diffusion.pipeline import load_base

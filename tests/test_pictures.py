@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from image_readers import read_training_images
 from resurgence.cli import main
-from resurgence.data.training_images import read_training_images
 from resurgence.diffusion.image_sets import decode_images
 from resurgence.diffusion.pictures import MOST, read_picture, square
 from tiny import make_pipeline

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from image_readers import read_training_images
 from resurgence.config.fields import ConfigError, read_yaml
 from resurgence.config.load import make_study, merge
 from resurgence.config.task import load_task, make_task
 from resurgence.config.word_sets import check_task_words, words_by_concept
-from resurgence.data.training_images import read_training_images
 from resurgence.files import read_lines
 from resurgence.miniature import contact_sheets, starter
 from resurgence.miniature.autoencoder import build_autoencoder

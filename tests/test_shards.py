@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from image_readers import read_sets
 from resurgence.diffusion import image_sets
 from resurgence.diffusion.deltas import load_delta
 from resurgence.diffusion.image_sets import write_image_set
@@ -74,7 +75,7 @@ def test_a_set_in_several_files_is_read_as_one(
     prompts, pixels = write_shards(tmp_path, most)
     (name, files), *others = image_sets.image_files(tmp_path).items()
     assert name == "step-000007" and not others and len(files) == (1 if most is None else 4)
-    rows, images = image_sets.read_sets(files)
+    rows, images = read_sets(files)
     pd.testing.assert_frame_equal(rows, prompts, check_dtype=False)
     assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), pixels)
     some, chosen = image_sets.read_rows(files, lambda table: [9, 2, 2, 0])
@@ -179,8 +180,8 @@ def test_an_interrupted_job_goes_on_with_the_next_shard(
     with caplog.at_level(logging.INFO):
         assert sample.make(sample_job(3, "parts"), parts) == {"images": 10, "resampled_fp32": 0}
     assert sampled == [3, 3, 3, 3, 1] and "2 of 4 files were there" in caplog.text
-    rows, images = image_sets.read_sets(image_sets.image_files(parts)["step-000000"])
-    alone, expected = image_sets.read_sets(image_sets.image_files(whole)["step-000000"])
+    rows, images = read_sets(image_sets.image_files(parts)["step-000000"])
+    alone, expected = read_sets(image_sets.image_files(whole)["step-000000"])
     pd.testing.assert_frame_equal(rows, alone)
     assert (images.int() - expected.int()).abs().max() <= 1
     assert [file.name for file in sample_job(3, "parts").state.iterdir()] == ["inputs.json"]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from tree import Tree, clone
 
-from resurgence.diffusion.image_sets import read_sets
+from image_readers import read_sets
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 LAST = "results/scores/small/pets/uce/s0/lora/f0/scores/manifest.json"

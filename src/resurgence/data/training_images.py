@@ -29,17 +29,6 @@ log = logging.getLogger(__name__)
 SHOWN = 5  # names in a line of the log
 
 
-class TrainingImages(NamedTuple):
-    """Pictures to train on.
-
-    images: (N, 3, size, size) in [-1, 1]. captions: N texts. left_out: reason -> names of what was not used.
-    """
-
-    images: torch.Tensor
-    captions: list[str]
-    left_out: LeftOut
-
-
 class TrainingSet(NamedTuple):
     """Pictures to train on, before they are read. left_out: reason -> names of what is not used."""
 
@@ -124,9 +113,3 @@ def squares(sources: list[Source], size: int) -> list[np.ndarray]:
         shown = "; ".join(map(str, faults[:SHOWN])) + ("; ..." if len(faults) > SHOWN else "")
         raise ValueError(f"{len(faults)} of {len(sources)} pictures cannot be read; mend or remove them: {shown}")
     return [result for result in results if not isinstance(result, Exception)]
-
-
-def read_training_images(path: Path, size: int) -> TrainingImages:
-    """Read all pictures that have a caption, scaled and cropped to squares of `size` pixels; see `training_set`."""
-    sources, left_out = training_set(Path(path))
-    return TrainingImages(read_sources(sources, size), [source.caption for source in sources], left_out)

@@ -226,9 +226,3 @@ def stored_images(files: Sequence[Path], rows: Iterable[int]) -> Iterator[bytes]
                 images = source.read_row_group(group, columns=["image"]).column("image")
                 yield from (cell["bytes"] for cell in images.take(inside).to_pylist())
             start += size
-
-
-def read_sets(files: Sequence[Path]) -> tuple[pd.DataFrame, torch.Tensor]:
-    """Read an image set in several files; see `read_image_set`."""
-    rows, images = zip(*map(read_image_set, files), strict=True)
-    return pd.concat(rows, ignore_index=True), torch.cat(images)

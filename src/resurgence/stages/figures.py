@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from resurgence.analysis.headline import blank_warning, headline, titles
+from resurgence.analysis.comparison import changed_objectives
+from resurgence.analysis.headline import blank_warning, changed_note, headline, titles
 from resurgence.analysis.read import read_curves, read_table
 from resurgence.figures.comparison import draw_comparison
 from resurgence.figures.sensitive_words import words_figure
@@ -27,14 +29,22 @@ td, th {{ border-bottom: 1px solid #ddd; padding: 0.3em 0.7em; text-align: right
 """
 
 
-def page(cells: pd.DataFrame, resurgence: pd.DataFrame, seeds: pd.DataFrame) -> str:
-    """One table a metric as HTML, below a warning if images are blank."""
+def page(
+    cells: pd.DataFrame, resurgence: pd.DataFrame, seeds: pd.DataFrame, changed: Mapping[str, str] | None = None
+) -> str:
+    """One table a metric as HTML, below a warning if images are blank.
+
+    Args:
+        changed: eraser -> the settings that change its objective, which its name is marked for.
+    """
     warning = blank_warning(cells)
     parts = [f"<p><strong>{html.escape(warning)}</strong></p>"] if warning else []
     for metric, title in titles().items():
         if (resurgence["metric"] == metric).any():
-            table = headline(resurgence, seeds, metric).to_html(index=False, border=0)
+            table = headline(resurgence, seeds, metric, changed).to_html(index=False, border=0)
             parts.append(f"<h2>{html.escape(title)}</h2>\n{table}")
+    if note := changed_note(changed or {}):
+        parts.append(f"<p>{html.escape(note)}</p>")
     return PAGE.format(body="\n".join(parts))
 
 
@@ -56,7 +66,7 @@ def make(job: Job) -> None:
         draw_comparison(tables.parent, metric)
         stems.append(out / f"compare_{metric}")
     stored = [read_table(tables / f"{name}.csv") for name in ("cells", "resurgence", "seeds")]
-    page_file.write_text(page(*stored), "utf-8")
+    page_file.write_text(page(*stored, changed_objectives(tables.parent)), "utf-8")
     pictures = [stem.with_name(f"{stem.name}.{kind}") for stem in stems for kind in ("png", "svg")]
     job.write_made("figures", [page_file, *pictures])
 

@@ -23,11 +23,12 @@ def summary(results: Path, level: float) -> str:
     runs = pd.read_csv(cost)
     devices = ", ".join(sorted(set(runs["device"])))
     cells, resurgence, seeds = map(read_table, tables)
-    lines = [terminal(resurgence, seeds, level)]
+    parameters = read_manifest(results / "tables/made.json")["parameters"]
+    lines = [terminal(resurgence, seeds, level, parameters.get("changed_objectives"))]
     if message := blank_warning(cells):
         lines.append(message)
-    if found := hardly_drawn(read_manifest(results / "tables/made.json")["parameters"], results.parent):
-        lines.append(warning(found))
+    if weak := hardly_drawn(parameters, results.parent):
+        lines.append(warning(weak))
     pages = {"Open": results / "index.html", "Report": results / "report.html"}
     lines += [f"{title}: {page.absolute()}" for title, page in pages.items() if page.exists()]
     lines.append(f"Cost: {duration(runs['seconds'].sum())} of work in {len(runs)} steps on {devices}")
