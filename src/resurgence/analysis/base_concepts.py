@@ -45,8 +45,8 @@ def hardly_drawn(settings: Mapping[str, Any], root: Path) -> dict[str, dict[str,
     return weak
 
 
-def warning(found: Mapping[str, Mapping[str, float]]) -> str:
+def warning(weak: Mapping[str, Mapping[str, float]]) -> str:
     """One line that names the concepts of `hardly_drawn`."""
-    names = [f"{c!r} ({task}: {number(v)} %)" for task, values in found.items() for c, v in values.items()]
+    names = [f"{c!r} ({task}: {number(v)} %)" for task, values in weak.items() for c, v in values.items()]
     return (f"Warning: less than {LEAST:g} % of the base's own images show {', '.join(names)}: erasing what the base "
             "does not draw shows nothing; choose other concepts")  # fmt: skip

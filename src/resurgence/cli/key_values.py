@@ -14,13 +14,13 @@ def settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
     Raises:
         ConfigError: a pair without =, a key given twice, or a value that is not valid YAML or octal in it.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for pair in pairs or []:
         key, equals, text = pair.partition("=")
-        if not equals or not key or key in found:
+        if not equals or not key or key in values:
             raise ConfigError(option, pair, "write key=value, each key once")
         try:
-            found[key] = json.loads(text)
+            values[key] = json.loads(text)
         except ValueError:
-            found[key] = yaml_value(text, option, pair)
-    return found
+            values[key] = yaml_value(text, option, pair)
+    return values

@@ -98,13 +98,13 @@ def circumstances(seconds: float) -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-    found = {"host": platform.node(), "versions": versions, "seconds": round(seconds, 3), **commit()}
-    found |= {"device": "cpu", "peak_memory_mib": round(kibibytes / 1024, 1)}
+    facts = {"host": platform.node(), "versions": versions, "seconds": round(seconds, 3), **commit()}
+    facts |= {"device": "cpu", "peak_memory_mib": round(kibibytes / 1024, 1)}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        found["device"] = torch.cuda.get_device_name()
-        found["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return found
+        facts["device"] = torch.cuda.get_device_name()
+        facts["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return facts
 
 
 def described(
@@ -233,11 +233,11 @@ def damages(manifests: Iterable[Path]) -> list[str]:
 
     Asked before a job reads them: a truncated or changed file would give a result that looks like any other.
     """
-    found = []
+    problems = []
     for path in manifests:
         try:
             wrong = as_written(path.parent, read_manifest(path)["files"], known_sha256)
         except (FileNotFoundError, ValueError) as error:
             wrong = [str(error)]
-        found += [f"{problem}; delete {path.parent} and give the command again" for problem in wrong]
-    return found
+        problems += [f"{problem}; delete {path.parent} and give the command again" for problem in wrong]
+    return problems
