@@ -2,8 +2,8 @@
 
 A residual network on 64 x 64 images: one class for each concept and scene, one for pictures that show none, and a
 second head for the styles. It shares no weights with the generator, and may start from published weights of ImageNet.
-It learns from the drawings of the training split, and of further ones that it has to judge; the temperature of each head is fitted on the validation split (Guo
-et al. 2017), the test split is for the model card.
+It learns from the drawings of the training split, and of further ones that it has to judge. The temperature of each
+head is fitted on the validation split (Guo et al. 2017); the test split is for the model card.
 """
 
 from __future__ import annotations
