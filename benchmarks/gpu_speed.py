@@ -1,4 +1,4 @@
-"""Speed of a GPU and share of its peak: the parts sampling, training and scoring of benchmarks/on_gpu.py."""
+"""Speed of a GPU, share of its peak and profile: parts sampling, profile, training and scoring of on_gpu.py."""
 
 from __future__ import annotations
 
@@ -93,6 +93,40 @@ def sampling(machine: Machine) -> dict[str, Any]:
         machine.free()
     noise, _ = timed(machine, lambda: initial_noise(range(16), (4, 64, 64)))
     return results | {"noise of 16 images, ms": round(1e3 * noise, 2)}
+
+
+def profile(machine: Machine, longest: int = 8) -> dict[str, Any]:
+    """Where the time of the UNet's passes in sampling goes, as jobs run by default and in channels-last.
+
+    Of each: the share of the time in which kernels run (the rest waits for launches), and the longest kernels with
+    their shares of all kernel time. On a CPU operations take the place of kernels.
+    """
+    results: dict[str, Any] = {}
+    kind = torch.autograd.DeviceType.CUDA if machine.cuda else torch.autograd.DeviceType.CPU
+    activity = torch.profiler.ProfilerActivity.CUDA if machine.cuda else torch.profiler.ProfilerActivity.CPU
+    for name in ("default", "channels-last"):
+        mode = MODES[name]
+        pipe = big_pipeline(machine, HALF[mode.kind] if machine.cuda else torch.float32)
+        apply_speed(pipe.unet, SPEEDS[mode.speed])
+        inputs = unet_inputs(machine, pipe, 2 if machine.tiny else 2 * mode.batch, pipe.unet.dtype)
+        with torch.no_grad(), arithmetic(machine, mode.kind, mode.deterministic):
+            predict(pipe.unet, *inputs)
+            machine.synchronise()
+            with torch.profiler.profile(activities=[activity]) as profiler:
+                began = time.perf_counter()
+                for _ in range(3):
+                    predict(pipe.unet, *inputs)
+                machine.synchronise()
+                seconds = time.perf_counter() - began
+        events = [event for event in profiler.key_averages() if event.device_type == kind]
+        times = {e.key[:100]: (e.self_device_time_total if machine.cuda else e.self_cpu_time_total) for e in events}
+        total = sum(times.values())  # microseconds
+        top = sorted(times, key=times.__getitem__, reverse=True)[:longest]
+        shares = {key: round(times[key] / total, 3) for key in top}
+        results[name] = {"kernels run": round(total / 1e6 / seconds, 3), "longest": shares}
+        del pipe
+        machine.free()
+    return results
 
 
 @contextmanager

@@ -33,6 +33,7 @@ PARTS = {
     "machine": gpu_machine.describe,
     "sampling": gpu_speed.sampling,
     "training": gpu_speed.training,
+    "profile": gpu_speed.profile,
     "erasers": gpu_checks.erasers,
     "images": gpu_checks.images,
     "finetunes": gpu_checks.finetunes,

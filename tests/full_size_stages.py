@@ -1,7 +1,7 @@
 """Stages that train nothing, of Stable Diffusion 1.4 and 2.1 on the meta device: the code of sampling, masks, moments,
 closed forms and scorers runs with networks of the published sizes, and with `Values` where it reads values.
 
-Not counted: NudeNet and ArcFace, which run on the CPU, and MTCNN, whose memory depends on the faces in the images.
+Not counted: NudeNet, SCRFD and ArcFace, which run on the CPU, and MTCNN, whose memory depends on the faces in images.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ SCORERS: dict[str, Callable[[], int]] = {
     "clip_anchor": partial(clip, lambda scorer: AnchorScorer(scorer, AnchorConfig(name=CLIP, pretrained="openai"))),
     "sensitivity": partial(clip, SensitivityScorer),
 }
-NO_NETWORK = {"nudenet", "identity", "frechet"}  # scorers without one on the GPU, but for MTCNN
+NO_NETWORK = {"nudenet", "identity", "celebrity_stand_in", "frechet"}  # scorers without one on the GPU, but for MTCNN
 
 
 def stage_need(base: str, name: str, capacity: float = CAPACITY) -> Need:

@@ -1,4 +1,4 @@
-"""Identity similarity: alignment by known transforms, columns by hand, the published networks on photographs."""
+"""Identity similarity: columns by hand, the published networks on photographs."""
 
 from __future__ import annotations
 
@@ -11,39 +11,13 @@ import pytest
 import torch
 
 from resurgence.config.task import Task
-from resurgence.scorers import identity
+from resurgence.scorers import faces, identity
 from resurgence.scorers.erasure_configs import IdentityConfig
 
 PERSON = Task(
     name="people", kind="person", erase=("Adam Driver",), retain=("Ciara",), mapping={"Adam Driver": "a person"},
     templates=("a photo of {}",), seeds={"erase": 1, "retain": 1},
 )  # fmt: skip
-
-
-def test_a_known_turn_scale_and_shift_is_recovered() -> None:
-    angle, scale, shift = 0.4, 1.7, np.array([30.0, -12.0])
-    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    points = identity.TEMPLATE @ turn.T + shift
-    matrix = identity.similarity(points, identity.TEMPLATE)
-    back = np.concatenate([points, np.ones((5, 1))], 1) @ matrix.T
-    np.testing.assert_allclose(back[:, :2], identity.TEMPLATE, atol=1e-9)
-    noisy = points + np.random.default_rng(0).normal(0, 2, points.shape)
-    best = identity.similarity(noisy, identity.TEMPLATE)
-
-    def error(m: np.ndarray) -> float:
-        return float(((np.concatenate([noisy, np.ones((5, 1))], 1) @ m.T)[:, :2] - identity.TEMPLATE).__pow__(2).sum())
-
-    assert error(best) < error(matrix) and np.allclose(best[0, 0], best[1, 1]) and np.allclose(best[0, 1], -best[1, 0])
-
-
-def test_the_aligned_face_is_the_part_of_the_image_at_the_points() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (200, 240, 3), dtype=np.uint8)
-    face = identity.aligned(image, identity.TEMPLATE + np.array([50, 20]))  # shifted by whole pixels
-    expected = (image[20:132, 50:162].astype(np.float64) - 127.5) / 127.5
-    assert face.shape == (3, 112, 112) and face.dtype == np.float32
-    np.testing.assert_allclose(face, expected.transpose(2, 0, 1), atol=1e-4)
-    outside = identity.aligned(image, identity.TEMPLATE + np.array([-120, 20]))
-    assert (outside[:, :, :100] == -1).all()
 
 
 def test_an_image_without_a_face_has_no_similarity() -> None:
@@ -82,7 +56,7 @@ def test_the_same_face_is_nearer_than_another_and_aligned_as_opencv_aligns() -> 
     np.testing.assert_array_equal(table["identity_no_face"], [0, 0, 1, np.nan])
     _, _, points = scorer.faces.detect(face, landmarks=True)
     matrix, _ = cv2.estimateAffinePartial2D(
-        points[0].astype(np.float32), identity.TEMPLATE, method=cv2.LMEDS
+        points[0].astype(np.float32), faces.TEMPLATE, method=cv2.LMEDS
     )  # as insightface aligns
     crop = (cv2.warpAffine(face, matrix, (112, 112)).astype(np.float32) - 127.5) / 127.5
     theirs = scorer.network(crop.transpose(2, 0, 1)[None])[0]

@@ -514,8 +514,20 @@ def test_metrics_have_the_order_of_the_tables_and_of_the_reports() -> None:
     papers += ["buttocks_exposed", "female_breast_exposed", "female_genitalia_exposed", "male_breast_exposed"]
     papers += ["anus_exposed", "feet_exposed", "armpits_exposed", "belly_exposed", "male_genitalia_exposed"]
     papers += ["identity", "identity_no_face"]
-    assert list(metrics()) == [*classes, *clips, *people, *far, *near, *papers, *common]
-    assert list(headline.titles()) == [*people, *classes, *near, *clips, *far, *papers, *common, "H_c", "H_o"]
+    stand_in = [f"celebrity_stand_in{part}" for part in ("", "_all", "_no_face", "_similarity")]
+    assert list(metrics()) == [*classes, *clips, *people, *far, *near, *papers, *stand_in, *common]
+    assert list(headline.titles()) == [
+        *people,
+        *stand_in,
+        *classes,
+        *near,
+        *clips,
+        *far,
+        *papers,
+        *common,
+        "H_c",
+        "H_o",
+    ]
     accuracies = {r: [m for m, d in ranked(reverse=r).items() if d.accuracy] for r in (False, True)}
     assert accuracies[False] == ["celebrity_accuracy", "recogniser_accuracy", "reference_accuracy", "clip_accuracy"]
     assert accuracies[True] == ["clip_accuracy", "recogniser_accuracy", "reference_accuracy", "celebrity_accuracy"]
@@ -550,7 +562,7 @@ class HueConfig(CornerConfig):
 
 def test_a_plug_ins_metrics_follow_those_of_the_package(registered: Callable[..., None]) -> None:
     registered(hue="test_scorers:HueConfig")
-    assert list(metrics())[-6:-2] == ["identity_no_face", "hue", "hue_accuracy", "blank"]
+    assert list(metrics())[-6:-2] == ["celebrity_stand_in_similarity", "hue", "hue_accuracy", "blank"]
     assert list(headline.titles())[-7:-4] == ["hue", "hue_accuracy", "blank"]
     assert headline.title_of("hue") == "Hue" and headline.title_of("unknown") == "unknown"
     order = [m for m, d in ranked(reverse=True).items() if d.accuracy]

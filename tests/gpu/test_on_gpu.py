@@ -52,6 +52,14 @@ def test_every_kind_of_rate_with_tiny_models(on_gpu, monkeypatch: pytest.MonkeyP
     assert all(float(rate) > 0 for rate, _ in rates)
 
 
+def test_the_profile_names_what_takes_the_time(on_gpu) -> None:
+    machine = on_gpu.gpu_machine.Machine("cpu", True, 470)
+    for result in on_gpu.gpu_speed.profile(machine).values():
+        shares = list(result["longest"].values())
+        assert 0 < result["kernels run"] < 1.2 and shares == sorted(shares, reverse=True) and 0.3 < sum(shares) <= 1.001
+        assert any("conv" in name for name in result["longest"])
+
+
 def test_an_interrupted_run_has_written_its_finished_parts(on_gpu, tmp_path: Path, monkeypatch) -> None:
     def interrupted(machine: object) -> dict:
         raise KeyboardInterrupt

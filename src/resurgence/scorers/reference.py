@@ -79,13 +79,43 @@ def error_rates(features: torch.Tensor, groups: torch.Tensor, names: list[str]) 
 
 
 @dataclass
-class ReferenceScorer:
-    """A model, the centroids of the groups, and the errors of the concepts."""
+class Groups:
+    """Centroids of the groups of reference pictures, and the errors of the concepts."""
 
-    model: Features
     names: list[str]  # of the groups: concepts, then others
     centroids: torch.Tensor  # (G, F), of length 1
     rates: Mapping[str, Rates]  # concept -> its errors
+
+    def columns(self, features: torch.Tensor, concepts: list[str]) -> dict[str, Any]:
+        """The columns of the module without their prefix, one row an image.
+
+        Args:
+            features: (N, F), of length 1. concepts: (N,), "" without one.
+
+        Raises:
+            ConfigError: a concept without reference pictures.
+        """
+        if unknown := sorted(set(concepts) - {"", *self.rates}):
+            raise ConfigError("concept", unknown[0], "has no folder of reference pictures; add one")
+        cosines = (features @ self.centroids.T).double().numpy()  # (N, G)
+        has_concept = np.array([bool(concept) for concept in concepts])
+        place = np.array([self.names.index(concept) if concept else 0 for concept in concepts], dtype=np.int64)
+        rates = [self.rates[self.names[at]] for at in place]
+        columns = {
+            "correct": cosines.argmax(1) == place,
+            "similarity": 100.0 * cosines[np.arange(len(place)), place],
+            "hit_rate": np.array([r.hits / r.pictures for r in rates]),
+            "false_alarm_rate": np.array([r.false_alarms / r.others for r in rates]),
+        }
+        top1 = [self.names[at] for at in cosines.argmax(1)]
+        return {"top1": top1, **{c: np.where(has_concept, v, np.nan) for c, v in columns.items()}}
+
+
+@dataclass
+class ReferenceScorer(Groups):
+    """The groups, and the model that gives their features."""
+
+    model: Features
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Features of length 1, (N, F) float32 on the CPU; images uint8 (N, 3, H, W)."""
@@ -99,21 +129,8 @@ class ReferenceScorer:
         Raises:
             ConfigError: a concept without reference pictures.
         """
-        concepts = prompts["concept"].fillna("").tolist()
-        if unknown := sorted(set(concepts) - {"", *self.rates}):
-            raise ConfigError("concept", unknown[0], "has no folder of reference pictures; add one")
-        cosines = (self.features(images) @ self.centroids.T).double().numpy()  # (N, G)
-        has_concept = np.array([bool(concept) for concept in concepts])
-        place = np.array([self.names.index(concept) if concept else 0 for concept in concepts], dtype=np.int64)
-        rates = [self.rates[self.names[at]] for at in place]
-        columns = {
-            "reference_correct": cosines.argmax(1) == place,
-            "reference_similarity": 100.0 * cosines[np.arange(len(place)), place],
-            "reference_hit_rate": np.array([r.hits / r.pictures for r in rates]),
-            "reference_false_alarm_rate": np.array([r.false_alarms / r.others for r in rates]),
-        }
-        top1 = [self.names[at] for at in cosines.argmax(1)]
-        return {"reference_top1": top1, **{c: np.where(has_concept, v, np.nan) for c, v in columns.items()}}
+        columns = self.columns(self.features(images), prompts["concept"].fillna("").tolist())
+        return {f"reference_{name}": values for name, values in columns.items()}
 
 
 @dataclass
@@ -169,6 +186,33 @@ def load_model(config: ReferenceConfig, device: torch.device | str) -> Features:
         raise ConfigError("scorers.reference", config.path or config.name, remedy) from error
 
 
+def picture_features(
+    pictures: Mapping[str, list[Path]], model: Features, device: torch.device | str
+) -> tuple[torch.Tensor, list[Path]]:
+    """Features (N, F) of the pictures of all groups, and their files."""
+    files, parts = [file for group in pictures.values() for file in group], []
+    for file in files:  # one by one: of different sizes
+        pixels = torch.from_numpy(np.array(read_picture(file, str(file)))).permute(2, 0, 1)[None]
+        with exact(device):
+            parts.append(model.features(pixels))
+    return torch.cat(parts), files
+
+
+def group(features: torch.Tensor, pictures: Mapping[str, list[Path]], others: str) -> Groups:
+    """Centroids and errors; the errors are logged.
+
+    Args:
+        features: (N, F), of length 1, of the pictures of all groups. others: name of the groups that show no concept.
+    """
+    names = list(pictures)
+    groups = torch.tensor([number for number, name in enumerate(names) for _ in pictures[name]])
+    rates = {n: r for n, r in error_rates(features, groups, names).items() if not is_other(n, others)}
+    for name, rate in rates.items():
+        log.info("pictures of %s, each left out: %d of %d recognised, %d of %d others taken for it", name, *rate)
+    centroids = F.normalize(torch.stack([features[groups == g].mean(0) for g in range(len(names))]), dim=1)
+    return Groups(names, centroids, rates)
+
+
 def load(config: ReferenceConfig, device: torch.device | str = "cpu") -> ReferenceScorer:
     """Load the model, and compute the centroids and errors of the reference pictures.
 
@@ -176,16 +220,6 @@ def load(config: ReferenceConfig, device: torch.device | str = "cpu") -> Referen
         ConfigError, FileNotFoundError, ValueError: pictures or model that are missing or do not fit.
     """
     pictures = reference_pictures(Path(config.pictures), config.others)
-    model, names = load_model(config, device), list(pictures)
-    parts = []
-    for file in (file for files in pictures.values() for file in files):  # one by one: of different sizes
-        pixels = torch.from_numpy(np.array(read_picture(file, str(file)))).permute(2, 0, 1)[None]
-        with exact(device):
-            parts.append(model.features(pixels))
-    features = F.normalize(torch.cat(parts), dim=1)
-    groups = torch.tensor([number for number, name in enumerate(names) for _ in pictures[name]])
-    rates = {n: r for n, r in error_rates(features, groups, names).items() if not is_other(n, config.others)}
-    for name, rate in rates.items():
-        log.info("pictures of %s, each left out: %d of %d recognised, %d of %d others taken for it", name, *rate)
-    centroids = F.normalize(torch.stack([features[groups == g].mean(0) for g in range(len(names))]), dim=1)
-    return ReferenceScorer(model, names, centroids, rates)
+    model = load_model(config, device)
+    features, _ = picture_features(pictures, model, device)
+    return ReferenceScorer(**vars(group(F.normalize(features, dim=1), pictures, config.others)), model=model)
