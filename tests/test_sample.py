@@ -212,10 +212,14 @@ def test_out_of_memory_halves_the_batch_and_changes_no_image(
 
 
 def test_decode_in_chunks_is_the_whole(pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    latents = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents, decoded = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0)), []
+    hook = pipe.vae.decoder.register_forward_pre_hook(lambda module, args: decoded.append(len(args[0])))
     whole = s.decode(pipe, latents)[0].int()
-    monkeypatch.setattr(s, "DECODE_PIXELS", 2 * 16 * 16)
-    assert whole.shape == (5, 3, 16, 16) and (s.decode(pipe, latents)[0].int() - whole).abs().max() <= 1
+    monkeypatch.setattr(s, "CPU_DECODE_PIXELS", 2 * 16 * 16)
+    chunks = s.decode(pipe, latents)[0].int()
+    hook.remove()
+    assert decoded == [5, 3, 2]  # a rest of one image is not decoded alone
+    assert whole.shape == (5, 3, 16, 16) and (chunks - whole).abs().max() <= 1
 
 
 def test_size_in_pixels(pipe: StableDiffusionPipeline) -> None:

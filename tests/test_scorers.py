@@ -210,6 +210,21 @@ def test_recogniser_features_are_the_models(recogniser_folder: Path) -> None:
     torch.testing.assert_close(scorer.features(pictures()), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_images_that_are_scored_pass_the_recogniser_once(recogniser_folder: Path) -> None:
+    scorer, passed = recogniser.load(RecogniserConfig(str(recogniser_folder))), []
+    scorer.model.stem.register_forward_pre_hook(lambda module, args: passed.append(len(args[0])))
+    images, others = pictures(), pictures().flip(0)
+    with torch.inference_mode():
+        classes, _ = scorer.model(recogniser.to_input(images, 64))  # the slow way, in a pass of its own
+        features = scorer.model.features(recogniser.to_input(images, 64))
+    passed.clear()
+    columns = scorer.score(images, PROMPTS, TASK)
+    assert torch.equal(scorer.features(images), features) and passed == [len(images)]
+    highest = classes.argmax(1).tolist()
+    assert columns["recogniser_top1"] == [scorer.labels.classes[i] for i in highest]
+    assert torch.equal(scorer.features(others), features.flip(0)) and passed == [len(images)] * 2
+
+
 def test_clip_columns_are_open_clips_cosines(clip_folder: Path) -> None:
     scorer = clip.load(ClipConfig(str(clip_folder)))
     scorer.batch = 4

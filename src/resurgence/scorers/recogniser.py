@@ -71,19 +71,23 @@ def named_class(prompt: str, classes: Sequence[str]) -> str | None:
 
 @dataclass
 class RecogniserScorer:
-    """The recogniser with its labels; its pooled features serve the Fréchet distance."""
+    """The recogniser with its labels; its pooled features serve the Fréchet distance.
+
+    The convolutions are nearly all of the work, so the features of the images that were scored last are kept.
+    """
 
     model: Recogniser
     labels: Labels
     device: torch.device | str = "cpu"
     batch: int = 256
+    _last: tuple[torch.Tensor, list[torch.Tensor]] | None = None  # images; features (B, F) of their batches
 
     @torch.inference_mode()
     def score(
         self, images: torch.Tensor, prompts: pd.DataFrame, task: Task, base: torch.Tensor | None = None
     ) -> dict[str, Any]:
         """Columns recogniser_*, one row an image; images uint8 (N, 3, H, W)."""
-        parts = [self.model(part) for part in self.inputs(images)]
+        parts = [self.model.logits(part) for part in self.pooled(images)]
         classes, styles = (
             (torch.cat(logits).float() / temperature).softmax(1).cpu().numpy()
             for logits, temperature in zip(zip(*parts, strict=True), self.labels.temperatures, strict=True)
@@ -94,7 +98,13 @@ class RecogniserScorer:
     @torch.inference_mode()
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Pooled features (N, F), float32 on the CPU."""
-        return torch.cat([self.model.features(part) for part in self.inputs(images)]).float().cpu()
+        return torch.cat(self.pooled(images)).float().cpu()
+
+    def pooled(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Pooled features (B, F) of each batch, on the device; computed once for a tensor that is scored."""
+        if self._last is None or self._last[0] is not images:
+            self._last = images, [self.model.features(part) for part in self.inputs(images)]
+        return self._last[1]
 
     def inputs(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
         """Batches of images (N, 3, H, W) uint8 as the model expects them, on its device."""

@@ -97,7 +97,10 @@ class Recogniser(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of the concepts (B, classes) and of the styles (B, styles)."""
-        features = self.features(images)
+        return self.logits(self.features(images))
+
+    def logits(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same from the pooled features (B, F) of the images."""
         styles = features.new_zeros(len(features), 0) if self.style_head is None else self.style_head(features)
         return self.head(features), styles
 
