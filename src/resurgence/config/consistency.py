@@ -113,8 +113,8 @@ def check_general(study: Study, root: Path) -> None:
     """Files of general prompts are there, or rules write them; the tasks that have them are tasks of the study."""
     general, limit = study.tasks.general, study.tasks.general_for
     if isinstance(general, dict) and limit is not None:
-        remedy = "has no effect where tasks.general names the tasks; remove it"
-        raise ConfigError("tasks.general_for", list(limit), remedy)
+        useless = "has no effect where tasks.general names the tasks; remove it"
+        raise ConfigError("tasks.general_for", list(limit), useless)
     for name in (*(limit or ()), *(general if isinstance(general, dict) else ())):
         known("tasks.general" if limit is None else "tasks.general_for", name, study.tasks.names)
     for task in study.tasks.names:

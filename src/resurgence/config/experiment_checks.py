@@ -34,8 +34,8 @@ def check_experiments(study: Study) -> None:
             known(f"{place}.sets", value, study.finetune_sets)
         for kind, scorer in (("scatter", "sensitivity"), ("similarity", "clip")):
             if experiment.kind == kind and scorer not in study.scorers:
-                remedy = f"is computed by scorers.{scorer}, which the study does not have; add it, or remove this"
-                raise ConfigError(f"{place}.kind", kind, remedy)
+                cure = f"is computed by scorers.{scorer}, which the study does not have; add it, or remove this"
+                raise ConfigError(f"{place}.kind", kind, cure)
         if experiment.kind in ("members", "similarity"):
             continue
         if experiment.kind == "tuning":
