@@ -13,12 +13,17 @@ from resurgence.analysis.headline import title_of
 from resurgence.figures.experiments import canvas
 from resurgence.figures.style import BLUE, ORANGE, STYLE
 
-LABELLED = 6  # concepts at each end of the metric whose names are written
+LABELLED = 4  # concepts at each end of the metric whose names are written
+
+
+def visible(word: str) -> str:
+    """A word as it is written in a figure; one of spaces alone in quotes."""
+    return word if word.strip() else repr(word)
 
 
 @matplotlib.rc_context(STYLE)
 def scatter(concepts: pd.DataFrame, metric: str, title: str) -> Figure:
-    """A point a concept, a panel a model; named are the erased concepts and those at the ends of the metric.
+    """A point a concept, a panel a model; erased ones are orange. Named are these and those at the ends of the metric.
 
     Args:
         concepts: columns task, eraser, concept, role, value, similarity.
@@ -31,8 +36,8 @@ def scatter(concepts: pd.DataFrame, metric: str, title: str) -> Figure:
         axis.scatter(part["similarity"], part["value"], s=18, c=np.where(erased, ORANGE, BLUE), alpha=0.8)
         named = pd.concat([ranked.head(LABELLED), ranked.tail(LABELLED), part[erased]]).drop_duplicates("concept")
         for row in named.itertuples():
-            text = row.concept if row.concept.strip() else repr(row.concept)
-            axis.annotate(text, (row.similarity, row.value), (3, 2), textcoords="offset points", fontsize=7)
+            place = row.similarity, row.value
+            axis.annotate(visible(row.concept), place, (3, 2), textcoords="offset points", fontsize=7)
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set_title(f"{task}, {eraser}", fontsize=9)
         axis.set_xlabel("cosine of CLIP's text embedding to the erased concept", fontsize=9)
@@ -52,7 +57,7 @@ def similarity_matrix(matrix: pd.DataFrame, title: str) -> Figure:
     for (i, j), value in np.ndenumerate(matrix.to_numpy()):
         colour = "black" if value > middle else "white"
         axis.annotate(f"{value:.2f}", (j, i), ha="center", va="center", fontsize=8, color=colour)
-    axis.set_xticks(range(len(matrix.columns)), matrix.columns, fontsize=8)
-    axis.set_yticks(range(len(matrix)), matrix.index, fontsize=8)
+    axis.set_xticks(range(len(matrix.columns)), [*map(visible, matrix.columns)], fontsize=8)
+    axis.set_yticks(range(len(matrix)), [*map(visible, matrix.index)], fontsize=8)
     figure.colorbar(image, ax=axis, label="cosine of CLIP's text embeddings")
     return figure
