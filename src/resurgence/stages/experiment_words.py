@@ -13,7 +13,7 @@ from PIL import Image
 from resurgence.analysis.headline import markdown_table
 from resurgence.config.fields import build
 from resurgence.figures import experiments as draw
-from resurgence.figures.scatter import similarity_matrix
+from resurgence.figures.scatter import similarity_matrix, visible
 from resurgence.figures.sensitive_words import read_words, words_figure
 from resurgence.scorers.configs import ClipConfig
 from resurgence.stages.job import Job
@@ -57,5 +57,5 @@ def similarity(job: Job) -> Result:
     cosines = scorer.text_features(list(words)) @ scorer.text_features(list(texts)).T  # (words, texts)
     matrix = pd.DataFrame(cosines.double().numpy(), index=pd.Index(words, name="word"), columns=texts)
     table = matrix.reset_index().melt("word", var_name="text", value_name="similarity")
-    page = markdown_table(matrix.map("{:.3f}".format).reset_index())
+    page = markdown_table(matrix.map("{:.3f}".format).rename(visible, axis=0).rename(visible, axis=1).reset_index())
     return Result(table, similarity_matrix(matrix, job.settings["title"]), [page])
