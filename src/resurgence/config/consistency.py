@@ -119,7 +119,7 @@ def check_general(study: Study, root: Path) -> None:
         known("tasks.general" if limit is None else "tasks.general_for", name, study.tasks.names)
     for task in study.tasks.names:
         path = study.general_of(task)
-        if path not in (None, COCO_SAMPLE, *PROMPTS) and not (root / path).is_file():
+        if path is not None and path not in (COCO_SAMPLE, *PROMPTS) and not (root / path).is_file():
             remedy = f"no such file; write its path, or {' or '.join((COCO_SAMPLE, *PROMPTS))}, which rules write"
             raise ConfigError("tasks.general", path, remedy)
 
