@@ -113,8 +113,8 @@ def test_a_list_is_text_and_no_web_page(project: Path) -> None:
     assert read_yaml(LOCK)[place]["files"] == {"words.csv": sha256(Path(place))}
     Path(place).unlink()
     (project / "server/words.csv").write_text("word\nship\ncat\ndog\n")
-    told = r"archive: sent \d+ bytes that are no table.*copy: sent a file with SHA-256.*page: sent 20 bytes that are no"
-    with pytest.raises(FileNotFoundError, match=told):
+    sent = r"archive: sent \d+ bytes that are no table.*copy: sent a file with SHA-256.*page: sent 20 bytes that are no"
+    with pytest.raises(FileNotFoundError, match=sent):
         mirrors.main([place])
     assert not Path(place).exists()
 

@@ -127,7 +127,15 @@ class Experiment:
     def __post_init__(self) -> None:
         for key in ("tasks", "erasers", "finetunes", "roles", "sets", "metrics", "words", "texts"):
             unique(key, getattr(self, key))
-        needed = ("tasks", "erasers", "roles", "sets", "metrics", "words", *(("finetunes",) * (self.kind in OF_FINETUNED)))
+        needed = (
+            "tasks",
+            "erasers",
+            "roles",
+            "sets",
+            "metrics",
+            "words",
+            *(("finetunes",) * (self.kind in OF_FINETUNED)),
+        )
         for key in needed:
             if self.kind in USED_BY.get(key, (self.kind,)) and not getattr(self, key):
                 raise ConfigError(key, [], f"must not be empty for {self.kind}; name at least one")

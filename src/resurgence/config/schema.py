@@ -92,9 +92,12 @@ def study_schema() -> dict[str, Any]:
     schema = inlined(classes["Study"], classes)
     keys, changes = schema["properties"], inlined(classes["Variant"], classes)["properties"]
     del keys["loaded"], keys["source"]  # no keys: the task files, and the configuration as in its files
-    own, method = {key: changes[key] for key in OF_ERASER}, {"method": {"type": "string", "description": METHOD}}
+    of_eraser, method = {key: changes[key] for key in OF_ERASER}, {"method": {"type": "string", "description": METHOD}}
     limits = {key: changes[key] for key in ("tasks", "seeds")}
-    keys["erasers"] |= {"minProperties": 1, "additionalProperties": method_schema(limits, method, own, known=False)}
+    keys["erasers"] |= {
+        "minProperties": 1,
+        "additionalProperties": method_schema(limits, method, of_eraser, known=False),
+    }
     limits = {key: changes[key] for key in ("set", "tasks", "erasers", "seeds")}
     limits |= inlined(classes["FinetuneConfig"], classes)["properties"]
     keys["finetunes"]["additionalProperties"] = method_schema(limits, {}, {}, known=True)

@@ -105,7 +105,7 @@ def shown_parts(place: Path) -> list[Path]:
     names = read_manifest(page)["parameters"]["experiments"] if page.is_file() else ()
     pages = [page, run_file(page), page.with_name("results.md")] if names else []
     if not (place / "tables" / "made.json").is_file():
-        names, pages = [made.parent.name for made in finished(place)], []
+        names, pages = [record.parent.name for record in finished(place)], []
     return [place / "tables", place / "figures", *(page.parent / name for name in names), *pages]
 
 
@@ -116,8 +116,8 @@ def finished(place: Path) -> list[Path]:
 
 def blocks(place: Path) -> list[dict[str, Any]]:
     """The settings that name the models of a results tree: of the tables, else of the experiments with models."""
-    made = place / "tables" / "made.json"
-    settings = [read_manifest(path)["parameters"] for path in ([made] if made.is_file() else finished(place))]
+    tables = place / "tables" / "made.json"
+    settings = [read_manifest(path)["parameters"] for path in ([tables] if tables.is_file() else finished(place))]
     return [block for block in settings if "models" in block]
 
 
