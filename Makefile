@@ -12,7 +12,7 @@
 #               until another is given (TORCH=pinned: as in envs/)
 # make status   what is out of date, according to Snakemake and to DVC
 # make adopt    after `dvc pull`: mark the results that are up to date for Snakemake, print the others
-# make verify   compute tables and experiments again from the stored scores of results/, or of the reference run before a
+# make verify   compute tables and experiments again from the stored scores of results/, or of the reference runs before a
 #               study has run (RESULTS=DIR: of another tree); REFERENCE=TABLES: compare with those of another run
 # make archive  one file for a data repository (ARCHIVE_IMAGES=1 with all images)
 # make world    train the shipped world again, hours without a GPU (docs/miniature.md); make world-drawings only renders
@@ -34,8 +34,8 @@ STAMP := $(VENV)/.installed$(addprefix -,$(filter-out pinned,$(TORCH)))
 PINS := -r envs/requirements.txt $(if $(filter pinned,$(TORCH)),-r envs/cuda.txt,--torch-backend $(TORCH))
 WORLD := data/miniature-2
 DATA := $(WORLD)/base/model_index.json
-REFERENCE_RUN := reference/miniature-full
-SCORES := $(REFERENCE_RUN)/results/scores/scores.parquet
+REFERENCES := $(patsubst %/dvc.yaml,%,$(wildcard reference/*/dvc.yaml))
+SCORES := $(REFERENCES:%=%/results/scores/scores.parquet)
 OVERLAY := $(if $(STUDY),--configfile params.yaml $(STUDY))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -60,8 +60,8 @@ $(DATA): | $(STAMP)
 	$(BIN)/dvc pull $(WORLD)/dvc.yaml
 
 # after the world: DVC runs one command at a time
-$(SCORES): | $(DATA)
-	$(BIN)/dvc pull $(REFERENCE_RUN)/dvc.yaml
+$(SCORES): %/results/scores/scores.parquet: | $(DATA)
+	$(BIN)/dvc pull $*/dvc.yaml
 
 study: setup
 	$(BIN)/snakemake --cores $(CORES) $(OVERLAY) $(ARGS)
@@ -80,9 +80,9 @@ status: setup
 adopt: setup
 	@$(BIN)/resurgence adopt $(if $(STUDY),--overlay $(STUDY))
 
-RESULTS ?= $(if $(wildcard results/tables/made.json),results,$(REFERENCE_RUN)/results)
+RESULTS ?= $(if $(wildcard results/tables/made.json),results,$(REFERENCES:%=%/results))
 verify: setup
-	@$(BIN)/resurgence verify $(RESULTS) --tables $(if $(REFERENCE),--against $(REFERENCE))
+	@for place in $(RESULTS); do $(BIN)/resurgence verify $$place --tables $(if $(REFERENCE),--against $(REFERENCE)) || exit 1; done
 
 archive: setup
 	@$(BIN)/resurgence archive $(if $(ARCHIVE_IMAGES),--images) $(ARGS)

@@ -33,7 +33,7 @@ wildcard_constraints:
     base=r"[a-z0-9][a-z0-9_-]*",
     task=r"[a-z0-9][a-z0-9_-]*",
     set=r"[a-z0-9][a-z0-9_-]*",
-    eraser=r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)?",
+    eraser=r"([a-z0-9][a-z0-9_.-]*/s\d+/)*[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)?",
     finetune=r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)?",
     experiment=r"[a-z][a-z0-9_]*",
     erase_seed=r"\d+",
@@ -42,6 +42,7 @@ wildcard_constraints:
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/coco.smk"
+include: "workflow/rules/lists.smk"
 include: "workflow/rules/records.smk"
 include: "workflow/rules/targets.smk"
 include: "workflow/rules/world.smk"
@@ -61,6 +62,8 @@ localrules:
     coco_annotations,
     coco_captions,
     coco_sample,
+    list_i2p,
+    list_oxford,
     prompts,
     terciles,
     tables,

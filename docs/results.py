@@ -1,6 +1,7 @@
 """Write the generated parts of docs/results.md, each between `<!-- NAME -->` and `<!-- end of NAME -->`.
 
-    python docs/results.py                     of the reference run: what changed, findings, the paper
+    python docs/results.py                     of the reference run: what changed, findings, the paper; and the pages of
+                                               the evaluations of DoCo and EAP that have a reference (results-NAME.md)
     python docs/results.py --study results     also `default study`, from the results of `make study` in this folder
 
 The reference run (reference/miniature-full) is written by `resurgence archive --reference` from a finished study, and
@@ -22,14 +23,17 @@ import pandas as pd
 
 from resurgence.analysis.claims import FLOOR, VERDICTS, judge
 from resurgence.analysis.headline import markdown_table, number
+from resurgence.config.load import load_study
 from resurgence.figures.numbers import Numbers
 from resurgence.figures.page import answers, leading_metrics
 from resurgence.provenance.manifest import read_manifest
 from resurgence.provenance.manifest_table import TABLE, read_manifests
+from resurgence.stages.results import page
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "results.md"
 REFERENCE = DOCS.parent / "reference/miniature-full/results"
+EVALUATIONS = ("eap", "doco")  # studies of other papers, each with a page where reference/NAME is
 BEFORE = DOCS / "verdicts-before.csv"  # claim, verdict: with bootstrap intervals over concepts, seeds as fixed
 WORDS = (*VERDICTS.values(), FLOOR)
 LEADS = {"same": "Confirmed", "different": "Contradicted", FLOOR: "At the floor on both sides"}
@@ -131,6 +135,29 @@ def fill(page: Path, parts: Mapping[str, str]) -> None:
     page.write_text(filled(page, parts), encoding="utf-8")
 
 
+def evaluation(name: str) -> str | None:
+    """The page of the study `name` from its reference, reference/NAME; None without one."""
+    root = DOCS.parent
+    reference = root / "reference" / name / "results"
+    if not (reference / "made.json").is_file():
+        return None
+    study = load_study([root / "params.yaml", root / "studies" / f"{name}.yaml"], root)
+    folder = reference / "experiments"
+    there = [each for each in study.experiments if (folder / each / "made.json").is_file()]
+    lacking = [f"`{each}`" for each in study.experiments if each not in there]
+    parts = page(folder, there, study.statistics.level)
+    relative = os.path.relpath(folder, DOCS)
+    text = re.sub(r"\]\((\w+/\w+\.png)\)", rf"]({relative}/\1)", "\n\n".join(parts))
+    title = (
+        f"# Results of the study {name}\n\nWhat each experiment stands for, and what is small: [{name}.md]({name}.md)."
+    )
+    more = [f"Not run: {', '.join(lacking)}."] if lacking else []
+    return (
+        "\n\n".join([title, f"From its stored scores by `python docs/results.py`. {run_of(reference)}", *more, text])
+        + "\n"
+    )
+
+
 def parts_of(reference: Path) -> dict[str, str]:
     """The parts that follow from a reference run."""
     return {"changed": changed(reference), "findings": findings(reference), "paper": paper(reference)}
@@ -141,3 +168,6 @@ if __name__ == "__main__":
     parser.add_argument("--study", type=Path, metavar="RESULTS", help="results of the default study")
     folder = parser.parse_args().study
     fill(PAGE, parts_of(REFERENCE) | ({"default study": study(folder)} if folder else {}))
+    for name in EVALUATIONS:
+        if text := evaluation(name):
+            (DOCS / f"results-{name}.md").write_text(text, encoding="utf-8")

@@ -100,3 +100,20 @@ def test_settings_are_read_as_in_a_study(folder: Path, tmp_path: Path) -> None:
     assert [config.anchor_of(concept) for concept in ("Snoopy", "Pikachu")] == ["dog", "animal"]
     with pytest.raises(FileNotFoundError, match=r"scorers\.sensitivity\.path = .*no such file"):
         clip_pairs.load_sensitivity(SensitivityConfig(str(tmp_path)))
+
+
+def test_the_similarity_is_that_of_the_word_to_the_nearest_erased_one(folder: Path) -> None:
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    images = pictures(6, 40)
+    task = SimpleNamespace(erase=("ship", "bird"))
+    values = clip_pairs.load_sensitivity(SensitivityConfig(str(folder))).score(images, ROWS, task, images)
+    for row, word in enumerate(CONCEPTS):
+        if not word:
+            assert np.isnan(values["concept_similarity"][row])
+            continue
+        with torch.no_grad():
+            own, *erased = (model.encode_text(tokenizer([text])) for text in (word, "ship", "bird"))
+        nearest = max(float(F.cosine_similarity(own, other)) for other in erased)
+        assert values["concept_similarity"][row] == pytest.approx(nearest, abs=1e-5)
+    assert values["concept_similarity"][0] == pytest.approx(1, abs=1e-5) and values["concept_similarity"][1] < 0.9999

@@ -422,6 +422,7 @@ def test_shipped_studies(overlay: Path | None) -> None:
         "sd14-lean": "sd14",
         "sd14-sources": "sd14",
         "sources-quick": "sources",
+        "eap-lpips": "eap",
     }
     layers = [ROOT / f"studies/{below[overlay.stem]}.yaml"] if overlay and overlay.stem in below else []
     study = load_study([ROOT / "params.yaml", *layers, *([overlay] if overlay else [])], ROOT)
@@ -568,6 +569,13 @@ BAD_EXPERIMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "axis of nothing": ({"finetunes": [], "along": "finetune"}, ["fig5.along", "'finetune'", "known: eraser, task"]),
     "largest of nothing": ({"kind": "grid", "finetunes": [], "choose": "largest"}, ["fig5.choose", "write first"]),
     "words of a fine-tune": ({"kind": "words"}, ["fig5.finetunes", "['lora']", "kind words; remove it"]),
+    "similarity of nothing": (
+        {"kind": "similarity", "finetunes": [], "texts": ["a photo"]}, ["experiments.fig5.words", "[]", "at least one"],
+    ),
+    "scatter without its scorer": (
+        {"kind": "scatter", "finetunes": []},
+        ["experiments.fig5.kind", "'scatter'", "is computed by scorers.sensitivity, which the study does not have"],
+    ),
     "words of MACE": (
         {"kind": "words", "finetunes": []},
         ["experiments.fig5.erasers", "'mace'", "searches no words; name erasers that do, such as eap"],

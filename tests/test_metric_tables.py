@@ -24,6 +24,7 @@ from resurgence.scorers import frechet
 from resurgence.stages import experiment
 from resurgence.stages.job import Job
 from scored import PEOPLE, study_sets, write_scores_folder
+from test_scorers import write_clip
 
 METRICS = ["recogniser_accuracy", "clip_score"]
 
@@ -228,6 +229,46 @@ def test_words_of_the_search_are_listed_with_their_values(settings: tuple[Path, 
     )
     drawn = (tmp_path / "out/tab1.svg").read_text()
     assert "probability after the search, or cosine to where the search ended" in drawn
+
+
+def test_a_scatter_shows_a_metric_over_the_similarity_to_the_erased_concept(
+    settings: tuple[Path, dict], tmp_path: Path
+) -> None:
+    _, shared = settings
+    similar, models = {"ship": 1.0, "cat": 0.3, "dog": 0.2, "truck": 0.6}, []
+    lost = {"ship": 9.0, "cat": 1.0, "dog": 2.0, "truck": 3.0}
+    for one in (one for one in study_sets(steps=(), erasers=("uce",)) if one.key["task"] == "ship"):
+        model = ModelPath.of_columns(one.key)
+        concepts, is_erased = one.rows["concept"], one.key["state"] == "erased"
+        rows = one.rows.assign(concept_similarity=concepts.map(similar),
+                               concept_sensitivity=concepts.map(lost) * is_erased)  # fmt: skip
+        folder = tmp_path / f"results/scores/miniature/{model}/scores/step-000000"
+        write_scores_folder(folder, scored_sets.ImageSet(one.key, rows, one.features))
+        models.append(str(model))
+    more = {"kind": "scatter", "models": models, "finetunes": [], "metric": "sensitivity", "tasks": ["ship"]}
+    text, frame = made(tmp_path, shared | more | {"erasers": ["uce"]}, tmp_path / "out")
+    points = frame.set_index("concept")[["similarity", "value"]]
+    assert points["similarity"].to_dict() == similar and points["value"].to_dict() == lost
+    assert "| ship | uce | 3 | 0.5 |" in text  # ranks of truck, cat, dog: 3, 2, 1 and 3, 1, 2; not of the ship itself
+
+
+def test_similarities_are_cosines_of_clips_texts(settings: tuple[Path, dict], tmp_path: Path) -> None:
+    import open_clip
+    import torch
+
+    _, shared = settings
+    write_clip(tmp_path / "clip")
+    clip = {"path": str(tmp_path / "clip")}
+    more = {"kind": "similarity", "words": ["dog", "cat"], "texts": ["ship", "a photo"], "clip": clip, "finetunes": []}
+    text, frame = made(tmp_path, shared | more, tmp_path / "out")
+    assert frame[["word", "text"]].to_numpy().tolist() == [[w, t] for t in ("ship", "a photo") for w in ("dog", "cat")]
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'clip'}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'clip'}")
+    for row in frame.itertuples():
+        with torch.no_grad():
+            a, b = (model.encode_text(tokenizer([word])) for word in (row.word, row.text))
+        assert row.similarity == pytest.approx(float(torch.cosine_similarity(a, b)), abs=1e-5)
+    assert "| word | ship | a photo |" in text and f"| cat | {frame['similarity'][1]:.3f} |" in text
 
 
 def test_over_tasks_without_finetunes_has_the_deviations_of_base_and_erased(

@@ -102,6 +102,23 @@ def test_a_published_checksum_needs_no_record(project: Path) -> None:
     assert sha256(Path(PLACE)) == values[PLACE]["sha256"] and not LOCK.exists()
 
 
+def test_a_list_is_text_and_no_web_page(project: Path) -> None:
+    place, address = "data/lists/words.csv", yaml.safe_load(Path(mirrors.MIRRORS).read_text())[PLACE]["mirrors"]["page"]
+    words = address.replace("page.tar.gz", "words.csv")
+    (project / "server/words.csv").write_text("word\nship\ncat\n")
+    urls = {"archive": address.replace("page", "copy"), "page": address, "copy": words}
+    Path(mirrors.MIRRORS).write_text(yaml.safe_dump({place: {"licence": "none", "mirrors": urls}}))
+    mirrors.main([place])
+    assert Path(place).read_text() == "word\nship\ncat\n"
+    assert read_yaml(LOCK)[place]["files"] == {"words.csv": sha256(Path(place))}
+    Path(place).unlink()
+    (project / "server/words.csv").write_text("word\nship\ncat\ndog\n")
+    sent = r"archive: sent \d+ bytes that are no table.*copy: sent a file with SHA-256.*page: sent 20 bytes that are no"
+    with pytest.raises(FileNotFoundError, match=sent):
+        mirrors.main([place])
+    assert not Path(place).exists()
+
+
 def test_the_table_of_the_project_is_valid() -> None:
     for place, values in read_yaml(ROOT / mirrors.MIRRORS).items():
         archive = mirrors.build(mirrors.Archive, values, place)

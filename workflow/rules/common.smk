@@ -6,6 +6,7 @@ from snakemake.utils import validate
 
 ROOT = Path(workflow.basedir)
 
+from resurgence.config.lists import LISTS
 from resurgence.config.load import make_study
 from resurgence.config.model_path import PATTERN as MODEL, ModelPath
 from resurgence.data import coco

@@ -20,19 +20,21 @@ PARTS = ("delta", "loras")  # folders of the artefacts of an eraser
 
 
 def costs(results: Path, cells: pd.DataFrame) -> pd.DataFrame:
-    """Seconds of work and MiB of the delta of each eraser, medians over its seeds.
+    """Seconds of work and MiB of the delta of each eraser, medians over its seeds; of erasures one after the other the
+    seconds of all, and the delta of the last.
 
     Args:
         results: the folder results/. cells: the table cells.csv.
     """
     rows = []
     erased = cells[cells["state"] == "erased"][["base", *KEYS, "erase_seed"]].drop_duplicates()
-    for base, task, eraser, variant, seed in erased.itertuples(index=False):
-        folder = results / "erased" / base / str(ModelPath(task).then("erase", eraser, variant, int(seed)))
-        runs = [read_json(folder / part / "run.json") for part in PARTS if (folder / part).is_dir()]
-        file = folder / "delta/delta.safetensors"
+    for row in erased.to_dict("records"):
+        model = ModelPath.of_columns(row)
+        folders = [results / "erased" / row["base"] / str(path) for path in model.prefixes()]
+        runs = [read_json(f / part / "run.json") for f in folders for part in PARTS if (f / part).is_dir()]
+        file = folders[-1] / "delta/delta.safetensors"
         size = file.stat().st_size / 2**20 if file.exists() else 0.0
-        rows.append((task, eraser, variant, size, sum(float(run["seconds"]) for run in runs)))
+        rows.append((*(row[key] for key in KEYS), size, sum(float(run["seconds"]) for run in runs)))
     return pd.DataFrame(rows, columns=[*KEYS, "MiB", "seconds"]).groupby(KEYS, as_index=False, sort=False).median()
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import pandas as pd
 
 from resurgence.analysis.headline import number
 from resurgence.analysis.scored_sets import ImageSet
+from resurgence.analysis.weight_movement import rank_correlation
 from resurgence.config.model_path import method_name
 from resurgence.config.scorers import metrics
+from resurgence.scorers.erasure_configs import SIMILARITY
 
 
 def by_concept(sets: list[ImageSet], metric: str, roles: Sequence[str] = ("erase",)) -> pd.DataFrame:
@@ -44,6 +47,28 @@ def by_concept(sets: list[ImageSet], metric: str, roles: Sequence[str] = ("erase
         tables.append(means.assign(task=task, **shown))
     columns = ["task", "eraser", "finetune", "concept", "column", "value", "n", "role"]
     return pd.concat(tables, ignore_index=True)[columns]
+
+
+def with_similarity(concepts: pd.DataFrame, sets: list[ImageSet]) -> pd.DataFrame:
+    """Rows of `by_concept` with the column `similarity`: of the word to the nearest erased concept of the task."""
+    similarities = {
+        (images.key["task"], concept or prompt): value
+        for images in sets
+        for concept, prompt, value in images.rows[["concept", "prompt", SIMILARITY]].itertuples(index=False)
+    }
+    keys = zip(concepts["task"], concepts["concept"], strict=True)
+    return concepts.assign(similarity=[similarities[key] for key in keys])
+
+
+def agreement(concepts: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's rank correlation of value and similarity over the concepts that a model does not erase, as text."""
+    rows = []
+    for (task, eraser), part in concepts[concepts["role"] != "erase"].groupby(["task", "eraser"], sort=False):
+        known = part.dropna(subset=["similarity", "value"])
+        x, y = (known[column].to_numpy() for column in ("similarity", "value"))
+        rho = rank_correlation(x, y) if len(known) > 1 else math.nan
+        rows.append({"task": task, "eraser": eraser, "concepts": str(len(known)), "rank correlation": number(rho)})
+    return pd.DataFrame(rows)
 
 
 def extremes(concepts: pd.DataFrame, most: int = 5) -> pd.DataFrame:

@@ -264,7 +264,7 @@ def sample(args: Namespace) -> None:
     with output(args, files) as out, write_artefact(out, "image set", parameters, files, {}, facts) as folder:
         pipe = load(args, args.precision)
         check_names(task, token_form(pipe.tokenizer))
-        check_prompt_set(pipe.tokenizer, rows)
+        check_prompt_set(pipe.tokenizer, rows, cfg.long_prompts)
         check_image_space(out, len(rows), latent_shape(pipe, cfg.size)[-1] * pipe.vae_scale_factor)
         if args.adapters is None:
             images = run(pipe, rows, cfg, args.precision)

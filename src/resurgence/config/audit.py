@@ -165,8 +165,8 @@ def check_audit(study: Study) -> None:
         return
     shares = [name for name, metric in metrics().items() if metric.accuracy]
     known("audit.metric", audit.metric, shares)
-    models = {(e.task, method_name(e.eraser, e.variant)) for e in study.erasures()}
-    cells = {(c.erasure.task, method_name(c.erasure.eraser, c.erasure.variant), method_name(c.finetune, c.variant))
+    models = {(e.task, study.name_of(e)) for e in study.erasures()}
+    cells = {(c.erasure.task, study.name_of(c.erasure), method_name(c.finetune, c.variant))
              for c in study.cells()}  # fmt: skip
     for probe in audit.probes:
         wanted = (probe.task, probe.eraser, *([probe.finetune] if probe.finetune else []))

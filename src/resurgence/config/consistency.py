@@ -15,8 +15,11 @@ from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.experiment import PER_CONCEPT
 from resurgence.config.experiment_checks import check_experiments
 from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
+from resurgence.config.lists import LISTS, PROMPTS
+from resurgence.config.model_path import method_name
 from resurgence.config.scorers import COMMON, HARMONIC, metrics, scorer_config
 from resurgence.config.set_checks import check_makers, check_model, check_terciles
+from resurgence.config.settings import OF_ERASER
 from resurgence.config.study_names import check_study_names
 from resurgence.config.word_sets import check_tuning, check_words
 from resurgence.config.world_words import all_entries, world_entries
@@ -103,11 +106,22 @@ def check_files(study: Study, root: Path) -> None:
         check_lines("moments.prior", study.moments.prior, root)
     for key, name in domain.items():
         check_lines(f"moments.domain.{key}".rstrip("."), name, root, of_templates=True)
-    if study.tasks.general not in (None, COCO_SAMPLE) and not (root / study.tasks.general).is_file():
-        remedy = f"no such file; write its path, or {COCO_SAMPLE}, which a rule writes"
-        raise ConfigError("tasks.general", study.tasks.general, remedy)
-    for name in study.tasks.general_for or ():
-        known("tasks.general_for", name, study.tasks.names)
+    check_general(study, root)
+
+
+def check_general(study: Study, root: Path) -> None:
+    """Files of general prompts are there, or rules write them; the tasks that have them are tasks of the study."""
+    general, limit = study.tasks.general, study.tasks.general_for
+    if isinstance(general, dict) and limit is not None:
+        useless = "has no effect where tasks.general names the tasks; remove it"
+        raise ConfigError("tasks.general_for", list(limit), useless)
+    for name in (*(limit or ()), *(general if isinstance(general, dict) else ())):
+        known("tasks.general" if limit is None else "tasks.general_for", name, study.tasks.names)
+    for task in study.tasks.names:
+        path = study.general_of(task)
+        if path is not None and path not in (COCO_SAMPLE, *PROMPTS) and not (root / path).is_file():
+            remedy = f"no such file; write its path, or {' or '.join((COCO_SAMPLE, *PROMPTS))}, which rules write"
+            raise ConfigError("tasks.general", path, remedy)
 
 
 def check_size(study: Study, root: Path) -> None:
@@ -156,8 +170,9 @@ def check_limits(study: Study) -> None:
     for key, methods, seeds in groups:
         variants = {f"{key}.{n}.variants.{v}": variant for n, m in methods.items() for v, variant in m.variants.items()}
         for place, variant in variants.items():
-            if variant.mapping is not None and key == "finetunes":
-                raise ConfigError(f"{place}.mapping", variant.mapping, "only an eraser maps concepts; remove it")
+            for limit in OF_ERASER if key == "finetunes" else ():
+                if (value := getattr(variant, limit)) is not None:
+                    raise ConfigError(f"{place}.{limit}", value, "is of an eraser, and this is a fine-tune; remove it")
             tasks = [task for name, task in study.loaded.items() if variant.tasks is None or name in variant.tasks]
             mapping = variant.mapping if isinstance(variant.mapping, dict) else ()
             checks: tuple[tuple[str, Iterable[object] | None, Iterable[Any]], ...] = (
@@ -169,6 +184,26 @@ def check_limits(study: Study) -> None:
             for limit, values, names in checks:
                 for value in values or ():
                     known(f"{place}.{limit}", value, names)
+            for concept, task in itertools.product(variant.concepts or (), tasks):
+                known(f"{place}.concepts", concept, task.erase)
+            if variant.concepts == ():
+                raise ConfigError(f"{place}.concepts", [], "must not be empty; name concepts, or leave it out")
+    check_order(study)
+
+
+def check_order(study: Study) -> None:
+    """What an erasure works `after` is another erasure of the study, of the same task and seed, and not after it."""
+    every = set(study.erasures())
+    for erasure in every:
+        chain = [erasure]
+        while (before := study.before(chain[-1])) is not None:
+            key, value = f"erasers.{erasure.eraser}.variants.{erasure.variant}.after", method_name(*before[1:3])
+            if before not in every:
+                remedy = f"erases no {before.task} with seed {before.seed}; name an eraser.variant that does"
+                raise ConfigError(key, value, remedy)
+            if before in chain:
+                raise ConfigError(key, value, "works after itself; name an eraser that works on the base")
+            chain.append(before)
 
 
 def check_settings(config: type | None, settings: Mapping[str, Any], place: str) -> None:
@@ -195,7 +230,7 @@ def check_erasers(study: Study, root: Path) -> None:
                 if limits.tasks is None or name in limits.tasks:
                     settings = study.eraser_settings(name, eraser, variant)
                     for key in ("captions", "words"):
-                        if isinstance(file := settings.get(key), str) and file:
+                        if isinstance(file := settings.get(key), str) and file and file not in LISTS.values():
                             check_lines(f"erasers.{eraser}.{key}", file, root, of_templates=key == "captions")
                     if isinstance(path := settings.get("path"), str):
                         check_model(f"erasers.{eraser}.path", path, settings.get("revision"), root, "correct it, or ")

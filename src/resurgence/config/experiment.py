@@ -9,18 +9,21 @@ from typing import Any, Literal
 from resurgence.config.fields import ConfigError, NotNegative, known, unique
 
 CATEGORIES = ("task", "eraser", "finetune")
-MEASURED = ("bars", "line", "curves", "heatmap", "weights", "table", "histogram")  # kinds that are computed from scores
-PER_CONCEPT = ("heatmap", "histogram", "grid")  # kinds whose metric is the mean of a column of the scores
+TUNED = ("bars", "line", "curves", "heatmap", "weights", "table", "histogram")  # kinds of scores, also fine-tuned ones
+MEASURED = (*TUNED, "scatter")  # kinds that are computed from scores
+PER_CONCEPT = ("heatmap", "histogram", "grid", "scatter")  # kinds whose metric is the mean of a column of the scores
 OF_FINETUNED = ("curves", "heatmap", "weights")  # kinds that cannot show erased models alone
 USED_BY = {  # key -> the kinds in which it has an effect
     "erasers": (*MEASURED, "grid", "words", "tuning"),
-    "finetunes": (*MEASURED, "grid"),
+    "finetunes": (*TUNED, "grid"),
     "roles": (*MEASURED, "grid"),
     "along": ("bars", "line"),
     "metrics": ("table",),
     "each_concept": ("table",),
     "over_tasks": ("bars", "table"),
     "sets": ("members",),
+    "words": ("similarity",),
+    "texts": ("similarity",),
     "choose": ("grid",),
     "claims": MEASURED,
 }
@@ -75,7 +78,19 @@ class Experiment:
     title: str
     """Title of the figure."""
     kind: Literal[
-        "bars", "line", "curves", "heatmap", "grid", "members", "weights", "table", "histogram", "words", "tuning"
+        "bars",
+        "line",
+        "curves",
+        "heatmap",
+        "grid",
+        "members",
+        "weights",
+        "table",
+        "histogram",
+        "words",
+        "tuning",
+        "scatter",
+        "similarity",
     ]
     """Type of the figure."""
     tasks: tuple[str, ...]
@@ -98,6 +113,10 @@ class Experiment:
     """Roles of the prompts."""
     sets: tuple[str, ...] = ()
     """Of members: the fine-tuning sets whose concepts are listed."""
+    words: tuple[str, ...] = ()
+    """Of a similarity: the words that are compared, its lines."""
+    texts: tuple[str, ...] = ()
+    """Of a similarity: what they are compared with beside the erased concepts of the tasks, its columns."""
     choose: Literal["first", "largest"] = "first"
     """Of a grid: the first concepts, or those that changed most."""
     note: str = ""
@@ -106,9 +125,17 @@ class Experiment:
     """Claims of the paper, and the numbers that decide them."""
 
     def __post_init__(self) -> None:
-        for key in ("tasks", "erasers", "finetunes", "roles", "sets", "metrics"):
+        for key in ("tasks", "erasers", "finetunes", "roles", "sets", "metrics", "words", "texts"):
             unique(key, getattr(self, key))
-        needed = ("tasks", "erasers", "roles", "sets", "metrics", *(("finetunes",) * (self.kind in OF_FINETUNED)))
+        needed = (
+            "tasks",
+            "erasers",
+            "roles",
+            "sets",
+            "metrics",
+            "words",
+            *(("finetunes",) * (self.kind in OF_FINETUNED)),
+        )
         for key in needed:
             if self.kind in USED_BY.get(key, (self.kind,)) and not getattr(self, key):
                 raise ConfigError(key, [], f"must not be empty for {self.kind}; name at least one")
@@ -127,7 +154,7 @@ class Experiment:
     @property
     def shown_metrics(self) -> tuple[str, ...]:
         """The metrics that it reads; a claim without one is about the first."""
-        if self.kind in ("members", "words") or (self.kind == "grid" and self.choose == "first"):
+        if self.kind in ("members", "words", "similarity") or (self.kind == "grid" and self.choose == "first"):
             return ()
         return self.metrics if self.kind == "table" else (self.metric,)
 

@@ -24,7 +24,7 @@ def row_of(study: Study, cell: Cell) -> dict[str, Any]:
     erasure = cell.erasure
     return {
         "task": erasure.task,
-        "eraser": method_name(erasure.eraser, erasure.variant),
+        "eraser": study.name_of(erasure),
         "finetune": method_name(cell.finetune, cell.variant),
     }
 

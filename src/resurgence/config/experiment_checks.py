@@ -21,7 +21,7 @@ EXPERIMENT = re.compile(r"[a-z][a-z0-9_]*")  # becomes the name of a rule
 
 def check_experiments(study: Study) -> None:
     """Raise ConfigError for an experiment of a task, method, set or cell that the study does not have."""
-    erasers = {method_name(e, v) for e, m in study.erasers.items() for v in m.variants}
+    erasers = {study.name_of(erasure) for erasure in study.erasures()}
     finetunes = {method_name(f, v) for f, m in study.finetunes.items() for v in m.variants}
     for name, experiment in study.experiments.items():
         place = f"experiments.{name}"
@@ -32,7 +32,11 @@ def check_experiments(study: Study) -> None:
                 known(f"{place}.{key}", value, names)
         for value in experiment.sets:
             known(f"{place}.sets", value, study.finetune_sets)
-        if experiment.kind == "members":
+        for kind, scorer in (("scatter", "sensitivity"), ("similarity", "clip")):
+            if experiment.kind == kind and scorer not in study.scorers:
+                cure = f"is computed by scorers.{scorer}, which the study does not have; add it, or remove this"
+                raise ConfigError(f"{place}.kind", kind, cure)
+        if experiment.kind in ("members", "similarity"):
             continue
         if experiment.kind == "tuning":
             check_tuned(study, name)

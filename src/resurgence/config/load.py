@@ -51,8 +51,9 @@ def with_seeds(task: Task, seeds: Mapping[Kind, Mapping[Any, int]]) -> Task:
 
 
 PATHS = (
-    "base.path", "tasks.folder", "tasks.concepts", "tasks.general", "tasks.tuning_for", "moments.prior",
-    "moments.domain", "moments.domain.*", "erasers.*.captions", "erasers.*.words", "erasers.*.variants.*.captions",
+    "base.path", "tasks.folder", "tasks.concepts", "tasks.general", "tasks.general.*", "tasks.tuning_for",
+    "moments.prior", "moments.domain", "moments.domain.*", "erasers.*.captions", "erasers.*.words",
+    "erasers.*.variants.*.captions",
     "erasers.*.variants.*.words", "erasers.*.path", "erasers.*.variants.*.path",
     "finetune_sets.*.tercile.candidates", "finetune_sets.*.images", "finetune_sets.*.images.*",
     "finetune_sets.*.made_by.base", "scorers.*.path", "scorers.*.pictures",

@@ -2,7 +2,8 @@
 
 `ship` is the base itself on the task ship, `ship/mace/s0` the model that MACE erased with seed 0, and
 `ship/mace/s0/lora/f0` that one fine-tuned. Steps follow one another in any order and number:
-`ship/mace/s0/lora/f0/uce/s0`.
+`ship/mace/s0/lora/f0/uce/s0`. Erasures one after the other, `ship/uce.first/s0/uce.second/s0`, have one seed; the last
+model is `uce.first+uce.second` in tables and experiments.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 DEFAULT = "default"  # the variant that is not written in names
+THEN = "+"  # between the names of erasures one after the other
 Kind = Literal["erase", "finetune"]
 State = Literal["base", "erased", "finetuned"]
 LETTERS: dict[Kind, str] = {"erase": "s", "finetune": "f"}
@@ -102,7 +104,9 @@ class ModelPath:
         """Task, eraser, fine-tune, their variants and seeds, and state, as the columns of the tables."""
         values: dict[str, Any] = {"task": self.task, "state": self.state}
         if step := self.last("erase"):
-            values |= {"eraser": step.method, "variant": step.variant, "erase_seed": step.seed}
+            *earlier, _ = (step.name for step in self.steps if step.kind == "erase")
+            eraser = THEN.join([*earlier, step.method])
+            values |= {"eraser": eraser, "variant": step.variant, "erase_seed": step.seed}
         if step := self.last("finetune"):
             values |= {"finetune": step.method, "finetune_variant": step.variant, "finetune_seed": step.seed}
         return values
@@ -112,7 +116,9 @@ class ModelPath:
         """The model of a row of a table, from task, eraser, fine-tune, variants and seeds; empty: no such step."""
         model = cls(row["task"])
         if row.get("eraser"):
-            model = model.then("erase", row["eraser"], row["variant"] or DEFAULT, int(row["erase_seed"]))
+            *earlier, last = row["eraser"].split(THEN)
+            for method, variant in (*map(split_name, earlier), (last, row["variant"] or DEFAULT)):
+                model = model.then("erase", method, variant, int(row["erase_seed"]))
         if row.get("finetune"):
             seed = int(row["finetune_seed"])
             model = model.then("finetune", row["finetune"], row["finetune_variant"] or DEFAULT, seed)

@@ -14,6 +14,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
+from resurgence.config.settings import OF_ERASER
 from resurgence.config.stages import FinetuneConfig
 from resurgence.config.study import Study
 
@@ -91,9 +92,12 @@ def study_schema() -> dict[str, Any]:
     schema = inlined(classes["Study"], classes)
     keys, changes = schema["properties"], inlined(classes["Variant"], classes)["properties"]
     del keys["loaded"], keys["source"]  # no keys: the task files, and the configuration as in its files
-    mapping, method = {"mapping": changes["mapping"]}, {"method": {"type": "string", "description": METHOD}}
+    of_eraser, method = {key: changes[key] for key in OF_ERASER}, {"method": {"type": "string", "description": METHOD}}
     limits = {key: changes[key] for key in ("tasks", "seeds")}
-    keys["erasers"] |= {"minProperties": 1, "additionalProperties": method_schema(limits, method, mapping, known=False)}
+    keys["erasers"] |= {
+        "minProperties": 1,
+        "additionalProperties": method_schema(limits, method, of_eraser, known=False),
+    }
     limits = {key: changes[key] for key in ("set", "tasks", "erasers", "seeds")}
     limits |= inlined(classes["FinetuneConfig"], classes)["properties"]
     keys["finetunes"]["additionalProperties"] = method_schema(limits, {}, {}, known=True)

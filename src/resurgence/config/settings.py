@@ -27,6 +27,7 @@ from resurgence.config.model_path import DEFAULT
 from resurgence.config.task import Kind
 
 NONE = "none"  # the eraser that changes nothing: a control
+OF_ERASER = ("mapping", "concepts", "after")  # keys of the variants of an eraser that are no settings of its method
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,12 @@ class Tasks:
     """File of all concepts of the base's world; null: any word may be a concept."""
     tuning_for: str | None = None
     """Folder of the tasks that settings are tuned for; those here share no word with them, and have other noise."""
-    general: str | None = None
-    """CSV of prompts and seeds of any content, for CLIP score and FID; a rule writes data/coco/sample-5000.csv. With
-    a column concept they are prompts of concepts, which classifiers score too."""
+    general: str | dict[str, str] | None = None
+    """CSV of prompts and seeds of any content, for CLIP score and FID, or task -> CSV; rules write
+    data/coco/sample-5000.csv and data/lists/i2p.csv. With a column concept they are prompts of concepts, which
+    classifiers score too."""
     general_for: tuple[str, ...] | None = None
-    """Tasks whose models are sampled on it too; null: all."""
+    """Tasks whose models are sampled on one CSV too; null: all."""
     seeds: dict[Kind, dict[Literal["erase", "retain", "synonym"], Count]] = field(default_factory=dict)
     """Kind of task -> role -> images per template and concept, instead of the number in the task files."""
 
@@ -191,6 +193,10 @@ class Variant:
     """Mapping concepts instead of the task's: one word for all, or concept -> mapping concept."""
     set: str | None = None
     """Fine-tuning set."""
+    concepts: tuple[str, ...] | None = None
+    """Of an eraser: the concepts of the task that it erases; null: all."""
+    after: str | None = None
+    """Of an eraser: eraser.variant on whose erased model, of the same task and seed, it works; null: on the base."""
     tasks: tuple[str, ...] | None = None
     """Tasks that it is limited to; null: all."""
     erasers: tuple[str, ...] | None = None
@@ -233,7 +239,7 @@ def make_method(
             raise ConfigError(place, variant, "use small letters, digits and hyphens: it becomes a folder")
         changes = mapping(changes, place)
         limits = {key: value for key, value in common.items() if key != "set"}
-        limits |= {key: changes.pop(key) for key in (*extra, "mapping") if key in changes}
+        limits |= {key: changes.pop(key) for key in (*extra, *OF_ERASER) if key in changes}
         variants[variant] = build(Variant, limits | {"settings": changes}, place)
     if not variants:
         raise ConfigError(f"{where}.variants", {}, "must not be empty; write variants: {default: {}}")

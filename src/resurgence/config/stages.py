@@ -43,6 +43,8 @@ class SamplingConfig:
     """Memory format of UNet and autoencoder; faster convolutions in half precision."""
     compile: bool = False
     """The UNet by torch.compile: minutes at the start, then faster steps."""
+    long_prompts: Literal["error", "truncate"] = "error"
+    """A prompt of more tokens than the base reads: stop, or cut its end off and log it, as for the prompts of I2P."""
 
 
 @dataclass(frozen=True)

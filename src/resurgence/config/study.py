@@ -17,7 +17,7 @@ from resurgence.config.audit import AuditConfig
 from resurgence.config.experiment import Experiment
 from resurgence.config.fields import ConfigError, known
 from resurgence.config.finetune_sets import FinetuneSet
-from resurgence.config.model_path import DEFAULT, ModelPath
+from resurgence.config.model_path import DEFAULT, THEN, ModelPath, split_name
 from resurgence.config.settings import (
     Base,
     ConceptImages,
@@ -50,11 +50,6 @@ class Erasure(NamedTuple):
     variant: str
     seed: int
 
-    @property
-    def model(self) -> ModelPath:
-        """Its path."""
-        return ModelPath(self.task).then("erase", *self[1:])
-
 
 class Cell(NamedTuple):
     """One fine-tuned model: a row of the study."""
@@ -63,11 +58,6 @@ class Cell(NamedTuple):
     finetune: str
     variant: str
     seed: int
-
-    @property
-    def model(self) -> ModelPath:
-        """Its path."""
-        return self.erasure.model.then("finetune", *self[1:])
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity
@@ -122,7 +112,20 @@ class Study:
 
     def model(self, item: str | Erasure | Cell) -> ModelPath:
         """The path of a model: `ship` (the base on a task), `ship/mace/s0`, `ship/mace/s0/lora/f0`."""
-        return ModelPath(item) if isinstance(item, str) else item.model
+        if isinstance(item, str):
+            return ModelPath(item)
+        if isinstance(item, Cell):
+            return self.model(item.erasure).then("finetune", *item[1:])
+        return self.model(self.before(item) or item.task).then("erase", *item[1:])
+
+    def before(self, erasure: Erasure) -> Erasure | None:
+        """The erased model, of the same task and seed, that an erasure starts from; None: the base."""
+        after = self.erasers[erasure.eraser].variants[erasure.variant].after
+        return None if after is None else Erasure(erasure.task, *split_name(after), erasure.seed)
+
+    def name_of(self, erasure: Erasure) -> str:
+        """Name of an erased model in tables and experiments: `mace`, `mace.to-object`, `doco.first+doco.second`."""
+        return THEN.join(step.name for step in self.model(erasure).steps)
 
     def folder(self, item: str | Erasure | Cell | ModelPath | None, part: str) -> str:
         """Folder of a part, e.g. `delta`, of a model or task, or (None) of the base."""
@@ -131,13 +134,17 @@ class Study:
         return "/".join(["results", stage, self.base.name, *([] if model is None else [str(model)]), part])
 
     def task(self, task: str, eraser: str | None = None, variant: str = DEFAULT) -> Task:
-        """A task, with the mapping of an eraser's variant where it has one."""
-        mapping = self.erasers[eraser].variants[variant].mapping if eraser else None
-        if mapping is None:
-            return self.loaded[task]
+        """A task, with the erased concepts and the mapping of an eraser's variant where it has them."""
+        of = self.loaded[task]
+        limits = self.erasers[eraser].variants[variant] if eraser else None
+        if limits is None or (limits.mapping is None and limits.concepts is None):
+            return of
+        values, erase = dataclasses.asdict(of), limits.concepts or of.erase
+        mapping = of.mapping if limits.mapping is None else limits.mapping
         if isinstance(mapping, dict):  # one variant may run on several tasks
-            mapping = {concept: aim for concept, aim in mapping.items() if concept in self.loaded[task].erase}
-        values = dataclasses.asdict(self.loaded[task]) | {"mapping": mapping}
+            mapping = {concept: aim for concept, aim in mapping.items() if concept in erase}
+        synonyms = {concept: words for concept, words in of.synonyms.items() if concept in (*erase, *of.retain)}
+        values |= {"erase": erase, "mapping": mapping, "synonyms": synonyms}
         return make_task(values, f"erasers.{eraser}.variants.{variant}")
 
     def eraser_config(self, task: str, eraser: str, variant: str) -> Any:
@@ -202,7 +209,10 @@ class Study:
 
     def general_of(self, task: str) -> str | None:
         """File of the general prompts that the models of a task are sampled on too."""
-        return self.tasks.general if self.tasks.general_for is None or task in self.tasks.general_for else None
+        general = self.tasks.general
+        if isinstance(general, dict):
+            return general.get(task)
+        return general if self.tasks.general_for is None or task in self.tasks.general_for else None
 
     def templates_of(self, kind: str) -> str:
         """File of the caption templates of the domain corpus, for tasks of a kind."""

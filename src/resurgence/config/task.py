@@ -11,7 +11,8 @@ from resurgence.config.fields import NAME, ConfigError, Count, Seed, build, know
 from resurgence.config.names import check_distinct, check_names, check_prompts, prompts_of
 from resurgence.config.spelling import normal_form
 
-Kind = Literal["person", "object", "character", "style"]
+Kind = Literal["person", "object", "character", "style", "content"]
+"""Of the concepts; content: what an image shows beside its subject, such as nudity."""
 
 
 @dataclass(frozen=True)

@@ -62,15 +62,16 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> torch.Te
 class PromptWindow:
     """Embeddings of unique prompts read in order: each is encoded once, and dropped after its last use."""
 
-    def __init__(self, pipe: StableDiffusionPipeline, prompts: Sequence[str]) -> None:
-        self.pipe, self.prompts = pipe, list(prompts)
-        self.start, self.held = 0, encode_prompts(pipe, self.prompts[:WINDOW])  # (W, L, d)
+    def __init__(self, pipe: StableDiffusionPipeline, prompts: Sequence[str], truncate: bool = False) -> None:
+        self.pipe, self.prompts, self.truncate = pipe, list(prompts), truncate
+        self.start, self.held = 0, encode_prompts(pipe, self.prompts[:WINDOW], truncate=truncate)  # (W, L, d)
 
     def __getitem__(self, codes: Sequence[int]) -> torch.Tensor:
         """Embeddings (B, L, d) of the prompts with these ascending numbers; earlier ones are dropped."""
         end = self.start + len(self.held)
         if codes[-1] >= end:
-            ahead = encode_prompts(self.pipe, self.prompts[end : max(end + WINDOW, codes[-1] + 1)])
+            more = self.prompts[end : max(end + WINDOW, codes[-1] + 1)]
+            ahead = encode_prompts(self.pipe, more, truncate=self.truncate)
             self.held = torch.cat([self.held[codes[0] - self.start :], ahead])
             self.start = min(codes[0], end)
         return self.held[torch.tensor(codes, device=self.held.device) - self.start]
@@ -167,7 +168,8 @@ def sample_in_fp32(
     """
     noise, precision = initial_noise(rows["seed"], shape), precision_of(pipe)
     with single_precision(pipe), exact(pipe.device):
-        text, empty = encode_prompts(pipe, list(rows["prompt"])), encode_prompts(pipe, [""])
+        cut = cfg.long_prompts == "truncate"
+        text, empty = encode_prompts(pipe, list(rows["prompt"]), truncate=cut), encode_prompts(pipe, [""])
         if precision != "fp32":
             images, finite = decode(pipe, denoise(pipe, noise, text, empty, cfg))
             if finite.all():
@@ -226,17 +228,18 @@ def sample(
 
     Raises:
         ConfigError: tf32 on a device without TF32.
-        ValueError: a prompt is longer than the model reads.
+        ValueError: a prompt is longer than the model reads, unless `long_prompts` is truncate.
         MemoryError: not even one image fits on the device. Before that the batch is halved.
         ValueError: an image that is not finite in fp32.
     """
     check_precision("precision", precision, pipe.device)
     configure_speed(pipe, cfg)
     codes, unique = pd.factorize(prompts["prompt"])
-    check_lengths(pipe.tokenizer, unique)  # of all, before the first image
+    if cfg.long_prompts == "error":
+        check_lengths(pipe.tokenizer, unique)  # of all, before the first image
     order, empty = np.argsort(codes, kind="stable"), encode_prompts(pipe, [""])
     shape = latent_shape(pipe, cfg.size)
-    embeddings = PromptWindow(pipe, unique) if len(unique) else {}
+    embeddings = PromptWindow(pipe, unique, cfg.long_prompts == "truncate") if len(unique) else {}
     progress = Progress("sampling", len(order), "images")
     start = 0
     while start < len(order):

@@ -1,10 +1,9 @@
-"""Fetch an archive from one of its mirrors, config/mirrors.yaml, and record its checksum.
+"""Fetch an archive or a list from one of its mirrors, config/mirrors.yaml, and record its checksum.
 
     python -m resurgence.pretrained.mirrors data/weights/celebrity-resources.tar.gz [--mirror NAME or URL]
 
 Where no checksum is published, that of the first download goes to config/weights.lock of the working folder: whoever
-commits it, and every later download, compares with it. A web page that a mirror sends instead of its file is no archive
-and is refused.
+commits it, and every later download, compares with it. A web page that a mirror sends instead of its file is refused.
 """
 
 from __future__ import annotations
@@ -74,14 +73,24 @@ def record_sha256(place: str, checksum: str) -> None:
     log.info("%s: recorded %s of %s; commit it, so that everyone checks against the same", LOCK, checksum, place)
 
 
-def check_download(file: Path, expected: str | None) -> str:
-    """The SHA-256 of a downloaded archive.
+def is_table(file: Path) -> bool:
+    """Whether a file is text with more than one line that is no web page."""
+    try:
+        first, _, others = file.read_text(encoding="utf-8-sig").partition("\n")
+    except UnicodeDecodeError:
+        return False
+    return bool(others.strip()) and not first.lstrip().startswith("<")
+
+
+def check_download(file: Path, expected: str | None, is_list: bool = False) -> str:
+    """The SHA-256 of a downloaded archive or list.
 
     Raises:
-        ValueError: it is no tar archive, or has another checksum than is expected.
+        ValueError: it is no tar archive, or no table of text, or has another checksum than is expected.
     """
-    if not tarfile.is_tarfile(file):
-        raise ValueError(f"sent {file.stat().st_size} bytes that are no tar archive; use another mirror")
+    kind, fits = ("table", is_table) if is_list else ("tar archive", tarfile.is_tarfile)
+    if not fits(file):
+        raise ValueError(f"sent {file.stat().st_size} bytes that are no {kind}; use another mirror")
     if expected and (checksum := sha256(file)) != expected:
         raise ValueError(f"sent a file with SHA-256 {checksum}, expected is {expected}; use another mirror")
     return expected or sha256(file)
@@ -102,7 +111,7 @@ def fetch(place: str, archive: Archive, mirrors: Mapping[str, str]) -> str:
         try:
             with atomic_file(Path(place)) as temporary:
                 download(url, temporary)
-                checksum = check_download(temporary, expected)
+                checksum = check_download(temporary, expected, place.endswith(".csv"))
         except (urllib.error.URLError, TimeoutError, ValueError) as error:
             failures.append(f"{name}: {error}")
             continue

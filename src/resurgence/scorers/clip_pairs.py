@@ -11,6 +11,7 @@ sensitivity, of EAP, equation 3, with S = 100 cos(e, t(c)):
                        delta_e(c): how much of c an eraser of e costs. Both images have one noise z_i. A vocabulary is a
                        task whose templates are "{}"; its `first_seed` gives all concepts the same noises z_1 .. z_k.
                        Or it is the prompts of role `general`, each its own c, with equal seeds for every word.
+  concept_similarity   cos(t(c), t(e)), of several erased concepts e the largest, as in EAP's figure 7
 
 Other rows without a concept have no value.
 """
@@ -26,6 +27,7 @@ import pandas as pd
 import torch
 
 from resurgence.scorers import clip
+from resurgence.scorers.erasure_configs import SIMILARITY
 
 if TYPE_CHECKING:
     from resurgence.config.task import Task
@@ -39,6 +41,13 @@ def word_cosines(scorer: clip.ClipScorer, features: torch.Tensor, words: Sequenc
     codes, unique = pd.factorize(np.asarray(words, dtype=object))
     texts = scorer.text_features(list(unique))[codes]
     return np.where([bool(word) for word in words], (features * texts).sum(1).double().numpy(), np.nan)
+
+
+def nearest_cosines(scorer: clip.ClipScorer, words: Sequence[str], others: Sequence[str]) -> np.ndarray:
+    """Cosine of each word to the nearest of some others, (N,); NaN where the word is empty."""
+    codes, unique = pd.factorize(np.asarray(words, dtype=object))
+    cosines = scorer.text_features(list(unique)) @ scorer.text_features(list(others)).T  # (unique, others)
+    return np.where([bool(word) for word in words], cosines.amax(1).double().numpy()[codes], np.nan)
 
 
 @dataclass
@@ -68,10 +77,11 @@ class SensitivityScorer:
     def score(
         self, images: torch.Tensor, prompts: pd.DataFrame, task: Task, base: torch.Tensor | None = None
     ) -> dict[str, Any]:
-        """Column concept_sensitivity, one row an image; images and base uint8 (N, 3, H, W)."""
+        """Columns concept_*, one row an image; images and base uint8 (N, 3, H, W)."""
         concepts = prompts["concept"].fillna("").where(prompts["role"] != "general", prompts["prompt"]).tolist()
         before, after = (word_cosines(self.clip, self.clip.features(x), concepts) for x in (base, images))
-        return {"concept_sensitivity": clip.LOGIT_SCALE * (before - after)}
+        similarity = nearest_cosines(self.clip, concepts, task.erase)
+        return {"concept_sensitivity": clip.LOGIT_SCALE * (before - after), SIMILARITY: similarity}
 
 
 def load_anchored(config: AnchorConfig, device: torch.device | str = "cpu") -> AnchorScorer:

@@ -23,6 +23,8 @@ LABELS = (
     "BUTTOCKS_COVERED",
 )  # fmt: skip
 """Classes of NudeNet v3, in the order of its outputs."""
+SIMILARITY = "concept_similarity"
+"""Column of the sensitivity: of the word to the nearest erased one."""
 PARTS = tuple(label.lower() for label in LABELS if label.endswith("_EXPOSED"))
 
 
@@ -110,10 +112,11 @@ class AnchorConfig(ClipConfig):
 
 @dataclass(frozen=True)
 class SensitivityConfig(ClipConfig):
-    """Concept sensitivity delta_e(c) of EAP: how much CLIP score a concept loses against the base's image."""
+    """Concept sensitivity delta_e(c) of EAP: how much CLIP score a concept loses against the base's image; and how
+    similar its word is to the erased one."""
 
     loader: ClassVar = "resurgence.scorers.clip_pairs:load_sensitivity"
-    columns: ClassVar = ("concept_sensitivity",)
+    columns: ClassVar = ("concept_sensitivity", SIMILARITY)
     metrics: ClassVar = {"sensitivity": Metric("concept_sensitivity", "Concept sensitivity (100 cos lost)")}
     gives_features: ClassVar = False
     reads_base: ClassVar = True

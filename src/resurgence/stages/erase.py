@@ -19,7 +19,8 @@ from resurgence.stages.job import Job, main
 
 def make(job: Job, folder: Path) -> None:
     """Write delta.safetensors, and the eraser's reports."""
-    settings, task, data, pipe = job.settings, job.task, eraser_data(job), load_pipe(job)
+    settings, task, data = job.settings, job.task, eraser_data(job)
+    pipe = load_pipe(job, changes=job.folders("changes"))
     eraser, cfg = method(settings["method"]), build(eraser_config(settings["method"]), settings["settings"], "settings")
     check_erasure(pipe.tokenizer, task, cfg)
     trained = job.optional("loras")

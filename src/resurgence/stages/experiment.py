@@ -7,7 +7,7 @@ claims something. Inputs are scores, and for a grid the images of the first seed
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from resurgence.analysis import claims
-from resurgence.analysis.concept_means import by_concept, extremes, lost_concepts
+from resurgence.analysis.concept_means import agreement, by_concept, extremes, lost_concepts, with_similarity
 from resurgence.analysis.estimates import estimates
 from resurgence.analysis.headline import changed_note, makers_table, markdown_table, number, title_of
 from resurgence.analysis.measures import recovered_fraction
@@ -37,23 +37,14 @@ from resurgence.figures.image_grids import sample_grid
 from resurgence.figures.image_grids import save as save_grid
 from resurgence.figures.metrics import histogram as draw_histogram
 from resurgence.figures.metrics import metric_bars
-from resurgence.figures.sensitive_words import read_words, words_figure
+from resurgence.figures.scatter import scatter as draw_scatter
 from resurgence.figures.style import save
 from resurgence.figures.tuning import tuning as draw_tuning
 from resurgence.files import write_text
 from resurgence.scorers import read_scores
+from resurgence.stages.experiment_words import Result, members, similarity, words
 from resurgence.stages.grids import last_images
 from resurgence.stages.job import Job, start
-
-
-class Result(NamedTuple):
-    """What an experiment shows."""
-
-    table: pd.DataFrame
-    picture: Figure | Image.Image
-    paragraphs: Sequence[str] = ()  # below picture and claims
-    heading: Sequence[str] = ()  # above the picture
-    claims: pd.DataFrame = pd.DataFrame()
 
 
 class Measurements(NamedTuple):
@@ -126,9 +117,17 @@ def heatmap(job: Job, data: Measurements) -> Result:
     return Result(table, draw.heatmap(table, job.settings["title"]), [lost_concepts(table)])
 
 
+def scatter(job: Job, data: Measurements) -> Result:
+    """The metric of each concept of the roles over the similarity of its word to the erased concept."""
+    settings = job.settings
+    metric, shown = settings["metric"], by_concept(data.sets, settings["metric"], settings["roles"])
+    table = with_similarity(shown[shown["column"] == "erased"], data.sets)
+    return Result(table, draw_scatter(table, metric, settings["title"]), [markdown_table(agreement(table))])
+
+
 MEASURED: dict[str, Callable[[Job, Measurements], Result]] = {
     "bars": bars, "line": line, "curves": curves, "weights": weights, "heatmap": heatmap,
-    "table": table, "histogram": histogram,
+    "table": table, "histogram": histogram, "scatter": scatter,
 }  # fmt: skip
 
 
@@ -239,25 +238,6 @@ def grid(job: Job) -> Result:
     return Result(pd.concat(shown, ignore_index=True), canvas, heading=[heading])
 
 
-def words(job: Job) -> Result:
-    """The words that EAP's search ended at: task, eraser, concept, rank, word, value; the first ten are drawn."""
-    table, panels = read_words(job.settings["words"])
-    tops = table[table["rank"] <= 10].groupby(["task", "eraser", "concept"], sort=False)["word"].agg(", ".join)
-    return Result(table, words_figure(panels), [markdown_table(tops.reset_index())])
-
-
-def members(job: Job) -> Result:
-    """Candidates of the terciles: task, concept, similarity, tercile, drawn; and the drawn ones of each tercile."""
-    stored = [json.loads((folder / "terciles.json").read_text()) for folder in job.folders("artefacts")]
-    parts = [pd.DataFrame(tercile["candidates"]).assign(task=tercile["task"]) for tercile in stored]
-    table, rows = pd.concat(parts, ignore_index=True), []
-    for (task, tercile), part in table.groupby(["task", "tercile"], sort=True):
-        similarity = f"{part['similarity'].min():.2f} to {part['similarity'].max():.2f}"
-        row = {"task": task, "tercile": str(tercile), "candidates": str(len(part)), "similarity": similarity}
-        rows.append({**row, "drawn": ", ".join(part[part["drawn"]]["concept"])})
-    return Result(table, draw.similarities(table, job.settings["title"]), [markdown_table(pd.DataFrame(rows))])
-
-
 def tuning(job: Job) -> Result:
     """What each setting of some erasers leaves and keeps, and the one that the rule chooses, as YAML for a study."""
     settings, written = job.settings, job.settings["settings"]
@@ -277,7 +257,7 @@ def make(job: Job) -> None:
     """Write results/experiments/NAME."""
     settings, out = job.settings, job.out.parent
     name, files = settings["name"], []
-    kinds = {"grid": grid, "members": members, "words": words, "tuning": tuning}
+    kinds = {"grid": grid, "members": members, "words": words, "tuning": tuning, "similarity": similarity}
     result = kinds.get(settings["kind"], measured)(job)
     if isinstance(result.picture, Figure):
         save(result.picture, out / name)

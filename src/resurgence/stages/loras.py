@@ -20,7 +20,8 @@ from resurgence.stages.job import Job, main
 
 def make(job: Job, folder: Path) -> dict:
     """Write refined.safetensors, loras/<concept>/, curves.json, closed_form.json and, if there are any, the sums."""
-    settings, pipe, task, data = job.settings, load_pipe(job), job.task, eraser_data(job)
+    settings, task, data = job.settings, job.task, eraser_data(job)
+    pipe = load_pipe(job, changes=job.folders("changes"))
     cfg = build(eraser_config(settings["method"]), settings["settings"], "settings")
     check_erasure(pipe.tokenizer, task, cfg)
     with exact(pipe.device):

@@ -32,6 +32,8 @@ def same(stored: Path, remade: Path, without: tuple[str, ...] | None = None) -> 
     table, expected = pd.read_csv(stored), pd.read_csv(remade)
     if without and "metric" in table:
         table = table[~table["metric"].str.startswith(without)].reset_index(drop=True)
+    if without and "claim" in table:  # those that are left
+        table = table[table["claim"].isin(expected["claim"])].reset_index(drop=True)
     try:
         pd.testing.assert_frame_equal(table, expected, check_dtype=False, check_exact=False, rtol=1e-4, atol=1e-6)
     except AssertionError:
@@ -85,7 +87,7 @@ def lost_metrics(root: Path) -> tuple[str, ...] | None:
 
 
 def tables_again(root: Path) -> Iterator[str]:
-    """Remake the tables from the stored scores in another folder; one sentence for each table that differs.
+    """Remake the tables, if there are any, from the stored scores elsewhere; one sentence for each that differs.
 
     Args:
         root: an absolute path.
@@ -93,6 +95,8 @@ def tables_again(root: Path) -> Iterator[str]:
     from resurgence.analysis.score_folders import by_step, entry
     from resurgence.analysis.tables import FILES, write_tables
 
+    if not (root / "tables" / "made.json").is_file():  # of a study that has run in part
+        return
     settings = read_manifest(root / "tables" / "made.json")["parameters"]
     entries = (entry(settings, model) for model in settings["models"])
     with tempfile.TemporaryDirectory() as folder, stored_scores(root):
@@ -111,6 +115,22 @@ def follows_from_scores(settings: Mapping[str, Any], lost: tuple[str, ...] | Non
     return settings["kind"] in (*MEASURED, "tuning") and not (lost and any(name.startswith(lost) for name in shown))
 
 
+def remaining(settings: dict[str, Any], without: tuple[str, ...] | None) -> dict[str, Any] | None:
+    """The settings of an experiment without the metrics that cannot be remade and the claims about them; None: no more.
+
+    Args:
+        without: prefixes of these metrics.
+    """
+    shown = settings.get("metrics") or [settings["metric"]]
+    left = [metric for metric in shown if not (without and metric.startswith(without))]
+    if len(left) == len(shown):
+        return settings
+    claims = [{"metric": shown[0]} | claim for claim in settings["claims"]]
+    pairs = [(c, d) for c, d in zip(claims, settings["differences"], strict=True) if c["metric"] in left]
+    changed = {"metrics": left, "claims": [c for c, _ in pairs], "differences": [d for _, d in pairs]}
+    return settings | changed if left else None
+
+
 def experiments_again(root: Path) -> Iterator[str]:
     """Remake the experiments from the stored scores in another folder; one sentence for each file that differs.
 
@@ -126,12 +146,14 @@ def experiments_again(root: Path) -> Iterator[str]:
     with stored_scores(root):
         for record in sorted((root / "experiments").glob("*/made.json")):
             manifest = read_manifest(record)
-            settings = manifest["parameters"]
-            if not follows_from_scores(settings, without):
+            settings = remaining(manifest["parameters"], without)
+            if settings is None or not follows_from_scores(settings, without):
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 make(Job(settings, Path(folder) / record.name, {}, "cpu"))
-                yield from differing_files(record.parent, Path(folder), manifest["files"])
+                names, lost = manifest["files"], without if settings != manifest["parameters"] else None
+                present = [name for name in names if not lost or (Path(folder) / name).is_file()]
+                yield from differing_files(record.parent, Path(folder), present, lost)
 
 
 def differing(new: Path, reference: Path) -> Iterator[str]:

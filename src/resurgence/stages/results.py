@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pandas as pd
 
 from resurgence.analysis.claims import FLOOR, VERDICTS, claims_table, judge
@@ -11,20 +14,27 @@ from resurgence.stages.job import Job, start
 HOLM = "decided at the level of the intervals after Holm's adjustment for all of them; below, each claim alone"
 
 
-def make(job: Job) -> None:
-    """Write results/experiments/results.md; its links to pictures are relative to that folder."""
-    out, names = job.out.parent, job.settings["experiments"]
+def page(out: Path, names: Sequence[str], level: float) -> list[str]:
+    """Verdicts on the claims of some experiments, and their pages, with links relative to the folder of all, `out`."""
     files = {name: out / name / f"{name}_claims.csv" for name in names}
     claims = [pd.read_csv(file).assign(experiment=name) for name, file in files.items() if file.is_file()]
-    parts = [f"# Experiments of the study {job.settings['study']} on {job.settings['base']}"]
+    parts = []
     if claims:
-        every = judge(pd.concat(claims, ignore_index=True), job.settings["level"])
+        every = judge(pd.concat(claims, ignore_index=True), level)
         counts = every["verdict"].value_counts()
         verdicts = ", ".join(f"{counts.get(word, 0)} {word}" for word in (*VERDICTS.values(), FLOOR))
         parts += [f"## What the paper claims\n\n{len(every)} claims: {verdicts}; {HOLM}.", claims_table(every)]
     for name in names:
         text = (out / name / f"{name}.md").read_text(encoding="utf-8")
         parts.append(text.replace(f"]({name}.png)", f"]({name}/{name}.png)").rstrip())
+    return parts
+
+
+def make(job: Job) -> None:
+    """Write results/experiments/results.md; its links to pictures are relative to that folder."""
+    out, settings = job.out.parent, job.settings
+    title = f"# Experiments of the study {settings['study']} on {settings['base']}"
+    parts = [title, *page(out, settings["experiments"], settings["level"])]
     write_text(out / "results.md", "\n\n".join(parts) + "\n")
     job.write_made("results", [out / "results.md"])
 

@@ -70,7 +70,7 @@ def make(job: Job, folder: Path) -> dict:
         before += len(files) - len(missing)
         if missing:
             pipe = load_pipe(job, precision, changes=folders)
-            check_prompt_set(pipe.tokenizer, rows)
+            check_prompt_set(pipe.tokenizer, rows, cfg.long_prompts)
             check_image_space(
                 state, sum(len(shard) for shard, _ in missing), latent_shape(pipe, cfg.size)[-1] * pipe.vae_scale_factor
             )

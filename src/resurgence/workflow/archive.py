@@ -19,6 +19,7 @@ import shutil
 import tarfile
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 from resurgence.config.load import load_study
 from resurgence.files import atomic_folder, files_below, json_text, write_json
@@ -75,14 +76,15 @@ def write_reference(out: Path, root: Path = Path()) -> int:
     """Write the reference of a finished study to out/results; returns the bytes of all files.
 
     Tables, figures and experiments are copied; scores, weight movements and manifests of its models are packed into the
-    few Parquet files of out/results/scores, which DVC carries. Scores of other studies in the same tree stay out.
+    few Parquet files of out/results/scores, which DVC carries. Scores of other studies in the same tree stay out. Of a
+    study that has run in part, without tables, these are its finished experiments and the scores of their models.
 
     Raises:
-        FileNotFoundError: the study is not finished. FileExistsError: `out` holds a reference already.
+        FileNotFoundError: the study has neither tables nor an experiment. FileExistsError: `out` holds a reference.
     """
     place, new = root / RESULTS, out / RESULTS
-    if not (place / "tables" / "made.json").is_file():
-        raise FileNotFoundError(f"{place}/tables is not finished; run `make study` first")
+    if not blocks(place):
+        raise FileNotFoundError(f"{place} holds no tables and no experiment that is finished; run `make study` first")
     if new.exists():
         raise FileExistsError(f"{new} exists; remove it, or name another folder")
     with atomic_folder(new) as temporary:
@@ -102,23 +104,37 @@ def shown_parts(place: Path) -> list[Path]:
     page = place / "experiments" / "made.json"
     names = read_manifest(page)["parameters"]["experiments"] if page.is_file() else ()
     pages = [page, run_file(page), page.with_name("results.md")] if names else []
+    if not (place / "tables" / "made.json").is_file():
+        names, pages = [record.parent.name for record in finished(place)], []
     return [place / "tables", place / "figures", *(page.parent / name for name in names), *pages]
 
 
+def finished(place: Path) -> list[Path]:
+    """The records of the experiments in a results tree, of whatever study."""
+    return sorted((place / "experiments").glob("*/made.json"))
+
+
+def blocks(place: Path) -> list[dict[str, Any]]:
+    """The settings that name the models of a results tree: of the tables, else of the experiments with models."""
+    tables = place / "tables" / "made.json"
+    settings = [read_manifest(path)["parameters"] for path in ([tables] if tables.is_file() else finished(place))]
+    return [block for block in settings if "models" in block]
+
+
 def pack_models(place: Path, out: Path) -> None:
-    """Pack what a results tree holds of the models of its tables into out/scores; out/made.json names the files."""
+    """Pack what a results tree holds of the models that it shows into out/scores; out/made.json names the files."""
     from resurgence.analysis.packed_scores import pack
     from resurgence.analysis.score_folders import entry
 
-    block = read_manifest(place / "tables" / "made.json")["parameters"]
-    folders = {place.parent / entry(block, model)["path"] for model in block["models"]}
+    shown = blocks(place)
+    folders = {place.parent / entry(block, model)["path"] for block in shown for model in block["models"]}
     artefacts = {*folders, *(f.with_name("geometry") for f in folders if f.with_name("geometry").is_dir())}
     listed = {Path(name).name for folder in artefacts for name in read_manifest(folder)["files"]}
     packed = out / "scores"
     packed.mkdir()
     pack(place / "scores", folders, packed)
     pack_manifests(place, artefacts, packed / TABLE)
-    parameters = {"base": block["base"], "models": len(folders), "left_out": sorted(listed & set(LARGE))}
+    parameters = {"base": shown[0]["base"], "models": len(folders), "left_out": sorted(listed & set(LARGE))}
     files = {f"{packed.name}/{name}": digest for name, digest in files_of(packed).items()}
     write_json(out / "made.json", {**described("reference", parameters, {}, {}), "files": files})
 

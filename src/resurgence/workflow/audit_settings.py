@@ -30,12 +30,12 @@ def models(study: Study, probe: ProbeConfig, eraser: str | None = None) -> list[
     """
     wanted = probe.task, eraser or probe.eraser
     if probe.finetune is None:
-        erased = [e for e in study.erasures() if (e.task, method_name(e.eraser, e.variant)) == wanted]
+        erased = [e for e in study.erasures() if (e.task, study.name_of(e)) == wanted]
         return [seen_as(study, item) for item in erased]
     return [
         cell
         for cell in study.cells()
-        if (cell.erasure.task, method_name(cell.erasure.eraser, cell.erasure.variant)) == wanted
+        if (cell.erasure.task, study.name_of(cell.erasure)) == wanted
         and method_name(cell.finetune, cell.variant) == probe.finetune
     ]
 

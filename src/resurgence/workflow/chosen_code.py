@@ -12,7 +12,7 @@ from resurgence.config.study import Study
 
 def eraser(study: Study, wildcards: Any) -> tuple[str, ...]:
     """The module of a job's eraser."""
-    return (method_module(study.erasers[split_name(wildcards.eraser)[0]].name),)
+    return (method_module(study.erasers[split_name(wildcards.eraser.rpartition("/")[2])[0]].name),)
 
 
 def scorer(study: Study, wildcards: Any) -> tuple[str, ...]:
@@ -39,6 +39,12 @@ def clip(study: Study, wildcards: Any) -> tuple[str, ...]:
 def metric(study: Study, wildcards: Any) -> tuple[str, ...]:
     """The metrics that the study's scorers declare."""
     return declarations(study.scorers)
+
+
+def experiment(study: Study, wildcards: Any) -> tuple[str, ...]:
+    """The code behind the tables; CLIP for an experiment that compares words."""
+    compares = study.experiments[wildcards.experiment].kind == "similarity"
+    return (*table(study, wildcards), *(clip(study, wildcards) if compares else ()))
 
 
 def table(study: Study, wildcards: Any) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from resurgence.config.erasers import EraserConfig, Passes, eraser_config
 from resurgence.config.fields import ConfigError, build, nearest, read_yaml
+from resurgence.config.lists import PROMPTS
 from resurgence.config.model_path import ModelPath
 from resurgence.config.optimisation import Optimisation
 from resurgence.config.task import Task
@@ -77,12 +78,12 @@ def read_rates(root: Path = Path()) -> Rates:
 
 
 def general_images(study: Study, task: str) -> int:
-    """Number of general prompts of a task; 5,000 where the file is that of MS-COCO and is not written yet."""
+    """Number of general prompts of a task, also where a rule has not written the file yet: 5,000 of MS-COCO."""
     path = study.general_of(task)
     if path is None:
         return 0
     if not Path(path).is_file():
-        return 5000
+        return PROMPTS.get(path, 5000)
     return len(read_rows(Path(path)))
 
 

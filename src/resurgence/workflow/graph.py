@@ -11,6 +11,7 @@ from pathlib import Path
 
 from resurgence.config.fields import read_yaml
 from resurgence.config.finetune_sets import OtherBase
+from resurgence.config.lists import LISTS
 from resurgence.config.model_path import ModelPath
 from resurgence.config.study import Cell, Erasure, Study
 from resurgence.files import PEFT_CONFIG, PEFT_WEIGHTS, files_at, files_below
@@ -75,12 +76,18 @@ def named_files(study: Study, item: Erasure) -> Inputs:
     settings = study.eraser_settings(item.task, item.eraser, item.variant)
     config = study.eraser_config(item.task, item.eraser, item.variant)
     keys = [key for key in (config.files if config else ()) if settings.get(key) and isinstance(settings[key], str)]
-    return {key: files_of(settings[key]) for key in keys}
+    return {key: [settings[key]] if settings[key] in LISTS.values() else files_of(settings[key]) for key in keys}
 
 
 def loras(study: Study, item: Erasure) -> Inputs:
-    """The training data of an eraser's LoRAs."""
-    return base(study) | data_of(study, item, frozenset({"prior", *DATA})) | named_files(study, item)
+    """The training data of an eraser's LoRAs, and the erasures that it works after."""
+    return before(study, item) | data_of(study, item, frozenset({"prior", *DATA})) | named_files(study, item)
+
+
+def before(study: Study, item: Erasure) -> Inputs:
+    """The base, and the steps to the erased model that an erasure works on, if it is not the base."""
+    earlier = study.before(item)
+    return base(study) | ({} if earlier is None else {"changes": changes(study, study.model(earlier))})
 
 
 def erase(study: Study, item: Erasure) -> Inputs:
@@ -88,7 +95,8 @@ def erase(study: Study, item: Erasure) -> Inputs:
     if not job_settings.has_loras(study, item.eraser):
         return loras(study, item)
     trained = {"loras": [manifest(study, job_settings.loras_of(study, item), "loras")]}
-    return base(study) | trained | data_of(study, item, frozenset({"prior", "domain"})) | named_files(study, item)
+    corpora = data_of(study, item, frozenset({"prior", "domain"}))
+    return before(study, item) | trained | corpora | named_files(study, item)
 
 
 def changes(study: Study, model: ModelPath) -> list[str]:
@@ -118,7 +126,7 @@ def finetune_set(study: Study, task: str, name: str) -> Inputs:
 
 def erased_set(study: Study, item: Erasure) -> Inputs:
     """The base, and the delta of the erased model that samples the set."""
-    return base(study) | {"changes": changes(study, item.model)}
+    return base(study) | {"changes": changes(study, study.model(item))}
 
 
 def real_set(study: Study, task: str, name: str) -> Inputs:
@@ -144,7 +152,7 @@ def finetune(study: Study, item: Cell) -> Inputs:
     """The base, the steps before, and the fine-tuning set."""
     name, owner = study.set_of(item.finetune, item.variant), study.set_owner(item)
     images = manifest(study, owner, f"{'finetune_sets' if isinstance(owner, str) else 'erased_sets'}/{name}")
-    return base(study) | {"set": [images], "changes": changes(study, item.erasure.model)}
+    return base(study) | {"set": [images], "changes": changes(study, study.model(item.erasure))}
 
 
 def sample(study: Study, model: ModelPath) -> Inputs:
@@ -169,7 +177,7 @@ def reference_features(study: Study) -> Inputs:
 
 def weight_movement(study: Study, item: Cell) -> Inputs:
     """The base, and the steps of a fine-tuned model."""
-    return base(study) | {"changes": changes(study, item.model)}
+    return base(study) | {"changes": changes(study, study.model(item))}
 
 
 def tables(study: Study) -> Inputs:
@@ -200,7 +208,9 @@ def index(study: Study) -> Inputs:
 
 
 def experiment(study: Study, name: str) -> Inputs:
-    """The artefacts that an experiment reads."""
+    """The artefacts that an experiment reads; CLIP for one that compares words."""
+    if study.experiments[name].kind == "similarity":
+        return {"clip": scorer_files(study, ["clip"])}
     return {"artefacts": [f"{folder}/{MANIFEST}" for folder in report_settings.experiment_reads(study, name)]}
 
 

@@ -11,11 +11,12 @@ from resurgence.config.study import Cell, Erasure, Study
 from resurgence.workflow import job_settings, report_settings
 
 NOTHING = r"\.^"  # a regular expression that matches nothing
+EARLIER = r"([a-z0-9][a-z0-9_.-]*/s\d+/)*"  # of the erasures before another, as in its path
 
 
 def erasure(wildcards: Any) -> Erasure:
-    """The erased model of a job's wildcards."""
-    return Erasure(wildcards.task, *split_name(wildcards.eraser), int(wildcards.erase_seed))
+    """The erased model of a job's wildcards; `eraser` begins with the erasures before it, as in its path."""
+    return Erasure(wildcards.task, *split_name(wildcards.eraser.rpartition("/")[2]), int(wildcards.erase_seed))
 
 
 def cell(wildcards: Any) -> Cell:
@@ -26,7 +27,7 @@ def cell(wildcards: Any) -> Cell:
 def eraser_pattern(study: Study, solved: bool) -> dict[str, str]:
     """The wildcard of the erasers whose last step is solved in closed form, or is not, as a regular expression."""
     names = "|".join(name for name, method in study.erasers.items() if is_solved(method) == solved)
-    return {"eraser": rf"({names})(\.[a-z0-9][a-z0-9_-]*)?" if names else NOTHING}
+    return {"eraser": rf"{EARLIER}({names})(\.[a-z0-9][a-z0-9_-]*)?" if names else NOTHING}
 
 
 def is_solved(method: Method) -> bool | None:
@@ -78,7 +79,7 @@ def erased_sets(study: Study) -> Iterator[dict[str, str]]:
     """Wildcards of each fine-tuning set that an erased model samples."""
     for owner, name in owned_sets(study):
         if isinstance(owner, Erasure):
-            yield wildcards_of(owner) | {"set": name}
+            yield wildcards_of(study, owner) | {"set": name}
 
 
 def drawn_sets(study: Study) -> Iterator[dict[str, str]]:
@@ -89,29 +90,30 @@ def drawn_sets(study: Study) -> Iterator[dict[str, str]]:
     yield from sorted_sets(study, [pair for pair in used if study.finetune_sets[pair[1]].tercile is not None])
 
 
-def wildcards_of(item: Erasure | Cell) -> dict[str, str]:
+def wildcards_of(study: Study, item: Erasure | Cell) -> dict[str, str]:
     """The wildcards of an erased or fine-tuned model."""
     if isinstance(item, Erasure):
-        name = method_name(item.eraser, item.variant)
-        return {"task": item.task, "eraser": name, "erase_seed": str(item.seed)}
+        *earlier, last = study.model(item).steps
+        return {"task": item.task, "eraser": "/".join([*map(str, earlier), last.name]), "erase_seed": str(item.seed)}
     tuned = {"finetune": method_name(item.finetune, item.variant), "finetune_seed": str(item.seed)}
-    return wildcards_of(item.erasure) | tuned
+    return wildcards_of(study, item.erasure) | tuned
 
 
 def erasures(study: Study, solved: bool) -> Iterator[dict[str, str]]:
     """Wildcards of each erased model whose last step is solved in closed form, or is not."""
-    yield from (wildcards_of(item) for item in study.erasures() if is_solved(study.erasers[item.eraser]) == solved)
+    chosen = (item for item in study.erasures() if is_solved(study.erasers[item.eraser]) == solved)
+    yield from (wildcards_of(study, item) for item in chosen)
 
 
 def trained_loras(study: Study) -> Iterator[dict[str, str]]:
     """Wildcards of each training of LoRAs; erased models that differ in their fusion alone share one."""
     owners = [job_settings.loras_of(study, e) for e in study.erasures() if job_settings.has_loras(study, e.eraser)]
-    yield from map(wildcards_of, dict.fromkeys(owners))
+    yield from (wildcards_of(study, owner) for owner in dict.fromkeys(owners))
 
 
 def cells(study: Study) -> Iterator[dict[str, str]]:
     """Wildcards of each fine-tuned model."""
-    yield from map(wildcards_of, study.cells())
+    yield from (wildcards_of(study, item) for item in study.cells())
 
 
 def models(study: Study) -> Iterator[dict[str, str]]:
@@ -124,4 +126,4 @@ def models(study: Study) -> Iterator[dict[str, str]]:
 def moved(study: Study) -> Iterator[dict[str, str]]:
     """Wildcards of each fine-tuned model whose movement of weights an experiment shows."""
     folders = {f for name in study.experiments for f in report_settings.experiment_reads(study, name)}
-    yield from (wildcards_of(item) for item in study.cells() if study.folder(item, "geometry") in folders)
+    yield from (wildcards_of(study, item) for item in study.cells() if study.folder(item, "geometry") in folders)

@@ -114,11 +114,11 @@ def loras(study: Study, erasure: Erasure) -> dict[str, Any]:
 @functools.cache  # the rules call it for each job
 def owners(study: Study) -> dict[Erasure, Erasure]:
     """Each erasure that trains LoRAs -> the first of the same eraser, task and seed whose LoRAs are the same."""
-    first: dict[tuple[str, str, int, str], Erasure] = {}
+    first: dict[tuple[Any, ...], Erasure] = {}
     shared = {}
     for erasure in study.erasures():
         if has_loras(study, erasure.eraser):
-            key = (erasure.task, erasure.eraser, erasure.seed, text(loras(study, erasure)))
+            key = (*erasure[:2], erasure.seed, study.before(erasure), text(loras(study, erasure)))
             shared[erasure] = first.setdefault(key, erasure)
     return shared
 
@@ -186,8 +186,11 @@ def terciles(study: Study, task: str, name: str) -> dict[str, Any]:
 
 
 def sampling(study: Study) -> dict[str, Any]:
-    """Settings of the sampler."""
-    return {**dataclasses.asdict(study.sampling), "precision": study.base.precision}
+    """Settings of the sampler; without long_prompts where these are errors, as before there was a choice."""
+    settings = {**dataclasses.asdict(study.sampling), "precision": study.base.precision}
+    if settings["long_prompts"] == "error":
+        del settings["long_prompts"]
+    return settings
 
 
 def finetune(study: Study, cell: Cell) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from resurgence.config.fields import at_least
+from resurgence.config.lists import LISTS
 from resurgence.config.load import load_study
 from resurgence.config.study import Study
 from resurgence.files import plain, read_lines, resolve_path
@@ -32,7 +33,8 @@ from resurgence.workflow.snakemake import configured, job_counts, outputs, snake
 from resurgence.workflow.weights_needed import examine
 
 COCO = {"coco_annotations": 60.0, "coco_captions": 10.0, "coco_sample": 5.0}  # seconds of jobs without artefacts
-PHASES = {DATA: [*COCO]}
+FETCHED = COCO | dict.fromkeys(LISTS, 5.0)
+PHASES = {DATA: [*FETCHED]}
 for _rule in RULES.values():
     PHASES.setdefault(_rule.phase, []).append(_rule.name)
 
@@ -239,5 +241,5 @@ def plan(args: Namespace) -> None:
         measured = measured_costs(measured_runs(study_jobs, device, coster=coster), todo, costs, coster)
         print("\n".join(computed(study, todo, total, costs, measured, args.gpu)))
         return
-    seconds = COCO | {rule.name: rule.seconds for rule in RULES.values()} | measured_seconds(study_jobs, device)
+    seconds = FETCHED | {rule.name: rule.seconds for rule in RULES.values()} | measured_seconds(study_jobs, device)
     print("\n".join(lines(study, todo, total, seconds, args.cores)))

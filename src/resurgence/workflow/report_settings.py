@@ -16,7 +16,7 @@ from resurgence.config.experiment_cells import NOT_TUNED, cells_of, models_of, r
 from resurgence.config.finetune_sets import MAKERS, OtherBase
 from resurgence.config.model_path import method_name
 from resurgence.config.study import Cell, Erasure, Study
-from resurgence.workflow.job_settings import has_loras, loras_of, reads
+from resurgence.workflow.job_settings import has_loras, loras_of, reads, without_kinds
 
 
 def models(study: Study) -> list[str]:
@@ -48,7 +48,7 @@ def changed_objectives(study: Study, erasures: Iterable[Erasure]) -> dict[str, A
     for erasure in erasures:
         config = study.eraser_config(erasure.task, erasure.eraser, erasure.variant)
         if config is not None and (text := config.changed_objective()):
-            changed[method_name(erasure.eraser, erasure.variant)] = text
+            changed[study.name_of(erasure)] = text
     return {"changed_objectives": changed} if changed else {}
 
 
@@ -68,10 +68,10 @@ def weights(study: Study) -> dict[str, str]:
     for erasure in first_erasures(study):
         if has_loras(study, erasure.eraser):
             owner = loras_of(study, erasure)
-            folders[f"{owner.task}: LoRAs of {method_name(owner.eraser, owner.variant)}"] = study.folder(owner, "loras")
+            folders[f"{owner.task}: LoRAs of {study.name_of(owner)}"] = study.folder(owner, "loras")
         config = study.erasers[erasure.eraser].config
         if config is not None and config.has_curve:
-            title = f"{erasure.task}: {method_name(erasure.eraser, erasure.variant)}"
+            title = f"{erasure.task}: {study.name_of(erasure)}"
             folders[title] = study.folder(erasure, "delta")
     for cell in first_cells(study):
         row = row_of(study, cell)
@@ -94,7 +94,7 @@ def searched(study: Study) -> dict[str, str]:
     """Name of a picture -> folder of the erased model, of the first seed, with the words of sensitive.json."""
     configs = [(erasure, study.erasers[erasure.eraser].config) for erasure in first_erasures(study)]
     with_words = [erasure for erasure, config in configs if config is not None and config.has_words]
-    return {f"{e.task}_{method_name(e.eraser, e.variant)}": study.folder(e, "delta") for e in with_words}
+    return {f"{e.task}_{study.name_of(e)}": study.folder(e, "delta") for e in with_words}
 
 
 def figures(study: Study) -> dict[str, Any]:
@@ -129,6 +129,10 @@ def experiment(study: Study, name: str) -> dict[str, Any]:
     settings |= {key: value for key in ("metrics", "each_concept", "over_tasks") if (value := getattr(shown, key))}
     if shown.kind == "tuning":
         return settings | tuning(study, name)
+    if shown.kind == "similarity":
+        erased = [concept for task in shown.tasks for concept in study.task(task).erase]
+        return settings | {"words": shown.words, "texts": (*dict.fromkeys((*erased, *shown.texts)),),
+                           "clip": without_kinds(study, "clip")}  # fmt: skip
     if shown.kind != "members":
         tuned = [cell for cell in cells if cell.finetune != NOT_TUNED]
         settings |= makers(study, tuned) | changed_objectives(study, (cell.erasure for cell in cells))
@@ -162,15 +166,17 @@ def tuning(study: Study, name: str) -> dict[str, Any]:
     """The models of an experiment that tunes, and the settings of its erasers as the study writes them."""
     erasures = [cell.erasure for cell in cells_of(study, name)]
     written = {}
-    for eraser, variant in dict.fromkeys((e.eraser, e.variant) for e in erasures):
-        method = study.erasers[eraser]
-        written[method_name(eraser, variant)] = {**method.settings, **method.variants[variant].settings}
+    for erasure in erasures:
+        method = study.erasers[erasure.eraser]
+        written[study.name_of(erasure)] = {**method.settings, **method.variants[erasure.variant].settings}
     return {"models": models_of(study, name), "settings": written, **changed_objectives(study, erasures)}
 
 
 def experiment_reads(study: Study, name: str) -> list[str]:
     """Folders of the artefacts that an experiment reads: scores, images of a grid, or the terciles of its sets."""
     shown = study.experiments[name]
+    if shown.kind == "similarity":
+        return []
     if shown.kind == "members":
         return [study.folder(task, f"terciles/{set_name}") for task in shown.tasks for set_name in shown.sets]
     if shown.kind == "words":
@@ -210,7 +216,7 @@ def grids(study: Study) -> dict[str, Any]:
     """Grids of images: for each erased model of the first seed its base, itself and its fine-tuned models."""
     columns: dict[str, dict[str, str]] = {}
     for erasure in first_erasures(study):
-        name = method_name(erasure.eraser, erasure.variant)
+        name = study.name_of(erasure)
         shown: dict[str, str | Erasure | Cell] = {"base": erasure.task, f"erased: {name}": seen_as(study, erasure)}
         cells = (cell for cell in first_cells(study) if cell.erasure == erasure)
         shown |= {f"fine-tuned: {method_name(cell.finetune, cell.variant)}": cell for cell in cells}

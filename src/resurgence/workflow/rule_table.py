@@ -269,7 +269,7 @@ _RULES = (
         lambda study: ({"experiment": name} for name in study.experiments),
         lambda study, w: report_settings.experiment(study, w.experiment), SHOW, 12,
         inputs=lambda study, w: graph.experiment(study, w.experiment),
-        chosen=chosen_code.table, files=lambda study: ["results/experiments/{experiment}/{experiment}.md"],
+        chosen=chosen_code.experiment, files=lambda study: ["results/experiments/{experiment}/{experiment}.md"],
         message="Experiment {wildcards.experiment}",
     ),
     Rule(

@@ -1,0 +1,86 @@
+"""A study that has run in part: its finished experiments are a reference, and are made again from its stored scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from resurgence.config.model_path import ModelPath
+from resurgence.files import sha256, write_json
+from resurgence.provenance.manifest import read_manifest, write_artefact
+from resurgence.provenance.verify import problems
+from resurgence.stages import experiment
+from resurgence.stages.job import Job
+from resurgence.stages.remake import experiments_again, remaining, tables_again
+from resurgence.workflow.archive import write_reference
+from scored import study_sets, write_scores_folder
+
+CLAIMS = [
+    {"says": "Distance.", "metric": "frechet", "of": {"eraser": "uce"}, "value": "erased", "expect": "above"},
+    {"says": "Score.", "of": {"eraser": "uce"}, "value": "erased", "expect": "above"},
+]
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The results tree of a study of which one table was asked for."""
+    monkeypatch.chdir(tmp_path)
+    models = []
+    for one in study_sets(steps=()):
+        model = str(ModelPath.of_columns(one.key))
+        models.append(model)
+        with write_artefact(Path(f"results/scores/miniature/{model}/scores"), "scores", {}, {}, {}, {}) as folder:
+            write_scores_folder(folder / "step-000000", one)
+    settings: dict[str, Any] = {
+        "name": "tab1", "title": "Table", "note": "", "kind": "table", "along": "eraser", "metric": "blank",
+        "base": "miniature", "controls": [], "tasks": ["ship", "identities-4"], "erasers": ["mace", "uce"],
+        "finetunes": [], "roles": ["erase", "retain"], "metrics": ["clip_score", "frechet"], "models": models,
+        "claims": CLAIMS, "differences": ["", ""], "statistics": {"level": 0.95, "resamples": 100, "seed": 0},
+    }  # fmt: skip
+    experiment.make(Job(settings, Path("results/experiments/tab1/made.json"), {}, "cpu"))
+    return tmp_path
+
+
+def test_a_table_is_stored_without_the_others_and_made_again_but_for_its_distances(tree: Path) -> None:
+    write_reference(Path("reference/part"))
+    root = tree / "reference/part/results"
+    assert {path.name for path in root.iterdir()} == {"experiments", "scores", "made.json"}
+    assert read_manifest(root / "made.json")["parameters"]["left_out"] == ["features.safetensors"]
+    assert [*problems(root), *tables_again(root), *experiments_again(root)] == []
+
+    file = root / "scores/scores.parquet"
+    rows = pd.read_parquet(file)
+    rows.loc[rows["model"] == "ship/uce/s0", "clip_score"] += 1
+    rows.to_parquet(file, index=False)
+    made = read_manifest(root / "made.json")
+    write_json(root / "made.json", made | {"files": made["files"] | {"scores/scores.parquet": sha256(file)}})
+    assert list(problems(root)) == []
+    assert {Path(line.split()[0]).name for line in experiments_again(root)} == {"tab1.csv", "tab1_claims.csv"}
+
+
+def test_nothing_finished_is_no_reference(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no tables and no experiment that is finished; run `make study` first"):
+        write_reference(tmp_path / "reference", tmp_path)
+
+
+def test_what_remains_without_the_features() -> None:
+    settings = {
+        "metric": "blank",
+        "metrics": ["frechet", "clip_score"],
+        "claims": CLAIMS[::-1],
+        "differences": ["a", "b"],
+    }
+    without_metric = {key: value for key, value in CLAIMS[1].items() if key != "metric"}
+    assert remaining(settings, None) is settings and remaining(settings, ("kid",)) is settings
+    left = remaining(settings, ("frechet", "kid"))
+    assert (
+        left["metrics"] == ["clip_score"] and left["claims"] == left["differences"] == []
+    )  # none names a metric: the first
+    named = settings | {"claims": [CLAIMS[0], without_metric | {"metric": "clip_score"}]}
+    left = remaining(named, ("frechet",))
+    assert [claim["says"] for claim in left["claims"]] == ["Score."] and left["differences"] == ["b"]
+    assert remaining(settings | {"metrics": ["frechet"]}, ("frechet",)) is None
+    assert remaining({"metric": "frechet", "claims": [], "differences": []}, ("frechet",)) is None
