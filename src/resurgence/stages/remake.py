@@ -123,12 +123,12 @@ def remaining(settings: dict[str, Any], without: tuple[str, ...] | None) -> dict
     """
     shown = settings.get("metrics") or [settings["metric"]]
     left = [metric for metric in shown if not (without and metric.startswith(without))]
-    if len(left) == len(shown):
-        return settings
+    if not left or len(left) == len(shown):
+        return settings if left else None
     claims = [{"metric": shown[0]} | claim for claim in settings["claims"]]
     pairs = [(c, d) for c, d in zip(claims, settings["differences"], strict=True) if c["metric"] in left]
     changed = {"metrics": left, "claims": [c for c, _ in pairs], "differences": [d for _, d in pairs]}
-    return settings | changed if left else None
+    return settings | changed
 
 
 def experiments_again(root: Path) -> Iterator[str]:
