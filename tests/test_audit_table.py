@@ -45,7 +45,8 @@ def test_the_shipped_list_is_long_enough_and_every_eraser_is_of_its_study(tmp_pa
     everything = {**listed.models, **listed.controls}
     deltas = audit_table.write_study(Place(tmp_path, listed), list(everything), everything)
     assert deltas.keys() == {name for name, model in everything.items() if model.eraser}
-    assert deltas["ship-uce-leaking"] == tmp_path / "study/results/erased/miniature-2/ship/uce.leaking/s0/delta"
+    bird = tmp_path / "study/results/erased/miniature-2/bird/uce.unchanged/s0/delta"
+    assert deltas["bird-uce-unchanged"] == bird
     of_controls = {(model.eraser, model.strength) for model in listed.controls.values()}
     alone = {(m.eraser, m.strength) for m in listed.models.values() if not (m.words or m.taught or m.tensors)}
     assert not of_controls & alone  # a control is no model of the table
