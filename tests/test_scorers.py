@@ -394,7 +394,7 @@ def test_every_declared_loader_is_a_function_and_metrics_are_of_declared_columns
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lpip": {}}, "scorers = 'lpip': not known here; did you mean 'lpips'.*known: celebrity, .*clip, .*recogniser"),
+        ({"lpip": {}}, "scorers = 'lpip': not known here; did you mean 'lpips'.*known: celebrity.* clip, .*recogniser"),
         ({"clip": {"pth": "x"}}, "scorers.clip.pth = 'x': unknown key; did you mean 'path'"),
         ({"frechet": {"features": "recogniser"}}, "'recogniser': not a loaded scorer with features .*known: none"),
     ],
