@@ -201,3 +201,22 @@ def test_a_job_does_not_end_with_the_messages_of_libraries() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stderr == "WARNING:root:the last line\n"
+
+
+def test_sigterm_in_the_middle_of_a_class_ends_a_job_as_elsewhere(tmp_path: Path) -> None:
+    """Python 3.11 makes a RuntimeError of what is raised in `__set_name__`, which imports call for each data class."""
+    code = """\
+import os, signal, sys
+from resurgence.stages.job import main
+class Field:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000): pass
+def make(job, folder):
+    type("TensorInfo", (), {"parameter_count": Field()})
+main("interrupted", make)
+"""
+    job = [sys.executable, "-c", code, "--settings", "{}", "--out", "part/manifest.json"]
+    ended = subprocess.run(job, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(SOURCES)}, capture_output=True)
+    assert ended.returncode == 143 and b"RuntimeError" not in ended.stderr
+    assert not (tmp_path / "part").exists() and not list(tmp_path.rglob("*.partial"))

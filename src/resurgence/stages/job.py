@@ -100,6 +100,15 @@ def leave(*_: object) -> NoReturn:
     sys.exit(143)
 
 
+def raise_end(error: RuntimeError) -> None:
+    """Raise the SystemExit that an error was made of: Python 3.11 does so where `leave` interrupts `__set_name__`."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, SystemExit):
+        cause = cause.__cause__
+    if cause is not None:
+        raise cause
+
+
 def parse_inputs(texts: Iterable[str]) -> dict[str, tuple[Path, ...]]:
     """Parse NAME=FILE arguments; a name may occur several times.
 
@@ -182,6 +191,9 @@ def main(kind: str, make: Callable[[Job, Path], dict[str, Any] | None]) -> None:
         try:
             run |= make(job, folder) or {}
             run |= arithmetic() | split_passes()
+        except RuntimeError as error:  # of an import that was interrupted
+            raise_end(error)
+            raise
         except SystemExit:  # a training has saved its state and ends; the clean-up must not be interrupted
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise
