@@ -408,7 +408,7 @@ def test_erase_is_the_three_steps_and_leaves_the_pipeline_alone(pipe, data, tmp_
     assert all(torch.isfinite(w).all() and w.dtype == torch.float32 for w in delta.values())
     refined, _ = refine(pipe, TASK, CFG, data)
     again, _ = fuse(pipe, TASK, CFG, data, refined, load_loras(tmp_path / "loras", TASK.erase))
-    assert all(torch.equal(w, again[n]) for n, w in delta.items())
+    assert all(relative(w, again[n]) < 1e-6 for n, w in delta.items())  # captions in other batches: rounding
     assert {len(c) for c in json.loads((tmp_path / "curves.json").read_text()).values()} == {CFG.steps}
     assert json.loads((tmp_path / "closed_form.json").read_text()).keys() == {"refinement", "fusion"}
     repeated = erase(pipe, TASK, CFG, data, 3)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
-from tokenizers import Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -23,26 +21,13 @@ SENTENCES = (
     "the dog and the bird on the ground",
     "a picture of the sky above a street",
 )
-
-
-@functools.cache
-def trained_model() -> str:
-    """A byte-level BPE model as JSON. Once a process: the trainer breaks ties (`ue`, `en` in `queen`) by chance."""
-    template = CLIPTokenizer()
-    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    trained.normalizer = template.backend_tokenizer.normalizer
-    trained.pre_tokenizer = template.backend_tokenizer.pre_tokenizer
-    trained.train_from_iterator(
-        SENTENCES,
-        trainers.BpeTrainer(
-            vocab_size=330,
-            end_of_word_suffix="</w>",
-            show_progress=False,
-            initial_alphabet=sorted(ByteLevel.alphabet()),
-            min_frequency=1,
-        ),
-    )
-    return trained.to_str()
+# of a byte-level BPE trained on SENTENCES once; kept, since the trainer breaks ties (`ue`, `en` in `queen`) by chance
+MERGES = """
+h+e</w> t+he</w> o+f</w> h+o p+ho t+o</w> pho+to</w> a+i a+n</w> c+t d+o e+e n+d</w> o+n</w> s+k t+r a+b
+a+t</w> a+l</w> a+nd</w> b+i c+i c+h</w> c+at</w> e+r e+t f+f g+r h+i i+n i+n</w> i+l</w> i+ct i+ci n+t o+r
+o+u o+v o+r</w> o+ff o+il</w> p+ai p+er p+ict p+or q+u r+d</w> r+e</w> s+on</w> s+tr s+hi u+re</w> ai+t</w>
+ct+or</w> do+g</w> do+ctor</w> ee+n</w> ee+t</w> sk+y</w> sk+et tr+ait</w>
+"""
 
 
 def make_tokenizer(pad: str = "eos", max_length: int = 77) -> CLIPTokenizer:
@@ -50,11 +35,9 @@ def make_tokenizer(pad: str = "eos", max_length: int = 77) -> CLIPTokenizer:
 
     pad: "eos" as in SD 1.x, "zero" as in SD 2.x (pads with '!', id 0).
     """
-    alphabet, state = sorted(ByteLevel.alphabet()), json.loads(trained_model())["model"]
-    vocab = {token: i for i, token in enumerate(alphabet)}
-    for token in [*(symbol + "</w>" for symbol in alphabet), *sorted(state["vocab"], key=state["vocab"].get), *SPECIAL]:
-        vocab.setdefault(token, len(vocab))
-    merges = [tuple(pair) for pair in state["merges"]]
+    alphabet, merges = sorted(ByteLevel.alphabet()), [tuple(merge.split("+")) for merge in MERGES.split()]
+    tokens = [*alphabet, *(symbol + "</w>" for symbol in alphabet), *map("".join, merges), *SPECIAL]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     padding = {"eos": SPECIAL[1], "zero": "!"}[pad]
     return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=padding, model_max_length=max_length)
 
