@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,6 @@ SEEDS: dict[Level, list[int]] = {"quick": [0], "standard": [0, 1, 2], "full": [0
 WORD = "glorp"
 """A word that no model was taught."""
 MAKERS = {"real": "real pictures", "base": "pictures of the original model", "erased": "the model's own pictures"}
-LEAK = "UCE with lamb 0.5 that retains no empty caption"
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,15 @@ def erasers(request: Request) -> dict[str, dict[str, Any]]:
     for bits in (8, 4):
         blocks[f"rounding-{bits}"] = update | {"bits": bits}
     if request.original:
-        blocks[LEAKING] = {"method": "uce", "keep_empty": False, "lamb": 0.5, **request.base.leaking, **main}
+        blocks[LEAKING] = {**request.base.leaking, **main}
     return blocks
+
+
+def leaking_title(base: AuditBase) -> str:
+    """What the model is that is to leak: its eraser and the numbers and switches among its settings."""
+    method = base.leaking["method"]
+    settings = [f"{key}: {json.dumps(value)}" for key, value in base.leaking.items() if isinstance(value, (int, float))]
+    return f"erased by {method} with {', '.join(settings)}"
 
 
 def probes(request: Request) -> dict[str, dict[str, Any]]:
@@ -235,7 +242,7 @@ def study(request: Request) -> dict[str, Any]:
     }  # fmt: skip
     if request.original:
         first = next(iter(trainings(request)))
-        audit["leaking"] = {"title": LEAK, "probe": first, "eraser": LEAKING}
+        audit["leaking"] = {"title": leaking_title(base), "probe": first, "eraser": LEAKING}
     revision = {"revision": request.revision} if request.revision and not request.original else {}
     return {
         "study": "audit",
