@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -188,6 +189,32 @@ def test_sigterm_exits_143_with_the_state_saved(tmp_path: Path, at: int) -> None
     whole, resumed = averaged(), averaged()
     assert train(resumed, saver, saved) == train(whole, Saver(None, ""))
     assert equal(resumed.average, whole.average)
+
+
+def test_a_saved_state_leaves_the_device_before_the_first_step(tmp_path: Path, always: None) -> None:
+    """What a resumed run needs on the GPU is what a fresh one needs: weights and averages are not there twice."""
+    alive, loaded = [], []
+
+    def stop(step: int) -> None:
+        if step == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(averaged(stop), Saver(tmp_path, "facts"))
+    elsewhere = Saver(tmp_path, "facts").load(torch.device("meta"))
+    parts = {name: elsewhere[name] for name in ("weights", "average")} | {"moments": elsewhere["optimiser"]["state"][0]}
+    assert {tensor.device.type for part in parts.values() for tensor in part.values()} == {"cpu"}
+    assert elsewhere["further"]["count"].device.type == "meta" and elsewhere["step"] == 3
+
+    class Recorder(Saver):
+        def load(self, device: torch.device) -> dict | None:
+            state = super().load(device)
+            loaded.extend(weakref.ref(tensor) for part in ("weights", "average") for tensor in state[part].values())
+            return state
+
+    saver = Recorder(tmp_path, "facts")
+    train(averaged(lambda step: alive.append([ref() is not None for ref in loaded])), saver, saver.load(CPU))
+    assert len(loaded) == 4 and alive and not any(any(step) for step in alive)
 
 
 def test_a_finished_state_is_not_trained_again(tmp_path: Path) -> None:

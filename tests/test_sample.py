@@ -189,8 +189,19 @@ def test_guidance_goes_through_one_forward_pass(pipe: StableDiffusionPipeline, m
     assert seen == [3] * 2
 
 
+MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+]
+
+
+@pytest.mark.parametrize("error", MEMORY)
 def test_out_of_memory_halves_the_batch_and_changes_no_image(
-    pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: RuntimeError,
+    pipe: StableDiffusionPipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     table = prompt_table(10)
     expected = run(pipe, table, CFG)
@@ -198,7 +209,7 @@ def test_out_of_memory_halves_the_batch_and_changes_no_image(
 
     def small(x: torch.Tensor, *args: object, **options: object) -> object:
         if len(x) > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return forward(x, *args, **options)
 
     monkeypatch.setattr(pipe.unet, "forward", small)
@@ -206,9 +217,18 @@ def test_out_of_memory_halves_the_batch_and_changes_no_image(
         images = run(pipe, table, s.SamplingConfig(steps=4, guidance=5.0, batch=8))
     assert [record.args[1] for record in caplog.records] == [4, 2]
     assert max(abs(images[row] - expected[row]).max() for row in range(10)) <= 1
-    monkeypatch.setattr(pipe.unet, "forward", lambda *a, **k: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    monkeypatch.setattr(pipe.unet, "forward", lambda *a, **k: (_ for _ in ()).throw(error))
     with pytest.raises(MemoryError, match="one image"):
         run(pipe, table, CFG)
+
+
+def test_another_error_of_a_pass_ends_the_sampling(
+    pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    monkeypatch.setattr(pipe.unet, "forward", lambda *a, **k: (_ for _ in ()).throw(error))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run(pipe, prompt_table(2), CFG)
 
 
 def test_decode_in_chunks_is_the_whole(pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,12 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the memory of the GPU did not suffice: torch, or cuBLAS and cuDNN, which have no such exception."""
+    libraries = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(name in str(error) for name in libraries)
+
+
 def at_least_single(values: torch.Tensor) -> torch.Tensor:
     """The tensor in float32, or in float64 where it is that already: for losses of models in half precision."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

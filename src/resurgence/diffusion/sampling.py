@@ -25,7 +25,7 @@ from PIL import Image
 
 from resurgence.config.fields import ConfigError
 from resurgence.config.stages import SamplingConfig
-from resurgence.diffusion.device import DTYPES, check_precision, exact
+from resurgence.diffusion.device import DTYPES, check_precision, exact, is_out_of_memory
 from resurgence.diffusion.image_sets import RESAMPLED
 from resurgence.diffusion.speed import apply_speed, chosen, is_compiled
 from resurgence.diffusion.text import check_lengths, encode_prompts
@@ -247,7 +247,9 @@ def sample(
         images = None
         try:
             images = generate(pipe, prompts.iloc[rows], embeddings[codes[rows].tolist()], empty, cfg, precision)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if cfg.batch == 1:
                 raise MemoryError(f"one image of {shape} latents does not fit on {pipe.device}: {error}") from error
         if images is None:  # outside of the except block, which keeps the failed batch alive

@@ -21,12 +21,14 @@ import torch
 
 from resurgence.files import atomic_file
 from resurgence.provenance.outputs import check_space
+from resurgence.training.memory import mapped
 
 log = logging.getLogger(__name__)
 STATE_FILE = "state.pt"
 LAYOUT = 3  # of the state file; part of the fingerprint, so that a file of another layout is not resumed
 EVERY = 60.0  # seconds between two saves; more when saving is slow
 SHARE = 20  # saving takes at most 1/SHARE of the time
+HOST = ("weights", "average", "optimiser")  # parts of a state that stay in main memory: the device has tensors for them
 
 
 def checkpoint_name(step: int) -> str:
@@ -72,7 +74,7 @@ class Saver:
         self.due = now + max(EVERY, SHARE * (now - started))
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """Load the state of this run; None if there is no state, or that of another run.
+        """Load the state of this run, the parts in HOST to main memory; None if there is none, or that of another run.
 
         Raises:
             ValueError: the file is damaged.
@@ -81,7 +83,7 @@ class Saver:
             return None
         file = self.folder / STATE_FILE
         try:
-            state = torch.load(file, map_location=device, weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises whatever its unpickler or zip reader does
             kind = type(error).__name__
             raise ValueError(f"training state {file} is damaged ({kind}); delete it and run again") from error
@@ -89,7 +91,8 @@ class Saver:
             log.warning("%s belongs to other settings, images or weights: starting at step 0", file)
             return None
         log.info("resumed at step %d from %s", state["step"], file)
-        return state
+        further = {key: value for key, value in state.items() if key not in HOST}
+        return state | mapped(lambda tensor: tensor.to(device), further)
 
 
 @contextmanager

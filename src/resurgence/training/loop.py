@@ -60,6 +60,7 @@ def train(run: Run, saver: Saver, saved: Mapping[str, Any] | None = None) -> dic
         SystemExit: 143 after SIGTERM, with the state saved.
     """
     first = restore(run, saved) if saved else 0
+    saved = None  # the run has its tensors now
     progress, pending = Progress(run.name, run.steps, "steps", first), []
     with stop_on_sigterm() as stop:
         for done in range(first + 1, run.steps + 1):
@@ -111,6 +112,10 @@ def update(run: Run, step: int) -> tuple[float, Mapping[str, torch.Tensor], torc
 
 def gradient_of(run: Run, step: int) -> Mapping[str, torch.Tensor]:
     """Compute the gradient of a step; with smaller passes from the same state again where memory does not suffice."""
+
+    def copied(state: Mapping[str, Any]) -> Mapping[str, Any]:
+        return memory.mapped(lambda tensor: tensor.detach().clone(), state)
+
     before = copied(run.further())
 
     def reset() -> None:
@@ -118,15 +123,6 @@ def gradient_of(run: Run, step: int) -> Mapping[str, torch.Tensor]:
         run.load_further(copied(before))
 
     return run.limits.fitting(lambda: run.gradient(step), reset)
-
-
-def copied(state: Any) -> Any:
-    """A copy of a state of tensors and plain values in dictionaries, lists and tuples."""
-    if isinstance(state, torch.Tensor):
-        return state.detach().clone()
-    if isinstance(state, Mapping):
-        return {key: copied(value) for key, value in state.items()}
-    return type(state)(map(copied, state)) if isinstance(state, list | tuple) else state
 
 
 def move_average(mean: torch.Tensor, value: torch.Tensor, decay: float) -> None:

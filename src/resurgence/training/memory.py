@@ -13,12 +13,13 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from resurgence.config.fields import ConfigError
+from resurgence.diffusion.device import is_out_of_memory
 
 log = logging.getLogger(__name__)
 MICRO_BATCH = "RESURGENCE_MICRO_BATCH"  # auto or a number; set by the Snakefile from base.micro_batch
@@ -124,14 +125,14 @@ class PassLimits:
             reset: undoes what an interrupted call has changed.
 
         Raises:
-            torch.cuda.OutOfMemoryError: one sample does not fit either.
+            RuntimeError: of `is_out_of_memory`, as one sample does not fit either.
         """
         while True:
             self.largest = 0
             try:
                 return compute()
-            except torch.cuda.OutOfMemoryError:
-                if not self.shrink():
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or not self.shrink():
                     raise
             reset()  # outside of the except block, which keeps the tensors of the failed call alive
             gc.collect()  # graphs of checkpointed passes refer to themselves
@@ -141,3 +142,12 @@ class PassLimits:
 def host_copy(tensor: torch.Tensor) -> torch.Tensor:
     """A copy in main memory."""
     return tensor.detach().to("cpu", copy=True)
+
+
+def mapped(function: Callable[[torch.Tensor], torch.Tensor], state: Any) -> Any:
+    """A state of tensors and plain values in dictionaries, lists and tuples, with a function's value of each tensor."""
+    if isinstance(state, torch.Tensor):
+        return function(state)
+    if isinstance(state, Mapping):
+        return {key: mapped(function, value) for key, value in state.items()}
+    return type(state)(mapped(function, value) for value in state) if isinstance(state, list | tuple) else state
