@@ -32,6 +32,8 @@ $(error TORCH = $(TORCH) is unknown; write cu126, cu128, cpu or pinned)
 endif
 STAMP := $(VENV)/.installed$(addprefix -,$(filter-out pinned,$(TORCH)))
 PINS := -r envs/requirements.txt $(if $(filter pinned,$(TORCH)),-r envs/cuda.txt,--torch-backend $(TORCH))
+# pip and uv take torch of another variant for the same: its version is equal
+SWITCH := $(if $(filter-out $(STAMP),$(wildcard $(VENV)/.installed*)),--reinstall-package torch --reinstall-package torchvision)
 WORLD := data/miniature-2
 DATA := $(WORLD)/base/model_index.json
 REFERENCES := $(patsubst %/dvc.yaml,%,$(wildcard reference/*/dvc.yaml))
@@ -51,7 +53,7 @@ $(STAMP): envs/requirements.txt envs/cuda.txt pyproject.toml
 	  || { rm -rf .uv && $(PYTHON) -m pip install --quiet --target .uv uv; }
 	PATH="$$PATH:$(CURDIR)/.uv/bin"; \
 	  { test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV); } \
-	  && uv pip install --compile-bytecode --python $(BIN)/python $(PINS) \
+	  && uv pip install --compile-bytecode --python $(BIN)/python $(PINS) $(SWITCH) \
 	  && uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@rm -f $(VENV)/.installed* && touch $@
 

@@ -28,10 +28,13 @@ def test_the_variant_of_torch(tmp_path: Path) -> None:
     assert "tools/gpu_driver.py" in first
     older = make(tmp_path, "TORCH=cu126").stdout
     assert "-r envs/requirements.txt --torch-backend cu126 " in older and "cuda.txt" not in older
+    assert "--reinstall-package" not in first + older
     (tmp_path / ".installed-cu126").touch()
     assert "uv pip install" not in make(tmp_path).stdout
     assert "-r envs/cuda.txt " in make(tmp_path, "TORCH=pinned").stdout
     assert "--torch-backend cpu " in make(tmp_path, "TORCH=cpu").stdout
+    for other in ("pinned", "cpu"):  # the installed torch has the pinned version, so nothing would be installed
+        assert "--reinstall-package torch --reinstall-package torchvision" in make(tmp_path, f"TORCH={other}").stdout
     wrong = make(tmp_path, "TORCH=cu99")
     assert wrong.returncode != 0 and "TORCH = cu99 is unknown; write cu126, cu128, cpu or pinned" in wrong.stderr
 
