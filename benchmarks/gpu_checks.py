@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from diffusers import StableDiffusionPipeline
-from gpu_machine import Machine, arithmetic, big_pipeline, timed, unet_inputs
+from gpu_machine import NO_TIME, Machine, arithmetic, big_pipeline, timed, unet_inputs
 from short_erasures import ERASURES, erase, eraser_data
 
 from resurgence.diffusion.pipeline import load_base
@@ -47,7 +47,7 @@ def images(machine: Machine) -> dict[str, Any]:
         "share of pixels that differ": float((first != on_cpu).mean()),
         "the same twice": bool((first == second).all()),
     }
-    for batch in (1, 7):
+    for batch in (1, 7) if machine.left > 10 else ():
         results[f"batch {batch} - batch 16"] = int(abs(pixels_of(pipe, rows, batch=batch) - first).max())
     fresh = miniature(machine.device)
     results["channels_last"] = int(abs(pixels_of(fresh, rows, channels_last=True) - first).max())
@@ -64,6 +64,9 @@ def erasers(machine: Machine) -> dict[str, Any]:
     start = {f"unet.{name}": p for name, p in on_cpu.unet.named_parameters()}
     start |= {f"text_encoder.{name}": p for name, p in on_cpu.text_encoder.named_parameters()}
     for name in ERASURES:
+        if machine.left < 10:
+            results[name] = NO_TIME
+            continue
         began = time.perf_counter()
         try:
             cpu, first, second = (erase(name, p, data) for p in (on_cpu, pipe, pipe))
@@ -95,6 +98,9 @@ def finetunes(machine: Machine) -> dict[str, Any]:
     if not machine.cuda:  # gradients of fp16 need a GPU
         del kinds["lora fp16"]
     for name, options in kinds.items():
+        if machine.left < 10:
+            results[name] = NO_TIME
+            continue
         cfg, curves = FinetuneConfig(**{"steps": 20, "batch": 4, "accumulation": 1, **options}), []
         for target in (pipe, pipe) if "precision" in options else (on_cpu, pipe, pipe):
             with tempfile.TemporaryDirectory() as folder:
@@ -119,6 +125,9 @@ def determinism(machine: Machine) -> dict[str, Any]:
         inputs = unet_inputs(machine, pipe, batch, torch.float32)
         for mode, context in modes.items():
             for kind, half in (("fp32", None), ("bf16", torch.bfloat16)):
+                if machine.left < 5:
+                    results[f"batch {batch}, {mode}, {kind}"] = NO_TIME
+                    continue
 
                 def gradient(half: torch.dtype | None = half, inputs: tuple = inputs) -> tuple[torch.Tensor, ...]:
                     with torch.autocast(machine.kind, half, enabled=half is not None):

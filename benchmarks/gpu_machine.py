@@ -22,6 +22,7 @@ from published import make_published
 from resurgence.diffusion import device, speed
 from tiny import make_pipeline
 
+NO_TIME = "no time left"
 RATES = yaml.safe_load((Path(__file__).parent.parent / "workflow/rates.yaml").read_text())
 
 
@@ -54,6 +55,16 @@ class Machine:
     def left(self) -> float:
         """Seconds until the run should end."""
         return self.seconds - (time.monotonic() - self.start)
+
+    def reset_peak(self) -> None:
+        """Begin to measure the peak of the device's memory."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+
+    @property
+    def peak(self) -> float:
+        """The peak of the device's memory since then, in GiB; 0 without a GPU."""
+        return torch.cuda.max_memory_allocated() / 2**30 if self.cuda else 0.0
 
     def synchronise(self) -> None:
         """Wait until the device has finished all work."""
@@ -94,15 +105,14 @@ def timed(machine: Machine, run: Callable[[], Any], repeats: int = 3, warm: int 
     for _ in range(warm):
         run()
     machine.synchronise()
-    if machine.cuda:
-        torch.cuda.reset_peak_memory_stats()
+    machine.reset_peak()
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         run()
         machine.synchronise()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), torch.cuda.max_memory_allocated() / 2**30 if machine.cuda else 0.0
+    return statistics.median(seconds), machine.peak
 
 
 def driver() -> str:

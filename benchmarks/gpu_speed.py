@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import open_clip
 import torch
 from diffusers import StableDiffusionPipeline
-from gpu_machine import RATES, Machine, arithmetic, big_pipeline, rates, timed, unet_inputs
+from gpu_machine import NO_TIME, RATES, Machine, arithmetic, big_pipeline, rates, timed, unet_inputs
 from PIL import Image
 
 from resurgence.diffusion.image_sets import decode_images, png
@@ -21,14 +20,12 @@ from resurgence.diffusion.speed import SPEEDS, apply_speed, fast_training
 from resurgence.diffusion.unet import predict
 from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.mace.concept_loras import ConceptData, Training, train_concepts
-from resurgence.scorers.clip import ClipScorer
 from resurgence.scorers.inception import clean_resize
 from resurgence.training.lora import prepare, restore
 
 WORK = RATES["work"]["sd14"]  # TFLOP
 STEPS_OF_MACE = 50  # for each concept
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
-NO_TIME = "no time left"
 
 
 class Mode(NamedTuple):
@@ -213,18 +210,18 @@ def mace_step(machine: Machine, pipe: StableDiffusionPipeline, concepts: int) ->
         for k in range(concepts)
     ]
     seconds = {}
+    machine.reset_peak()
     for steps in (2, 7):
         began = time.perf_counter()
         cfg = Training(steps, 1e-4, 1, 0.01, 1.0, "window", concepts)
         train_concepts(pipe.unet, pipe.scheduler.alphas_cumprod, data, cfg, 0)
         machine.synchronise()
         seconds[steps] = time.perf_counter() - began
-    peak = torch.cuda.max_memory_allocated() / 2**30 if machine.cuda else 0.0
     step = (seconds[7] - seconds[2]) / 5
     return {
         "concepts/s": round(concepts / (STEPS_OF_MACE * step), 3),
         "s a step": round(step, 4),
-        "GiB": round(peak, 1),
+        "GiB": round(machine.peak, 1),
     }
 
 
@@ -253,6 +250,10 @@ def training(machine: Machine) -> dict[str, Any]:
 
 def scoring(machine: Machine) -> dict[str, Any]:
     """Milliseconds an image of PNG, of the resizing of clean-fid, and of CLIP with random weights."""
+    import open_clip  # not at the top: the other parts run without it
+
+    from resurgence.scorers.clip import ClipScorer
+
     draw = np.random.default_rng(0)
     noise = [Image.fromarray((draw.random((32, 32, 3)) * 255).astype(np.uint8)) for _ in range(16)]
     data: list[bytes] = []

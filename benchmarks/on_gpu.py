@@ -3,9 +3,11 @@
     python benchmarks/on_gpu.py --out DIR --seconds 470
     python benchmarks/on_gpu.py --out DIR --tiny --device cpu        a test of the script, with numbers that say nothing
 
-The most informative parts run first. An error in a part is recorded, and the next part runs. DIR/gpu.json and the table
-of rates, DIR/gpu.md, are written after each part, so an interrupted run keeps the results of its finished parts. Uses
-data/miniature-2 if present, and models of the size of SD 1.4 with random weights; nothing else but the sources.
+Needs torch, diffusers, transformers, peft, pandas, pyarrow, pydantic and PyYAML; open_clip_torch only for the last
+part. The most informative parts run first. An error in a part is recorded, and the next part runs. DIR/gpu.json and
+the table of rates, DIR/gpu.md, are written after each part, so an interrupted run keeps the results of its finished
+parts. Uses data/miniature-2 if present, and models of the size of SD 1.4 with random weights; nothing else but the
+sources.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ PARTS = {
 def run(machine: gpu_machine.Machine, name: str) -> object:
     """The results of a part, or its error."""
     if machine.left < 10:
-        return gpu_speed.NO_TIME
+        return gpu_machine.NO_TIME
     try:
         return PARTS[name](machine)
     except Exception:
@@ -66,7 +68,9 @@ def table(results: dict[str, Any]) -> str:
     lines = [f"{name}, torch {torch.__version__}, {date.today()}", ""]
     lines += ["| part | setting | rate | of peak | GiB |", "|---|---|---|---|---|"]
     for part in ("sampling", "training"):
-        entries = results.get(part, {})
+        entries = results.get(part)
+        if not isinstance(entries, dict):  # no time was left
+            continue
         for setting, entry in entries.items():
             if not isinstance(entry, dict):
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -39,6 +40,25 @@ def test_the_table_by_hand(on_gpu) -> None:
         "| sampling | price of strictness | 25.0% | | |",
         "| training | mace, 10 concepts | 0.5 concepts/s |  | 19.0 |",
     ]
+
+
+def test_parts_without_time_or_with_an_error_have_no_rows(on_gpu) -> None:
+    errors = {"sampling": {"error": ["out of memory"]}, "training": on_gpu.gpu_machine.NO_TIME}
+    assert len(on_gpu.table(errors).splitlines()) == 4
+
+
+def test_a_run_without_time_ends_with_a_table(on_gpu, tmp_path: Path, monkeypatch) -> None:
+    """Also without open_clip, which the last part alone needs."""
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    for name in ("gpu_speed", "gpu_checks", "gpu_machine", "on_gpu"):
+        monkeypatch.delitem(sys.modules, name)
+    fresh = importlib.import_module("on_gpu")
+    monkeypatch.setattr(
+        sys, "argv", ["on_gpu.py", "--out", str(tmp_path), "--tiny", "--device", "cpu", "--seconds", "0"]
+    )
+    assert fresh.main() == 0
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    assert {results[part] for part in fresh.PARTS} == {"no time left"}
 
 
 def test_every_kind_of_rate_with_tiny_models(on_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
