@@ -169,12 +169,13 @@ def test_the_speed_of_a_stage_by_hand(study: Study, rates: Rates) -> None:
             base=dataclasses.replace(study.base, speed=base),
             sampling=dataclasses.replace(study.sampling, **sampling),
         )
-        return [Coster(changed, rates, "one").speed_of(stage) for stage in ("sample", "finetune", "erase", "score")]
+        return [Coster(changed, rates, "one").speed_of(stage) for stage in stages]
 
-    assert speeds() == ["eager"] * 4
-    assert speeds("channels-last") == ["channels-last", "channels-last", "eager", "eager"]
-    assert speeds("auto") == ["graphs", "compiled", "eager", "eager"]  # training has no graphs
-    assert speeds(compile=True) == ["compiled", "eager", "eager", "eager"]
+    stages = ("sample", "finetune", "concept_images", "erase", "score")
+    assert speeds() == ["eager"] * 5
+    assert speeds("channels-last") == ["channels-last"] * 3 + ["eager"] * 2
+    assert speeds("auto") == ["graphs", "compiled", "graphs", "eager", "eager"]  # training has no graphs
+    assert speeds(compile=True) == ["compiled", "eager", "eager", "eager", "eager"]
     assert speeds("channels-last", channels_last=True) == speeds("channels-last")
 
 

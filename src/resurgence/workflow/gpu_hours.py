@@ -119,12 +119,14 @@ class Coster:
 
     def speed_of(self, stage: str) -> str:
         """The speed at which jobs of a stage run, as run.json names it; all but sampling and fine-tuning run eager."""
-        if stage not in (*SAMPLING, "finetune"):
+        if stage not in (*SAMPLING, "concept_images", "finetune"):
             return "eager"
         base, sampling = self.study.base.speed, self.study.sampling
         speed = self.rates.auto[self.gpu] if base == "auto" else base
         if stage == "finetune":
             return "compiled" if speed == "graphs" else speed
+        if stage == "concept_images":  # whose settings have no speed
+            return speed
         by_settings = "compiled" if sampling.compile else "channels-last" if sampling.channels_last else "eager"
         return max(speed, by_settings, key=SPEEDS.index)
 
