@@ -17,13 +17,14 @@ from resurgence.analysis.concept_means import by_concept, extremes
 from resurgence.analysis.estimates import estimates
 from resurgence.analysis.intervals import interval
 from resurgence.analysis.metric_tables import column_titles, wide
-from resurgence.analysis.task_means import pool_tasks
+from resurgence.analysis.random_effects import mean_estimate, over_runs, units_of
+from resurgence.analysis.task_means import over_tasks, pool_tasks
 from resurgence.config.experiment import Cells, Claim
 from resurgence.config.model_path import ModelPath
 from resurgence.scorers import frechet
 from resurgence.stages import experiment
 from resurgence.stages.job import Job
-from scored import PEOPLE, study_sets, write_scores_folder
+from scored import PEOPLE, prompt_rows, score, study_sets, write_scores_folder
 from test_scorers import write_clip
 
 METRICS = ["recogniser_accuracy", "clip_score"]
@@ -73,6 +74,51 @@ def test_a_mean_over_tasks_has_the_tasks_as_its_units(pooled: list[dict]) -> Non
             np.testing.assert_allclose(interval(row["gain"], 0.95), expected, rtol=1e-6)
         low, high = interval(row["erased"], 0.95)
         assert low <= row["erased"].value <= high and (row["metric"] == "clip_score" or (low >= 0 and high <= 100))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_seeds_of_a_task_are_no_more_images_where_all_are_equal(share: float) -> None:
+    """None of 4 x 50 images, whatever the number of seeds: Clopper and Pearson's interval of 0 of 200."""
+    units = units_of([f"concept {k // 10}" for k in range(50)])
+    values = np.full(50, 100 * share)
+    reach = 100 * (1 - 0.025 ** (1 / 200))
+    for seeds in (1, 3):
+        tasks = [
+            over_runs([mean_estimate(values, units, (task, seed), task, 100.0) for seed in range(seeds)])
+            for task in "abcd"
+        ]
+        low, high = interval(over_tasks(tasks, "abcd"), 0.95)
+        assert (low, high) == pytest.approx((100 - reach, 100) if share else (0, reach))
+
+
+def test_images_of_a_general_prompt_are_one_random_unit() -> None:
+    """Student's t of the means of the prompts; prompts of one image each are pairs as before."""
+    words = [
+        (word, "", "general", "", seed, seed) for word in ("sky", " ", "a photo", "oak", "car") for seed in (1, 2, 3)
+    ]
+    prompts = pd.concat([prompt_rows(PEOPLE), pd.DataFrame(words, columns=prompt_rows(PEOPLE).columns)])
+    key = {"base": "miniature", "task": "identities-4", "state": "base"}
+    base = scored_sets.image_set(key, score(prompts, {"erase": 0.5, "retain": 0.5, "general": 0.5}, 3))
+    every, units = estimates([base], only=["clip_score"])
+    found = every[every["role"] == "general"].iloc[0]["estimate"]
+    means = base.rows[base.rows["role"] == "general"].groupby("prompt")["clip_score"].mean()
+    reach = t.ppf(0.975, 4) * means.std(ddof=1) / np.sqrt(5)
+    np.testing.assert_allclose(interval(found, 0.95), (means.mean() - reach, means.mean() + reach))
+    assert units.set_index("role").loc["general", ["unit", "units"]].tolist() == ["concept", 5]
+    once = dataclasses.replace(base, rows=base.rows[(base.rows["role"] != "general") | (base.rows["seed"] == 1)])
+    _, units = estimates([once], only=["clip_score"])
+    assert units.set_index("role").loc["general", ["unit", "units"]].tolist() == ["pair", 5]
+
+
+def test_a_concept_in_two_roles_has_a_column_in_each() -> None:
+    ship = [one for one in study_sets(erasers=("mace",)) if one.key["task"] == "ship"]
+    every, _ = estimates(ship, only=["clip_score"], each_concept=True)
+    text = wide(claims.table(claims.pool_seeds(tables.paired_rows(every)), 0.95)).set_index("model")
+    rows = ship[0].rows
+    for role, title in (("erase", "ship, erased concepts"), ("synonym", "ship, their synonyms"), ("retain", "cat")):
+        chosen = rows[(rows["role"] == role) & (rows["concept"] == title.split(",")[0])]
+        assert text.loc["base", f"{title}, CLIP score (100 cos)"] == f"{chosen['clip_score'].mean():.1f}"
+    assert len(list(text)) == 1 + 2 + 3  # task; roles of the ship; retained concepts
 
 
 def test_claims_over_tasks_are_about_tasks(pooled: list[dict]) -> None:
