@@ -7,7 +7,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -117,6 +117,27 @@ def test_a_list_is_text_and_no_web_page(project: Path) -> None:
     with pytest.raises(FileNotFoundError, match=sent):
         mirrors.main([place])
     assert not Path(place).exists()
+
+
+def test_a_file_that_breaks_off_is_not_recorded(project: Path) -> None:
+    """A list has no end by which one would see it, and every later download would be compared with its half."""
+
+    class Half(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "14")
+            self.end_headers()
+            self.wfile.write(b"word\nship\n")
+
+    place = "data/lists/words.csv"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Half) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        urls = {"half": f"http://127.0.0.1:{server.server_port}/words.csv"}
+        Path(mirrors.MIRRORS).write_text(yaml.safe_dump({place: {"licence": "none", "mirrors": urls}}))
+        with pytest.raises(FileNotFoundError, match=r"half: .*the connection ended after 10 of 14 bytes"):
+            mirrors.main([place])
+        server.shutdown()
+    assert not Path(place).exists() and not LOCK.exists()
 
 
 def test_the_table_of_the_project_is_valid() -> None:

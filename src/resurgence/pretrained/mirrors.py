@@ -48,13 +48,17 @@ def download(url: str, file: Path, size: int = 0) -> None:
         size: expected bytes, for the progress in the log.
 
     Raises:
-        OSError: urllib's URLError or HTTPError, or a time-out of 60 s.
+        OSError: urllib's URLError or HTTPError, a time-out of 60 s, or a connection that ends before the file does,
+            of which urllib says nothing.
     """
     progress = Progress("fetching", size, "bytes")
     with urllib.request.urlopen(url, timeout=60) as source, open(file, "wb") as target:
+        whole = source.headers.get("Content-Length")
         while part := source.read(BLOCK):
             target.write(part)
             progress.add(len(part))
+    if whole is not None and (sent := file.stat().st_size) != int(whole):
+        raise urllib.error.URLError(f"the connection ended after {sent} of {whole} bytes; try again")
 
 
 def locked_sha256(place: str) -> str | None:
@@ -112,7 +116,7 @@ def fetch(place: str, archive: Archive, mirrors: Mapping[str, str]) -> str:
             with atomic_file(Path(place)) as temporary:
                 download(url, temporary)
                 checksum = check_download(temporary, expected, place.endswith(".csv"))
-        except (urllib.error.URLError, TimeoutError, ValueError) as error:
+        except (urllib.error.URLError, ConnectionError, TimeoutError, ValueError) as error:
             failures.append(f"{name}: {error}")
             continue
         if expected is None:
