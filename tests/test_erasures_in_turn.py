@@ -120,6 +120,14 @@ def test_what_is_no_order(changes: dict[str, Any], message: str, config: dict[st
         make_study(in_turn(config, **changes), tmp_path)
 
 
+def test_a_changed_objective_of_an_earlier_step_marks_the_model(config: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
+    write_world(tmp_path)
+    second = {"concepts": ["cat"], "after": "fmn.first"}
+    config["erasers"]["fmn"] = {"variants": {"first": FIRST | {"use_pooler": False}, "second": second}}
+    changed = report_settings.tables(make_study(config, tmp_path))["changed_objectives"]
+    assert changed == dict.fromkeys(("fmn.first", "fmn.first+fmn.second"), "use_pooler: false")
+
+
 def test_an_eraser_that_changes_nothing_is_after_no_other(config: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
     """Its scores are those of the base, which the model of the erasure before it is not."""
     write_world(tmp_path)
