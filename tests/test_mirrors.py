@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -138,6 +140,20 @@ def test_a_file_that_breaks_off_is_not_recorded(project: Path) -> None:
             mirrors.main([place])
         server.shutdown()
     assert not Path(place).exists() and not LOCK.exists()
+
+
+def test_two_lists_fetched_side_by_side_are_both_recorded(project: Path) -> None:
+    """Another process holds the folder while it adds its own checksum."""
+    other = {"data/b.csv": {"revision": None, "files": {"b.csv": "b" * 64}}}
+    folder = os.open(LOCK.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    thread = threading.Thread(target=mirrors.record_sha256, args=("data/a.csv", "a" * 64))
+    thread.start()
+    thread.join(0.3)
+    LOCK.write_text(yaml.safe_dump(other))
+    os.close(folder)
+    thread.join()
+    assert read_yaml(LOCK) == other | {"data/a.csv": {"revision": None, "files": {"a.csv": "a" * 64}}}
 
 
 def test_the_table_of_the_project_is_valid() -> None:

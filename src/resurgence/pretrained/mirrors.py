@@ -9,8 +9,10 @@ commits it, and every later download, compares with it. A web page that a mirror
 from __future__ import annotations
 
 import argparse
+import fcntl
 import functools
 import logging
+import os
 import sys
 import tarfile
 import urllib.error
@@ -69,11 +71,16 @@ def locked_sha256(place: str) -> str | None:
 
 def record_sha256(place: str, checksum: str) -> None:
     """Add the checksum of an archive to config/weights.lock."""
-    entries = read_yaml(LOCK) if LOCK.is_file() else {}
-    entries[place] = {"revision": None, "files": {Path(place).name: checksum}}
     LOCK.parent.mkdir(exist_ok=True)
-    with atomic_file(LOCK) as temporary:
-        temporary.write_text(yaml.safe_dump(dict(sorted(entries.items()))))
+    folder = os.open(LOCK.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # rules fetch lists side by side
+        entries = read_yaml(LOCK) if LOCK.is_file() else {}
+        entries[place] = {"revision": None, "files": {Path(place).name: checksum}}
+        with atomic_file(LOCK) as temporary:
+            temporary.write_text(yaml.safe_dump(dict(sorted(entries.items()))))
+    finally:
+        os.close(folder)
     log.info("%s: recorded %s of %s; commit it, so that everyone checks against the same", LOCK, checksum, place)
 
 
