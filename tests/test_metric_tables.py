@@ -132,6 +132,17 @@ def test_claims_over_tasks_are_about_tasks(pooled: list[dict]) -> None:
     assert (table["scope"] == "tasks").all() and claims.display_table(table)["n"].str.endswith(", tasks").all()
 
 
+@pytest.mark.parametrize(("value", "models"), [("base", 1), ("erased", 2), ("finetuned", 3)])
+def test_a_model_of_several_rows_counts_once_in_a_claim(pooled: list[dict], value: str, models: int) -> None:
+    """Ships of MACE with two fine-tunes and of UCE with one."""
+    rows = [row for row in pooled if (row["task"], row["role"], row["metric"]) == ("ship", "erase", "clip_score")]
+    mace, uce = rows
+    found = claims.quantity([mace, uce, {**mace, "finetune": "full"}], Cells(), value)
+    once = [mace[value], uce[value], mace[value]][:models]
+    assert found.value == pytest.approx(np.mean([estimate.value for estimate in once]))
+    assert found.n == sum(estimate.n for estimate in once) == 8 * models
+
+
 def test_the_page_has_a_row_a_model_and_a_column_a_metric_and_role(pooled: list[dict]) -> None:
     rows = [row for row in pooled if row["task"] == "ship" and row["role"] != "synonym"]
     frame = claims.table(rows, 0.95)
