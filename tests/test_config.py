@@ -618,6 +618,19 @@ def test_means_over_tasks_are_over_the_same_tasks(limited: str, config: dict[str
         make_study(config, tmp_path)
 
 
+def test_a_line_has_one_place_for_an_eraser_in_all_tasks(config: dict[str, Any], tmp_path: Path) -> None:
+    write_world(tmp_path)
+    cars = {**TASK, "name": "cars", "erasers": {"mace": {"lamb": 3.0}}}
+    (tmp_path / "tasks/cars.yaml").write_text(yaml.safe_dump(cars))
+    config["tasks"]["names"] = ["pets", "cars"]
+    line = {**EXPERIMENT, "kind": "line", "along": "lamb", "erasers": ["mace"]}
+    config["experiments"] = {"fig7": line, "fig8": {**line, "tasks": ["cars"]}}
+    make_study(config, tmp_path)
+    config["experiments"]["fig7"]["tasks"] = ["pets", "cars"]
+    with pytest.raises(ConfigError, match=r"fig7\.along = 'lamb': is 3 for mace in cars and .* in another"):
+        make_study(config, tmp_path)
+
+
 @pytest.mark.parametrize("shown", [{"metric": "clip_score"}, {"kind": "table", "metrics": ["clip_score"]}])
 def test_a_metric_is_scored_for_every_task_of_its_experiment(
     shown: dict[str, Any], config: dict[str, Any], tmp_path: Path

@@ -15,7 +15,7 @@ from resurgence.config.scorers import scorer_class
 
 if TYPE_CHECKING:
     from resurgence.config.experiment import Experiment
-    from resurgence.config.study import Study
+    from resurgence.config.study import Cell, Study
 
 EXPERIMENT = re.compile(r"[a-z][a-z0-9_]*")  # becomes the name of a rule
 
@@ -63,8 +63,17 @@ def check_experiments(study: Study) -> None:
                 remedy = "searches no words; name erasers that do, such as eap"
                 raise ConfigError(f"{place}.erasers", cell.erasure.eraser, remedy)
         if experiment.kind == "line":
-            for cell in cells:
-                setting_of(study, cell, experiment.along, f"{place}.along")
+            check_axis(study, experiment, cells, f"{place}.along")
+
+
+def check_axis(study: Study, experiment: Experiment, cells: list[Cell], key: str) -> None:
+    """Raise ConfigError for a setting that is no number, or has another value of an eraser in another task."""
+    values: dict[str, float] = {}
+    for cell in cells:
+        eraser, value = study.name_of(cell.erasure), setting_of(study, cell, experiment.along, key)
+        if (other := values.setdefault(eraser, value)) != value:
+            remedy = f"is {value:g} for {eraser} in {cell.erasure.task} and {other:g} in another; draw each by itself"
+            raise ConfigError(key, experiment.along, remedy)
 
 
 def check_every_task(study: Study, name: str) -> None:
