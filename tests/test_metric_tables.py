@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import t
+from scipy.stats import spearmanr, t
 
 from resurgence.analysis import claims, scored_sets, tables
-from resurgence.analysis.concept_means import by_concept, extremes
+from resurgence.analysis.concept_means import agreement, by_concept, extremes
 from resurgence.analysis.estimates import estimates
+from resurgence.analysis.headline import number
 from resurgence.analysis.intervals import interval
 from resurgence.analysis.metric_tables import column_titles, wide
 from resurgence.analysis.random_effects import mean_estimate, over_runs, units_of
@@ -307,6 +308,18 @@ def test_a_scatter_shows_a_metric_over_the_similarity_to_the_erased_concept(
     points = frame.set_index("concept")[["similarity", "value"]]
     assert points["similarity"].to_dict() == similar and points["value"].to_dict() == lost
     assert "| ship | uce | 3 | 0.5 |" in text  # ranks of truck, cat, dog: 3, 2, 1 and 3, 1, 2; not of the ship itself
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_agreement_of_concepts_is_scipys_and_a_dash_where_nothing_varies() -> None:
+    generator = np.random.default_rng(0)
+    values = pd.DataFrame({"value": generator.normal(size=9).round(1), "similarity": generator.normal(size=9).round(1)})
+    several = values.assign(task="a", eraser="x", role=["erase", *["retain"] * 8])
+    same, erased = several.assign(eraser="y", value=2.0), several.assign(eraser="z", role="erase")
+    found = agreement(pd.concat([several, same, erased])).set_index("eraser")
+    rho = spearmanr(values["value"][1:], values["similarity"][1:]).statistic
+    assert found["rank correlation"].to_dict() == {"x": number(rho), "y": "-", "z": "-"}
+    assert found["concepts"].tolist() == ["8", "8", "0"]
 
 
 def test_similarities_are_cosines_of_clips_texts(settings: tuple[Path, dict], tmp_path: Path) -> None:
