@@ -22,6 +22,7 @@ from resurgence.analysis.random_effects import mean_estimate, over_runs, units_o
 from resurgence.analysis.task_means import over_tasks, pool_tasks
 from resurgence.config.experiment import Cells, Claim
 from resurgence.config.model_path import ModelPath
+from resurgence.figures.metrics import histogram
 from resurgence.scorers import frechet
 from resurgence.stages import experiment
 from resurgence.stages.job import Job
@@ -314,9 +315,10 @@ def test_a_scatter_shows_a_metric_over_the_similarity_to_the_erased_concept(
 def test_the_agreement_of_concepts_is_scipys_and_a_dash_where_nothing_varies() -> None:
     generator = np.random.default_rng(0)
     values = pd.DataFrame({"value": generator.normal(size=9).round(1), "similarity": generator.normal(size=9).round(1)})
-    several = values.assign(task="a", eraser="x", role=["erase", *["retain"] * 8])
+    several = values.assign(task="a", eraser="x", concept=list("abcdefghi"), role=["erase", *["retain"] * 8])
     same, erased = several.assign(eraser="y", value=2.0), several.assign(eraser="z", role="erase")
-    found = agreement(pd.concat([several, same, erased])).set_index("eraser")
+    word = several.head(1).assign(role="general", value=99.0)  # the erased word by itself, as a general prompt
+    found = agreement(pd.concat([several, word, same, erased])).set_index("eraser")
     rho = spearmanr(values["value"][1:], values["similarity"][1:]).statistic
     assert found["rank correlation"].to_dict() == {"x": number(rho), "y": "-", "z": "-"}
     assert found["concepts"].tolist() == ["8", "8", "0"]
@@ -365,6 +367,16 @@ def test_general_prompts_are_concepts_of_their_own_in_a_histogram() -> None:
     means = by_concept(sets, "clip_score", ("general",)).set_index(["column", "concept"])["value"]
     assert means["base"].to_dict() == words
     assert means["erased"].to_dict() == {word: value + 1 for word, value in words.items()}
+
+
+def test_the_erased_word_among_general_prompts_is_marked_in_a_histogram() -> None:
+    rows = [("bird", "erase", 9.0), ("bird", "general", 8.0), ("duck", "general", 3.0), (" ", "general", 1.0)]
+    frame = pd.DataFrame(rows, columns=["concept", "role", "value"])
+    figure = histogram(frame.assign(task="bird", eraser="eap", finetune="", column="erased"), "sensitivity", "Title")
+    [axis] = [axis for axis in figure.axes if axis.get_visible()]
+    dashed = [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "--"]
+    [outline] = axis.patches
+    assert dashed == [9.0, 8.0] and outline.get_xy()[:, 1].sum() == 2 * 2  # each of two bars has two corners
 
 
 def test_a_metric_that_no_image_has_is_told(settings: tuple[Path, dict], tmp_path: Path) -> None:
