@@ -91,11 +91,17 @@ def both(left: list[Any], right: list[Any]) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A value as it is written in a study; sets and lists by their members."""
+    """A value as it is written in a study; sets and lists by their members; a text without letters in quotes."""
     if isinstance(value, frozenset | tuple | list):
-        return (
-            " + ".join(str(member) for member in (sorted(value) if isinstance(value, frozenset) else value)) or "none"
-        )
+        members = sorted(value) if isinstance(value, frozenset) else value
+        return " + ".join(quoted(str(member)) for member in members) or "none"
     if isinstance(value, Mapping):
         return " + ".join(f"{key}: {value_text(inner)}" for key, inner in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else quoted(value)
+
+
+def quoted(value: Any) -> str:
+    """A value as text, in quotes if it is empty or white space, as EAP's preserved caption may be."""
+    return str(value) if str(value).strip() else f'"{value}"'
