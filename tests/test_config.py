@@ -511,6 +511,9 @@ BAD_EXPERIMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"claims": [{"says": "", "of": {"task": "ship"}, "expect": "above"}]},
         ["experiments.fig5.claims[0].of", "no row of this experiment"],
     ),
+    "unknown role": ({"roles": ["erased"]}, ["experiments.fig5.roles", "'erased'", "did you mean 'erase'"]),
+    "no general prompts": ({"roles": ["erase", "general"]}, ["fig5.roles", "'general'", "no prompts in pets"]),
+    "no synonyms": ({"roles": ["synonym-retain"]}, ["fig5.roles", "'synonym-retain'", "no prompts in pets"]),
     "claim role": (
         {"claims": [{"says": "", "of": {"role": "retain"}, "expect": "above"}]},
         ["experiments.fig5.claims[0].of", "no row of this experiment"],
@@ -615,6 +618,18 @@ def test_means_over_tasks_are_over_the_same_tasks(limited: str, config: dict[str
         config[limited][name]["variants"]["x"] = {"tasks": ["pets"]}
     model = {"erasers": r"uce \+ lora", "finetunes": r"mace \+ lora\.x"}[limited]
     with pytest.raises(ConfigError, match=rf"experiments\.tab1\.erasers = '{model}': leaves out cars, which others"):
+        make_study(config, tmp_path)
+
+
+def test_one_task_with_prompts_of_a_role_is_enough_but_for_a_grid(config: dict[str, Any], tmp_path: Path) -> None:
+    write_world(tmp_path)
+    (tmp_path / "tasks/cars.yaml").write_text(yaml.safe_dump({**TASK, "name": "cars", "synonyms": {"dog": ["hound"]}}))
+    config["tasks"]["names"] = ["pets", "cars"]
+    shown = {**EXPERIMENT, "tasks": ["pets", "cars"], "roles": ["synonym"]}
+    config["experiments"] = {"fig5": shown, "fig6": {**shown, "kind": "grid", "tasks": ["pets"]}}
+    make_study(config, tmp_path)
+    config["experiments"]["fig6"]["tasks"] = ["pets", "cars"]
+    with pytest.raises(ConfigError, match=r"experiments\.fig6\.roles = 'synonym': has no prompts in cars"):
         make_study(config, tmp_path)
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from resurgence.config.experiment import Experiment
     from resurgence.config.study import Cell, Study
 
+ROLES = ("erase", "synonym", "retain", "synonym-retain", "general", "all")
+"""Roles of the rows of tables; all: of the harmonic means."""
 EXPERIMENT = re.compile(r"[a-z][a-z0-9_]*")  # becomes the name of a rule
 
 
@@ -43,6 +45,7 @@ def check_experiments(study: Study) -> None:
             check_every_task(study, name)
         if experiment.kind == "tuning":
             continue
+        check_roles(study, experiment, f"{place}.roles")
         cells = cells_of(study, name)
         rows = [row_of(study, cell) for cell in cells]
         for key in ("task", "eraser", "finetune"):
@@ -64,6 +67,22 @@ def check_experiments(study: Study) -> None:
                 raise ConfigError(f"{place}.erasers", cell.erasure.eraser, remedy)
         if experiment.kind == "line":
             check_axis(study, experiment, cells, f"{place}.along")
+
+
+def check_roles(study: Study, experiment: Experiment, key: str) -> None:
+    """Raise ConfigError for an unknown role, or one without prompts: in all tasks, or for a grid in one of them."""
+    for role in experiment.roles:
+        known(key, role, ROLES)
+        lacking = [task for task in experiment.tasks if not has_role(study, task, role)]
+        if lacking and (experiment.kind == "grid" or len(lacking) == len(experiment.tasks)):
+            raise ConfigError(key, role, f"has no prompts in {lacking[0]}; name other tasks, or remove the role")
+
+
+def has_role(study: Study, name: str, role: str) -> bool:
+    """Whether a task has prompts of a role: general ones, synonyms of erased or of retained concepts."""
+    task, general = study.task(name), study.general_of(name)
+    of = {"synonym": task.erase, "synonym-retain": task.retain}.get(role)
+    return general is not None if role == "general" else of is None or bool({*of} & {*task.synonyms})
 
 
 def check_axis(study: Study, experiment: Experiment, cells: list[Cell], key: str) -> None:
