@@ -69,6 +69,8 @@ def test_two_methods_are_compared_in_the_settings_that_both_have(study: Study) -
         ([frozenset("ab")], [frozenset("c")], " (a + b against c)"),
         ([frozenset("abc")], [frozenset("cde")], " (3 against 3, 1 in both)"),
         ([("long " * 10,)], [()], ""),
+        ([(" ",)], [()], ' (" " against none)'),
+        ([""], ["names.txt"], ' ("" against names.txt)'),
         ([{"max": [1, 2]}], [None], " (max: 1 + 2 against None)"),
     ],
 )

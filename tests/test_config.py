@@ -511,6 +511,9 @@ BAD_EXPERIMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"claims": [{"says": "", "of": {"task": "ship"}, "expect": "above"}]},
         ["experiments.fig5.claims[0].of", "no row of this experiment"],
     ),
+    "unknown role": ({"roles": ["erased"]}, ["experiments.fig5.roles", "'erased'", "did you mean 'erase'"]),
+    "no general prompts": ({"roles": ["erase", "general"]}, ["fig5.roles", "'general'", "no prompts in pets"]),
+    "no synonyms": ({"roles": ["synonym-retain"]}, ["fig5.roles", "'synonym-retain'", "no prompts in pets"]),
     "claim role": (
         {"claims": [{"says": "", "of": {"role": "retain"}, "expect": "above"}]},
         ["experiments.fig5.claims[0].of", "no row of this experiment"],
@@ -523,6 +526,10 @@ BAD_EXPERIMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown metric": ({"metric": "esr_1"}, ["experiments.fig5.metric", "'esr_1'", "known:"]),
     "table of nothing": ({"kind": "table"}, ["experiments.fig5.metrics", "[]", "at least one"]),
     "metrics of bars": ({"metrics": ["blank"]}, ["experiments.fig5.metrics", "['blank']", "no effect in"]),
+    "metric of a table": (
+        {"kind": "table", "metrics": ["blank"], "metric": "clip_score"},
+        ["experiments.fig5.metric", "'clip_score'", "has no effect in an experiment of kind table; remove it"],
+    ),
     "unknown column": (
         {"kind": "table", "metrics": ["blank", "psr_1"]},
         ["experiments.fig5.metrics", "'psr_1'", "known:"],
@@ -592,6 +599,64 @@ def test_bad_experiment(case: str, config: dict[str, Any], tmp_path: Path) -> No
         make_study(config, tmp_path)
     for part in told:
         assert part in str(error.value), error.value
+
+
+@pytest.mark.parametrize("limited", ["erasers", "finetunes"])
+def test_means_over_tasks_are_over_the_same_tasks(limited: str, config: dict[str, Any], tmp_path: Path) -> None:
+    write_world(tmp_path)
+    (tmp_path / "tasks/cars.yaml").write_text((tmp_path / "tasks/pets.yaml").read_text().replace("pets", "cars"))
+    config["tasks"]["names"] = ["pets", "cars"]
+    table = {"title": "", "kind": "table", "tasks": ["pets", "cars"], "metrics": ["clip_score"], "over_tasks": True}
+    config["experiments"] = {"tab1": {**table, "erasers": ["mace", "uce"], "finetunes": ["lora"]}}
+    make_study(config, tmp_path)
+    name = {"erasers": "uce", "finetunes": "lora"}[limited]
+    config[limited][name]["variants"] = {"default": {"tasks": ["pets"]}}
+    if limited == "finetunes":  # which follows MACE on both tasks and UCE on one
+        config[limited][name]["variants"] = {"default": {"erasers": ["mace"]}, "x": {}}
+        config["experiments"]["tab1"]["finetunes"] = ["lora", "lora.x"]
+        make_study(config, tmp_path)
+        config[limited][name]["variants"]["x"] = {"tasks": ["pets"]}
+    model = {"erasers": r"uce \+ lora", "finetunes": r"mace \+ lora\.x"}[limited]
+    with pytest.raises(ConfigError, match=rf"experiments\.tab1\.erasers = '{model}': leaves out cars, which others"):
+        make_study(config, tmp_path)
+
+
+def test_one_task_with_prompts_of_a_role_is_enough_but_for_a_grid(config: dict[str, Any], tmp_path: Path) -> None:
+    write_world(tmp_path)
+    (tmp_path / "tasks/cars.yaml").write_text(yaml.safe_dump({**TASK, "name": "cars", "synonyms": {"dog": ["hound"]}}))
+    config["tasks"]["names"] = ["pets", "cars"]
+    shown = {**EXPERIMENT, "tasks": ["pets", "cars"], "roles": ["synonym"]}
+    config["experiments"] = {"fig5": shown, "fig6": {**shown, "kind": "grid", "tasks": ["pets"]}}
+    make_study(config, tmp_path)
+    config["experiments"]["fig6"]["tasks"] = ["pets", "cars"]
+    with pytest.raises(ConfigError, match=r"experiments\.fig6\.roles = 'synonym': has no prompts in cars"):
+        make_study(config, tmp_path)
+
+
+def test_a_line_has_one_place_for_an_eraser_in_all_tasks(config: dict[str, Any], tmp_path: Path) -> None:
+    write_world(tmp_path)
+    cars = {**TASK, "name": "cars", "erasers": {"mace": {"lamb": 3.0}}}
+    (tmp_path / "tasks/cars.yaml").write_text(yaml.safe_dump(cars))
+    config["tasks"]["names"] = ["pets", "cars"]
+    line = {**EXPERIMENT, "kind": "line", "along": "lamb", "erasers": ["mace"]}
+    config["experiments"] = {"fig7": line, "fig8": {**line, "tasks": ["cars"]}}
+    make_study(config, tmp_path)
+    config["experiments"]["fig7"]["tasks"] = ["pets", "cars"]
+    with pytest.raises(ConfigError, match=r"fig7\.along = 'lamb': is 3 for mace in cars and .* in another"):
+        make_study(config, tmp_path)
+
+
+@pytest.mark.parametrize("shown", [{"metric": "clip_score"}, {"kind": "table", "metrics": ["clip_score"]}])
+def test_a_metric_is_scored_for_every_task_of_its_experiment(
+    shown: dict[str, Any], config: dict[str, Any], tmp_path: Path
+) -> None:
+    write_world(tmp_path)
+    config["experiments"] = {"fig5": {**EXPERIMENT, **shown}}
+    config["scorers"]["clip"]["kinds"] = ["object"]
+    make_study(config, tmp_path)
+    config["scorers"]["clip"]["kinds"] = ["style"]
+    with pytest.raises(ConfigError, match=r"'clip_score': is of scorers\.clip, whose kinds leave out object"):
+        make_study(config, tmp_path)
 
 
 def test_settings_of_an_experiment_have_keys_of_tables_only_in_tables(config: dict[str, Any], tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from resurgence.config.comparisons import differences
+from resurgence.config.experiment import Cells, Claim
 from resurgence.config.fields import ConfigError
 from resurgence.config.load import make_study
 from resurgence.config.model_path import ModelPath
@@ -84,6 +86,25 @@ def test_loras_on_different_models_are_not_shared(config: dict[str, Any], tmp_pa
     assert job_settings.loras_of(study, after) == after and job_settings.loras_of(study, other) == other
 
 
+def test_sides_one_after_the_other_differ_in_what_all_their_steps_do(config: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
+    write_world(tmp_path)
+    config = in_turn(config, lamb=2.0)
+    config["erasers"]["uce"]["variants"]["third"] = SECOND
+    others = ["uce", "uce.first", NAME, "uce.first+uce.third"]
+    config["experiments"] = {"tab1": {"title": "", "kind": "table", "tasks": ["pets"], "metrics": ["clip_score"],
+                                      "erasers": others}}  # fmt: skip
+    study, count = make_study(config, tmp_path), "erasures one after the other"
+    lamb = study.eraser_settings("pets", "uce", "first")["lamb"]
+
+    def text(of: str, against: str) -> str:
+        claim = Claim("", Cells(eraser=of), "equal", Cells(eraser=against), value="erased")
+        return differences(study, "tab1", claim)
+
+    assert text("uce.first+uce.third", "uce") == f"{count} (2 against 1)"  # both erase ship and cat
+    assert text("uce.first+uce.third", "uce.first") == f"erased (cat + ship against ship), {count} (2 against 1)"
+    assert text(NAME, "uce.first+uce.third") == f"lamb ({lamb} + 2.0 against {lamb})"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -97,6 +118,22 @@ def test_what_is_no_order(changes: dict[str, Any], message: str, config: dict[st
     write_world(tmp_path)
     with pytest.raises(ConfigError, match=message):
         make_study(in_turn(config, **changes), tmp_path)
+
+
+def test_a_changed_objective_of_an_earlier_step_marks_the_model(config: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
+    write_world(tmp_path)
+    second = {"concepts": ["cat"], "after": "fmn.first"}
+    config["erasers"]["fmn"] = {"variants": {"first": FIRST | {"use_pooler": False}, "second": second}}
+    changed = report_settings.tables(make_study(config, tmp_path))["changed_objectives"]
+    assert changed == dict.fromkeys(("fmn.first", "fmn.first+fmn.second"), "use_pooler: false")
+
+
+def test_an_eraser_that_changes_nothing_is_after_no_other(config: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
+    """Its scores are those of the base, which the model of the erasure before it is not."""
+    write_world(tmp_path)
+    config["erasers"]["nothing"] = {"method": "none", "variants": {"x": {"after": "uce"}}}
+    with pytest.raises(ConfigError, match=r"nothing\.variants\.x\.after = 'uce': is of an eraser that changes"):
+        make_study(config, tmp_path)
 
 
 def test_the_earlier_erasure_has_the_same_seed_and_task(config: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811

@@ -11,7 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from resurgence.diffusion.image_sets import write_image_set
 from resurgence.figures import image_grids
+from resurgence.stages import experiment
+from resurgence.stages.job import Job
 
 
 def flat(colour: tuple[int, int, int], size: int = 64) -> np.ndarray:
@@ -38,6 +41,44 @@ def test_the_first_image_of_the_first_template_of_each_concept_is_shown() -> Non
     assert image_grids.first_rows(prompts(), "erase") == [0, 4, 8]
     assert image_grids.first_rows(prompts(), "erase", most=2) == [0, 4]
     assert image_grids.first_rows(prompts(), "retain") == [12]
+
+
+def test_a_general_prompt_is_shown_whether_it_names_a_concept_or_not() -> None:
+    general = [
+        ("a ship at sea", "ship"),
+        ("a ship at sea", "ship"),
+        ("an old ship", "ship"),
+        ("the sky", ""),
+        ("oak", ""),
+    ]
+    more = pd.DataFrame(general, columns=["prompt", "concept"]).assign(role="general", seed=range(5))
+    assert image_grids.first_rows(pd.concat([prompts(), more]), "general") == [16, 18, 19, 20]
+
+
+@pytest.mark.parametrize("samples", [2, 10])
+def test_an_experiment_shows_images_of_any_role(samples: int, tmp_path: Path) -> None:
+    words = [("a boat", "ship", "synonym"), ("a vessel", "ship", "synonym"), ("the sky", "", "general"),
+             ("the sky", "", "general"), ("an oak", "", "general"), ("a lake", "", "general")]  # fmt: skip
+    more = pd.DataFrame(words, columns=["prompt", "concept", "role"]).assign(seed=range(6))
+    rows = pd.concat([prompts(), more], ignore_index=True)
+    folders = {"base": str(tmp_path / "base"), "erased": str(tmp_path / "erased")}
+    for model, folder in enumerate(folders.values()):
+        Path(folder).mkdir()
+        pictures = [(i, Image.fromarray(image.transpose(1, 2, 0))) for i, image in enumerate(numbered(rows, model))]
+        write_image_set(Path(folder) / "step-000000.parquet", rows, pictures)
+    settings = {"name": "fig2", "title": "Images", "kind": "grid", "choose": "first", "columns": {"ship, uce": folders},
+                "tasks": ["ship"], "roles": ["synonym", "general"], "samples": samples, "note": ""}  # fmt: skip
+    experiment.make(Job(settings, tmp_path / "out/made.json", {}, "cpu"))
+    shown = pd.read_csv(tmp_path / "out/fig2.csv", keep_default_na=False)
+    expected = ["a boat", *["the sky", "an oak", "a lake"][:samples]]
+    assert shown["prompt"].tolist() == expected and shown["role"].tolist() == ["synonym"] + ["general"] * (
+        len(shown) - 1
+    )
+    picture = np.asarray(Image.open(tmp_path / "out/fig2.png").convert("RGB"))
+    for place in range(len(rows)):
+        for model in (0, 1):
+            is_there = (picture == (10 * place, 50 * model, 200)).all(-1).any()
+            assert is_there == (rows["prompt"][place] in expected and place != 19)  # the second image of the sky
 
 
 def test_rows_are_prompts_and_columns_are_models() -> None:

@@ -10,20 +10,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import t
+from scipy.stats import spearmanr, t
 
 from resurgence.analysis import claims, scored_sets, tables
-from resurgence.analysis.concept_means import by_concept, extremes
+from resurgence.analysis.concept_means import agreement, by_concept, extremes
 from resurgence.analysis.estimates import estimates
+from resurgence.analysis.headline import number
 from resurgence.analysis.intervals import interval
 from resurgence.analysis.metric_tables import column_titles, wide
-from resurgence.analysis.task_means import pool_tasks
+from resurgence.analysis.random_effects import mean_estimate, over_runs, units_of
+from resurgence.analysis.task_means import over_tasks, pool_tasks
 from resurgence.config.experiment import Cells, Claim
 from resurgence.config.model_path import ModelPath
+from resurgence.figures.metrics import histogram
 from resurgence.scorers import frechet
 from resurgence.stages import experiment
 from resurgence.stages.job import Job
-from scored import PEOPLE, study_sets, write_scores_folder
+from scored import PEOPLE, prompt_rows, score, study_sets, write_scores_folder
 from test_scorers import write_clip
 
 METRICS = ["recogniser_accuracy", "clip_score"]
@@ -75,6 +78,51 @@ def test_a_mean_over_tasks_has_the_tasks_as_its_units(pooled: list[dict]) -> Non
         assert low <= row["erased"].value <= high and (row["metric"] == "clip_score" or (low >= 0 and high <= 100))
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_seeds_of_a_task_are_no_more_images_where_all_are_equal(share: float) -> None:
+    """None of 4 x 50 images, whatever the number of seeds: Clopper and Pearson's interval of 0 of 200."""
+    units = units_of([f"concept {k // 10}" for k in range(50)])
+    values = np.full(50, 100 * share)
+    reach = 100 * (1 - 0.025 ** (1 / 200))
+    for seeds in (1, 3):
+        tasks = [
+            over_runs([mean_estimate(values, units, (task, seed), task, 100.0) for seed in range(seeds)])
+            for task in "abcd"
+        ]
+        low, high = interval(over_tasks(tasks, "abcd"), 0.95)
+        assert (low, high) == pytest.approx((100 - reach, 100) if share else (0, reach))
+
+
+def test_images_of_a_general_prompt_are_one_random_unit() -> None:
+    """Student's t of the means of the prompts; prompts of one image each are pairs as before."""
+    words = [
+        (word, "", "general", "", seed, seed) for word in ("sky", " ", "a photo", "oak", "car") for seed in (1, 2, 3)
+    ]
+    prompts = pd.concat([prompt_rows(PEOPLE), pd.DataFrame(words, columns=prompt_rows(PEOPLE).columns)])
+    key = {"base": "miniature", "task": "identities-4", "state": "base"}
+    base = scored_sets.image_set(key, score(prompts, {"erase": 0.5, "retain": 0.5, "general": 0.5}, 3))
+    every, units = estimates([base], only=["clip_score"])
+    found = every[every["role"] == "general"].iloc[0]["estimate"]
+    means = base.rows[base.rows["role"] == "general"].groupby("prompt")["clip_score"].mean()
+    reach = t.ppf(0.975, 4) * means.std(ddof=1) / np.sqrt(5)
+    np.testing.assert_allclose(interval(found, 0.95), (means.mean() - reach, means.mean() + reach))
+    assert units.set_index("role").loc["general", ["unit", "units"]].tolist() == ["concept", 5]
+    once = dataclasses.replace(base, rows=base.rows[(base.rows["role"] != "general") | (base.rows["seed"] == 1)])
+    _, units = estimates([once], only=["clip_score"])
+    assert units.set_index("role").loc["general", ["unit", "units"]].tolist() == ["pair", 5]
+
+
+def test_a_concept_in_two_roles_has_a_column_in_each() -> None:
+    ship = [one for one in study_sets(erasers=("mace",)) if one.key["task"] == "ship"]
+    every, _ = estimates(ship, only=["clip_score"], each_concept=True)
+    text = wide(claims.table(claims.pool_seeds(tables.paired_rows(every)), 0.95)).set_index("model")
+    rows = ship[0].rows
+    for role, title in (("erase", "ship, erased concepts"), ("synonym", "ship, their synonyms"), ("retain", "cat")):
+        chosen = rows[(rows["role"] == role) & (rows["concept"] == title.split(",")[0])]
+        assert text.loc["base", f"{title}, CLIP score (100 cos)"] == f"{chosen['clip_score'].mean():.1f}"
+    assert len(list(text)) == 1 + 2 + 3  # task; roles of the ship; retained concepts
+
+
 def test_claims_over_tasks_are_about_tasks(pooled: list[dict]) -> None:
     rows = pool_tasks(pooled)
     claim = Claim("", Cells(eraser="mace"), "below", Cells(eraser="uce"), "erased", metric="recogniser_accuracy")
@@ -84,6 +132,17 @@ def test_claims_over_tasks_are_about_tasks(pooled: list[dict]) -> None:
     assert f"| {found['n'][0]}, tasks |" in claims.claims_table(found)
     table = claims.table(rows, 0.95)
     assert (table["scope"] == "tasks").all() and claims.display_table(table)["n"].str.endswith(", tasks").all()
+
+
+@pytest.mark.parametrize(("value", "models"), [("base", 1), ("erased", 2), ("finetuned", 3)])
+def test_a_model_of_several_rows_counts_once_in_a_claim(pooled: list[dict], value: str, models: int) -> None:
+    """Ships of MACE with two fine-tunes and of UCE with one."""
+    rows = [row for row in pooled if (row["task"], row["role"], row["metric"]) == ("ship", "erase", "clip_score")]
+    mace, uce = rows
+    found = claims.quantity([mace, uce, {**mace, "finetune": "full"}], Cells(), value)
+    once = [mace[value], uce[value], mace[value]][:models]
+    assert found.value == pytest.approx(np.mean([estimate.value for estimate in once]))
+    assert found.n == sum(estimate.n for estimate in once) == 8 * models
 
 
 def test_the_page_has_a_row_a_model_and_a_column_a_metric_and_role(pooled: list[dict]) -> None:
@@ -252,6 +311,19 @@ def test_a_scatter_shows_a_metric_over_the_similarity_to_the_erased_concept(
     assert "| ship | uce | 3 | 0.5 |" in text  # ranks of truck, cat, dog: 3, 2, 1 and 3, 1, 2; not of the ship itself
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_agreement_of_concepts_is_scipys_and_a_dash_where_nothing_varies() -> None:
+    generator = np.random.default_rng(0)
+    values = pd.DataFrame({"value": generator.normal(size=9).round(1), "similarity": generator.normal(size=9).round(1)})
+    several = values.assign(task="a", eraser="x", concept=list("abcdefghi"), role=["erase", *["retain"] * 8])
+    same, erased = several.assign(eraser="y", value=2.0), several.assign(eraser="z", role="erase")
+    word = several.head(1).assign(role="general", value=99.0)  # the erased word by itself, as a general prompt
+    found = agreement(pd.concat([several, word, same, erased])).set_index("eraser")
+    rho = spearmanr(values["value"][1:], values["similarity"][1:]).statistic
+    assert found["rank correlation"].to_dict() == {"x": number(rho), "y": "-", "z": "-"}
+    assert found["concepts"].tolist() == ["8", "8", "0"]
+
+
 def test_similarities_are_cosines_of_clips_texts(settings: tuple[Path, dict], tmp_path: Path) -> None:
     import open_clip
     import torch
@@ -295,6 +367,16 @@ def test_general_prompts_are_concepts_of_their_own_in_a_histogram() -> None:
     means = by_concept(sets, "clip_score", ("general",)).set_index(["column", "concept"])["value"]
     assert means["base"].to_dict() == words
     assert means["erased"].to_dict() == {word: value + 1 for word, value in words.items()}
+
+
+def test_the_erased_word_among_general_prompts_is_marked_in_a_histogram() -> None:
+    rows = [("bird", "erase", 9.0), ("bird", "general", 8.0), ("duck", "general", 3.0), (" ", "general", 1.0)]
+    frame = pd.DataFrame(rows, columns=["concept", "role", "value"])
+    figure = histogram(frame.assign(task="bird", eraser="eap", finetune="", column="erased"), "sensitivity", "Title")
+    [axis] = [axis for axis in figure.axes if axis.get_visible()]
+    dashed = [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "--"]
+    [outline] = axis.patches
+    assert dashed == [9.0, 8.0] and outline.get_xy()[:, 1].sum() == 2 * 2  # each of two bars has two corners
 
 
 def test_a_metric_that_no_image_has_is_told(settings: tuple[Path, dict], tmp_path: Path) -> None:

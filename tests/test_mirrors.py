@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
 import tarfile
 import threading
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,41 @@ def test_a_list_is_text_and_no_web_page(project: Path) -> None:
     with pytest.raises(FileNotFoundError, match=sent):
         mirrors.main([place])
     assert not Path(place).exists()
+
+
+def test_a_file_that_breaks_off_is_not_recorded(project: Path) -> None:
+    """A list has no end by which one would see it, and every later download would be compared with its half."""
+
+    class Half(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "14")
+            self.end_headers()
+            self.wfile.write(b"word\nship\n")
+
+    place = "data/lists/words.csv"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Half) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        urls = {"half": f"http://127.0.0.1:{server.server_port}/words.csv"}
+        Path(mirrors.MIRRORS).write_text(yaml.safe_dump({place: {"licence": "none", "mirrors": urls}}))
+        with pytest.raises(FileNotFoundError, match=r"half: .*the connection ended after 10 of 14 bytes"):
+            mirrors.main([place])
+        server.shutdown()
+    assert not Path(place).exists() and not LOCK.exists()
+
+
+def test_two_lists_fetched_side_by_side_are_both_recorded(project: Path) -> None:
+    """Another process holds the folder while it adds its own checksum."""
+    other = {"data/b.csv": {"revision": None, "files": {"b.csv": "b" * 64}}}
+    folder = os.open(LOCK.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    thread = threading.Thread(target=mirrors.record_sha256, args=("data/a.csv", "a" * 64))
+    thread.start()
+    thread.join(0.3)
+    LOCK.write_text(yaml.safe_dump(other))
+    os.close(folder)
+    thread.join()
+    assert read_yaml(LOCK) == other | {"data/a.csv": {"revision": None, "files": {"a.csv": "a" * 64}}}
 
 
 def test_the_table_of_the_project_is_valid() -> None:

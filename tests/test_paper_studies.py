@@ -56,6 +56,17 @@ def test_the_splits_are_the_random_units_of_eap(name: str) -> None:
     assert set(seeds.values()) == {1} and all(cell.seed == 0 for cell in study.cells())
 
 
+def test_eap_searches_fifty_words_for_nudity_and_a_hundred_for_the_rest() -> None:
+    """Appendix B.1 of the paper: K = 50 for nudity, K = 100 for other concepts; table 6 has others."""
+    study = load("sd14-eap")
+    closest = {
+        (e.task, e.variant): study.eraser_settings(*e[:3])["closest"] for e in study.erasures() if e.eraser == "eap"
+    }
+    assert {key: k for key, k in closest.items() if key[0] == "nudity"} == {("nudity", "x"): 50, ("nudity", "u"): 50}
+    others = {k for (task, variant), k in closest.items() if task != "nudity" and not variant.startswith("k-")}
+    assert others == {100} and len(closest) == 8 + 2 + 6
+
+
 def test_characters_have_three_seeds_and_the_losses_of_table_3_differ_in_one_setting() -> None:
     for study in (load("doco"), load("sd14-doco")):
         shown = (e for e in study.erasures() if e.variant not in STEPS or e.eraser == "doco")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import pytest
 
 from resurgence.config.model_path import ModelPath
 from resurgence.files import sha256, write_json
-from resurgence.provenance.manifest import read_manifest, write_artefact
+from resurgence.provenance.manifest import described, read_manifest, write_artefact
 from resurgence.provenance.verify import problems
 from resurgence.stages import experiment
 from resurgence.stages.job import Job
 from resurgence.stages.remake import experiments_again, remaining, tables_again
+from resurgence.workflow import archive
 from resurgence.workflow.archive import write_reference
 from scored import study_sets, write_scores_folder
 
@@ -84,3 +87,16 @@ def test_what_remains_without_the_features() -> None:
     assert [claim["says"] for claim in left["claims"]] == ["Score."] and left["differences"] == ["b"]
     assert remaining(settings | {"metrics": ["frechet"]}, ("frechet",)) is None
     assert remaining({"metric": "frechet", "claims": [], "differences": []}, ("frechet",)) is None
+
+
+def test_experiments_of_another_study_than_the_tables_are_named(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = Namespace(reference=Path("reference/part"))
+    archive.run(args)
+    assert "Not in it" not in capsys.readouterr().out
+    shutil.rmtree("reference")
+    parameters = read_manifest(Path("results/experiments/tab1/made.json"))["parameters"]
+    tables = described("tables", {key: parameters[key] for key in ("base", "controls", "models")}, {}, {})
+    write_json(Path("results/tables/made.json"), {**tables, "files": {}})
+    archive.run(args)
+    assert "Not in it: tab1, experiments of another study than results/tables" in capsys.readouterr().out
+    assert not (tree / "reference/part/results/experiments/tab1").exists()

@@ -163,7 +163,7 @@ def test_one_eraser_is_one_target(tmp_path: Path) -> None:
 def test_settings_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
     limited = {"esd": {"variants": {"long": {"tasks": ["tuning-object"]}}}}
     study = tuned(tmp_path).source
-    with pytest.raises(ConfigError, match=r"experiments.tune_esd.erasers = 'esd.long': does not erase tuning-people"):
+    with pytest.raises(ConfigError, match=r"experiments.tune_esd.erasers = 'esd.long': leaves out tuning-people"):
         make_study(merge(study, {"erasers": limited}), ROOT)
 
 

@@ -181,16 +181,17 @@ def half_recovery_table(rows: Sequence[Mapping[str, Any]], level: float) -> pd.D
 
 
 def quantity(rows: Sequence[Mapping[str, Any]], cells: Cells, value: str) -> Estimate:
-    """The mean of base, erased, finetuned or resurgence over the rows of some cells, all of one metric.
+    """The mean of a value over some cells, all of one metric; a base or erased model of several rows counts once.
 
     Raises:
         LookupError: no row is in these cells.
     """
     state = "gain" if value == "resurgence" else value
-    chosen = [row for row in rows if cells.holds(dict(row))]
+    keys = (*CELL[: {"base": 1, "erased": 2}.get(state, 3)], "role", "metric", "concept")
+    chosen = {tuple(row.get(key) for key in keys): row[state] for row in rows if cells.holds(dict(row))}
     if not chosen:
         raise LookupError(f"no row holds {asdict(cells)}")
-    return mean_of([row[state] for row in chosen])
+    return mean_of(list(chosen.values()))
 
 
 def verdict(estimate: Estimate, claim: Claim, level: float) -> bool | None:
@@ -277,8 +278,7 @@ def comparison_text(claim: Claim) -> str:
         parts = [part for part in (cells.task, cells.eraser, cells.finetune, cells.concept) if part]
         return (", ".join(parts) or "all cells") + ("" if cells.role == "erase" else f" ({cells.role})")
 
-    text = f"{claim.metric}, " if claim.metric else ""
-    text += f"{claim.value} of {cells_text(claim.of)}"
+    text = (f"{claim.metric}, " if claim.metric else "") + f"{claim.value} of {cells_text(claim.of)}"
     text += f" minus that of {cells_text(claim.against)}" if claim.against else ""
     within = f" within {claim.margin:g}" if claim.expect == "equal" else ""
     return f"{text}; expected {claim.expect} {claim.than:g}{within}"

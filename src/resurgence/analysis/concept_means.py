@@ -60,13 +60,21 @@ def with_similarity(concepts: pd.DataFrame, sets: list[ImageSet]) -> pd.DataFram
     return concepts.assign(similarity=[similarities[key] for key in keys])
 
 
+def of_erased(concepts: pd.DataFrame) -> pd.Series:
+    """Whether each row of `by_concept` is of an erased concept of its task, or a general prompt that is its word; of
+    the erased concepts that have rows."""
+    words = pd.MultiIndex.from_frame(concepts[["task", "concept"]])
+    return pd.Series(words.isin(words[concepts["role"] == "erase"]), concepts.index)
+
+
 def agreement(concepts: pd.DataFrame) -> pd.DataFrame:
-    """Spearman's rank correlation of value and similarity over the concepts that a model does not erase, as text."""
+    """Spearman's rank correlation of value and similarity over the concepts that a model does not erase, as text; a
+    dash where one of the two does not vary."""
     rows = []
-    for (task, eraser), part in concepts[concepts["role"] != "erase"].groupby(["task", "eraser"], sort=False):
-        known = part.dropna(subset=["similarity", "value"])
+    for (task, eraser), part in concepts.groupby(["task", "eraser"], sort=False):
+        known = part[~of_erased(part)].dropna(subset=["similarity", "value"])
         x, y = (known[column].to_numpy() for column in ("similarity", "value"))
-        rho = rank_correlation(x, y) if len(known) > 1 else math.nan
+        rho = rank_correlation(x, y) if min(len(set(x)), len(set(y))) > 1 else math.nan
         rows.append({"task": task, "eraser": eraser, "concepts": str(len(known)), "rank correlation": number(rho)})
     return pd.DataFrame(rows)
 

@@ -8,16 +8,23 @@ from typing import Any
 
 import pandas as pd
 
+from resurgence.analysis.claims import CELL
 from resurgence.analysis.headline import ROLES, marked, number, title_of
 
 
 def column_titles(frame: pd.DataFrame) -> list[str]:
-    """The column of each row of `claims.table`: the metric, with the concept, or the role of a metric of several."""
-    several = frame.groupby("metric")["role"].nunique() > 1
+    """The column of each row of `claims.table`: the metric, with the concept, or the role of a metric of several.
+
+    A concept that a model shows in several roles, as an erased one and its synonyms, has a column for each.
+    """
+    several, concepts = frame.groupby("metric")["role"].nunique() > 1, frame.get("concept", pd.Series("", frame.index))
+    same = frame.assign(concept=concepts).duplicated([*CELL, "step", "metric", "concept"], keep=False)
+    shared = set(zip(concepts[same], frame.loc[same, "metric"], strict=True))
     titles = []
-    for row in frame.to_dict("records"):
+    for row, concept in zip(frame.to_dict("records"), concepts, strict=True):
         role = ROLES.get(row["role"], row["role"]) if several[row["metric"]] else ""
-        titles.append(", ".join(filter(None, [row.get("concept", "") or role, title_of(row["metric"])])))
+        names = [concept, role] if not concept or (concept, row["metric"]) in shared else [concept]
+        titles.append(", ".join(filter(None, [*names, title_of(row["metric"])])))
     return titles
 
 

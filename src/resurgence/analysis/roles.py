@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from resurgence.analysis.random_effects import Units, units_of
 from resurgence.analysis.scored_sets import ROLES, ImageSet
@@ -26,18 +27,26 @@ def roles_of(base: ImageSet, each_concept: bool = False) -> dict[str, Role]:
     roles = {}
     for role in [r for r in ROLES if (base.rows["role"] == r).any()]:
         mask = (base.rows["role"] == role).to_numpy()
-        concepts = base.rows.loc[mask, "concept"]
+        concepts = concepts_of(base.rows[mask])
         units = units_of(concepts)
         names = sorted(set(concepts)) if units.kind == "concept" else [role]
         if not each_concept:
             roles[role] = Role(mask, units, (base.key["base"], base.key["task"], *names), {"role": role})
             continue
-        for concept in [name for name in dict.fromkeys(concepts) if name]:
+        for concept in [name for name in dict.fromkeys(base.rows.loc[mask, "concept"]) if name]:
             part = mask & (base.rows["concept"] == concept).to_numpy()
             name = (base.key["base"], base.key["task"], role, concept)
             labels = {"role": role, "concept": concept}
             roles[f"{role}: {concept}"] = Role(part, units_of([concept] * int(part.sum())), name, labels)
     return roles
+
+
+def concepts_of(rows: pd.DataFrame) -> pd.Series:
+    """The concept of each row of a role; of general prompts without one, if some have several images, the prompt: the
+    images of a prompt are no more independent than those of a concept."""
+    general = (rows["role"] == "general") & (rows["concept"] == "")
+    repeats = rows.loc[general, "prompt"].duplicated().any()
+    return rows["concept"].mask(general, rows["prompt"]) if repeats else rows["concept"]
 
 
 def part_name(images: ImageSet, role: str, metric: str) -> tuple:

@@ -13,11 +13,14 @@ from resurgence.analysis.random_effects import REPEATED, Estimate, Part, differe
 
 
 def over_tasks(estimates: Sequence[Estimate], tasks: Sequence[str]) -> Estimate:
-    """The mean of an estimate over several tasks, which are its random units; seeds of a task are averaged first."""
+    """The mean of an estimate over several tasks, which are its random units; seeds of a task are averaged first.
+
+    Images of several seeds of a task count as far as they are independent (`Part.independent`).
+    """
     parts = [part for estimate in estimates for part in estimate.parts]
     scales = {part.scale for part in parts} if len(parts) == len(estimates) else {None}  # a share in each task
     table, name = np.array([[estimate.value] for estimate in estimates]), tuple(part.name for part in parts)
-    images, scale = sum(part.images for part in parts), scales.pop() if len(scales) == 1 else None
+    images, scale = round(sum(part.independent for part in parts)), scales.pop() if len(scales) == 1 else None
     part = Part(name, ("tasks", *tasks), table, images, REPEATED["concept"], scale)
     return Estimate(part.value, (part,), lambda v: float(v[0]), sum(estimate.n for estimate in estimates))
 

@@ -22,16 +22,23 @@ LONGEST = 30  # characters of a value that is printed; longer ones are only said
 
 
 def settings_of(study: Study, cell: Cell) -> dict[str, Any]:
-    """Everything that a cell is made of, but its names and seeds: task, settings of eraser and fine-tune, its set."""
-    erasure = cell.erasure
-    task = study.task(erasure.task, erasure.eraser, erasure.variant)
+    """Everything that a cell is made of, but its names and seeds: task, settings of eraser and fine-tune, its set.
+
+    Of erasures one after the other, what all of them erase, and the settings of each where they differ.
+    """
+    erasure, steps = cell.erasure, study.chain(cell.erasure)
+    tasks = [study.task(step.task, step.eraser, step.variant) for step in steps]
     settings: dict[str, Any] = {
-        "erased": frozenset(task.erase),
-        "mapping": frozenset(task.mapping.values()),
-        "retained": frozenset(task.retain),
-        "templates": task.templates,
+        "erased": frozenset(concept for task in tasks for concept in task.erase),
+        "erasures one after the other": len(steps),
+        "mapping": frozenset(word for task in tasks for word in task.mapping.values()),
+        "retained": frozenset(tasks[-1].retain),
+        "templates": tasks[-1].templates,
     }
-    settings |= study.eraser_settings(erasure.task, erasure.eraser, erasure.variant)
+    *earlier, last = (study.eraser_settings(step.task, step.eraser, step.variant) for step in steps)
+    for key, value in last.items():
+        same = all(step.get(key, value) == value for step in earlier)
+        settings[key] = value if same else tuple(step.get(key) for step in (*earlier, last))
     if cell.finetune == NOT_TUNED:
         return settings
     set_name = study.set_of(cell.finetune, cell.variant)
@@ -84,11 +91,17 @@ def both(left: list[Any], right: list[Any]) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A value as it is written in a study; sets and lists by their members."""
+    """A value as it is written in a study; sets and lists by their members; a text without letters in quotes."""
     if isinstance(value, frozenset | tuple | list):
-        return (
-            " + ".join(str(member) for member in (sorted(value) if isinstance(value, frozenset) else value)) or "none"
-        )
+        members = sorted(value) if isinstance(value, frozenset) else value
+        return " + ".join(quoted(str(member)) for member in members) or "none"
     if isinstance(value, Mapping):
         return " + ".join(f"{key}: {value_text(inner)}" for key, inner in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else quoted(value)
+
+
+def quoted(value: Any) -> str:
+    """A value as text, in quotes if it is empty or white space, as EAP's preserved caption may be."""
+    return str(value) if str(value).strip() else f'"{value}"'

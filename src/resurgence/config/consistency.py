@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from resurgence.config.audit import check_audit
 from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.experiment import PER_CONCEPT
-from resurgence.config.experiment_checks import check_experiments
+from resurgence.config.experiment_checks import check_experiments, check_scored
 from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
 from resurgence.config.lists import LISTS, PROMPTS
 from resurgence.config.model_path import method_name
@@ -193,7 +193,7 @@ def check_limits(study: Study) -> None:
 
 def check_order(study: Study) -> None:
     """What an erasure works `after` is another erasure of the study, of the same task and seed, and not after it."""
-    every = set(study.erasures())
+    every = dict.fromkeys(study.erasures())
     for erasure in every:
         chain = [erasure]
         while (before := study.before(chain[-1])) is not None:
@@ -203,6 +203,8 @@ def check_order(study: Study) -> None:
                 raise ConfigError(key, value, remedy)
             if before in chain:
                 raise ConfigError(key, value, "works after itself; name an eraser that works on the base")
+            if study.erasers[chain[-1].eraser].config is None:
+                raise ConfigError(key, value, "is of an eraser that changes nothing: its model is the base; remove it")
             chain.append(before)
 
 
@@ -280,6 +282,7 @@ def check_scorers(study: Study, root: Path) -> None:
         key = f"experiments.{name}.{'metrics' if experiment.kind == 'table' else 'metric'}"
         for metric in experiment.shown_metrics:
             known(key, metric, [*offered, *COMMON, *HARMONIC])
+            check_scored(study, experiment, key, metric)
             if experiment.kind in PER_CONCEPT:
                 known(key, metric, [column for column in columns if column in (*offered, *COMMON)])
             if experiment.kind == "heatmap" and not metrics()[metric].share:

@@ -18,6 +18,7 @@ USED_BY = {  # key -> the kinds in which it has an effect
     "finetunes": (*TUNED, "grid"),
     "roles": (*MEASURED, "grid"),
     "along": ("bars", "line"),
+    "metric": (*(kind for kind in MEASURED if kind != "table"), "grid", "tuning"),
     "metrics": ("table",),
     "each_concept": ("table",),
     "over_tasks": ("bars", "table"),

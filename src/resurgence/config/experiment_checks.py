@@ -8,14 +8,17 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from resurgence.config.experiment_cells import cells_of, row_of, setting_of
+from resurgence.config.experiment_cells import NOT_TUNED, cells_of, row_of, setting_of
 from resurgence.config.fields import ConfigError, known
 from resurgence.config.model_path import method_name
+from resurgence.config.scorers import scorer_class
 
 if TYPE_CHECKING:
     from resurgence.config.experiment import Experiment
-    from resurgence.config.study import Study
+    from resurgence.config.study import Cell, Study
 
+ROLES = ("erase", "synonym", "retain", "synonym-retain", "general", "all")
+"""Roles of the rows of tables; all: of the harmonic means."""
 EXPERIMENT = re.compile(r"[a-z][a-z0-9_]*")  # becomes the name of a rule
 
 
@@ -38,9 +41,11 @@ def check_experiments(study: Study) -> None:
                 raise ConfigError(f"{place}.kind", kind, cure)
         if experiment.kind in ("members", "similarity"):
             continue
+        if experiment.kind == "tuning" or experiment.over_tasks:
+            check_every_task(study, name)
         if experiment.kind == "tuning":
-            check_tuned(study, name)
             continue
+        check_roles(study, experiment, f"{place}.roles")
         cells = cells_of(study, name)
         rows = [row_of(study, cell) for cell in cells]
         for key in ("task", "eraser", "finetune"):
@@ -61,17 +66,55 @@ def check_experiments(study: Study) -> None:
                 remedy = "searches no words; name erasers that do, such as eap"
                 raise ConfigError(f"{place}.erasers", cell.erasure.eraser, remedy)
         if experiment.kind == "line":
-            for cell in cells:
-                setting_of(study, cell, experiment.along, f"{place}.along")
+            check_axis(study, experiment, cells, f"{place}.along")
 
 
-def check_tuned(study: Study, name: str) -> None:
-    """Raise ConfigError for a task that some eraser of the experiment does not erase: their means would differ."""
+def check_roles(study: Study, experiment: Experiment, key: str) -> None:
+    """Raise ConfigError for an unknown role, or one without prompts: in all tasks, or for a grid in one of them."""
+    for role in experiment.roles:
+        known(key, role, ROLES)
+        lacking = [task for task in experiment.tasks if not has_role(study, task, role)]
+        if lacking and (experiment.kind == "grid" or len(lacking) == len(experiment.tasks)):
+            raise ConfigError(key, role, f"has no prompts in {lacking[0]}; name other tasks, or remove the role")
+
+
+def has_role(study: Study, name: str, role: str) -> bool:
+    """Whether a task has prompts of a role: general ones, synonyms of erased or of retained concepts."""
+    task, general = study.task(name), study.general_of(name)
+    of = {"synonym": task.erase, "synonym-retain": task.retain}.get(role)
+    return general is not None if role == "general" else of is None or bool({*of} & {*task.synonyms})
+
+
+def check_axis(study: Study, experiment: Experiment, cells: list[Cell], key: str) -> None:
+    """Raise ConfigError for a setting that is no number, or has another value of an eraser in another task."""
+    values: dict[str, float] = {}
+    for cell in cells:
+        eraser, value = study.name_of(cell.erasure), setting_of(study, cell, experiment.along, key)
+        if (other := values.setdefault(eraser, value)) != value:
+            remedy = f"is {value:g} for {eraser} in {cell.erasure.task} and {other:g} in another; draw each by itself"
+            raise ConfigError(key, experiment.along, remedy)
+
+
+def check_every_task(study: Study, name: str) -> None:
+    """Raise ConfigError for a task that some eraser of the experiment, or its fine-tune, leaves out: the means of the
+    models would be over different tasks."""
     shown, rows = study.experiments[name], [row_of(study, cell) for cell in cells_of(study, name)]
-    for task, eraser in itertools.product(shown.tasks, shown.erasers):
-        if not any(row["task"] == task and row["eraser"] == eraser for row in rows):
-            remedy = f"does not erase {task}, which the others do; name the same tasks in its limits, or no limits"
-            raise ConfigError(f"experiments.{name}.erasers", eraser, remedy)
+    models = dict.fromkeys((row["eraser"], row["finetune"]) for row in rows)
+    models |= dict.fromkeys((eraser, NOT_TUNED) for eraser in shown.erasers if not shown.finetunes)
+    for (eraser, finetune), task in itertools.product(models, shown.tasks):
+        if {"task": task, "eraser": eraser, "finetune": finetune} not in rows:
+            model = " + ".join(filter(None, (eraser, finetune)))
+            remedy = f"leaves out {task}, which others have; name the same tasks in its limits, or no limits"
+            raise ConfigError(f"experiments.{name}.erasers", model, remedy)
+
+
+def check_scored(study: Study, experiment: Experiment, key: str, metric: str) -> None:
+    """Raise ConfigError for a task of an experiment whose images the scorer of its metric leaves out."""
+    scorer = next((name for name in study.scorers if metric in scorer_class(name).metrics), None)
+    for task in experiment.tasks if scorer else ():
+        if scorer not in study.scorers_of(kind := study.loaded[task].kind):
+            remedy = f"is of scorers.{scorer}, whose kinds leave out {kind}, the kind of {task}; add it"
+            raise ConfigError(key, metric, remedy)
 
 
 def rows_with_roles(study: Study, experiment: Experiment, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

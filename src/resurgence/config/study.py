@@ -123,6 +123,11 @@ class Study:
         after = self.erasers[erasure.eraser].variants[erasure.variant].after
         return None if after is None else Erasure(erasure.task, *split_name(after), erasure.seed)
 
+    def chain(self, erasure: Erasure) -> list[Erasure]:
+        """The erasures one after the other from the base to an erased model, which is the last."""
+        before = self.before(erasure)
+        return [*(self.chain(before) if before else ()), erasure]
+
     def name_of(self, erasure: Erasure) -> str:
         """Name of an erased model in tables and experiments: `mace`, `mace.to-object`, `doco.first+doco.second`."""
         return THEN.join(step.name for step in self.model(erasure).steps)

@@ -138,9 +138,11 @@ def grid(
 
 
 def first_rows(prompts: pd.DataFrame, role: str, most: int | None = None) -> list[int]:
-    """Positions of the first image of the first template of each concept of a role, in the order of the rows."""
+    """Positions of the first image of the first template of each concept of a role, in the order of the rows; of
+    general prompts, which may have no concept, of each prompt."""
     rows = prompts.reset_index(drop=True)
-    return rows[rows["role"] == role].drop_duplicates("concept").index.tolist()[:most]
+    different = "prompt" if role == "general" else "concept"
+    return rows[rows["role"] == role].drop_duplicates(different).index.tolist()[:most]
 
 
 def sample_grid(

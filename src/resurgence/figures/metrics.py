@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from resurgence.analysis.concept_means import of_erased
 from resurgence.analysis.headline import title_of
 from resurgence.figures.experiments import add_legend, bar_panel, canvas, way
 from resurgence.figures.style import BLUE, ORANGE, STATES, STYLE, WIDTH
@@ -46,8 +47,8 @@ def histogram(concepts: pd.DataFrame, metric: str, title: str) -> Figure:
     """How a metric is distributed over concepts, in erased models and at a fine-tune's last step; a panel a model.
 
     Args:
-        concepts: columns task, eraser, finetune, concept, role, column (base, erased, or a step), value. Concepts of
-            the role `erase` are marked, the others counted.
+        concepts: columns task, eraser, finetune, concept, role, column (base, erased, or a step), value. Erased
+            concepts are marked, the others counted.
     """
     groups = list(concepts.groupby(["task", "eraser", "finetune"], sort=False))
     across = min(3, len(groups))
@@ -59,7 +60,7 @@ def histogram(concepts: pd.DataFrame, metric: str, title: str) -> Figure:
         edges = np.histogram_bin_edges(part.loc[part["column"].isin(shown), "value"].dropna(), 20)
         for state, (colour, label) in shown.items():
             rows = part[part["column"] == state]
-            others, erased = rows[rows["role"] != "erase"], rows[rows["role"] == "erase"]
+            others, erased = rows[~of_erased(rows)], rows[of_erased(rows)]
             axis.hist(others["value"].dropna(), edges, histtype="step", color=colour, linewidth=1.6, label=label)
             for value in erased["value"].dropna():
                 axis.axvline(value, color=colour, linestyle="--", linewidth=1)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from resurgence.analysis.concept_means import of_erased
 from resurgence.analysis.headline import title_of
 from resurgence.figures.experiments import canvas
 from resurgence.figures.style import BLUE, ORANGE, STYLE
@@ -32,7 +33,7 @@ def scatter(concepts: pd.DataFrame, metric: str, title: str) -> Figure:
     across = min(2, len(groups))
     figure, axes = canvas(math.ceil(len(groups) / across), across, 5.2, 3.8, title)
     for axis, ((task, eraser), part) in zip(axes.ravel(), groups, strict=False):
-        ranked, erased = part.sort_values("value", kind="stable"), part["role"] == "erase"
+        ranked, erased = part.sort_values("value", kind="stable"), of_erased(part)
         axis.scatter(part["similarity"], part["value"], s=18, c=np.where(erased, ORANGE, BLUE), alpha=0.8)
         named = pd.concat([ranked.head(LABELLED), ranked.tail(LABELLED), part[erased]]).drop_duplicates("concept")
         for row in named.itertuples():

@@ -9,8 +9,10 @@ commits it, and every later download, compares with it. A web page that a mirror
 from __future__ import annotations
 
 import argparse
+import fcntl
 import functools
 import logging
+import os
 import sys
 import tarfile
 import urllib.error
@@ -48,13 +50,17 @@ def download(url: str, file: Path, size: int = 0) -> None:
         size: expected bytes, for the progress in the log.
 
     Raises:
-        OSError: urllib's URLError or HTTPError, or a time-out of 60 s.
+        OSError: urllib's URLError or HTTPError, a time-out of 60 s, or a connection that ends before the file does,
+            of which urllib says nothing.
     """
     progress = Progress("fetching", size, "bytes")
     with urllib.request.urlopen(url, timeout=60) as source, open(file, "wb") as target:
+        whole = source.headers.get("Content-Length")
         while part := source.read(BLOCK):
             target.write(part)
             progress.add(len(part))
+    if whole is not None and (sent := file.stat().st_size) != int(whole):
+        raise urllib.error.URLError(f"the connection ended after {sent} of {whole} bytes; try again")
 
 
 def locked_sha256(place: str) -> str | None:
@@ -65,11 +71,16 @@ def locked_sha256(place: str) -> str | None:
 
 def record_sha256(place: str, checksum: str) -> None:
     """Add the checksum of an archive to config/weights.lock."""
-    entries = read_yaml(LOCK) if LOCK.is_file() else {}
-    entries[place] = {"revision": None, "files": {Path(place).name: checksum}}
     LOCK.parent.mkdir(exist_ok=True)
-    with atomic_file(LOCK) as temporary:
-        temporary.write_text(yaml.safe_dump(dict(sorted(entries.items()))))
+    folder = os.open(LOCK.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # rules fetch lists side by side
+        entries = read_yaml(LOCK) if LOCK.is_file() else {}
+        entries[place] = {"revision": None, "files": {Path(place).name: checksum}}
+        with atomic_file(LOCK) as temporary:
+            temporary.write_text(yaml.safe_dump(dict(sorted(entries.items()))))
+    finally:
+        os.close(folder)
     log.info("%s: recorded %s of %s; commit it, so that everyone checks against the same", LOCK, checksum, place)
 
 
@@ -112,7 +123,7 @@ def fetch(place: str, archive: Archive, mirrors: Mapping[str, str]) -> str:
             with atomic_file(Path(place)) as temporary:
                 download(url, temporary)
                 checksum = check_download(temporary, expected, place.endswith(".csv"))
-        except (urllib.error.URLError, TimeoutError, ValueError) as error:
+        except (urllib.error.URLError, ConnectionError, TimeoutError, ValueError) as error:
             failures.append(f"{name}: {error}")
             continue
         if expected is None:

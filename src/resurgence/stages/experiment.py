@@ -33,7 +33,7 @@ from resurgence.config.fields import build
 from resurgence.config.model_path import ModelPath, method_name
 from resurgence.config.scorers import metrics
 from resurgence.figures import experiments as draw
-from resurgence.figures.image_grids import sample_grid
+from resurgence.figures.image_grids import first_rows, sample_grid
 from resurgence.figures.image_grids import save as save_grid
 from resurgence.figures.metrics import histogram as draw_histogram
 from resurgence.figures.metrics import metric_bars
@@ -216,7 +216,8 @@ def grid(job: Job) -> Result:
     # settings are sorted by key, so that 10 people come before 5; the grids have the order of the experiment
     cells = sorted(settings["columns"].items(), key=lambda cell: settings["tasks"].index(cell[0].split(", ")[0]))
     for title, columns in cells:
-        sets = {name: last_images(folder) for name, folder in columns.items()}
+        roles, most = tuple(settings["roles"]), None if largest else settings["samples"]
+        sets = {name: last_images(folder, roles, most) for name, folder in columns.items()}
         if largest:
             concepts = largest_changes(settings["metric"], *map(Path, settings["scores"][title]))
             ranks = {concept: rank for rank, concept in enumerate(concepts)}
@@ -226,7 +227,7 @@ def grid(job: Job) -> Result:
         prompts = next(iter(sets.values()))[0]
         for role in settings["roles"]:
             parts.append(sample_grid(sets, role, settings["samples"], f"{title}: {role}"))
-            rows = prompts[prompts["role"] == role].drop_duplicates("concept").head(settings["samples"])
+            rows = prompts.iloc[first_rows(prompts, role, settings["samples"])]
             shown.append(rows[["concept", "prompt", "seed"]].assign(shown=title, role=role))
     canvas = Image.new("RGB", (max(p.width for p in parts), sum(p.height for p in parts)), "white")
     top = 0

@@ -17,10 +17,17 @@ ROLES = {"erase": "erased", "retain": "retained"}
 
 
 @cache
-def last_images(folder: str) -> tuple[pd.DataFrame, np.ndarray]:
-    """Prompts and images of the rows in the grids, of a model at its last step; the others need not fit in memory."""
+def last_images(
+    folder: str, roles: tuple[str, ...] = tuple(ROLES), most: int | None = None
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Prompts and images of the rows in the grids of some roles, of a model at its last step; the others need not fit
+    in memory.
+
+    Args:
+        most: rows of a role; None: all of its concepts.
+    """
     steps = image_files(Path(folder))
-    rows, images = read_rows(steps[max(steps)], lambda table: [i for role in ROLES for i in first_rows(table, role)])
+    rows, images = read_rows(steps[max(steps)], lambda table: [i for r in roles for i in first_rows(table, r, most)])
     return rows, images.numpy()
 
 

@@ -201,6 +201,9 @@ def run(args: Namespace) -> None:
     if args.reference:
         size = write_reference(args.reference)
         print(f"{args.reference / RESULTS}: {size / 2**20:.1f} MiB")
+        there, stored = ({path.parent.name for path in finished(at / RESULTS)} for at in (Path(), args.reference))
+        if left := ", ".join(sorted(there - stored)):
+            print(f"Not in it: {left}, experiments of another study than {RESULTS}/tables; run that in another folder")
         print(f"Check it: resurgence verify {args.reference / RESULTS} --tables")
         return
     top = f"{PREFIX}{load_study([Path('params.yaml')]).study}"

@@ -43,11 +43,13 @@ def tables(study: Study) -> dict[str, Any]:
 
 
 def changed_objectives(study: Study, erasures: Iterable[Erasure]) -> dict[str, Any]:
-    """Eraser -> the settings by which its objective is not the published one; empty if every objective is."""
+    """Eraser -> the settings by which its objective, or that of an erasure before it, is not the published one; empty
+    if every objective is."""
     changed = {}
     for erasure in erasures:
-        config = study.eraser_config(erasure.task, erasure.eraser, erasure.variant)
-        if config is not None and (text := config.changed_objective()):
+        configs = [study.eraser_config(step.task, step.eraser, step.variant) for step in study.chain(erasure)]
+        texts = dict.fromkeys(config.changed_objective() for config in configs if config is not None)
+        if text := "; ".join(filter(None, texts)):
             changed[study.name_of(erasure)] = text
     return {"changed_objectives": changed} if changed else {}
 
