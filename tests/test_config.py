@@ -633,6 +633,17 @@ def test_one_task_with_prompts_of_a_role_is_enough_but_for_a_grid(config: dict[s
         make_study(config, tmp_path)
 
 
+def test_a_grid_shows_models_of_the_first_seed(config: dict[str, Any], tmp_path: Path) -> None:
+    write_world(tmp_path)
+    config["seeds"] = {"erase": [0, 1], "finetune": [0]}
+    config["experiments"] = {"fig6": {**EXPERIMENT, "kind": "grid"}}
+    make_study(config, tmp_path)
+    eraser = EXPERIMENT["erasers"][0]
+    config["erasers"][eraser]["seeds"] = [1]
+    with pytest.raises(ConfigError, match=rf"experiments\.fig6\.erasers = '{eraser}': has no model of seed 0, the first"):
+        make_study(config, tmp_path)
+
+
 def test_a_line_has_one_place_for_an_eraser_in_all_tasks(config: dict[str, Any], tmp_path: Path) -> None:
     write_world(tmp_path)
     cars = {**TASK, "name": "cars", "erasers": {"mace": {"lamb": 3.0}}}

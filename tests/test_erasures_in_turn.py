@@ -73,7 +73,6 @@ def test_each_step_erases_its_concepts_on_the_model_before(config: dict[str, Any
     every = {job.out.as_posix(): job for job in jobs(study)}
     assert every[again].wildcards == {"task": "pets", "eraser": "uce.first/s0/uce.second", "erase_seed": "0"}
     assert job_items.erasure(SimpleNamespace(**every[again].wildcards)) == by_variant["second"]
-    assert report_settings.changed_objectives(study, by_variant.values()).get("changed_objectives", {}).keys() <= {NAME}
 
 
 def test_loras_on_different_models_are_not_shared(config: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811

@@ -65,8 +65,19 @@ def check_experiments(study: Study) -> None:
             if config is None or not config.has_words:
                 remedy = "searches no words; name erasers that do, such as eap"
                 raise ConfigError(f"{place}.erasers", cell.erasure.eraser, remedy)
+        if experiment.kind in ("grid", "words"):
+            check_first_seed(study, experiment, cells, f"{place}.erasers")
         if experiment.kind == "line":
             check_axis(study, experiment, cells, f"{place}.along")
+
+
+def check_first_seed(study: Study, experiment: Experiment, cells: list[Cell], key: str) -> None:
+    """Raise ConfigError for an eraser without a model of the study's first seed, whose images and words are shown."""
+    first = study.seeds.erase[0]
+    there = {study.name_of(cell.erasure) for cell in cells if cell.erasure.seed == first}
+    for eraser in experiment.erasers:
+        if eraser not in there:
+            raise ConfigError(key, eraser, f"has no model of seed {first}, the first of seeds.erase; give it that seed")
 
 
 def check_roles(study: Study, experiment: Experiment, key: str) -> None:
