@@ -640,7 +640,9 @@ def test_a_grid_shows_models_of_the_first_seed(config: dict[str, Any], tmp_path:
     make_study(config, tmp_path)
     eraser = EXPERIMENT["erasers"][0]
     config["erasers"][eraser]["seeds"] = [1]
-    with pytest.raises(ConfigError, match=rf"experiments\.fig6\.erasers = '{eraser}': has no model of seed 0, the first"):
+    with pytest.raises(
+        ConfigError, match=rf"experiments\.fig6\.erasers = '{eraser}': has no model of seed 0, the first"
+    ):
         make_study(config, tmp_path)
 
 
