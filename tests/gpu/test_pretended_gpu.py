@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cases import CASES, SCORED, marks
+from cases import CASES, SCORED, TRAININGS, marks
 from short_erasures import ERASURES
 from tree import once
 
@@ -20,17 +20,9 @@ from resurgence.config import erasers, scorers
 GREY_LEVEL, CLOSE = 1.0, 1e-4
 # variants of cases that are in the fast tier
 NIGHTLY = {
-    "sample-channels-last", "finetune-lora-checkpointing",
+    "sample-channels-last", "finetune-lora-checkpointing", "masks-grounded-sam-bf16",
     "erase-erasediff-noxattn", "erase-esd-base", "erase-sdd-base",
 }  # fmt: skip
-TRAININGS = {
-    *(name for name in CASES if name.startswith("finetune-")),
-    *(
-        f"erase-{name}"
-        for name in ("esd", "sdd", "ca", "fmn", "erasediff", "mace", "esd-base", "sdd-base", "spm", "eap")
-    ),
-    *(f"erase-{name}" for name in ("advunlearn", "doco", "salun", "erasediff-noxattn", "scissorhands")),
-}
 SYNCHRONISATIONS = {"erase-doco": 1}  # of a step: how many samples of its batch are of concepts or anchors
 WEIGHTS = 208  # tensors of the small UNet: EraseDiff keeps those of the present step in main memory during inner steps
 COPIES = {"erase-erasediff": WEIGHTS, "erase-erasediff-noxattn": WEIGHTS}  # to main memory and back, at most
