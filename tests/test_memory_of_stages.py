@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,27 @@ def test_every_stage_fits_with_its_published_batch_and_needs_what_the_page_says(
     needs = needs_of(name)
     assert all(found.peak < CAPACITY for found in needs)
     assert row(name, needs) in PAGE.splitlines()
+
+
+PASSES = {  # row of the page's first table -> fine-tune of one pass a step, its settings
+    "batch 1": ("lora", {"batch": 1}),
+    "batch 10, as MACE's `chunk: 10`": ("lora", {"batch": 10}),
+    "batch 10, gradient checkpointing": ("lora", {"batch": 10, "gradient_checkpointing": True}),
+    "batch 1, gradient checkpointing": ("full", {"batch": 1}),
+    "batch 2, gradient checkpointing": ("full", {"batch": 2}),
+    "batch 8, gradient checkpointing": ("full", {"batch": 8}),
+    "batch 8": ("full", {"batch": 8, "gradient_checkpointing": False}),
+}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("setting", PASSES)
+def test_the_table_of_passes_has_what_a_training_of_one_pass_needs(setting: str) -> None:
+    """That table counts the pass alone, and adds weights, moments and average: benchmarks/full_size.py."""
+    name, changes = PASSES[setting]
+    needs = [need(base, name, float("inf"), accumulation=1, **changes).peak / 2**30 for base in ("sd14", "sd21")]
+    row = re.search(rf"\| {re.escape(setting)} \| ([0-9.]+) / ([0-9.]+) \|", PAGE)
+    assert row and [float(number) for number in row.groups()] == pytest.approx(needs, abs=0.1)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from diffusers import StableDiffusionPipeline
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 if __name__ == "__main__":
@@ -39,6 +41,7 @@ from resurgence.data.moments import second_moment  # noqa: E402
 from resurgence.diffusion.attention import projection_weights  # noqa: E402
 from resurgence.diffusion.deltas import apply_folder  # noqa: E402
 from resurgence.diffusion.device import exact  # noqa: E402
+from resurgence.diffusion.image_sets import RESAMPLED  # noqa: E402
 from resurgence.diffusion.sampling import SamplingConfig, sample  # noqa: E402
 from resurgence.erasers import EraserData, eraser_config, method  # noqa: E402
 from resurgence.training import loop  # noqa: E402
@@ -71,16 +74,17 @@ def updated(pipe: StableDiffusionPipeline) -> Tensors:
         return method("update").erase(pipe, TASK, eraser_config("update")(**settings, bits=8), EraserData(), 0)
 
 
-def draw_images(options: dict[str, Any], pipe: StableDiffusionPipeline) -> Tensors:
-    """Pixels (N, H, W, 3) of the sampler, 0 to 255."""
+def draw_images(options: dict[str, Any], pipe: StableDiffusionPipeline, dtype: torch.dtype = torch.float32) -> Tensors:
+    """Pixels (N, H, W, 3) of the sampler, 0 to 255, of a pipeline in `dtype`; none is sampled again in fp32."""
     cfg = SamplingConfig(**{"steps": 3, "batch": 2, **options})
-    images = [np.asarray(image) for _, image in sorted(sample(pipe, ROWS, cfg), key=lambda pair: pair[0])]
-    return {"pixels": torch.from_numpy(np.stack(images).astype(np.float32))}
+    images = [image for _, image in sorted(sample(pipe.to(dtype=dtype), ROWS, cfg), key=lambda pair: pair[0])]
+    assert not any(RESAMPLED in image.info for image in images)
+    return {"pixels": torch.from_numpy(np.stack([np.asarray(image) for image in images]).astype(np.float32))}
 
 
-def tune(options: dict[str, Any], pipe: StableDiffusionPipeline) -> Tensors:
-    """Losses and weights of a fine-tune of three steps, and what its checkpoint gives."""
-    images = pictures()
+def tune(options: dict[str, Any], pipe: StableDiffusionPipeline, side: int = 16) -> Tensors:
+    """Losses and weights of a fine-tune of three steps on images of `side` pixels, and what its checkpoint gives."""
+    images = pictures(side)
     cfg = FinetuneConfig(**{"steps": 3, "batch": 2, "accumulation": 2, "rank": 2, "checkpoints": (), **options})
     captions = ["a photo of the bird"] * 3 + ["a photo of the queen"] * 3
     with tempfile.TemporaryDirectory() as folder:
@@ -176,8 +180,8 @@ def face_scores(pipe: StableDiffusionPipeline) -> Tensors:
     }
 
 
-def grounded_masks(pipe: StableDiffusionPipeline) -> Tensors:
-    """Masks of random Grounding DINO and SAM on the pipeline's device."""
+def grounded_masks(precision: str, pipe: StableDiffusionPipeline) -> Tensors:
+    """Masks of random Grounding DINO, in a precision, and SAM on the pipeline's device; none is empty."""
     from resurgence.data.segmenters.grounded_sam import GroundedSam
     from test_masks import write_grounded_sam
 
@@ -185,8 +189,9 @@ def grounded_masks(pipe: StableDiffusionPipeline) -> Tensors:
     with tempfile.TemporaryDirectory() as folder:
         detector, sam = write_grounded_sam(Path(folder))
         GroundedSam.load.cache_clear()
-        model = GroundedSam.load(detector, None, sam, None, str(pipe.device), "fp32")
-        return {"masks": model(images, "ship", 0.01, 0.01, 2).float()}
+        settings = {"detector": detector, "sam": sam, "precision": precision, "batch": 2}
+        cfg = MaskConfig(segmenter="grounded-sam", threshold=0.01, text_threshold=0.01, empty="error", **settings)
+        return {"masks": segment(images, "ship", cfg, None, pipe.device).float()}
 
 
 def recogniser_scores(pipe: StableDiffusionPipeline) -> Tensors:
@@ -235,14 +240,17 @@ def random_images(side: int) -> torch.Tensor:
     return (torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1)) * 255).to(torch.uint8)
 
 
+FULL_TUNE = {"algorithm": "full", "ema": True, "lr": 1e-4}
 CASES: dict[str, Callable[[StableDiffusionPipeline], Tensors]] = {
     "sample": partial(draw_images, {}),
     "sample-channels-last": partial(draw_images, {"channels_last": True}),
+    "sample-fp16": partial(draw_images, {}, dtype=torch.float16),
     "finetune-lora": partial(tune, {}),
     "finetune-lora-checkpointing": partial(tune, {"gradient_checkpointing": True}),
-    "finetune-full-ema": partial(tune, {"algorithm": "full", "ema": True, "lr": 1e-4}),
+    "finetune-full-ema": partial(tune, FULL_TUNE),
     "masks-cross-attention": attention_masks,
-    "masks-grounded-sam": grounded_masks,
+    "masks-grounded-sam": partial(grounded_masks, "fp32"),
+    "masks-grounded-sam-bf16": partial(grounded_masks, "bf16"),
     "moments": moment,
     "scorer-clip": clip_scores,
     "scorer-recogniser": recogniser_scores,
@@ -254,6 +262,31 @@ CASES: dict[str, Callable[[StableDiffusionPipeline], Tensors]] = {
     **{f"erase-{name}": partial(erasure, name) for name in ERASURES},
     "erase-update": updated,
 }
+WITH_CUDA: dict[str, Callable[[StableDiffusionPipeline], Tensors]] = {  # not on the pretended device: it does not cast
+    "masks-grounded-sam-fp16": partial(grounded_masks, "fp16"),
+    "finetune-lora-bf16": partial(tune, {"precision": "bf16"}),
+    "finetune-lora-fp16": partial(tune, {"precision": "fp16"}),
+    "finetune-full-bf16": partial(tune, {**FULL_TUNE, "precision": "bf16"}),
+    "finetune-full-fp16": partial(tune, {**FULL_TUNE, "precision": "fp16"}),
+}
+HALF = {  # case in half precision -> the same in fp32
+    "sample-fp16": "sample",
+    "masks-grounded-sam-bf16": "masks-grounded-sam",
+    "masks-grounded-sam-fp16": "masks-grounded-sam",
+    "finetune-lora-bf16": "finetune-lora",
+    "finetune-lora-fp16": "finetune-lora",
+    "finetune-full-bf16": "finetune-full-ema",
+    "finetune-full-fp16": "finetune-full-ema",
+}
+TRAININGS = {  # cases with optimiser steps; the other erasures are closed forms
+    *(name for name in CASES if name.startswith("finetune-")),
+    *(
+        f"erase-{name}"
+        for name in ("esd", "sdd", "ca", "fmn", "erasediff", "mace", "esd-base", "sdd-base", "spm", "eap")
+    ),
+    *(f"erase-{name}" for name in ("advunlearn", "doco", "salun", "erasediff-noxattn", "scissorhands")),
+}
+CLOSED_FORMS = {name for name in CASES if name.startswith("erase-")} - TRAININGS
 SCORED = {  # case -> scorers whose networks it runs
     "scorer-clip": ("clip", "clip_anchor", "sensitivity"),
     "scorer-recogniser": ("recogniser", "success"),
@@ -267,7 +300,10 @@ PACKAGES = {"scorer-faces": "facenet_pytorch"}  # case -> package of envs/weight
 
 
 def marks(case: str) -> list[pytest.MarkDecorator]:
-    """The marks of a case; one that needs a package is skipped without it."""
+    """The marks of a case; one that needs a package, or a later version of it, is skipped without."""
+    if case in HALF and case.startswith("masks-"):
+        reason = f"Grounding DINO in half precision needs transformers 5.23, installed is {transformers.__version__}"
+        return [pytest.mark.skipif(Version(transformers.__version__) < Version("5.23"), reason=reason)]
     if case not in PACKAGES:
         return []
     missing = find_spec(PACKAGES[case]) is None

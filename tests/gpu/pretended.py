@@ -7,10 +7,13 @@ An operation on a tensor of the device and one of the CPU raises RuntimeError, a
 and CPU indices are allowed, as with CUDA. A tensor returns by `.cpu()` only, `.numpy()` fails. The values are those of
 the CPU, so results can be compared with a run on the CPU.
 
-`COUNTS` has the number of operations (`ops`), uploads, downloads, and synchronisations (`sync`: `.item()`, comparisons
-in Python), at which a real GPU waits for its queue.
+`COUNTS` has the number of operations (`ops`), uploads, downloads, and synchronisations (`sync`), at which a real GPU
+waits for its queue: `.item()`, comparisons in Python, and results whose shape depends on values, as of `nonzero`,
+`a[mask]`, `masked_select` and `repeat_interleave`. The list is not complete: some kernels of torch.linalg wait, too.
+A download waits as well, and is counted as a download alone.
 
-In strict mode (`exact`) an operation whose CUDA kernel is not deterministic is refused, as torch refuses it there.
+In strict mode (`exact`) the operations of UNREPEATABLE are refused, as CUDA refuses them: those of PyTorch's
+documentation that a network could call, not all.
 
 Not shown: operations without a CUDA kernel, memory, speed, and whether kernels repeat their bytes.
 """
@@ -30,12 +33,13 @@ aten = torch.ops.aten
 NAME = "pretend"
 COUNTS: Counter[str] = Counter()
 COPIES = {aten.copy_, aten._to_copy}
-INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
-MIXED = COPIES | INDEXING | {aten._unsafe_index}  # may take tensors of both devices
+READING = {aten.index, aten._unsafe_index}
+INDEXING = READING | {aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index_put}
+MIXED = COPIES | INDEXING  # may take tensors of both devices
 SYNCHRONISING = {
-    *(aten._local_scalar_dense, aten.equal, aten.is_nonzero, aten.nonzero),
-    *(aten._unique2, aten.unique_dim),
-}
+    *(aten._local_scalar_dense, aten.equal, aten.is_nonzero, aten.nonzero, aten.masked_select, aten.bincount),
+    *(aten._unique2, aten.unique_dim, aten.unique_consecutive, aten.unique_dim_consecutive, aten._linalg_check_errors),
+}  # see also `waits`
 # refused by CUDA in strict mode: the documentation of torch.use_deterministic_algorithms; see also `refuses`
 UNREPEATABLE = {
     *(aten.put, aten.put_, aten.histc, aten.median, aten.nll_loss2d_forward, aten.max_unpool2d, aten.scatter_reduce),
@@ -136,10 +140,22 @@ def check_devices(func: Any, args: tuple, tensors: list[torch.Tensor]) -> None:
         refuse(str(func), "a CPU tensor indexed by one of the device")
 
 
-def count(func: Any, args: tuple, on_device: bool, result_on_device: bool) -> None:
-    """Count a synchronisation, an upload or a download, and every operation on the device."""
+def waits(func: Any, args: tuple, kwargs: dict[str, Any]) -> int:
+    """How often CUDA waits for the queue in an operation on tensors of the device."""
     name = func.overloadpacket
-    COUNTS["sync"] += on_device and name in SYNCHRONISING
+    if name in INDEXING:  # each mask becomes positions, unless one number is written to where it holds
+        masks = [i for i in args[1] if isinstance(i, DeviceTensor) and i.dtype in (torch.bool, torch.uint8)]
+        number = name not in READING and args[2].numel() == 1 and not isinstance(args[2], DeviceTensor)
+        return 0 if number else len(masks)
+    if func is aten.repeat_interleave.Tensor:
+        return kwargs.get("output_size") is None
+    return name in SYNCHRONISING
+
+
+def count(func: Any, args: tuple, kwargs: dict[str, Any], on_device: bool, result_on_device: bool) -> None:
+    """Count synchronisations, an upload or a download, and every operation on the device."""
+    name = func.overloadpacket
+    COUNTS["sync"] += waits(func, args, kwargs) if on_device else 0
     COUNTS["ops"] += result_on_device
     if name in COPIES:
         source = args[1] if name is aten.copy_ else args[0]
@@ -160,7 +176,7 @@ def dispatch(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         check_devices(func, args, tensors)
         if torch.are_deterministic_algorithms_enabled() and refuses(func, args):
             raise RuntimeError(f"{func.overloadpacket} on {NAME}:0 does not have a deterministic implementation")
-    count(func, args, bool(ours), result_on_device)
+    count(func, args, kwargs, bool(ours), result_on_device)
     plain_args, plain_kwargs = tree_map(unwrap, args), tree_map(unwrap, kwargs)
     result = func(*plain_args, **plain_kwargs)
     if not result_on_device:
