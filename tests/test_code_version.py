@@ -320,11 +320,9 @@ def test_an_entry_is_a_definition_by_colon_or_dot() -> None:
 
 
 def test_infrastructure_is_there() -> None:
-    for name in INFRASTRUCTURE:
-        assert find_file(name), name
-    for name in EFFECTS:
-        module, _, function = name.rpartition(".")
-        assert find_file(name) or follow(module, (function,), "resurgence"), name
+    for name in (*INFRASTRUCTURE, *EFFECTS):
+        module, _, definition = name.rpartition(".")
+        assert find_file(name) or follow(module, (definition,), "resurgence")[0][0].name, name
 
 
 def test_alternatives_that_are_not_chosen_are_not_followed() -> None:
@@ -422,6 +420,24 @@ def test_drawing_the_miniature_bears_on_no_score(copy: Path, before: dict[str, s
     assert "miniature.drawings" in found and all(key.startswith("miniature.") for key in found)
 
 
+LOADING = "pretrained/loading.py"
+READERS = {  # an edit; a stage that reads or writes through it, and one that does not
+    "lines": (("files.py", "[line.strip() for line", "[line.rstrip() for line"), "moments", "sample"),
+    "text": (("files.py", "utf-8-sig", "utf-8"), "prompts", "tables"),
+    "json": (("files.py", "sort_keys=True", "sort_keys=False"), "tables", "sample"),
+    "safetensors": ((LOADING, "file.metadata() or {}", "dict(file.metadata() or {})"), "sample", "tables"),
+    "fill": ((LOADING, "load_state_dict(dict(tensors))", "load_state_dict(dict(tensors), False)"), "", "sample"),
+    "pretrained": ((LOADING, "    return model.eval()", "    return model.half().eval()"), "sample", "tables"),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_readers_bear_on_what_reads_through_them(reader: str, copy: Path, before: dict[str, str]) -> None:
+    edit, reads, another = READERS[reader]
+    found = changed(copy, before, edit)
+    assert (f"stages.{reads}" if reads else "scorers.recogniser") in found and f"stages.{another}" not in found
+
+
 def test_wording_and_infrastructure_bear_on_nothing(copy: Path, before: dict[str, str]) -> None:
     edits = (
         ("stages/job.py", '"""The frame of all jobs', '"""  The frame of each job'),
@@ -429,6 +445,8 @@ def test_wording_and_infrastructure_bear_on_nothing(copy: Path, before: dict[str
         ("training/checkpoint.py", "SHARE = 20", "SHARE = 30"),
         ("config/erasers.py", "closed_form: ClassVar[bool] = False", "closed_form: ClassVar[bool] = True"),
         ("progress.py", "EVERY = 15.0", "EVERY = 20.0"),
+        ("files.py", 'f".{path.name}.tmp"', 'f".{path.name}.part"'),
+        ("pretrained/finite.py", "bool(low.isfinite() & high.isfinite())", "bool(high.isfinite())"),
         ("stages/runtime.py", "POLL = 0.5", "POLL = 0.7"),
         ("diffusion/sampling.py", '"out of memory on %s', '"no memory left on %s'),
         ("diffusion/sampling.py", '"""Run DDIM from noise', '"""Sample by DDIM from noise'),

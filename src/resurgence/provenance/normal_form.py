@@ -25,7 +25,7 @@ from resurgence.provenance.source_modules import (
     within,
 )
 
-# Modules that never bear on a result: not followed, and a statement that only calls one of them is left out.
+# Modules and definitions that never bear on a result: not followed, and a statement that only calls one is left out.
 INFRASTRUCTURE = (
     "resurgence.cli",  # reads the command line
     "resurgence.config.erasers",  # names and declares methods; the one that runs is an entry of the code version
@@ -34,8 +34,15 @@ INFRASTRUCTURE = (
     "resurgence.config.registry",  # imports a class by its name
     "resurgence.diffusion.text_checks",  # refuses names and captions by their tokens, counts long ones
     "resurgence.errors",  # how an error is told
-    "resurgence.files",  # writes under a temporary name, digests files
-    "resurgence.pretrained",  # checks files of weights, which are inputs
+    *(  # writes under a temporary name, locks, digests; what reads and formats bears on results
+        f"resurgence.files.{name}"
+        for name in ("atomic_file", "atomic_folder", "check_weights_file", "known_sha256", "lock", "sha256", "sign")
+    ),
+    "resurgence.pretrained.checksums",  # checks files of weights, which are inputs
+    "resurgence.pretrained.finite",  # refuses what is not finite
+    "resurgence.pretrained.loading.check_complete",
+    "resurgence.pretrained.loading.check_file",
+    "resurgence.pretrained.mirrors",  # downloads
     "resurgence.progress",  # log lines
     "resurgence.provenance",  # manifests and records of runs
     "resurgence.stages.job",  # command line, log and manifest of a job
@@ -44,7 +51,7 @@ INFRASTRUCTURE = (
     "resurgence.workflow",  # decides what runs, not how
 )
 # Of these, functions that write a result or fill their argument: statements that call them stay.
-EFFECTS = ("resurgence.files", "resurgence.pretrained.loading.fill")
+EFFECTS = ("resurgence.files",)
 # What only observes: assignments of what these return are left out too, and calls of its methods.
 OBSERVERS = (
     "fcntl",
