@@ -85,7 +85,7 @@ rule all:
 
 onstart:
     needed = {job.rule.name for job in workflow.dag.needrun_jobs()}
-    check_present(STUDY, needed, kinds_scored(workflow.dag.needrun_jobs()))
+    check_present(STUDY, needed, kinds_scored(STUDY, workflow.dag.needrun_jobs()))
     check_tokens(STUDY, needed)
     check_writable(map(Path, ("results", "logs", "scratch")))
     resume.claim(Path())

@@ -8,14 +8,14 @@ ROOT = Path(workflow.basedir)
 
 from resurgence.config.lists import LISTS
 from resurgence.config.load import make_study
-from resurgence.config.model_path import PATTERN as MODEL, ModelPath
+from resurgence.config.model_path import PATTERN as MODEL
 from resurgence.data import coco
 from resurgence.provenance.outputs import check_writable
 from resurgence.workflow import graph, job_items, report_settings, resources, resume
 from resurgence.workflow.job_settings import text
 from resurgence.workflow.rule_table import RULES, every_manifest
 from resurgence.workflow.token_names import check_tokens
-from resurgence.workflow.weights_needed import check_present
+from resurgence.workflow.weights_needed import check_present, kinds_scored
 
 # Snakemake takes the last of two equal keys, and 010 for 8; here these are errors
 for file in workflow.configfiles:
@@ -66,12 +66,6 @@ def needs(rule):
         "runtime": lambda wildcards, attempt: RULES[rule].minutes * attempt,
         "turn": 1,
     }
-
-
-def kinds_scored(jobs):
-    """The kinds of the tasks whose images some of these jobs score."""
-    models = [job.wildcards.model for job in jobs if job.rule.name == "score"]
-    return {STUDY.task(ModelPath.parse(model).task).kind for model in models}
 
 
 def of_stage(stage):

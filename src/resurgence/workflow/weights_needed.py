@@ -7,15 +7,16 @@ resurgence weights lock --overlay studies/sd14.yaml
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from resurgence.config.fields import read_yaml
 from resurgence.config.finetune_sets import OtherBase
+from resurgence.config.model_path import ModelPath
 from resurgence.files import atomic_file, known_sha256, resolve_path
 from resurgence.pretrained.checksums import LOCK, TABLE, Entry, file_of, locate, offline, remedy, table, verify
 from resurgence.workflow.graph import files_of
@@ -107,6 +108,12 @@ def state_of(weights: Weights, entries: Mapping[str, Entry]) -> tuple[str, str]:
     if weights.place not in entries:
         return "ok", f"{message}, not in {TABLE}"
     return ("unlocked", f"{message}; no checksum yet of {', '.join(unlocked)}") if unlocked else ("ok", message)
+
+
+def kinds_scored(study: Study, jobs: Iterable[Any]) -> set[str]:
+    """The kinds of the tasks whose images some of these jobs of Snakemake score."""
+    models = [job.wildcards.model for job in jobs if job.rule.name == "score"]
+    return {study.task(ModelPath.parse(model).task).kind for model in models}
 
 
 def check_present(study: Study, rules: Collection[str], scored: Collection[str] | None = None) -> None:
