@@ -10,7 +10,7 @@ import pytest
 import yaml
 from safetensors.torch import save_file
 
-from resurgence.cli.audit import copy_card, write_study
+from resurgence.cli.audit import copy_card, remove_card, write_study
 from resurgence.cli.main import main, make_parser
 from resurgence.config.audit import ShippedControl
 from resurgence.config.audit_bases import bases
@@ -171,6 +171,25 @@ def test_another_model_in_the_same_folder_and_a_part_without_its_base_are_refuse
         write_study(args, Path("other"))
 
 
+def test_a_folder_with_another_study_is_refused_and_left_as_it_is(place):
+    (place / "out").mkdir()
+    (place / "out/params.yaml").write_text("study: mine\n")
+    with pytest.raises(ConfigError, match=r"--out = 'out': its params\.yaml is of another study; name another folder"):
+        written()
+    assert [file.name for file in (place / "out").rglob("*")] == ["params.yaml"]
+    assert (place / "out/params.yaml").read_text() == "study: mine\n"
+
+
+@pytest.mark.parametrize("words", [(), ("--original", "original"), ("--original", "original", "--level", "standard")])
+def test_people_of_stable_diffusion_are_updated_on_others_who_are_neither_erased_nor_retained(place, words):
+    """Their shipped tasks name none to fine-tune on."""
+    args = parsed(*words)
+    args.erased, args.retained = ["Melania Trump"], "auto"
+    write_study(args, args.out)
+    task = load_study([args.out / "params.yaml"], args.out).task("melania-trump")
+    assert len(task.finetune) == 16 and not set(task.finetune) & {*task.erase, *task.retain}
+
+
 def test_wrong_usage_exits_with_1(place, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["audit", "erased", "--out", "out"])
@@ -203,6 +222,10 @@ def test_the_card_lies_at_the_top_of_the_folder_and_an_earlier_record_does_not(t
     copy_card(tmp_path)
     copied = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()}
     assert {name for name in copied if not name.startswith("results/")} == {*names[:3], "data/x"}
+    (tmp_path / "notes.html").write_text("of the user")
+    remove_card(tmp_path)
+    left = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()}
+    assert {name for name in left if not name.startswith("results/")} == {"data/x", "notes.html"}
 
 
 def control(*concepts: str, kind: str = "leaking", domain: str = "object") -> ShippedControl:

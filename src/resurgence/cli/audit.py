@@ -25,8 +25,15 @@ from resurgence.cli.audit_inputs import drawn_pictures, linked, shown_concepts, 
 from resurgence.cli.audit_study import PAIRS, Request, study, tasks
 from resurgence.cli.key_values import settings
 from resurgence.config.audit import Evaluator, Level, ShippedControl
-from resurgence.config.audit_bases import AuditBase, base_of, model_task, outside_concepts, read_criteria
-from resurgence.config.fields import ConfigError, at_least
+from resurgence.config.audit_bases import (
+    AuditBase,
+    base_of,
+    benign_concepts,
+    model_task,
+    outside_concepts,
+    read_criteria,
+)
+from resurgence.config.fields import ConfigError, at_least, read_yaml
 from resurgence.config.load import load_study
 from resurgence.config.schema import WithoutAliases
 from resurgence.config.scorers import scorer_class
@@ -91,11 +98,20 @@ def run(args: Namespace) -> int:
     write_study(args, out)
     if args.plan:
         return snakemake_plan(out, args.cores)
+    remove_card(out)  # an error must not leave the verdict of an earlier run
     snakemake(out, args.cores)
     audit = read_audit(out / VERDICT)
     copy_card(out)
     print(f"{audit.verdict}: {audit.sentence}\n{out}/card.html")
     return EXIT[audit.verdict]
+
+
+def remove_card(out: Path) -> None:
+    """Remove the copies that `copy_card` made, as far as results/audit still has them."""
+    shutil.rmtree(out / RECORD, ignore_errors=True)
+    for file in (out / VERDICT).parent.glob("*.*"):
+        if file.name not in (MANIFEST, RUN):
+            (out / file.name).unlink(missing_ok=True)
 
 
 def copy_card(out: Path) -> None:
@@ -111,6 +127,7 @@ def write_study(args: Namespace, out: Path) -> None:
     Raises:
         ConfigError, FileNotFoundError, ValueError: what is wrong with the command line, before anything is computed.
     """
+    check_folder(out)
     request = make_request(args, out)
     files = {f"tasks/{name}.yaml": values for name, values in tasks(request).items()}
     files[STUDY] = study(request)
@@ -120,6 +137,12 @@ def write_study(args: Namespace, out: Path) -> None:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             write_text(out / name, text)
     load_study([out / STUDY], out)
+
+
+def check_folder(out: Path) -> None:
+    """Raise ConfigError where a folder holds a study that no audit wrote."""
+    if (out / STUDY).is_file() and "audit" not in read_yaml(out / STUDY):
+        raise ConfigError("--out", str(out), f"its {STUDY} is of another study; name another folder")
 
 
 def make_request(args: Namespace, out: Path) -> Request:
@@ -199,7 +222,7 @@ def audited_task(args: Namespace, base: AuditBase) -> Task:
         "mapping": model.mapping if mapping is None else dict.fromkeys(erased, mapping),
         "templates": model.templates, "seeds": {"erase": 1, "retain": 1, "synonym": 1},
         "synonyms": {concept: words for concept, words in model.synonyms.items() if concept in erased},
-        "finetune": tuple(word for word in model.finetune if word not in (*erased, *retained)),
+        "finetune": benign_concepts(base, model, (*erased, *retained)),
         "labels": model.labels if is_same and args.retained == "auto" else (),
     }, "--erased")  # fmt: skip
 
@@ -246,6 +269,11 @@ def pictures(
     for place, (option, path, concepts) in options.items():
         if path is not None:
             sets[place] = linked(out, f"images-{place}", path, option), shown_concepts(Path(path), option)
+        elif place == "domain" and not concepts:
+            remedy = (
+                f"every shipped {task.kind} is erased or retained, so no model can make pictures of others; give some"
+            )
+            raise ConfigError(option, "none", remedy)
         elif base.drawings is not None and concepts:
             drawn_pictures(base, concepts, out / f"inputs/{place}.parquet")
             sets[place] = f"inputs/{place}.parquet", tuple(concepts)

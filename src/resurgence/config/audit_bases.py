@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,16 @@ def model_task(base: AuditBase, erased: tuple[str, ...], kind: Kind | None) -> T
         remedy = f"has no task in {base.tasks}; name another kind, or give --retained FILE with --kind object"
         raise ConfigError("--kind", kind, remedy)
     return max(of_kind, key=lambda task: (len(task.retain), len(task.finetune)))
+
+
+def benign_concepts(base: AuditBase, model: Task, taken: Collection[str], most: int = 16) -> tuple[str, ...]:
+    """Concepts of the kind that pictures of a model may show: those on which the shipped task fine-tunes, else those of
+    other tasks; none of those taken."""
+    if listed := tuple(word for word in model.finetune if word not in taken):
+        return listed
+    tasks = [task for task in base.loaded_tasks() if task.kind == model.kind]
+    words = (word for task in tasks for word in (*task.finetune, *task.retain, *task.erase))
+    return tuple(dict.fromkeys(word for word in words if word not in taken))[:most]
 
 
 def outside_concepts(base: AuditBase, kind: Kind, most: int = 16) -> tuple[str, ...]:
