@@ -14,7 +14,9 @@ CRITERIA, LORA = Criteria(), frozenset({"lora"})
 COLUMN = "recogniser_correct"
 
 
-def scores(erased: dict[str, np.ndarray], retained: np.ndarray, finetune: str | None = None, seed: int = 0) -> ImageSet:
+def scores(
+    erased: dict[str, np.ndarray], retained: np.ndarray, finetune: str | None = None, seed: int = 0, base: str = "b"
+) -> ImageSet:
     """The image set of a model: of each erased concept and of one retained, whether each image shows its concept."""
     groups = [("erase", concept, shown) for concept, shown in erased.items()] + [("retain", "dog", retained)]
     rows = [
@@ -22,7 +24,7 @@ def scores(erased: dict[str, np.ndarray], retained: np.ndarray, finetune: str | 
         for role, concept, shown in groups
         for number, value in enumerate(shown)
     ]
-    key = {"base": "b", "task": "t", "state": "base", "step": None}
+    key = {"base": base, "task": "t", "state": "base", "step": None}
     if finetune:
         eraser = {"eraser": "e", "variant": "default", "erase_seed": 0}
         key |= {**eraser, "state": "finetuned", "finetune": finetune, "finetune_variant": "default", "step": 9}
@@ -77,7 +79,8 @@ def test_a_never_erased_model_fails_as_released():
 @pytest.mark.parametrize("has_original", [False, True])
 def test_destroyed_weights_fail_by_their_retained_concepts(has_original):
     destroyed = {"released": probe(0, retained=(20, 200)), "lora": probe(0, 200, "lora", (20, 200))}
-    original = probe(190) if has_original else None
+    before = evidence([scores({"ship": first(190, 200)}, first(190, 200), base="original")], COLUMN)
+    original = before if has_original else None
     verdict = judge(destroyed, CRITERIA, LORA, original)
     assert verdict.outcome == "FAIL" and verdict.reasons[0].startswith("released: ")
     assert {p.verdict for p in verdict.probes.values()} == {"PASS"}
