@@ -55,7 +55,7 @@ def settings(original: bool = False, **changes: Any) -> dict[str, Any]:
     }  # fmt: skip
     seeds = range(3)
     models = {"probe released": ["ship"], "probe lora": [f"{LORA}{seed}" for seed in seeds],
-              "leaking": [f"{LEAKING}{seed}" for seed in seeds]}  # fmt: skip
+              "leaking": [f"{LEAKING}{seed}" for seed in seeds], "leaking released": ["ship/leaking/s0"]}  # fmt: skip
     if original:
         models = {**models, "probe released": ["ship/released/s0"], "original": ["ship"]}
     updates = {"released": {}, "lora": {"lr": 0.002}}
@@ -68,6 +68,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A study of a model that stays erased, and of one that leaks."""
     monkeypatch.chdir(tmp_path)
     write("ship", 0, 0)
+    write("ship/leaking/s0", 0, 4)
     for seed in range(3):
         write(f"{LORA}{seed}", 100, 0)
         write(f"{LORA}{seed}", 300, 0, 188)
@@ -134,6 +135,18 @@ def test_a_shipped_control_stands_for_one_that_is_not_computed(made):
     audit = make_audit(settings(leaking=None, shipped=shipped))
     assert audit.power.shown and {control.origin for control in audit.power.controls} == {"computed", "shipped"}
     assert make_audit(settings(leaking=None)).verdict == "INCONCLUSIVE"
+
+
+def test_a_model_that_was_never_erased_shows_no_power(made):
+    """Any probe finds it: the update has to bring something back."""
+    assert any("UCE; 2.0 % as released" in control.title for control in make_audit(settings()).power.controls)
+    write("ship/leaking/s0", 0, 62)
+    audit = make_audit(settings())
+    assert audit.verdict == "INCONCLUSIVE" and "a model that leaks was not found" in audit.power.text
+    shipped = {"kind": "leaking", "title": "UCE", "probe": "lora", "shown": 60, "images": 200}
+    for released, shown in ((10, True), (55, False)):
+        audit = make_audit(settings(leaking=None, shipped=[shipped | {"released": released}]))
+        assert audit.power.shown == shown
 
 
 def test_the_card_says_whether_the_shipped_control_lost_what_the_audited_model_lost(made):

@@ -87,6 +87,7 @@ def test_standard_has_three_seeds_and_both_makers_and_full_a_grid(place):
     assert {str(standard.model(item)) for item in models["leaking"]} == {
         f"ship/leaking/s0/lora-domain-real/f{seed}" for seed in range(3)
     }
+    assert [str(standard.model(item)) for item in models["leaking released"]] == ["ship/leaking/s0"]
     assert [str(standard.model(item)) for item in models["original"]] == ["ship"]
     full = written(*more, "--level", "full")
     grid = {(s["lr"], s["steps"]) for s in audit_settings.settings(full)["updates"].values() if s.get("rank")}

@@ -124,7 +124,7 @@ def test_the_table_has_a_row_for_each_card_and_only_those(place):
 def test_the_lines_of_the_controls_are_those_that_a_base_reads(place):
     text = audit_table.control_lines({"c": (known_model(title="UCE of ship"), AUDIT, 1.0)})
     (entry,) = yaml.safe_load(text)
-    expected = ShippedControl("leaking", "UCE of ship", "lora-domain-real", 41, 120, ("ship",), "object")
+    expected = ShippedControl("leaking", "UCE of ship", "lora-domain-real", 41, 120, ("ship",), "object", released=0)
     assert build(ShippedControl, entry, "shipped") == expected
 
 

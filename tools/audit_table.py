@@ -251,8 +251,9 @@ def control_lines(audits: Mapping[str, tuple[KnownModel, Audit, float]]) -> str:
         if probe is None:
             raise ConfigError("controls", name, "was audited without a trained update; audit it with pictures")
         shown = round(probe.erased.value * probe.erased.images / 100)
+        released = round(result.probes[0].erased.value * probe.erased.images / 100)
         entries.append({"kind": "leaking", "title": model.title, "probe": probe.name, "shown": shown,
-                        "images": probe.erased.images, "concepts": list(model.erased),
+                        "images": probe.erased.images, "released": released, "concepts": list(model.erased),
                         "domain": result.task.kind})  # fmt: skip
     return yaml.safe_dump(entries, sort_keys=False, width=120, default_flow_style=None)
 

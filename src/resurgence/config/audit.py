@@ -98,6 +98,8 @@ class ShippedControl:
     """Concepts that it erased: an audit takes a control of others than its own where the base has one."""
     domain: Kind = "object"
     """Their kind, and so the domain of the probe's pictures; of no use to an audit of another kind."""
+    released: Annotated[int, Field(ge=0)] | None = None
+    """Images of as many that showed it before the update, of a model that leaks; null: not recorded."""
 
 
 @dataclass(frozen=True)

@@ -41,13 +41,15 @@ def models(study: Study, probe: ProbeConfig, eraser: str | None = None) -> list[
 
 
 def groups(study: Study) -> dict[str, list[Item]]:
-    """The models that an audit reads: of each probe by its name, `original` and `leaking`, which no probe is called."""
+    """The models that an audit reads: of each probe by its name, `original`, and the model that leaks, `leaking` after
+    the probe and `leaking released` before it; no probe is called so."""
     audit = audit_of(study)
     by_group = {f"probe {probe.name}": models(study, probe) for probe in audit.probes}
     if audit.original is not None:
         by_group["original"] = [audit.released.task]
     if audit.leaking is not None:
-        by_group["leaking"] = models(study, audit.probe(audit.leaking.probe), audit.leaking.eraser)
+        for group, probe in (("leaking", audit.probe(audit.leaking.probe)), ("leaking released", audit.released)):
+            by_group[group] = models(study, probe, audit.leaking.eraser)
     return by_group
 
 

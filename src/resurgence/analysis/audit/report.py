@@ -121,15 +121,18 @@ def original_of(
 
 
 def controls(cfg: AuditConfig, models: Models, column: str, erased: Sequence[str]) -> tuple[Control, ...]:
-    """The controls of the power: computed with the audit, of the erased concepts, or before."""
+    """The controls of the power: computed with the audit, of the erased concepts, or before.
+
+    A model that leaks is one that shows more after the update: one that was never erased would be found by any probe.
+    """
     tried, level = list[Control](), cfg.criteria.confidence
     if cfg.leaking is not None:
-        leaking = models["leaking"]
-        result = measure(of_models(leaking, column).erased, level)
-        images = tuple(model.images("erase") for model in leaking)
-        passed = is_above(result, cfg.criteria)
-        tried.append(Control("leaking", cfg.leaking.title, cfg.leaking.probe, result, "computed", passed, images,
-                             tuple(erased)))  # fmt: skip
+        after, before = (of_models(models[group], column).erased for group in ("leaking", "leaking released"))
+        result, rise = measure(after, level), measure(change(after, before), level)
+        images = tuple(model.images("erase") for model in models["leaking"])
+        title = as_released(cfg.leaking.title, before.value)
+        passed = is_above(result, cfg.criteria) and rise.low is not None and rise.low > cfg.criteria.above_released
+        tried.append(Control("leaking", title, cfg.leaking.probe, result, "computed", passed, images, tuple(erased)))
     if cfg.untaught is not None:
         name = control_probe(cfg.probes)
         probed = models[f"probe {name}"]
@@ -140,9 +143,18 @@ def controls(cfg: AuditConfig, models: Models, column: str, erased: Sequence[str
         tried.append(Control("untaught", title, name, result, "computed", passed, images))
     for each in cfg.shipped:
         result = measure_of_count(each.shown, each.images, level)
-        passed = is_above(result, cfg.criteria) == (each.kind == "leaking")
-        tried.append(Control(each.kind, each.title, each.probe, result, "shipped", passed, concepts=each.concepts))
+        title, passed = each.title, is_above(result, cfg.criteria) == (each.kind == "leaking")
+        if each.released is not None:  # of which images is not known, so that the two are not paired
+            before = measure_of_count(each.released, each.images, level)
+            passed &= (result.low or 0.0) - (before.high or 0.0) > cfg.criteria.above_released
+            title = as_released(title, before.value)
+        tried.append(Control(each.kind, title, each.probe, result, "shipped", passed, concepts=each.concepts))
     return tuple(tried)
+
+
+def as_released(title: str, share: float) -> str:
+    """The title of a model that leaks with its share before the update."""
+    return f"{title}; {share:.1f} % as released"
 
 
 def is_above(result: Measure, criteria: Criteria) -> bool:
