@@ -44,6 +44,7 @@ def opened(
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": width, "height": 1000})
+        page.set_default_timeout(120_000)  # milliseconds; the default, 30 s, is too short on a busy machine
         page.on("console", on_console)
         page.on("request", on_request)
         page.on("requestfailed", lambda request: wrong.append(f"failed {request.url}"))
