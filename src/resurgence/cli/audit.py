@@ -15,13 +15,13 @@ import shutil
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 
-from resurgence.cli.audit_inputs import drawn_pictures, linked, shown_concepts, weights_digest
+from resurgence.cli.audit_inputs import linked, pictures, weights_digest
 from resurgence.cli.audit_study import PAIRS, Request, study, tasks
 from resurgence.cli.key_values import settings
 from resurgence.config.audit import Evaluator, Level, ShippedControl
@@ -255,29 +255,6 @@ def implicit_captions(file: Path | None, erased: Sequence[str]) -> dict[str, tup
             raise ConfigError("--implicit", line, f"write CONCEPT: caption, with one of {', '.join(erased)}")
         captions.setdefault(concept if len(erased) > 1 else erased[0], []).append(caption if len(erased) > 1 else line)
     return {concept: tuple(dict.fromkeys(of)) for concept, of in captions.items()}
-
-
-def pictures(
-    args: Namespace, out: Path, base: AuditBase, task: Task, outside: Sequence[str]
-) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Domain -> real pictures and the concepts that they name: the user's, else composed of the base's drawings."""
-    options: Mapping[str, tuple[str, str | None, Sequence[str]]] = {
-        "domain": ("--images", args.images, task.finetune),
-        "outside": ("--outside-images", args.outside_images, outside),
-    }
-    sets: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for place, (option, path, concepts) in options.items():
-        if path is not None:
-            sets[place] = linked(out, f"images-{place}", path, option), shown_concepts(Path(path), option)
-        elif place == "domain" and not concepts:
-            remedy = (
-                f"every shipped {task.kind} is erased or retained, so no model can make pictures of others; give some"
-            )
-            raise ConfigError(option, "none", remedy)
-        elif base.drawings is not None and concepts:
-            drawn_pictures(base, concepts, out / f"inputs/{place}.parquet")
-            sets[place] = f"inputs/{place}.parquet", tuple(concepts)
-    return sets
 
 
 def snakemake(out: Path, cores: int, targets: Sequence[str] = (TARGET,)) -> None:

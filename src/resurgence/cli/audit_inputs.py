@@ -1,15 +1,17 @@
-"""The inputs of an audit as links in its folder, and the real pictures of a base of drawings.
+"""The inputs of an audit as links in its folder, and its real pictures: the user's, or composed of a base's drawings.
 
 The study names the links, so the folder holds no path of the machine, and a rerun gives the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from resurgence.config.audit_bases import AuditBase
 from resurgence.config.fields import ConfigError
+from resurgence.config.task import Task
 from resurgence.files import PEFT_WEIGHTS, digest_of_text, known_sha256, resolve_path
 from resurgence.workflow.graph import files_of
 
@@ -107,3 +109,26 @@ def shown_concepts(path: Path, option: str) -> tuple[str, ...]:
     if not sources:
         raise ConfigError(option, str(path), "holds no pictures with captions; see docs/adding.md")
     return tuple(dict.fromkeys(source.concept for source in sources if source.concept))
+
+
+def pictures(
+    args: Namespace, out: Path, base: AuditBase, task: Task, outside: Sequence[str]
+) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Domain -> real pictures and the concepts that they name: the user's, else composed of the base's drawings."""
+    options: Mapping[str, tuple[str, str | None, Sequence[str]]] = {
+        "domain": ("--images", args.images, task.finetune),
+        "outside": ("--outside-images", args.outside_images, outside),
+    }
+    sets: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for place, (option, path, concepts) in options.items():
+        if path is not None:
+            sets[place] = linked(out, f"images-{place}", path, option), shown_concepts(Path(path), option)
+        elif place == "domain" and not concepts:
+            remedy = (
+                f"every shipped {task.kind} is erased or retained, so no model can make pictures of others; give some"
+            )
+            raise ConfigError(option, "none", remedy)
+        elif base.drawings is not None and concepts:
+            drawn_pictures(base, concepts, out / f"inputs/{place}.parquet")
+            sets[place] = f"inputs/{place}.parquet", tuple(concepts)
+    return sets
