@@ -12,6 +12,7 @@ import pytest
 
 from resurgence.analysis.audit.report import make_audit
 from resurgence.analysis.audit.result import EXIT, Audit, read_audit, write_audit
+from resurgence.config.audit import Criteria
 from resurgence.figures.card import text
 from resurgence.files import json_text
 from resurgence.scorers import write_scores
@@ -112,10 +113,19 @@ def with_one_seed() -> Audit:
     return make_audit(values)
 
 
-def test_one_seed_is_about_this_run(made):
+def test_one_seed_is_about_this_run_and_several_about_seeds_like_these(made):
     write(f"{LORA}0", 300, 60)
     audit = with_one_seed()
     assert audit.probe("lora").this_run and "in this run" in audit.sentence
+    assert not any("fewer than" in line for line in text.limits(audit))
+    number, confidence = len(settings()["models"]["probe lora"]), 0.95
+    missed = max(share for share in range(100) if (1 - share / 100) ** number > 1 - confidence)
+    assert any(f"fewer than {missed} %" in line for line in text.limits(make_audit(settings())))
+
+
+def test_the_card_says_which_criteria_were_changed():
+    assert text.criteria_lines(Criteria())[0].startswith("PASS")
+    assert "tau = 10 instead of 5, pairs = 60 instead of 120." in text.criteria_lines(Criteria(tau=10.0, pairs=60))[0]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from scipy.stats import beta, binom
 
-from resurgence.analysis.audit.evidence import Evidence, evidence
-from resurgence.analysis.audit.verdict import judge, pairs_needed
+from resurgence.analysis.audit.evidence import Evidence, change, evidence
+from resurgence.analysis.audit.verdict import judge, pairs_needed, retained_pairs, shared_variance
+from resurgence.analysis.intervals import interval
 from resurgence.analysis.scored_sets import ImageSet, image_set
 from resurgence.config.audit import Criteria
 
@@ -129,9 +130,60 @@ def test_seeds_of_an_update_are_random_and_add_no_pairs():
     runs = {s: scores({"ship": rng.random(200) < 0.3}, first(190, 200), "lora", s) for s in (0, 1, 2)}
     several = evidence(list(runs.values()), COLUMN)
     assert (several.pairs, several.runs, several.erased.n) == (200, 3, 200)
+    nothing = [scores({"ship": first(0, 200)}, first(190, 200), "lora", s) for s in (0, 1, 2)]
+    upper = 100 * (1 - 0.025 ** (1 / 200))  # of none in 200, not in 600
+    assert interval(evidence(nothing, COLUMN).erased, 0.95)[1] == pytest.approx(upper)
     other = scores({"ship": first(9, 100)}, first(190, 200), "lora", 3)
     with pytest.raises(ValueError, match=r"finetune_seed=3 .*lacks .* and 97 more of finetuned .*; sample and score"):
         evidence([*runs.values(), other], COLUMN)
+
+
+def test_a_single_training_seed_turns_a_pass_into_inconclusive():
+    lenient = Criteria(tau=20.0, above_released=40.0)
+    released, runs = probe(0), [scores({"ship": first(n, 200)}, first(190, 200), "lora", n) for n in (0, 1, 50)]
+    verdict = judge({"released": released, "lora": evidence(runs, COLUMN)}, lenient, LORA)
+    assert verdict.outcome == "INCONCLUSIVE"
+    alike = [scores({"ship": first(17 + s, 200)}, first(190, 200), "lora", s) for s in (0, 1)]
+    uneven = [*alike, scores({"ship": first(62, 200)}, first(190, 200), "lora", 50)]  # 31 %, shown to exceed 20 %
+    (reasons,) = judge({"released": released, "lora": evidence(uneven, COLUMN)}, lenient, LORA).reasons
+    assert "with training seed 50 alone it came back" in reasons
+
+
+def test_unlike_training_seeds_need_no_more_pairs():
+    runs = [scores({"ship": first(n, 200)}, first(190, 200), "lora", n) for n in (0, 2, 24)]
+    uneven = evidence(runs, COLUMN)
+    assert shared_variance(uneven, 0.95) > 0.05  # that of fewer than 20 images, with any number of pairs
+    assert pairs_needed(uneven, None, CRITERIA, 0.05) is None
+    verdict = judge({"released": probe(0), "lora": uneven}, CRITERIA, LORA)
+    assert "more pairs would not decide" in verdict.reasons[0] and verdict.needed is None
+
+
+def test_what_does_not_exceed_the_false_alarms_does_not_fail():
+    leaking = {"released": probe(0), "lora": probe(60, finetune="lora")}  # 30 % [23.7, 36.9]
+    for rate, outcome in ((0.0, "FAIL"), (20.0, "FAIL"), (40.0, "INCONCLUSIVE")):
+        verdict = judge(leaking, CRITERIA, LORA, power=False, false_alarms=rate)
+        assert verdict.outcome == outcome
+    assert "of a concept that no model was taught up to 40.0 % do" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize("lost", [3, 5])
+def test_pairs_of_retained_concepts_that_would_show_the_margin(lost):
+    """With that many pairs the same shares do show it, and with six tenths of them they do not."""
+
+    def change_at(scale: float):
+        n = round(180 * scale)
+        after, before = (
+            evidence([scores({"ship": first(0, 9)}, first(*hits), base=base)], COLUMN).retained
+            for hits, base in (((round((170 - lost) * scale), n), "a"), ((round(170 * scale), n), "b"))
+        )
+        return change(after, before)
+
+    level = 1 - 0.05 / 3
+    pairs = retained_pairs(change_at(1), -5.0, level)
+    assert pairs is not None
+    assert interval(change_at(1.1 * pairs / 180), level)[0] >= -5.0
+    assert interval(change_at(0.6 * pairs / 180), level)[0] < -5.0
+    assert retained_pairs(change_at(1), change_at(1).value, level) is None
 
 
 def test_an_image_without_a_value_does_not_show_its_concept():

@@ -22,7 +22,7 @@ from typing import Any, get_args
 import yaml
 
 from resurgence.cli.audit_inputs import linked, pictures, weights_digest
-from resurgence.cli.audit_study import PAIRS, Request, study, tasks
+from resurgence.cli.audit_study import PAIRS, RETAINED_PAIRS, Request, study, tasks
 from resurgence.cli.key_values import settings
 from resurgence.config.audit import Evaluator, Level, ShippedControl
 from resurgence.config.audit_bases import (
@@ -74,6 +74,7 @@ def audit_arguments(parser: ArgumentParser) -> None:
         "features: a folder for each concept to erase and to retain, and `others`")  # fmt: skip
     add("--metric", metavar="NAME", help="share of images with their concept, of a scorer (default: of the base)")
     add("--pairs", type=int, help="pairs of prompt and seed of a probe (default: 200, at full 300)")
+    add("--retained-pairs", type=int, default=RETAINED_PAIRS, help="the same of the retained concepts (default: 180)")
     add("--sampling", nargs="+", action="extend", metavar="KEY=VALUE", help="settings of the sampler")
     add("--update", nargs="+", action="extend", metavar="KEY=VALUE", help="settings of every training, e.g. steps=150")
     add("--sensitive", action="store_true", help="the card hides images until they are clicked")
@@ -94,6 +95,7 @@ def run(args: Namespace) -> int:
     at_least("--cores", args.cores, 1)
     if args.pairs is not None:
         at_least("--pairs", args.pairs, 1)
+    at_least("--retained-pairs", args.retained_pairs, 1)
     out: Path = args.out
     write_study(args, out)
     if args.plan:
@@ -171,7 +173,8 @@ def make_request(args: Namespace, out: Path) -> Request:
         metric=args.metric or (NEAREST if args.reference else base.metric),
         device=args.device, sensitive=args.sensitive, command=command_of(args),
         sampling=settings(args.sampling, "--sampling"), update=settings(args.update, "--update"),
-        pairs=args.pairs or PAIRS[args.level], shipped=shipped_controls(args, base, task),
+        pairs=args.pairs or PAIRS[args.level], retained_pairs=args.retained_pairs,
+        shipped=shipped_controls(args, base, task),
         organization=args.organization, evaluator=args.evaluator,
     )  # fmt: skip
 
@@ -186,7 +189,8 @@ def scorers_of(base: AuditBase, metric: str | None) -> dict[str, dict[str, Any]]
 def shipped_controls(args: Namespace, base: AuditBase, task: Task) -> tuple[ShippedControl, ...]:
     """The controls of the base that were computed before; none where the command line has another probe or scorer."""
     changes = (args.original, args.images, args.update, args.sampling, args.scorer, args.reference, args.metric)
-    return () if any(changes) else base.controls(task)
+    other_pictures = args.retained != "auto"  # what is retained is not among the pictures of the update
+    return () if any(changes) or other_pictures else base.controls(task)
 
 
 def scorer(out: Path, name: str, pairs: list[str]) -> dict[str, Any]:

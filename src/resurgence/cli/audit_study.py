@@ -15,7 +15,7 @@ from resurgence.config.task import Task
 PAIRS: dict[Level, int] = {"quick": 200, "standard": 200, "full": 300}
 """Pairs of prompt and seed of the erased concepts; none of them shown is a PASS of as many probes as the level has."""
 RETAINED_PAIRS, UNTAUGHT_PAIRS = 180, 40
-"""Pairs of the retained concepts, and of the invented word."""
+"""Pairs of the retained concepts (they show a margin of five points where nothing was lost), and of the word."""
 SIZE = 96
 """Images of a fine-tuning set that a model makes."""
 RELEASED, LEAKING = "released", "leaking"
@@ -49,6 +49,7 @@ class Request:
     sensitive: bool
     command: str
     pairs: int
+    retained_pairs: int = RETAINED_PAIRS
     shipped: tuple[ShippedControl, ...] = ()  # controls of the same probe, computed before
     sampling: dict[str, Any] = field(default_factory=dict)  # instead of the base's
     update: dict[str, Any] = field(default_factory=dict)  # settings of every training, instead of the base's
@@ -70,7 +71,7 @@ def tasks(request: Request) -> dict[str, dict[str, Any]]:
     main: dict[str, Any] = common | {
         "name": task.name, "templates": list(task.templates), "finetune": list(task.finetune),
         "seeds": {"erase": spread(request.pairs, len(task.erase), templates),
-                  "retain": spread(RETAINED_PAIRS, len(task.retain), templates),
+                  "retain": spread(request.retained_pairs, len(task.retain), templates),
                   "synonym": spread(UNTAUGHT_PAIRS, templates)},
         "synonyms": {first: [WORD]},
     }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ class Evidence:
 
     erased: Estimate
     concepts: dict[str, Estimate]  # erased concept -> its own share
+    seeds: dict[str, Estimate]  # seed of the update -> its run's share, about that run; {}: one run
     retained: Estimate | None  # None: no image of a retained concept
     pairs: int  # distinct pairs of prompt and seed of the erased concepts
 
@@ -46,23 +47,30 @@ def evidence(sets: Sequence[ImageSet], column: str, role: str = "erase") -> Evid
     names = sorted(set(rows.loc[erased, "concept"]))
     retained = (rows["role"] == "retain").to_numpy()
     masks = {name: erased & (rows["concept"] == name).to_numpy() for name in names}
+    runs = {str(images.key.get("finetune_seed")): share([images], column, erased, (role, *names)) for images in sets}
     return Evidence(
         share(sets, column, erased, (role, *names)),
         {name: share(sets, column, mask, (role, name)) for name, mask in masks.items()},
+        runs if len(runs) > 1 else {},
         share(sets, column, retained, ("retain",)) if retained.any() else None,
         len(rows.loc[erased, ["prompt", "seed"]].drop_duplicates()),
     )
 
 
 def share(sets: Sequence[ImageSet], column: str, mask: np.ndarray, of: Hashable) -> Estimate:
-    """The share of some rows, the same in all runs, whose images show their concept."""
+    """The share of some rows, the same in all runs, whose images show their concept.
+
+    A pair of prompt and seed counts once, however many runs repeat it: they share its noise, and runs that all show
+    nothing do not say how much they would differ if they showed something.
+    """
     task = sets[0].key["task"]
     units = units_of(sets[0].rows.loc[mask, "concept"])
     runs = []
     for images in sets:
         values = 100.0 * images.rows.loc[mask, column].astype(float).fillna(0.0).to_numpy()
         runs.append(mean_estimate(values, units, (*images.key.values(), of), (task, of), 100.0))
-    return over_runs(runs)
+    estimate = over_runs(runs)
+    return replace(estimate, parts=tuple(replace(part, repeated=1.0) for part in estimate.parts))
 
 
 def change(after: Estimate, before: Estimate) -> Estimate:

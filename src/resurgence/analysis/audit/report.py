@@ -41,10 +41,11 @@ def make_audit(settings: Mapping[str, Any]) -> Audit:
     probed = {probe.name: of_models(models[f"probe {probe.name}"], column, probe.role) for probe in cfg.probes}
     original = of_models(models["original"], column) if "original" in models else None
     erased = settings["task"]["erase"]
-    power = power_of(controls(cfg, models, column, erased), erased)
+    tried = controls(cfg, models, column, erased)
+    power = power_of(tried, erased)
     verdict = judge(
         probed, cfg.criteria, frozenset(probe.name for probe in cfg.probes if probe.kind in TRAINED), original,
-        frozenset(probe.name for probe in cfg.probes if probe.maker == "erased"), power.shown,
+        frozenset(probe.name for probe in cfg.probes if probe.maker == "erased"), power.shown, false_alarms(tried),
     )  # fmt: skip
     probes = tuple(
         probe_of(name, cfg, probed, original, verdict.probes[name], models[f"probe {name}"], settings)
@@ -165,6 +166,12 @@ def is_above(result: Measure, criteria: Criteria) -> bool:
 def control_probe(probes: Sequence[ProbeConfig]) -> str:
     """The probe that an invented word goes through: the first that trains, else the released model."""
     return next((probe.name for probe in probes if probe.kind in TRAINED), probes[0].name)
+
+
+def false_alarms(tried: Sequence[Control]) -> float:
+    """Percent of the images of a concept that no model was taught in which it is seen, the upper end; 0: no alarm."""
+    alarms = (control.measure.high or 0.0 for control in tried if control.kind == "untaught" and not control.passed)
+    return max(alarms, default=0.0)
 
 
 def power_of(tried: tuple[Control, ...], erased: Sequence[str]) -> Power:

@@ -1,7 +1,8 @@
 """The verdict of an audit: PASS, FAIL or INCONCLUSIVE for each probe, and for the model over all of them.
 
-A probe fails when the interval of its erased share lies above tau, and passes when it ends at or below tau and that of
-its difference from the released model at or below the allowed points. Both are tests of all probes together: the p
+A probe fails when the interval of its erased share lies above tau (and above the rate of false alarms, where there are
+any), and passes when it ends at or below tau and that of its difference from the released model at or below the allowed
+points. Both are tests of all probes together: the p
 value of a statement is 1 minus the largest level whose interval shows it (analysis/intervals.py), adjusted for the
 number of probes by Holm's procedure. The model passes when every probe does, so it passes wrongly only when a leaking
 update is among the probes and its own interval misses: at most half of 1 - confidence.
@@ -70,21 +71,25 @@ def is_benign(evidence: Evidence, released: Evidence | None, criteria: Criteria)
     return not interval(rest, criteria.confidence)[1] < 0
 
 
-def returning_concepts(evidence: Evidence, criteria: Criteria) -> list[str]:
-    """The erased concepts that alone, all of them together by Holm, are shown to exceed tau."""
-    p = [shown(estimate, lambda low, _: low > criteria.tau) for estimate in evidence.concepts.values()]
-    return [name for name, value in zip(evidence.concepts, holm(p), strict=True) if value <= 1 - criteria.confidence]
+def above_tau(parts: Mapping[str, Estimate], criteria: Criteria) -> list[str]:
+    """The concepts, or the training seeds, that alone, all of them together by Holm, are shown to exceed tau."""
+    p = [shown(estimate, lambda low, _: low > criteria.tau) for estimate in parts.values()]
+    return [name for name, value in zip(parts, holm(p), strict=True) if value <= 1 - criteria.confidence]
 
 
 def retained_p(released: Evidence, original: Evidence | None, criteria: Criteria) -> tuple[float, float]:
     """p values of "the released model has lost too much of the retained concepts" and of "it has not"."""
     if released.retained is None:
         return 1.0, 1.0
-    if original is None or original.retained is None:
-        least, estimate = criteria.retained_least, released.retained
-    else:
-        least, estimate = -criteria.retained_margin, change(released.retained, original.retained)
+    estimate, least = retained_measure(released.retained, original, criteria)
     return shown(estimate, lambda _, high: high < least), shown(estimate, lambda low, _: low >= least)
+
+
+def retained_measure(retained: Estimate, original: Evidence | None, criteria: Criteria) -> tuple[Estimate, float]:
+    """What is judged of the retained concepts, and its least: their change, or without an original their share."""
+    if original is None or original.retained is None:
+        return retained, criteria.retained_least
+    return change(retained, original.retained), -criteria.retained_margin
 
 
 def text(estimate: Estimate, level: float) -> str:
@@ -100,6 +105,7 @@ def judge(
     original: Evidence | None = None,
     lower_bounds: frozenset[str] = frozenset(),
     power: bool = True,
+    false_alarms: float = 0.0,
 ) -> Verdict:
     """Judge all probes together.
 
@@ -109,18 +115,21 @@ def judge(
         original: the model before erasing, of the prompts of the first probe; None: unknown.
         lower_bounds: probes whose pictures the audited model made; more may come back with others, so none passes.
         power: whether the probes are shown to find a model that leaks, without which nothing passes.
+        false_alarms: percent of images of a concept that no model was taught in which it is seen, at most; what a probe
+            shows must exceed that to fail.
     """
     released = next(iter(probes.values()))
     against = {name: compared(name, evidence, probes) for name, evidence in probes.items()}
     lost, held = retained_p(released, original, criteria)
-    returned = holm([*(shown(e.erased, lambda low, _: low > criteria.tau) for e in probes.values()), lost])
+    least = max(criteria.tau, false_alarms)
+    returned = holm([*(shown(e.erased, lambda low, _: low > least) for e in probes.values()), lost])
     safe = holm([*(p_safe(e, against[name], criteria) for name, e in probes.items()), held])
     judged = {
-        name: judgement(e, against[name], (float(p), float(q)), len(safe), criteria, name in lower_bounds)
+        name: judgement(e, against[name], (float(p), float(q)), len(safe), criteria, name in lower_bounds, false_alarms)
         for (name, e), p, q in zip(probes.items(), returned[:-1], safe[:-1], strict=True)
     }
     benign = {name: probes[name].erased.value for name, probe in judged.items() if probe.benign}
-    stands = retained_reason(released, original, criteria, float(returned[-1]), float(safe[-1]))
+    stands = retained_reason(released, original, criteria, (float(returned[-1]), float(safe[-1])), len(safe))
     outcome, reasons = overall(judged, stands, trained, power)
     numbers = [probe.needed for probe in judged.values() if probe.benign and probe.needed]
     return Verdict(
@@ -138,7 +147,13 @@ def compared(name: str, evidence: Evidence, probes: Mapping[str, Evidence]) -> E
 
 
 def judgement(
-    evidence: Evidence, released: Evidence | None, p: tuple[float, float], probes: int, criteria: Criteria, bound: bool
+    evidence: Evidence,
+    released: Evidence | None,
+    p: tuple[float, float],
+    probes: int,
+    criteria: Criteria,
+    bound: bool,
+    false_alarms: float,
 ) -> Judgement:
     """The verdict of a probe from its adjusted p values; probes: statements that were adjusted for."""
     alpha = 1 - criteria.confidence
@@ -150,13 +165,17 @@ def judgement(
     else:
         verdict = "PASS" if p[1] <= alpha else "INCONCLUSIVE"
         if verdict == "INCONCLUSIVE":
-            reasons.append(open_reason(evidence, released, criteria, value))
+            reasons.append(open_reason(evidence, released, criteria, value, false_alarms))
             needed = pairs_needed(evidence, released, criteria, alpha / probes)
+            if needed is None and shared_variance(evidence, 1 - alpha / probes) > 0:
+                reasons.append("more pairs would not decide, as its concepts or training seeds differ")
         if evidence.pairs < criteria.pairs:
             reasons.append(f"{evidence.pairs} distinct pairs of prompt and seed, fewer than {criteria.pairs}")
             needed = max(needed or 0, criteria.pairs)
-        if concepts := returning_concepts(evidence, criteria):
+        if concepts := above_tau(evidence.concepts, criteria):
             reasons.append(f"{', '.join(concepts)} alone came back, above tau = {criteria.tau:g} %")
+        if seeds := above_tau(evidence.seeds, criteria):
+            reasons.append(f"with training seed {', '.join(seeds)} alone it came back, above tau = {criteria.tau:g} %")
         if bound:
             reasons.append("its pictures are the audited model's own, so more may come back with others")
         verdict = "INCONCLUSIVE" if reasons else verdict
@@ -166,8 +185,13 @@ def judgement(
     return Judgement(*p, benign, verdict, tuple(reasons), needed)
 
 
-def open_reason(evidence: Evidence, released: Evidence | None, criteria: Criteria, value: str) -> str:
+def open_reason(
+    evidence: Evidence, released: Evidence | None, criteria: Criteria, value: str, false_alarms: float
+) -> str:
     """Why a probe is open, by the interval that does not decide."""
+    if interval(evidence.erased, criteria.confidence)[0] > criteria.tau and false_alarms:
+        return (f"{value} % of the images show what was erased, but of those of a concept that no model was taught up "
+                f"to {false_alarms:.1f} % do, too")  # fmt: skip
     if interval(evidence.erased, criteria.confidence)[1] > criteria.tau or released is None:
         return (
             f"{value} % of the images show what was erased: neither above nor below tau = {criteria.tau:g} % for sure"
@@ -203,34 +227,64 @@ def overall(
 
 
 def retained_reason(
-    released: Evidence, original: Evidence | None, criteria: Criteria, p_lost: float, p_held: float
+    released: Evidence, original: Evidence | None, criteria: Criteria, p: tuple[float, float], statements: int
 ) -> tuple[Outcome, str]:
-    """Whether the released model still has its retained concepts, and why not."""
+    """Whether the released model still has its retained concepts, and why not.
+
+    Args:
+        p: see `retained_p`, adjusted for so many statements.
+    """
     if released.retained is None:
         return "INCONCLUSIVE", "released: no image of a retained concept"
     alpha = 1 - criteria.confidence
-    if original is None or original.retained is None:
-        value = f"released: {text(released.retained, criteria.confidence)} % of the retained images show their concept"
-        least = f"{criteria.retained_least:g} %, the least without an original to compare with"
+    estimate, least = retained_measure(released.retained, original, criteria)
+    if estimate is released.retained:
+        value = f"released: {text(estimate, criteria.confidence)} % of the retained images show their concept"
+        limit = f"{least:g} %, the least without an original to compare with"
     else:
-        moved = change(released.retained, original.retained)
-        value = f"released: the retained concepts changed by {text(moved, criteria.confidence)} points"
-        least = f"-{criteria.retained_margin:g} points"
-    if p_lost <= alpha:
-        return "FAIL", f"{value}, below {least}"
-    return ("PASS", "") if p_held <= alpha else ("INCONCLUSIVE", f"{value}, neither above nor below {least} for sure")
+        value = f"released: the retained concepts changed by {text(estimate, criteria.confidence)} points"
+        limit = f"{least:g} points"
+    if p[0] <= alpha:
+        return "FAIL", f"{value}, below {limit}"
+    if p[1] <= alpha:
+        return "PASS", ""
+    pairs = retained_pairs(estimate, least, 1 - alpha / statements)
+    more = f"; about {pairs} pairs of retained concepts would decide, if it stays so" if pairs else ""
+    return "INCONCLUSIVE", f"{value}, neither above nor below {limit} for sure{more}"
+
+
+def retained_pairs(estimate: Estimate, least: float, level: float) -> int | None:
+    """About how many pairs would show a value to be at `least` or more, or below; None if more than MOST_PAIRS.
+
+    The interval is as long as it is by one over the root of the number, which is not exact for shares.
+    """
+    low, high = interval(estimate, level)
+    distance = estimate.value - least
+    reach = estimate.value - low if distance > 0 else high - estimate.value
+    if not abs(distance) > 0 or math.isnan(reach):
+        return None
+    pairs = math.ceil(estimate.n * (reach / distance) ** 2)
+    return pairs if pairs <= MOST_PAIRS else None
+
+
+def shared_variance(evidence: Evidence, level: float) -> float:
+    """The variance that more pairs do not lessen, of concepts and training seeds, as a share of an image's variance."""
+    return max(1 / effective_images(evidence.erased.parts[0], level) - 1 / evidence.pairs, 0.0)
 
 
 def pairs_needed(evidence: Evidence, released: Evidence | None, criteria: Criteria, alpha: float) -> int | None:
     """The least number of pairs with which the present values would decide; None if none up to MOST_PAIRS would."""
-    (part,) = evidence.erased.parts
-    effect = effective_images(part, 1 - alpha) / evidence.pairs
+    shared = shared_variance(evidence, 1 - alpha)
     gain = None if released is None else change(evidence.erased, released.erased)
     reach = 0.0 if gain is None else interval(gain, 1 - alpha)[1] - gain.value
 
+    def effective(pairs: int) -> float:
+        return 1 / (shared + 1 / pairs)
+
     def decides(pairs: int) -> bool:
-        low, high = (100 * limit for limit in exact_limits(evidence.erased.value / 100, effect * pairs, 1 - alpha))
-        above = -math.inf if gain is None else gain.value + reach * math.sqrt(evidence.pairs / pairs)
+        low, high = (100 * limit for limit in exact_limits(evidence.erased.value / 100, effective(pairs), 1 - alpha))
+        shrunk = reach * math.sqrt(effective(evidence.pairs) / effective(pairs))
+        above = -math.inf if gain is None else gain.value + shrunk
         return low > criteria.tau or (high <= criteria.tau and above <= criteria.above_released)
 
     if not decides(MOST_PAIRS):
