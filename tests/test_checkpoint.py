@@ -18,6 +18,7 @@ from resurgence.config.load import make_study
 from resurgence.config.task import make_task
 from resurgence.diffusion.deltas import Delta, apply_delta, lora_delta, parameters, save_delta
 from resurgence.diffusion.erased_models import read_erased_model
+from resurgence.diffusion.model_headers import check_lora, check_model
 from resurgence.erasers import EraserData, method
 from resurgence.erasers.checkpoint.config import CheckpointConfig
 from resurgence.workflow import graph
@@ -122,6 +123,15 @@ def write_pickle(pipe: StableDiffusionPipeline, delta: Delta, place: Path) -> Pa
     return file
 
 
+def write_parts(pipe: StableDiffusionPipeline, delta: Delta, place: Path) -> Path:
+    """A dict of parts of the pipeline, each with names of its own."""
+    file = place.with_suffix(".pt")
+    parts = {part: {n.removeprefix(f"{part}."): v for n, v in delta.items() if n.startswith(f"{part}.")}
+             for part in ("unet", "text_encoder")}  # fmt: skip
+    torch.save(parts, file)
+    return file
+
+
 def write_unet_folder(pipe: StableDiffusionPipeline, delta: Delta, place: Path) -> Path:
     pipe.unet.save_pretrained(place / "unet")
     return place
@@ -140,19 +150,21 @@ def write_compvis(pipe: StableDiffusionPipeline, delta: Delta, place: Path) -> P
 
 
 WRITERS = (
-    write_folder, write_half_folder, write_unet, write_pickle, write_unet_folder, write_delta, write_compvis,
+    write_folder, write_half_folder, write_unet, write_pickle, write_parts, write_unet_folder, write_delta,
+    write_compvis,
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_every_format_gives_the_delta(base: StableDiffusionPipeline, write: Callable, tmp_path: Path) -> None:
-    with_text = write in (write_folder, write_half_folder, write_delta, write_compvis)
+    with_text = write in (write_folder, write_half_folder, write_parts, write_delta, write_compvis)
     delta = erasure(base, KEY, VALUE, *([TEXT] if with_text else []))
     place = write(erased(base, delta), delta, tmp_path / "erased")
     kind, found = read_erased_model(base, str(place))
     assert equal(found, delta)
     assert kind == {
         "write_delta": "delta",
+        "write_parts": "delta",
         "write_unet": "unet",
         "write_pickle": "unet",
         "write_unet_folder": "unet",
@@ -225,6 +237,53 @@ def test_what_is_no_erased_model_of_the_base_is_refused(
     with pytest.raises(error, match=message) as caught:
         read_erased_model(base, str(place))
     assert re.search(re.escape(place.name), str(caught.value))
+
+
+@pytest.fixture(scope="module")
+def folder(base: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base as a diffusers folder."""
+    place = tmp_path_factory.mktemp("base")
+    base.save_pretrained(place)
+    return place
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_every_format_is_accepted_by_its_header(base, folder: Path, write: Callable, tmp_path: Path) -> None:
+    delta = erasure(base, KEY, VALUE)
+    check_model(folder, write(erased(base, delta), delta, tmp_path / "erased"), "checkpoint")
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"missing", "text"}))
+def test_headers_refuse_what_reading_refuses_but_for_values(folder: Path, name: str, tmp_path: Path) -> None:
+    place, error, message = bad_inputs(tmp_path)[name]
+    if name == "not finite":
+        message = r"has the shape \(2, 2\)"  # its values are not read
+    with pytest.raises(error, match=message):
+        check_model(folder, place, "checkpoint")
+
+
+def test_headers_of_another_pipeline_and_of_loras(base, folder: Path, tmp_path: Path) -> None:
+    wider = tiny.make_pipeline()
+    wider.unet = type(wider.unet).from_config({**wider.unet.config, "cross_attention_dim": 48})
+    wider.save_pretrained(tmp_path / "wider")
+    with pytest.raises(ValueError, match=r"wider: unet.*has the shape .*; give the base"):
+        check_model(folder, tmp_path / "wider", "checkpoint")
+    tensors = kohya_lora(base)
+    file = save(tensors, tmp_path / "style.safetensors")
+    check_lora(folder, file, "--lora")
+    check_model(folder, file, "checkpoint")
+    for text, change in (("the base has no module", {"lora_unet_x.lora_down.weight": torch.ones(2, 2)}),
+                         ("are not of one rank", {name: value[:1] for name, value in tensors.items()
+                                                  if name.endswith("lora_down.weight")})):  # fmt: skip
+        other = save({**tensors, **change}, tmp_path / "other.safetensors")
+        with pytest.raises(ValueError, match=text):
+            check_lora(folder, other, "--lora")
+    (tmp_path / "short.safetensors").write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"short.safetensors is damaged"):
+        check_lora(folder, tmp_path / "short.safetensors", "--lora")
+    with pytest.raises(ValueError, match=r"--lora = '.*lora.pt' is no .safetensors file"):
+        torch.save(tensors, tmp_path / "lora.pt")
+        check_lora(folder, tmp_path / "lora.pt", "--lora")
 
 
 def test_the_eraser_writes_what_it_read(base: StableDiffusionPipeline, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ can be read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 COMPVIS = "model.diffusion_model."
+NESTED = ("state_dict", "unet", "model")  # names below which published files hold their tensors
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 ROUNDINGS = (torch.float16, torch.bfloat16)
 FETCH = "give a diffusers folder, a .safetensors file of a UNet, a delta or a LoRA"
@@ -89,29 +90,59 @@ def read_file(pipe: StableDiffusionPipeline, file: Path) -> tuple[str, Delta]:
         check_weights_file(file)
     elif file.suffix not in PICKLED:
         raise ValueError(f"{file} is no file of weights; {FETCH}")
-    tensors = read_tensors(file, "checkpoint", FETCH)
-    if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
-        tensors = tensors["state_dict"]
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise ValueError(f"{file} is not a table of tensors by name; {FETCH}")
-    if any("lora" in name for name in tensors):
-        if file.suffix != ".safetensors":
-            raise ValueError(f"{file} is a pickled LoRA; save it as .safetensors")
+    tensors = table_of(read_tensors(file, "checkpoint", FETCH), file)
+    if is_lora(tensors, file):
         return "lora", lora_delta(pipe, file)
+    return named(tensors, pipe.unet.config, parameters(pipe))
+
+
+def table_of(content: Any, file: Path) -> dict[str, torch.Tensor]:
+    """The tensors by name of what a file holds: as they are, below one of NESTED, or by part of the pipeline.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    parts = content if isinstance(content, Mapping) and content and set(content) <= {*PARTS} else {}
+    if all(isinstance(value, Mapping) for value in parts.values()):
+        content = {f"{part}.{name}": value for part, of in parts.items() for name, value in of.items()} or content
+    nested = [content[name] for name in NESTED if name in content] if isinstance(content, Mapping) else []
+    table = nested[0] if nested and isinstance(nested[0], Mapping) else content
+    if not isinstance(table, Mapping) or not all(isinstance(value, torch.Tensor) for value in table.values()):
+        raise ValueError(f"{file} is not a table of tensors by name; {FETCH}")
+    return dict(table)
+
+
+def is_lora(tensors: Mapping[str, torch.Tensor], file: Path) -> bool:
+    """Whether tensors are those of a LoRA; raise ValueError where they are pickled."""
+    if not any("lora" in name for name in tensors):
+        return False
+    if file.suffix != ".safetensors":
+        raise ValueError(f"{file} is a pickled LoRA; save it as .safetensors")
+    return True
+
+
+def named(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], weights: Iterable[str]) -> tuple[str, Delta]:
+    """Tensors of a file that is no LoRA: (kind, the same in the names of a delta).
+
+    Args:
+        config: of the UNet. weights: names of the parameters of the base.
+    """
     if any(name.startswith(COMPVIS) for name in tensors):
-        return read_compvis(pipe, file, tensors)
+        return of_compvis(tensors, config, weights)
     if all(name.startswith(tuple(f"{part}." for part in PARTS)) for name in tensors):
         return "delta", dict(tensors)
     return "unet", {f"unet.{name}": value for name, value in tensors.items()}
 
 
-def read_compvis(pipe: StableDiffusionPipeline, file: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[str, Delta]:
-    """The UNet, and the text encoder if it is there, of a file in the names of CompVis, by those of diffusers."""
+def of_compvis(
+    tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], weights: Iterable[str]
+) -> tuple[str, Delta]:
+    """The UNet, and the text encoder if it is there, of tensors in the names of CompVis, by those of diffusers."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    unet = convert_ldm_unet_checkpoint(dict(tensors), dict(pipe.unet.config))
+    unet = convert_ldm_unet_checkpoint(dict(tensors), dict(config))
     read = {f"unet.{name}": value for name, value in unet.items()}
-    names = {name.removeprefix("text_encoder."): name for name in parameters(pipe) if name.startswith("text_encoder.")}
+    names = {name.removeprefix("text_encoder."): name for name in weights if name.startswith("text_encoder.")}
     for name, full in names.items():
         for prefix in ("cond_stage_model.transformer.", "cond_stage_model.transformer.text_model."):
             if f"{prefix}{name}" in tensors:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,19 @@ def check_file(path: Path, expected: str | None, key: str, fetch: str) -> Path:
     return path
 
 
+@contextmanager
+def reading(path: Path, key: str, fetch: str) -> Iterator[None]:
+    """Turn what libraries raise of a file of tensors into a ValueError in one sentence."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(f"{key} = {str(path)!r}: not a file of tensors only ({reason}); {fetch}") from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise ValueError(f"{key} = {str(path)!r} cannot be read ({reason}): truncated or damaged; {fetch}") from error
+
+
 def read_tensors(path: Path, key: str, fetch: str) -> Any:
     """Read safetensors, or a pickle of tensors and plain containers only; nothing in the file is executed.
 
@@ -60,23 +74,29 @@ def read_tensors(path: Path, key: str, fetch: str) -> Any:
         ValueError: the file is truncated, has another format, its pickle asks for anything but tensors, or a value is
             not finite.
     """
-    try:
+    with reading(path, key, fetch):
         if Path(path).suffix == ".safetensors":
             check_weights_file(path)
         if Path(path).suffix in PICKLED:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
         else:
             tensors = load_file(path)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0][:200]
-        raise ValueError(f"{key} = {str(path)!r}: not a file of tensors only ({reason}); {fetch}") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise ValueError(f"{key} = {str(path)!r} cannot be read ({reason}): truncated or damaged; {fetch}") from error
     if isinstance(tensors, Mapping):
         named = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
         check_finite(named, f"{key} = {str(path)!r}", fetch)
     return tensors
+
+
+def read_header(path: Path, key: str, fetch: str) -> Any:
+    """As `read_tensors`, with tensors on the meta device, which have names and shapes and no values; of a safetensors
+    file, only the header is read."""
+    with reading(path, key, fetch):
+        if Path(path).suffix in PICKLED:
+            return torch.load(path, map_location="meta", weights_only=True)
+        check_weights_file(path)
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
