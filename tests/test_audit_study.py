@@ -7,6 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import save_file
 
@@ -144,13 +145,36 @@ def test_implicit_captions_are_prompts_of_their_own(place):
         (["--kind", "character"], "--kind = 'character': has no task"),
         (["--update", "steps"], "--update = 'steps': write key=value"),
         (["--update", "steps=0"], "steps = 0: must be at least 1"),
+        (["--retained", "empty.txt"], "--retained = 'empty.txt': holds no concept"),
+        (["--implicit", "empty.txt"], "--implicit = 'empty.txt': holds no caption"),
+        (["--implicit", "named.txt"], "--implicit = 'An old Ship at sea': names ship; write captions that mean it"),
+        (["--lora", "short.safetensors"], "short.safetensors is damaged"),
+        (["--lora", "other.safetensors"], "other.safetensors: the base has no module 'lora_unet_x'"),
         (["--criteria", "criteria.yaml"], "criteria.yaml.*tau = 120: must be at most 100"),
     ],
 )
 def test_a_wrong_command_line_is_refused_before_anything_is_computed(place, words, message):
     (place / "criteria.yaml").write_text("tau: 120\n")
-    with pytest.raises(ConfigError, match=message):
+    (place / "empty.txt").write_text("\n")
+    (place / "named.txt").write_text("it leaves the harbour\nAn old Ship at sea\n")
+    (place / "short.safetensors").write_bytes((place / "style.safetensors").read_bytes()[:-10])
+    save_file({"lora_unet_x.lora_down.weight": torch.ones(2, 2)}, place / "other.safetensors")
+    with pytest.raises((ConfigError, ValueError), match=message):
         written(*words)
+    assert not list(place.glob("out/inputs/lora*"))  # the corrected command meets no link of the wrong file
+
+
+def test_a_checkpoint_is_compared_with_its_original_before_anything_is_computed(place):
+    args = parsed("--original", "original")
+    save_file({"unet.conv_in.weight": torch.ones(2)}, place / "other.safetensors")
+    args.checkpoint = "other.safetensors"
+    with pytest.raises(ValueError, match=r"other.safetensors: unet.conv_in.weight has the shape \(2,\), in the base"):
+        write_study(args, args.out)
+    weights = next((place / "erased/unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"checkpoint = .*cannot be read .*: truncated or damaged"):
+        written()
+    assert not (place / "out").exists()
 
 
 def test_criteria_of_a_file_take_the_place_of_the_shipped_ones_key_by_key(place):

@@ -21,7 +21,14 @@ from typing import Any, get_args
 
 import yaml
 
-from resurgence.cli.audit_inputs import linked, pictures, weights_digest
+from resurgence.cli.audit_inputs import (
+    check_weights,
+    implicit_captions,
+    linked,
+    pictures,
+    retained_concepts,
+    weights_digest,
+)
 from resurgence.cli.audit_study import PAIRS, RETAINED_PAIRS, Request, study, tasks
 from resurgence.cli.key_values import settings
 from resurgence.config.audit import Evaluator, Level, ShippedControl
@@ -38,7 +45,7 @@ from resurgence.config.load import load_study
 from resurgence.config.schema import WithoutAliases
 from resurgence.config.scorers import scorer_class
 from resurgence.config.task import Kind, Task, make_task
-from resurgence.files import CHECKOUT, read_lines, write_text
+from resurgence.files import CHECKOUT, write_text
 from resurgence.provenance.manifest import MANIFEST, RUN
 from resurgence.workflow import resume
 
@@ -156,6 +163,7 @@ def make_request(args: Namespace, out: Path) -> Request:
         )
     criteria, base = read_criteria(args.criteria), base_of(Path(args.original or args.checkpoint))
     task = audited_task(args, base)
+    check_weights(args)
     scorers = {name: scorer(out, name, pairs) for name, *pairs in args.scorer}
     if args.reference:
         pictures_of = linked(out, "reference-pictures", args.reference, "--reference")
@@ -235,30 +243,6 @@ def folder_name(erased: Sequence[str]) -> str:
     """The erased concepts as the name of a folder."""
     first = re.sub(r"[^a-z0-9]+", "-", erased[0].lower()).strip("-") or "concept"
     return first if len(erased) == 1 else f"{first}-and-{len(erased) - 1}"
-
-
-def retained_concepts(source: str, model: Task, erased: Sequence[str]) -> tuple[str, ...]:
-    """The concepts that must stay: of a file, or those of the shipped task."""
-    if source == "auto":
-        return tuple(word for word in model.retain if word not in erased)
-    if not Path(source).is_file():
-        raise ConfigError("--retained", source, "no such file; write concepts one a line, or auto")
-    return tuple(dict.fromkeys(line.strip() for line in read_lines(Path(source)) if line.strip()))
-
-
-def implicit_captions(file: Path | None, erased: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Erased concept -> captions that do not name it."""
-    if file is None:
-        return {}
-    if not file.is_file():
-        raise ConfigError("--implicit", str(file), "no such file; write captions one a line")
-    captions: dict[str, list[str]] = {}
-    for line in filter(None, map(str.strip, read_lines(file))):
-        concept, colon, caption = line.partition(": ")
-        if len(erased) > 1 and (not colon or concept not in erased):
-            raise ConfigError("--implicit", line, f"write CONCEPT: caption, with one of {', '.join(erased)}")
-        captions.setdefault(concept if len(erased) > 1 else erased[0], []).append(caption if len(erased) > 1 else line)
-    return {concept: tuple(dict.fromkeys(of)) for concept, of in captions.items()}
 
 
 def snakemake(out: Path, cores: int, targets: Sequence[str] = (TARGET,)) -> None:

@@ -1,10 +1,14 @@
-"""The inputs of an audit as links in its folder, and its real pictures: the user's, or composed of a base's drawings.
+"""The inputs of an audit: its models, checked, lists of words, links in its folder and its real pictures.
+
+The real pictures are the user's, or composed of a base's drawings.
 
 The study names the links, so the folder holds no path of the machine, and a rerun gives the same bytes.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +16,7 @@ from pathlib import Path
 from resurgence.config.audit_bases import AuditBase
 from resurgence.config.fields import ConfigError
 from resurgence.config.task import Task
-from resurgence.files import PEFT_WEIGHTS, digest_of_text, known_sha256, resolve_path
+from resurgence.files import PEFT_WEIGHTS, digest_of_text, known_sha256, read_lines, resolve_path
 from resurgence.workflow.graph import files_of
 
 PER_CONCEPT = 6
@@ -44,6 +48,57 @@ def linked(out: Path, name: str, source: str, option: str, hub: bool = False) ->
     if path.is_file() and configuration.is_dir() and not link.with_suffix("").is_symlink():
         link.with_suffix("").symlink_to(configuration.resolve())
     return link.relative_to(out).as_posix()
+
+
+def check_weights(args: Namespace) -> None:
+    """Check the audited model and the LoRAs against the model before erasing, else against each other, by the headers
+    of their files; where that is a hub id or a single file, its names are known only when it is loaded.
+
+    Raises:
+        FileNotFoundError, ValueError: a file that is damaged, or of another base; see `check_model`.
+    """
+    from resurgence.diffusion.model_headers import check_lora, check_model, folder_header
+
+    base = Path(args.original or args.checkpoint)
+    if not (base / "model_index.json").is_file():
+        return
+    if args.original is None:
+        folder_header(base, "checkpoint")
+    elif Path(args.checkpoint).exists():
+        check_model(base, Path(args.checkpoint), "checkpoint")
+    for lora in filter(os.path.exists, args.lora):  # what is missing is named when it is linked
+        check_lora(base, Path(lora), "--lora")
+
+
+def retained_concepts(source: str, model: Task, erased: Sequence[str]) -> tuple[str, ...]:
+    """The concepts that must stay: of a file, or those of the shipped task."""
+    if source == "auto":
+        return tuple(word for word in model.retain if word not in erased)
+    if not Path(source).is_file():
+        raise ConfigError("--retained", source, "no such file; write concepts one a line, or auto")
+    words = tuple(dict.fromkeys(line.strip() for line in read_lines(Path(source)) if line.strip()))
+    if not words:
+        raise ConfigError("--retained", source, "holds no concept; write them one a line, or auto")
+    return words
+
+
+def implicit_captions(file: Path | None, erased: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Erased concept -> captions that do not name it."""
+    if file is None:
+        return {}
+    if not file.is_file():
+        raise ConfigError("--implicit", str(file), "no such file; write captions one a line")
+    captions: dict[str, list[str]] = {}
+    for line in filter(None, map(str.strip, read_lines(file))):
+        concept, colon, caption = line.partition(": ")
+        if len(erased) > 1 and (not colon or concept not in erased):
+            raise ConfigError("--implicit", line, f"write CONCEPT: caption, with one of {', '.join(erased)}")
+        if word := next((word for word in erased if re.search(rf"\b{re.escape(word)}\b", caption or line, re.I)), None):
+            raise ConfigError("--implicit", line, f"names {word}; write captions that mean it without its name")
+        captions.setdefault(concept if len(erased) > 1 else erased[0], []).append(caption if len(erased) > 1 else line)
+    if not captions:
+        raise ConfigError("--implicit", str(file), "holds no caption; write them one a line")
+    return {concept: tuple(dict.fromkeys(of)) for concept, of in captions.items()}
 
 
 def weights_digest(checkpoint: str) -> str | None:
