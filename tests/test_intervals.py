@@ -377,17 +377,14 @@ def test_a_rule_that_does_not_cover_is_outside(coverage, monkeypatch) -> None:
         assert (coverage.outside([coverage.Case(None, 0.01, 10, 1)], 200) == []) == (factor > 1)
 
 
-def test_the_page_shows_the_simulation(coverage) -> None:
-    """Two cells of docs/intervals.md; `python benchmarks/coverage.py --out docs/intervals.md` writes all again."""
+@pytest.mark.parametrize(("before", "place"), [(None, 6), (0.05, 7)])
+def test_the_page_shows_the_simulation(coverage, before: float | None, place: int) -> None:
+    """One cell of each table of docs/intervals.md; `python benchmarks/coverage.py --out docs/intervals.md` writes all."""
     rows = (Path(__file__).parents[1] / "docs/intervals.md").read_text(encoding="utf-8").splitlines()
-    for case, column in ((coverage.Case(None, 0.1, 5, 1), 5), (coverage.Case(0.05, 0.1, 5, 1), 6)):
-        start = f"| {case.concepts} x {coverage.IMAGES[case.concepts]} | {case.seeds} |"
-        row = [row for row in rows if row.startswith(start)][case.before is not None]
-        hits, length = coverage.covered(*case, 2000)
-        assert (
-            row.split("|")[column + 1 if case.before is None else column + 2].strip()
-            == f"{100 * hits:.1f} ({length:.0f})"
-        )
+    shares, differences = [row.split("|") for row in rows if row.startswith("| 5 x 40 | 1 |")]
+    hits, length = coverage.covered(before, 0.1, 5, 1, 2000)
+    shown = (shares if before is None else differences)[place]
+    assert shown.strip() == f"{100 * hits:.1f} ({length:.0f})"
 
 
 def test_components_of_balanced_images_are_those_that_made_them(coverage) -> None:
@@ -418,7 +415,8 @@ def test_components_of_balanced_images_are_those_that_made_them(coverage) -> Non
     }
     expected = {
         "rate": 0.4, "variance": 0.24, "seed": (squares["seed"] - squares["both"]) / (concepts * images),
-        "interaction": (squares["both"] - squares["rest"]) / images, "image": (squares["image"] - squares["rest"]) / seeds,
+        "interaction": (squares["both"] - squares["rest"]) / images,
+        "image": (squares["image"] - squares["rest"]) / seeds,
         "concept": (squares["concept"] - squares["both"] - squares["image"] + squares["rest"]) / (images * seeds),
     }  # fmt: skip
     assert {name: found[name] for name in expected} == pytest.approx(expected)

@@ -212,9 +212,10 @@ def stacked(parts: Sequence[Part]) -> Part:
 def variance(parts: Sequence[Part], weights: ArrayLike) -> tuple[float, float]:
     """Variance of the weighted sum of the parts, and its degrees of freedom.
 
-    Parts with the same units are added row by row; units that no part has a value of are left out. With mean squares A of units, B of runs and E of the rest, the
-    variance of the mean of U x S is (max(A - E, 0) + max(B - E, 0) + E) / (U S), for several tables the sum of the
-    terms of units with the one term of runs, which they share. If the numbers of runs differ, the runs are fixed.
+    Parts with the same units are added row by row; units that no part has a value of are left out. With mean squares A
+    of units, B of runs and E of the rest, the variance of the mean of U x S is (max(A - E, 0) + max(B - E, 0) + E) /
+    (U S), for several tables the sum of the terms of units with the one term of runs, which they share. If the numbers
+    of runs differ, the runs are fixed.
 
     Returns:
         (NaN, NaN) if no unit or run repeats.
