@@ -1,4 +1,4 @@
-"""Numbers of results on the pages: in generated parts, or with a reason in typed_numbers.yaml; some of these checked."""
+"""Numbers of results on the pages: in generated parts, or with a reason in typed_numbers.yaml, some then checked."""
 
 from __future__ import annotations
 
