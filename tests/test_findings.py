@@ -214,6 +214,14 @@ def test_judged_compares_the_cells_it_names(rows: list[dict]) -> None:
         claims.evaluate_claims(ends, [Claim("B", Cells(task="nothing"), "above")], 0.95)
 
 
+def test_what_is_compared_is_said_with_all_that_is_not_usual() -> None:
+    of, against = Cells(task="ship", eraser="mace", role="retain"), Cells(finetune="full")
+    claim = Claim("", of, "equal", against, metric="clip_score", value="finetuned", than=2.5, margin=3.0)
+    expected = "clip_score, finetuned of ship, mace (retain) minus that of full; expected equal 2.5 within 3"
+    assert claims.comparison_text(claim) == expected
+    assert claims.comparison_text(Claim("", Cells(), "above")) == "resurgence of all cells; expected above 0"
+
+
 def test_bars_of_one_fine_tune_by_two_names_stand_in_one_panel(rows: list[dict]) -> None:
     ends = claims.table(claims.pool_seeds(rows), 0.95)
     ends = ends[ends["role"] == "erase"]

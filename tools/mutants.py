@@ -51,10 +51,10 @@ OPERATORS = [
 ]  # fmt: skip
 PRELOADED = ["pytest", "torch", "diffusers", "transformers", "pandas", "scipy.stats", "pyarrow.parquet"]
 TRAINED = ("trainer", "spaces", "esd", "salun", "parameters")  # tests of what the gradient erasers share
-AUDIT = ("audit_verdict", "audit_report", "audit_result", "audit_table", "card")
+AUDIT = ("audit_verdict", "audit_pairs", "audit_report", "audit_result", "audit_table", "card")
 TESTS = {  # start of a path below src/resurgence -> names of test files; the longest start counts
-    "erasers/closed_form": ("closed_form", "uce", "rece", "time", "speed"),
-    "erasers/mace": ("mace", "mace_refinement"),
+    "erasers/closed_form": ("closed_form", "uce", "rece", "time", "speed", "embedded_once"),
+    "erasers/mace": ("mace", "mace_refinement", "embedded_once"),
     "erasers/gradient": TRAINED,
     "erasers/lora": ("lora_resume", "lora_plugin", "mace"),
     "erasers/token_sets": ("mace", "token_selection"),
