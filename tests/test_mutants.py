@@ -1,0 +1,128 @@
+"""The mutants of tools/mutants.py: the list of those judged, the copies they are tried in, and the outcomes kept."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import mutants
+import pytest
+import yaml
+
+JUDGED = yaml.safe_load(mutants.JUDGED.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("entry", JUDGED, ids=lambda entry: entry["id"])
+def test_a_judged_mutant_is_of_a_line_that_is_there_and_says_why(entry: dict[str, str]) -> None:
+    before, _, after = entry["change"].partition("  ->  ")
+    lines = (mutants.ROOT / entry["file"]).read_text(encoding="utf-8").splitlines()
+    assert before in [line.strip() for line in lines] and after not in (before, "")
+    (why,) = entry.keys() - {"id", "file", "change"}
+    if why == "killed_by":
+        file, _, name = entry[why].partition("::")
+        text = (mutants.ROOT / file).read_text(encoding="utf-8")
+        assert re.search(rf"^def {re.escape(name)}\(", text, re.MULTILINE)
+    else:
+        assert why == "equivalent" and len(entry[why]) > 20
+
+
+def test_each_mutant_is_judged_once() -> None:
+    names = [entry["id"] for entry in JUDGED]
+    assert len(names) == len(set(names))
+
+
+def test_areas_and_their_tests_exist() -> None:
+    for start, names in mutants.TESTS.items():
+        found = list((mutants.ROOT / mutants.SOURCE).glob(f"{start}*"))
+        assert found and all((mutants.ROOT / f"tests/test_{name}.py").is_file() for name in names), start
+    assert mutants.area_of("src/resurgence/analysis/audit/verdict.py") == "analysis/audit"
+    assert mutants.area_of("src/resurgence/erasers/mace/config.py") is None
+    assert mutants.area_of("src/resurgence/cli/main.py") is None
+    assert mutants.tests_of("src/resurgence/erasers/gradient/esd.py")[0] == "tests/test_esd.py"
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of one function with a test that misses one of its two mutants."""
+    root = tmp_path / "repository"
+    texts = {
+        "pyproject.toml": "[tool.pytest.ini_options]\npythonpath = ['src']\n",
+        ".gitignore": "base\nscores\n",
+        "src/resurgence/__init__.py": "",
+        "src/resurgence/analysis/__init__.py": "",
+        "src/resurgence/analysis/small.py": "def larger(a, b):\n    return a if a > b else b\n",
+        "tests/test_small.py": "from resurgence.analysis.small import larger\n\n\n"
+        "def test_larger():\n    assert larger(1, 2) == 2 and larger(4, 3) == 4\n",
+        "data/world/quality/base.csv": "tracked\n",
+        "data/world/base/weights": "shipped\n",
+        "reference/run/results/scores/scores.parquet": "stored\n",
+    }
+    for name, text in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    subprocess.run(["git", "add", "."], cwd=root, check=True)
+    monkeypatch.setattr(mutants, "ROOT", root)
+    monkeypatch.setattr(mutants, "TESTS", {"analysis": ("small",)})
+    monkeypatch.setattr(mutants, "PRELOADED", [])
+    return root
+
+
+def test_a_copy_has_what_is_tracked_and_links_to_what_is_ignored(repository: Path, tmp_path: Path) -> None:
+    (repository / "tests/test_small.py").unlink()  # tracked, and deleted since
+    copy = tmp_path / "copy"
+    mutants.copy_of_repository(copy)
+    assert (copy / "data/world/quality/base.csv").read_text() == "tracked\n"
+    assert not (copy / "data/world/quality").is_symlink() and not (copy / "src").is_symlink()
+    for name in ("data/world/base", "reference/run/results/scores"):
+        assert (copy / name).is_symlink() and (copy / name).resolve() == repository / name
+    assert not (copy / "tests/test_small.py").exists() and not (copy / ".git").exists()
+
+
+def test_outcomes_hold_as_long_as_their_files_are_unchanged(repository: Path, tmp_path: Path) -> None:
+    file, source, tests = tmp_path / "outcomes.jsonl", "src/resurgence/analysis/small.py", "tests/test_small.py"
+    outcomes = mutants.Outcomes(file)
+    outcomes.add([tests], tests=tests, seconds=2.5)
+    outcomes.add([source, tests], id="a", killed=True)
+    outcomes.add([source], id="b", killed=False)
+    again = mutants.Outcomes(file)
+    assert again.seconds == {tests: 2.5} and again.mutants.keys() == {"a", "b"}
+    (repository / tests).write_text("")
+    assert mutants.Outcomes(file).seconds == {} and mutants.Outcomes(file).mutants.keys() == {"b"}
+    (repository / source).unlink()
+    assert mutants.Outcomes(file).mutants == {}
+
+
+def test_one_mutant_dies_and_one_survives(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("cosmic_ray", reason="make mutants installs it")
+    found = mutants.chosen(9, 0)
+    changes = {mutant.change.partition("  ->  ")[2]: mutant.id for mutant in found}
+    equal, smaller = changes["return a if a >= b else b"], changes["return a if a < b else b"]
+    assert len(found) == 2 and mutants.chosen(9, 0) == found and mutants.chosen(1, 0)[0] in found
+    outcomes = mutants.Outcomes(tmp_path / "outcomes.jsonl")
+    mutants.try_all(found, outcomes, 1, 0)
+    assert outcomes.mutants == {} and mutants.report(found, outcomes, []) == 3  # no time
+    mutants.try_all(found, outcomes, 1, 600)
+    assert {name: outcome["killed"] for name, outcome in outcomes.mutants.items()} == {equal: False, smaller: True}
+    assert outcomes.mutants[smaller]["by"] == "tests/test_small.py::test_larger"
+    assert (repository / "src/resurgence/analysis/small.py").read_text().count("a > b") == 1
+    assert mutants.report(found, outcomes, []) == 1
+    assert "NOT JUDGED" in capsys.readouterr().out
+    assert mutants.report(found, outcomes, [{"id": equal, "equivalent": "of equal ones either is the larger"}]) == 1
+    assert "1 of 2 mutants killed (50%), 1 survive, 0 of them not judged" in capsys.readouterr().out
+    outcomes.mutants[equal]["killed"] = True
+    assert mutants.report(found, outcomes, []) == 0
+    lines = [json.loads(line) for line in outcomes.file.read_text().splitlines()]
+    assert [set(line["files"]) for line in lines if line.get("id")] == [
+        {"src/resurgence/analysis/small.py", "tests/test_small.py"}
+    ] * 2
+
+
+def test_tests_that_fail_unchanged_are_named(repository: Path, tmp_path: Path) -> None:
+    (repository / "tests/test_small.py").write_text("def test_wrong():\n    assert False\n")
+    outcomes = mutants.Outcomes(tmp_path / "outcomes.jsonl")
+    mutants.copy_of_repository(tmp_path / "copy")
+    with pytest.raises(SystemExit, match=r"tests/test_small\.py fails without a change"):
+        mutants.try_unchanged(tmp_path / "copy", ["tests/test_small.py"], outcomes)
