@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import mutants
@@ -40,11 +41,13 @@ def test_areas_and_their_tests_exist() -> None:
     assert mutants.area_of("src/resurgence/analysis/audit/verdict.py") == "analysis/audit"
     assert mutants.area_of("src/resurgence/erasers/mace/config.py") is None
     assert mutants.area_of("src/resurgence/cli/main.py") is None
+    own, *others = mutants.tests_of("src/resurgence/analysis/random_effects.py")
+    assert own == "tests/test_findings.py" and {"tests/test_intervals.py", "tests/test_reference_run.py"} <= set(others)
     assert mutants.tests_of("src/resurgence/erasers/gradient/esd.py")[0] == "tests/test_esd.py"
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A repository of one function with a test that misses one of its two mutants."""
     root = tmp_path / "repository"
     texts = {
@@ -67,7 +70,9 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(mutants, "ROOT", root)
     monkeypatch.setattr(mutants, "TESTS", {"analysis": ("small",)})
     monkeypatch.setattr(mutants, "PRELOADED", [])
-    return root
+    mutants.tests_of.cache_clear()
+    yield root
+    mutants.tests_of.cache_clear()
 
 
 def test_a_copy_has_what_is_tracked_and_links_to_what_is_ignored(repository: Path, tmp_path: Path) -> None:
@@ -125,4 +130,4 @@ def test_tests_that_fail_unchanged_are_named(repository: Path, tmp_path: Path) -
     outcomes = mutants.Outcomes(tmp_path / "outcomes.jsonl")
     mutants.copy_of_repository(tmp_path / "copy")
     with pytest.raises(SystemExit, match=r"tests/test_small\.py fails without a change"):
-        mutants.try_unchanged(tmp_path / "copy", ["tests/test_small.py"], outcomes)
+        mutants.try_unchanged(tmp_path / "copy", "tests/test_small.py", outcomes)

@@ -15,6 +15,7 @@ with 3 if mutants are left that the time did not suffice for. A mutant that hang
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -50,21 +51,15 @@ OPERATORS = [
     "core/ReplaceOrWithAnd",
 ]  # fmt: skip
 PRELOADED = ["pytest", "torch", "diffusers", "transformers", "pandas", "scipy.stats", "pyarrow.parquet"]
-TRAINED = ("trainer", "spaces", "esd", "salun", "parameters")  # tests of what the gradient erasers share
-AUDIT = ("audit_verdict", "audit_pairs", "audit_report", "audit_result", "audit_table", "card")
-TESTS = {  # start of a path below src/resurgence -> names of test files; the longest start counts
-    "erasers/closed_form": ("closed_form", "uce", "rece", "time", "speed", "embedded_once"),
+TESTS = {  # start of a path below src/resurgence -> more tests than those that import the module; the longest counts
+    "erasers/closed_form": ("closed_form", "embedded_once"),
     "erasers/mace": ("mace", "mace_refinement", "embedded_once"),
-    "erasers/gradient": TRAINED,
+    "erasers/gradient": ("trainer", "spaces", "esd", "salun"),
     "erasers/lora": ("lora_resume", "lora_plugin", "mace"),
     "erasers/token_sets": ("mace", "token_selection"),
     "erasers/checkpoint": ("checkpoint", "update"),
-    "analysis": (
-        "intervals", "findings", "tables", "answers", "compare", "terciles", "packed_scores", "success", "tuning",
-        "base_concepts", "metric_tables", "reference_run",
-    ),
-    "analysis/audit": AUDIT,
-    "analysis/weight_movement": ("geometry", "findings"),
+    "analysis": ("intervals", "tables", "findings", "metric_tables", "success", "figures", "reference_run"),
+    "analysis/audit": ("audit_verdict", "audit_pairs", "audit_report", "card", "audit_table"),
     "diffusion/sampling": ("sample", "pipeline", "passes"),
     "diffusion/unet": ("pipeline", "spaces", "sample"),
     "diffusion/latents": ("pipeline", "finetune", "trainer"),
@@ -106,10 +101,16 @@ def area_of(file: str) -> str | None:
     return None if path.endswith(("config", "configs")) else max(filter(path.startswith, TESTS), key=len, default=None)
 
 
+@functools.cache
 def tests_of(file: str) -> list[str]:
-    """The test files of a source file: those of its area, and the one of its name first, if there is one."""
-    names = dict.fromkeys([Path(file).stem, *TESTS[area_of(file) or ""]])
-    return [f"tests/test_{name}.py" for name in names if (ROOT / f"tests/test_{name}.py").is_file()]
+    """The test files of a source file: the one of its name, those that import it, those of its area."""
+    path = Path(file).relative_to("src")
+    package, name = ".".join(path.parent.parts), path.stem
+    imports = re.compile(rf"\b(from {re.escape(package)} import .*\b{name}\b|{re.escape(package)}\.{name}\b)")
+    texts = {test: test.read_text(encoding="utf-8") for test in sorted((ROOT / "tests").glob("test_*.py"))}
+    found = [f"test_{name}.py", *(test.name for test, text in texts.items() if imports.search(text)),
+             *(f"test_{area}.py" for area in TESTS[area_of(file) or ""])]  # fmt: skip
+    return [f"tests/{test}" for test in dict.fromkeys(found) if (ROOT / "tests" / test).is_file()]
 
 
 def identity(*parts: str) -> str:
@@ -230,41 +231,54 @@ class Outcomes:
             self.mutants[entry["id"]] = entry
 
 
-def try_unchanged(folder: Path, files: Iterable[str], outcomes: Outcomes) -> None:
-    """Measure the test files that have not been; SystemExit if one of them fails without any change."""
-    for file in [file for file in files if file not in outcomes.seconds]:
-        report = folder.with_suffix(".xml")
-        report.unlink(missing_ok=True)
-        start = time.monotonic()
-        status, output = tested(folder, [file, "--junitxml", str(report)])
-        suites = ElementTree.parse(report).getroot() if report.exists() else []
-        failed = sum(int(suite.get(kind, 0)) for suite in suites for kind in ("failures", "errors"))
-        if failed or status not in (0, 1) or not len(suites):  # 1 without a failure: over the budget of the tests
-            raise SystemExit(f"{file} fails without a change; correct that first\n{output[-3000:]}")
-        outcomes.add([file], tests=file, seconds=round(time.monotonic() - start, 1))
+def try_unchanged(folder: Path, file: str, outcomes: Outcomes) -> None:
+    """Measure a test file that has not been; SystemExit if one of its tests fails without any change."""
+    if file in outcomes.seconds:
+        return
+    report = folder.with_suffix(".xml")
+    report.unlink(missing_ok=True)
+    start = time.monotonic()
+    status, output = tested(folder, [file, "--junitxml", str(report)])
+    suites = ElementTree.parse(report).getroot() if report.exists() else []
+    failed = sum(int(suite.get(kind, 0)) for suite in suites for kind in ("failures", "errors"))
+    if failed or status not in (0, 1) or not len(suites):  # 1 without a failure: over the budget of the tests
+        raise SystemExit(f"{file} fails without a change; correct that first\n{output[-3000:]}")
+    outcomes.add([file], tests=file, seconds=round(time.monotonic() - start, 1))
+
+
+def killer(status: int | None, output: str) -> str | None:
+    """The test that noticed a change, or how the tests ended; None if they did not notice it.
+
+    Raises:
+        SystemExit: pytest did not run the tests.
+    """
+    if status is None or status < 0:
+        return "hangs" if status is None else "crashes"
+    if status > 2:
+        raise SystemExit(f"pytest ended with {status}:\n{output[-3000:]}")
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+    return found[1] if found else None
 
 
 def try_mutant(mutant: Mutant, folder: Path, outcomes: Outcomes) -> dict[str, Any]:
-    """Run its tests, quick ones first, with the change in this copy of the repository; the outcome."""
-    by_name, *others = tests_of(mutant.file)
-    try_unchanged(folder, [by_name, *others], outcomes)
-    files = [by_name, *sorted(others, key=outcomes.seconds.__getitem__)]
-    limit = 120 + SLACK * sum(outcomes.seconds[file] for file in files)
-    place, start = folder / mutant.file, time.monotonic()
+    """Run its test files, after the first the quick ones first, with the change in this copy; the outcome."""
+    first, *others = tests_of(mutant.file)
+    unknown = max(outcomes.seconds.values(), default=0.0) + 1
+    files = [first, *sorted(others, key=lambda file: outcomes.seconds.get(file, unknown))]
+    place, start, by = folder / mutant.file, time.monotonic(), None
     original = place.read_text(encoding="utf-8")
-    place.write_text(mutant.text, encoding="utf-8")
-    try:
-        status, output = tested(folder, ["-x", *files], limit)
-    finally:
-        place.write_text(original, encoding="utf-8")
-    if status not in (None, 0, 1, 2) and status >= 0:
-        raise SystemExit(f"pytest ended with {status}:\n{output[-3000:]}")
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
-    by = "hangs" if status is None else found[1] if found else "crashes" if status < 0 else None
-    decided = [by.partition("::")[0]] if found and by and (ROOT / by.partition("::")[0]).is_file() else files
-    seconds = round(time.monotonic() - start, 1)
+    for number, file in enumerate(files, 1):
+        try_unchanged(folder, file, outcomes)
+        place.write_text(mutant.text, encoding="utf-8")
+        try:
+            by = killer(*tested(folder, ["-x", file], 120 + SLACK * outcomes.seconds[file]))
+        finally:
+            place.write_text(original, encoding="utf-8")
+        if by is not None:
+            files = files[number - 1 : number]
+            break
     return {"id": mutant.id, "file": mutant.file, "change": mutant.change, "killed": by is not None, "by": by,
-            "seconds": seconds, "files": [mutant.file, *decided]}  # fmt: skip
+            "seconds": round(time.monotonic() - start, 1), "files": [mutant.file, *files]}  # fmt: skip
 
 
 def try_all(mutants: Sequence[Mutant], outcomes: Outcomes, jobs: int, seconds: float) -> None:
