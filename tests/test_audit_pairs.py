@@ -24,8 +24,8 @@ def test_pairs_needed_are_those_that_show_a_gain_to_be_small():
     lenient = Criteria(tau=20.0, above_released=5.0)
     reach = 100 * beta.ppf(0.975, 7, 194) - 3
     assert 5 - 3 < reach < 17
-    assert pairs_needed(probe(6), probe(0), lenient, 0.05) == math.ceil(200 * (reach / (5 - 3)) ** 2)
-    assert pairs_needed(probe(10), probe(0), lenient, 0.05) is None  # 5 points themselves
+    assert pairs_needed(probe(6, finetune="lora"), probe(0), lenient, 0.05) == math.ceil(200 * (reach / (5 - 3)) ** 2)
+    assert pairs_needed(probe(10, finetune="lora"), probe(0), lenient, 0.05) is None  # 5 points themselves
 
 
 def test_a_gain_that_may_be_too_large_is_the_reason():
