@@ -60,7 +60,9 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
         "def test_larger():\n    assert larger(1, 2) == 2 and larger(4, 3) == 4\n",
         "data/world/quality/base.csv": "tracked\n",
         "data/world/base/weights": "shipped\n",
+        "reference/run/results/made.json": "{}\n",
         "reference/run/results/scores/scores.parquet": "stored\n",
+        "reference/whole/scores/scores.parquet": "stored\n",
     }
     for name, text in texts.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +85,7 @@ def test_a_copy_has_what_is_tracked_and_links_to_what_is_ignored(repository: Pat
     assert not (copy / "data/world/quality").is_symlink() and not (copy / "src").is_symlink()
     for name in ("data/world/base", "reference/run/results/scores"):
         assert (copy / name).is_symlink() and (copy / name).resolve() == repository / name
+    assert (copy / "reference/whole/scores/scores.parquet").read_text() == "stored\n"
     assert not (copy / "tests/test_small.py").exists() and not (copy / ".git").exists()
 
 

@@ -167,9 +167,10 @@ def copy_of_repository(folder: Path) -> None:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    for name in listed("--others", "--ignored", "--exclude-standard", "--directory", "data", "reference"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).symlink_to((ROOT / name).resolve())
+    for name in sorted(listed("--others", "--ignored", "--exclude-standard", "--directory", "data", "reference")):
+        if not (folder / name).exists():  # of a folder in which all is ignored, git lists the parts, too
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).symlink_to((ROOT / name).resolve())
 
 
 def run_pytest(folder: str, arguments: Sequence[str], log: str) -> None:
