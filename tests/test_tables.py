@@ -14,7 +14,7 @@ import scipy.stats
 
 from resurgence.analysis import headline, tables
 from resurgence.analysis.estimates import estimates
-from resurgence.analysis.scored_sets import ImageSet, image_set, read_states
+from resurgence.analysis.score_sets import ImageSet, image_set, read_states
 from resurgence.scorers import frechet
 from resurgence.scorers.kernel_distance import paired_distance
 from scored import PEOPLE, features, prompt_rows, score, study_sets, write_scores_folder

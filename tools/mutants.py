@@ -50,7 +50,7 @@ TESTS = {  # start of a path below src/resurgence -> names of test files; the lo
     "erasers/gradient": TRAINED,
     "erasers/lora": ("lora_resume", "lora_plugin", "mace"),
     "erasers/token_sets": ("mace", "token_selection"),
-    "analysis": ("intervals", "findings", "tables", "answers", "compare", "terciles", "packed_scores", "reference_run"),
+    "analysis": ("intervals", "findings", "tables", "answers", "compare", "terciles", "score_archive", "reference_run"),
     "analysis/weight_movement": ("geometry", "findings"),
     "diffusion/sampling": ("sample", "pipeline", "passes"),
     "diffusion/unet": ("pipeline", "spaces", "sample"),

@@ -8,14 +8,14 @@ ROOT = Path(workflow.basedir)
 
 from resurgence.config.lists import LISTS
 from resurgence.config.load import make_study
-from resurgence.config.model_path import PATTERN as MODEL
+from resurgence.config.model_path import WILDCARDS
 from resurgence.data import coco
 from resurgence.provenance.outputs import check_writable
 from resurgence.workflow import graph, job_items, report_settings, resources, resume
 from resurgence.workflow.job_settings import text
 from resurgence.workflow.rule_table import RULES, every_manifest
 from resurgence.workflow.token_names import check_tokens
-from resurgence.workflow.weights_needed import check_present, kinds_scored
+from resurgence.workflow.weights import check_present, kinds_scored
 
 # Snakemake takes the last of two equal keys, and 010 for 8; here these are errors
 for file in workflow.configfiles:
@@ -32,7 +32,7 @@ ON_GPU = resources.gpu_request(GPU, SITE)
 
 
 wildcard_constraints:
-    model=MODEL,
+    **WILDCARDS,
 
 
 COMMAND = (

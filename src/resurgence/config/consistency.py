@@ -14,9 +14,9 @@ from resurgence.config.audit import check_audit
 from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.experiment import PER_CONCEPT
 from resurgence.config.experiment_checks import check_experiments, check_scored
-from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
+from resurgence.config.fields import ConfigError, build, known, nearest, one_place, read_yaml
 from resurgence.config.lists import LISTS, PROMPTS
-from resurgence.config.model_path import method_name
+from resurgence.config.model_path import NAME, method_name
 from resurgence.config.scorers import COMMON, HARMONIC, metrics, scorer_config
 from resurgence.config.set_checks import check_makers, check_model, check_terciles
 from resurgence.config.settings import OF_ERASER

@@ -123,7 +123,7 @@ def blocks(place: Path) -> list[dict[str, Any]]:
 
 def pack_models(place: Path, out: Path) -> None:
     """Pack what a results tree holds of the models that it shows into out/scores; out/made.json names the files."""
-    from resurgence.analysis.packed_scores import pack
+    from resurgence.analysis.score_archive import pack
     from resurgence.analysis.score_folders import entry
 
     shown = blocks(place)

@@ -11,7 +11,8 @@ from typing import Any
 from resurgence.config.study import Study
 from resurgence.provenance.manifest import MANIFEST
 from resurgence.workflow.graph import Inputs
-from resurgence.workflow.rule_table import RULES, Rule
+from resurgence.workflow.rule import Rule
+from resurgence.workflow.rule_table import RULES
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from resurgence.workflow.jobs import Job, jobs
 from resurgence.workflow.resources import uses_gpu
 from resurgence.workflow.rule_table import DATA, RULES
 from resurgence.workflow.snakemake import configured, job_counts, outputs, snakemake
-from resurgence.workflow.weights_needed import examine
+from resurgence.workflow.weights import examine
 
 COCO = {"coco_annotations": 60.0, "coco_captions": 10.0, "coco_sample": 5.0}  # seconds of jobs without artefacts
 FETCHED = COCO | dict.fromkeys(LISTS, 5.0)

@@ -8,104 +8,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from resurgence.config.model_path import ModelPath
 from resurgence.config.study import Study
-from resurgence.provenance.code_version import code_version
-from resurgence.provenance.manifest import MANIFEST
-from resurgence.provenance.templates import templates_version
-from resurgence.workflow import audit_settings, chosen_code, graph, job_items, job_settings, report_settings
-from resurgence.workflow.graph import Inputs
+from resurgence.workflow import audit_settings, code_entries, graph, job_items, job_settings, report_settings
 from resurgence.workflow.job_items import cell, erasure
+from resurgence.workflow.rule import Rule, Wildcards
 
-Wildcards = Any  # with an attribute for each wildcard
 BASE, TASK = "{base}", "{base}/{task}"
 ERASED = "{base}/{task}/{eraser}/s{erase_seed}"
 TUNED = ERASED + "/{finetune}/f{finetune_seed}"
 MODEL = "{base}/{model}"
 CELL = "{wildcards.task} / {wildcards.eraser} with {wildcards.finetune}, seed {wildcards.finetune_seed}"
-ALTERNATIVES = (
-    "resurgence.data.segmenters",
-    "resurgence.scorers",
-    "resurgence.config.scorers.SCORERS",
-)
-"""Packages and registries of which a setting chooses members: code_version follows only those that are chosen."""
 
 
 def single(_: Study) -> Iterable[Mapping[str, str]]:
     """The wildcards of the single job of a rule without wildcards but the base."""
     return [{}]
-
-
-def no_choice(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
-    """No further code."""
-    return ()
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule of the workflow."""
-
-    name: str
-    stage: str  # module of resurgence.stages
-    output: str  # manifest.json of an artefact, or made.json in a shared folder; with wildcards
-    items: Callable[[Study], Iterable[Mapping[str, str]]]  # wildcards of every job of a study
-    settings: Callable[[Study, Wildcards], dict[str, Any]]
-    phase: str  # line of `resurgence plan`
-    seconds: float  # of a job of the default study on two cores, while no measurement exists
-    inputs: Callable[[Study, Wildcards], Inputs]
-    message: str  # of a job, in Snakemake's words
-    files: Callable[[Study], Iterable[str]] = lambda study: ()  # outputs beside that one, but those of the report
-    constraints: Callable[[Study], dict[str, str]] = lambda study: {}  # regular expressions of wildcards
-    chosen: Callable[[Study, Wildcards], tuple[str, ...]] = no_choice  # further code: modules that the settings choose
-    minutes: int = 30  # limit on one GPU at the size of SD 1.4; twice and three times that for a second, third attempt
-    gpu: bool = False  # uses a GPU where there is one
-    loads_base: bool = False
-    templates: str = ""  # folder of the package with those of its page
-    verified: bool = True  # files of the inputs are hashed first; False for rules that read curves of many models
-
-    @property
-    def folder(self) -> str:
-        """The folder of results/ with its output."""
-        return self.output.split("/")[1]
-
-    @property
-    def is_artefact(self) -> bool:
-        """Whether its output is one artefact, a folder with a manifest."""
-        return self.output.endswith(MANIFEST)
-
-    @property
-    def dvc_stage(self) -> str:
-        """The stage of dvc.yaml that tracks its output."""
-        return "tables" if self.folder in ("figures", "grids", "cost", "audit") else self.folder
-
-    @property
-    def place(self) -> str:
-        """The path of its output below that folder, with wildcards; empty for a rule of one job."""
-        return "/".join(self.output.split("/")[2:-1])
-
-    @property
-    def log(self) -> str:
-        """The log of a job."""
-        return f"logs/{self.place or self.name}.log"
-
-    @property
-    def benchmark(self) -> str:
-        """The file of Snakemake's measurements of a job: seconds, memory."""
-        return f"results/benchmarks/{self.name}/{self.place or 'study'}.jsonl"
-
-    @property
-    def options(self) -> list[str]:
-        """Options of the stage's command line that are the same for all jobs."""
-        return ["--gpu"] * self.gpu + ["--unverified"] * (not self.verified)
-
-    def version(self, study: Study, wildcards: Wildcards) -> str:
-        """Version of the code that bears on a job's result."""
-        chosen = self.chosen(study, wildcards)
-        version = code_version(f"resurgence.stages.{self.stage}", *chosen, without=ALTERNATIVES)
-        return templates_version(self.templates, version) if self.templates else version
 
 
 def of_task(settings: Callable[[Study, str], dict[str, Any]]) -> Callable[[Study, Wildcards], dict[str, Any]]:
@@ -153,13 +73,13 @@ _RULES = (
     Rule(
         "masks", "masks", f"results/data/{TASK}/masks/manifest.json",
         lambda study: job_items.tasks_read(study, "masks"), of_task(job_settings.masks), DATA, 6,
-        inputs=lambda study, w: graph.masks(study, w.task), chosen=chosen_code.segmenter, minutes=120, gpu=True,
+        inputs=lambda study, w: graph.masks(study, w.task), chosen=code_entries.segmenter, minutes=120, gpu=True,
         message="Masks of the concepts that {wildcards.task} erases",
     ),
     Rule(
         "terciles", "terciles", f"results/data/{TASK}/terciles/{{set}}/manifest.json",
         job_items.drawn_sets, lambda study, w: job_settings.terciles(study, w.task, w.set), DATA, 8,
-        inputs=lambda study, w: graph.terciles(study, w.set), chosen=chosen_code.clip,
+        inputs=lambda study, w: graph.terciles(study, w.set), chosen=code_entries.clip,
         message="Concepts of the fine-tuning set {wildcards.set} of {wildcards.task}, by similarity",
     ),
     *(
@@ -187,7 +107,7 @@ _RULES = (
     Rule(
         "loras", "loras", f"results/erased/{ERASED}/loras/manifest.json", job_items.trained_loras,
         lambda study, w: job_settings.loras(study, erasure(w)), ERASE, 25,
-        inputs=lambda study, w: graph.loras(study, erasure(w)), chosen=chosen_code.eraser, minutes=60, **ON_GPU,
+        inputs=lambda study, w: graph.loras(study, erasure(w)), chosen=code_entries.eraser, minutes=60, **ON_GPU,
         message="LoRAs of {wildcards.task} for {wildcards.eraser}, seed {wildcards.erase_seed}",
     ),
     *(
@@ -195,7 +115,7 @@ _RULES = (
             name, "erase", f"results/erased/{ERASED}/delta/manifest.json",
             functools.partial(job_items.erasures, solved=solved),
             lambda study, w: job_settings.erase(study, erasure(w)), ERASE, seconds,
-            inputs=lambda study, w: graph.erase(study, erasure(w)), chosen=chosen_code.eraser, **ON_GPU,
+            inputs=lambda study, w: graph.erase(study, erasure(w)), chosen=code_entries.eraser, **ON_GPU,
             minutes=minutes, constraints=functools.partial(job_items.eraser_pattern, solved=solved),
             message="Erase {wildcards.task} with {wildcards.eraser}, seed {wildcards.erase_seed}",
         )
@@ -224,13 +144,13 @@ _RULES = (
         "reference_features", "reference_features", f"results/data/{BASE}/reference/manifest.json",
         lambda study: [{}] if job_settings.has_reference(study) else [],
         lambda study, w: job_settings.reference(study), SCORE, 60,
-        inputs=lambda study, w: graph.reference_features(study), chosen=chosen_code.reference, minutes=240, gpu=True,
+        inputs=lambda study, w: graph.reference_features(study), chosen=code_entries.reference, minutes=240, gpu=True,
         message="Features of real images",
     ),
     Rule(
         "score", "score", f"results/scores/{MODEL}/scores/manifest.json", job_items.models,
         lambda study, w: job_settings.score(study, ModelPath.parse(w.model).task), SCORE, 12,
-        inputs=lambda study, w: graph.score(study, ModelPath.parse(w.model)), chosen=chosen_code.scorer, gpu=True,
+        inputs=lambda study, w: graph.score(study, ModelPath.parse(w.model)), chosen=code_entries.scorer, gpu=True,
         minutes=120, message="Score the images of {wildcards.model}",
     ),
     Rule(
@@ -242,17 +162,17 @@ _RULES = (
     Rule(
         "audit", "audit", "results/audit/manifest.json", lambda study: [{}] if study.audit else [],
         lambda study, w: audit_settings.settings(study), SHOW, 10,
-        inputs=lambda study, w: audit_settings.inputs(study), chosen=chosen_code.table, templates="figures/page",
+        inputs=lambda study, w: audit_settings.inputs(study), chosen=code_entries.table, templates="figures/page",
         message="Verdict and card of the audited model",
     ),
     Rule(
         "tables", "tables", "results/tables/made.json", single, lambda study, w: report_settings.tables(study), SHOW, 5,
-        inputs=lambda study, w: graph.tables(study), chosen=chosen_code.table, files=lambda study: graph.TABLES,
+        inputs=lambda study, w: graph.tables(study), chosen=code_entries.table, files=lambda study: graph.TABLES,
         message="Tables of the study",
     ),
     Rule(
         "figures", "figures", "results/figures/made.json", single, lambda study, w: report_settings.figures(study),
-        SHOW, 6, inputs=lambda study, w: graph.figures(study), chosen=chosen_code.metric, verified=False,
+        SHOW, 6, inputs=lambda study, w: graph.figures(study), chosen=code_entries.metric, verified=False,
         message="Figures of the study",
     ),
     Rule(
@@ -261,7 +181,7 @@ _RULES = (
     ),
     Rule(
         "index", "index", "results/cost/index.json", single, lambda study, w: report_settings.index(study), SHOW, 15,
-        inputs=lambda study, w: graph.index(study), chosen=chosen_code.table, templates="figures/page",
+        inputs=lambda study, w: graph.index(study), chosen=code_entries.table, templates="figures/page",
         files=lambda study: ["results/index.html"], message="Page of the study",
     ),
     Rule(
@@ -269,7 +189,7 @@ _RULES = (
         lambda study: ({"experiment": name} for name in study.experiments),
         lambda study, w: report_settings.experiment(study, w.experiment), SHOW, 12,
         inputs=lambda study, w: graph.experiment(study, w.experiment),
-        chosen=chosen_code.experiment, files=lambda study: ["results/experiments/{experiment}/{experiment}.md"],
+        chosen=code_entries.experiment, files=lambda study: ["results/experiments/{experiment}/{experiment}.md"],
         message="Experiment {wildcards.experiment}",
     ),
     Rule(
@@ -279,7 +199,7 @@ _RULES = (
     ),
     Rule(
         "cost", "cost", "results/cost/made.json", single, lambda study, w: report_settings.cost(study), SHOW, 4,
-        inputs=lambda study, w: graph.cost(every_manifest(study)), chosen=chosen_code.metric, verified=False,
+        inputs=lambda study, w: graph.cost(every_manifest(study)), chosen=code_entries.metric, verified=False,
         files=report_settings.cost_files, message="Cost of the study",
     ),
     Rule(
