@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path("config/weights.yaml")  # weights that are fetched from elsewhere; see pretrained/checksums.py
 COCO_CAPTIONS, COCO_SAMPLE = "data/coco/captions.txt", "data/coco/sample-5000.csv"  # written by rules when needed
-# the folders of results/<stage>/<base>/<task> beside the erasers
-IMAGES = ("concept_images", "anchor_images", "retained_images", "images")
-FOLDERS = ("prompts", "moments", *IMAGES, "masks", "finetune_sets", "terciles", "scores", "geometry")
 
 
 def check_study(study: Study, root: Path) -> None:
@@ -71,9 +68,10 @@ def check_names(study: Study) -> None:
         if not getattr(study, key):
             raise ConfigError(key, {}, "must not be empty; name at least one")
     for eraser in study.erasers:
-        folder_name("erasers", eraser, FOLDERS)
-    for name in (*study.finetunes, *study.finetune_sets):
-        folder_name("finetunes", name, ("loras", "delta", "images", "scores"))
+        folder_name("erasers", eraser)
+    for key in ("finetunes", "finetune_sets"):
+        for name in getattr(study, key):
+            folder_name(key, name)
     if not study.tasks.names:
         raise ConfigError("tasks.names", [], "must not be empty; name at least one task")
     for name, task in study.loaded.items():

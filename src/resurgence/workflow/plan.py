@@ -62,7 +62,7 @@ def benchmark_seconds(file: Path) -> list[float]:
 def same_card(job: Job, run: Mapping[str, Any], coster: Coster) -> bool:
     """Whether a job ran on the card of a plan, with the determinism and at the speed of the study."""
     name, mode = str(run.get("device", "")), (run.get("deterministic", True), run.get("speed", "eager"))
-    expected = (coster.study.base.deterministic, coster.speed_of(job.rule.stage))
+    expected = (coster.study.base.deterministic, job.rule.speed(coster))
     return coster.gpu.upper().replace("-", " ") in name.upper() and mode == expected
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resurgence.config.study import Study
 from resurgence.provenance.code_version import code_version
 from resurgence.provenance.manifest import MANIFEST
 from resurgence.provenance.templates import templates_version
+from resurgence.workflow.gpu_hours import Cost, Coster
 from resurgence.workflow.graph import Inputs
+
+if TYPE_CHECKING:
+    from resurgence.workflow.jobs import Job
 
 Wildcards = Any  # with an attribute for each wildcard
 ALTERNATIVES = (
@@ -44,7 +48,15 @@ class Rule:
     chosen: Callable[[Study, Wildcards], tuple[str, ...]] = no_choice  # further code: modules that the settings choose
     minutes: int = 30  # limit on one GPU at the size of SD 1.4; twice and three times that for a second, third attempt
     gpu: bool = False  # uses a GPU where there is one
-    loads_base: bool = False
+    local: bool = False  # runs where Snakemake runs, also on a cluster
+    group: str = ""  # short jobs of the same group share a SLURM job; profiles/slurm/profile.yaml says how many
+    loads: tuple[str, ...] = ()  # weights from elsewhere that its jobs read, by the names of weights.py
+    reads_names: bool = False  # first reads new names of concepts, which must differ by the tokens of the base
+    cost: Callable[[Coster, Job], Cost] | None = None  # of a job on a GPU, computed; None: nothing
+    speed: Callable[[Coster], str] = lambda coster: "eager"  # at which its jobs run, as run.json names it
+    dvc: str = ""  # stage of dvc.yaml that tracks its output; empty: the one named as the folder
+    archived: bool = True  # False: images and what follows from them, in an archive only on request
+    reported: bool = False  # shown in the report of Snakemake
     templates: str = ""  # folder of the package with those of its page
     verified: bool = True  # files of the inputs are hashed first; False for rules that read curves of many models
 
@@ -61,12 +73,17 @@ class Rule:
     @property
     def dvc_stage(self) -> str:
         """The stage of dvc.yaml that tracks its output."""
-        return "tables" if self.folder in ("figures", "grids", "cost", "audit") else self.folder
+        return self.dvc or self.folder
 
     @property
     def place(self) -> str:
         """The path of its output below that folder, with wildcards; empty for a rule of one job."""
         return "/".join(self.output.split("/")[2:-1])
+
+    @property
+    def part(self) -> str:
+        """The folder of its output among those of a model or task: the last one without a wildcard; or empty."""
+        return next((name for name in reversed(self.place.split("/")) if not name.startswith("{")), "")
 
     @property
     def log(self) -> str:
