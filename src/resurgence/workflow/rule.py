@@ -45,7 +45,7 @@ class Rule:
     message: str  # of a job, in Snakemake's words
     files: Callable[[Study], Iterable[str]] = lambda study: ()  # outputs beside that one, but those of the report
     constraints: Callable[[Study], dict[str, str]] = lambda study: {}  # regular expressions of wildcards
-    chosen: Callable[[Study, Wildcards], tuple[str, ...]] = no_choice  # further code: modules that the settings choose
+    chosen: Callable[[Study, Wildcards], tuple[str, ...]] = no_choice  # further code that the settings choose
     minutes: int = 30  # limit on one GPU at the size of SD 1.4; twice and three times that for a second, third attempt
     gpu: bool = False  # uses a GPU where there is one
     local: bool = False  # runs where Snakemake runs, also on a cluster

@@ -123,7 +123,7 @@ _RULES = (
     Rule(
         "loras", "loras", artefact(ERASED, "loras"), job_items.trained_loras,
         lambda study, w: job_settings.loras(study, erasure(w)), ERASE, 25,
-        inputs=lambda study, w: graph.loras(study, erasure(w)), chosen=code_entries.eraser, minutes=60, **ON_GPU,
+        inputs=lambda study, w: graph.loras(study, erasure(w)), chosen=code_entries.loras, minutes=60, **ON_GPU,
         message="LoRAs of {wildcards.task} for {wildcards.eraser}, seed {wildcards.erase_seed}",
         cost=Coster.loras, group="closed_forms",
     ),
