@@ -13,8 +13,8 @@ from resurgence.config.audit import AuditKindName, Evaluator, Level
 
 def audit_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `audit`."""
-    model_arguments(parser)
     concept_arguments(parser)
+    model_arguments(parser)
     probe_arguments(parser)
     judge_arguments(parser)
     run_arguments(parser)
@@ -29,9 +29,9 @@ def model_arguments(parser: ArgumentParser) -> None:
     add("--original", metavar="BASE", help="the model before erasing: folder, single file, ID or ID@REVISION, e.g. "
         "CompVis/stable-diffusion-v1-4 (default: unknown)")  # fmt: skip
     add("--lora", nargs="+", action="extend", default=[], metavar="FILE",
-        help="LoRAs of others to merge, each a probe: files, folders of peft, ID or ID@REVISION (default: none)")  # fmt: skip
+        help="LoRAs of others to merge, each a probe: files, folders of peft or hub ids (default: none)")  # fmt: skip
     add("--images", metavar="DIR", help="real pictures of the same domain with captions, of at least half the size of "
-        "the model's images (default: composed of the miniature's drawings; of other bases, the model makes its own)")  # fmt: skip
+        "the model's images (default: the miniature's drawings; of other bases, what the model makes)")  # fmt: skip
     add("--outside-images", metavar="DIR", help="the same of another domain (default: as --images)")
 
 
@@ -42,7 +42,8 @@ def concept_arguments(parser: ArgumentParser) -> None:
         help="concepts that the model has lost, e.g. ship or 'Van Gogh'")  # fmt: skip
     add("--kind", choices=get_args(AuditKindName),
         help="of these concepts (default: of the lists that have them; object for a word on none)")  # fmt: skip
-    add("--mapping", metavar="WORD", help="what they became, e.g. ground (default: of the shipped task, else their kind)")
+    add("--mapping", metavar="WORD",
+        help="what they became, e.g. ground (default: of the shipped task, else their kind)")  # fmt: skip
     add("--retained", default="auto", metavar="FILE|auto",
         help="concepts that must stay, one a line (default: auto, those of the shipped task of the kind)")  # fmt: skip
     add("--implicit", type=Path, metavar="FILE", help="captions that mean an erased concept without its name, one a "
@@ -58,7 +59,7 @@ def probe_arguments(parser: ArgumentParser) -> None:
     add("--retained-pairs", type=int, default=RETAINED_PAIRS, metavar="N",
         help=f"the same of the retained concepts (default: {RETAINED_PAIRS})")  # fmt: skip
     add("--sampling", nargs="+", action="extend", metavar="KEY=VALUE",
-        help="settings of the sampler, e.g. steps=30 guidance=7.5 batch=8 (default: of config/audit/bases.yaml)")  # fmt: skip
+        help="settings of the sampler, e.g. steps=30 batch=8 (default: of config/audit/bases.yaml)")  # fmt: skip
     add("--update", nargs="+", action="extend", metavar="KEY=VALUE",
         help="settings of every training, e.g. steps=150 lr=1.0e-4 (default: of config/audit/bases.yaml)")  # fmt: skip
 
@@ -66,8 +67,8 @@ def probe_arguments(parser: ArgumentParser) -> None:
 def judge_arguments(parser: ArgumentParser) -> None:
     """Add who judges, and how."""
     add = parser.add_argument
-    add("--metric", metavar="NAME", help="share of images with their concept, e.g. clip_accuracy, celebrity_accuracy_all "
-        "or ner_50 (default: of the kind in config/audit/bases.yaml)")  # fmt: skip
+    add("--metric", metavar="NAME", help="share of images with their concept, e.g. clip_accuracy, ner_50 or "
+        "celebrity_accuracy_all (default: of the kind in config/audit/bases.yaml)")  # fmt: skip
     add("--scorer", nargs="+", action="append", default=[], metavar=("NAME", "KEY=VALUE"),
         help="scorer with its settings instead of the base's, e.g. clip path=DIR; may be given again (default: of "
         "config/audit/bases.yaml)")  # fmt: skip

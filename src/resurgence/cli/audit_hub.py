@@ -1,4 +1,7 @@
-"""Models of an audit on the Hugging Face hub: ID or ID@REVISION, fixed to the commit that the study and the card record."""
+"""Models of an audit on the Hugging Face hub: ID or ID@REVISION, fixed to a commit.
+
+The study and the card record the commit, and a rerun in the same folder takes it again.
+"""
 
 from __future__ import annotations
 

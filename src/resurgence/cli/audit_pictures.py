@@ -79,6 +79,8 @@ def shown_concepts(path: str, option: str, names: Collection[str], size: int) ->
     """
     from resurgence.data.training_images import training_set
 
+    if not Path(path).exists():
+        raise ConfigError(option, path, "no such file or folder; correct the path")
     found = training_set(Path(path))
     check_captions(found, option, path, names)
     for source in found.sources[:HEADERS]:
@@ -90,15 +92,13 @@ def check_captions(found: TrainingSet, option: str, path: str, names: Collection
     """Raise ConfigError for pictures without captions, and for captions that name an erased concept."""
     if without := found.left_out.get("without caption"):
         number = len(found.sources) + len(without)
-        remedy = f"{len(without)} of {number} pictures have no caption, such as {without[0]}; write them, or move the " \
-                 "pictures away"  # fmt: skip
-        raise ConfigError(option, path, remedy)
+        raise ConfigError(option, path, f"{len(without)} of {number} pictures have no caption, such as {without[0]}; "
+                          "write them, or move the pictures away")  # fmt: skip
     for name in names:
         word = re.compile(rf"\b{re.escape(name)}\b", re.IGNORECASE)
         if naming := [source for source in found.sources if word.search(source.caption) or source.concept == name]:
-            remedy = f"{len(naming)} of {len(found.sources)} captions name {name}, such as that of {naming[0].name}; " \
-                     "take out the pictures that show what was erased"  # fmt: skip
-            raise ConfigError(option, path, remedy)
+            raise ConfigError(option, path, f"{len(naming)} of {len(found.sources)} captions name {name}, such as that "
+                              f"of {naming[0].name}; take out the pictures that show what was erased")  # fmt: skip
 
 
 def check_header(source: Source, option: str, least: int) -> None:
@@ -120,6 +120,5 @@ def check_header(source: Source, option: str, least: int) -> None:
     if width * height > MOST:
         raise ConfigError(option, source.name, f"has {width} x {height} pixels, at most {MOST:,}; scale it down")
     if min(width, height) < least:
-        remedy = f"has {width} x {height} pixels, and would be enlarged more than {ENLARGED} times; give pictures of at " \
-                 f"least {least} pixels a side"  # fmt: skip
-        raise ConfigError(option, source.name, remedy)
+        raise ConfigError(option, source.name, f"has {width} x {height} pixels, and would be enlarged more than "
+                          f"{ENLARGED} times; give pictures of at least {least} pixels a side")  # fmt: skip

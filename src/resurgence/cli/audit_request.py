@@ -34,7 +34,7 @@ from resurgence.config.audit_bases import (
     read_criteria,
 )
 from resurgence.config.audit_kinds import AuditKind, kind_of
-from resurgence.config.fields import ConfigError, known
+from resurgence.config.fields import ConfigError
 from resurgence.config.scorers import scorer_class
 from resurgence.config.task import Task, make_task
 
@@ -139,9 +139,7 @@ def metrics_of(args: Namespace, base: AuditBase, kind: AuditKind) -> tuple[str, 
     return metric, kind.retained_metric if judged_apart else None
 
 
-def scorers(
-    args: Namespace, base: AuditBase, metrics: tuple[str, str | None], out: Path
-) -> dict[str, dict[str, Any]]:
+def scorers(args: Namespace, base: AuditBase, metrics: tuple[str, str | None], out: Path) -> dict[str, dict[str, Any]]:
     """The scorers that give the metrics: those of the command line, else those of the base; the card shows no other."""
     given = {name: scorer(out, name, settings(pairs, f"--scorer {name}")) for name, *pairs in args.scorer}
     if args.reference:

@@ -217,8 +217,8 @@ def untested(request: Request) -> list[str]:
     lines, makers = [], sources(request)
     if request.unknown:
         words = ", ".join(request.unknown)
-        lines += [f"whether the metric {request.metric} knows what it judges: {words} is on no list of concepts, and was "
-                  f"judged as of the kind {request.task.kind}"]  # fmt: skip
+        lines += [f"whether the metric {request.metric} knows what it judges: {words} is on no list of concepts, and "
+                  f"was judged as of the kind {request.task.kind}"]  # fmt: skip
     if request.level == "quick":
         lines += ["updates out of the domain, full fine-tuning and several training seeds (--level standard)"]
     if request.level != "full":
