@@ -115,6 +115,7 @@ WRONG = [
     ("erased", ["--update", "stepps=3"], r"stepps = 3: unknown key; did you mean 'steps'\?"),
     ("erased", ["--sampling", "steps=0"], r"steps = 0: must be at least 1"),
     ("erased", ["--metric", "clip_probability"], r"--metric = 'clip_probability': does not say .* one of .*ner_50"),
+    ("erased", ["--metric", "celebrity_accuracy_all"], r"of the kind person alone, and this is of the kind object"),
     ("erased", ["--metric", "recogniser_accuracy"], r"no scorer of the audit gives it; add --scorer recogniser"),
     ("erased", ["--scorer", "clop", "path=scorer"], r"scorers = 'clop': not known here; did you mean 'clip'\?"),
     ("erased", ["--scorer", "recogniser", "path=nowhere"], r"--scorer recogniser path = 'nowhere': no such file"),
@@ -157,7 +158,7 @@ def test_weights_of_a_scorer_that_are_not_there_are_refused_before_the_run_and_t
     monkeypatch.chdir(wrong)
     for more, message in (
         (["--scorer", "clip", "path=scorer"], "holds no open_clip_config.json"),
-        (["--metric", "celebrity_accuracy_all"], "scorers.celebrity.path"),
+        (["--erased", "Melania Trump", "--metric", "celebrity_accuracy_all"], "scorers.celebrity.path"),
         (["--erased", "nude"], "320n.onnx of the package nudenet 3.4.2; or name others by --scorer nudenet path="),
     ):
         words = ["audit", "erased", "--erased", "ship", "--out", "out", "--plan", *more]

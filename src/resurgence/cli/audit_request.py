@@ -36,7 +36,7 @@ from resurgence.config.audit_bases import (
 from resurgence.config.audit_kinds import AuditKind, kind_of
 from resurgence.config.fields import ConfigError
 from resurgence.config.scorers import scorer_class
-from resurgence.config.task import Task, make_task
+from resurgence.config.task import Kind, Task, make_task
 
 NEAREST = "reference_accuracy"  # metric of the scorer of --reference
 FILES = ("path", "pictures", "reference")  # settings of a scorer that are files or folders
@@ -89,12 +89,13 @@ def checked(args: Namespace, recorded: Mapping[str, str]) -> Checked:
         remedy = f"every shipped {task.kind} is erased or retained, so no model can make pictures of others; give some"
         raise ConfigError("--images", "none", remedy)
     return Checked(criteria, checkpoint, original, loras, base, task, kind, unknown, implicit,
-                   metrics_of(args, base, kind), shown, outside_concepts(base, task.kind))  # fmt: skip
+                   metrics_of(args, base, kind, task.kind), shown, outside_concepts(base, task.kind))  # fmt: skip
 
 
 def make_request(args: Namespace, asked: Checked, out: Path) -> Request:
     """What is audited: a checked command line with its inputs linked in the folder."""
     base, task, (metric, retained_metric) = asked.base, asked.task, asked.metrics
+    loras = tuple(linked(out, f"lora-{n}", lora.path, "--lora") for n, lora in enumerate(asked.loras, 1))
     return Request(
         checkpoint=asked.checkpoint.hub or asked.checkpoint.name, base=base, task=task, level=args.level,
         model=in_folder(out, "checkpoint", asked.checkpoint, "checkpoint"),
@@ -103,9 +104,9 @@ def make_request(args: Namespace, asked: Checked, out: Path) -> Request:
         original_revision=asked.original.commit if asked.original else None,
         revisions={model.hub: model.commit for model in asked.models if model.hub and model.commit},
         sha256=weights_digest(asked.checkpoint), pictures=pictures(args, asked, out), outside=asked.outside,
-        loras=tuple(linked(out, f"lora-{n}", lora.path, "--lora") for n, lora in enumerate(asked.loras, 1)),
-        lora_names=tuple(lora.name if lora.hub else f"lora-{n}{lora.path.suffix}"
-                         for n, lora in enumerate(asked.loras, 1)),
+        loras=loras, lora_names=tuple(
+            lora.name if lora.hub else Path(link).name for lora, link in zip(asked.loras, loras, strict=True)
+        ),
         implicit=asked.implicit, criteria=dataclasses.asdict(asked.criteria),
         scorers=scorers(args, base, asked.metrics, out), metric=metric, retained_metric=retained_metric,
         device=args.device, sensitive=args.sensitive or asked.kind.sensitive, command=command_of(args, asked),
@@ -120,11 +121,12 @@ def in_folder(out: Path, name: str, model: Model, option: str) -> str:
     return model.hub or linked(out, name, model.path, option)
 
 
-def metrics_of(args: Namespace, base: AuditBase, kind: AuditKind) -> tuple[str, str | None]:
+def metrics_of(args: Namespace, base: AuditBase, kind: AuditKind, of_task: Kind) -> tuple[str, str | None]:
     """The metric of the erased concepts, and that of the retained ones where it is another one.
 
     Raises:
-        ConfigError: a metric that says of no image whether its concept is there, or that no scorer of the audit gives.
+        ConfigError: a metric that says of no image whether its concept is there, that no scorer of the audit gives, or
+            that has no value for concepts of this kind.
     """
     default = NEAREST if args.reference else kind.metric or base.metric
     metric: str = args.metric or default
@@ -132,7 +134,12 @@ def metrics_of(args: Namespace, base: AuditBase, kind: AuditKind) -> tuple[str, 
         remedy = f"does not say of each image whether its concept is there; take one of {', '.join(yes_or_no())}"
         raise ConfigError("--metric", metric, remedy)
     present = [*base.scorers, *(name for name, *_ in args.scorer), *(["reference"] if args.reference else [])]
-    if not any(metric in scorer_class(name).metrics for name in present):
+    giving = [name for name in present if metric in scorer_class(name).metrics]
+    if kinds := next((base.scorers[name]["kinds"] for name in giving if "kinds" in base.scorers.get(name, {})), None):
+        if of_task not in kinds:
+            remedy = f"has values of the kind {', '.join(kinds)} alone, and this is of the kind {of_task}; take another metric"
+            raise ConfigError("--metric", metric, remedy)
+    if not giving:
         remedy = f"no scorer of the audit gives it; add --scorer {givers(metric)} with its settings"
         raise ConfigError("--metric", metric, remedy)
     judged_apart = kind.retained_metric is not None and metric not in (kind.retained_metric, NEAREST)
@@ -141,7 +148,11 @@ def metrics_of(args: Namespace, base: AuditBase, kind: AuditKind) -> tuple[str, 
 
 def scorers(args: Namespace, base: AuditBase, metrics: tuple[str, str | None], out: Path) -> dict[str, dict[str, Any]]:
     """The scorers that give the metrics: those of the command line, else those of the base; the card shows no other."""
-    given = {name: scorer(out, name, settings(pairs, f"--scorer {name}")) for name, *pairs in args.scorer}
+    kinds = {name: {"kinds": values["kinds"]} for name, values in base.scorers.items() if "kinds" in values}
+    given = {
+        name: {**kinds.get(name, {}), **scorer(out, name, settings(pairs, f"--scorer {name}"))}
+        for name, *pairs in args.scorer
+    }
     if args.reference:
         pictures_of = linked(out, "reference-pictures", args.reference, "--reference")
         given["reference"] = {**base.scorers["clip"], "pictures": pictures_of}

@@ -16,6 +16,8 @@ from resurgence.files import read_json, resolve_path
 
 BASES, CRITERIA = "config/audit/bases.yaml", "config/audit/criteria.yaml"
 OTHER = "other"
+WORLD = ("concepts", "characters", "styles")
+"""Lists in the file of a base's world; each entry has its kind."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,16 @@ def read_criteria(file: Path | None) -> Criteria:
 
 
 def kinds_of(base: AuditBase, tasks: Sequence[Task]) -> dict[AuditKindName, AuditKind]:
-    """The kinds that audits of a base judge: its own entries, else those of its tasks."""
-    present = {task.kind for task in tasks}
-    return base.kinds or {name: AuditKind() for name in get_args(AuditKindName) if name in present}
+    """The kinds that audits of a base judge: its own entries, else those of its tasks with the words of its world."""
+    if base.kinds or base.concepts is None:
+        return base.kinds
+    world, kinds = read_yaml(Path(resolve_path(base.concepts))), {task.kind for task in tasks}
+    entries = [entry for part in WORLD for entry in world.get(part, ())]
+    return {
+        name: AuditKind(words=tuple(word for entry in entries if entry["kind"] == name
+                                    for word in (entry["name"], *entry.get("synonyms", ()))))
+        for name in get_args(AuditKindName) if name in kinds
+    }  # fmt: skip
 
 
 def model_task(base: AuditBase, erased: Sequence[str], name: AuditKindName) -> Task:
