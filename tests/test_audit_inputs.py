@@ -115,7 +115,7 @@ WRONG = [
     ("erased", ["--update", "stepps=3"], r"stepps = 3: unknown key; did you mean 'steps'\?"),
     ("erased", ["--sampling", "steps=0"], r"steps = 0: must be at least 1"),
     ("erased", ["--metric", "clip_probability"], r"--metric = 'clip_probability': does not say .* one of .*ner_50"),
-    ("erased", ["--metric", "celebrity_accuracy_all"], r"of the kind person alone, and this is of the kind object"),
+    ("erased", ["--metric", "celebrity_accuracy_all"], r"is of the kind person alone, and ship of the kind object"),
     ("erased", ["--metric", "recogniser_accuracy"], r"no scorer of the audit gives it; add --scorer recogniser"),
     ("erased", ["--scorer", "clop", "path=scorer"], r"scorers = 'clop': not known here; did you mean 'clip'\?"),
     ("erased", ["--scorer", "recogniser", "path=nowhere"], r"--scorer recogniser path = 'nowhere': no such file"),

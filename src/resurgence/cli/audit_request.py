@@ -135,10 +135,10 @@ def metrics_of(args: Namespace, base: AuditBase, kind: AuditKind, of_task: Kind)
         raise ConfigError("--metric", metric, remedy)
     present = [*base.scorers, *(name for name, *_ in args.scorer), *(["reference"] if args.reference else [])]
     giving = [name for name in present if metric in scorer_class(name).metrics]
-    if kinds := next((base.scorers[name]["kinds"] for name in giving if "kinds" in base.scorers.get(name, {})), None):
-        if of_task not in kinds:
-            remedy = f"has values of the kind {', '.join(kinds)} alone, and this is of the kind {of_task}; take another metric"
-            raise ConfigError("--metric", metric, remedy)
+    kinds = next((base.scorers[name]["kinds"] for name in giving if "kinds" in base.scorers.get(name, {})), [of_task])
+    if of_task not in kinds:
+        remedy = f"is of the kind {', '.join(kinds)} alone, and {', '.join(args.erased)} of the kind {of_task}; take "
+        raise ConfigError("--metric", metric, f"{remedy}another metric, or name the kind with --kind")
     if not giving:
         remedy = f"no scorer of the audit gives it; add --scorer {givers(metric)} with its settings"
         raise ConfigError("--metric", metric, remedy)
