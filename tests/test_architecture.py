@@ -42,7 +42,6 @@ ERASER = """
 import json
 import torch
 from resurgence.config.settings import make_eraser
-from resurgence.config.erasers import method_module
 from resurgence.erasers import EraserData
 from resurgence.erasers.closed_form.scale import erase
 from resurgence.erasers.toolkit import projection_weights
@@ -51,7 +50,7 @@ from tiny import make_pipeline
 
 method = make_eraser("scale", {"scale": 0.2})
 pipe = make_pipeline()
-delta, weights = erase(pipe, None, method.config.__class__(0.2), EraserData(), 0), projection_weights(pipe.unet)
+delta, weights = erase(pipe, None, method.config(**method.settings), EraserData(), 0), projection_weights(pipe.unet)
 same = [torch.equal(delta[f"unet.{name}.weight"], 0.2 * weight) for name, weight in weights.items()]
 print(json.dumps({"same": all(same) and len(same) == len(delta) > 0, "entries": function_of("scale", "erase")}))
 """

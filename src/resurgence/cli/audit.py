@@ -48,6 +48,7 @@ from resurgence.config.task import Kind, Task, make_task
 from resurgence.files import CHECKOUT, write_text
 from resurgence.provenance.manifest import MANIFEST, RUN
 from resurgence.workflow import resume
+from resurgence.workflow.plan import plan, plan_arguments
 
 VERDICT = Path("results/audit/verdict.json")
 TARGET = f"results/audit/{MANIFEST}"
@@ -268,7 +269,8 @@ def snakemake(out: Path, cores: int, targets: Sequence[str] = (TARGET,)) -> None
 
 def snakemake_plan(out: Path, cores: int) -> int:
     """Say what the audit would compute."""
-    from resurgence.cli.main import main
-
+    parser = ArgumentParser()
+    plan_arguments(parser)
     os.chdir(out)
-    return main(["plan", "--cores", str(cores), "--target", TARGET])
+    plan(parser.parse_args(["--cores", str(cores), "--target", TARGET]))
+    return 0
