@@ -178,7 +178,7 @@ _RULES = (
         "geometry", "geometry", artefact(TUNED, "geometry"), job_items.moved,
         lambda study, w: job_settings.geometry(study), SCORE, 8,
         inputs=lambda study, w: graph.weight_movement(study, cell(w)), minutes=10,
-        message=f"Weights of {CELL}", group="geometry",
+        message=f"Weights of {CELL}", group="geometry", loads=("base",),
     ),
     Rule(
         "audit", "audit", "results/audit/manifest.json", lambda study: [{}] if study.audit else [],
