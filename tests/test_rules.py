@@ -158,12 +158,16 @@ def test_jobs_that_cost_seconds_of_a_gpu_use_one() -> None:
     assert {rule.name for rule in RULES.values() if rule.gpu and rule.cost is None} == {"reference_features"}
 
 
-def test_models_run_on_a_gpu_but_for_words_and_sizes() -> None:
+def test_models_run_on_a_gpu_but_for_words_sizes_and_distances() -> None:
     """CLIP compares some words for terciles; a real set reads only the size and tokens of the base."""
-    assert {rule.name for rule in RULES.values() if rule.loads and not rule.gpu} == {"terciles", "real_set"}
+    assert {rule.name for rule in RULES.values() if rule.loads and not rule.gpu} == {"terciles", "real_set", "geometry"}
 
 
-def test_rules_that_other_modules_name_are_there() -> None:
-    """In workflow/weights.py and token_names.py."""
-    for module, name in (("weights", "score"), ("token_names", "real_set")):
-        assert f'"{name}"' in (ROOT / f"src/resurgence/workflow/{module}.py").read_text() and name in RULES
+def test_jobs_with_the_weights_of_a_base_or_of_scorers_among_their_inputs_load_them() -> None:
+    """The plan and the first check of a run look for these weights by the record; a hub id is no input."""
+    loads = {"base": {"base", "attention", "other base"}, "scorers": {"scorers", "features"}}
+    study, inputs = load_study([ROOT / "params.yaml", ROOT / "studies/sd14.yaml"], ROOT), set()
+    for job in jobs.jobs(study):
+        inputs |= {(job.rule.name, name) for name in loads.keys() & job.inputs.keys()}
+    assert {rule for rule, name in inputs if not loads[name] & set(RULES[rule].loads)} == set()
+    assert {"geometry", "sample", "loras", "finetune"} <= {rule for rule, name in inputs if name == "base"}

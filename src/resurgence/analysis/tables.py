@@ -172,7 +172,7 @@ def write_tables(
     write_json(out / "metrics.json", headline.metrics(table))
     warning = headline.blank_warning(every)
     page = headline.markdown(table, seeds, units, level, changed)
-    if made := headline.makers_table(makers or {}):
-        page += f"\n{made}\n"
+    if makers_page := headline.makers_table(makers or {}):
+        page += f"\n{makers_page}\n"
     write_text(out / "resurgence.md", f"{page}\n**{warning}**\n" if warning else page)
     return headline.terminal(table, seeds, level, changed) + (f"{warning}\n" if warning else "")

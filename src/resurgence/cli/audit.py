@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from resurgence.config.study import Study
 from resurgence.files import CHECKOUT, write_text
 from resurgence.provenance.manifest import MANIFEST, RUN
 from resurgence.workflow import resume
+from resurgence.workflow.plan import plan, plan_arguments
 from resurgence.workflow.weights import examine
 
 VERDICT = Path("results/audit/verdict.json")
@@ -180,7 +181,8 @@ def snakemake(out: Path, cores: int, targets: Sequence[str] = (TARGET,)) -> None
 
 def snakemake_plan(out: Path, cores: int) -> int:
     """Say what the audit would compute."""
-    from resurgence.cli.main import main
-
+    parser = ArgumentParser()
+    plan_arguments(parser)
     os.chdir(out)
-    return main(["plan", "--cores", str(cores), "--target", TARGET])
+    plan(parser.parse_args(["--cores", str(cores), "--target", TARGET]))
+    return 0

@@ -100,8 +100,8 @@ def wildcards_of(study: Study, item: Erasure | Cell) -> dict[str, str]:
 
 def erasures(study: Study, solved: bool) -> Iterator[dict[str, str]]:
     """Wildcards of each erased model whose last step is solved in closed form, or is not."""
-    chosen = (item for item in study.erasures() if is_solved(study.erasers[item.eraser]) == solved)
-    yield from (wildcards_of(study, item) for item in chosen)
+    items = (item for item in study.erasures() if is_solved(study.erasers[item.eraser]) == solved)
+    yield from (wildcards_of(study, item) for item in items)
 
 
 def trained_loras(study: Study) -> Iterator[dict[str, str]]:

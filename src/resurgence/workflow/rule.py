@@ -25,7 +25,7 @@ ALTERNATIVES = (
 """Packages and registries of which a setting chooses members: code_version follows only those that are chosen."""
 
 
-def no_choice(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
+def no_code(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
     """No further code."""
     return ()
 
@@ -45,7 +45,7 @@ class Rule:
     message: str  # of a job, in Snakemake's words
     files: Callable[[Study], Iterable[str]] = lambda study: ()  # outputs beside that one, but those of the report
     constraints: Callable[[Study], dict[str, str]] = lambda study: {}  # regular expressions of wildcards
-    chosen: Callable[[Study, Wildcards], tuple[str, ...]] = no_choice  # further code that the settings choose
+    code: Callable[[Study, Wildcards], tuple[str, ...]] = no_code  # further code that the settings choose
     minutes: int = 30  # limit on one GPU at the size of SD 1.4; twice and three times that for a second, third attempt
     gpu: bool = False  # uses a GPU where there is one
     local: bool = False  # runs where Snakemake runs, also on a cluster
@@ -102,6 +102,6 @@ class Rule:
 
     def version(self, study: Study, wildcards: Wildcards) -> str:
         """Version of the code that bears on a job's result."""
-        chosen = self.chosen(study, wildcards)
-        version = code_version(f"resurgence.stages.{self.stage}", *chosen, without=ALTERNATIVES)
+        entries = self.code(study, wildcards)
+        version = code_version(f"resurgence.stages.{self.stage}", *entries, without=ALTERNATIVES)
         return templates_version(self.templates, version) if self.templates else version

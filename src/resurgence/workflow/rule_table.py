@@ -86,14 +86,14 @@ _RULES = (
     Rule(
         "masks", "masks", artefact(TASK, "masks"),
         lambda study: job_items.tasks_read(study, "masks"), of_task(job_settings.masks), DATA, 6,
-        inputs=lambda study, w: graph.masks(study, w.task), chosen=code_entries.segmenter, minutes=120, gpu=True,
+        inputs=lambda study, w: graph.masks(study, w.task), code=code_entries.segmenter, minutes=120, gpu=True,
         message="Masks of the concepts that {wildcards.task} erases", loads=("attention", "segmenter"),
         cost=Coster.masks, group="concepts", archived=False,
     ),
     Rule(
         "terciles", "terciles", artefact(TASK, "terciles/{set}"),
         job_items.drawn_sets, lambda study, w: job_settings.terciles(study, w.task, w.set), DATA, 8,
-        inputs=lambda study, w: graph.terciles(study, w.set), chosen=code_entries.clip,
+        inputs=lambda study, w: graph.terciles(study, w.set), code=code_entries.clip,
         message="Concepts of the fine-tuning set {wildcards.set} of {wildcards.task}, by similarity",
         local=True, loads=("clip",), reads_names=True, archived=False,
     ),
@@ -123,7 +123,7 @@ _RULES = (
     Rule(
         "loras", "loras", artefact(ERASED, "loras"), job_items.trained_loras,
         lambda study, w: job_settings.loras(study, erasure(w)), ERASE, 25,
-        inputs=lambda study, w: graph.loras(study, erasure(w)), chosen=code_entries.loras, minutes=60, **ON_GPU,
+        inputs=lambda study, w: graph.loras(study, erasure(w)), code=code_entries.loras, minutes=60, **ON_GPU,
         message="LoRAs of {wildcards.task} for {wildcards.eraser}, seed {wildcards.erase_seed}",
         cost=Coster.loras, group="closed_forms",
     ),
@@ -132,7 +132,7 @@ _RULES = (
             name, "erase", artefact(ERASED, "delta"),
             functools.partial(job_items.erasures, solved=solved),
             lambda study, w: job_settings.erase(study, erasure(w)), ERASE, seconds,
-            inputs=lambda study, w: graph.erase(study, erasure(w)), chosen=code_entries.eraser, **ON_GPU,
+            inputs=lambda study, w: graph.erase(study, erasure(w)), code=code_entries.eraser, **ON_GPU,
             minutes=minutes, constraints=functools.partial(job_items.eraser_pattern, solved=solved),
             message="Erase {wildcards.task} with {wildcards.eraser}, seed {wildcards.erase_seed}",
             cost=cost, group=group,
@@ -165,35 +165,35 @@ _RULES = (
         "reference_features", "reference_features", artefact(BASE, "reference"),
         lambda study: [{}] if job_settings.has_reference(study) else [],
         lambda study, w: job_settings.reference(study), SCORE, 60,
-        inputs=lambda study, w: graph.reference_features(study), chosen=code_entries.reference, minutes=240, gpu=True,
+        inputs=lambda study, w: graph.reference_features(study), code=code_entries.reference, minutes=240, gpu=True,
         message="Features of real images", loads=("features",), archived=False,
     ),
     Rule(
         "score", "score", artefact(MODEL, "scores"), job_items.models,
         lambda study, w: job_settings.score(study, ModelPath.parse(w.model).task), SCORE, 12,
-        inputs=lambda study, w: graph.score(study, ModelPath.parse(w.model)), chosen=code_entries.scorer, gpu=True,
+        inputs=lambda study, w: graph.score(study, ModelPath.parse(w.model)), code=code_entries.scorer, gpu=True,
         minutes=120, message="Score the images of {wildcards.model}", loads=("clip", "scorers"), cost=Coster.score,
     ),
     Rule(
         "geometry", "geometry", artefact(TUNED, "geometry"), job_items.moved,
         lambda study, w: job_settings.geometry(study), SCORE, 8,
         inputs=lambda study, w: graph.weight_movement(study, cell(w)), minutes=10,
-        message=f"Weights of {CELL}", group="geometry",
+        message=f"Weights of {CELL}", group="geometry", loads=("base",),
     ),
     Rule(
         "audit", "audit", "results/audit/manifest.json", lambda study: [{}] if study.audit else [],
         lambda study, w: audit_settings.settings(study), SHOW, 10,
-        inputs=lambda study, w: audit_settings.inputs(study), chosen=code_entries.table, templates="figures/page",
+        inputs=lambda study, w: audit_settings.inputs(study), code=code_entries.table, templates="figures/page",
         message="Verdict and card of the audited model", local=True, dvc="tables",
     ),
     Rule(
         "tables", "tables", "results/tables/made.json", single, lambda study, w: report_settings.tables(study), SHOW, 5,
-        inputs=lambda study, w: graph.tables(study), chosen=code_entries.table, files=lambda study: graph.TABLES,
+        inputs=lambda study, w: graph.tables(study), code=code_entries.table, files=lambda study: graph.TABLES,
         message="Tables of the study", local=True, reported=True,
     ),
     Rule(
         "figures", "figures", "results/figures/made.json", single, lambda study, w: report_settings.figures(study),
-        SHOW, 6, inputs=lambda study, w: graph.figures(study), chosen=code_entries.metric, verified=False,
+        SHOW, 6, inputs=lambda study, w: graph.figures(study), code=code_entries.metric, verified=False,
         message="Figures of the study", local=True, reported=True, dvc="tables",
     ),
     Rule(
@@ -203,7 +203,7 @@ _RULES = (
     ),
     Rule(
         "index", "index", "results/cost/index.json", single, lambda study, w: report_settings.index(study), SHOW, 15,
-        inputs=lambda study, w: graph.index(study), chosen=code_entries.table, templates="figures/page",
+        inputs=lambda study, w: graph.index(study), code=code_entries.table, templates="figures/page",
         files=lambda study: ["results/index.html"], message="Page of the study", local=True, dvc="tables",
     ),
     Rule(
@@ -211,7 +211,7 @@ _RULES = (
         lambda study: ({"experiment": name} for name in study.experiments),
         lambda study, w: report_settings.experiment(study, w.experiment), SHOW, 12,
         inputs=lambda study, w: graph.experiment(study, w.experiment),
-        chosen=code_entries.experiment, files=lambda study: ["results/experiments/{experiment}/{experiment}.md"],
+        code=code_entries.experiment, files=lambda study: ["results/experiments/{experiment}/{experiment}.md"],
         message="Experiment {wildcards.experiment}", local=True,
     ),
     Rule(
@@ -222,7 +222,7 @@ _RULES = (
     ),
     Rule(
         "cost", "cost", "results/cost/made.json", single, lambda study, w: report_settings.cost(study), SHOW, 4,
-        inputs=lambda study, w: graph.cost(every_manifest(study)), chosen=code_entries.metric, verified=False,
+        inputs=lambda study, w: graph.cost(every_manifest(study)), code=code_entries.metric, verified=False,
         files=report_settings.cost_files, message="Cost of the study", local=True, reported=True, dvc="tables",
     ),
     Rule(

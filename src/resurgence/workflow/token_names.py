@@ -41,7 +41,7 @@ def check_tokens(study: Study, rules: Collection[str]) -> None:
     form = token_form(tokenizer)
     check_names_in_files(study, form)
     check_study_names(study, form)
-    if "real_set" in rules:
+    if RULES["real_set"].name in rules:
         check_real_sets(study, tokenizer)
 
 

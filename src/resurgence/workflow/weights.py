@@ -92,13 +92,13 @@ def examine(
     States: ok, unlocked (no checksum), missing, damaged.
 
     Args:
-        scored: kinds of the tasks whose images the jobs of rule `score` score; None: all.
+        scored: kinds of the tasks whose images the jobs score; None: all.
     """
     entries = table()
     for weights in weights_of(study, entries):
         wanted = set(weights.rules) if rules is None else set(weights.rules) & set(rules)
         others = scored is not None and weights.kinds is not None and not set(weights.kinds) & set(scored)
-        if wanted - ({"score"} if others else set()):
+        if wanted - (set(loading("scorers")) if others else set()):
             yield weights, *state_of(weights, entries)
 
 
@@ -119,7 +119,8 @@ def state_of(weights: Weights, entries: Mapping[str, Entry]) -> tuple[str, str]:
 
 def kinds_scored(study: Study, jobs: Iterable[Any]) -> set[str]:
     """The kinds of the tasks whose images some of these jobs of Snakemake score."""
-    models = [job.wildcards.model for job in jobs if job.rule.name == "score"]
+    scoring = loading("scorers")
+    models = [job.wildcards.model for job in jobs if job.rule.name in scoring]
     return {study.task(ModelPath.parse(model).task).kind for model in models}
 
 
