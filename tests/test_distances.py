@@ -8,7 +8,7 @@ import pytest
 
 from resurgence.analysis.distances import distance_estimates
 from resurgence.analysis.roles import roles_of
-from resurgence.analysis.scored_sets import image_set
+from resurgence.analysis.score_sets import image_set
 
 
 @pytest.mark.parametrize(

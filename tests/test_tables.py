@@ -15,7 +15,7 @@ import torch
 
 from resurgence.analysis import headline, tables
 from resurgence.analysis.estimates import estimates
-from resurgence.analysis.scored_sets import ImageSet, image_set, pairs, read_states
+from resurgence.analysis.score_sets import ImageSet, image_set, pairs, read_states
 from resurgence.scorers import frechet, write_scores
 from resurgence.scorers.kernel_distance import paired_distance
 from scored import PEOPLE, features, prompt_rows, score, study_sets, write_scores_folder

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from resurgence.analysis import tuning
-from resurgence.analysis.scored_sets import ImageSet, image_set
+from resurgence.analysis.score_sets import ImageSet, image_set
 from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.experiment import Cells, Claim, Experiment
 from resurgence.config.experiment_cells import models_of
