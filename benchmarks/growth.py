@@ -1,7 +1,7 @@
 """What the closed forms cost with more erased concepts, captions of a concept, and cross-attentions.
 
     PYTHONPATH=src python benchmarks/growth.py [--csv docs/growth.csv]    in three minutes of one core
-    PYTHONPATH=src python docs/growth.py                                  table and figure of docs/performance.md
+    PYTHONPATH=src python docs/performance.py                             table and figure of docs/performance.md
 
 Random weights: a text encoder of one of CLIP's layers, a sixth as wide as SD 1.4's, and cross-attentions of SD 1.4's
 widths. Each case runs twice. The first run is counted: passes of captions through the encoder, systems that are solved,
