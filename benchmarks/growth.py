@@ -79,7 +79,8 @@ def closed_form(name: str, **settings: Any) -> Callable[[Pipe, Task, tuple[str, 
 
 def fusion(pipe: Pipe, task: Task, templates: tuple[str, ...]) -> Run:
     """MACE's fusion of one LoRA of rank 1 for each concept, which embeds their captions; the LoRAs are there before."""
-    cfg, weights = build(eraser_config("mace"), MACE | {"captions": templates}, "settings"), projection_weights(pipe.unet)
+    cfg = build(eraser_config("mace"), MACE | {"captions": templates}, "settings")
+    weights = projection_weights(pipe.unet)
     lora = {n: (torch.randn(1, w.shape[1]) / w.shape[1], torch.randn(len(w), 1)) for n, w in weights.items()}
     refined, loras = as_delta(weights), dict.fromkeys(task.erase, lora)
     return lambda: mace.fuse(pipe, task, cfg, EraserData(), refined, loras)

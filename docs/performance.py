@@ -1,7 +1,9 @@
 """Write the figure and the table of growth into docs/performance.md, from docs/growth.csv.
 
     python benchmarks/growth.py     measures again
-    python docs/performance.py      no number of the part is typed by hand
+    python docs/performance.py      writes the part
+
+No number of the part is typed by hand.
 """
 
 from __future__ import annotations
