@@ -1,6 +1,6 @@
 """What the closed forms cost with more erased concepts, captions of a concept, and cross-attentions.
 
-    PYTHONPATH=src python benchmarks/growth.py [--csv docs/growth.csv]    in three minutes of one core
+    PYTHONPATH=src python benchmarks/growth.py [--csv docs/growth.csv]    in a minute of one core
     PYTHONPATH=src python docs/performance.py                             table and figure of docs/performance.md
 
 Random weights: a text encoder of one of CLIP's layers, a twelfth as wide as SD 1.4's, and cross-attentions of SD 1.4's

@@ -33,9 +33,12 @@ def drawn(table: pd.DataFrame) -> Figure:
         for axis, (grows, count) in zip(line, NUMBERS.items(), strict=True):
             for k, (name, part) in enumerate(table[table["grows"] == grows].groupby("closed_form", sort=False)):
                 axis.loglog(part[count], part[column], color=LINES[k], marker=MARKS[k], label=name, markersize=4)
+            values = sorted(set(table.loc[table["grows"] == grows, count]))
+            axis.set_xticks(values, [str(value) for value in values])
+            axis.set_xticks([], minor=True)
             axis.set_xlabel(grows)
         line[0].set_ylabel(label)
-    axes[0][0].legend(fontsize=8)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     return figure
 
 

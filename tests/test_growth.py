@@ -53,8 +53,11 @@ def test_passes_are_the_captions_and_solves_do_not_grow(counts, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_work_is_linear_in_erased_concepts(counts, form):
     few, many, more = (counts[form]["erased concepts", n]["values"] for n in (FEW, MANY, MORE))
-    # SPEED computes a batch up to its longest caption, whose length differs
-    assert more - many == pytest.approx(many - few, rel=0.2 if form == "SPEED" else 1e-9) and many > few
+    assert few < many < more
+    if form == "SPEED":  # computes a batch up to its longest caption, whose length differs
+        assert more - many < 1.5 * (many - few)
+    else:
+        assert more - many == many - few
 
 
 @pytest.mark.parametrize("form", FORMS)
