@@ -56,8 +56,8 @@ def test_work_is_linear_in_erased_concepts(counts, form):
     assert few < many < more
     if form == "SPEED":  # computes a batch up to its longest caption, whose length differs
         assert more - many < 1.5 * (many - few)
-    else:
-        assert more - many == many - few
+    else:  # names differ in tokens, and so in the rows that are paired
+        assert more - many == pytest.approx(many - few, rel=0.02)
 
 
 @pytest.mark.parametrize("form", FORMS)
