@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +62,12 @@ class Size:
     steps: int  # of a training
     images: int
     many: int  # concepts of the large closed forms
-    growth: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # concepts; captions; times the projections
     dimension: int = 768  # of the embeddings
 
 
-GROWTH = ((1, 10, 100, 1000), (1, 10, 30), (1, 2, 4))
-FULL = Size(12, WIDTHS, 10, 30, 10, 16, 20, 64, 100, GROWTH)
-DEFAULT = Size(12, WIDTHS, 10, 30, 2, 4, 10, 64, 100, GROWTH)
-QUICK = Size(1, [64, 64], 2, 2, 1, 1, 2, 2, 3, ((1, 2), (1, 2), (1, 2)), 64)
+FULL = Size(12, WIDTHS, 10, 30, 10, 16, 20, 64, 100)
+DEFAULT = Size(12, WIDTHS, 10, 30, 2, 4, 10, 64, 100)
+QUICK = Size(1, [64, 64], 2, 2, 1, 1, 2, 2, 3, 64)
 
 
 @dataclass(frozen=True)
@@ -315,24 +312,6 @@ def sampling_rows(pipe: StableDiffusionPipeline, size: Size) -> Iterator[Result]
     )  # fmt: skip
 
 
-def growth_rows(size: Size) -> Iterator[Result]:
-    """What a refinement costs with more concepts, captions and projections; peak memory of the process so far."""
-    pipe, (concepts, captions, times) = wide_base(1, size.widths, size.dimension), size.growth
-    settings = {"lamb": 1.0, "train_preserve_scale": 0.0}
-    few = min(10, max(concepts))
-    cases = [(n, 1, 1) for n in concepts] + [(few, n, 1) for n in captions[1:]] + [(few, 1, n) for n in times[1:]]
-    for people_erased, templates, wider in cases:
-        base = pipe if wider == 1 else wide_base(1, size.widths * wider, size.dimension)
-        options = settings | {"captions": CAPTIONS[:templates] if templates > 1 else ("{}",)}
-        result = compare(
-            f"growth: {people_erased} concepts, {templates} captions, {2 * len(size.widths) * wider} projections",
-            Side(f"{(people_erased + 1) * templates} passes of one layer, 1 solve, fp64",
-                 lambda _, b=base, n=people_erased, o=options: erase(b, people(n), "mace-refinement", **o)), None,
-        )  # fmt: skip
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        yield replace(result, note=f"peak {peak:.0f} MiB")
-
-
 def results(size: Size, full: bool) -> Iterator[tuple[str, Callable[[], Iterator[Result]]]]:
     """The groups of rows by name; each makes its base when it runs."""
     wide: list[Any] = []
@@ -352,7 +331,6 @@ def results(size: Size, full: bool) -> Iterator[tuple[str, Callable[[], Iterator
     yield "esd", lambda: esd_rows(small(), size)
     yield "finetuning", lambda: finetuning_rows(small(), size)
     yield "sampling", lambda: sampling_rows(small(), size)
-    yield "growth", lambda: growth_rows(size)
 
 
 def line(result: Result) -> str:

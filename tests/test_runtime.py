@@ -220,3 +220,39 @@ main("interrupted", make)
     ended = subprocess.run(job, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(SOURCES)}, capture_output=True)
     assert ended.returncode == 143 and b"RuntimeError" not in ended.stderr
     assert not (tmp_path / "part").exists() and not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_module_is_imported_when_it_is_used_and_then_whole() -> None:
+    """`import scipy.stats`, as diffusers writes it, does not run the module; `from scipy.stats import x` does."""
+    code = """\
+import sys
+from resurgence.stages.runtime import importing
+with importing():
+    {imports}
+late = "scipy.stats._continuous_distns" not in sys.modules
+import scipy.stats
+print(late, round(scipy.stats.norm.cdf(1.96), 3), "scipy.stats._continuous_distns" in sys.modules)
+"""
+
+    def printed(imports: str) -> str:
+        command = [sys.executable, "-c", code.format(imports=imports)]
+        environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+
+    assert printed("import scipy.stats") == "True 0.975 True"
+    assert printed("from scipy.stats import norm") == "False 0.975 True"
+    assert runtime.Postponing not in sys.meta_path
+
+
+def test_stages_that_read_no_image_start_without_torch() -> None:
+    """Importing torch takes longer than all their work on the default study."""
+    stages = ("prompts", "results", "tables", "figures", "cost", "index", "report", "audit", "experiment")
+    code = "import importlib, sys\n" + "".join(
+        f"importlib.import_module('resurgence.stages.{stage}')\nassert 'torch' not in sys.modules, '{stage}'\n"
+        for stage in stages
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(SOURCES)},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr

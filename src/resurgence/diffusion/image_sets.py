@@ -2,6 +2,7 @@
 
 Files have bounded size: `step-000300.parquet`, or shards such as `step-000300.0002-of-0005.parquet`. An interrupted job
 continues after its last shard: shards are written atomically, and the noise of an image does not depend on the shard.
+torch is imported where images are decoded: the page of a study reads prompts and stored images alone.
 """
 
 from __future__ import annotations
@@ -14,20 +15,23 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from PIL import Image
 
 from resurgence.diffusion.pictures import read_picture
 from resurgence.files import atomic_file
 
+if TYPE_CHECKING:
+    import torch
+
 T = TypeVar("T")
 ROW_GROUP = 256  # images in a row group of the Parquet file
+PAIR = ["prompt", "seed"]  # columns that identify the image of a row
 RESAMPLED = "resampled_fp32"
 """Bool column of an image set of which an image was sampled again in fp32; and the key of that image's `info`."""
 
@@ -147,6 +151,8 @@ def read_image_set(path: Path) -> tuple[pd.DataFrame, torch.Tensor]:
 
 def decode_images(cells: Sequence[bytes], path: Path) -> torch.Tensor:
     """Decode images of one size, uint8 (N, 3, H, W); `path` is for messages."""
+    import torch
+
     with threads() as pool:
         names = (f"image {number} of {path}" for number in range(len(cells)))
         images = list(pool.map(lambda data, name: np.asarray(read_picture(data or b"", name)), cells, names))

@@ -24,10 +24,9 @@ from pyarrow.parquet import read_metadata
 
 from resurgence.config.model_path import ModelPath
 from resurgence.config.scorers import COMMON, metrics
-from resurgence.diffusion.image_sets import image_files, read_prompts, stored_images
+from resurgence.diffusion.image_sets import PAIR, image_files, read_prompts, stored_images
 from resurgence.diffusion.pictures import read_picture
 from resurgence.scorers import SCORES, read_scores
-from resurgence.scorers.score_files import PAIR
 
 SIDE = 128  # pixels, the longest side of a thumbnail
 QUALITY = 88  # of WebP

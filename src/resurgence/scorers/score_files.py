@@ -10,11 +10,10 @@ import pandas as pd
 import torch
 
 from resurgence.config.task import Task
-from resurgence.diffusion.image_sets import RESAMPLED, ahead, image_files, read_image_set
+from resurgence.diffusion.image_sets import PAIR, RESAMPLED, ahead, image_files, read_image_set
 from resurgence.scorers import LoadedScorer, score_images
 
 BLOCK = 512  # images that are scored at once
-PAIR = ["prompt", "seed"]  # columns that identify the image of a row
 Block = tuple[pd.DataFrame, torch.Tensor]
 
 

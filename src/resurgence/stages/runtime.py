@@ -17,6 +17,8 @@ from __future__ import annotations
 import atexit
 import errno
 import gc
+import importlib.machinery
+import importlib.util
 import logging
 import os
 import re
@@ -25,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -39,6 +41,24 @@ log = logging.getLogger(__name__)
 POLL = 0.5  # seconds between two attempts to take a lock
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # errors of a file system without locks
 _held: list[IO[str]] = []  # locks of this process: an open file each
+WHEN_USED = ("scipy.stats",)  # half a CPU-second; diffusers imports it for samplers of which no job uses one
+
+
+class Postponing:
+    """Finder of modules whose code runs when they are first used, and not when `import NAME` is met.
+
+    `from NAME import x` uses the module, so it is imported at once.
+    """
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None, target: object = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """The module's own specification, with its loader postponed; None for other modules."""
+        spec = importlib.machinery.PathFinder.find_spec(name, path) if name in WHEN_USED else None
+        if spec is not None and spec.loader is not None:
+            spec.loader = importlib.util.LazyLoader(spec.loader)
+        return spec
 
 
 @contextmanager
@@ -47,12 +67,15 @@ def importing() -> Iterator[None]:
 
     torch, transformers and diffusers create a million objects that live as long as the process. Searching them for
     garbage during the import and at the end of the process took a third of the CPU time of a start of the miniature.
+    Modules of `WHEN_USED` are imported when they are used.
     """
     modules = len(sys.modules)
     gc.disable()
+    sys.meta_path.insert(0, Postponing)
     try:
         yield
     finally:
+        sys.meta_path.remove(Postponing)
         if len(sys.modules) > modules:  # otherwise new objects are those of a model, which must be collected
             gc.freeze()
             atexit.register(discard_last_messages)

@@ -12,10 +12,9 @@ import pandas as pd
 from resurgence.analysis.audit.measures import shown
 from resurgence.analysis.audit.result import Audit, ModelImages
 from resurgence.config.scorers import metrics
-from resurgence.diffusion.image_sets import image_files, read_prompts, stored_images
+from resurgence.diffusion.image_sets import PAIR, image_files, read_prompts, stored_images
 from resurgence.figures.explorer import thumbnail
 from resurgence.scorers import read_scores
-from resurgence.scorers.score_files import PAIR
 
 WORST, FIRST = 6, 3  # rows of erased concepts by what updates show; rows of retained concepts in their order
 
