@@ -194,7 +194,7 @@ BAD_STUDIES = {
     "seed not of the study": ("erasers.uce.seeds", [5], ["erasers.uce", "5", "known: 0"]),
     "no tasks": ("tasks.names", [], ["tasks.names", "[]", "name at least one"]),
     "task twice": ("tasks.names", ["pets", "pets"], ["tasks.names", "'pets'", "remove one"]),
-    "task file missing": ("tasks.names", ["pats"], ["tasks.names", "'pats'", "no file pats.yaml in tasks", "did you mean 'pets'"]),
+    "task file missing": ("tasks.names", ["pats"], ["tasks.names", "'pats'", "no file pats.yaml", "mean 'pets'"]),
     "corpus missing": ("moments.prior", "no.txt", ["moments.prior", "'no.txt'", "write a path"]),
     "base missing": ("base.path", "data/base", ["base.path", "'data/base'", "dvc pull"]),
     "device unknown": ("base.device", "gpu", ["base.device", "'gpu'", "cuda"]),

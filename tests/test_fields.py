@@ -60,7 +60,9 @@ REFUSED: list[tuple[type, dict[str, Any], str, str, Any]] = [  # kind, values, t
 
 
 @pytest.mark.parametrize(("kind", "values", "typed", "refused", "value"), REFUSED)
-def test_no_hint_at_a_key_that_is_refused(kind: type, values: dict[str, Any], typed: str, refused: str, value: Any) -> None:
+def test_no_hint_at_a_key_that_is_refused(
+    kind: type, values: dict[str, Any], typed: str, refused: str, value: Any
+) -> None:
     with pytest.raises(ConfigError) as error:
         build(kind, values | {typed: value}, "x")
     assert "unknown key" in str(error.value) and refused not in known_in(error)

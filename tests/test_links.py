@@ -58,7 +58,9 @@ def test_every_link_leads_to_a_file_and_a_heading(page: str) -> None:
 
 def test_a_link_to_nothing_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# A b, `c`\n[x](#a-b-c) [y](page.md#a-b-c) `[no](link)` [z](gone.md) [w](#a-b)\n", encoding="utf-8")
+    page.write_text(
+        "# A b, `c`\n[x](#a-b-c) [y](page.md#a-b-c) `[no](link)` [z](gone.md) [w](#a-b)\n", encoding="utf-8"
+    )
     assert faults(page) == ["gone.md", "#a-b"]
 
 

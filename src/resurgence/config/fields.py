@@ -6,7 +6,6 @@ study around the tasks is in study.py. Nothing here imports torch: the Snakefile
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Mapping

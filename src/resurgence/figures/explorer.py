@@ -24,6 +24,7 @@ from pyarrow.parquet import read_metadata
 
 from resurgence.config.model_path import ModelPath
 from resurgence.config.scorers import COMMON, metrics
+from resurgence.counting import counted
 from resurgence.diffusion.image_sets import image_files, read_prompts, stored_images
 from resurgence.diffusion.pictures import read_picture
 from resurgence.scorers import SCORES, read_scores
@@ -53,7 +54,7 @@ class Shown:
     def title(self) -> str:
         """Name on the page, such as uce, lora, 300 steps."""
         steps = [step.name for step in self.model.steps] or ["base"]
-        return ", ".join([*steps, *([f"{self.step} steps"] if self.step is not None else [])])
+        return ", ".join([*steps, *([counted(self.step, "step")] if self.step is not None else [])])
 
 
 @dataclass

@@ -17,6 +17,7 @@ import yaml
 from resurgence.config.fields import read_yaml
 from resurgence.config.finetune_sets import OtherBase
 from resurgence.config.model_path import ModelPath
+from resurgence.counting import counted
 from resurgence.files import atomic_file, known_sha256, resolve_path
 from resurgence.pretrained.checksums import LOCK, TABLE, Entry, file_of, locate, offline, remedy, table, verify
 from resurgence.workflow.graph import files_of
@@ -169,4 +170,4 @@ def lock(present: list[Weights]) -> None:
     LOCK.parent.mkdir(exist_ok=True)
     with atomic_file(LOCK) as temporary:
         temporary.write_text(yaml.safe_dump(dict(sorted(locked.items()))))
-    print(f"{LOCK}: {len(locked)} entries; commit it, so that everyone checks against the same")
+    print(f"{LOCK}: {counted(len(locked), 'entry', 'entries')}; commit it, so that everyone checks against the same")
