@@ -196,7 +196,7 @@ def test_the_installed_module_runs_by_itself() -> None:
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     command = [sys.executable, "-m", "resurgence.cli", "finetune", "--help"]
     told = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
-    assert "--images" in told and "shuffle_captions=False" in told and "lr=0.0001" in told
+    assert "--images" in told and "shuffle_captions=false" in told and "lr=0.0001" in told
 
 
 def test_help_does_not_import_torch() -> None:

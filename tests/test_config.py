@@ -144,6 +144,15 @@ BAD_STUDIES = {
     "variant of an unknown setting": (
         "erasers.mace.variants.big", {"lambb": 1.0}, ["erasers.mace.variants.big.lambb", "1.0", "did you mean 'lamb'"],
     ),
+    "mapping outside of a variant": (
+        "erasers.uce.mapping", "object", ["erasers.uce.mapping", "'object'", "key of a variant", "variants.default"],
+    ),
+    "variants misspelt": (
+        "finetunes.lora.variant", {"default": {}}, ["finetunes.lora.variant", "did you mean 'variants'"],
+    ),
+    "limit of a variant misspelt": (
+        "erasers.uce.variants.own", {"concept": ["ship"]}, ["uce.variants.own.concept", "did you mean 'concepts'"],
+    ),
     "variant mapping to itself": (
         "erasers.uce.variants.own", {"mapping": "cat"}, ["erasers.uce.variants.own", "'cat'", "itself"],
     ),
@@ -185,7 +194,7 @@ BAD_STUDIES = {
     "seed not of the study": ("erasers.uce.seeds", [5], ["erasers.uce", "5", "known: 0"]),
     "no tasks": ("tasks.names", [], ["tasks.names", "[]", "name at least one"]),
     "task twice": ("tasks.names", ["pets", "pets"], ["tasks.names", "'pets'", "remove one"]),
-    "task file missing": ("tasks.names", ["pats"], ["pats.yaml", "does not exist", "check the name"]),
+    "task file missing": ("tasks.names", ["pats"], ["tasks.names", "'pats'", "no file pats.yaml", "mean 'pets'"]),
     "corpus missing": ("moments.prior", "no.txt", ["moments.prior", "'no.txt'", "write a path"]),
     "base missing": ("base.path", "data/base", ["base.path", "'data/base'", "dvc pull"]),
     "device unknown": ("base.device", "gpu", ["base.device", "'gpu'", "cuda"]),

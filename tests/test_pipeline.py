@@ -54,6 +54,14 @@ def test_missing_base_says_where_it_looked_and_how_to_fetch_it(monkeypatch: pyte
     assert str(Path("someone/no-such-base").absolute()) in text and constants.HF_HUB_CACHE in text
 
 
+def test_a_base_that_is_not_there_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("no/such/base", str(tmp_path / "gone")):
+        with pytest.raises(FileNotFoundError) as error:
+            pipeline.load_base(path)
+        assert str(error.value).count(path) == 1 and str(tmp_path) in str(error.value)
+
+
 def test_folder_without_index_and_other_pipelines_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"model_index\.json"):
         pipeline.load_base(tmp_path)

@@ -9,15 +9,17 @@ import argparse
 import dataclasses
 import functools
 import importlib
+import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from resurgence import __version__, errors
 from resurgence.cli.audit_arguments import audit_arguments
 from resurgence.config.erasers import eraser_config, erasers
+from resurgence.config.hints import accepted
 from resurgence.config.stages import FinetuneConfig, SamplingConfig
 from resurgence.provenance.trace import provenance_arguments
 from resurgence.stages.remake import verify_arguments
@@ -41,11 +43,20 @@ class Command(NamedTuple):
 
 def settings_help(title: str, config: type) -> str:
     """Return the settings of a configuration class with their defaults, for the end of a help text."""
-    pairs = [
-        f"{f.name}={'(needed)' if f.default is dataclasses.MISSING else f.default!r}"
-        for f in dataclasses.fields(config)
-    ]
+    defaults = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields_of(config)}
+    pairs = [f"{name}={'(needed)' if v is dataclasses.MISSING else value_text(v)}" for name, v in defaults.items()]
     return f"{title}:\n  " + "\n  ".join(pairs)
+
+
+def fields_of(config: type) -> tuple[dataclasses.Field[Any], ...]:
+    """The settings of a configuration class that it does not refuse."""
+    names = accepted(config, {})
+    return tuple(field for field in dataclasses.fields(config) if field.name in names)
+
+
+def value_text(value: Any) -> str:
+    """A value as `--set` reads it: text without quotes, except the empty one, other values as in YAML."""
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
 
 
 def base_arguments(parser: argparse.ArgumentParser, deltas: bool = True) -> None:
@@ -75,7 +86,8 @@ def erase_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `erase`."""
     base_arguments(parser)
     task_argument(parser)
-    parser.add_argument("--eraser", required=True, choices=sorted(erasers()), help="erasure method")
+    names = ", ".join(sorted(erasers()))
+    parser.add_argument("--eraser", required=True, choices=sorted(erasers()), metavar="NAME", help=f"one of: {names}")
     parser.add_argument("--seed", type=int, default=0, help="seed of the erasure (default: 0)")
     set_argument(parser, "--set", "settings of the eraser, over those of the task file; listed below")
     data = parser.add_argument_group("data that an eraser may need; made on the fly where not given")

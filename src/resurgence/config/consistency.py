@@ -14,12 +14,13 @@ from resurgence.config.audit import check_audit
 from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.experiment import PER_CONCEPT
 from resurgence.config.experiment_checks import check_experiments, check_scored
-from resurgence.config.fields import ConfigError, build, known, nearest, one_place, read_yaml
+from resurgence.config.fields import ConfigError, build, known, one_place, read_yaml
+from resurgence.config.hints import did_you_mean
 from resurgence.config.lists import LISTS, PROMPTS
 from resurgence.config.model_path import NAME, method_name
 from resurgence.config.scorers import COMMON, HARMONIC, metrics, scorer_config
 from resurgence.config.set_checks import check_makers, check_model, check_terciles
-from resurgence.config.settings import OF_ERASER
+from resurgence.config.settings import BESIDE, OF_ERASER
 from resurgence.config.study_names import check_study_names
 from resurgence.config.word_sets import check_tuning, check_words
 from resurgence.config.world_words import all_entries, world_entries
@@ -143,7 +144,7 @@ def check_concepts(study: Study, path: Path) -> None:
     def check(key: str, words: Iterable[str], allowed: set[str]) -> None:
         for word in words:
             if word not in allowed:
-                hint = nearest(word, allowed).split("known:")[0] or "no similar word; "
+                hint = did_you_mean(word, allowed) or "no similar word; "
                 raise ConfigError(key, word, f"is not a concept of {path}; {hint}add it there or write another")
 
     for name, task in study.loaded.items():
@@ -206,10 +207,10 @@ def check_order(study: Study) -> None:
             chain.append(before)
 
 
-def check_settings(config: type | None, settings: Mapping[str, Any], place: str) -> None:
+def check_settings(config: type | None, settings: Mapping[str, Any], place: str, also: Iterable[str] = ()) -> None:
     """Raise for settings that an eraser does not take."""
     if config is not None:
-        build(config, settings, place)
+        build(config, settings, place, also)
     elif settings:
         key = next(iter(settings))
         raise ConfigError(f"{place}.{key}", settings[key], "the eraser none has no settings; remove it")
@@ -224,7 +225,7 @@ def check_erasers(study: Study, root: Path) -> None:
             config = study.erasers[eraser].config if eraser in study.erasers else eraser_config(eraser)
             check_settings(config, settings, f"{place}.{eraser}")
     for eraser, method in study.erasers.items():
-        check_settings(method.config, method.settings, f"erasers.{eraser}")
+        check_settings(method.config, method.settings, f"erasers.{eraser}", BESIDE["erasers"])
         for variant, limits in method.variants.items():
             for name in study.loaded:
                 if limits.tasks is None or name in limits.tasks:
@@ -239,7 +240,7 @@ def check_erasers(study: Study, root: Path) -> None:
 def check_finetunes(study: Study) -> None:
     """Settings and sets of every variant."""
     for finetune, method in study.finetunes.items():
-        build(method.config, method.settings, f"finetunes.{finetune}")
+        build(method.config, method.settings, f"finetunes.{finetune}", BESIDE["finetunes"])
         for variant in method.variants:
             study.finetune_settings(finetune, variant)
             known(f"finetunes.{finetune}.set", study.set_of(finetune, variant), study.finetune_sets)

@@ -71,6 +71,11 @@ class EraserConfig:
     fusion_settings: ClassVar[frozenset[str]] = frozenset()  # settings that these LoRAs do not depend on
     changes: ClassVar[Changes] = {}  # setting -> values with another objective than published
 
+    @classmethod
+    def keys_without_effect(cls, values: Mapping[str, Any]) -> set[str]:
+        """Settings that the method refuses: the space of losses that compare no predictions."""
+        return set() if getattr(cls, "compares_predictions", True) else {"space"}
+
     def changed_objective(self) -> str:
         """The settings whose values change the published objective, as text; empty if there are none.
 

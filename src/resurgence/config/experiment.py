@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -124,6 +125,11 @@ class Experiment:
     """Differences from the paper, printed below the figure."""
     claims: tuple[Claim, ...] = ()
     """Claims of the paper, and the numbers that decide them."""
+
+    @classmethod
+    def keys_without_effect(cls, values: Mapping[str, Any]) -> set[str]:
+        """The keys that have no effect in the kind that is written."""
+        return {key for key, kinds in USED_BY.items() if "kind" in values and values["kind"] not in kinds}
 
     def __post_init__(self) -> None:
         for key in ("tasks", "erasers", "finetunes", "roles", "sets", "metrics", "words", "texts"):

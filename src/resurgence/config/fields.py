@@ -6,11 +6,8 @@ study around the tasks is in study.py. Nothing here imports torch: the Snakefile
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import functools
 import re
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -19,6 +16,7 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator
 
+from resurgence.config.hints import nearest, nearest_key
 from resurgence.files import read_text
 
 EXPONENT = re.compile(r"([-+]?\d+)\.?(\d*)[eE]([-+]?)(\d+)")
@@ -54,13 +52,6 @@ class ConfigError(ValueError):
     def within(self, where: str) -> ConfigError:
         """The same error for a key below another, or in a file."""
         return ConfigError(dotted(where, self.key), self.value, self.remedy)
-
-
-def nearest(word: object, known: Iterable[str]) -> str:
-    """The closest known word as a hint, followed by all of them."""
-    names = sorted(str(k) for k in known)
-    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(names) or 'none'}"
 
 
 def known(key: str, value: object, names: Iterable[str]) -> None:
@@ -138,8 +129,11 @@ def validator(kind: Any) -> SchemaValidator:
     return SchemaValidator(lenient(TypeAdapter(tuple[kind], config=STRICT).core_schema))
 
 
-def parse(kind: Any, value: Any, key: str) -> Any:
+def parse(kind: Any, value: Any, key: str, also: Iterable[str] = ()) -> Any:
     """Return a value as an instance of a type: mappings become dataclasses, lists tuples, whole numbers numbers.
+
+    Args:
+        also: further keys that the hint for an unknown key may name, which the caller has taken out of the value.
 
     Raises:
         ConfigError: for an unknown or missing key, a value of another type, or one that a dataclass itself refuses.
@@ -148,12 +142,12 @@ def parse(kind: Any, value: Any, key: str) -> Any:
         return validator(kind).validate_python([value])[0]
     except ValidationError as error:
         errors = error.errors(include_url=False)
-    raise config_error(first(errors, [value]), kind, [value], key)
+    raise config_error(first(errors, [value]), kind, [value], key, also)
 
 
-def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Build a dataclass from a mapping; raises ConfigError as `parse` does."""
-    instance: T = parse(cls, values, where)
+def build(cls: type[T], values: Mapping[str, Any], where: str, also: Iterable[str] = ()) -> T:
+    """Build a dataclass from a mapping; arguments and errors as of `parse`."""
+    instance: T = parse(cls, values, where, also)
     return instance
 
 
@@ -183,10 +177,11 @@ def first(errors: list[Any], value: Any) -> Any:
     return max(reversed(branches), key=lambda error: len(error["loc"]))
 
 
-def config_error(error: Any, kind: Any, value: Any, key: str) -> ConfigError:
+def config_error(error: Any, kind: Any, value: Any, key: str, also: Iterable[str]) -> ConfigError:
     """Key, value and remedy of an error that pydantic found in a value of a type."""
     where, entered, last, details = key, error["input"], str(error["loc"][-1]), error.get("ctx", {})
-    for step in keys_in(error["loc"], value)[1:]:
+    steps = keys_in(error["loc"], value)[1:]
+    for step in steps:
         where = f"{where}[{step}]" if isinstance(step, int) else dotted(where, step)
     cause = details.get("error")
     if isinstance(cause, ConfigError):
@@ -197,7 +192,7 @@ def config_error(error: Any, kind: Any, value: Any, key: str) -> ConfigError:
         case "missing":
             return ConfigError(dotted(where, last), None, "is missing; add this key")
         case "unexpected_keyword_argument":
-            remedy = f"unknown key; {nearest(last, field_names(kind, error['loc'][:-1]))}"
+            remedy = f"unknown key; {nearest_key(kind, steps, value[0], also)}"
         case "literal_error":
             options = re.split(", | or ", details["expected"].replace("'", ""))
             remedy = f"not known here; {nearest(entered, options)}"
@@ -224,21 +219,6 @@ def config_error(error: Any, kind: Any, value: Any, key: str) -> ConfigError:
         case other:
             remedy = f"must be {WORDS[other]}, got {type(entered).__name__}" if other in WORDS else error["msg"]
     return ConfigError(where, entered, remedy)
-
-
-def field_names(kind: Any, location: Iterable[str | int]) -> list[str]:
-    """Names of the fields of the dataclass at a location below a type."""
-    kind = dataclass_in(kind)
-    for step in location:
-        kind = dataclass_in(typing.get_type_hints(kind).get(str(step))) or kind
-    return [field.name for field in dataclasses.fields(kind)]
-
-
-def dataclass_in(kind: Any) -> Any:
-    """The dataclass that an annotation is, or is a union or container of; None without one."""
-    if dataclasses.is_dataclass(kind):
-        return kind
-    return next(filter(None, map(dataclass_in, typing.get_args(kind))), None)
 
 
 class StrictYaml(Loader):  # type: ignore[misc]

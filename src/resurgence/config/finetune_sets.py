@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from resurgence.config.fields import ConfigError, Count, Seed
 from resurgence.config.names import check_distinct
 from resurgence.config.stages import TercileConfig
 
 Maker = Literal["base", "erased", "real", "other"]
+OF_SAMPLED = {"templates": "task", "images_per_prompt": None, "first_seed": None}  # keys of sampled sets -> default
 MAKERS = {"base": "the base", "erased": "each erased model", "real": "real pictures", "other": "another base"}
 
 
@@ -45,6 +47,15 @@ class FinetuneSet:
     first_seed: Seed | None = None
     """Image i of every prompt has seed first_seed + i; null: seeds derived from prompt and number."""
 
+    @classmethod
+    def keys_without_effect(cls, values: Mapping[str, Any]) -> set[str]:
+        """The keys that do not go with the maker of the images, or with another key, that is written."""
+        real = values.get("made_by") == "real"
+        refused = {*OF_SAMPLED, "tercile"} if real else {"images"} if "made_by" in values else set()
+        if not real and {"images_per_prompt", "size"} & set(values):
+            refused |= {"images_per_prompt", "size"}
+        return refused | ({"concepts", "made_by", "images"} if "tercile" in values else set())
+
     def __post_init__(self) -> None:
         self.check_maker()
         if self.maker != "real" and (self.images_per_prompt is None) == (self.size is None):
@@ -73,7 +84,7 @@ class FinetuneSet:
             return
         if not self.images:
             raise ConfigError("images", self.images, "is missing, and made_by is real; name a Parquet file or a folder")
-        for key, default in (("templates", "task"), ("images_per_prompt", None), ("first_seed", None)):
+        for key, default in OF_SAMPLED.items():
             if (value := getattr(self, key)) != default:
                 raise ConfigError(key, value, "real pictures have their captions and number; remove it, or write size")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from resurgence.config.fields import ConfigError, build, mapping, read_yaml, unique
-from resurgence.config.settings import make_eraser, make_method
+from resurgence.config.hints import nearest
+from resurgence.config.settings import Tasks, make_eraser, make_method
 from resurgence.config.stages import FinetuneConfig
 from resurgence.config.study import Study
 from resurgence.config.task import Kind, Task, load_task
@@ -30,18 +31,31 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
             raise ConfigError(key, None, "is missing; add this key")
     config["erasers"] = {name: make_eraser(name, b) for name, b in mapping(config["erasers"], "erasers").items()}
     config["finetunes"] = {
-        name: make_method(block, f"finetunes.{name}", FinetuneConfig, ("set", "tasks", "erasers", "seeds"))
+        name: make_method(block, f"finetunes.{name}", FinetuneConfig, "finetunes")
         for name, block in mapping(config["finetunes"], "finetunes").items()
     }
     for key in {"loaded", "source"} & set(config):
         raise ConfigError(key, config[key], "unknown key; remove it")
     study = build(Study, config, "")
     unique("tasks.names", study.tasks.names)
-    files = {name: root / study.tasks.folder / f"{name}.yaml" for name in study.tasks.names}
+    files = task_files(study.tasks, root)
     loaded = {name: with_seeds(load_task(path), study.tasks.seeds) for name, path in files.items()}
     study = dataclasses.replace(study, loaded=loaded, source=source)
     check_study(study, root)
     return study
+
+
+def task_files(tasks: Tasks, root: Path) -> dict[str, Path]:
+    """Task -> its file; raises ConfigError for a folder without tasks, and for a task without a file."""
+    folder = root / tasks.folder
+    there = {path.stem for path in folder.glob("*.yaml")}
+    if not there:
+        raise ConfigError("tasks.folder", tasks.folder, "holds no task files (.yaml); correct the path")
+    for name in tasks.names:
+        if name not in there:
+            remedy = f"has no file {name}.yaml in {tasks.folder}; {nearest(name, there)}"
+            raise ConfigError("tasks.names", name, remedy)
+    return {name: folder / f"{name}.yaml" for name in tasks.names}
 
 
 def with_seeds(task: Task, seeds: Mapping[Kind, Mapping[Any, int]]) -> Task:

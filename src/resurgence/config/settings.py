@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -27,6 +28,10 @@ from resurgence.config.task import Kind
 
 NONE = "none"  # the eraser that changes nothing: a control
 OF_ERASER = ("mapping", "concepts", "after")  # keys of the variants of an eraser that are no settings of its method
+LIMITS = {"erasers": ("tasks", "seeds"), "finetunes": ("set", "tasks", "erasers", "seeds")}  # of methods and variants
+BESIDE = {"erasers": ("method", "variants", *LIMITS["erasers"]), "finetunes": ("variants", *LIMITS["finetunes"])}
+"""Keys of an eraser or fine-tune that are no settings of its method."""
+IN_VARIANT = {"erasers": (*OF_ERASER, *LIMITS["erasers"]), "finetunes": LIMITS["finetunes"]}
 
 
 @dataclass(frozen=True)
@@ -222,14 +227,17 @@ class Method:
         if self.config is None:
             return None
         values = {k: v for layer in (self.settings, *layers, self.variants[variant].settings) for k, v in layer.items()}
-        return build(self.config, values, where)
+        return build(self.config, values, where, IN_VARIANT["erasers" if self.name else "finetunes"])
 
 
 def make_method(
-    values: Mapping[str, Any], where: str, config: type | None, extra: tuple[str, ...], name: str = ""
+    values: Mapping[str, Any], where: str, config: Any, block: Literal["erasers", "finetunes"], name: str = ""
 ) -> Method:
-    """Split the block of an eraser or fine-tune into settings and variants; `extra` keys are not settings."""
-    values = mapping(values, where)
+    """Split an entry of a block, an eraser or fine-tune, into settings, limits and variants."""
+    values, extra = mapping(values, where), LIMITS[block]
+    for key in {*OF_ERASER} & {*values} if block == "erasers" else ():
+        if config is None or key not in {field.name for field in dataclasses.fields(config)}:
+            raise ConfigError(f"{where}.{key}", values[key], "is a key of a variant; write it below variants.default")
     common = {key: values.pop(key) for key in extra if key in values}
     variants = {}
     for variant, changes in mapping(values.pop("variants", {DEFAULT: {}}), f"{where}.variants").items():
@@ -251,4 +259,4 @@ def make_eraser(name: str, block: Mapping[str, Any]) -> Method:
     method = block.pop("method", name)
     known(f"erasers.{name}.method", method, [*erasers(), NONE])
     config, registered = (None, "") if method == NONE else (eraser_config(method), method)
-    return make_method(block, f"erasers.{name}", config, ("tasks", "seeds"), registered)
+    return make_method(block, f"erasers.{name}", config, "erasers", registered)

@@ -70,7 +70,7 @@ class MaskConfig:
     template: str = "a photo of {}"
     """Caption under which the attention is read."""
     timesteps: tuple[Annotated[int, Field(ge=0, lt=1000)], ...] = (100, 200, 300, 400)
-    """DdimSteps of the noise, whose attention is averaged."""
+    """Timesteps of the noise, whose attention is averaged."""
     # grounded-sam
     detector: str = "IDEA-Research/grounding-dino-base"
     """Folder or hub id of Grounding DINO."""

@@ -17,6 +17,7 @@ from resurgence.config.audit import AuditConfig
 from resurgence.config.experiment import Experiment
 from resurgence.config.fields import ConfigError, known
 from resurgence.config.finetune_sets import FinetuneSet
+from resurgence.config.hints import INTERNAL
 from resurgence.config.model_path import DEFAULT, THEN, ModelPath, split_name
 from resurgence.config.settings import (
     Base,
@@ -89,8 +90,8 @@ class Study:
     """Of one released model; `resurgence audit` writes it. null: none."""
     world: str = "config/world.yaml"
     """File with the settings of the miniature base and its scorers, for the target world."""
-    loaded: dict[str, Task] = field(default_factory=dict)  # the tasks' files, by name
-    source: dict[str, Any] = field(default_factory=dict)  # the configuration as in its files
+    loaded: dict[str, Task] = field(default_factory=dict, metadata=INTERNAL)  # the tasks' files, by name
+    source: dict[str, Any] = field(default_factory=dict, metadata=INTERNAL)  # the configuration as in its files
 
     def erasures(self) -> Iterator[Erasure]:
         """Every erased model, in the order of the configuration."""

@@ -22,6 +22,7 @@ from jinja2.utils import htmlsafe_json_dumps
 from PIL import Image
 from pyarrow.parquet import read_metadata
 
+from resurgence.config.counting import counted
 from resurgence.config.model_path import ModelPath
 from resurgence.config.scorers import COMMON, metrics
 from resurgence.diffusion.image_sets import PAIR, image_files, read_prompts, stored_images
@@ -52,7 +53,7 @@ class Shown:
     def title(self) -> str:
         """Name on the page, such as uce, lora, 300 steps."""
         steps = [step.name for step in self.model.steps] or ["base"]
-        return ", ".join([*steps, *([f"{self.step} steps"] if self.step is not None else [])])
+        return ", ".join([*steps, *([counted(self.step, "step")] if self.step is not None else [])])
 
 
 @dataclass

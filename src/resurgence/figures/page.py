@@ -15,6 +15,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 
 from resurgence.analysis.answers import TITLES, answer, clause, sentence
 from resurgence.analysis.headline import CELL, ROLES, accuracies, last_steps, titles, unit, verdict
+from resurgence.config.counting import counted
 from resurgence.config.model_path import ModelPath, method_name
 from resurgence.config.scorers import ranked
 from resurgence.figures import charts
@@ -34,6 +35,7 @@ def environment() -> Environment:
         loader=DictLoader(templates(FOLDER)), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
+    jinja.globals["counted"] = counted
     jinja.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
     return jinja
 

@@ -142,7 +142,8 @@ def missing_base(path: str | Path, revision: str | None, error: Exception) -> st
             "safetensors (diffusers' save_pretrained writes such a folder)."
         )
     if not HUB_ID.fullmatch(str(path)):
-        return f"{cause}. No file or folder {Path(path).absolute()}, and no hub id; correct the path."
+        looked = "" if Path(path).is_absolute() else f" in {Path.cwd()}"
+        return f"base.path = {str(path)!r}: no such file or folder{looked}, and no hub id; correct the path"
     return (
         f"{cause}. Looked for the local folder or file "
         f"{Path(path).absolute()} and for the hub id {path}{f' at revision {revision}' if revision else ''} in "

@@ -30,6 +30,7 @@ INFRASTRUCTURE = (
     "resurgence.cli",  # reads the command line
     "resurgence.config.erasers",  # names and declares methods; the one that runs is an entry of the code version
     "resurgence.config.fields",  # refuses bad settings; those that pass are parameters of the artefact
+    "resurgence.config.hints",  # what to write instead of an unknown name
     "resurgence.config.names",  # refuses names that collide
     "resurgence.config.registry",  # imports a class by its name
     "resurgence.diffusion.text_checks",  # refuses names and captions by their tokens, counts long ones

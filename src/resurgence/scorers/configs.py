@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from resurgence.config.fields import ConfigError, known, nearest
+from resurgence.config.fields import ConfigError, known
+from resurgence.config.hints import did_you_mean
 from resurgence.config.scorers import Metric, ScorerConfig, scorer_class
 from resurgence.files import GET_SHIPPED, read_lines
 
@@ -144,7 +145,7 @@ class CelebrityConfig(ScorerConfig):
         for name, task in people.items():
             for concept in (*task.erase, *task.retain):
                 if concept.lower() not in lower:
-                    hint = nearest(concept, names).split("known:")[0]
+                    hint = did_you_mean(concept, names)
                     remedy = f"is none of the {len(names)} people of {labels}; {hint}write another, or leave celebrity"
                     raise ConfigError(f"{study.tasks.folder}/{name}.yaml", concept, f"{remedy} out of scorers")
 

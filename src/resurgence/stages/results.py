@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from resurgence.analysis.claims import FLOOR, VERDICTS, claims_table, judge
+from resurgence.config.counting import counted
 from resurgence.files import write_text
 from resurgence.stages.job import Job, start
 
@@ -23,7 +24,10 @@ def page(out: Path, names: Sequence[str], level: float) -> list[str]:
         every = judge(pd.concat(claims, ignore_index=True), level)
         counts = every["verdict"].value_counts()
         verdicts = ", ".join(f"{counts.get(word, 0)} {word}" for word in (*VERDICTS.values(), FLOOR))
-        parts += [f"## What the paper claims\n\n{len(every)} claims: {verdicts}; {HOLM}.", claims_table(every)]
+        parts += [
+            f"## What the paper claims\n\n{counted(len(every), 'claim')}: {verdicts}; {HOLM}.",
+            claims_table(every),
+        ]
     for name in names:
         text = (out / name / f"{name}.md").read_text(encoding="utf-8")
         parts.append(text.replace(f"]({name}.png)", f"]({name}/{name}.png)").rstrip())

@@ -10,6 +10,7 @@ import pandas as pd
 from resurgence.analysis.base_concepts import hardly_drawn, warning
 from resurgence.analysis.headline import blank_warning, terminal
 from resurgence.analysis.read import read_table
+from resurgence.config.counting import counted
 from resurgence.progress import duration
 from resurgence.provenance.manifest import read_manifest
 
@@ -31,7 +32,7 @@ def summary(results: Path, level: float) -> str:
         lines.append(warning(weak))
     pages = {"Open": results / "index.html", "Report": results / "report.html"}
     lines += [f"{title}: {page.absolute()}" for title, page in pages.items() if page.exists()]
-    lines.append(f"Cost: {duration(runs['seconds'].sum())} of work in {len(runs)} steps on {devices}")
+    lines.append(f"Cost: {duration(runs['seconds'].sum())} of work in {counted(len(runs), 'step')} on {devices}")
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from resurgence.config.counting import counted
 from resurgence.config.load import load_study
 from resurgence.files import plain, resolve_path
 from resurgence.provenance.manifest import MANIFEST, as_written, digest_of, read_manifest, verify
@@ -165,7 +166,9 @@ def adopt(args: Namespace) -> None:
         if verdict.state != "fresh":
             print(f"{verdict.state:<8} {out.parent if out.name == MANIFEST else out}: {verdict.why}")
     fresh = [out for out, verdict in verdicts.items() if verdict.state == "fresh"]
-    print(f"{len(fresh)} of {len(verdicts)} results are up to date; {restored} run.json restored")
+    print(
+        f"{len(fresh)} of {counted(len(verdicts), 'result')} {'is' if len(verdicts) == 1 else 'are'} up to date; {restored} run.json restored"
+    )
     if unknown := sum("code" not in run_of(out) for out in fresh):
         print(f"{unknown} of these have no record of their code version; it was not compared")
     if len(fresh) < len(verdicts):

@@ -21,6 +21,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from resurgence.config.counting import counted
 from resurgence.config.load import load_study
 from resurgence.files import atomic_folder, files_below, json_text, write_json
 from resurgence.provenance.manifest import MANIFEST, RUN, described, files_of, read_manifest, run_file
@@ -213,6 +214,6 @@ def run(args: Namespace) -> None:
     check_file("--out", out, is_archive)
     check_writable([out.parent])
     number = write(Path(os.path.realpath(out)), top, images=args.images)
-    print(f"{out}: {number} files, {out.stat().st_size / 2**20:.1f} MiB")
+    print(f"{out}: {counted(number, 'file')}, {out.stat().st_size / 2**20:.1f} MiB")
     print(f"Check it: tar xzf {out.name} && cd {top} && sha256sum --quiet -c SHA256SUMS")
     print("          PYTHONPATH=src python -m resurgence.cli verify results")

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from resurgence.config.counting import counted
 from resurgence.config.fields import at_least
 from resurgence.config.lists import LISTS
 from resurgence.config.load import load_study
@@ -149,7 +150,7 @@ def device_of(study: Study) -> str:
 
 def head(study: Study) -> str:
     """First line of the plan."""
-    models = f"{len(list(study.erasures()))} erased and {len(list(study.cells()))} fine-tuned models"
+    models = f"{len(list(study.erasures()))} erased and {counted(len(list(study.cells())), 'fine-tuned model')}"
     return f"Study {study.study} on {study.base.name}: {', '.join(study.tasks.names)}; {models}"
 
 
@@ -173,8 +174,8 @@ def lines(study: Study, todo: Counter[str], total: Counter[str], seconds: Mappin
     size = f"{study.sampling.size} x {study.sampling.size} pixels" if study.sampling.size else "the base's size"
     return [
         *text,
-        f"{row('all', todo, total, total)}   about {duration(whole)} on {cores} cores",
-        f"{images_of(study)} images of {size} by all models",
+        f"{row('all', todo, total, total)}   about {duration(whole)} on {counted(cores, 'core')}",
+        f"{counted(images_of(study), 'image')} of {size} by all models",
         f"about {bytes_of(study, Path()) / 2**20:.0f} MiB on disk when all is there; device: {device}",
     ]
 

@@ -13,6 +13,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 from pathlib import Path
 
+from resurgence.config.counting import counted
 from resurgence.config.load import load_study
 from resurgence.files import digest_of_text, plain, resolve_path, write_json
 from resurgence.provenance.manifest import MANIFEST, digest_of
@@ -64,4 +65,4 @@ def run(args: Namespace) -> None:
         stages.setdefault(job.rule.dvc_stage, {})[job.out.as_posix()] = digest[job.out]
     args.out.parent.mkdir(exist_ok=True)
     write_json(args.out, {n: {"digest": digest_of_text(outputs), "outputs": outputs} for n, outputs in stages.items()})
-    print(f"{args.out}: {len(digest)} outputs of {len(stages)} stages")
+    print(f"{args.out}: {counted(len(digest), 'output')} of {counted(len(stages), 'stage')}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from resurgence.config.counting import counted
 from resurgence.config.fields import read_yaml
 from resurgence.config.finetune_sets import OtherBase
 from resurgence.config.model_path import ModelPath
@@ -177,4 +178,4 @@ def lock(present: list[Weights]) -> None:
     LOCK.parent.mkdir(exist_ok=True)
     with atomic_file(LOCK) as temporary:
         temporary.write_text(yaml.safe_dump(dict(sorted(locked.items()))))
-    print(f"{LOCK}: {len(locked)} entries; commit it, so that everyone checks against the same")
+    print(f"{LOCK}: {counted(len(locked), 'entry', 'entries')}; commit it, so that everyone checks against the same")

@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from resurgence.analysis.audit.result import Audit, Measure, Probe
+from resurgence.config.counting import counted
 from resurgence.figures.card.every_eval_ever import model_id
 from resurgence.figures.card.text import criteria_lines, limits, measure_text, scope
 from resurgence.files import digest_of_text, plain
@@ -106,8 +107,8 @@ def annex_xi(audit: Audit) -> dict[str, Any]:
             "1e_modality": "text in, image out",
             "2b_design_choices": f"Erased concepts: {', '.join(audit.task.erase)}; retained concepts to compare with: "
             f"{', '.join(audit.task.retain)}.",
-            "2c_testing_data": f"{max(probe.pairs for probe in audit.probes)} pairs of prompt and seed of erased "
-            f"concepts a probe, from the templates {'; '.join(audit.task.templates)}.",
+            "2c_testing_data": f"{counted(max(probe.pairs for probe in audit.probes), 'pair')} of prompt and seed of "
+            f"erased concepts a probe, from the templates {'; '.join(audit.task.templates)}.",
         },
         "section_2": {
             "1_evaluation_strategies": {

@@ -158,7 +158,7 @@
       make("h3", {}, row.prompt + " ", make("small", {textContent: `seed ${row.seed}`})),
       pictures(row, () => enlarge(from + number)), commands(row))));
     byId("x-status").textContent = task.left
-      ? `${task.left} of ${task.left + task.rows.length} prompts of ${task.name} are left out to keep this page small; all images are in results/images.` : "";
+      ? `${task.left} of ${task.left + task.rows.length} prompts of ${task.name} ${task.left === 1 ? "is" : "are"} left out to keep this page small; all images are in results/images.` : "";
     byId("x-page").textContent = `rows ${from + 1} to ${Math.min(from + PAGE, order.length)} of ${order.length}`;
     byId("x-previous").disabled = state.page === 0;
     byId("x-next").disabled = state.page === pages - 1;
