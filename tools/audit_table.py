@@ -27,7 +27,7 @@ import yaml
 from resurgence.analysis.audit.result import EXIT, Audit, Outcome, read_audit
 from resurgence.analysis.intervals import exact_limits
 from resurgence.cli.audit import VERDICT, snakemake
-from resurgence.cli.audit_inputs import drawn_pictures
+from resurgence.cli.audit_pictures import drawn_pictures
 from resurgence.config.audit_bases import base_of
 from resurgence.config.fields import ConfigError, Fraction, build, known, read_yaml
 from resurgence.config.load import load_study

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resurgence import __version__, errors
-from resurgence.cli.audit import audit_arguments
+from resurgence.cli.audit_arguments import audit_arguments
 from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.stages import FinetuneConfig, SamplingConfig
 from resurgence.provenance.trace import provenance_arguments

@@ -36,7 +36,10 @@ def make_audit(settings: Mapping[str, Any]) -> Audit:
     """
     cfg = build(AuditConfig, settings["audit"], "audit")
     names: Mapping[str, Sequence[str]] = settings["models"]
-    models = {group: [read_model(settings["base"], name) for name in members] for group, members in names.items()}
+    judged_by = cfg.metric, cfg.retained_metric
+    models = {
+        group: [read_model(settings["base"], name, *judged_by) for name in members] for group, members in names.items()
+    }
     column = column_of(cfg)
     probed = {probe.name: of_models(models[f"probe {probe.name}"], column, probe.role) for probe in cfg.probes}
     original = of_models(models["original"], column) if "original" in models else None
@@ -55,7 +58,8 @@ def make_audit(settings: Mapping[str, Any]) -> Audit:
         checkpoint=cfg.checkpoint, sha256=cfg.sha256, revision=cfg.revision,
         original=original_of(cfg, original, next(iter(probed.values())), models.get("original", ())),
         task=build(AuditedTask, settings["task"] | {"synonyms": cfg.synonyms, "sensitive": cfg.sensitive}, "task"),
-        base=settings["base"], level=cfg.level, metric=cfg.metric, metric_title=metrics()[cfg.metric].title,
+        base=settings["base"], level=cfg.level, metric=cfg.metric, metric_title=metric_title(cfg),
+        retained_metric=cfg.retained_metric,
         criteria=cfg.criteria, probes=probes, worst=verdict.worst, power=power, untested=cfg.untested,
         verdict=verdict.outcome, sentence=sentence(verdict, probes, erased, cfg.criteria),
         reasons=verdict.reasons, needed=verdict.needed, command=cfg.command, version=__version__,
@@ -88,6 +92,12 @@ def probe_of(
         needed=judged.needed, curve=curve(models, column_of(cfg), probe.role, level),
         models=tuple(model.images(probe.role) for model in models),
     )  # fmt: skip
+
+
+def metric_title(cfg: AuditConfig) -> str:
+    """The title of the metric, and of that of the retained concepts where it is another one."""
+    title = metrics()[cfg.metric].title
+    return title if cfg.retained_metric is None else f"{title}; retained: {metrics()[cfg.retained_metric].title}"
 
 
 def column_of(cfg: AuditConfig) -> str:
