@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resurgence.config.audit import check_audit
+from resurgence.config.claim_checks import check_values
 from resurgence.config.erasers import eraser_config, erasers
-from resurgence.config.experiment import PER_CONCEPT
+from resurgence.config.experiment import MEASURED, PER_CONCEPT
 from resurgence.config.experiment_checks import check_experiments, check_scored
 from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
 from resurgence.config.lists import LISTS, PROMPTS
@@ -289,3 +290,5 @@ def check_scorers(study: Study, root: Path) -> None:
                 raise ConfigError(
                     key, metric, "is no share in percent, which a heat map draws; name one, or a histogram"
                 )
+        if experiment.kind in MEASURED:
+            check_values(study, name, key, root)
