@@ -6,7 +6,7 @@ settings. Nothing here is measured, and `resurgence plan` says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,18 @@ class Work:
 
 
 @dataclass(frozen=True)
+class CpuRates:
+    """Seconds of one core: see the comment of workflow/rates.yaml."""
+
+    start: float
+    graded: float
+    plain: float
+    sample: float
+    tune: float
+    score: float
+
+
+@dataclass(frozen=True)
 class Rates:
     """The numbers of workflow/rates.yaml."""
 
@@ -57,6 +69,7 @@ class Rates:
     utilisation: dict[str, float]
     auto: dict[str, str]
     seconds: dict[str, float]
+    cpu: dict[str, CpuRates]
     captions: int
 
 
@@ -92,6 +105,22 @@ def prompts_of(task: Task) -> int:
     words = sum(len(words) for words in task.synonyms.values())
     counts = {"erase": len(task.erase), "retain": len(task.retain), "synonym": words}
     return sum(number * len(task.templates) * task.seeds.get(role, 0) for role, number in counts.items())
+
+
+def set_images(settings: Mapping[str, Any]) -> int:
+    """Images of a fine-tuning set; without a size of the concepts that a rule draws, ten of them."""
+    prompts = len(settings["concepts"] or range(10)) * len(settings["templates"])
+    return int(settings["size"] or prompts * settings["images_per_prompt"])
+
+
+def images_of(study: Study, job: Job) -> int:
+    """Images of the model of a job that samples or scores, of all its checkpoints."""
+    model = ModelPath.parse(job.wildcards["model"])
+    count = prompts_of(study.task(model.task)) + general_images(study, model.task)
+    if model.state != "finetuned":
+        return count
+    step = model.steps[-1]
+    return count * max(1, len(study.finetune_settings(step.method, step.variant)["checkpoints"]))
 
 
 def eraser_passes(settings: Mapping[str, Any]) -> tuple[EraserConfig, Passes]:
@@ -146,9 +175,8 @@ class Coster:
 
     def finetune_set(self, settings: Mapping[str, Any]) -> Cost:
         """A fine-tuning set."""
-        sampling, prompts = settings["sampling"], len(settings["concepts"] or range(10)) * len(settings["templates"])
-        images = settings["size"] or prompts * settings["images_per_prompt"]
-        return self.sampling(images, sampling, sampling["precision"], self.speed_of("finetune_set"))
+        sampling = settings["sampling"]
+        return self.sampling(set_images(settings), sampling, sampling["precision"], self.speed_of("finetune_set"))
 
     def moments(self, settings: Mapping[str, Any]) -> Cost:
         """A corpus through the text encoder; 30 templates for a concept."""
@@ -180,24 +208,15 @@ class Coster:
         written = max(1, len(s["checkpoints"])) * (0.004 if lora else 1.0) * 4 * self.work.parameters
         return Cost(self.time(tflop, s["precision"], self.speed_of("finetune")), bytes=written)
 
-    def images_of(self, job: Job) -> int:
-        """Images of a job's model, of all its checkpoints."""
-        model = ModelPath.parse(job.wildcards["model"])
-        count = prompts_of(self.study.task(model.task)) + general_images(self.study, model.task)
-        if model.state != "finetuned":
-            return count
-        step = model.steps[-1]
-        return count * max(1, len(self.study.finetune_settings(step.method, step.variant)["checkpoints"]))
-
     def __call__(self, job: Job) -> Cost:
         """Cost of one job, its start included."""
         rule, settings = job.rule.name, job.settings
         start = Cost(self.rates.seconds["job"])
         if rule == "sample":
             s = settings["sampling"]
-            return start + self.sampling(self.images_of(job), s, s["precision"], self.speed_of("sample"))
+            return start + self.sampling(images_of(self.study, job), s, s["precision"], self.speed_of("sample"))
         if rule == "score":
-            return start + Cost(self.images_of(job) * self.rates.seconds["score"])
+            return start + Cost(images_of(self.study, job) * self.rates.seconds["score"])
         if rule == "masks":
             images = len(settings["concepts"]) * self.study.concept_images.per_concept
             return start + Cost(images * (self.time(self.rates.mask, "fp32") + self.rates.seconds["mask"]))
@@ -208,7 +227,7 @@ class Coster:
         return start + costs[job.rule.stage](settings) if job.rule.stage in costs else Cost()
 
 
-def by_rule(jobs: Iterable[Job], cost: Coster) -> dict[str, Cost]:
+def by_rule(jobs: Iterable[Job], cost: Callable[[Job], Cost]) -> dict[str, Cost]:
     """Cost of all jobs of each rule."""
     costs: dict[str, Cost] = {}
     for job in jobs:
