@@ -93,6 +93,15 @@ def test_several_tasks_are_means_of_each_seed() -> None:
     np.testing.assert_allclose(interval(found, 0.95), stats.ttest_1samp(places, 0).confidence_interval(0.95))
 
 
+def test_seeds_with_the_same_ranks_differ_by_half_a_place() -> None:
+    """The neutral words are the last two of thirteen in all seeds."""
+    claim = Claim("S", GENERAL, "above", value="erased", words=NEUTRAL)
+    found, q = mean_place(models(shift=9.0), "sensitivity", claim), 12 / 13
+    assert found.value == pytest.approx(q)
+    expected = stats.ttest_1samp([q - 0.5 / 13, q, q + 0.5 / 13], 0).confidence_interval(0.95)
+    np.testing.assert_allclose(interval(found, 0.95), expected)
+
+
 def test_one_seed_has_no_interval_and_a_word_without_images_is_named() -> None:
     claim = Claim("S", GENERAL, "below", value="erased", words=NEUTRAL)
     assert np.isnan(interval(mean_place(models()[:2], "sensitivity", claim), 0.95)).all()

@@ -6,7 +6,8 @@ values v_1 .. v_n of a model's concepts, the mid-rank quantile of concept c is
     q(c) = (number of v_i < v_c + half the number of v_i = v_c) / n,
 
 between 1 / 2n and 1 - 1 / 2n, and 1/2 at the median. The vocabulary and the words are fixed; the seeds of erasing are
-random, so the interval is Student's over the seeds, and one seed has none.
+random, so the interval is Student's over the seeds, and one seed has none. A rank is known to half a place: where all
+seeds have the same value, the interval is that of seeds which spread evenly from 1 / 2n below it to 1 / 2n above it.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ def mean_place(sets: Sequence[ImageSet], metric: str, claim: Claim) -> Estimate:
         table = np.array([[place(images, metric, claim) for images in group]])
         values, runs = concept_values(group[0], metric, cells.role), len(group)
         n = int(values.loc[values["concept"].isin(claim.words), "n"].sum())
+        if runs > 1 and np.ptp(table) == 0:
+            table = table + np.linspace(-1, 1, runs) / (2 * int(values["value"].notna().sum()))
         part = Part((*names, claim), (*names, "words", claim), table, n * runs, REPEATED["pair"], None, runs)
         estimates.append(Estimate(part.value, (part,), lambda v: float(v[0]), n))
     return mean_of(estimates)
