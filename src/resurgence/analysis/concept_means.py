@@ -8,24 +8,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from resurgence.analysis.concept_places import concept_values
 from resurgence.analysis.headline import number
 from resurgence.analysis.scored_sets import ImageSet
 from resurgence.analysis.weight_movement import rank_correlation
 from resurgence.config.model_path import method_name
-from resurgence.config.scorers import metrics
 from resurgence.scorers.erasure_configs import SIMILARITY
-
-
-def concept_values(images: ImageSet, metric: str, role: str) -> pd.DataFrame:
-    """A metric of each concept of a role in one image set; a general prompt, which has no concept, is its own.
-
-    Columns concept, value (NaN where no image has the metric), n (images with a value).
-    """
-    declared = metrics()[metric]
-    rows = images.rows[images.rows["role"] == role]
-    rows = rows.assign(concept=rows["concept"].where(rows["concept"] != "", rows["prompt"]))
-    means = rows.groupby("concept")[declared.column].agg(value="mean", n="count").reset_index()
-    return means.assign(value=declared.scale * means["value"])
 
 
 def by_concept(sets: list[ImageSet], metric: str, roles: Sequence[str] = ("erase",)) -> pd.DataFrame:

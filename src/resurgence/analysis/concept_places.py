@@ -16,13 +16,26 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
-from resurgence.analysis.concept_means import concept_values
 from resurgence.analysis.random_effects import REPEATED, Array, Estimate, Part, mean_of
 from resurgence.analysis.scored_sets import ImageSet
 from resurgence.config.experiment import Claim
 from resurgence.config.model_path import method_name
+from resurgence.config.scorers import metrics
+
+
+def concept_values(images: ImageSet, metric: str, role: str) -> pd.DataFrame:
+    """A metric of each concept of a role in one image set; a general prompt, which has no concept, is its own.
+
+    Columns concept, value (NaN where no image has the metric), n (images with a value).
+    """
+    declared = metrics()[metric]
+    rows = images.rows[images.rows["role"] == role]
+    rows = rows.assign(concept=rows["concept"].where(rows["concept"] != "", rows["prompt"]))
+    means = rows.groupby("concept")[declared.column].agg(value="mean", n="count").reset_index()
+    return means.assign(value=declared.scale * means["value"])
 
 
 def quantiles(values: ArrayLike) -> Array:
