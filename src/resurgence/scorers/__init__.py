@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OF_CONCEPT", "CelebrityConfig", "ClipConfig", "FrechetConfig", "InceptionConfig", "LabelValues", "LoadedScorer",
-    "Metric", "RecogniserConfig", "ReferenceConfig", "Scorer", "ScorerConfig", "feature_names", "load_scorers", "metrics",
-    "ranked", "read_scores", "score_images", "write_scores",
+    "Metric", "RecogniserConfig", "ReferenceConfig", "Scorer", "ScorerConfig", "feature_names", "load_scorers",
+    "metrics", "ranked", "read_scores", "score_images", "write_scores",
 ]  # fmt: skip
 log = logging.getLogger(__name__)
 SCORES, FEATURES = "scores.parquet", "features.safetensors"
