@@ -53,7 +53,7 @@ def run_of(reference: Path) -> str:
     if not runs:
         records = (run_file(record) for record in sorted((reference / "experiments").glob("*/made.json")))
         runs = [read_json(record) for record in records if record.is_file()]
-    commits = Counter(run["commit"][:7] for run in runs)
+    commits = Counter(run.get("commit", "none")[:7] for run in runs)  # none: not in a git repository
     parts.append("commits " + ", ".join(f"{commit} ({count})" for commit, count in commits.most_common()))
     versions = {", ".join(f"{name} {version}" for name, version in run["versions"].items()) for run in runs}
     parts += [*sorted(versions), ", ".join(sorted({run["device"] for run in runs}))]

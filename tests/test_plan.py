@@ -159,7 +159,8 @@ def test_seconds_on_a_cpu_grow_with_the_work_of_a_job(
     sampled = [1000 + n * images * steps * 2 * 2 for n in (1, 1, 2, 2)]  # base, erased; two checkpoints of two models
     assert sorted(seconds["sample"]) == sampled
     assert sorted(seconds["score"]) == [1000 + n * images * 5 for n in (1, 1, 2, 2)]
-    assert seconds["finetune"] == [1000 + 4 * 3] * 2
+    accumulation = study.finetune_settings("lora", "default")["accumulation"]
+    assert seconds["finetune"] == [1000 + 4 * accumulation * 3] * 2
     assert seconds["closed_form"] == [RULES["closed_form"].seconds]
 
 
