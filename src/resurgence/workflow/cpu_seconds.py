@@ -6,6 +6,7 @@ that do none of this take the seconds of rule_table.py. What has run here takes 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from resurgence.config.optimisation import Optimisation
@@ -22,9 +23,10 @@ class CpuCoster:
     def __init__(self, study: Study, rates: Rates) -> None:
         self.study, self.rates = study, rates.cpu[study.base.name]
 
-    def sampling(self, images: int, settings: dict[str, Any]) -> float:
+    def sampling(self, images: int, settings: Mapping[str, Any]) -> float:
         """Seconds of images sampled with these steps and guidance."""
-        return images * settings["steps"] * (2 if settings["guidance"] > 1 else 1) * self.rates.sample
+        passes = int(settings["steps"]) * (2 if settings["guidance"] > 1 else 1)
+        return images * passes * self.rates.sample
 
     def __call__(self, job: Job) -> Cost:
         """Cost of one job, its start included."""
@@ -46,7 +48,7 @@ class CpuCoster:
         return Cost(rates.start + seconds)
 
 
-def erasing(settings: dict[str, Any], rates: CpuRates) -> float:
+def erasing(settings: Mapping[str, Any], rates: CpuRates) -> float:
     """Seconds of the steps of an erasure, whose batches of a few samples take about as long as one sample."""
     config, passes = eraser_passes(settings)
     batch = config.batch if isinstance(config, Optimisation) else 1
