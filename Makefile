@@ -82,7 +82,7 @@ status: setup
 adopt: setup
 	@$(BIN)/resurgence adopt $(if $(STUDY),--overlay $(STUDY))
 
-RESULTS ?= $(if $(wildcard results/tables/made.json),results,$(REFERENCES:%=%/results))
+RESULTS ?= $(if $(wildcard results/tables/made.json),results,$(patsubst %/made.json,%,$(wildcard reference/*/results/made.json)))
 verify: setup
 	@for place in $(RESULTS); do $(BIN)/resurgence verify $$place --tables $(if $(REFERENCE),--against $(REFERENCE)) || exit 1; done
 

@@ -24,15 +24,19 @@ import pandas as pd
 from resurgence.analysis.claims import FLOOR, VERDICTS, judge
 from resurgence.analysis.headline import markdown_table, number
 from resurgence.config.load import load_study
+from resurgence.config.study import Study
 from resurgence.figures.numbers import Numbers
 from resurgence.figures.page import answers, leading_metrics
-from resurgence.provenance.manifest import read_manifest
+from resurgence.files import plain, read_json
+from resurgence.provenance.manifest import read_manifest, run_file
 from resurgence.provenance.manifest_table import TABLE, read_manifests
 from resurgence.stages.results import page
+from resurgence.workflow import report_settings
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "results.md"
 REFERENCE = DOCS.parent / "reference/miniature-full/results"
+NOT_RUN = "not run"
 EVALUATIONS = ("eap", "doco")  # studies of other papers, each with a page where reference/NAME is
 BEFORE = DOCS / "verdicts-before.csv"  # claim, verdict: with bootstrap intervals over concepts, seeds as fixed
 WORDS = (*VERDICTS.values(), FLOOR)
@@ -40,11 +44,16 @@ LEADS = {"same": "Confirmed", "different": "Contradicted", FLOOR: "At the floor 
 
 
 def run_of(reference: Path) -> str:
-    """Commits, versions and devices of the run, from the run records of the scores."""
-    rows = read_manifests(reference / "scores" / TABLE)
-    runs = [json.loads(row["run"]) for row in rows if Path(row["folder"]).name == "scores"]
-    commits = Counter(run["commit"][:7] for run in runs)
-    parts = [f"{len(runs)} models (bases included) were scored"]
+    """Commits, versions and devices of the run, from the records of the scores; without models, of the experiments."""
+    runs, parts = [], ["no model was scored"]
+    if (reference / "scores" / TABLE).is_file():
+        rows = read_manifests(reference / "scores" / TABLE)
+        runs = [json.loads(row["run"]) for row in rows if Path(row["folder"]).name == "scores"]
+        parts = [f"{len(runs)} models (bases included) were scored"]
+    if not runs:
+        records = (run_file(record) for record in sorted((reference / "experiments").glob("*/made.json")))
+        runs = [read_json(record) for record in records if record.is_file()]
+    commits = Counter(run.get("commit", "none")[:7] for run in runs)  # none: not in a git repository
     parts.append("commits " + ", ".join(f"{commit} ({count})" for commit, count in commits.most_common()))
     versions = {", ".join(f"{name} {version}" for name, version in run["versions"].items()) for run in runs}
     parts += [*sorted(versions), ", ".join(sorted({run["device"] for run in runs}))]
@@ -135,27 +144,43 @@ def fill(page: Path, parts: Mapping[str, str]) -> None:
     page.write_text(filled(page, parts), encoding="utf-8")
 
 
-def evaluation(name: str) -> str | None:
-    """The page of the study `name` from its reference, reference/NAME; None without one."""
-    root = DOCS.parent
+def evaluation(name: str, root: Path = DOCS.parent) -> str | None:
+    """The page docs/results-NAME.md of the study `name`, from what reference/NAME holds of it; None without one.
+
+    Args:
+        root: of the repository; studies, tasks and base are read from there.
+    """
     reference = root / "reference" / name / "results"
     if not (reference / "made.json").is_file():
         return None
     study = load_study([root / "params.yaml", root / "studies" / f"{name}.yaml"], root)
     folder = reference / "experiments"
-    there = [each for each in study.experiments if (folder / each / "made.json").is_file()]
-    lacking = [f"`{each}`" for each in study.experiments if each not in there]
-    parts = page(folder, there, study.statistics.level)
-    relative = os.path.relpath(folder, DOCS)
-    text = re.sub(r"\]\((\w+/\w+\.png)\)", rf"]({relative}/\1)", "\n\n".join(parts))
-    title = (
-        f"# Results of the study {name}\n\nWhat each experiment stands for, and what is small: [{name}.md]({name}.md)."
+    states = {each: state_of(study, each, folder / each / "made.json") for each in study.experiments}
+    there = [each for each, state in states.items() if state != NOT_RUN]
+    relative = os.path.relpath(folder, root / "docs")
+    shown = "\n\n".join(page(folder, there, study.statistics.level))
+    targets = pd.DataFrame(
+        {"target": f"`{each}`", "what it shows": study.experiments[each].title, "state": state}
+        for each, state in states.items()
     )
-    more = [f"Not run: {', '.join(lacking)}."] if lacking else []
-    return (
-        "\n\n".join([title, f"From its stored scores by `python docs/results.py`. {run_of(reference)}", *more, text])
-        + "\n"
-    )
+    parts = [
+        f"# Results of the study {name}",
+        f"What each experiment stands for, and what is small: [{name}.md]({name}.md). By `python docs/results.py` from "
+        f"the stored scores: {run_of(reference)}",
+        f"## What has run\n\n{len(there)} of {len(states)} targets. How to run one and store it: "
+        "[reproduce.md](reproduce.md#the-evaluations-of-eap-and-doco-target-by-target).",
+        markdown_table(targets),
+        re.sub(r"\]\((\w+/\w+\.png)\)", rf"]({relative}/\1)", shown),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def state_of(study: Study, name: str, record: Path) -> str:
+    """Whether an experiment has run, and with the settings that it has now."""
+    if not record.is_file():
+        return NOT_RUN
+    same = read_manifest(record)["parameters"] == plain(report_settings.experiment(study, name))
+    return "run" if same else "run with other settings than now"
 
 
 def parts_of(reference: Path) -> dict[str, str]:

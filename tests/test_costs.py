@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from resurgence.config.fields import ConfigError
+from resurgence.config.fields import ConfigError, read_yaml
 from resurgence.config.load import load_study
 from resurgence.config.settings import make_eraser
 from resurgence.config.study import Cell, Erasure, Study
@@ -17,6 +17,7 @@ from resurgence.data.prompts import prompt_set
 from resurgence.diffusion.speed import SPEEDS as SPEED_CHOICES
 from resurgence.diffusion.speed import of_card
 from resurgence.workflow import graph, plan
+from resurgence.workflow.cpu_seconds import erasing
 from resurgence.workflow.gpu_hours import SPEEDS, Cost, Coster, Rates, by_rule, prompts_of, read_rates
 from resurgence.workflow.jobs import Job
 from resurgence.workflow.jobs import jobs as study_jobs
@@ -203,6 +204,30 @@ def test_only_runs_on_the_card_and_at_the_speed_of_the_plan_count(
         spent[gpu, speed] = plan.measured_costs(runs, plan.Counter(sample=1), costs, coster)
     slow = pytest.approx(2 * Coster(study, rates, "a100")(second).seconds)
     assert spent == {("a100", "eager"): {"sample": slow}, ("a100", "graphs"): {}, ("h100", "eager"): {}}
+
+
+def measured_erasures(name: str) -> list[tuple[str, int, int]]:
+    """Variant, erased concepts and seconds of one core of each erasure of the tuning on the second miniature."""
+    part = (ROOT / "docs/tuning.md").read_text(encoding="utf-8").partition("<!-- tuning study -->")[2]
+    rows = [[cell.strip() for cell in line.split("|")] for line in part.splitlines() if line.startswith(f"| {name}")]
+    found = []
+    for row in rows:
+        variant = row[1].partition(".")[2] or "default"
+        found += [(variant, n, int(s)) for n, s in zip((10, 1, 1), row[8].split(" / "), strict=True)]
+    return found
+
+
+@pytest.mark.parametrize("name", ["esd", "eap", "doco"])
+def test_the_seconds_of_erasing_on_a_cpu_are_those_that_were_measured_within_30_percent(name: str) -> None:
+    """Of all settings of an eraser together; single runs differ by more, as other work ran beside them."""
+    block = read_yaml(ROOT / "studies/tuning.yaml")["erasers"][name]
+    rates, runs, computed = read_rates(ROOT).cpu["miniature-2"], measured_erasures(name), 0.0
+    assert len(runs) == 3 * len(block["variants"])
+    for variant, erased, _ in runs:
+        settings = {k: v for k, v in block.items() if k != "variants"} | block["variants"][variant]
+        task = {"erase": ["x"] * erased, "retain": ["y"] * 10}
+        computed += rates.start + erasing({"method": name, "settings": settings, "task": task}, rates)
+    assert computed == pytest.approx(sum(seconds for *_, seconds in runs), rel=0.3)
 
 
 def test_an_unknown_gpu_is_told(study: Study) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from resurgence.analysis import claims, tables
 from resurgence.analysis.estimates import estimates
+from resurgence.analysis.half_recovery import half_recovery, half_recovery_table
 from resurgence.analysis.intervals import holm, interval
 from resurgence.analysis.random_effects import Estimate, Part, difference, over_runs
 from resurgence.analysis.weight_movement import correlations
@@ -57,7 +58,7 @@ def test_pooled_is_the_mean_over_seeds_at_the_last_step() -> None:
 
 def test_half_recovery() -> None:
     erased, base = np.array(0.0), np.array(100.0)
-    at = lambda values: float(claims.half_recovery([50, 150, 300], np.array(values, dtype=float), erased, base))  # noqa: E731
+    at = lambda values: float(half_recovery([50, 150, 300], np.array(values, dtype=float), erased, base))  # noqa: E731
     assert at([50, 60, 70]) == 50
     assert at([0, 100, 100]) == 100  # halfway between 50 and 150
     assert at([10, 30, 60]) == 150 + 150 * 20 / 30
@@ -65,15 +66,15 @@ def test_half_recovery() -> None:
     assert math.isinf(at([10, 20, 49.9]))
     erased, base = np.array(20.0), np.array(100.0)  # half of what was erased, not half of the base's value
     assert at([50, 60, 70]) == 150 and at([20, 40, 70]) == 150 + 150 * 20 / 30
-    nothing = claims.half_recovery([50], np.array([[80.0]]), np.array([50.0]), np.array([50.0]))
+    nothing = half_recovery([50], np.array([[80.0]]), np.array([50.0]), np.array([50.0]))
     assert math.isinf(nothing[0])  # nothing was erased
-    many = claims.half_recovery([10, 20], np.array([[60.0, 0.0], [80.0, 100.0]]), np.zeros(2), np.full(2, 100.0))
+    many = half_recovery([10, 20], np.array([[60.0, 0.0], [80.0, 100.0]]), np.zeros(2), np.full(2, 100.0))
     np.testing.assert_allclose(many, [50 / 6, 15])
 
 
 def test_interval_of_half_recovery_ends_where_the_limits_of_the_distance_to_it_cross(rows: list[dict]) -> None:
     """At the first end the upper limit of tuned - (erased + base) / 2 is 0, at the second the lower one."""
-    ends = claims.half_recovery_table(claims.pool_seeds(rows, last=False), 0.95)
+    ends = half_recovery_table(claims.pool_seeds(rows, last=False), 0.95)
     assert (ends["steps_low"] <= ends["steps"]).all() and (ends["steps"] <= ends["steps_high"]).all()
     row = ends[(ends["task"] == "identities-4") & (ends["eraser"] == "mace")].squeeze()
     chosen = [r for r in rows if (r["task"], r["eraser"], r["role"]) == ("identities-4", "mace", "erase")]
@@ -106,7 +107,7 @@ def test_the_table_has_the_step_at_which_half_of_what_was_erased_is_back() -> No
     ends = {"erased": spread(20, 1), "base": spread(100, 1)}
     values = {50: 40, 100: 60, 200: 80}
     rows = [{**cell, **ends, "step": step, "finetuned": spread(value, 1)} for step, value in values.items()]
-    row = claims.half_recovery_table(rows, 0.95).squeeze()
+    row = half_recovery_table(rows, 0.95).squeeze()
     assert row["steps"] == pytest.approx(100) and 90 < row["steps_low"] < 101 and 99 < row["steps_high"] < 120
 
 
@@ -114,7 +115,7 @@ def test_without_an_interval_there_are_no_limits_of_half_recovery() -> None:
     """Nothing repeats, so nothing is known of the step, not that it is 0."""
     one = lambda value: Estimate(value, (Part(value, "u", np.array([[value]]), 1, 1.0),), lambda v: float(v[0]), 1)  # noqa: E731
     row = {"task": "ship", "eraser": "mace", "finetune": "lora", "role": "erase", "erased": one(0.0), "base": one(9.0)}
-    table = claims.half_recovery_table([{**row, "step": 50, "finetuned": one(9.0)}], 0.95).squeeze()
+    table = half_recovery_table([{**row, "step": 50, "finetuned": one(9.0)}], 0.95).squeeze()
     assert table["steps"] == 25 and math.isnan(table["steps_low"]) and math.isnan(table["steps_high"])
     assert table["text"] == "25 [-, -]"
 
@@ -122,7 +123,7 @@ def test_without_an_interval_there_are_no_limits_of_half_recovery() -> None:
 def test_where_nothing_was_erased_no_half_can_return() -> None:
     same = {"erased": spread(40, 1), "base": spread(40, 1), "finetuned": spread(40, 1)}
     row = {"task": "ship", "eraser": "mace", "finetune": "lora", "role": "erase", "step": 50, **same}
-    table = claims.half_recovery_table([row], 0.95).squeeze()
+    table = half_recovery_table([row], 0.95).squeeze()
     assert math.isinf(table["steps"]) and table["text"] == "-"
 
 

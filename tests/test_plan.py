@@ -17,7 +17,10 @@ from resurgence.config.task import load_task, make_task
 from resurgence.data.prompts import prompt_set
 from resurgence.files import plain, sha256, write_json
 from resurgence.workflow import plan
+from resurgence.workflow.cpu_seconds import CpuCoster
+from resurgence.workflow.gpu_hours import CpuRates, read_rates
 from resurgence.workflow.jobs import Job, jobs
+from resurgence.workflow.rule_table import RULES
 from test_config import TASK, write_world
 
 ROOT = Path(__file__).parents[1]
@@ -138,6 +141,27 @@ def test_lines_add_up(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert table["score"] == ["3", "1", "1", "min", "00", "s"]
     assert table["sample"] == ["0", "4", "-"]
     assert table["all"][:6] == ["4", "5", "about", "1", "min", "10"]
+
+
+def test_seconds_on_a_cpu_grow_with_the_work_of_a_job(
+    study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By hand: images x steps x 2 for the guidance, steps of fine-tuning, and the others' seconds of the rule table."""
+    monkeypatch.chdir(tmp_path)
+    assert study.base.name == "miniature-2"
+    rates = read_rates(ROOT)
+    ones = CpuRates(start=1000.0, graded=0.0, plain=0.0, sample=2.0, tune=3.0, score=5.0)
+    cost = CpuCoster(study, dataclasses.replace(rates, cpu={"miniature-2": ones}))
+    seconds = {}
+    for job in jobs(study):
+        seconds.setdefault(job.rule.name, []).append(cost(job).seconds)
+    images, steps = len(prompt_set(make_task(TASK))), study.sampling.steps
+    sampled = [1000 + n * images * steps * 2 * 2 for n in (1, 1, 2, 2)]  # base, erased; two checkpoints of two models
+    assert sorted(seconds["sample"]) == sampled
+    assert sorted(seconds["score"]) == [1000 + n * images * 5 for n in (1, 1, 2, 2)]
+    accumulation = study.finetune_settings("lora", "default")["accumulation"]
+    assert seconds["finetune"] == [1000 + 4 * accumulation * 3] * 2
+    assert seconds["closed_form"] == [RULES["closed_form"].seconds]
 
 
 def test_one_model_at_a_time_on_a_gpu(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
     python docs/results.py
 
 The settings are those of the study as it is now; inputs and scores remain. Grids, lists of members, and experiments of
-the Fréchet distance, whose features a reference leaves out, stay as they are. `make verify` checks the result.
+the Fréchet distance, whose features a reference leaves out, stay as they are, and what has not run stays out. `make
+verify` checks the result.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def replace(made: Path, new: Path, settings: dict[str, Any]) -> None:
 def main(reference: Path, configuration: list[Path]) -> None:
     """Make the experiments and the page of all of them again, in place."""
     study, root = load_study(configuration), (reference / "results").resolve()
-    wanted = {name: report_settings.experiment(study, name) for name in study.experiments}
+    stored = [name for name in study.experiments if (root / "experiments" / name / "made.json").is_file()]
+    wanted = {name: report_settings.experiment(study, name) for name in stored}
     lost = lost_metrics(root)
     with stored_scores(root), tempfile.TemporaryDirectory() as folder:
         for name, settings in wanted.items():
@@ -45,6 +47,8 @@ def main(reference: Path, configuration: list[Path]) -> None:
                 experiment.make(Job(settings, new, {}, "cpu"))
                 replace(root / "experiments" / name / new.name, new, settings)
                 print(name, flush=True)
+        if not (root / "experiments" / "made.json").is_file():  # of a study that has run in part
+            return
         pages = Path(folder) / "experiments"
         shutil.copytree(root / "experiments", pages)
         settings = report_settings.results(study)

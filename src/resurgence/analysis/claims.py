@@ -1,4 +1,4 @@
-"""Results of an experiment: its cells averaged over seeds, steps to half recovery, and verdicts on a paper's claims.
+"""Results of an experiment: its cells averaged over seeds, and verdicts on a paper's claims.
 
 Intervals are over concepts and seeds (intervals.py). The published study's statistic, the median over seeds and the
 largest deviation from it, stands beside them.
@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resurgence.analysis.concept_places import mean_place
 from resurgence.analysis.headline import markdown_table, marked, number
 from resurgence.analysis.intervals import holm, interval, least_level, p_value
 from resurgence.analysis.measures import median_deviation
-from resurgence.analysis.random_effects import Estimate, combine, difference, mean_of, over_runs
+from resurgence.analysis.random_effects import Estimate, difference, mean_of, over_runs
+from resurgence.analysis.score_sets import ImageSet
 from resurgence.config.experiment import Cells, Claim
 from resurgence.config.model_path import method_name
 
@@ -136,50 +138,6 @@ def images_text(n: int, runs: int, scope: str = "") -> str:
     return f"{n} x {runs}" if runs > 1 else f"{n}, this run"
 
 
-def half_recovery(steps: Sequence[float], values: np.ndarray, erased: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """The step at which half of the erased metric has returned, linear between checkpoints; infinity if it never has.
-
-    Args:
-        steps: (S,) of the checkpoints, increasing, above 0. values: (S, ...) there. erased, base: (...).
-    """
-    half = (erased + base) / 2
-    recovery = np.full(np.shape(half), math.inf)
-    before, start = erased, 0.0
-    for step, value in zip(steps, values, strict=True):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            crossing = start + (step - start) * (half - before) / (value - before)
-        crossed = np.isinf(recovery) & (value >= half) & (base > erased)
-        recovery = np.where(crossed, crossing, recovery)
-        before, start = value, step
-    return recovery
-
-
-def half_recovery_table(rows: Sequence[Mapping[str, Any]], level: float) -> pd.DataFrame:
-    """Steps to half recovery of each cell, from `pool_seeds` at every step.
-
-    Their interval holds the steps at which the distance from half recovery, fine-tuned - (erased + base) / 2, may be 0
-    (Fieller 1954): it ends where the limits of that distance, linear between checkpoints, cross 0.
-    """
-    cells: dict[tuple, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["role"] == "erase":
-            cells.setdefault(tuple(row[name] for name in CELL), []).append(row)
-    records = []
-    for key, group in cells.items():
-        group.sort(key=lambda row: row["step"])
-        steps, tuned = [float(row["step"]) for row in group], [row["finetuned"] for row in group]
-        erased, base = group[0]["erased"], group[0]["base"]
-        value = half_recovery(steps, np.array([e.value for e in tuned]), np.array(erased.value), np.array(base.value))
-        gaps = [combine(lambda t, e, b: t - (e + b) / 2, e, erased, base, n=e.n) for e in (erased, *tuned)]
-        limits = np.array([interval(gap, level) for gap in gaps])
-        high, low = (half_recovery(steps, end[1:], end[0], -end[0]) if end[0] < 0 else 0 * end[0] for end in limits.T)
-        ends = {"steps": float(value), "steps_low": float(low), "steps_high": float(high)}
-        texts = [f"> {steps[-1]:.0f}" if math.isinf(end) else f"{end:.0f}".replace("nan", "-") for end in ends.values()]
-        text = f"{texts[0]} [{texts[1]}, {texts[2]}]" if base.value > erased.value else "-"  # nothing was erased
-        records.append({**dict(zip(CELL, key, strict=True)), **ends, "last_step": steps[-1], "text": text})
-    return pd.DataFrame(records, columns=[*CELL, "steps", "steps_low", "steps_high", "last_step", "text"])
-
-
 def quantity(rows: Sequence[Mapping[str, Any]], cells: Cells, value: str) -> Estimate:
     """The mean of a value over some cells, all of one metric; a base or erased model of several rows counts once.
 
@@ -228,6 +186,7 @@ def evaluate_claims(
     level: float,
     differences: Sequence[str] = (),
     shows_concept: Collection[str] = (),
+    sets: Sequence[ImageSet] = (),
 ) -> pd.DataFrame:
     """One row a claim: the sentence, what is compared, the estimate with its interval, the verdict.
 
@@ -237,13 +196,18 @@ def evaluate_claims(
     Args:
         differences: of each claim, the settings in which its sides differ.
         shows_concept: the metrics that increase with the concept from 0, whose comparison may be at the floor.
+        sets: scores of the models, for claims about the place of words.
     """
     columns = ["claim", "compared", "differences", "value", "low", "high", "n", "runs", "p", "verdict"]
     columns += ["scope"] if any("deviations" in row for row in rows) else []
     records = []
     for claim, different in itertools.zip_longest(claims, differences, fillvalue=""):
         chosen = [row for row in rows if claim.metric in (None, row["metric"])]
-        estimate, floor = quantity(chosen, claim.of, claim.value), False
+        if claim.words:
+            estimate = mean_place(sets, chosen[0]["metric"], claim)
+        else:
+            estimate = quantity(chosen, claim.of, claim.value)
+        floor = False
         if claim.against is not None:
             sides = estimate, quantity(chosen, claim.against, claim.value)
             visible = {row["metric"] for row in chosen} <= set(shows_concept)
@@ -278,7 +242,12 @@ def comparison_text(claim: Claim) -> str:
         parts = [part for part in (cells.task, cells.eraser, cells.finetune, cells.concept) if part]
         return (", ".join(parts) or "all cells") + ("" if cells.role == "erase" else f" ({cells.role})")
 
-    text = (f"{claim.metric}, " if claim.metric else "") + f"{claim.value} of {cells_text(claim.of)}"
+    value = claim.value
+    if claim.words:
+        words = ", ".join(f'"{word}"' for word in claim.words)
+        mean = "mean |q - 0.5|" if claim.place == "off_middle" else "mean q"
+        value = f"{mean}, q the quantile of {words} among all, {value}"
+    text = (f"{claim.metric}, " if claim.metric else "") + f"{value} of {cells_text(claim.of)}"
     text += f" minus that of {cells_text(claim.against)}" if claim.against else ""
     within = f" within {claim.margin:g}" if claim.expect == "equal" else ""
     return f"{text}; expected {claim.expect} {claim.than:g}{within}"

@@ -8,27 +8,23 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from resurgence.analysis.concept_places import concept_values
 from resurgence.analysis.headline import number
 from resurgence.analysis.score_sets import ImageSet
 from resurgence.analysis.weight_movement import rank_correlation
 from resurgence.config.model_path import method_name
-from resurgence.config.scorers import metrics
 from resurgence.scorers.erasure_configs import SIMILARITY
 
 
 def by_concept(sets: list[ImageSet], metric: str, roles: Sequence[str] = ("erase",)) -> pd.DataFrame:
     """A metric of each concept of the roles in the base, the erased model and each checkpoint, if any is fine-tuned.
 
-    The mean over seeds; columns task, eraser, finetune, concept, column, value (NaN where no image has the metric), n
-    (images with a value), role. A general prompt, which has no concept, is its own.
+    The mean over seeds of `concept_values`; columns task, eraser, finetune, concept, column, value, n, role.
     """
-    column, scale = metrics()[metric].column, metrics()[metric].scale
-    parts = []
-    for images, role in itertools.product(sets, roles):
-        rows = images.rows[images.rows["role"] == role]
-        rows = rows.assign(concept=rows["concept"].where(rows["concept"] != "", rows["prompt"]))
-        means = rows.groupby("concept")[column].agg(value="mean", n="count").reset_index()
-        parts.append(means.assign(**images.key, role=role, value=scale * means["value"]))
+    parts = [
+        concept_values(images, metric, role).assign(**images.key, role=role)
+        for images, role in itertools.product(sets, roles)
+    ]
     every = pd.concat(parts, ignore_index=True)
     tables = []
     names = ["task", "eraser", "variant", "finetune", "finetune_variant"]

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resurgence.config.audit import check_audit
+from resurgence.config.claim_checks import check_values
 from resurgence.config.erasers import eraser_config, erasers
-from resurgence.config.experiment import PER_CONCEPT
+from resurgence.config.experiment import MEASURED, PER_CONCEPT
 from resurgence.config.experiment_checks import check_experiments, check_scored
 from resurgence.config.fields import ConfigError, build, known, one_place, read_yaml
 from resurgence.config.hints import did_you_mean
@@ -288,3 +289,5 @@ def check_scorers(study: Study, root: Path) -> None:
                 raise ConfigError(
                     key, metric, "is no share in percent, which a heat map draws; name one, or a histogram"
                 )
+        if experiment.kind in MEASURED:
+            check_values(study, name, key, root)

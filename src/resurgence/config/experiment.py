@@ -13,6 +13,7 @@ CATEGORIES = ("task", "eraser", "finetune")
 TUNED = ("bars", "line", "curves", "heatmap", "weights", "table", "histogram")  # kinds of scores, also fine-tuned ones
 MEASURED = (*TUNED, "scatter")  # kinds that are computed from scores
 PER_CONCEPT = ("heatmap", "histogram", "grid", "scatter")  # kinds whose metric is the mean of a column of the scores
+RANKED = ("histogram", "scatter")  # kinds whose claims may be about the place of words in a vocabulary
 OF_FINETUNED = ("curves", "heatmap", "weights")  # kinds that cannot show erased models alone
 USED_BY = {  # key -> the kinds in which it has an effect
     "erasers": (*MEASURED, "grid", "words", "tuning"),
@@ -71,6 +72,11 @@ class Claim:
     """Differences up to this are negligible, in units of the metric."""
     metric: str | None = None
     """A metric of a table; null: its first."""
+    words: tuple[str, ...] = ()
+    """Of a histogram or scatter: concepts or general prompts whose place among all of the role decides, not their
+    value."""
+    place: Literal["quantile", "off_middle"] = "quantile"
+    """Of words: the mean of their quantiles q among the values of the role, between 0 and 1; or of |q - 0.5|."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,7 @@ class Experiment:
 
     def _check_claims(self) -> None:
         for number, claim in enumerate(self.claims):
+            self._check_words(f"claims[{number}]", claim)
             if not self.finetunes and claim.value in ("finetuned", "resurgence"):
                 remedy = "is of a fine-tuned model, and the experiment has none; write erased, or name finetunes"
                 raise ConfigError(f"claims[{number}].value", claim.value, remedy)
@@ -183,3 +190,19 @@ class Experiment:
                 if self.over_tasks and cells is not None and cells.task is not None:
                     remedy = "is averaged with the other tasks; leave it out, or over_tasks"
                     raise ConfigError(f"claims[{number}].{key}.task", cells.task, remedy)
+
+    def _check_words(self, place: str, claim: Claim) -> None:
+        unique(f"{place}.words", claim.words)
+        if not claim.words:
+            if claim.place != "quantile":
+                raise ConfigError(f"{place}.place", claim.place, "is of words, and the claim has none; name words")
+            return
+        if self.kind not in RANKED:
+            remedy = f"are for an experiment of kind {' or '.join(RANKED)}, not {self.kind}; remove them"
+            raise ConfigError(f"{place}.words", list(claim.words), remedy)
+        if claim.value != "erased" or claim.against is not None:
+            given = claim.value if claim.against is None else "against"
+            raise ConfigError(f"{place}.words", given, "the place of words is of erased models alone; write erased")
+        if claim.than < claim.margin or claim.than + claim.margin > 1:
+            shown = {"than": claim.than, "margin": claim.margin}
+            raise ConfigError(place, shown, "are of a quantile, between 0 and 1; write numbers such as 0.5 and 0")

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from resurgence.config.experiment_cells import NOT_TUNED, cells_of, row_of, setting_of
 from resurgence.config.fields import ConfigError, known
 from resurgence.config.model_path import EXPERIMENT, method_name
-from resurgence.config.scorers import scorer_class
+from resurgence.config.scorers import ROLES, scorer_class
 
 if TYPE_CHECKING:
     from resurgence.config.experiment import Experiment
     from resurgence.config.study import Cell, Study
 
-ROLES = ("erase", "synonym", "retain", "synonym-retain", "general", "all")
+OF_TABLES = (*ROLES, "all")
 """Roles of the rows of tables; all: of the harmonic means."""
 
 
@@ -81,7 +81,7 @@ def check_first_seed(study: Study, experiment: Experiment, cells: list[Cell], ke
 def check_roles(study: Study, experiment: Experiment, key: str) -> None:
     """Raise ConfigError for an unknown role, or one without prompts: in all tasks, or for a grid in one of them."""
     for role in experiment.roles:
-        known(key, role, ROLES)
+        known(key, role, OF_TABLES)
         lacking = [task for task in experiment.tasks if not has_role(study, task, role)]
         if lacking and (experiment.kind == "grid" or len(lacking) == len(experiment.tasks)):
             raise ConfigError(key, role, f"has no prompts in {lacking[0]}; name other tasks, or remove the role")

@@ -40,6 +40,16 @@ SCORERS = {
 }  # in the order of the rows of the tables
 
 
+CONCEPT = ("erase", "synonym", "retain", "synonym-retain")
+"""Roles of prompts that are about a concept."""
+ROLES = (*CONCEPT, "general")
+"""Roles of the prompts of a task."""
+NAMED = "named"
+"""Not a role, but a part of one: the general prompts that name an erased or retained concept."""
+OF_CONCEPT = (*CONCEPT, NAMED)
+"""Where a metric has a value that compares an image with its concept."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric of an image set: the mean of a column times a factor, or a distance between sets."""
@@ -49,6 +59,7 @@ class Metric:
     scale: float = 1.0  # 100: the column is between 0 and 1, and the metric a share of the images in percent
     shows_concept: bool = False  # the larger, the more of the concept: reports say whether it came back
     accuracy: bool = False  # share of images with their concept, in percent: leads the report, enters H_c and H_o
+    roles: tuple[str, ...] = ROLES  # in which images have a value; NAMED: of general prompts, those with a concept
 
     @property
     def share(self) -> bool:
@@ -64,8 +75,10 @@ AGREEMENT = "agreement"
 """Column of scores with two detectors: 1 for an image of which both say, or both deny, that its concept is there."""
 COMMON = {
     BLANK: Metric(BLANK, "Blank images (%)", 100.0),
-    FALSE_ALARM: Metric(FALSE_ALARM, "Erased concept seen in images of others (%)", 100.0),
-    AGREEMENT: Metric(AGREEMENT, "Images on which the detectors agree (%)", 100.0),
+    FALSE_ALARM: Metric(
+        FALSE_ALARM, "Erased concept seen in images of others (%)", 100.0, roles=("retain", "synonym-retain", "general")
+    ),
+    AGREEMENT: Metric(AGREEMENT, "Images on which the detectors agree (%)", 100.0, roles=OF_CONCEPT),
 }  # metrics of all scores, after those of the scorers
 HARMONIC = {"H_c": "Harmonic mean H_c (%)", "H_o": "Harmonic mean H_o (%)"}  # of several metrics: name -> title
 

@@ -21,6 +21,7 @@ from resurgence.config.scorers import (
     BLANK,
     COMMON,
     FALSE_ALARM,
+    OF_CONCEPT,
     Metric,
     ScorerConfig,
     loader,
@@ -47,9 +48,9 @@ if TYPE_CHECKING:
     from resurgence.config.task import Task
 
 __all__ = [
-    "CelebrityConfig", "ClipConfig", "FrechetConfig", "InceptionConfig", "LabelValues", "LoadedScorer", "Metric",
-    "RecogniserConfig", "ReferenceConfig", "Scorer", "ScorerConfig", "feature_names", "load_scorers", "metrics",
-    "ranked", "read_scores", "score_images", "write_scores",
+    "OF_CONCEPT", "CelebrityConfig", "ClipConfig", "FrechetConfig", "InceptionConfig", "LabelValues", "LoadedScorer",
+    "Metric", "RecogniserConfig", "ReferenceConfig", "Scorer", "ScorerConfig", "feature_names", "load_scorers",
+    "metrics", "ranked", "read_scores", "score_images", "write_scores",
 ]  # fmt: skip
 log = logging.getLogger(__name__)
 SCORES, FEATURES = "scores.parquet", "features.safetensors"

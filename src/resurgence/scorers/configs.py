@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from resurgence.config.fields import ConfigError, known
 from resurgence.config.hints import did_you_mean
-from resurgence.config.scorers import Metric, ScorerConfig, scorer_class
+from resurgence.config.scorers import OF_CONCEPT, Metric, ScorerConfig, scorer_class
 from resurgence.files import GET_SHIPPED, read_lines
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ SHIPPED = f"{GET_SHIPPED} or correct the path"
 
 def accuracy(column: str, title: str) -> Metric:
     """The share of images with their concept, in percent."""
-    return Metric(column, title, 100.0, shows_concept=True, accuracy=True)
+    return Metric(column, title, 100.0, shows_concept=True, accuracy=True, roles=OF_CONCEPT)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,11 @@ class RecogniserConfig(ScorerConfig):
     metrics: ClassVar = {
         "recogniser_accuracy": accuracy("recogniser_correct", "Recogniser accuracy (%)"),
         "recogniser_content": Metric(
-            "recogniser_content_correct", "Content of style prompts recognised (%)", 100.0, shows_concept=True
+            "recogniser_content_correct",
+            "Content of style prompts recognised (%)",
+            100.0,
+            shows_concept=True,
+            roles=OF_CONCEPT,
         ),
     }
     gives_features: ClassVar = True
@@ -60,7 +64,9 @@ class ClipConfig(ScorerConfig):
     columns: ClassVar = ("clip_score", "clip_correct", "clip_probability")
     metrics: ClassVar = {
         "clip_accuracy": accuracy("clip_correct", "CLIP accuracy (%)"),
-        "clip_probability": Metric("clip_probability", "CLIP mean probability (%)", 100.0, shows_concept=True),
+        "clip_probability": Metric(
+            "clip_probability", "CLIP mean probability (%)", 100.0, shows_concept=True, roles=OF_CONCEPT
+        ),
         "clip_score": Metric("clip_score", "CLIP score (100 cos)", shows_concept=True),
     }
     gives_features: ClassVar = True
@@ -93,7 +99,7 @@ class ReferenceConfig(ScorerConfig):
     metrics: ClassVar = {
         "reference_accuracy": accuracy("reference_correct", "Nearest to the concept's reference pictures (%)"),
         "reference_similarity": Metric(
-            "reference_similarity", "Similarity to reference pictures (100 cos)", shows_concept=True
+            "reference_similarity", "Similarity to reference pictures (100 cos)", shows_concept=True, roles=OF_CONCEPT
         ),
     }
     gives_features: ClassVar = True
@@ -129,9 +135,10 @@ class CelebrityConfig(ScorerConfig):
             "celebrity_correct", "Celebrity detector's accuracy over images with a face (%)"
         ),
         "celebrity_accuracy_all": Metric(
-            "celebrity_correct_all", "Celebrity detector's accuracy over all images (%)", 100.0, shows_concept=True
+            "celebrity_correct_all", "Celebrity detector's accuracy over all images (%)", 100.0, shows_concept=True,
+            roles=OF_CONCEPT,
         ),
-        "celebrity_no_face": Metric("celebrity_no_face", "Images without a face (%)", 100.0),
+        "celebrity_no_face": Metric("celebrity_no_face", "Images without a face (%)", 100.0, roles=OF_CONCEPT),
     }  # fmt: skip
     rank: ClassVar = 0
     fetch: ClassVar = "convert the published archive: `python -m resurgence.scorers.celebrity_convert ARCHIVE FOLDER`"
@@ -170,18 +177,19 @@ class CelebrityStandInConfig(ScorerConfig):
     metrics: ClassVar = {
         "celebrity_stand_in": Metric(
             "celebrity_stand_in_correct", "Stand-in for the celebrity detector: accuracy over images with a face (%)",
-            100.0, shows_concept=True,
+            100.0, shows_concept=True, roles=OF_CONCEPT,
         ),
         "celebrity_stand_in_all": Metric(
             "celebrity_stand_in_correct_all", "Stand-in for the celebrity detector: accuracy over all images (%)",
-            100.0, shows_concept=True,
+            100.0, shows_concept=True, roles=OF_CONCEPT,
         ),
         "celebrity_stand_in_no_face": Metric(
-            "celebrity_stand_in_no_face", "Stand-in for the celebrity detector: images without a face (%)", 100.0
+            "celebrity_stand_in_no_face", "Stand-in for the celebrity detector: images without a face (%)", 100.0,
+            roles=OF_CONCEPT,
         ),
         "celebrity_stand_in_similarity": Metric(
             "celebrity_stand_in_similarity", "Stand-in for the celebrity detector: similarity to photographs (100 cos)",
-            shows_concept=True,
+            shows_concept=True, roles=OF_CONCEPT,
         ),
     }  # fmt: skip
     rank: ClassVar = 0
@@ -223,7 +231,7 @@ class FrechetConfig(ScorerConfig):
     metrics: ClassVar = {
         "frechet": Metric(None, "Fréchet distance to the base's images"),
         "kid": Metric(None, "Kernel distance (KID) to the base's images, x 1000"),
-        "frechet_reference": Metric(None, "Fréchet distance to real images"),
+        "frechet_reference": Metric(None, "Fréchet distance to real images", roles=("general",)),
     }
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from resurgence.config.fields import ConfigError
-from resurgence.config.scorers import Metric, ScorerConfig
+from resurgence.config.scorers import NAMED, OF_CONCEPT, Metric, ScorerConfig
 from resurgence.config.spelling import normal_form
 from resurgence.scorers.configs import FACE_NETWORKS, ClipConfig
 
@@ -68,10 +68,10 @@ class SuccessConfig(ScorerConfig):
     loader: ClassVar = "resurgence.scorers.success:load"
     columns: ClassVar = ("success_class", *(f"success_{rate}_{k}" for rate in ("esr", "psr") for k in (1, 5)))
     metrics: ClassVar = {
-        **{f"esr_{k}": Metric(f"success_esr_{k}", f"ESR-{k}: erased class not in the top {k} (%)", 100.0)
-           for k in (1, 5)},
-        **{f"psr_{k}": Metric(f"success_psr_{k}", f"PSR-{k}: retained class in the top {k} (%)", 100.0)
-           for k in (1, 5)},
+        **{f"esr_{k}": Metric(f"success_esr_{k}", f"ESR-{k}: erased class not in the top {k} (%)", 100.0,
+                              roles=("erase", "synonym", NAMED)) for k in (1, 5)},
+        **{f"psr_{k}": Metric(f"success_psr_{k}", f"PSR-{k}: retained class in the top {k} (%)", 100.0,
+                              roles=("retain", "synonym-retain", NAMED)) for k in (1, 5)},
     }  # fmt: skip
     fetch: ClassVar = (
         "fetch torchvision's resnet50-11ad3fa6.pth (IMAGENET1K_V2; 0676ba61 is V1), convert the Keras network with "
@@ -89,9 +89,9 @@ class AnchorConfig(ClipConfig):
     loader: ClassVar = "resurgence.scorers.clip_pairs:load_anchored"
     columns: ClassVar = ("anchor_cs", "anchor_nearer")
     metrics: ClassVar = {
-        "cs": Metric("anchor_cs", "CS: CLIP score of the concept (250 cos)", shows_concept=True),
+        "cs": Metric("anchor_cs", "CS: CLIP score of the concept (250 cos)", shows_concept=True, roles=OF_CONCEPT),
         "ca": Metric("anchor_nearer", "CA: images nearer to the concept than to its anchor (%)", 100.0,
-                     shows_concept=True),
+                     shows_concept=True, roles=OF_CONCEPT),
     }  # fmt: skip
     gives_features: ClassVar = False
 

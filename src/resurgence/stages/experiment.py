@@ -19,6 +19,7 @@ from PIL import Image
 from resurgence.analysis import claims
 from resurgence.analysis.concept_means import agreement, by_concept, extremes, lost_concepts, with_similarity
 from resurgence.analysis.estimates import estimates
+from resurgence.analysis.half_recovery import half_recovery_table
 from resurgence.analysis.headline import changed_note, makers_table, markdown_table, number, title_of
 from resurgence.analysis.measures import recovered_fraction
 from resurgence.analysis.metric_tables import column_titles, wide
@@ -72,7 +73,7 @@ def line(job: Job, data: Measurements) -> Result:
 def curves(job: Job, data: Measurements) -> Result:
     """The metric at every checkpoint, and the steps to half recovery."""
     level = job.settings["statistics"]["level"]
-    table, halves = claims.table(data.curves, level), claims.half_recovery_table(data.curves, level)
+    table, halves = claims.table(data.curves, level), half_recovery_table(data.curves, level)
     halves = halves[["task", "eraser", "finetune", "text"]].rename(columns={"text": "steps to half recovery"})
     legend = "Steps to half recovery, linear between checkpoints, with their interval:"
     return Result(table, draw.curves(table, job.settings["title"]), [legend, markdown_table(halves)])
@@ -154,7 +155,7 @@ def measured(job: Job) -> Result:
     first = {"metric": shown[0]} if len(shown) > 1 else {}
     claimed = [build(Claim, {**first, **claim}, "claims") for claim in settings["claims"]]
     visible = [metric for metric in shown if metric in metrics() and metrics()[metric].shows_concept]
-    decided = claims.evaluate_claims(ends, claimed, statistics["level"], settings["differences"], visible)
+    decided = claims.evaluate_claims(ends, claimed, statistics["level"], settings["differences"], visible, sets)
     result = MEASURED[settings["kind"]](job, Measurements(sets, rows, steps, ends))
     paragraphs, changed = result.paragraphs, settings.get("changed_objectives", {})
     if "resurgence_low" in result.table:

@@ -56,7 +56,8 @@ def differing_files(
 
 
 def packed(root: Path) -> Path | None:
-    """The folder of packed scores in a reference's results tree; None in a tree with a folder for each model.
+    """The folder of packed scores in a reference's results tree; None in a tree with a folder for each model, and in a
+    reference without models.
 
     Raises:
         FileNotFoundError: a reference without its scores.
@@ -64,9 +65,17 @@ def packed(root: Path) -> Path | None:
     record = root / "made.json"
     if not record.is_file() or read_manifest(record)["kind"] != "reference":
         return None
+    if not scored(root):
+        return None
     if not (root / "scores" / PACKED).is_file():
         raise FileNotFoundError(f"{root / 'scores' / PACKED} is missing; run `dvc pull {root.parent / 'dvc.yaml'}`")
     return root / "scores"
+
+
+def scored(root: Path) -> bool:
+    """Whether a results tree is not a reference without models."""
+    record = root / "made.json"
+    return not record.is_file() or read_manifest(record)["parameters"].get("models") != 0
 
 
 @contextlib.contextmanager
@@ -222,7 +231,9 @@ def run(args: Namespace) -> None:
         print("\n".join(errors))
         verb = "differ" if args.against else "are not as they were written"
         raise ValueError(f"{len(errors)} files or rows of {args.folder} {verb}; run the study again, or `dvc checkout`")
-    if args.tables:
+    if args.tables and not scored(args.folder):
+        print(f"{args.folder}: no model has scores there, so no table or experiment was made again")
+    elif args.tables:
         metrics = lost_metrics(args.folder)
         but = f"; {' and '.join(metrics)} cannot be, the features are left out" if metrics else ""
         print(f"{args.folder / 'tables'} and experiments: made again from the stored scores, the same numbers{but}")

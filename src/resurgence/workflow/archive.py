@@ -18,12 +18,16 @@ import os
 import shutil
 import tarfile
 from argparse import ArgumentParser, Namespace
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from resurgence.config.counting import counted
+from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
-from resurgence.files import atomic_folder, files_below, json_text, write_json
+from resurgence.files import atomic_folder, files_below, json_text, resolve_path, write_json, write_text
 from resurgence.provenance.manifest import MANIFEST, RUN, described, files_of, read_manifest, run_file
 from resurgence.provenance.manifest_table import TABLE, pack_manifests, without_command
 from resurgence.provenance.outputs import check_file, check_writable
@@ -31,6 +35,7 @@ from resurgence.provenance.verify import OMITTED, named
 from resurgence.workflow.rule_table import RULES
 
 RESULTS = "results"
+SCORES = "scores"  # folder in it
 TOP = (
     "README.md", "LICENSE", "CITATION.cff", "CHANGELOG.md", "Makefile", "Snakefile", "pyproject.toml", "params.yaml",
     "dvc.yaml", "dvc.lock",
@@ -75,71 +80,96 @@ def results(root: Path, images: bool) -> tuple[list[Path], list[str]]:
     return sorted(files), sorted(omitted)
 
 
-def write_reference(out: Path, root: Path = Path()) -> int:
+def write_reference(out: Path, root: Path = Path(), only: Collection[str] | None = None) -> int:
     """Write the reference of a finished study to out/results; returns the bytes of all files.
 
     Tables, figures and experiments are copied; scores, weight movements and manifests of its models are packed into the
     few Parquet files of out/results/scores, which DVC carries. Scores of other studies in the same tree stay out. Of a
     study that has run in part, without tables, these are its finished experiments and the scores of their models.
 
+    Args:
+        only: the experiments of the study, if the tree may hold those of another one; then no tables. None: all.
+
     Raises:
         FileNotFoundError: the study has neither tables nor an experiment. FileExistsError: `out` holds a reference.
     """
     place, new = root / RESULTS, out / RESULTS
-    if not blocks(place):
+    if not settings_of(place, only):
         raise FileNotFoundError(f"{place} holds no tables and no experiment that is finished; run `make study` first")
     if new.exists():
         raise FileExistsError(f"{new} exists; remove it, or name another folder")
     with atomic_folder(new) as temporary:
-        for path in [path for part in shown_parts(place) if part.exists() for path in tree(part)]:
+        for path in [path for part in shown_parts(place, only) if part.exists() for path in tree(part)]:
             copy = temporary / path.relative_to(place)
             copy.parent.mkdir(parents=True, exist_ok=True)
             if path.name.endswith(RUN):
                 copy.write_text(without_command(path), encoding="utf-8")
             else:
                 shutil.copyfile(path, copy)
-        pack_models(place, temporary)
+        pack_models(place, temporary, only)
+        write_dvc_file(out, temporary, root, only is not None)
     return sum(path.stat().st_size for path in tree(new))
 
 
-def shown_parts(place: Path) -> list[Path]:
+def shown_parts(place: Path, only: Collection[str] | None) -> list[Path]:
     """Tables, figures and the experiments of the study in a results tree, with the page of all experiments."""
     page = place / "experiments" / "made.json"
+    if only is not None or not (place / "tables" / "made.json").is_file():
+        return [record.parent for record in finished(place, only)]
     names = read_manifest(page)["parameters"]["experiments"] if page.is_file() else ()
     pages = [page, run_file(page), page.with_name("results.md")] if names else []
-    if not (place / "tables" / "made.json").is_file():
-        names, pages = [record.parent.name for record in finished(place)], []
     return [place / "tables", place / "figures", *(page.parent / name for name in names), *pages]
 
 
-def finished(place: Path) -> list[Path]:
-    """The records of the experiments in a results tree, of whatever study."""
-    return sorted((place / "experiments").glob("*/made.json"))
+def finished(place: Path, only: Collection[str] | None = None) -> list[Path]:
+    """The records of the experiments in a results tree, of whatever study, or of these names."""
+    records = sorted((place / "experiments").glob("*/made.json"))
+    return [record for record in records if only is None or record.parent.name in only]
 
 
-def blocks(place: Path) -> list[dict[str, Any]]:
-    """The settings that name the models of a results tree: of the tables, else of the experiments with models."""
+def settings_of(place: Path, only: Collection[str] | None) -> list[dict[str, Any]]:
+    """The settings that name base and models of a results tree: of the tables, else of the experiments."""
     tables = place / "tables" / "made.json"
-    settings = [read_manifest(path)["parameters"] for path in ([tables] if tables.is_file() else finished(place))]
-    return [block for block in settings if "models" in block]
+    whole = only is None and tables.is_file()
+    return [read_manifest(path)["parameters"] for path in ([tables] if whole else finished(place, only))]
 
 
-def pack_models(place: Path, out: Path) -> None:
-    """Pack what a results tree holds of the models that it shows into out/scores; out/made.json names the files."""
+def pack_models(place: Path, out: Path, only: Collection[str] | None) -> None:
+    """Pack what a results tree holds of the models that it shows into out/scores; out/made.json names the files.
+
+    Experiments that show no model, such as the similarity of words, need no scores.
+    """
     from resurgence.analysis.score_archive import pack
     from resurgence.analysis.score_folders import entry
 
-    shown = blocks(place)
-    folders = {place.parent / entry(block, model)["path"] for block in shown for model in block["models"]}
+    shown = settings_of(place, only)
+    folders = {place.parent / entry(block, model)["path"] for block in shown for model in block.get("models", ())}
     artefacts = {*folders, *(f.with_name("geometry") for f in folders if f.with_name("geometry").is_dir())}
     listed = {Path(name).name for folder in artefacts for name in read_manifest(folder)["files"]}
-    packed = out / "scores"
-    packed.mkdir()
-    pack(place / "scores", folders, packed)
-    pack_manifests(place, artefacts, packed / TABLE)
+    files: dict[str, str] = {}
+    if folders:
+        packed = out / SCORES
+        packed.mkdir()
+        pack(place / SCORES, folders, packed)
+        pack_manifests(place, artefacts, packed / TABLE)
+        files = {f"{packed.name}/{name}": digest for name, digest in files_of(packed).items()}
     parameters = {"base": shown[0]["base"], "models": len(folders), "left_out": sorted(listed & set(LARGE))}
-    files = {f"{packed.name}/{name}": digest for name, digest in files_of(packed).items()}
     write_json(out / "made.json", {**described("reference", parameters, {}, {}), "files": files})
+
+
+def write_dvc_file(out: Path, results: Path, root: Path, of_study: bool) -> None:
+    """Write out/dvc.yaml, by which DVC carries the scores, if there are any and `out` is in a repository with DVC."""
+    place, file = Path(os.path.relpath(out, root)), out / "dvc.yaml"
+    if file.exists() or not (results / SCORES).is_dir() or not (root / ".dvc").is_dir() or ".." in place.parts:
+        return
+    study = f" --overlay studies/{out.name}.yaml" if of_study else ""
+    stage = {
+        "wdir": os.path.relpath(root, out),
+        "cmd": f"resurgence archive --reference {place.as_posix()}{study}",
+        "frozen": True,  # `dvc repro` never makes a reference of whatever is in results/
+        "outs": [{(place / RESULTS / SCORES).as_posix(): {"persist": True, "remote": "shipped"}}],
+    }
+    write_text(file, yaml.safe_dump({"stages": {"scores": stage}}, sort_keys=False))
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -197,16 +227,26 @@ def archive_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--reference", type=Path, metavar="DIR", help="no archive: tables, experiments and packed scores to DIR/results"
     )
+    parser.add_argument(
+        "--overlay", type=Path, nargs="*", default=[],
+        help="with --reference: studies laid over params.yaml, whose finished experiments are stored without tables",
+    )  # fmt: skip
 
 
 def run(args: Namespace) -> None:
     """Write the archive of the study in this folder, or a reference."""
+    if args.overlay and not args.reference:
+        raise ConfigError(
+            "--overlay", [str(path) for path in args.overlay], "is for --reference; add it, or leave this"
+        )
     if args.reference:
-        size = write_reference(args.reference)
+        only = load_study([Path(resolve_path("params.yaml")), *args.overlay]).experiments if args.overlay else None
+        size = write_reference(args.reference, only=only)
         print(f"{args.reference / RESULTS}: {size / 2**20:.1f} MiB")
         there, stored = ({path.parent.name for path in finished(at / RESULTS)} for at in (Path(), args.reference))
         if left := ", ".join(sorted(there - stored)):
-            print(f"Not in it: {left}, experiments of another study than {RESULTS}/tables; run that in another folder")
+            whose = "the one of --overlay" if args.overlay else f"{RESULTS}/tables; run that in another folder"
+            print(f"Not in it: {left}, experiments of another study than {whose}")
         print(f"Check it: resurgence verify {args.reference / RESULTS} --tables")
         return
     top = f"{PREFIX}{load_study([Path('params.yaml')]).study}"

@@ -6,13 +6,14 @@ settings. Nothing here is measured, and `resurgence plan` says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resurgence.config.erasers import EraserConfig, Passes, eraser_config
-from resurgence.config.fields import ConfigError, build, nearest, read_yaml
+from resurgence.config.fields import ConfigError, build, read_yaml
+from resurgence.config.hints import nearest
 from resurgence.config.lists import PROMPTS
 from resurgence.config.model_path import ModelPath
 from resurgence.config.optimisation import Optimisation
@@ -46,6 +47,18 @@ class Work:
 
 
 @dataclass(frozen=True)
+class CpuRates:
+    """Seconds of one core: see the comment of workflow/rates.yaml."""
+
+    start: float
+    graded: float
+    plain: float
+    sample: float
+    tune: float
+    score: float
+
+
+@dataclass(frozen=True)
 class Rates:
     """The numbers of workflow/rates.yaml."""
 
@@ -56,6 +69,7 @@ class Rates:
     utilisation: dict[str, float]
     auto: dict[str, str]
     seconds: dict[str, float]
+    cpu: dict[str, CpuRates]
     captions: int
 
 
@@ -91,6 +105,22 @@ def prompts_of(task: Task) -> int:
     words = sum(len(words) for words in task.synonyms.values())
     counts = {"erase": len(task.erase), "retain": len(task.retain), "synonym": words}
     return sum(number * len(task.templates) * task.seeds.get(role, 0) for role, number in counts.items())
+
+
+def set_images(settings: Mapping[str, Any]) -> int:
+    """Images of a fine-tuning set; without a size of the concepts that a rule draws, ten of them."""
+    prompts = len(settings["concepts"] or range(10)) * len(settings["templates"])
+    return int(settings["size"] or prompts * settings["images_per_prompt"])
+
+
+def images_of(study: Study, job: Job) -> int:
+    """Images of the model of a job that samples or scores, of all its checkpoints."""
+    model = ModelPath.parse(job.wildcards["model"])
+    count = prompts_of(study.task(model.task)) + general_images(study, model.task)
+    if model.state != "finetuned":
+        return count
+    step = model.steps[-1]
+    return count * max(1, len(study.finetune_settings(step.method, step.variant)["checkpoints"]))
 
 
 def eraser_passes(settings: Mapping[str, Any]) -> tuple[EraserConfig, Passes]:
@@ -141,11 +171,11 @@ class Coster:
     def sample(self, job: Job) -> Cost:
         """The image sets of a model."""
         sampling = job.settings["sampling"]
-        return self.sampling(self.images_of(job), sampling, sampling["precision"], job.rule.speed(self))
+        return self.sampling(images_of(self.study, job), sampling, sampling["precision"], job.rule.speed(self))
 
     def score(self, job: Job) -> Cost:
         """The scores of these."""
-        return Cost(self.images_of(job) * self.rates.seconds["score"])
+        return Cost(images_of(self.study, job) * self.rates.seconds["score"])
 
     def masks(self, job: Job) -> Cost:
         """A mask of each concept image."""
@@ -159,9 +189,8 @@ class Coster:
 
     def finetune_set(self, job: Job) -> Cost:
         """A fine-tuning set."""
-        settings, sampling = job.settings, job.settings["sampling"]
-        prompts = len(settings["concepts"] or range(10)) * len(settings["templates"])
-        images = settings["size"] or prompts * settings["images_per_prompt"]
+        sampling = job.settings["sampling"]
+        images = set_images(job.settings)
         return self.sampling(images, sampling, sampling["precision"], job.rule.speed(self))
 
     def moments(self, job: Job) -> Cost:
@@ -199,22 +228,13 @@ class Coster:
         written = max(1, len(s["checkpoints"])) * (0.004 if lora else 1.0) * 4 * self.work.parameters
         return Cost(self.time(tflop, s["precision"], job.rule.speed(self)), bytes=written)
 
-    def images_of(self, job: Job) -> int:
-        """Images of a job's model, of all its checkpoints."""
-        model = ModelPath.parse(job.wildcards["model"])
-        count = prompts_of(self.study.task(model.task)) + general_images(self.study, model.task)
-        if model.state != "finetuned":
-            return count
-        step = model.steps[-1]
-        return count * max(1, len(self.study.finetune_settings(step.method, step.variant)["checkpoints"]))
-
     def __call__(self, job: Job) -> Cost:
         """Cost of one job, its start included; nothing for one that runs no model."""
         cost = job.rule.cost
         return Cost(self.rates.seconds["job"]) + cost(self, job) if cost else Cost()
 
 
-def by_rule(jobs: Iterable[Job], cost: Coster) -> dict[str, Cost]:
+def by_rule(jobs: Iterable[Job], cost: Callable[[Job], Cost]) -> dict[str, Cost]:
     """Cost of all jobs of each rule."""
     costs: dict[str, Cost] = {}
     for job in jobs:

@@ -1,7 +1,7 @@
 """The plan of a study before anything runs, in a dozen lines: jobs, images, time, disk, device.
 
-Without a GPU, and for the miniature, times are measured or the seconds of rule_table.py; for a base of
-workflow/rates.yaml, GPU-hours are computed (gpu_hours.py) until something has run. Weights need not be there.
+For a base of workflow/rates.yaml, GPU-hours (gpu_hours.py) or seconds of one core (cpu_seconds.py) are computed until
+something has run; for another base they are the seconds of rule_table.py. Weights need not be there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import statistics
 from argparse import ArgumentParser, Namespace
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from resurgence.files import plain, read_lines, resolve_path
 from resurgence.progress import duration
 from resurgence.provenance.manifest import read_manifest
 from resurgence.provenance.runs import run_of
+from resurgence.workflow.cpu_seconds import CpuCoster
 from resurgence.workflow.gpu_hours import PNG, Cost, Coster, by_rule, general_images, prompts_of, read_rates
 from resurgence.workflow.jobs import Job, jobs
 from resurgence.workflow.resources import uses_gpu
@@ -108,7 +109,10 @@ def measured_seconds(jobs: Iterable[Job], device: str, root: Path = Path()) -> d
 
 
 def measured_costs(
-    runs: Mapping[str, list[tuple[Job, float]]], todo: Counter[str], costs: Mapping[str, Cost], coster: Coster
+    runs: Mapping[str, list[tuple[Job, float]]],
+    todo: Counter[str],
+    costs: Mapping[str, Cost],
+    coster: Callable[[Job], Cost],
 ) -> dict[str, float]:
     """Seconds of the jobs to do of each rule that has run: the computed ones, times measured by computed of those runs.
 
@@ -243,4 +247,10 @@ def plan(args: Namespace) -> None:
         print("\n".join(computed(study, todo, total, costs, measured, args.gpu)))
         return
     seconds = FETCHED | {rule.name: rule.seconds for rule in RULES.values()} | measured_seconds(study_jobs, device)
+    if study.base.name in rates.cpu and device == "CPU":
+        cpu = CpuCoster(study, rates)
+        costs = by_rule([job for job in study_jobs if job.out in outs], cpu)
+        of_rules = {rule: cost.seconds for rule, cost in costs.items()}
+        of_rules |= measured_costs(measured_runs(study_jobs, device), todo, costs, cpu)
+        seconds |= {rule: whole / todo[rule] for rule, whole in of_rules.items() if todo[rule]}
     print("\n".join(lines(study, todo, total, seconds, args.cores)))

@@ -106,8 +106,9 @@ def figures(study: Study) -> dict[str, Any]:
 
 
 def claim_settings(claim: Claim) -> dict[str, Any]:
-    """A claim; without metric and concept where it has none, as before there were tables."""
-    settings = dataclasses.asdict(claim)
+    """A claim; without metric, words and concept where it has none, as before there were these."""
+    of_words = ("words", "place")
+    settings = {key: v for key, v in dataclasses.asdict(claim).items() if claim.words or key not in of_words}
     places = [settings, *(cells for key in ("of", "against") if (cells := settings[key]))]
     for place, key in zip(places, ("metric", "concept", "concept"), strict=False):
         if place[key] is None:

@@ -1,0 +1,159 @@
+"""The page of an evaluation, docs/results-NAME.md, from a reference that holds some experiments of its study."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from resurgence.analysis.score_sets import image_set
+from resurgence.cli import main
+from resurgence.config.load import load_study
+from resurgence.config.model_path import ModelPath
+from resurgence.files import read_json, read_text
+from resurgence.provenance.manifest import read_manifest, write_artefact
+from resurgence.stages import experiment
+from resurgence.stages.job import Job
+from resurgence.workflow import archive, report_settings
+from scored import features, prompt_rows, score, write_scores_folder
+from test_config import ROOT, config, write_world  # noqa: F401 the fixture config
+
+TABLE = {"kind": "table", "tasks": ["pets"], "metrics": ["recogniser_accuracy"], "finetunes": []}
+CLAIM = {"says": "It erases.", "of": {"eraser": "uce"}, "value": "erased", "expect": "below", "than": 50.0}
+EXPERIMENTS: dict[str, Any] = {
+    "eap_tab1": {**TABLE, "title": "First", "erasers": ["uce"], "claims": [CLAIM]},
+    "eap_tab2": {**TABLE, "title": "Second", "erasers": ["mace"]},
+    "eap_tab3": {"kind": "similarity", "title": "Words", "tasks": ["pets"], "words": ["bee"], "texts": ["animal"]},
+}
+
+
+def module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.fixture
+def root(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
+    """A repository with a small study, none of which has run."""
+    write_world(tmp_path)
+    for folder in ("studies", "docs", ".dvc"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "studies/eap.yaml").write_text(yaml.safe_dump({"study": "eap", "experiments": EXPERIMENTS}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(name: str, **changes: Any) -> None:
+    """Make an experiment of the study from synthetic scores; `similarity` by the files that it would write."""
+    settings = report_settings.experiment(load_study([Path("params.yaml"), Path("studies/eap.yaml")]), name) | changes
+    prompts = prompt_rows({"erase": ["ship", "cat"], "retain": ["dog", "bird"]})
+    for model in settings.get("models", ()):
+        path, good = ModelPath.parse(model), {"erase": 0.9, "retain": 0.9}
+        key: dict[str, Any] = {"base": settings["base"], "task": path.task, "state": path.state}
+        if path.steps:
+            step = path.steps[0]
+            key |= {"eraser": step.method, "variant": step.variant, "erase_seed": step.seed}
+            good = {"erase": 0.1, "retain": 0.8}
+        one = image_set(key, score(prompts, good, len(model)), features(prompts, 0.0, 1))
+        place = Path(f"results/scores/{settings['base']}/{model}/scores")
+        if not place.exists():
+            with write_artefact(place, "scores", {}, {}, {}, {}) as folder:
+                write_scores_folder(folder / "step-000000", one)
+    job = Job(settings, Path(f"results/experiments/{name}/made.json"), {}, "cpu")
+    if settings["kind"] != "similarity":
+        experiment.make(job)
+        return
+    job.out.parent.mkdir(parents=True)
+    job.out.with_name(f"{name}.md").write_text(f"## {name}: Words\n\n![{name}]({name}.png)\n")
+    job.out.with_name(f"{name}.png").write_bytes(b"picture")
+    job.write_made("experiment", [job.out.with_name(f"{name}.{kind}") for kind in ("md", "png")])
+
+
+def store(**more: Any) -> None:
+    archive.run(Namespace(reference=Path("reference/eap"), overlay=[Path("studies/eap.yaml")], **more))
+
+
+def states(page: str) -> dict[str, str]:
+    return dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]+) \|$", page, re.MULTILINE))
+
+
+def test_no_reference_no_page(root: Path) -> None:
+    assert module(ROOT / "docs/results.py").evaluation("eap", root) is None
+
+
+def test_one_experiment_of_a_study_is_stored_shown_and_verified(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("eap_tab1")
+    store()
+    assert "results/tables" not in capsys.readouterr().out
+    page = module(ROOT / "docs/results.py").evaluation("eap", root)
+    assert (
+        states(page) == {"eap_tab1": "run", "eap_tab2": "not run", "eap_tab3": "not run"} and "1 of 3 targets" in page
+    )
+    assert "| It erases. |" in page and "1 claims: 1 same" in page and "2 models (bases included) were scored" in page
+    picture = re.search(r"!\[eap_tab1\]\((.+)\)", page)[1]
+    assert (root / "docs" / picture).stat().st_size > 1000
+    assert main.main(["verify", "reference/eap/results", "--tables"]) == 0
+    stage = yaml.safe_load(read_text(root / "reference/eap/dvc.yaml"))["stages"]["scores"]
+    assert (root / "reference/eap" / stage["wdir"]).resolve() == root and stage["frozen"]
+    assert (root / next(iter(stage["outs"][0])) / "scores.parquet").is_file()
+    assert stage["cmd"] == "resurgence archive --reference reference/eap --overlay studies/eap.yaml"
+
+
+def test_an_experiment_without_models_is_a_reference_without_scores(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("eap_tab3")
+    store()
+    assert not (root / "reference/eap/results/scores").exists() and not (root / "reference/eap/dvc.yaml").exists()
+    page = module(ROOT / "docs/results.py").evaluation("eap", root)
+    assert states(page)["eap_tab3"] == "run" and "no model was scored" in page
+    assert main.main(["verify", "reference/eap/results", "--tables"]) == 0
+    assert "no model has scores there" in capsys.readouterr().out
+    (root / "reference/eap/results/experiments/eap_tab3/eap_tab3.md").write_text("other")
+    assert main.main(["verify", "reference/eap/results", "--tables"]) == 1
+
+
+def test_experiments_of_other_studies_stay_out_and_older_settings_are_told(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("eap_tab1", note="Another note.")
+    run("eap_tab2")
+    other = root / "results/experiments/doco_tab1"
+    (root / "results/experiments/eap_tab2").rename(other)
+    store()
+    assert "Not in it: doco_tab1, experiments of another study than the one of --overlay" in capsys.readouterr().out
+    assert read_manifest(root / "reference/eap/results/made.json")["parameters"]["models"] == 2  # base and UCE
+    found = states(module(ROOT / "docs/results.py").evaluation("eap", root))
+    assert found == {"eap_tab1": "run with other settings than now", "eap_tab2": "not run", "eap_tab3": "not run"}
+    again = module(ROOT / "tools/reference_again.py")
+    again.main(Path("reference/eap"), [Path("params.yaml"), Path("studies/eap.yaml")])
+    assert states(module(ROOT / "docs/results.py").evaluation("eap", root))["eap_tab1"] == "run"
+    assert main.main(["verify", "reference/eap/results", "--tables"]) == 0
+    assert "Another note." not in read_text(root / "reference/eap/results/experiments/eap_tab1/eap_tab1.md")
+
+
+def test_what_is_added_later_is_stored_with_the_rest(root: Path) -> None:
+    run("eap_tab3")
+    store()
+    run("eap_tab2")
+    with pytest.raises(FileExistsError, match="remove it"):
+        store()
+    (root / "reference/eap/results").rename(root / "old")
+    store()
+    found = states(module(ROOT / "docs/results.py").evaluation("eap", root))
+    assert found == {"eap_tab1": "not run", "eap_tab2": "run", "eap_tab3": "run"}
+    assert read_json(root / "reference/eap/results/made.json")["parameters"]["models"] == 2
+
+
+def test_an_overlay_without_a_reference_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["archive", "--overlay", "studies/eap.yaml"]) == 1
+    assert "--overlay = ['studies/eap.yaml']: is for --reference" in capsys.readouterr().err
