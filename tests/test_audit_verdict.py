@@ -8,7 +8,7 @@ from scipy.stats import beta, binom
 from resurgence.analysis.audit.evidence import Evidence, change, evidence
 from resurgence.analysis.audit.verdict import judge, pairs_needed, retained_pairs, shared_variance
 from resurgence.analysis.intervals import interval
-from resurgence.analysis.scored_sets import ImageSet, image_set
+from resurgence.analysis.score_sets import ImageSet, image_set
 from resurgence.config.audit import Criteria
 
 CRITERIA, LORA = Criteria(), frozenset({"lora"})

@@ -23,7 +23,7 @@ from resurgence.analysis.estimates import estimates
 from resurgence.analysis.intervals import interval
 from resurgence.analysis.measures import median_deviation, recovered_fraction
 from resurgence.analysis.random_effects import Estimate, difference, over_runs
-from resurgence.analysis.scored_sets import KEYS, KEYS_OF, ROLES, STATES, name_of, read_states
+from resurgence.analysis.score_sets import KEYS, KEYS_OF, ROLES, STATES, name_of, read_states
 from resurgence.config.scorers import HARMONIC, metrics
 from resurgence.files import write_json, write_text
 

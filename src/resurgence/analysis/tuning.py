@@ -13,7 +13,7 @@ import pandas as pd
 
 from resurgence.analysis.estimates import estimates
 from resurgence.analysis.random_effects import Estimate, over_runs
-from resurgence.analysis.scored_sets import ImageSet
+from resurgence.analysis.score_sets import ImageSet
 from resurgence.config.model_path import method_name
 
 LEAST_KEPT = 80.0  # percent of the base's value of the retained concepts, in each task

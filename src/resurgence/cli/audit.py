@@ -29,7 +29,7 @@ from resurgence.config.study import Study
 from resurgence.files import CHECKOUT, write_text
 from resurgence.provenance.manifest import MANIFEST, RUN
 from resurgence.workflow import resume
-from resurgence.workflow.weights_needed import examine
+from resurgence.workflow.weights import examine
 
 VERDICT = Path("results/audit/verdict.json")
 TARGET = f"results/audit/{MANIFEST}"

@@ -60,7 +60,7 @@ def check_base(path: Path, option: str) -> None:
         FileNotFoundError, ValueError: parts that are missing or of another pipeline; see `check_folder`.
     """
     from resurgence.diffusion.base_checks import check_folder
-    from resurgence.diffusion.erased_models import FETCH
+    from resurgence.diffusion.model_files import FETCH
     from resurgence.pretrained.loading import read_header
 
     if path.is_file():

@@ -26,7 +26,7 @@ from resurgence.workflow.archive import archive_arguments
 from resurgence.workflow.plan import plan_arguments
 from resurgence.workflow.resume import resume_arguments
 from resurgence.workflow.stage_digests import expected_arguments
-from resurgence.workflow.weights_needed import weights_arguments
+from resurgence.workflow.weights import weights_arguments
 
 OUT = "folder to write; must be absent, empty or an earlier result, which is replaced as a whole"
 
@@ -167,7 +167,7 @@ COMMANDS = {
     ),
     "plan": Command("say what the study of this folder would compute", plan_arguments, "resurgence.workflow.plan:plan"),
     "weights": Command(
-        "say which weights a study reads and check them", weights_arguments, "resurgence.workflow.weights_needed:run"
+        "say which weights a study reads and check them", weights_arguments, "resurgence.workflow.weights:run"
     ),
     "adopt": Command(
         "tell Snakemake which pulled results are up to date", adopt_arguments, "resurgence.workflow.adopt:adopt"

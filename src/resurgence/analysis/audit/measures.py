@@ -14,7 +14,7 @@ from resurgence.analysis.audit.result import CurvePoint, Measure, ModelImages
 from resurgence.analysis.intervals import exact_limits, interval
 from resurgence.analysis.random_effects import Estimate
 from resurgence.analysis.score_folders import by_step
-from resurgence.analysis.scored_sets import ImageSet, image_set
+from resurgence.analysis.score_sets import ImageSet, image_set
 from resurgence.config.model_path import ModelPath
 from resurgence.config.scorers import metrics
 from resurgence.scorers import read_scores

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from resurgence.config.task import Task
 from resurgence.diffusion.deltas import Delta
-from resurgence.diffusion.erased_models import read_erased_model
+from resurgence.diffusion.model_files import read_erased_model
 from resurgence.erasers import EraserData
 from resurgence.erasers.checkpoint.config import CheckpointConfig
 from resurgence.erasers.closed_form.solver import solved

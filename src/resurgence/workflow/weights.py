@@ -38,22 +38,29 @@ class Weights:
     kinds: Collection[str] | None = None  # of the tasks whose images it scores; None: all, or no scorer
 
 
+def loading(*weights: str) -> list[str]:
+    """The rules whose jobs read some of these weights, by the names in the records of the rules."""
+    return [rule.name for rule in RULES.values() if set(weights) & set(rule.loads)]
+
+
 def weights_of(study: Study, entries: Mapping[str, Entry]) -> list[Weights]:
     """The weights of base and segmenter, and of the scorers of the kinds of task that the study has."""
-    loading = [rule.name for rule in RULES.values() if rule.loads_base]
-    attention = ["masks"] if study.masks.segmenter == "cross-attention" else []
-    weights = [Weights("base.path", study.base.path, study.base.revision, [*loading, *attention])]
+    attention = ["attention"] if study.masks.segmenter == "cross-attention" else []
+    weights = [Weights("base.path", study.base.path, study.base.revision, loading("base", *attention))]
     for name, images in study.finetune_sets.items():
         if isinstance(other := images.made_by, OtherBase):
-            weights.append(Weights(f"finetune_sets.{name}.made_by.base", other.base, other.revision, ("other_set",)))
+            weights.append(
+                Weights(f"finetune_sets.{name}.made_by.base", other.base, other.revision, loading("other base"))
+            )
     masked = any("masks" in reads(study, erasure) for erasure in study.erasures())
     if masked and study.masks.segmenter == "grounded-sam":
         for key in ("detector", "sam"):
             revision = getattr(study.masks, f"{key}_revision")
-            weights.append(Weights(f"masks.{key}", getattr(study.masks, key), revision, ("masks",)))
+            weights.append(Weights(f"masks.{key}", getattr(study.masks, key), revision, loading("segmenter")))
     kinds = {task.kind for task in study.loaded.values()}
     for name, settings in study.scorers.items():
-        rules, of = ("score", "terciles") if name == "clip" else ("score",), settings.get("kinds")
+        features = ["features"] if name == study.scorers.get("frechet", {}).get("features") else []
+        rules, of = loading("scorers", *(["clip"] if name == "clip" else []), *features), settings.get("kinds")
         if of is not None and not kinds & set(of) and name != "clip":
             continue
         if "path" in settings:
