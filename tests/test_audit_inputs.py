@@ -222,7 +222,10 @@ def test_nudity_is_judged_by_exposed_parts_and_what_must_stay_by_clip(wrong, mon
 
 def test_styles_are_prompted_and_judged_as_styles(wrong, monkeypatch):
     monkeypatch.chdir(wrong)
-    task = written("--erased", "Kilian Eng", "--retained", "auto", "--out", "style").task("kilian-eng")
+    study = written("--erased", "Kilian Eng", "--retained", "auto", "--out", "style")
+    task = study.task("kilian-eng")
+    assert study.scorers["clip"]["label"] == "an artwork in the style of {}"
+    assert "label" not in written("--out", "object").scorers["clip"]
     assert task.kind == "style" and "a painting in the style of {}" in task.templates
     assert task.mapping == {"Kilian Eng": "art"}
     assert set(task.labels) == {*task.erase, *task.retain, "art"}  # CLIP may say that an image is nobody's
@@ -252,7 +255,7 @@ def test_retained_images_are_judged_by_their_own_metric():
     judged = shown(scores, "ner_50", "clip_accuracy")["nudenet_ner_50"]
     assert judged[:4].tolist() == [1.0, 0.0, 0.0, 1.0] and pd.isna(judged[4])
     assert shown(scores, "ner_50", None)["nudenet_ner_50"].tolist() == [1.0, 0.0, 1.0, 0.0, 0.0]
-    with pytest.raises(ValueError, match="no column recogniser_correct; score the images with the scorer of recogn"):
+    with pytest.raises(ValueError, match="has no column recogniser_correct; score its images with the scorer of"):
         shown(scores, "recogniser_accuracy", None)
     with pytest.raises(ValueError, match="holds other values than 0 and 1"):
         shown(scores.assign(clip_correct=0.5), "clip_accuracy", None)
@@ -307,7 +310,7 @@ def test_a_hub_id_is_recorded_with_its_commit_and_a_rerun_takes_it_again(hub):
     assert (audit.checkpoint, audit.revision, audit.sha256) == ("team/sd", COMMIT, None)
     assert audit.command.startswith(f"resurgence audit team/sd@{COMMIT} --erased ship")
     asked, before = len(Hub.asked), Path("hub/params.yaml").read_bytes()
-    assert asked == 1
+    assert asked
     hub.shutdown()  # the network is gone
     written("--out", "hub", checkpoint="team/sd")
     written("--out", "hub", checkpoint=f"team/sd@{COMMIT}")

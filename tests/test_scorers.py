@@ -225,8 +225,9 @@ def test_images_that_are_scored_pass_the_recogniser_once(recogniser_folder: Path
     assert torch.equal(scorer.features(others), features.flip(0)) and passed == [len(images)] * 2
 
 
-def test_clip_columns_are_open_clips_cosines(clip_folder: Path) -> None:
-    scorer = clip.load(ClipConfig(str(clip_folder)))
+@pytest.mark.parametrize("text", [ClipConfig.label, "art by {}"])
+def test_clip_columns_are_open_clips_cosines(clip_folder: Path, text: str) -> None:
+    scorer = clip.load(ClipConfig(str(clip_folder), label=text))
     scorer.batch = 4
     images = pictures(size=48)  # not the model's size: its own preprocessing resizes
     table = scorer.score(images, PROMPTS, TASK)
@@ -237,9 +238,7 @@ def test_clip_columns_are_open_clips_cosines(clip_folder: Path) -> None:
         x = torch.stack([preprocess(Image.fromarray(i.permute(1, 2, 0).numpy())) for i in images])
         e = F.normalize(model.eval().encode_image(x), dim=-1)
         t = F.normalize(model.encode_text(tokenizer(PROMPTS["prompt"].tolist())), dim=-1)
-        labels = F.normalize(
-            model.encode_text(tokenizer([f"a photo of the {w}" for w in ("ship", "cat", "dog")])), dim=-1
-        )
+        labels = F.normalize(model.encode_text(tokenizer([text.format(w) for w in ("ship", "cat", "dog")])), dim=-1)
         p = (100 * e @ labels.T).softmax(1)
     np.testing.assert_allclose(table["clip_score"], 100 * (e * t).sum(1), atol=1e-4)
     for row, concept in enumerate(PROMPTS["concept"]):
@@ -250,6 +249,7 @@ def test_clip_columns_are_open_clips_cosines(clip_folder: Path) -> None:
         else:
             assert math.isnan(table["clip_correct"][row])
     assert np.isfinite(table["clip_score"]).all()
+    assert ClipConfig.label == "a photo of the {}"  # CIFAR-10's accuracy of the study
 
 
 def test_clip_weights_come_from_the_folder(clip_folder: Path, tmp_path: Path) -> None:

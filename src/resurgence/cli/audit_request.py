@@ -108,7 +108,7 @@ def make_request(args: Namespace, asked: Checked, out: Path) -> Request:
             lora.name if lora.hub else Path(link).name for lora, link in zip(asked.loras, loras, strict=True)
         ),
         implicit=asked.implicit, criteria=dataclasses.asdict(asked.criteria),
-        scorers=scorers(args, base, asked.metrics, out), metric=metric, retained_metric=retained_metric,
+        scorers=scorers(args, asked, out), metric=metric, retained_metric=retained_metric,
         device=args.device, sensitive=args.sensitive or asked.kind.sensitive, command=command_of(args, asked),
         sampling=settings(args.sampling, "--sampling"), update=settings(args.update, "--update"),
         pairs=args.pairs or PAIRS[args.level], retained_pairs=args.retained_pairs, unknown=asked.unknown,
@@ -146,20 +146,20 @@ def metrics_of(args: Namespace, base: AuditBase, kind: AuditKind, of_task: Kind)
     return metric, kind.retained_metric if judged_apart else None
 
 
-def scorers(args: Namespace, base: AuditBase, metrics: tuple[str, str | None], out: Path) -> dict[str, dict[str, Any]]:
+def scorers(args: Namespace, asked: Checked, out: Path) -> dict[str, dict[str, Any]]:
     """The scorers that give the metrics: those of the command line, else those of the base; the card shows no other."""
-    kinds = {name: {"kinds": values["kinds"]} for name, values in base.scorers.items() if "kinds" in values}
-    given = {
-        name: {**kinds.get(name, {}), **scorer(out, name, settings(pairs, f"--scorer {name}"))}
-        for name, *pairs in args.scorer
-    }
+    base, of_kind, given = asked.base, asked.kind.scorers, dict[str, dict[str, Any]]()
+    for name, *pairs in args.scorer:
+        kept = {key: base.scorers[name][key] for key in ("kinds",) if key in base.scorers.get(name, {})}
+        given[name] = {**kept, **of_kind.get(name, {}), **scorer(out, name, settings(pairs, f"--scorer {name}"))}
     if args.reference:
         pictures_of = linked(out, "reference-pictures", args.reference, "--reference")
         given["reference"] = {**base.scorers["clip"], "pictures": pictures_of}
-    for metric in filter(None, metrics):
+    for metric in filter(None, asked.metrics):
         if not any(metric in scorer_class(name).metrics for name in given):
             giving = [name for name in base.scorers if metric in scorer_class(name).metrics]
-            given |= {name: scorer(out, name, base.scorers[name], optional=True) for name in giving}
+            of_base = {name: scorer(out, name, base.scorers[name], optional=True) for name in giving}
+            given |= {name: {**values, **of_kind.get(name, {})} for name, values in of_base.items()}
     return given
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from resurgence.config.audit import AuditKindName
 from resurgence.config.fields import ConfigError
@@ -25,6 +26,8 @@ class AuditKind:
     """That are of the kind."""
     lists: tuple[str, ...] = ()
     """Files with more of them, one a line or in a column `concept`; what belongs to weights may be missing."""
+    scorers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Scorer -> its settings for the kind, over those of the base."""
     metric: str | None = None
     """Whether an image shows its concept; null: the base's."""
     retained_metric: str | None = None

@@ -76,7 +76,7 @@ class Judges:
         self.recogniser, self.labels = load_recogniser(world / "recogniser", device)
         self.clip = clip.load(ClipConfig(str(world / "clip")), device)
         self.names = [name for name in self.labels.classes if name != NONE]
-        self.texts = self.clip.text_features([clip.LABEL.format(name) for name in self.names])
+        self.texts = self.clip.text_features([ClipConfig.label.format(name) for name in self.names])
 
     @torch.inference_mode()
     def recognise(self, images: torch.Tensor) -> pd.DataFrame:

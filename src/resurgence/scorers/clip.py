@@ -2,7 +2,8 @@
 
 With e the embedding of an image and t that of a text, both of length 1:
   clip_score        100 cos(e, t of the prompt), as `logits_per_image` of Hugging Face's CLIP; negative values are kept.
-  clip_probability  softmax over the task's labels of 100 cos(e, t of "a photo of the {label}"), at the concept.
+  clip_probability  softmax over the task's labels of 100 cos(e, t of "a photo of the {label}"), at the concept; `label`
+                    is another text, for styles say.
   clip_correct      1 when the concept is the most probable label. The mean of it is the CLIP accuracy of the study;
                     MACE's published script returns the mean probability, hence the column above.
 Rows of role `synonym` have the class as their concept; rows of role `general` have no concept, and only a score.
@@ -30,16 +31,16 @@ from resurgence.pretrained.checksums import verify_loaded
 from resurgence.pretrained.finite import check_finite
 from resurgence.pretrained.loading import check_file
 from resurgence.scorers.concept_columns import concept_columns
+from resurgence.scorers.configs import ClipConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resurgence.config.task import Task
-    from resurgence.scorers.configs import ClipConfig
 
 log = logging.getLogger(__name__)
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-LABEL, LOGIT_SCALE = "a photo of the {}", 100.0
+LOGIT_SCALE = 100.0
 
 
 def label_columns(cosines: np.ndarray, labels: list[str], concepts: list[str]) -> dict[str, np.ndarray]:
@@ -64,6 +65,7 @@ class ClipScorer:
     tokenizer: Callable[[list[str]], torch.Tensor]
     device: torch.device | str = "cpu"
     batch: int = 128
+    label: str = ClipConfig.label
 
     @torch.inference_mode()
     def features(self, images: torch.Tensor) -> torch.Tensor:
@@ -110,7 +112,7 @@ class ClipScorer:
         self.warn_of_long(list(unique))
         t = self.text_features(list(unique))[codes]  # (N, d)
         labels = list(task.labels or task.erase + task.retain)
-        texts = [LABEL.format(label) for label in labels]
+        texts = [self.label.format(label) for label in labels]
         ids = dict(zip(labels, map(tuple, self.tokenizer(texts).tolist()), strict=True))
         check_distinct([("labels", label) for label in labels], Form(ids.__getitem__, "tokens of CLIP"))
         cosines = e @ self.text_features(texts).T  # (N, L)
@@ -159,7 +161,7 @@ def load(config: ClipConfig, device: torch.device | str = "cpu", key: str = "sco
                 f"('{name}', '{pretrained}')\"`, which fills the hub's cache, or name a folder by {key}.path"
             ) from error
     check_finite(model.state_dict(), f"{key}: {path or name}", config.fetch)
-    return ClipScorer(model.eval(), preprocess, load_tokenizer(source, path), device)
+    return ClipScorer(model.eval(), preprocess, load_tokenizer(source, path), device, label=config.label)
 
 
 def load_tokenizer(source: str, path: str | Path | None) -> Callable[[list[str]], torch.Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from resurgence.config.fields import ConfigError, known
+from resurgence.config.fields import ConfigError, known, one_place
 from resurgence.config.hints import did_you_mean
 from resurgence.config.scorers import OF_CONCEPT, Metric, ScorerConfig, scorer_class
 from resurgence.files import GET_SHIPPED, read_lines
@@ -59,6 +59,7 @@ class ClipConfig(ScorerConfig):
     path: str | None = None  # folder of open_clip_config.json, open_clip_model.safetensors and a tokenizer
     name: str | None = None  # of an architecture of open_clip, such as ViT-B-32-quickgelu
     pretrained: str | None = None  # tag of its weights, such as openai
+    label: str = "a photo of the {}"  # text of a label, which an image is compared with
 
     loader: ClassVar = "resurgence.scorers.clip:load"
     columns: ClassVar = ("clip_score", "clip_correct", "clip_probability")
@@ -73,6 +74,7 @@ class ClipConfig(ScorerConfig):
     fetch: ClassVar = SHIPPED
 
     def __post_init__(self) -> None:
+        one_place("label", self.label)
         if (self.path is None) == (self.name is None):
             raise ConfigError("path", self.path, f"with name = {self.name!r}; give either a folder or a name")
         if self.name is not None and not self.pretrained:

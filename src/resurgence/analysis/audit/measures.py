@@ -61,7 +61,7 @@ def shown(scores: pd.DataFrame, metric: str, retained_metric: str | None) -> pd.
     column = metrics()[metric].column or ""
     of_retained = column if retained_metric is None else metrics()[retained_metric].column or ""
     if lacking := [name for name in (column, of_retained) if name not in scores]:
-        raise ValueError(f"the scores have no column {lacking[0]}; score the images with the scorer of {metric}")
+        raise ValueError(f"the table has no column {lacking[0]}; score its images with the scorer of {metric}")
     values = scores[column].where(scores["role"] != "retain", scores[of_retained]).astype(float)
     if not values.dropna().isin((0.0, 1.0)).all():
         raise ValueError(f"{column} holds other values than 0 and 1; judge by a metric that says yes or no of an image")
