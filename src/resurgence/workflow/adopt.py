@@ -166,9 +166,8 @@ def adopt(args: Namespace) -> None:
         if verdict.state != "fresh":
             print(f"{verdict.state:<8} {out.parent if out.name == MANIFEST else out}: {verdict.why}")
     fresh = [out for out, verdict in verdicts.items() if verdict.state == "fresh"]
-    print(
-        f"{len(fresh)} of {counted(len(verdicts), 'result')} {'is' if len(verdicts) == 1 else 'are'} up to date; {restored} run.json restored"
-    )
+    verb = "is" if len(verdicts) == 1 else "are"
+    print(f"{len(fresh)} of {counted(len(verdicts), 'result')} {verb} up to date; {restored} run.json restored")
     if unknown := sum("code" not in run_of(out) for out in fresh):
         print(f"{unknown} of these have no record of their code version; it was not compared")
     if len(fresh) < len(verdicts):
