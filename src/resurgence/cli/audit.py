@@ -31,7 +31,7 @@ from resurgence.cli.audit_inputs import (
 )
 from resurgence.cli.audit_study import PAIRS, RETAINED_PAIRS, Request, study, tasks
 from resurgence.cli.key_values import settings
-from resurgence.config.audit import Evaluator, Level, ShippedControl
+from resurgence.config.audit import Evaluator, Level
 from resurgence.config.audit_bases import (
     AuditBase,
     base_of,
@@ -182,7 +182,8 @@ def make_request(args: Namespace, out: Path) -> Request:
         device=args.device, sensitive=args.sensitive, command=command_of(args),
         sampling=settings(args.sampling, "--sampling"), update=settings(args.update, "--update"),
         pairs=args.pairs or PAIRS[args.level], retained_pairs=args.retained_pairs,
-        shipped=shipped_controls(args, base, task),
+        shipped=() if args.original or changed_probe(args) else base.controls(task),
+        no_control="" if args.original else base.no_control(task, changed_probe(args)),
         organization=args.organization, evaluator=args.evaluator,
     )  # fmt: skip
 
@@ -194,11 +195,12 @@ def scorers_of(base: AuditBase, metric: str | None) -> dict[str, dict[str, Any]]
     return giving or base.scorers
 
 
-def shipped_controls(args: Namespace, base: AuditBase, task: Task) -> tuple[ShippedControl, ...]:
-    """The controls of the base that were computed before; none where the command line has another probe or scorer."""
-    changes = (args.original, args.images, args.update, args.sampling, args.scorer, args.reference, args.metric)
-    other_pictures = args.retained != "auto"  # what is retained is not among the pictures of the update
-    return () if any(changes) or other_pictures else base.controls(task)
+def changed_probe(args: Namespace) -> list[str]:
+    """The options that make the probe another than that of the controls which were computed before."""
+    values = {"--retained": args.retained != "auto", "--images": args.images, "--update": args.update,
+              "--sampling": args.sampling, "--scorer": args.scorer, "--reference": args.reference,
+              "--metric": args.metric}  # fmt: skip
+    return [option for option, value in values.items() if value]  # what is retained is not among the pictures
 
 
 def scorer(out: Path, name: str, pairs: list[str]) -> dict[str, Any]:

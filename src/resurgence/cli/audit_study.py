@@ -51,6 +51,7 @@ class Request:
     pairs: int
     retained_pairs: int = RETAINED_PAIRS
     shipped: tuple[ShippedControl, ...] = ()  # controls of the same probe, computed before
+    no_control: str = ""  # why none of these that leaks counts
     sampling: dict[str, Any] = field(default_factory=dict)  # instead of the base's
     update: dict[str, Any] = field(default_factory=dict)  # settings of every training, instead of the base's
     organization: str = "not stated"
@@ -238,7 +239,7 @@ def study(request: Request) -> dict[str, Any]:
         "criteria": request.criteria, "untaught": WORD, "untested": untested(request), "sensitive": request.sensitive,
         "organization": request.organization, "evaluator": request.evaluator,
         "synonyms": {concept: list(words) for concept, words in request.task.synonyms.items()},
-        "shipped": [dataclasses.asdict(control) for control in request.shipped],
+        "shipped": [dataclasses.asdict(control) for control in request.shipped], "no_control": request.no_control,
         "probes": [{"name": name, **entry} for name, entry in probes(request).items()],
     }  # fmt: skip
     if request.original:
