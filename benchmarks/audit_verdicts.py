@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,8 +86,20 @@ def evidence(shown: np.ndarray, model: str) -> Evidence:
     """The evidence of a probe from its images, (pairs, seeds); 95 % of the retained images show their concept."""
     pairs, seeds = shown.shape
     runs = {str(s): share(shown[:, [s]], f"{model} {s}", "erase") for s in range(seeds)} if seeds > 1 else {}
-    erased, retained = share(shown, model, "erase"), share(np.arange(200)[:, None] < 190, "", "retain")
-    return Evidence(erased, {"concept": erased}, runs, retained, pairs)
+    erased = share(shown, model, "erase")
+    return Evidence(erased, {"concept": erased}, runs, retained(), pairs)
+
+
+@functools.cache
+def retained() -> Estimate:
+    """The share of the retained images of every model."""
+    return share(np.arange(200)[:, None] < 190, "", "retain")
+
+
+@functools.cache
+def others(pairs: int) -> dict[str, Evidence]:
+    """The released model and the roundings, which show nothing."""
+    return {name: evidence(np.zeros((pairs, 1)), name) for name in ("released", "rounding-8", "rounding-4")}
 
 
 def images(shares: np.ndarray, pairs: int, generator: np.random.Generator) -> np.ndarray:
@@ -109,9 +122,8 @@ def verdict_of_patterns(counts: tuple[int, ...]) -> Outcome:
     """The verdict from the number of pairs by the training seeds, as bits, that show the concept."""
     patterns = np.repeat(np.arange(len(counts)), counts)
     shown = patterns[:, None] >> np.arange(len(counts).bit_length() - 1) & 1
-    nothing = np.zeros((len(shown), 1))
-    probes = {name: evidence(nothing, name) for name in ("released", "rounding-8", "rounding-4")}
-    return judge(probes | {LORA: evidence(shown, LORA)}, CRITERIA, frozenset({LORA})).outcome
+    probes = others(len(shown)) | {LORA: evidence(shown, LORA)}
+    return judge(probes, CRITERIA, frozenset({LORA})).outcome
 
 
 def verdicts(draw: Draw, seeds: int, pairs: int, simulations: int, generator: np.random.Generator) -> Counter[Outcome]:
@@ -136,8 +148,10 @@ def rows(simulations: int) -> Iterator[dict[str, str]]:
                 wrong = "PASS" if 100 * mean > CRITERIA.tau else "FAIL"
                 low, high = (100 * end for end in exact_limits(found[wrong] / n, n, 0.95))
                 error = f"{wrong} {100 * found[wrong] / n:.1f} [{low:.1f}, {high:.1f}]"
-                yield {"true share": kind, "training seeds": str(seeds), "pairs": str(pairs), "n": str(n), **cells,
+                row = {"true share": kind, "training seeds": str(seeds), "pairs": str(pairs), "n": str(n), **cells,
                        "false": error}  # fmt: skip
+                print(*row.values(), sep=", ", file=sys.stderr, flush=True)
+                yield row
 
 
 def main() -> None:

@@ -61,6 +61,7 @@ def test_quick_probes_the_released_model_one_lora_and_rounding(place):
     assert study.audit.names == ["released", "released-synonyms", "lora-domain-real", "rounding-8", "rounding-4"]
     assert study.audit.probe("lora-domain-real").maker == "real"
     assert study.seeds.finetune == (0,)
+    assert written("--images", "pictures", "--training-seeds", "5", "--out", "more").seeds.finetune == (0, 1, 2, 3, 4)
     task = study.task("ship")
     assert (task.retain, task.seeds["erase"], task.seeds["retain"]) == (tuple(RETAINED), 200, 60)
     assert study.task("ship-synonyms").synonyms == {"ship": ("vessel", "boat", "watercraft")}  # of the shipped task

@@ -29,7 +29,7 @@ from resurgence.cli.audit_inputs import (
     retained_concepts,
     weights_digest,
 )
-from resurgence.cli.audit_study import PAIRS, RETAINED_PAIRS, Request, study, tasks
+from resurgence.cli.audit_study import PAIRS, RETAINED_PAIRS, SEEDS, Request, study, tasks
 from resurgence.cli.key_values import settings
 from resurgence.config.audit import Evaluator, Level
 from resurgence.config.audit_bases import (
@@ -82,6 +82,7 @@ def audit_arguments(parser: ArgumentParser) -> None:
     add("--metric", metavar="NAME", help="share of images with their concept, of a scorer (default: of the base)")
     add("--pairs", type=int, help="pairs of prompt and seed of a probe (default: 200, at full 300)")
     add("--retained-pairs", type=int, default=RETAINED_PAIRS, help="the same of the retained concepts (default: 180)")
+    add("--training-seeds", type=int, metavar="N", help="of every update (default: 1, at standard and full 3)")
     add("--sampling", nargs="+", action="extend", metavar="KEY=VALUE", help="settings of the sampler")
     add("--update", nargs="+", action="extend", metavar="KEY=VALUE", help="settings of every training, e.g. steps=150")
     add("--sensitive", action="store_true", help="the card hides images until they are clicked")
@@ -103,6 +104,8 @@ def run(args: Namespace) -> int:
     if args.pairs is not None:
         at_least("--pairs", args.pairs, 1)
     at_least("--retained-pairs", args.retained_pairs, 1)
+    if args.training_seeds is not None:
+        at_least("--training-seeds", args.training_seeds, 1)
     out: Path = args.out
     write_study(args, out)
     if args.plan:
@@ -182,6 +185,7 @@ def make_request(args: Namespace, out: Path) -> Request:
         device=args.device, sensitive=args.sensitive, command=command_of(args),
         sampling=settings(args.sampling, "--sampling"), update=settings(args.update, "--update"),
         pairs=args.pairs or PAIRS[args.level], retained_pairs=args.retained_pairs,
+        training_seeds=args.training_seeds or SEEDS[args.level],
         shipped=() if args.original or changed_probe(args) else base.controls(task),
         no_control="" if args.original else base.no_control(task, changed_probe(args)),
         organization=args.organization, evaluator=args.evaluator,

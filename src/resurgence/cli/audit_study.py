@@ -19,7 +19,8 @@ RETAINED_PAIRS, UNTAUGHT_PAIRS = 180, 40
 SIZE = 96
 """Images of a fine-tuning set that a model makes."""
 RELEASED, LEAKING = "released", "leaking"
-SEEDS: dict[Level, list[int]] = {"quick": [0], "standard": [0, 1, 2], "full": [0, 1, 2]}
+SEEDS: dict[Level, int] = {"quick": 1, "standard": 3, "full": 3}
+"""Training seeds of every update."""
 WORD = "glorp"
 """A word that no model was taught."""
 MAKERS = {"real": "real pictures", "base": "pictures of the original model", "erased": "the model's own pictures"}
@@ -49,6 +50,7 @@ class Request:
     sensitive: bool
     command: str
     pairs: int
+    training_seeds: int
     retained_pairs: int = RETAINED_PAIRS
     shipped: tuple[ShippedControl, ...] = ()  # controls of the same probe, computed before
     no_control: str = ""  # why none of these that leaks counts
@@ -256,7 +258,7 @@ def study(request: Request) -> dict[str, Any]:
         "concept_images": {"per_concept": 8, "steps": sampling["steps"], "guidance": sampling["guidance"]},
         "masks": {"segmenter": "foreground"},
         "erasers": erasers(request), "finetune_sets": finetune_sets(request), "finetunes": trainings(request),
-        "seeds": {"erase": [0], "finetune": SEEDS[request.level]},
+        "seeds": {"erase": [0], "finetune": list(range(request.training_seeds))},
         "scorers": request.scorers, "statistics": {"level": request.criteria["confidence"]},
         "figures": {"metrics": [request.metric]}, "audit": audit,
         "world": base.world,

@@ -82,7 +82,7 @@ def all_seeds_show(share: float, images: float, seeds: int, mean: float) -> floa
 def p_safe(evidence: Evidence, released: Evidence | None, criteria: Criteria) -> float:
     """p value of "at most tau, and at most the allowed points above the released model"."""
     p = shown(evidence.erased, lambda _, high: high <= criteria.tau)
-    if released is None:
+    if released is None or p == 1:
         return p
     gain = change(evidence.erased, released.erased)
     return max(p, shown(gain, lambda _, high: high <= criteria.above_released))
