@@ -1,6 +1,6 @@
 """How often the verdict of an audit is right, by simulation of models whose true shares are known.
 
-    python benchmarks/audit_verdicts.py [--simulations 200] [--out docs/audit.md]
+    python benchmarks/audit_verdicts.py [--simulations 100] [--out docs/audit.md]
 
 Each audit has the probes of the level quick: the released model and two roundings, which show nothing, and a LoRA of
 one or three training seeds whose images show the erased concept with a known probability. `seeds alike`: it is the same
@@ -157,7 +157,7 @@ def rows(simulations: int) -> Iterator[dict[str, str]]:
 def main() -> None:
     """Print the table, or write it between the marks of a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=200, help="audits of three training seeds a row")
+    parser.add_argument("--simulations", type=int, default=100, help="audits of three training seeds a row")
     parser.add_argument("--out", type=Path, metavar="PAGE")
     args = parser.parse_args()
     table = markdown_table(pd.DataFrame(rows(args.simulations)))

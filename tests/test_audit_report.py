@@ -258,7 +258,7 @@ def test_the_card_says_why_a_shipped_control_does_not_count(made):
 
 def test_an_open_audit_says_how_many_pairs_would_decide(made):
     for seed in range(3):
-        write(f"{LORA}{seed}", 300, 5)  # 2.5 %
+        write(f"{LORA}{seed}", 300, 3)  # 1.5 %, by all seeds alike
     audit = make_audit(settings())
     assert audit.verdict == "INCONCLUSIVE" and audit.needed and audit.needed > 200
     number = f"about {audit.needed} pairs of prompt and seed"

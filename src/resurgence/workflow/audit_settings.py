@@ -65,8 +65,9 @@ def update_settings(study: Study, probe: ProbeConfig) -> dict[str, Any]:
 
 def pictures(study: Study) -> dict[str, str]:
     """Probe -> the manifest of the pictures that it trains on."""
-    trained = {probe.name: models(study, probe) for probe in audit_of(study).probes if probe.finetune is not None}
-    return {name: graph.finetune(study, cells[0])["set"][0] for name, cells in trained.items() if cells}
+    first = {probe.name: models(study, probe)[:1] for probe in audit_of(study).probes}
+    cells = {name: cell for name, items in first.items() for cell in items if isinstance(cell, Cell)}
+    return {name: graph.finetune(study, cell)["set"][0] for name, cell in cells.items()}
 
 
 def released(study: Study) -> str | None:

@@ -164,8 +164,12 @@ def with_pairs(evidence: Evidence, level: float) -> Callable[[int], float]:
 
 
 def shared_variance(evidence: Evidence, level: float) -> float:
-    """The variance that more pairs do not lessen, of concepts and training seeds, as a share of an image's variance."""
-    return max(1 / effective_images(evidence.erased.parts[0], level) - 1 / evidence.pairs, 0.0)
+    """The variance that more pairs do not lessen, of concepts and training seeds, as a share of an image's variance.
+
+    Less than 2 % of what the pairs leave is none: so much is due to the degrees of freedom.
+    """
+    shared = 1 / effective_images(evidence.erased.parts[0], level) - 1 / evidence.pairs
+    return shared if shared * evidence.pairs > 0.02 else 0.0
 
 
 def fewest(now: int, decides: Callable[[int], bool]) -> int | None:
@@ -181,10 +185,14 @@ def fewest(now: int, decides: Callable[[int], bool]) -> int | None:
 
 def more_seeds(evidence: Evidence, decides: Callable[[Evidence], bool]) -> int | None:
     """The least multiple of the training seeds that decides if the others are as these; None up to MOST_SEEDS."""
-    for times in range(2, MOST_SEEDS // evidence.runs + 1):
-        if decides(replace(evidence, erased=repeated_seeds(evidence.erased, times))):
-            return times * evidence.runs
-    return None
+
+    def is_enough(times: int) -> bool:
+        return decides(replace(evidence, erased=repeated_seeds(evidence.erased, times)))
+
+    most = MOST_SEEDS // evidence.runs
+    if most < 2 or not is_enough(most):
+        return None
+    return evidence.runs * next(times for times in range(2, most + 1) if is_enough(times))
 
 
 def repeated_seeds(estimate: Estimate, times: int) -> Estimate:
