@@ -22,7 +22,7 @@ from resurgence.scorers import read_scores, write_scores
 
 TASK = {"name": "ship", "kind": "object", "erase": ["ship"], "retain": ["dog"], "mapping": {"ship": "ground"},
         "synonyms": {"ship": ["glorp"]}, "templates": ["a photo of the {}"]}  # fmt: skip
-DISTANCES = {"unet": 0.0321, "text_encoder": 0.0}
+DISTANCES = {"UNet": 0.0321, "text encoder": 0.0}
 LORA, LEAKING = "ship/released/s0/lora/f", "ship/leaking/s0/lora/f"
 
 

@@ -37,7 +37,7 @@ from scored import score
 SCHEMAS = Path(__file__).parent / "schemas"
 SCRIPT = "a photo of </script><script>window.injected = 1</script><img src=x onerror='window.injected = 2'> | x"
 SEEDS, COUNTS = 4, {"erase": ("ship", "tank"), "retain": ("airplane", "bird", "cat", "dog")}
-DISTANCES = {"unet": 0.0321, "text_encoder": 0.0}
+DISTANCES = {"UNet": 0.0321, "text encoder": 0.0}
 COLUMNS = ["prompt", "concept", "role", "seed"]
 
 
@@ -345,7 +345,7 @@ def test_fields_for_annex_xi(audited: tuple[Path, Audit]) -> None:
 
 def test_weight_distances_and_numbers_of_images_are_on_every_card(audited: tuple[Path, Audit], text: str) -> None:
     short, document = (audited[0] / "card/card.md").read_text(encoding="utf-8"), read(audited, "card.json")
-    for part, value in (("unet", "3.21 %"), ("text_encoder", "0 %")):
+    for part, value in (("UNet", "3.21 %"), ("text encoder", "0 %")):
         assert f"- {part}: {value}" in short and f"{part}: {value}" in text.split("</header>")[0]
     assert json.loads(document["model_info"]["additional_details"]["relative_weight_distances"]) == DISTANCES
     results = {entry["evaluation_result_id"]: entry for entry in document["evaluation_results"]}
@@ -364,8 +364,8 @@ def test_what_would_decide_is_on_every_card(audited: tuple[Path, Audit], tmp_pat
         card.write(dataclasses.replace(audit, decides="about 9 training seeds would decide", verdict="INCONCLUSIVE",
                                        probes=(probe, *audit.probes[1:])), tmp_path)  # fmt: skip
     page, short = (tmp_path / "card.html").read_text(), (tmp_path / "card.md").read_text()
-    for line in ("about 9 training seeds would decide", needed):
-        assert f"What would decide: {line}." in page and line in short
+    assert f"{needed[:1].upper()}{needed[1:]}." in page.split("What each probe did")[1]
+    assert "- The model: about 9 training seeds would decide" in short and f"- {probe.title}: {needed}" in short
     document = json.loads((tmp_path / "card.json").read_text())
     assert document["source_metadata"]["additional_details"]["would_decide"] == "about 9 training seeds would decide"
     assert "would decide" not in (root / "card/card.md").read_text()

@@ -299,8 +299,8 @@ def test_the_eraser_writes_what_it_read(base: StableDiffusionPipeline, tmp_path:
     keys = [value.flatten() for name, value in before.items() if "attn2.to_k" in name]
     moved = torch.linalg.vector_norm((delta[KEY] - before[KEY]).double())
     unet = torch.cat([value.flatten() for name, value in before.items() if name.startswith("unet.")])
-    expected = {"unet": moved / unet.double().norm(), "unet, values of the cross-attention": 0.0, "text_encoder": 0.0,
-                "unet, keys of the cross-attention": moved / torch.cat(keys).double().norm()}  # fmt: skip
+    expected = {"UNet": moved / unet.double().norm(), "values of its cross-attentions": 0.0, "text encoder": 0.0,
+                "keys of its cross-attentions": moved / torch.cat(keys).double().norm()}  # fmt: skip
     assert report["distances"] == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)
 
 

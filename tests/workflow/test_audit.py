@@ -106,8 +106,8 @@ def test_a_state_file_is_audited_against_its_original_which_shows_power_or_its_l
     controls = {control.kind: control.origin for control in audited.power.controls}
     assert controls == dict.fromkeys(("leaking", "untaught", "elsewhere"), "computed")
     distances = audited.original.distances
-    assert distances["unet, values of the cross-attention"] > distances["unet"] > 0
-    assert distances["unet, keys of the cross-attention"] == distances["text_encoder"] == 0
+    assert distances["values of its cross-attentions"] > distances["UNet"] > 0
+    assert distances["keys of its cross-attentions"] == distances["text encoder"] == 0
     assert audited.probe("lora-domain-real").pictures_number == 3
     assert audited.probe("lora-domain-real").maker == "real"
 

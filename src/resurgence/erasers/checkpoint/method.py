@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 GROUPS = {
-    "unet": "unet.",
-    "unet, keys of the cross-attention": "attn2.to_k.",
-    "unet, values of the cross-attention": "attn2.to_v.",
-    "text_encoder": "text_encoder.",
+    "UNet": "unet.",
+    "keys of its cross-attentions": "attn2.to_k.",
+    "values of its cross-attentions": "attn2.to_v.",
+    "text encoder": "text_encoder.",
 }
 """Part of a model -> what the names of its parameters hold."""
 
