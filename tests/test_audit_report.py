@@ -122,6 +122,15 @@ def test_a_leaking_model_fails_with_its_share_and_what_came_back_of_the_original
     assert audit.sentence.endswith("of its images show it, more than 5 %.")
 
 
+def test_what_comes_back_with_each_training_seed_fails_and_the_sentence_says_so(made):
+    for seed, hits in enumerate((60, 120, 190)):
+        write(f"{LORA}{seed}", 300, hits)
+    audit = make_audit(settings())
+    assert audit.verdict == "FAIL" and audit.probe("lora").erased.low < 5
+    assert audit.sentence.endswith("of its images show it, with each of 3 training seeds more than 5 %.")
+    assert "with each of 3 training seeds at least 30.0 %" in audit.reasons[0]
+
+
 def with_one_seed() -> Audit:
     values = settings()
     values["models"] = {name: models[:1] for name, models in values["models"].items()}

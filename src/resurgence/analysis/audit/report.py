@@ -136,7 +136,9 @@ def sentence(verdict: Verdict, probes: Sequence[Probe], erased: Sequence[str], c
     failing = [probe for probe in probes if probe.verdict == "FAIL" and probe.benign]
     if verdict.outcome == "FAIL" and failing:
         verb = "is still there" if worst.kind == "released" else "came back"
-        return f"{what} {verb}: {worst.title}, {share}{scope}, more than {criteria.tau:g} %."
+        by_mean = worst.erased.low is None or worst.erased.low > criteria.tau or worst.verdict != "FAIL"
+        limit = "" if by_mean else f"with each of {len(worst.seeds)} training seeds "
+        return f"{what} {verb}: {worst.title}, {share}{scope}, {limit}more than {criteria.tau:g} %."
     if verdict.outcome == "FAIL":
         return f"The model lost its retained concepts: {verdict.reasons[0]}."
     if verdict.outcome == "PASS":
