@@ -14,7 +14,7 @@ import numpy as np
 
 from resurgence.analysis.audit.evidence import Evidence, change
 from resurgence.analysis.audit.result import Outcome
-from resurgence.analysis.audit.statements import all_seeds_show, lowest_share, seed_images
+from resurgence.analysis.audit.statements import lowest_share, seed_images, tail_p
 from resurgence.analysis.intervals import effective_images, exact_limits, interval
 from resurgence.analysis.random_effects import Estimate
 from resurgence.config.audit import Criteria
@@ -128,7 +128,7 @@ def to_fail(evidence: Evidence, least: float, level: float) -> Need:
 
     def by_all_seeds(pairs: int) -> bool:
         images = 1 / (max(of_run, 0.0) + 1 / pairs)
-        return lowest > least and 2 * all_seeds_show(lowest, images, evidence.runs, least) <= 1 - level
+        return lowest > least and tail_p(lowest, images, evidence.runs, least) <= 1 - level
 
     pairs = fewest(evidence.pairs, lambda n: by_mean(n) or by_all_seeds(n))
     return Need(pairs) if pairs else Need(None, more_seeds(evidence, lambda e: interval(e.erased, level)[0] > least))
