@@ -6,8 +6,8 @@ What returns is shown by the interval of the mean, or by every training seed. Th
 much is wide where they differ, since their variance has two degrees of freedom. So a second test asks how probable it
 is that all seeds show as much as the least of them if the mean over all seeds were tau. The shares of seeds then have
 a beta distribution of that mean and of the intra-class correlation r = 1 / (a + b + 1) = `SEED_CORRELATION` (Williams
-1975, Biometrics 31, 949), and the seeds share all noise of sampling. The smaller p value counts, that of the second test
-doubled, which also keeps other distributions over seeds below 1 - confidence (benchmarks/audit_verdicts.py).
+1975, Biometrics 31, 949), and the seeds share all noise of sampling. The smaller p value counts, that of the second
+test doubled, which also keeps other distributions over seeds near 1 - confidence (benchmarks/audit_verdicts.py).
 """
 
 from __future__ import annotations
