@@ -12,6 +12,7 @@ min_version("9.20")
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
 from resurgence.config.fields import read_yaml
+from resurgence.config.model_path import WILDCARDS
 from resurgence.files import resolve_path
 
 # in a folder without one, with the defaults
@@ -30,14 +31,7 @@ container: "resurgence.sif"
 
 
 wildcard_constraints:
-    base=r"[a-z0-9][a-z0-9_-]*",
-    task=r"[a-z0-9][a-z0-9_-]*",
-    set=r"[a-z0-9][a-z0-9_-]*",
-    eraser=r"([a-z0-9][a-z0-9_.-]*/s\d+/)*[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)?",
-    finetune=r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)?",
-    experiment=r"[a-z][a-z0-9_]*",
-    erase_seed=r"\d+",
-    finetune_seed=r"\d+",
+    **WILDCARDS,
 
 
 include: "workflow/rules/common.smk"
@@ -59,22 +53,6 @@ localrules:
     images,
     scores,
     presented,
-    coco_annotations,
-    coco_captions,
-    coco_sample,
-    list_i2p,
-    list_oxford,
-    prompts,
-    terciles,
-    tables,
-    figures,
-    grids,
-    cost,
-    experiment,
-    results,
-    index,
-    audit,
-    report,
 
 
 rule all:

@@ -1,6 +1,7 @@
 """Coverage of the intervals by simulation: images of concepts and seeds whose true rate is known.
 
     python benchmarks/coverage.py --simulations 2000 [--out docs/intervals.md]
+    python benchmarks/coverage.py --check          the cases that are covered less or more than wanted, beyond chance
 
 Rates of concepts and seeds are drawn from a beta distribution whose variance is divided among concept, seed and their
 interaction; whether an image shows its concept, by a Gaussian threshold that the images of the same prompt and noise
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.special import betaincinv
-from scipy.stats import norm
+from scipy.stats import binom, norm
 
 from resurgence.analysis.headline import markdown_table
 from resurgence.analysis.intervals import interval
@@ -149,6 +150,47 @@ def covered(before: float | None, rate: float, concepts: int, seeds: int, simula
     return float(hits.mean()), float(np.median(high - low))
 
 
+class Case(NamedTuple):
+    """One cell of the tables."""
+
+    before: float | None  # rate; None: the interval of a share, not of a difference
+    rate: float
+    concepts: int
+    seeds: int
+
+
+def cases() -> list[Case]:
+    """All cells of the tables."""
+    pairs = [*((None, rate) for rate in RATES), *DIFFERENCES]
+    return [Case(*pair, concepts, seeds) for pair in pairs for concepts in CONCEPTS for seeds in SEEDS]
+
+
+def wanted(case: Case) -> tuple[float, float]:
+    """The least and the largest coverage that a case may have; 1 where exact intervals must cover more: below a rate of
+    10 %, and of a single concept erased to 0 %."""
+    rare = case.rate < 0.1 or (case.concepts == 1 and case.before == 0)
+    return 0.90 if case.concepts == 5 else 0.93, 1.0 if rare else 0.985
+
+
+def allowed(least: float, most: float, simulations: int, number: int, error: float = 0.01) -> tuple[int, int]:
+    """The fewest and the most hits with which a coverage from `least` to `most` agrees, by the binomial distribution:
+    where it holds in all of `number` cases, one of them leaves its limits with a probability of at most `error` on
+    each side."""
+    tail = error / number
+    return int(binom.ppf(tail, simulations, least)), int(binom.isf(tail, simulations, most))
+
+
+def outside(chosen: list[Case], simulations: int) -> list[str]:
+    """The cases whose coverage is shown not to be as wanted, and their hits; all of `cases` count as tested."""
+    found = []
+    for case in chosen:
+        hits = round(simulations * covered(*case, simulations)[0])
+        fewest, most = allowed(*wanted(case), simulations, len(cases()))
+        if not fewest <= hits <= most:
+            found.append(f"{case}: {hits} of {simulations}, wanted from {fewest} to {most}")
+    return found
+
+
 def tables(simulations: int) -> Iterator[pd.DataFrame]:
     """Coverage and median length of the intervals of shares, then of differences, as text."""
     for cases in ([(None, rate) for rate in RATES], DIFFERENCES):
@@ -170,7 +212,12 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, default=2000)
     parser.add_argument("--measure", type=Path, metavar="SCORES", help="print the components of packed scores instead")
     parser.add_argument("--out", type=Path, metavar="PAGE")
+    parser.add_argument("--check", action="store_true", help="only say which cases are not covered as wanted")
     args = parser.parse_args()
+    if args.check:
+        if found := outside(cases(), args.simulations):
+            raise SystemExit("\n".join(found))
+        return
     if args.measure:
         print(components(args.measure).round(3).to_string(index=False))
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from resurgence.analysis.scored_sets import ImageSet, image_set
+from resurgence.analysis.score_sets import ImageSet, image_set
 
 PEOPLE = {"erase": ["princess", "surfer", "man cook", "juggler"], "retain": ["angel", "prince", "old woman"]}
 SHIP = {"erase": ["ship"], "retain": ["cat", "dog", "truck"], "synonym": ["ship"]}

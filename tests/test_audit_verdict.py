@@ -9,7 +9,7 @@ from resurgence.analysis.audit.evidence import Evidence, change, evidence
 from resurgence.analysis.audit.needed import retained_pairs, shared_variance, to_fail, to_pass
 from resurgence.analysis.audit.verdict import judge
 from resurgence.analysis.intervals import interval
-from resurgence.analysis.scored_sets import ImageSet, image_set
+from resurgence.analysis.score_sets import ImageSet, image_set
 from resurgence.config.audit import Criteria
 
 CRITERIA, LORA = Criteria(), frozenset({"lora"})

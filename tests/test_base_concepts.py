@@ -13,7 +13,7 @@ from resurgence.analysis.base_concepts import LEAST, hardly_drawn, shares
 from resurgence.analysis.headline import MARK
 from resurgence.analysis.read import read_table
 from resurgence.analysis.score_folders import by_step, entry
-from resurgence.analysis.scored_sets import ImageSet
+from resurgence.analysis.score_sets import ImageSet
 from resurgence.analysis.tables import write_tables
 from resurgence.config.model_path import ModelPath
 from resurgence.files import write_json

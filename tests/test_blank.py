@@ -19,7 +19,7 @@ from hypothesis.extra.numpy import arrays
 from resurgence.analysis import headline, tables
 from resurgence.analysis.estimates import estimates
 from resurgence.analysis.read import read_table
-from resurgence.analysis.scored_sets import ImageSet
+from resurgence.analysis.score_sets import ImageSet
 from resurgence.config.task import Task
 from resurgence.files import write_json
 from resurgence.scorers import LoadedScorer, ScorerConfig, blank, score_images, write_scores

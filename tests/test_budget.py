@@ -6,11 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from budget import excesses, slowness, tier_of
+from budget import FAST, TIERS, TOLERANCE, excesses, slowness, tier_of
 
 TESTS = """\
 import time, pytest
@@ -57,8 +58,16 @@ def test_waiting_and_other_tiers_cost_nothing(tmp_path: Path) -> None:
 def test_one_test_may_be_too_dear() -> None:
     costs = {"fast": {"a": 100.0, "b": 20.0}}
     (line,) = excesses(costs, {"a": 100.0, "b": 20.0}, {"fast": 200, "test": 60})
-    assert line.startswith("a: 100 s, more than 1.5 x 60 s")
-    assert list(excesses(costs, {"a": 80.0, "b": 20.0}, {"fast": 80, "test": 60})) == []
+    assert line.startswith("a: 100 s, more than 60 s")
+    assert list(excesses(costs, {"a": 60.0, "b": 20.0}, {"fast": 80, "test": 60})) == []
+
+
+def test_the_budgets_of_the_project_are_those_of_its_markers() -> None:
+    """A tier without a budget could grow for ever."""
+    settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["tool"]
+    assert settings["resurgence"]["test-budgets"].keys() == {FAST, *TIERS, "test", "kernel"}
+    assert set(TIERS) < {marker.partition(":")[0] for marker in settings["pytest"]["ini_options"]["markers"]}
+    assert TOLERANCE == 1.5 and settings["resurgence"]["test-budgets"]["test"] == 60
 
 
 def test_a_slow_machine_is_measured_and_a_fast_one_gets_no_less() -> None:

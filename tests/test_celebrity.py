@@ -20,7 +20,7 @@ from torchvision.models import resnet50
 
 from resurgence import scorers
 from resurgence.analysis import tables
-from resurgence.analysis.scored_sets import ImageSet
+from resurgence.analysis.score_sets import ImageSet
 from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
 from resurgence.config.task import Task

@@ -24,7 +24,7 @@ from resurgence.scorers import celebrity_stand_in, faces, load_scorers, score_im
 from resurgence.scorers.configs import FACE_NETWORKS, CelebrityStandInConfig
 from resurgence.scorers.onnx_models import load_graph
 from resurgence.scorers.reference import Groups, Rates
-from resurgence.workflow import job_settings, weights_needed
+from resurgence.workflow import job_settings, weights
 
 ROOT = Path(__file__).parents[1]
 NAME = "celebrity_stand_in"
@@ -181,7 +181,7 @@ def test_a_study_of_celebrities_takes_it_in_the_place_of_the_detector(tmp_path: 
     chosen = study(NAME)
     person, thing = (job_settings.score(chosen, name)["scorers"] for name in ("celebrities-1", "ship"))
     assert set(person) - set(thing) == {NAME} and "celebrity" not in person
-    (place,) = (w for w in weights_needed.weights_of(chosen, {}) if w.key == f"scorers.{NAME}.path")
+    (place,) = (w for w in weights.weights_of(chosen, {}) if w.key == f"scorers.{NAME}.path")
     assert (place.place, place.kinds) == ("data/weights/faces", ["person"])
     with pytest.raises(ConfigError, match="metric = 'celebrity_accuracy'"):
         study("celebrity_accuracy")

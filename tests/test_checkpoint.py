@@ -18,7 +18,7 @@ from resurgence.config.fields import ConfigError
 from resurgence.config.load import make_study
 from resurgence.config.task import make_task
 from resurgence.diffusion.deltas import Delta, apply_delta, lora_delta, parameters, save_delta
-from resurgence.diffusion.erased_models import read_erased_model
+from resurgence.diffusion.model_files import read_erased_model
 from resurgence.diffusion.model_headers import check_lora, check_model
 from resurgence.erasers import EraserData, method
 from resurgence.erasers.checkpoint.config import CheckpointConfig

@@ -11,13 +11,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from resurgence.config.erasers import erasers, method_module
+from resurgence.config.erasers import ERASERS, erasers, method_module
+from resurgence.config.settings import make_eraser
 from resurgence.provenance.code_version import code_version, definitions
 from resurgence.provenance.normal_form import EFFECTS, INFRASTRUCTURE
 from resurgence.provenance.source_modules import find_file, follow, within
+from resurgence.workflow import code_entries
 from resurgence.workflow.rule_table import RULES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -352,6 +355,7 @@ ENTRIES = {f"stages.{rule.stage}": f"resurgence.stages.{rule.stage}" for rule in
 ENTRIES |= {
     name.removeprefix("resurgence."): name for name in map(method_module, erasers()) if name.startswith("resurgence.")
 }
+ENTRIES |= {f"mace:{name}": f"resurgence.erasers.mace.method:{name}" for name in ("train_loras", "fuse", "erase")}
 PARTS = ("autoencoder", "clip", "drawings", "quality", "recogniser", "text_to_image")
 ENTRIES |= {f"miniature.{name}": f"resurgence.miniature.{name}" for name in PARTS}
 SCORERS = (path.stem for path in (ROOT / "src/resurgence/scorers").glob("[!_]*.py"))
@@ -413,6 +417,51 @@ def test_the_loop_of_the_gradient_erasers_bears_on_them_alone(copy: Path, before
     edit = ("erasers/gradient/trainer.py", "cache_enabled=False", "cache_enabled=True")
     found = changed(copy, before, edit)
     assert found == {key for key in before if key.startswith("erasers.gradient.")}
+
+
+MACE = {  # what an edit bears on: the LoRAs of MACE, or their fusion
+    "training": (
+        ("erasers/mace/concept_loras.py", 'return {"loss": torch.cat(values)}', 'return {"l": torch.cat(values)}'),
+        "train_loras",
+    ),
+    "data": (("erasers/mace/method.py", "texts = texts.to(pipe.unet.dtype)", "texts = texts.double()"), "train_loras"),
+    "fusion": (("erasers/mace/fusion.py", "if scale > 0:", "if scale >= 0:"), "fuse"),
+}
+
+
+@pytest.mark.parametrize("part", MACE)
+def test_training_loras_bears_on_no_fusion_and_the_other_way_round(
+    part: str, copy: Path, before: dict[str, str]
+) -> None:
+    edit, function = MACE[part]
+    assert changed(copy, before, edit) == {f"mace:{function}", "mace:erase", "erasers.mace.method"}
+
+
+def test_jobs_digest_the_functions_of_an_eraser_that_they_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a plug-in, with its configuration class where that has the same module."""
+    import test_lora_plugin as plugin
+
+    monkeypatch.setitem(ERASERS, plugin.NAME, f"{plugin.__name__}:LoweringConfig")
+    erasers.cache_clear()
+    study = SimpleNamespace(erasers={name: make_eraser(name, {}) for name in ("mace", "uce", plugin.NAME)})
+    called = {"loras": code_entries.loras, "delta": code_entries.eraser}
+    entries = {
+        (name, part): {entry.rpartition(".")[2] for entry in of(study, job(name))}
+        for name in study.erasers
+        for part, of in called.items()
+    }
+    monkeypatch.undo()
+    erasers.cache_clear()
+    own = f"{plugin.__name__}:LoweringConfig"
+    assert entries["mace", "loras"] == {"method:train_loras"} and entries["mace", "delta"] == {"method:fuse"}
+    assert entries["uce", "delta"] == {"uce:erase"}
+    assert entries[plugin.NAME, "loras"] == {f"{plugin.__name__}:train_loras", own}
+    assert entries[plugin.NAME, "delta"] == {f"{plugin.__name__}:fuse", own}
+
+
+def job(eraser: str) -> SimpleNamespace:
+    """The wildcards of an erased model."""
+    return SimpleNamespace(task="ship", eraser=eraser, erase_seed="0")
 
 
 def test_drawing_the_miniature_bears_on_no_score(copy: Path, before: dict[str, str]) -> None:

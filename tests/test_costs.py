@@ -162,16 +162,16 @@ def test_every_card_has_each_speed_and_faster_ones_are_no_slower() -> None:
         assert times[0] < times[1] and (gpu.startswith("rtx") or times[1] < times[2])
 
 
-def test_the_speed_of_a_stage_by_hand(study: Study, rates: Rates) -> None:
+def test_the_speed_of_a_rule_by_hand(study: Study, rates: Rates) -> None:
     def speeds(base: str = "eager", **sampling: bool) -> list[str]:
         changed = dataclasses.replace(
             study,
             base=dataclasses.replace(study.base, speed=base),
             sampling=dataclasses.replace(study.sampling, **sampling),
         )
-        return [Coster(changed, rates, "one").speed_of(stage) for stage in stages]
+        return [RULES[name].speed(Coster(changed, rates, "one")) for name in names]
 
-    stages = ("sample", "finetune", "concept_images", "erase", "score")
+    names = ("sample", "finetune", "concept_images", "erase", "score")
     assert speeds() == ["eager"] * 5
     assert speeds("channels-last") == ["channels-last"] * 3 + ["eager"] * 2
     assert speeds("auto") == ["graphs", "compiled", "graphs", "eager", "eager"]  # training has no graphs

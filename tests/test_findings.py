@@ -110,6 +110,29 @@ def test_the_table_has_the_step_at_which_half_of_what_was_erased_is_back() -> No
     assert row["steps"] == pytest.approx(100) and 90 < row["steps_low"] < 101 and 99 < row["steps_high"] < 120
 
 
+def test_without_an_interval_there_are_no_limits_of_half_recovery() -> None:
+    """Nothing repeats, so nothing is known of the step, not that it is 0."""
+    one = lambda value: Estimate(value, (Part(value, "u", np.array([[value]]), 1, 1.0),), lambda v: float(v[0]), 1)  # noqa: E731
+    row = {"task": "ship", "eraser": "mace", "finetune": "lora", "role": "erase", "erased": one(0.0), "base": one(9.0)}
+    table = claims.half_recovery_table([{**row, "step": 50, "finetuned": one(9.0)}], 0.95).squeeze()
+    assert table["steps"] == 25 and math.isnan(table["steps_low"]) and math.isnan(table["steps_high"])
+    assert table["text"] == "25 [-, -]"
+
+
+def test_where_nothing_was_erased_no_half_can_return() -> None:
+    same = {"erased": spread(40, 1), "base": spread(40, 1), "finetuned": spread(40, 1)}
+    row = {"task": "ship", "eraser": "mace", "finetune": "lora", "role": "erase", "step": 50, **same}
+    table = claims.half_recovery_table([row], 0.95).squeeze()
+    assert math.isinf(table["steps"]) and table["text"] == "-"
+
+
+def test_no_change_at_all_does_not_contradict_a_change_of_any_size() -> None:
+    """An interval that ends at than + margin is not below it."""
+    none = Estimate(0.0, (Part("a", "u", np.zeros((5, 1)), 5, 1.0),), lambda v: float(v[0]), 5)
+    assert interval(none, 0.95) == (0, 0)
+    assert claims.verdict(none, Claim("", Cells(), "above", margin=0.0), 0.95) is None
+
+
 @pytest.mark.parametrize(
     ("expect", "value", "width", "than", "decided"),
     [
@@ -191,6 +214,14 @@ def test_judged_compares_the_cells_it_names(rows: list[dict]) -> None:
         claims.evaluate_claims(ends, [Claim("B", Cells(task="nothing"), "above")], 0.95)
 
 
+def test_what_is_compared_is_said_with_all_that_is_not_usual() -> None:
+    of, against = Cells(task="ship", eraser="mace", role="retain"), Cells(finetune="full")
+    claim = Claim("", of, "equal", against, metric="clip_score", value="finetuned", than=2.5, margin=3.0)
+    expected = "clip_score, finetuned of ship, mace (retain) minus that of full; expected equal 2.5 within 3"
+    assert claims.comparison_text(claim) == expected
+    assert claims.comparison_text(Claim("", Cells(), "above")) == "resurgence of all cells; expected above 0"
+
+
 def test_bars_of_one_fine_tune_by_two_names_stand_in_one_panel(rows: list[dict]) -> None:
     ends = claims.table(claims.pool_seeds(rows), 0.95)
     ends = ends[ends["role"] == "erase"]
@@ -261,3 +292,12 @@ def test_a_comparison_of_two_sides_that_show_nothing_is_at_the_floor(
     assert "| lamb (1 against 2) |" in claims.claims_table(judged)
     alone = claims.evaluate_claims(rows[:1], [Claim("", Cells(task="a"), "equal")], 0.95, [""], visible)
     assert alone["verdict"].tolist() != ["floor"]  # a value by itself is compared with a number
+
+
+def test_a_loss_is_no_floor() -> None:
+    """One fine-tune takes half of the retained concepts away, the other nothing: both end below the margin."""
+    lost, kept = (difference(share(after, 100, name), share(60, 100, f"{name} before"))
+                  for name, after in (("a", 10), ("b", 60)))  # fmt: skip
+    assert not claims.at_floor([lost, kept], 5, 0.95) and interval(lost, 0.95)[1] < -5
+    assert claims.at_floor([share(0, 100), share(1, 100)], 6, 0.95)
+    assert not claims.at_floor([share(0, 100), share(4, 100)], 6, 0.95)

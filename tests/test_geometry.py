@@ -153,3 +153,33 @@ def test_a_planted_correlation_is_found_and_none_is_not() -> None:
     assert set(ranks["task"]) == {"t0", "t1", "t2", "t3"} and ranks.groupby("task")["near"].mean().tolist() == [0.5] * 4
     few = correlations(rows.head(3), "resurgence", ["near"], 300, 0.95, 0)
     assert math.isnan(few["rho"][0])  # three clusters tell nothing
+
+
+@pytest.fixture
+def cells() -> pd.DataFrame:
+    generator = np.random.default_rng(2)
+    rows = pd.DataFrame({"task": [f"t{i % 4}" for i in range(24)], "eraser": [f"e{i // 4}" for i in range(24)]})
+    rows["near"] = generator.normal(size=24)
+    return rows.assign(resurgence=rows["near"] + generator.normal(size=24))
+
+
+def test_interval_of_a_correlation_is_that_of_resampled_models(cells: pd.DataFrame) -> None:
+    """A lower level lies within a higher one, and around the value; with the percentiles of scipy's rho of resamples
+    by a generator of its own, up to their error."""
+    ends = {level: correlations(cells, "resurgence", ["near"], 2000, level, 0).iloc[0] for level in (0.5, 0.95)}
+    order = [ends[0.95]["low"], ends[0.5]["low"], ends[0.5]["rho"], ends[0.5]["high"], ends[0.95]["high"]]
+    assert order == sorted(order) and len(set(order)) == 5
+    generator, replicates = np.random.default_rng(5), []
+    for _ in range(600):
+        chosen = cells.iloc[generator.integers(0, 24, 24)]  # each model was fine-tuned once
+        replicates.append(scipy.stats.spearmanr(chosen["near"], chosen["resurgence"]).statistic)
+    for level, found in ends.items():
+        low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
+        assert found["low"] == pytest.approx(low, abs=0.06) and found["high"] == pytest.approx(high, abs=0.06)
+
+
+def test_two_different_values_have_a_correlation_and_one_has_none(cells: pd.DataFrame) -> None:
+    two = cells.assign(near=(cells["near"] > 0).astype(float), resurgence=(cells["resurgence"] > 0).astype(float))
+    assert math.isfinite(correlations(two, "resurgence", ["near"], 50, 0.95, 0)["rho"][0])
+    for name in ("near", "resurgence"):
+        assert math.isnan(correlations(two.assign(**{name: 1.0}), "resurgence", ["near"], 50, 0.95, 0)["rho"][0])

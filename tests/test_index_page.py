@@ -20,7 +20,7 @@ from browser import opened, require_chromium
 from resurgence.analysis.headline import headline, number
 from resurgence.analysis.read import read_table
 from resurgence.analysis.score_folders import by_step, entry
-from resurgence.analysis.scored_sets import ImageSet
+from resurgence.analysis.score_sets import ImageSet
 from resurgence.analysis.tables import write_tables
 from resurgence.config.model_path import ModelPath
 from resurgence.diffusion.image_sets import write_image_set

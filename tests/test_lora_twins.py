@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from resurgence.config.task import make_task
 from resurgence.diffusion.deltas import Delta, lora_delta, parameters
-from resurgence.diffusion.erased_models import read_erased_model
+from resurgence.diffusion.model_files import read_erased_model
 from resurgence.erasers import EraserData, method
 from resurgence.erasers.checkpoint.config import UpdateConfig
 from resurgence.workflow.graph import files_of

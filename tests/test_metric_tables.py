@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr, t
 
-from resurgence.analysis import claims, scored_sets, tables
+from resurgence.analysis import claims, score_sets, tables
 from resurgence.analysis.concept_means import agreement, by_concept, extremes
 from resurgence.analysis.estimates import estimates
 from resurgence.analysis.headline import number
@@ -100,7 +100,7 @@ def test_images_of_a_general_prompt_are_one_random_unit() -> None:
     ]
     prompts = pd.concat([prompt_rows(PEOPLE), pd.DataFrame(words, columns=prompt_rows(PEOPLE).columns)])
     key = {"base": "miniature", "task": "identities-4", "state": "base"}
-    base = scored_sets.image_set(key, score(prompts, {"erase": 0.5, "retain": 0.5, "general": 0.5}, 3))
+    base = score_sets.image_set(key, score(prompts, {"erase": 0.5, "retain": 0.5, "general": 0.5}, 3))
     every, units = estimates([base], only=["clip_score"])
     found = every[every["role"] == "general"].iloc[0]["estimate"]
     means = base.rows[base.rows["role"] == "general"].groupby("prompt")["clip_score"].mean()
@@ -302,7 +302,7 @@ def test_a_scatter_shows_a_metric_over_the_similarity_to_the_erased_concept(
         rows = one.rows.assign(concept_similarity=concepts.map(similar),
                                concept_sensitivity=concepts.map(lost) * is_erased)  # fmt: skip
         folder = tmp_path / f"results/scores/miniature/{model}/scores/step-000000"
-        write_scores_folder(folder, scored_sets.ImageSet(one.key, rows, one.features))
+        write_scores_folder(folder, score_sets.ImageSet(one.key, rows, one.features))
         models.append(str(model))
     more = {"kind": "scatter", "models": models, "finetunes": [], "metric": "sensitivity", "tasks": ["ship"]}
     text, frame = made(tmp_path, shared | more | {"erasers": ["uce"]}, tmp_path / "out")
@@ -363,7 +363,7 @@ def test_general_prompts_are_concepts_of_their_own_in_a_histogram() -> None:
     rows = [pd.concat([one.rows, one.rows.head(4).assign(role="general", concept="", prompt=["a photo"] * 2 + [" "] * 2,
                                                          clip_score=[2.0 + k, 4.0 + k, 0.0 + k, 2.0 + k])])
             for k, one in enumerate((base, erased))]  # fmt: skip
-    sets = [scored_sets.ImageSet(one.key, part) for one, part in zip((base, erased), rows, strict=True)]
+    sets = [score_sets.ImageSet(one.key, part) for one, part in zip((base, erased), rows, strict=True)]
     means = by_concept(sets, "clip_score", ("general",)).set_index(["column", "concept"])["value"]
     assert means["base"].to_dict() == words
     assert means["erased"].to_dict() == {word: value + 1 for word, value in words.items()}

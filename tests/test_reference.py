@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from resurgence.analysis import tables
 from resurgence.analysis.estimates import estimates
-from resurgence.analysis.scored_sets import ImageSet
+from resurgence.analysis.score_sets import ImageSet
 from resurgence.data.prompts import prompt_set
 from resurgence.scorers import RecogniserConfig, frechet, recogniser
 from resurgence.scorers.recogniser_model import Recogniser, save_recogniser

@@ -30,20 +30,6 @@ def results():
     return module
 
 
-MARKED = re.compile(r"<!-- (?P<name>[\w ]+) -->.*?<!-- end of (?P=name) -->", re.DOTALL)
-RESULT = re.compile(r"\d(?:\.\d+)? (?:%|points)|\[-?\d[\d.]*, -?\d|\d -> \d")  # of a result: share, interval, change
-
-
-@pytest.mark.parametrize("typed", ["returns to 76 %", "16.7 points", "1.6 [-13.5, 12.5]", "94.0 -> 4.7"])
-def test_a_number_typed_by_hand_is_seen(typed: str) -> None:
-    assert RESULT.search(typed) and not RESULT.search(MARKED.sub("", f"<!-- a b -->\n{typed}\n<!-- end of a b -->"))
-
-
-def test_no_number_of_a_result_is_typed_by_hand(results) -> None:
-    text = MARKED.sub("", results.PAGE.read_text(encoding="utf-8"))
-    assert [line for line in text.splitlines() if RESULT.search(line)] == []
-
-
 def test_numbers_of_the_readme_are_those_of_the_results(results) -> None:
     """The table at its top is a part of the results of the default study."""
     block = (ROOT / "README.md").read_text(encoding="utf-8").partition("```\nResurgence:")[2].partition("```")[0]

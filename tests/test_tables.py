@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+import torch
 
 from resurgence.analysis import headline, tables
 from resurgence.analysis.estimates import estimates
-from resurgence.analysis.scored_sets import ImageSet, image_set, read_states
-from resurgence.scorers import frechet
+from resurgence.analysis.score_sets import ImageSet, image_set, pairs, read_states
+from resurgence.scorers import frechet, write_scores
 from resurgence.scorers.kernel_distance import paired_distance
 from scored import PEOPLE, features, prompt_rows, score, study_sets, write_scores_folder
 
@@ -406,6 +407,29 @@ def test_kernel_distance_is_that_of_pairs_and_its_interval_the_jackknife_of_conc
     (estimate,) = every[(every["state"] == "erased") & (every["eraser"] == "mace")]["estimate"]
     pseudo = distance(x, y) + (len(concepts) - 1) * (without.mean() - without)
     np.testing.assert_allclose(np.sort(estimate.parts[0].table[:, 0]), np.sort(pseudo), rtol=1e-8)
+
+
+def test_features_of_several_scorers_are_to_be_chosen(sets: list[ImageSet], tmp_path: Path) -> None:
+    two = {"recogniser": sets[0].features, "clip": sets[0].features + 1}
+    write_scores(tmp_path, sets[0].rows, {name: torch.from_numpy(values) for name, values in two.items()})
+    entry = {k: v for k, v in sets[0].key.items() if v is not None} | {"path": str(tmp_path)}
+    with pytest.raises(ValueError, match="features of clip, recogniser; say which to use"):
+        read_states([entry])
+    np.testing.assert_array_equal(read_states([entry], "clip")[0].features, two["clip"])
+    with pytest.raises(ValueError, match="no features of 'inception'"):
+        read_states([entry], "inception")
+
+
+def test_a_message_names_three_pairs_and_counts_the_others() -> None:
+    rows = pd.DataFrame({"prompt": list("abcde"), "seed": range(5)})
+    assert pairs(rows) == "('a', seed 0), ('b', seed 1), ('c', seed 2) and 2 more"
+    assert pairs(rows[:3]) == "('a', seed 0), ('b', seed 1), ('c', seed 2)" and pairs(rows[:1]) == "('a', seed 0)"
+
+
+def test_the_terminal_says_what_the_dagger_means(table: pd.DataFrame) -> None:
+    text = headline.terminal(table, pd.DataFrame(columns=tables.SEEDS), 0.95, {"mace": "lamb: 1"})
+    assert "mace †" in text and "† not the published objective: mace has lamb: 1." in text
+    assert "†" not in headline.terminal(table, pd.DataFrame(columns=tables.SEEDS), 0.95)
 
 
 def test_a_set_without_features_has_no_frechet(sets: list[ImageSet]) -> None:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from resurgence.analysis import tuning
-from resurgence.analysis.scored_sets import ImageSet, image_set
+from resurgence.analysis.score_sets import ImageSet, image_set
 from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.experiment import Cells, Claim, Experiment
 from resurgence.config.experiment_cells import models_of
@@ -188,6 +188,7 @@ def test_tuning_compares_erased_models_alone(key: str, value: Any) -> None:
         ([(10, 85), (10, 85)], ["chosen", ""]),  # the one written first
         ([(0, 80.0)], ["chosen"]),
         ([(40, 70), (10, 60), (50, 65), (5, 20)], ["front", "front", "", "front"]),
+        ([(40, 70), (50, 70)], ["front", ""]),  # of two that keep as much, the one that leaves less
         ([(40, 70), (40, 70), (40, 60)], ["front", "front", ""]),  # equal settings do not exclude each other
     ],
 )

@@ -20,8 +20,8 @@ from resurgence.diffusion.base_checks import is_complete
 from resurgence.files import sha256
 from resurgence.pretrained import checksums
 from resurgence.pretrained.checksums import Entry
-from resurgence.workflow import weights_needed
-from resurgence.workflow.weights_needed import Weights
+from resurgence.workflow import weights
+from resurgence.workflow.weights import Weights
 from tiny import make_pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +81,7 @@ def run(
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_table_knows_what_the_studies_read(name: str) -> None:
     entries = checksums.table(ROOT)
-    found = weights_needed.weights_of(load(*STUDIES[name]), entries)
+    found = weights.weights_of(load(*STUDIES[name]), entries)
     assert {one.key for one in found} >= {"base.path", "masks.detector", "masks.sam", "scorers.clip"}
     for one in found:
         assert one.place in entries
@@ -106,7 +106,7 @@ def test_the_table_names_what_open_clip_reads() -> None:
 
 
 def test_the_miniature_reads_only_what_is_shipped() -> None:
-    assert {weights.place.split("/")[0] for weights in weights_needed.weights_of(load(), {})} == {"data"}
+    assert {each.place.split("/")[0] for each in weights.weights_of(load(), {})} == {"data"}
 
 
 def test_locate(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_lock_completes_the_table_and_then_holds(project: Path, capsys: pytest.C
     (project / "w/model.safetensors").write_bytes(b"first")
     write_table({"w": {"licence": "x", "get": "ask", "files": {"model.safetensors": None}}})
     assert checksums.verify("w", Path("w"), checksums.table()) == ["model.safetensors"]
-    weights_needed.lock([Weights("base.path", "w")])
+    weights.lock([Weights("base.path", "w")])
     assert "commit it" in capsys.readouterr().out
     assert checksums.table()["w"].files == {"model.safetensors": sha256(project / "w/model.safetensors")}
     assert checksums.verify("w", Path("w"), checksums.table()) == []
@@ -162,7 +162,7 @@ def test_lock_completes_the_table_and_then_holds(project: Path, capsys: pytest.C
 def test_lock_of_a_folder_of_ones_own(project: Path, base: Path) -> None:
     write_table({})
     shutil.copytree(base, project / "mine")
-    weights_needed.lock([Weights("base.path", "mine")])
+    weights.lock([Weights("base.path", "mine")])
     names = set(checksums.table()["mine"].files)
     assert {"model_index.json", "unet/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"} <= names
     assert checksums.verify("mine", Path("mine"), checksums.table()) == []
@@ -287,14 +287,14 @@ def test_missing_weights_are_told_for_the_rules_that_run(project: Path, monkeypa
     study = load("sd14")
     shutil.copy(ROOT / checksums.TABLE, checksums.TABLE)
     with pytest.raises(FileNotFoundError) as error:
-        weights_needed.check_present(study, ["sample", "tables"])
+        weights.check_present(study, ["sample", "tables"])
     told = str(error.value)
     assert "base.path = 'CompVis/stable-diffusion-v1-4'" in told and "masks" not in told and "scorers" not in told
     assert "hf download CompVis/stable-diffusion-v1-4 " in told and f"--revision {study.base.revision}" in told
     assert str(project / "empty") in told and "HF_HUB_OFFLINE is set" in told and "hf auth login" in told
     with pytest.raises(FileNotFoundError, match=r"masks.detector.*grounding-dino-base(.|\n)*masks.sam"):
-        weights_needed.check_present(study, ["masks"])
-    weights_needed.check_present(study, ["tables", "figures", "prompts", "coco_captions"])
+        weights.check_present(study, ["masks"])
+    weights.check_present(study, ["tables", "figures", "prompts", "coco_captions"])
 
 
 def test_null_takes_out_what_the_study_below_has() -> None:
@@ -313,18 +313,18 @@ def test_objects_do_not_wait_for_the_scorer_of_people(project: Path, monkeypatch
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(project / "empty"))
     study = load("sd14")
-    needed = {weights.key for weights, _, _ in weights_needed.examine(study, ["score"])}
+    needed = {each.key for each, _, _ in weights.examine(study, ["score"])}
     assert {"scorers.celebrity.path", "scorers.inception.path"} <= needed
-    objects = {weights.key for weights, _, _ in weights_needed.examine(study, ["score"], {"object"})}
+    objects = {each.key for each, _, _ in weights.examine(study, ["score"], {"object"})}
     assert objects == needed - {"scorers.celebrity.path"}
-    assert {weights.key for weights, _, _ in weights_needed.examine(study, ["score"], {"object", "person"})} == needed
+    assert {each.key for each, _, _ in weights.examine(study, ["score"], {"object", "person"})} == needed
     for kind, wanted in (("style", False), ("object", True)):
         overlay = {"scorers": {"celebrity": {"path": "data/weights/celebrity", "kinds": [kind]}}}
         (project / "more.yaml").write_text(yaml.safe_dump(overlay))
         only = load_study([ROOT / "params.yaml", project / "more.yaml"], ROOT)
-        keys = [weights.key for weights in weights_needed.weights_of(only, {})]
+        keys = [each.key for each in weights.weights_of(only, {})]
         assert ("scorers.celebrity.path" in keys) == wanted
     with pytest.raises(FileNotFoundError, match=r"scorers\.clip.*\n.*scorers.inception.path = ") as error:
         shutil.copy(ROOT / checksums.TABLE, checksums.TABLE)
-        weights_needed.check_present(study, ["score"], {"object"})
+        weights.check_present(study, ["score"], {"object"})
     assert "celebrity" not in str(error.value)

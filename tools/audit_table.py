@@ -29,7 +29,7 @@ from audit_rows import KnownModel, control_lines, finished, row_of, table
 
 from resurgence.analysis.audit.result import EXIT, read_audit
 from resurgence.cli.audit import VERDICT, snakemake
-from resurgence.cli.audit_inputs import drawn_pictures
+from resurgence.cli.audit_pictures import drawn_pictures
 from resurgence.config.audit_bases import base_of
 from resurgence.config.fields import ConfigError, build, known, read_yaml
 from resurgence.config.load import load_study

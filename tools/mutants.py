@@ -1,56 +1,69 @@
-"""Change one sign, comparison or operator of the science at a time, and see whether a test notices.
+"""Change a sign, comparison or operator of erasers, statistics and sampling, and see whether a test notices.
 
-    make mutants                                       200 mutants drawn by seed 0, at most two hours
-    make mutants ARGS='--number 20 --seed 3 --jobs 1'
+    make mutants                                     200 seeded mutants, two hours, two at a time
+    make mutants ARGS='--hours 0.5 --jobs 1'         as many as half an hour suffices for; run again, it goes on
 
 cosmic-ray makes the mutants. Each is tried in a copy of the repository by the tests that TESTS names for its file. A
-mutant that survives must be judged in tests/mutants.yaml (why no test can or needs to see it). Ends with 1 where a
-survivor is not, or where less than 90 % of the mutants are killed; a mutant that hangs is killed.
+mutant that survives must be judged in tests/mutants.yaml: `equivalent`, why no test can or needs to see it, or
+`killed_by`, the test that was written for it. Outcomes are kept in --outcomes, and hold as long as the mutated file and
+the tests that decided them are unchanged; only the others are tried again.
+
+Ends with 0 if all are tried, at least 90 % of them are killed, and every survivor is judged equivalent; with 1 if not;
+with 3 if mutants are left that the time did not suffice for. A mutant that hangs is killed.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import hashlib
+import json
+import multiprocessing
 import os
-import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import yaml
-from cosmic_ray.ast import ast_nodes, get_ast
-from cosmic_ray.mutating import mutate_code
-from cosmic_ray.plugins import get_operator
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path("src/resurgence")
 JUDGED = ROOT / "tests/mutants.yaml"
+OUTCOMES = ROOT / ".venv/mutants.jsonl"
 LEAST = 0.9  # share that must be killed
-LIMIT = 900  # seconds of a mutant's tests
+SLACK = 5.0  # a mutant hangs whose tests take so many times as long as without it, and two minutes
+PAIRS = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "Pow_Mul", "Mod_Add")
+COMPARISONS = ("Lt_LtE", "LtE_Lt", "Gt_GtE", "GtE_Gt", "Lt_Gt", "Gt_Lt", "Eq_NotEq", "NotEq_Eq")
 OPERATORS = [
-    f"core/Replace{name}" for name in (
-        *(f"BinaryOperator_{pair}" for pair in ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "Pow_Mul", "Mod_Add")),
-        *(f"ComparisonOperator_{pair}" for pair in ("Lt_LtE", "LtE_Lt", "Gt_GtE", "GtE_Gt", "Lt_Gt", "Gt_Lt")),
-        "ComparisonOperator_Eq_NotEq", "ComparisonOperator_NotEq_Eq",
-        "UnaryOperator_USub_UAdd", "UnaryOperator_Delete_Not", "AndWithOr", "OrWithAnd",
-    )
+    *(f"core/ReplaceBinaryOperator_{pair}" for pair in PAIRS),
+    *(f"core/ReplaceComparisonOperator_{pair}" for pair in COMPARISONS),
+    "core/ReplaceUnaryOperator_USub_UAdd", "core/ReplaceUnaryOperator_Delete_Not", "core/ReplaceAndWithOr",
+    "core/ReplaceOrWithAnd",
 ]  # fmt: skip
+PRELOADED = ["pytest", "torch", "diffusers", "transformers", "pandas", "scipy.stats", "pyarrow.parquet"]
 TRAINED = ("trainer", "spaces", "esd", "salun", "parameters")  # tests of what the gradient erasers share
+AUDIT = ("audit_verdict", "audit_pairs", "audit_report", "audit_result", "audit_table", "card")
 TESTS = {  # start of a path below src/resurgence -> names of test files; the longest start counts
-    "erasers/closed_form": ("closed_form", "uce", "rece", "time", "speed"),
-    "erasers/mace": ("mace", "mace_refinement"),
+    "erasers/closed_form": ("closed_form", "uce", "rece", "time", "speed", "embedded_once"),
+    "erasers/mace": ("mace", "mace_refinement", "embedded_once"),
     "erasers/gradient": TRAINED,
     "erasers/lora": ("lora_resume", "lora_plugin", "mace"),
     "erasers/token_sets": ("mace", "token_selection"),
-    "analysis": ("intervals", "findings", "tables", "answers", "compare", "terciles", "packed_scores", "reference_run"),
+    "erasers/checkpoint": ("checkpoint", "update"),
+    "analysis": (
+        "intervals", "findings", "tables", "answers", "compare", "terciles", "score_archive", "success", "tuning",
+        "base_concepts", "metric_tables", "reference_run",
+    ),
+    "analysis/audit": AUDIT,
     "analysis/weight_movement": ("geometry", "findings"),
     "diffusion/sampling": ("sample", "pipeline", "passes"),
     "diffusion/unet": ("pipeline", "spaces", "sample"),
@@ -65,124 +78,256 @@ TESTS = {  # start of a path below src/resurgence -> names of test files; the lo
 class Mutant(NamedTuple):
     """A change of one place of a file."""
 
+    id: str  # the same as long as the line is
     file: str
     operator: str
-    occurrence: int
+    occurrence: int  # of the operator in the file
+
+    @property
+    def text(self) -> str:
+        """The file with the change."""
+        from cosmic_ray.mutating import mutate_code
+        from cosmic_ray.plugins import get_operator
+
+        source = (ROOT / self.file).read_text(encoding="utf-8")
+        return mutate_code(source, get_operator(self.operator)(), self.occurrence)
+
+    @property
+    def change(self) -> str:
+        """The changed line before and after."""
+        source = (ROOT / self.file).read_text(encoding="utf-8")
+        pairs = zip(source.splitlines(), self.text.splitlines(), strict=True)
+        return "  ->  ".join(next((a.strip(), b.strip()) for a, b in pairs if a != b))
+
+
+def area_of(file: str) -> str | None:
+    """The key of TESTS for a source file; None if it is in no area, or only declares settings."""
+    path = Path(file).relative_to(SOURCE).with_suffix("").as_posix()
+    return None if path.endswith(("config", "configs")) else max(filter(path.startswith, TESTS), key=len, default=None)
 
 
 def tests_of(file: str) -> list[str]:
     """The test files of a source file: those of its area, and the one of its name first, if there is one."""
-    path = Path(file).relative_to(SOURCE).with_suffix("").as_posix()
-    area = max((start for start in TESTS if path.startswith(start)), key=len)
-    names = dict.fromkeys([Path(path).name, *TESTS[area]])
+    names = dict.fromkeys([Path(file).stem, *TESTS[area_of(file) or ""]])
     return [f"tests/test_{name}.py" for name in names if (ROOT / f"tests/test_{name}.py").is_file()]
 
 
-def all_mutants() -> list[Mutant]:
+def identity(*parts: str) -> str:
+    """Ten hexadecimal digits of a text."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10]
+
+
+def all_mutants() -> Iterator[Mutant]:
     """Every mutant of the files of TESTS."""
-    mutants = []
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.plugins import get_operator
+
+    operators = {name: get_operator(name)() for name in OPERATORS}
     for path in sorted((ROOT / SOURCE).rglob("*.py")):
         file = path.relative_to(ROOT).as_posix()
-        if any(file.startswith(f"{SOURCE}/{start}") for start in TESTS) and not path.stem.endswith(
-            ("config", "configs")
-        ):
-            nodes = list(ast_nodes(get_ast(path.read_text(encoding="utf-8"))))
-            for name in OPERATORS:
-                operator = get_operator(name)()
-                count = sum(len(list(operator.mutation_positions(node))) for node in nodes)
-                mutants += [Mutant(file, name, k) for k in range(count)]
-    return mutants
+        if area_of(file) is None:
+            continue
+        source = path.read_text(encoding="utf-8")
+        lines, nodes, repeats = source.splitlines(), list(ast_nodes(get_ast(source))), Counter[str]()
+        for name, operator in operators.items():
+            places = [start for node in nodes for start, _ in operator.mutation_positions(node)]
+            for occurrence, (line, _) in enumerate(places):
+                if name.endswith("Pow_Mul") and not compiles(Mutant("", file, name, occurrence)):
+                    continue  # the ** of a call or a dictionary
+                key = identity(file, name, lines[line - 1].strip())
+                repeats[key] += 1
+                yield Mutant(identity(key, str(repeats[key])), file, name, occurrence)
 
 
-def mutated(mutant: Mutant) -> tuple[str, str]:
-    """The text of the file with the change, and the change as `line -> line`."""
-    source = (ROOT / mutant.file).read_text(encoding="utf-8")
-    text = mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
-    pairs = zip(source.splitlines(), text.splitlines(), strict=True)
-    before, after = next((a, b) for a, b in pairs if a != b)
-    return text, f"{before.strip()}  ->  {after.strip()}"
+def compiles(mutant: Mutant) -> bool:
+    """Whether the changed file is Python at all."""
+    try:
+        compile(mutant.text, mutant.file, "exec")
+    except SyntaxError:
+        return False
+    return True
+
+
+def chosen(number: int, seed: int) -> list[Mutant]:
+    """A random sample that changes only where the code does: the first by a hash of seed and id, sorted by file."""
+    sample = sorted(all_mutants(), key=lambda mutant: identity(str(seed), mutant.id))[:number]
+    return sorted(sample, key=lambda mutant: (area_of(mutant.file) or "", mutant.file))
 
 
 def copy_of_repository(folder: Path) -> None:
-    """Tracked files, and links to the models of the miniature."""
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, tracked.split("\0")):
+    """Tracked files; and links to what git ignores in `data` and `reference`: the shipped world, the stored scores."""
+
+    def listed(*options: str) -> list[str]:
+        command = ["git", "ls-files", "-z", *options]
+        text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        return [name.rstrip("/") for name in filter(None, text.split("\0"))]
+
+    for name in listed():
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    for path in (ROOT / "data/miniature-2").iterdir():
-        if path.is_dir():
-            (folder / "data/miniature-2" / path.name).symlink_to(path.resolve())
+    for name in listed("--others", "--ignored", "--exclude-standard", "--directory", "data", "reference"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to((ROOT / name).resolve())
 
 
-def is_killed(mutant: Mutant, folder: Path) -> bool:
-    """Whether a test fails, or hangs, with the change in this copy of the repository."""
-    file = folder / mutant.file
-    original = file.read_text(encoding="utf-8")
-    file.write_text(mutated(mutant)[0], encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests_of(mutant.file)]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+def run_pytest(folder: str, arguments: Sequence[str], log: str) -> None:
+    """Run tests in a new process that has imported the libraries and not the package; ends with pytest's status."""
+    os.setsid()  # what the tests start ends with them
+    os.chdir(folder)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    import pytest
+
+    os._exit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments]))
+
+
+def tested(folder: Path, arguments: Sequence[str], limit: float | None = None) -> tuple[int | None, str]:
+    """Exit status of pytest in a copy of the repository, None if it hangs, and what it printed."""
+    log = folder.with_suffix(".log")
+    process = multiprocessing.get_context("forkserver").Process(
+        target=run_pytest, args=(str(folder), arguments, str(log))
+    )
+    process.start()
+    process.join(limit)
+    status = process.exitcode
+    if status is None:
+        os.killpg(process.pid or 0, 9)
+        process.join()
+    return status, log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+
+
+def digest(file: str) -> str:
+    """Of the content of a file of the repository."""
+    return hashlib.sha256((ROOT / file).read_bytes()).hexdigest()[:16]
+
+
+class Outcomes:
+    """The file of outcomes: a line for the seconds of a test file without any change, or for a mutant."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        entries = [json.loads(line) for line in lines]
+        self.seconds = {e["tests"]: e["seconds"] for e in entries if "tests" in e and self.holds(e)}
+        self.mutants = {e["id"]: e for e in entries if "id" in e and self.holds(e)}
+
+    @staticmethod
+    def holds(entry: dict[str, Any]) -> bool:
+        """Whether the files that decided it are unchanged."""
+        return all((ROOT / file).is_file() and digest(file) == of for file, of in entry["files"].items())
+
+    def add(self, files: Iterable[str], **entry: Any) -> None:
+        """Append an outcome that these files decided."""
+        entry["files"] = {file: digest(file) for file in files}
+        with self.file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(entry) + "\n")
+        if "tests" in entry:
+            self.seconds[entry["tests"]] = entry["seconds"]
+        else:
+            self.mutants[entry["id"]] = entry
+
+
+def try_unchanged(folder: Path, files: Iterable[str], outcomes: Outcomes) -> None:
+    """Measure the test files that have not been; SystemExit if one of them fails without any change."""
+    for file in [file for file in files if file not in outcomes.seconds]:
+        report = folder.with_suffix(".xml")
+        report.unlink(missing_ok=True)
+        start = time.monotonic()
+        status, output = tested(folder, [file, "--junitxml", str(report)])
+        suites = ElementTree.parse(report).getroot() if report.exists() else []
+        failed = sum(int(suite.get(kind, 0)) for suite in suites for kind in ("failures", "errors"))
+        if failed or status not in (0, 1) or not len(suites):  # 1 without a failure: over the budget of the tests
+            raise SystemExit(f"{file} fails without a change; correct that first\n{output[-3000:]}")
+        outcomes.add([file], tests=file, seconds=round(time.monotonic() - start, 1))
+
+
+def try_mutant(mutant: Mutant, folder: Path, outcomes: Outcomes) -> dict[str, Any]:
+    """Run its tests, quick ones first, with the change in this copy of the repository; the outcome."""
+    by_name, *others = tests_of(mutant.file)
+    try_unchanged(folder, [by_name, *others], outcomes)
+    files = [by_name, *sorted(others, key=outcomes.seconds.__getitem__)]
+    limit = 120 + SLACK * sum(outcomes.seconds[file] for file in files)
+    place, start = folder / mutant.file, time.monotonic()
+    original = place.read_text(encoding="utf-8")
+    place.write_text(mutant.text, encoding="utf-8")
     try:
-        return subprocess.run(command, cwd=folder, env=settings, capture_output=True, timeout=LIMIT).returncode != 0
-    except subprocess.TimeoutExpired:
-        return True
+        status, output = tested(folder, ["-x", *files], limit)
     finally:
-        file.write_text(original, encoding="utf-8")
+        place.write_text(original, encoding="utf-8")
+    if status not in (None, 0, 1, 2) and status >= 0:
+        raise SystemExit(f"pytest ended with {status}:\n{output[-3000:]}")
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+    by = "hangs" if status is None else found[1] if found else "crashes" if status < 0 else None
+    decided = [by.partition("::")[0]] if found and by and (ROOT / by.partition("::")[0]).is_file() else files
+    seconds = round(time.monotonic() - start, 1)
+    return {"id": mutant.id, "file": mutant.file, "change": mutant.change, "killed": by is not None, "by": by,
+            "seconds": seconds, "files": [mutant.file, *decided]}  # fmt: skip
 
 
-def check_unchanged(folder: Path, mutants: list[Mutant]) -> None:
-    """Raise SystemExit if a test that is to kill mutants fails without any change."""
-    files = sorted(set(itertools.chain.from_iterable(tests_of(mutant.file) for mutant in mutants)))
-    if subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", *files], cwd=folder).returncode:
-        raise SystemExit("the tests fail without a change; correct that first")
-
-
-def tried(mutants: list[Mutant], jobs: int, seconds: float) -> Iterator[tuple[Mutant, bool]]:
-    """Each mutant, and whether it is killed; those that the time does not suffice for are left out."""
+def try_all(mutants: Sequence[Mutant], outcomes: Outcomes, jobs: int, seconds: float) -> None:
+    """Add the outcome of each mutant, as many as the time suffices for."""
     ends = time.monotonic() + seconds
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as temporary:
         folders: Queue[Path] = Queue()
         for k in range(jobs):
             copy_of_repository(Path(temporary) / str(k))
             folders.put(Path(temporary) / str(k))
-        check_unchanged(Path(temporary) / "0", mutants)
 
-        def run(mutant: Mutant) -> bool | None:
+        def run(mutant: Mutant) -> dict[str, Any] | None:
             if time.monotonic() > ends:
                 return None
             folder = folders.get()
             try:
-                return is_killed(mutant, folder)
+                return try_mutant(mutant, folder, outcomes)
             finally:
                 folders.put(folder)
 
         with ThreadPoolExecutor(jobs) as pool:
-            for mutant, killed in zip(mutants, pool.map(run, mutants), strict=True):
-                if killed is not None:
-                    yield mutant, killed
+            for number, outcome in enumerate(filter(None, pool.map(run, mutants)), 1):
+                outcomes.add(**outcome)
+                how = f"killed by {outcome['by']}" if outcome["killed"] else "SURVIVES"
+                print(f"{number} of {len(mutants)}, {outcome['seconds']:.0f} s: {outcome['id']} {outcome['file']}: "
+                      f"{outcome['change']}: {how}", flush=True)  # fmt: skip
+
+
+def report(mutants: Sequence[Mutant], outcomes: Outcomes, judged: Sequence[dict[str, str]]) -> int:
+    """Print the survivors and the share that is killed; the exit status."""
+    known = {entry["id"]: entry for entry in judged}
+    found = [outcomes.mutants[mutant.id] for mutant in mutants if mutant.id in outcomes.mutants]
+    alive = [outcome for outcome in found if not outcome["killed"]]
+    for outcome in alive:
+        why = known.get(outcome["id"], {}).get("equivalent", "NOT JUDGED")
+        print(f"survives: {outcome['id']} {outcome['file']}: {outcome['change']}\n    {why}")
+    unjudged = sum("equivalent" not in known.get(outcome["id"], {}) for outcome in alive)
+    killed, left = len(found) - len(alive), len(mutants) - len(found)
+    share = f" ({killed / len(found):.0%})" if found else ""
+    print(f"{killed} of {len(found)} mutants killed{share}, {len(alive)} survive, {unjudged} of them not judged "
+          f"equivalent; {left} not tried")  # fmt: skip
+    if killed < LEAST * len(found) or unjudged:
+        return 1
+    return 3 if left else 0
 
 
 def main() -> int:
-    """Print each survivor and the share that is killed; the exit status."""
+    """Try the mutants whose outcome is not known; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--hours", type=float, default=2.0)
+    parser.add_argument("--outcomes", type=Path, default=OUTCOMES, metavar="FILE")
+    parser.add_argument("--only", nargs="+", metavar="ID", help="try these again, whatever their outcome was")
     args = parser.parse_args()
-    judged = yaml.safe_load(JUDGED.read_text(encoding="utf-8")) or {}
-    chosen = random.Random(args.seed).sample(all_mutants(), args.number)
-    killed, unjudged, total = 0, 0, 0
-    for mutant, dead in tried(chosen, args.jobs, 3600 * args.hours):
-        total, killed = total + 1, killed + dead
-        if not dead:
-            change = f"{mutant.file}: {mutated(mutant)[1]}"
-            unjudged += change not in judged
-            print(f"survives: {change}\n    {judged.get(change, 'NOT JUDGED')}", flush=True)
-        elif total % 10 == 0:
-            print(f"{total} of {len(chosen)}, {killed} killed", flush=True)
-    print(f"{killed} of {total} mutants killed ({killed / total:.0%}), {total - killed} survive, {unjudged} not judged")
-    return int(killed < LEAST * total or unjudged > 0)
+    outcomes, mutants = Outcomes(args.outcomes), chosen(args.number, args.seed)
+    new = [m for m in mutants if (m.id in args.only if args.only else m.id not in outcomes.mutants)]
+    if new:
+        try_all(new, outcomes, args.jobs, 3600 * args.hours)
+    return report(mutants, outcomes, yaml.safe_load(JUDGED.read_text(encoding="utf-8")) or [])
 
 
 if __name__ == "__main__":

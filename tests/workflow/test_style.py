@@ -55,11 +55,15 @@ def test_every_rule_of_the_study_has_a_record(rules: dict[str, Any]) -> None:
 def test_rules_that_run_a_model_take_one_gpu_and_no_others(rules: dict[str, Any]) -> None:
     on_gpu = {name: rule.resources["gpu"].value for name, rule in rules.items() if "gpu" in rule.resources}
     assert set(on_gpu.values()) == {1}
-    light = {"prompts", "terciles", "geometry", "audit", "tables", "figures", "grids", "experiment", "results", "cost"}
-    light |= {"index", "report", "real_set"}
-    assert {name for name in on_gpu if not name.startswith("world_")} == set(RULES) - light
+    assert {name for name in on_gpu if not name.startswith("world_")} == {r.name for r in RULES.values() if r.gpu}
     trained = {"autoencoder", "base", "recogniser", "clip", "quality"}
     assert {name for name in on_gpu if name.startswith("world_")} == {f"world_{part}" for part in trained}
+
+
+def test_on_a_cluster_what_reads_tables_and_words_runs_where_snakemake_runs(rules: dict[str, Any]) -> None:
+    local = {name for name, rule in rules.items() if rule.shellcmd and name in rule.workflow._localrules}
+    fetched = {name for name in rules if name.startswith(("coco_", "list_"))}
+    assert fetched and local == fetched | {rule.name for rule in RULES.values() if rule.local}
 
 
 def test_a_workstation_runs_one_model_at_a_time() -> None:

@@ -9,6 +9,7 @@ rule coco_annotations:
         "logs/coco/annotations.log",
     benchmark:
         "results/benchmarks/coco_annotations/coco.jsonl"
+    localrule: True
     params:
         url=coco.URL,
         sha256=coco.SHA256,
@@ -27,6 +28,7 @@ rule coco_captions:
         "logs/coco/captions.log",
     benchmark:
         "results/benchmarks/coco_captions/coco.jsonl"
+    localrule: True
     params:
         parts=coco.PARTS,
     message:
@@ -44,6 +46,7 @@ rule coco_sample:
         "logs/coco/sample.log",
     benchmark:
         "results/benchmarks/coco_sample/coco.jsonl"
+    localrule: True
     params:
         seed=0,
     message:

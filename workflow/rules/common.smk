@@ -8,19 +8,19 @@ ROOT = Path(workflow.basedir)
 
 from resurgence.config.lists import LISTS
 from resurgence.config.load import make_study
-from resurgence.config.model_path import PATTERN as MODEL
 from resurgence.data import coco
 from resurgence.provenance.outputs import check_writable
 from resurgence.workflow import graph, job_items, report_settings, resources, resume
 from resurgence.workflow.job_settings import text
-from resurgence.workflow.rule_table import RULES, every_manifest
+from resurgence.workflow.rule_table import RULES, check_folders, every_manifest, outputs
 from resurgence.workflow.token_names import check_tokens
-from resurgence.workflow.weights_needed import check_present, kinds_scored
+from resurgence.workflow.weights import check_present, kinds_scored
 
 # Snakemake takes the last of two equal keys, and 010 for 8; here these are errors
 for file in workflow.configfiles:
     read_yaml(Path(file))
 STUDY = make_study(config)
+check_folders(STUDY)
 validate(config, str(ROOT / "workflow/schemas/params.schema.yaml"), set_default=False)
 
 # on a cluster: account, partitions and the request for a GPU, from the file that profiles/slurm names
@@ -29,10 +29,6 @@ SITE = resources.site()
 GPU = int(resources.uses_gpu(STUDY.base.device, SITE))
 THREADS = 4 if GPU else 1
 ON_GPU = resources.gpu_request(GPU, SITE)
-
-
-wildcard_constraints:
-    model=MODEL,
 
 
 COMMAND = (

@@ -12,6 +12,7 @@ for each, place in LISTS.items():
             f"logs/lists/{each}.log",
         benchmark:
             f"results/benchmarks/{each}/list.jsonl"
+        localrule: True
         message:
             "Fetch {output}"
         shell:

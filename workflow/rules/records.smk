@@ -19,6 +19,7 @@ for record in RULES.values():
             record.benchmark
         wildcard_constraints:
             **record.constraints(STUDY),
+        localrule: record.local
         threads: THREADS if record.gpu else 1
         resources:
             **(needs(record.name) if record.is_artefact else {}),

@@ -29,9 +29,8 @@ rule scores:
 
 rule presented:
     input:
-        rules.tables.output,
-        rules.figures.output,
-        rules.grids.output,
-        rules.cost.output,
-        rules.index.output,
-        rules.report.output,
+        [
+            getattr(rules, record.name).output
+            for record in RULES.values()
+            if record.dvc_stage == "tables" and any(outputs(STUDY, record))
+        ],

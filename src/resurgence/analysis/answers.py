@@ -99,7 +99,7 @@ def sentence(eraser: str, clauses: Sequence[Clause]) -> str:
     first, groups = clauses[0], dict[tuple[Outcome, str], list[str]]()
     for each in sorted(clauses, key=lambda c: ORDER.index(c.outcome)):
         groups.setdefault((each.outcome, each.scope), []).append(each.finetune)
-    texts = [f"{VERBS[found]} after {', '.join(names)} {scope}" for (found, scope), names in groups.items()]
+    texts = [f"{VERBS[verdict]} after {', '.join(names)} {scope}" for (verdict, scope), names in groups.items()]
     text = f"What {eraser} erased {first.text if len(clauses) == 1 else '; it '.join(texts)}."
     if first.erased > SMALL * first.base:
         left, whole = (number(value) + first.unit for value in (first.erased, first.base))

@@ -172,9 +172,9 @@ def half_recovery_table(rows: Sequence[Mapping[str, Any]], level: float) -> pd.D
         value = half_recovery(steps, np.array([e.value for e in tuned]), np.array(erased.value), np.array(base.value))
         gaps = [combine(lambda t, e, b: t - (e + b) / 2, e, erased, base, n=e.n) for e in (erased, *tuned)]
         limits = np.array([interval(gap, level) for gap in gaps])
-        high, low = (half_recovery(steps, end[1:], end[0], -end[0]) if end[0] < 0 else 0 for end in limits.T)
+        high, low = (half_recovery(steps, end[1:], end[0], -end[0]) if end[0] < 0 else 0 * end[0] for end in limits.T)
         ends = {"steps": float(value), "steps_low": float(low), "steps_high": float(high)}
-        texts = [f"{end:.0f}" if math.isfinite(end) else f"> {steps[-1]:.0f}" for end in ends.values()]
+        texts = [f"> {steps[-1]:.0f}" if math.isinf(end) else f"{end:.0f}".replace("nan", "-") for end in ends.values()]
         text = f"{texts[0]} [{texts[1]}, {texts[2]}]" if base.value > erased.value else "-"  # nothing was erased
         records.append({**dict(zip(CELL, key, strict=True)), **ends, "last_step": steps[-1], "text": text})
     return pd.DataFrame(records, columns=[*CELL, "steps", "steps_low", "steps_high", "last_step", "text"])
@@ -217,9 +217,9 @@ def verdict(estimate: Estimate, claim: Claim, level: float) -> bool | None:
 
 
 def at_floor(sides: Iterable[Estimate], margin: float, level: float) -> bool:
-    """Whether the intervals of all these values end at or below the margin: so little of the concepts is there that a
-    difference between them is negligible, whatever the settings do."""
-    return all(interval(side, level)[1] <= margin for side in sides)
+    """Whether the intervals of all these values lie within the margin around 0: so little of the concepts is there, or
+    has changed, that a difference between them is negligible, whatever the settings do."""
+    return all(max(-low, high) <= margin for low, high in (interval(side, level) for side in sides))
 
 
 def evaluate_claims(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from resurgence.analysis.headline import number
-from resurgence.analysis.scored_sets import ImageSet
+from resurgence.analysis.score_sets import ImageSet
 from resurgence.analysis.weight_movement import rank_correlation
 from resurgence.config.model_path import method_name
 from resurgence.config.scorers import metrics

@@ -9,7 +9,7 @@ import numpy as np
 
 from resurgence.analysis.random_effects import Estimate, groups_of, jackknife
 from resurgence.analysis.roles import Role, part_name
-from resurgence.analysis.scored_sets import ImageSet, name_of
+from resurgence.analysis.score_sets import ImageSet, name_of
 from resurgence.scorers.frechet import Moments, between, moments
 from resurgence.scorers.kernel_distance import paired_distance
 

@@ -18,7 +18,7 @@ from resurgence.analysis.distances import DISTANCES, distance_estimates, referen
 from resurgence.analysis.measures import harmonic_c, harmonic_o
 from resurgence.analysis.random_effects import Estimate, combine, mean_estimate
 from resurgence.analysis.roles import part_name, roles_of
-from resurgence.analysis.scored_sets import STATES, ImageSet, check_pairs, name_of
+from resurgence.analysis.score_sets import STATES, ImageSet, check_pairs, name_of
 from resurgence.config.scorers import BLANK, metrics, ranked
 
 log = logging.getLogger(__name__)

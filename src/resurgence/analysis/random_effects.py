@@ -49,6 +49,7 @@ class Part:
     repeated: float  # REPEATED of its units
     scale: float | None = None  # the largest value of a share, which has limits; None: no share
     runs: int = 1  # different runs: those of one erased model under three fine-tunes are one
+    present: NDArray[np.bool_] | None = None  # (U,), whether a unit has any value; None: each has
 
     @cached_property
     def value(self) -> float:
@@ -78,8 +79,10 @@ class Estimate:
 
     @property
     def runs(self) -> int:
-        """Runs that the interval is over; 1: it is about these runs, and says nothing of other seeds."""
-        return min((part.table.shape[1] for part in self.parts), default=1)
+        """Runs that the interval is over; 1: it is about these runs, and says nothing of other seeds, as where the
+        parts have different numbers of runs."""
+        numbers = {part.table.shape[1] for part in self.parts}
+        return numbers.pop() if len(numbers) == 1 else 1
 
     @property
     def scope(self) -> str:
@@ -118,7 +121,8 @@ def mean_estimate(
     The table holds the mean plus each unit's influence on it, so that units of different size have their weight.
 
     Args:
-        values: (n,). NaN rows do not count (an image without a face, say); if all are NaN, so is the mean.
+        values: (n,). NaN rows do not count (an image without a face, say), nor does a unit of which all are NaN; if
+            all rows are, so is the mean.
         name, unit_name: of the part and of its units.
     """
     values = np.asarray(values, dtype=np.float64)
@@ -128,7 +132,7 @@ def mean_estimate(
     n = int(finite.sum())
     mean = sums.sum() / n if n else math.nan
     table = mean + (sums - mean * sizes) * units.number / max(n, 1)
-    part = Part(name, unit_name, table[:, None], n, REPEATED[units.kind], scale)
+    part = Part(name, unit_name, table[:, None], n, REPEATED[units.kind], scale, present=sizes > 0)
     return Estimate(float(mean), (part,), lambda v: float(v[0]), n)
 
 
@@ -201,24 +205,29 @@ def stacked(parts: Sequence[Part]) -> Part:
     name = tuple(part.name for part in parts)
     different = {part.name: part for part in parts}.values()
     images, runs = sum(part.images for part in different), sum(part.runs for part in different)
-    return Part(name, first.units, tables, images, first.repeated, first.scale, runs)
+    present = np.logical_or.reduce([presence(part) for part in parts])
+    return Part(name, first.units, tables, images, first.repeated, first.scale, runs, present)
 
 
 def variance(parts: Sequence[Part], weights: ArrayLike) -> tuple[float, float]:
     """Variance of the weighted sum of the parts, and its degrees of freedom.
 
-    Parts with the same units are added row by row. With mean squares A of units, B of runs and E of the rest, the
-    variance of the mean of U x S is (max(A - E, 0) + max(B - E, 0) + E) / (U S), for several tables the sum of the
-    terms of units with the one term of runs, which they share. If the numbers of runs differ, the runs are fixed.
+    Parts with the same units are added row by row; units that no part has a value of are left out. With mean squares A
+    of units, B of runs and E of the rest, the variance of the mean of U x S is (max(A - E, 0) + max(B - E, 0) + E) /
+    (U S), for several tables the sum of the terms of units with the one term of runs, which they share. If the numbers
+    of runs differ, the runs are fixed.
 
     Returns:
         (NaN, NaN) if no unit or run repeats.
     """
     fixed = len({part.table.shape[1] for part in parts}) > 1
     blocks: dict[Hashable, Array] = {}
+    present: dict[Hashable, NDArray[np.bool_]] = {}
     for part, weight in zip(parts, np.asarray(weights, dtype=np.float64), strict=True):
         table = weight * (part.table.mean(1, keepdims=True) if fixed else part.table)
         blocks[part.units] = blocks[part.units] + table if part.units in blocks else table
+        present[part.units] = presence(part) | present.get(part.units, False)
+    blocks = {units: only(table, present[units]) for units, table in blocks.items()}
     terms: list[tuple[float, float]] = []  # coefficient x mean square, degrees of freedom
     runs = next(iter(blocks.values())).shape[1]
     between = float(sum(table.mean(0) for table in blocks.values()).var(ddof=1)) if runs > 1 else 0.0
@@ -238,6 +247,19 @@ def variance(parts: Sequence[Part], weights: ArrayLike) -> tuple[float, float]:
     total = sum(term for term, _ in terms)
     squares = sum(term**2 / df for term, df in terms)
     return total, total**2 / squares if squares > 0 else float(max(df for _, df in terms))
+
+
+def presence(part: Part) -> NDArray[np.bool_]:
+    """Whether each unit of a part has any value, (U,)."""
+    return np.ones(len(part.table), dtype=bool) if part.present is None else part.present
+
+
+def only(table: Array, present: NDArray[np.bool_]) -> Array:
+    """The rows of the units that are present, whose influence is a part of a smaller number."""
+    if present.all():
+        return table
+    mean = table.mean(0)
+    return mean + (table[present] - mean) * (present.sum() / len(present))
 
 
 def rest(table: Array) -> float:

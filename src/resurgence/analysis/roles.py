@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from resurgence.analysis.random_effects import Units, units_of
-from resurgence.analysis.scored_sets import ROLES, ImageSet
+from resurgence.analysis.score_sets import ROLES, ImageSet
 
 
 @dataclass(frozen=True)

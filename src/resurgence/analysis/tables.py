@@ -23,7 +23,7 @@ from resurgence.analysis.estimates import estimates
 from resurgence.analysis.intervals import interval
 from resurgence.analysis.measures import median_deviation, recovered_fraction
 from resurgence.analysis.random_effects import Estimate, difference, over_runs
-from resurgence.analysis.scored_sets import KEYS, KEYS_OF, ROLES, STATES, name_of, read_states
+from resurgence.analysis.score_sets import KEYS, KEYS_OF, ROLES, STATES, name_of, read_states
 from resurgence.config.scorers import HARMONIC, metrics
 from resurgence.files import write_json, write_text
 
@@ -172,7 +172,7 @@ def write_tables(
     write_json(out / "metrics.json", headline.metrics(table))
     warning = headline.blank_warning(every)
     page = headline.markdown(table, seeds, units, level, changed)
-    if made := headline.makers_table(makers or {}):
-        page += f"\n{made}\n"
+    if makers_page := headline.makers_table(makers or {}):
+        page += f"\n{makers_page}\n"
     write_text(out / "resurgence.md", f"{page}\n**{warning}**\n" if warning else page)
     return headline.terminal(table, seeds, level, changed) + (f"{warning}\n" if warning else "")

@@ -13,7 +13,7 @@ import pandas as pd
 
 from resurgence.analysis.estimates import estimates
 from resurgence.analysis.random_effects import Estimate, over_runs
-from resurgence.analysis.scored_sets import ImageSet
+from resurgence.analysis.score_sets import ImageSet
 from resurgence.config.model_path import method_name
 
 LEAST_KEPT = 80.0  # percent of the base's value of the retained concepts, in each task
@@ -35,9 +35,9 @@ def left_and_kept(sets: Iterable[ImageSet], metric: str) -> pd.DataFrame:
     Raises:
         ValueError: no image of a task has the metric, or the base shows nothing of its retained concepts.
     """
-    found, _ = estimates(sets, only=[metric])
+    table, _ = estimates(sets, only=[metric])
     values: dict[tuple[str, str, str], list[Estimate]] = {}
-    for row in found.to_dict("records"):
+    for row in table.to_dict("records"):
         if row["state"] != "finetuned":
             name = method_name(row["eraser"], row["variant"]) if row["state"] == "erased" else ""
             values.setdefault((row["task"], name, row["role"]), []).append(row["estimate"])
@@ -99,6 +99,6 @@ def tuning_table(cells: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]],
 def differing(name: str, settings: Mapping[str, Mapping[str, Any]]) -> str:
     """The written settings of an eraser in which it differs from its other variants, `key: value` each."""
     method = name.partition(".")[0]
-    others = [of for other, of in settings.items() if other.partition(".")[0] == method]
-    keys = dict.fromkeys(key for of in others for key in of if any(of.get(key) != own.get(key) for own in others))
+    variants = [values for variant, values in settings.items() if variant.partition(".")[0] == method]
+    keys = dict.fromkeys(key for a in variants for key in a if any(a.get(key) != b.get(key) for b in variants))
     return ", ".join(f"{key}: {settings[name][key]}" for key in keys if key in settings[name])

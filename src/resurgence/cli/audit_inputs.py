@@ -1,32 +1,36 @@
-"""The inputs of an audit: its models, checked, lists of words, links in its folder and its real pictures.
-
-The real pictures are the user's, or composed of a base's drawings.
+"""The inputs of an audit: its models, checked, lists of words, and links in its folder.
 
 The study names the links, so the folder holds no path of the machine, and a rerun gives the same bytes.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from resurgence.config.audit_bases import AuditBase
+from resurgence.cli.audit_hub import Model
+from resurgence.config.audit_kinds import spellings
 from resurgence.config.fields import ConfigError
+from resurgence.config.spelling import normal_form
 from resurgence.config.task import Task
-from resurgence.files import PEFT_WEIGHTS, digest_of_text, known_sha256, read_lines, resolve_path
+from resurgence.files import PEFT_WEIGHTS, digest_of_text, known_sha256, read_json, read_lines
 from resurgence.workflow.graph import files_of
 
-PER_CONCEPT = 6
-"""Real pictures of each concept that are composed of drawings."""
-SPLITS = ("training",)
-"""Of these drawings: on other artists' a LoRA unlearns concepts before it brings one back."""
+PICKLED = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+STABLE_DIFFUSION = 512
+"""Pixels a side of the images of Stable Diffusion 1."""
+WHOLE = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
+"""Beginnings of the names in a single file of a whole Stable Diffusion."""
+CONVERT = (
+    "are pickled, can execute code and are not read; convert them to safetensors, as by "
+    "save_pretrained(DIR, safe_serialization=True)"
+)
 
 
-def linked(out: Path, name: str, source: str, option: str, hub: bool = False) -> str:
-    """Link a file or folder below out/inputs, and return the path in out; a hub id stays as it is.
+def linked(out: Path, name: str, source: str | Path, option: str) -> str:
+    """Link a file or folder below out/inputs, and return the path in out.
 
     Raises:
         ConfigError: there is no such file or folder, or the folder holds another link of this name.
@@ -35,13 +39,11 @@ def linked(out: Path, name: str, source: str, option: str, hub: bool = False) ->
     if path.is_file() and path.name == PEFT_WEIGHTS:
         path = path.parent  # with the configuration beside it
     if not path.exists():
-        if hub and source.count("/") == 1 and not path.parent.exists():
-            return source
-        raise ConfigError(option, source, "no such file or folder; correct the path")
+        raise ConfigError(option, str(source), "no such file or folder; correct the path")
     link = out / "inputs" / (name + (path.suffix if path.is_file() else ""))
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_symlink() and link.resolve() != path.resolve():
-        raise ConfigError(option, source, f"{link} is of another audit, of {link.resolve()}; name another --out")
+        raise ConfigError(option, str(source), f"{link} is of another audit, of {link.resolve()}; name another --out")
     if not link.is_symlink():
         link.symlink_to(path.resolve())
     configuration = path.with_suffix("")  # of a single file, which diffusers reads beside it
@@ -50,30 +52,81 @@ def linked(out: Path, name: str, source: str, option: str, hub: bool = False) ->
     return link.relative_to(out).as_posix()
 
 
-def check_weights(args: Namespace) -> None:
+def check_base(path: Path, option: str) -> None:
+    """Check a whole pipeline before it is loaded: a diffusers folder, or a single file.
+
+    Raises:
+        ConfigError: neither, or pickled weights alone.
+        FileNotFoundError, ValueError: parts that are missing or of another pipeline; see `check_folder`.
+    """
+    from resurgence.diffusion.base_checks import check_folder
+    from resurgence.diffusion.model_files import FETCH
+    from resurgence.pretrained.loading import read_header
+
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            remedy = f"its weights {CONVERT}" if f"*{path.suffix}" in PICKLED else f"is no file of weights; {FETCH}"
+            raise ConfigError(option, str(path), remedy)
+        names = read_header(path, option, FETCH)
+        if lacking := [part for part in WHOLE if not any(name.startswith(part) for name in names)]:
+            remedy = f"is no whole Stable Diffusion 1 or 2 in one file, as it has no {lacking[0]}*; "
+            other = "name the model it changes in --original" if option == "checkpoint" else "name another one"
+            raise ConfigError(option, str(path), remedy + other)
+        return
+    if not (path / "model_index.json").is_file():
+        other = "; name the model it changes in --original" if option == "checkpoint" else "; name one"
+        raise ConfigError(option, str(path), f"is no whole pipeline, as it has no model_index.json{other}")
+    check_pickled(path, option)
+    check_folder(path)
+
+
+def check_pickled(path: Path, option: str) -> None:
+    """Raise ConfigError for a folder, or a part of a pipeline, that has pickled weights alone."""
+    for folder in (path, *(path / part for part in ("unet", "vae", "text_encoder"))):
+        pickled = [file for pattern in PICKLED for file in sorted(folder.glob(pattern))]
+        if pickled and not any(folder.glob("*.safetensors")):
+            raise ConfigError(option, str(path), f"its weights, such as {pickled[0].name}, {CONVERT}")
+
+
+def check_weights(checkpoint: Model, original: Model | None, loras: Sequence[Model]) -> None:
     """Check the audited model and the LoRAs against the model before erasing, else against each other, by the headers
-    of their files; where that is a hub id or a single file, its names are known only when it is loaded.
+    of their files; where that is a single file, its names are known only when it is loaded.
 
     Raises:
         FileNotFoundError, ValueError: a file that is damaged, or of another base; see `check_model`.
     """
     from resurgence.diffusion.model_headers import check_lora, check_model, folder_header
 
-    base = Path(args.original or args.checkpoint)
-    if not (base / "model_index.json").is_file():
+    base, option = (checkpoint, "checkpoint") if original is None else (original, "--original")
+    check_base(base.path, option)
+    if not base.path.is_dir():
         return
-    if args.original is None:
-        folder_header(base, "checkpoint")
-    elif Path(args.checkpoint).exists():
-        check_model(base, Path(args.checkpoint), "checkpoint")
-    for lora in filter(os.path.exists, args.lora):  # what is missing is named when it is linked
-        check_lora(base, Path(lora), "--lora")
+    if original is None:
+        folder_header(base.path, option)
+    else:
+        if (checkpoint.path / "model_index.json").is_file():
+            check_base(checkpoint.path, "checkpoint")
+        check_pickled(checkpoint.path, "checkpoint")
+        check_model(base.path, checkpoint.path, "checkpoint")
+    for lora in loras:
+        check_lora(base.path, lora.path, "--lora")
+
+
+def pixels(model: Path, sampling: Mapping[str, Any]) -> int:
+    """Pixels a side of a model's images."""
+    if "size" in sampling:
+        return int(sampling["size"])
+    files = [model / part / "config.json" for part in ("unet", "vae")]
+    if not all(file.is_file() for file in files):
+        return STABLE_DIFFUSION
+    unet, vae = map(read_json, files)
+    return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def retained_concepts(source: str, model: Task, erased: Sequence[str]) -> tuple[str, ...]:
     """The concepts that must stay: of a file, or those of the shipped task."""
     if source == "auto":
-        return tuple(word for word in model.retain if word not in erased)
+        return tuple(word for word in model.retain if normal_form(word) not in spellings(erased))
     if not Path(source).is_file():
         raise ConfigError("--retained", source, "no such file; write concepts one a line, or auto")
     words = tuple(dict.fromkeys(line.strip() for line in read_lines(Path(source)) if line.strip()))
@@ -101,89 +154,13 @@ def implicit_captions(file: Path | None, erased: Sequence[str]) -> dict[str, tup
     return {concept: tuple(dict.fromkeys(of)) for concept, of in captions.items()}
 
 
-def weights_digest(checkpoint: str) -> str | None:
-    """Digest of a model's weights and settings; None for a hub id, which its revision fixes."""
-    path = Path(checkpoint)
+def weights_digest(checkpoint: Model) -> str | None:
+    """Digest of a model's weights and settings; None for a hub id, which its commit fixes."""
+    path = checkpoint.path
+    if checkpoint.hub is not None:
+        return None
     if path.is_file():
         return known_sha256(path)
-    if not path.is_dir():
-        return None
     return digest_of_text(
         {Path(file).relative_to(path).as_posix(): known_sha256(Path(file)) for file in files_of(path)}
     )
-
-
-def drawn_pictures(base: AuditBase, concepts: Sequence[str], file: Path) -> None:
-    """Compose real pictures of concepts from the drawings of a base, on light backgrounds, and write them as a Parquet
-    image set; nothing where the file has those of these concepts.
-
-    Raises:
-        ConfigError: a concept without a drawing.
-    """
-    if base.drawings is None or base.concepts is None:
-        return
-    import numpy as np
-    import pandas as pd
-    from PIL import Image
-
-    from resurgence.diffusion.image_sets import read_prompts, write_image_set
-    from resurgence.miniature.captions import CaptionConfig, caption, draw, read_templates
-    from resurgence.miniature.compositions import compose
-    from resurgence.miniature.drawings import load_drawings
-    from resurgence.seeds import generator
-
-    if file.is_file() and read_prompts([file])["concept"].unique().tolist() == list(concepts):
-        return
-    table, rgba = load_drawings(Path(resolve_path(base.drawings)), *SPLITS)
-    templates, rows = read_templates(Path(resolve_path(base.captions))), []
-    for name in concepts:
-        drawings = table.index[table["concept"] == name]
-        if drawings.empty:
-            raise ConfigError("--images", name, f"{base.drawings} has no drawing of it; give pictures with --images")
-        draws = generator("audit", name)
-        for _ in range(PER_CONCEPT):
-            row = int(drawings[draw(len(drawings), draws)])
-            rows.append((caption({"name": name}, None, templates, CaptionConfig(), draws), name, row))
-    signed = compose(rgba[[row for _, _, row in rows]], generator("audit", "pictures"))
-    pixels = ((signed + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1).numpy().astype(np.uint8)
-    images = (Image.fromarray(np.ascontiguousarray(image)) for image in pixels)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    frame = pd.DataFrame([(text, name) for text, name, _ in rows], columns=["prompt", "concept"])
-    write_image_set(file, frame, enumerate(images))
-
-
-def shown_concepts(path: Path, option: str) -> tuple[str, ...]:
-    """The concepts that pictures name, in their order; none where they name none.
-
-    Raises:
-        FileNotFoundError, ValueError: no pictures, or pictures without captions; see `training_set`.
-    """
-    from resurgence.data.training_images import training_set
-
-    sources, _ = training_set(path)
-    if not sources:
-        raise ConfigError(option, str(path), "holds no pictures with captions; see docs/adding.md")
-    return tuple(dict.fromkeys(source.concept for source in sources if source.concept))
-
-
-def pictures(
-    args: Namespace, out: Path, base: AuditBase, task: Task, outside: Sequence[str]
-) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Domain -> real pictures and the concepts that they name: the user's, else composed of the base's drawings."""
-    options: Mapping[str, tuple[str, str | None, Sequence[str]]] = {
-        "domain": ("--images", args.images, task.finetune),
-        "outside": ("--outside-images", args.outside_images, outside),
-    }
-    sets: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for place, (option, path, concepts) in options.items():
-        if path is not None:
-            sets[place] = linked(out, f"images-{place}", path, option), shown_concepts(Path(path), option)
-        elif place == "domain" and not concepts:
-            remedy = (
-                f"every shipped {task.kind} is erased or retained, so no model can make pictures of others; give some"
-            )
-            raise ConfigError(option, "none", remedy)
-        elif base.drawings is not None and concepts:
-            drawn_pictures(base, concepts, out / f"inputs/{place}.parquet")
-            sets[place] = f"inputs/{place}.parquet", tuple(concepts)
-    return sets

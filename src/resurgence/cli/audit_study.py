@@ -34,10 +34,10 @@ class Request:
     base: AuditBase
     task: Task  # erased, retained and fine-tuning concepts, templates; synonyms of the erased concepts
     level: Level
-    model: str  # the audited model, in the folder
-    original: str | None  # the model before erasing, in the folder
-    original_name: str | None
-    revision: str | None
+    model: str  # the audited model, in the folder, or its hub id
+    original: str | None  # the model before erasing, likewise
+    original_name: str | None  # as the card has it, with its commit
+    revision: str | None  # commit of the audited model, of a hub id
     sha256: str | None
     pictures: dict[str, tuple[str, tuple[str, ...]]]  # domain, outside -> real pictures, and the concepts they name
     outside: tuple[str, ...]  # concepts of another domain, for pictures that a model makes
@@ -52,6 +52,11 @@ class Request:
     pairs: int
     training_seeds: int
     retained_pairs: int = RETAINED_PAIRS
+    original_revision: str | None = None
+    revisions: dict[str, str] = field(default_factory=dict)  # hub id of a model -> its commit
+    lora_names: tuple[str, ...] = ()  # as the card has them
+    retained_metric: str | None = None  # of the retained concepts, where another one
+    unknown: tuple[str, ...] = ()  # erased concepts that are on no list
     shipped: tuple[ShippedControl, ...] = ()  # controls of the same probe, computed before
     no_control: str = ""  # why none of these that leaks counts
     sampling: dict[str, Any] = field(default_factory=dict)  # instead of the base's
@@ -182,11 +187,9 @@ def probes(request: Request) -> dict[str, dict[str, Any]]:
         for variant, changes in block["variants"].items():
             key = finetune if variant == "default" else f"{finetune}.{variant}"
             blocks[key.replace(".", "-")] = trained_probe(request, finetune, key, block | changes)
-    for number, lora in enumerate(request.loras, 1):
+    for number, lora in enumerate(request.lora_names, 1):
         text = "A LoRA that somebody else trained was merged into the weights."
-        blocks[f"merge-{number}"] = probe(
-            "merge", f"LoRA merged: {lora.rpartition('/')[2]}", text, name, f"merge-{number}"
-        )
+        blocks[f"merge-{number}"] = probe("merge", f"LoRA merged: {lora}", text, name, f"merge-{number}")
     for bits in (8, 4):
         text = f"Each output row of the weight matrices was rounded to {2**bits - 1} levels, simulated."
         blocks[f"rounding-{bits}"] = probe("rounding", f"Weights in {bits} bits", text, name, f"rounding-{bits}")
@@ -215,6 +218,10 @@ def trained_probe(request: Request, finetune: str, key: str, block: dict[str, An
 def untested(request: Request) -> list[str]:
     """What the audit leaves out, in words."""
     lines, makers = [], sources(request)
+    if request.unknown:
+        words = ", ".join(request.unknown)
+        lines += [f"whether the metric {request.metric} knows what it judges: {words} is on no list of concepts, and "
+                  f"was judged as of the kind {request.task.kind}"]  # fmt: skip
     if request.level == "quick":
         lines += ["updates out of the domain, full fine-tuning and several training seeds (--level standard)"]
     if request.level != "full":
@@ -238,6 +245,7 @@ def study(request: Request) -> dict[str, Any]:
     audit = {
         "checkpoint": request.checkpoint, "level": request.level, "metric": request.metric, "command": request.command,
         "original": request.original_name, "sha256": request.sha256, "revision": request.revision,
+        "revisions": request.revisions, "retained_metric": request.retained_metric,
         "criteria": request.criteria, "untaught": WORD, "untested": untested(request), "sensitive": request.sensitive,
         "organization": request.organization, "evaluator": request.evaluator,
         "synonyms": {concept: list(words) for concept, words in request.task.synonyms.items()},
@@ -247,7 +255,8 @@ def study(request: Request) -> dict[str, Any]:
     if request.original:
         first = next(iter(trainings(request)))
         audit["leaking"] = {"title": leaking_title(base), "probe": first, "eraser": LEAKING}
-    revision = {"revision": request.revision} if request.revision and not request.original else {}
+    commit = request.original_revision if request.original else request.revision
+    revision = {"revision": commit} if commit else {}
     return {
         "study": "audit",
         "base": {"name": "original" if request.original else "audited", "path": request.original or request.model,
@@ -260,6 +269,6 @@ def study(request: Request) -> dict[str, Any]:
         "erasers": erasers(request), "finetune_sets": finetune_sets(request), "finetunes": trainings(request),
         "seeds": {"erase": [0], "finetune": list(range(request.training_seeds))},
         "scorers": request.scorers, "statistics": {"level": request.criteria["confidence"]},
-        "figures": {"metrics": [request.metric]}, "audit": audit,
+        "figures": {"metrics": list(filter(None, (request.metric, request.retained_metric)))}, "audit": audit,
         "world": base.world,
     }  # fmt: skip

@@ -18,7 +18,7 @@ def run(args: Namespace) -> None:
         OSError: the results cannot be written.
     """
     tables = args.results / "tables"
-    if (made := tables / "made.json").is_file() and (errors := as_written(tables, read_manifest(made)["files"])):
+    if (record := tables / "made.json").is_file() and (errors := as_written(tables, read_manifest(record)["files"])):
         raise ValueError("\n".join(f"{error}; run the study again: snakemake --cores all" for error in errors))
     read_tables(args.results, args.metric)  # refuses missing tables before anything is written
     with only_writer(args.results / "cost" / f"compare_{args.metric}"):

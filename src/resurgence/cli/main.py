@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resurgence import __version__, errors
-from resurgence.cli.audit import audit_arguments
+from resurgence.cli.audit_arguments import audit_arguments
 from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.stages import FinetuneConfig, SamplingConfig
 from resurgence.provenance.trace import provenance_arguments
@@ -26,7 +26,7 @@ from resurgence.workflow.archive import archive_arguments
 from resurgence.workflow.plan import plan_arguments
 from resurgence.workflow.resume import resume_arguments
 from resurgence.workflow.stage_digests import expected_arguments
-from resurgence.workflow.weights_needed import weights_arguments
+from resurgence.workflow.weights import weights_arguments
 
 OUT = "folder to write; must be absent, empty or an earlier result, which is replaced as a whole"
 
@@ -167,7 +167,7 @@ COMMANDS = {
     ),
     "plan": Command("say what the study of this folder would compute", plan_arguments, "resurgence.workflow.plan:plan"),
     "weights": Command(
-        "say which weights a study reads and check them", weights_arguments, "resurgence.workflow.weights_needed:run"
+        "say which weights a study reads and check them", weights_arguments, "resurgence.workflow.weights:run"
     ),
     "adopt": Command(
         "tell Snakemake which pulled results are up to date", adopt_arguments, "resurgence.workflow.adopt:adopt"

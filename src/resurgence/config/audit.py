@@ -9,7 +9,7 @@ from pydantic import Field
 
 from resurgence.config.fields import ConfigError, Count, Fraction, NotNegative, known, unique
 from resurgence.config.model_path import method_name
-from resurgence.config.scorers import metrics
+from resurgence.config.scorers import entries, metrics, scorer_class
 from resurgence.config.task import Kind
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ Level = Literal["quick", "standard", "full"]
 ProbeKind = Literal["released", "lora", "full", "merge", "rounding"]
 TRAINED: tuple[ProbeKind, ...] = ("lora", "full")  # of these kinds
 Maker = Literal["real", "base", "erased"]  # of pictures; erased: the audited model, so that the result is a lower bound
+AuditKindName = Literal["object", "person", "character", "style", "nudity"]
 Evaluator = Literal["first_party", "third_party", "collaborative", "other"]  # as Every Eval Ever has it
 Percent = Annotated[float, Field(ge=0, le=100)]
 
@@ -123,6 +124,10 @@ class AuditConfig:
     """Digest of the weights; null: a hub id."""
     revision: str | None = None
     """Commit of a hub id."""
+    revisions: dict[str, str] = field(default_factory=dict)
+    """Hub id, of any of the models -> the commit that it was resolved to; a rerun takes it again."""
+    retained_metric: str | None = None
+    """Metric of the retained concepts; null: `metric`."""
     criteria: Criteria = field(default_factory=Criteria)
     leaking: LeakingModel | None = None
     """Computed control of the power; null: none."""
@@ -163,13 +168,30 @@ class AuditConfig:
         return self.probes[self.names.index(name)]
 
 
+def yes_or_no() -> list[str]:
+    """The metrics that an audit can take: of each image, its concept is there (1) or not (0, or no value).
+
+    A mean of probabilities is a share, too, but no count of images.
+    """
+    shares = {name: metric for name, metric in metrics().items() if metric.share and metric.shows_concept}
+    return [name for name, metric in shares.items() if not (metric.column or "").endswith("_probability")]
+
+
+def givers(metric: str) -> str:
+    """The scorers that give a metric, for messages."""
+    return ", ".join(name for name in entries() if metric in scorer_class(name).metrics)
+
+
 def check_audit(study: Study) -> None:
     """Raise ConfigError for a probe of a task, eraser or fine-tune that the study does not have."""
     audit = study.audit
     if audit is None:
         return
-    shares = [name for name, metric in metrics().items() if metric.accuracy]
-    known("audit.metric", audit.metric, shares)
+    for key in ("metric", "retained_metric"):
+        if (name := getattr(audit, key)) is not None:
+            known(f"audit.{key}", name, yes_or_no())
+            if not any(name in scorer_class(scorer).metrics for scorer in study.scorers):
+                raise ConfigError(f"audit.{key}", name, f"no scorer of the study gives it; add one of {givers(name)}")
     models = {(e.task, study.name_of(e)) for e in study.erasures()}
     cells = {(c.erasure.task, study.name_of(c.erasure), method_name(c.finetune, c.variant))
              for c in study.cells()}  # fmt: skip

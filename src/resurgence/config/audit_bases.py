@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from resurgence.config.audit import Criteria, ShippedControl
-from resurgence.config.fields import ConfigError, build, read_yaml
+from resurgence.config.audit import AuditKindName, Criteria, ShippedControl
+from resurgence.config.audit_kinds import AuditKind, spellings, task_kind
+from resurgence.config.fields import build, read_yaml
+from resurgence.config.spelling import normal_form
 from resurgence.config.task import Kind, Task, load_task
 from resurgence.files import read_json, resolve_path
 
 BASES, CRITERIA = "config/audit/bases.yaml", "config/audit/criteria.yaml"
 OTHER = "other"
+WORLD = ("concepts", "characters", "styles")
+"""Lists in the file of a base's world; each entry has its kind."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class AuditBase:
     """The entry of a base."""
 
     folder: str | None
-    tasks: str
+    tasks: str | tuple[str, ...]
     concepts: str | None
     captions: str
     general: str
@@ -34,6 +38,7 @@ class AuditBase:
     leaking: dict[str, Any]
     shipped: tuple[ShippedControl, ...]
     world: str = "config/world.yaml"
+    kinds: dict[AuditKindName, AuditKind] = field(default_factory=dict)
 
     def controls(self, task: Task) -> tuple[ShippedControl, ...]:
         """The shipped controls for an audit of a task: of its kind, one to be found and one not to be found, if
@@ -58,8 +63,9 @@ class AuditBase:
                 "count; with --original BASE one is made")  # fmt: skip
 
     def loaded_tasks(self) -> list[Task]:
-        """The shipped tasks of the base, in the order of their files."""
-        return [load_task(path) for path in sorted(Path(resolve_path(self.tasks)).glob("*.yaml"))]
+        """The shipped tasks of the base, in the order of their folders and files."""
+        folders = (self.tasks,) if isinstance(self.tasks, str) else self.tasks
+        return [load_task(path) for part in folders for path in sorted(Path(resolve_path(part)).glob("*.yaml"))]
 
 
 def base_of(model: Path) -> AuditBase:
@@ -94,34 +100,40 @@ def read_criteria(file: Path | None) -> Criteria:
     return build(Criteria, read_yaml(Path(resolve_path(CRITERIA))) | changes, CRITERIA if file is None else str(file))
 
 
-def model_task(base: AuditBase, erased: tuple[str, ...], kind: Kind | None) -> Task:
-    """The shipped task that an audit follows in what the command line leaves open: that of the same erased concepts,
-    else the largest of the kind.
+def kinds_of(base: AuditBase, tasks: Sequence[Task]) -> dict[AuditKindName, AuditKind]:
+    """The kinds that audits of a base judge: its own entries, else those of its tasks with the words of its world."""
+    if base.kinds or base.concepts is None:
+        return base.kinds
+    world, kinds = read_yaml(Path(resolve_path(base.concepts))), {task.kind for task in tasks}
+    entries = [entry for part in WORLD for entry in world.get(part, ())]
+    return {
+        name: AuditKind(words=tuple(word for entry in entries if entry["kind"] == name
+                                    for word in (entry["name"], *entry.get("synonyms", ()))))
+        for name in get_args(AuditKindName) if name in kinds
+    }  # fmt: skip
 
-    Raises:
-        ConfigError: no shipped task of the kind.
-    """
+
+def model_task(base: AuditBase, erased: Sequence[str], name: AuditKindName) -> Task:
+    """The shipped task that an audit of a kind follows in what the command line leaves open: that of the kind's entry,
+    else that of the same erased concepts, else the largest of the kind."""
     tasks = base.loaded_tasks()
-    for task in tasks:
-        if set(task.erase) == set(erased) and kind in (None, task.kind):
-            return task
-    listed = [task for task in tasks if set(erased) <= {*task.erase, *task.retain, *task.finetune}]
-    kind = kind or (listed[0].kind if listed else "object")
-    of_kind = [task for task in tasks if task.kind == kind]
-    if not of_kind:
-        remedy = f"has no task in {base.tasks}; name another kind, or give --retained FILE with --kind object"
-        raise ConfigError("--kind", kind, remedy)
-    return max(of_kind, key=lambda task: (len(task.retain), len(task.finetune)))
+    entry = kinds_of(base, tasks)[name]
+    if entry.task is not None:
+        return load_task(resolve_path(entry.task))
+    of_kind = [task for task in tasks if task.kind == task_kind(name, entry)]
+    same = [task for task in of_kind if set(task.erase) == set(erased)]
+    return same[0] if same else max(of_kind, key=lambda task: (len(task.retain), len(task.finetune)))
 
 
 def benign_concepts(base: AuditBase, model: Task, taken: Collection[str], most: int = 16) -> tuple[str, ...]:
     """Concepts of the kind that pictures of a model may show: those on which the shipped task fine-tunes, else those of
     other tasks; none of those taken."""
-    if listed := tuple(word for word in model.finetune if word not in taken):
+    taken = spellings(taken)
+    if listed := tuple(word for word in model.finetune if normal_form(word) not in taken):
         return listed
     tasks = [task for task in base.loaded_tasks() if task.kind == model.kind]
     words = (word for task in tasks for word in (*task.finetune, *task.retain, *task.erase))
-    return tuple(dict.fromkeys(word for word in words if word not in taken))[:most]
+    return tuple(dict.fromkeys(word for word in words if normal_form(word) not in taken))[:most]
 
 
 def outside_concepts(base: AuditBase, kind: Kind, most: int = 16) -> tuple[str, ...]:

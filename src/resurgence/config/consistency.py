@@ -14,9 +14,9 @@ from resurgence.config.audit import check_audit
 from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.experiment import PER_CONCEPT
 from resurgence.config.experiment_checks import check_experiments, check_scored
-from resurgence.config.fields import NAME, ConfigError, build, known, nearest, one_place, read_yaml
+from resurgence.config.fields import ConfigError, build, known, nearest, one_place, read_yaml
 from resurgence.config.lists import LISTS, PROMPTS
-from resurgence.config.model_path import method_name
+from resurgence.config.model_path import NAME, method_name
 from resurgence.config.scorers import COMMON, HARMONIC, metrics, scorer_config
 from resurgence.config.set_checks import check_makers, check_model, check_terciles
 from resurgence.config.settings import OF_ERASER
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path("config/weights.yaml")  # weights that are fetched from elsewhere; see pretrained/checksums.py
 COCO_CAPTIONS, COCO_SAMPLE = "data/coco/captions.txt", "data/coco/sample-5000.csv"  # written by rules when needed
-# the folders of results/<stage>/<base>/<task> beside the erasers
-IMAGES = ("concept_images", "anchor_images", "retained_images", "images")
-FOLDERS = ("prompts", "moments", *IMAGES, "masks", "finetune_sets", "terciles", "scores", "geometry")
 
 
 def check_study(study: Study, root: Path) -> None:
@@ -71,9 +68,10 @@ def check_names(study: Study) -> None:
         if not getattr(study, key):
             raise ConfigError(key, {}, "must not be empty; name at least one")
     for eraser in study.erasers:
-        folder_name("erasers", eraser, FOLDERS)
-    for name in (*study.finetunes, *study.finetune_sets):
-        folder_name("finetunes", name, ("loras", "delta", "images", "scores"))
+        folder_name("erasers", eraser)
+    for key in ("finetunes", "finetune_sets"):
+        for name in getattr(study, key):
+            folder_name(key, name)
     if not study.tasks.names:
         raise ConfigError("tasks.names", [], "must not be empty; name at least one task")
     for name, task in study.loaded.items():

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from resurgence.config.experiment_cells import NOT_TUNED, cells_of, row_of, setting_of
 from resurgence.config.fields import ConfigError, known
-from resurgence.config.model_path import method_name
+from resurgence.config.model_path import EXPERIMENT, method_name
 from resurgence.config.scorers import scorer_class
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 ROLES = ("erase", "synonym", "retain", "synonym-retain", "general", "all")
 """Roles of the rows of tables; all: of the harmonic means."""
-EXPERIMENT = re.compile(r"[a-z][a-z0-9_]*")  # becomes the name of a rule
 
 
 def check_experiments(study: Study) -> None:

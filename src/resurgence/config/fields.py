@@ -21,7 +21,6 @@ from pydantic_core import SchemaValidator
 
 from resurgence.files import read_text
 
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 EXPONENT = re.compile(r"([-+]?\d+)\.?(\d*)[eE]([-+]?)(\d+)")
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 UNKNOWN = "unexpected_keyword_argument"  # pydantic's name of the error

@@ -19,8 +19,25 @@ Kind = Literal["erase", "finetune"]
 State = Literal["base", "erased", "finetuned"]
 LETTERS: dict[Kind, str] = {"erase": "s", "finetune": "f"}
 STATES: dict[Kind, State] = {"erase": "erased", "finetune": "finetuned"}
-PATTERN = r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_.-]*/[sf]\d+)*"
-"""Of a model's path, as a regular expression."""
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+"""Of a base, task, eraser, fine-tune, variant or set: it becomes a folder."""
+STEP = rf"{NAME.pattern}(\.{NAME.pattern})?"
+"""Of a method and its variant, as `method_name` writes them; a regular expression."""
+EARLIER = rf"({STEP}/{LETTERS['erase']}\d+/)*"
+"""Of the erasures before another in a model's path; a regular expression."""
+MODEL = re.compile(rf"{NAME.pattern}(/{STEP}/[{''.join(LETTERS.values())}]\d+)*")
+"""Of a model's path."""
+EXPERIMENT = re.compile(r"[a-z][a-z0-9_]*")
+"""Of an experiment: it becomes the name of a rule."""
+WILDCARDS = {
+    **dict.fromkeys(("base", "task", "set"), NAME.pattern),
+    "eraser": EARLIER + STEP,
+    "finetune": STEP,
+    **dict.fromkeys(("erase_seed", "finetune_seed"), r"\d+"),
+    "model": MODEL.pattern,
+    "experiment": EXPERIMENT.pattern,
+}
+"""Wildcard of a path below results/ -> its regular expression."""
 
 
 def method_name(method: str, variant: str = DEFAULT) -> str:
@@ -69,7 +86,7 @@ class ModelPath:
         Raises:
             ValueError: the text is not the path of a model.
         """
-        if not re.fullmatch(PATTERN, text):
+        if not MODEL.fullmatch(text):
             raise ValueError(f"{text!r} is not the path of a model; write TASK, or TASK/ERASER/sSEED/FINETUNE/fSEED")
         task, *parts = text.split("/")
         kinds = {letter: kind for kind, letter in LETTERS.items()}

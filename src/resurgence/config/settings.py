@@ -10,7 +10,6 @@ from pydantic import Field
 
 from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.fields import (
-    NAME,
     ConfigError,
     Count,
     DdimSteps,
@@ -23,7 +22,7 @@ from resurgence.config.fields import (
     unique,
 )
 from resurgence.config.guidance import Guidance
-from resurgence.config.model_path import DEFAULT
+from resurgence.config.model_path import DEFAULT, NAME
 from resurgence.config.task import Kind
 
 NONE = "none"  # the eraser that changes nothing: a control

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from resurgence.config.fields import NAME, ConfigError, Count, Seed, build, known, read_yaml
+from resurgence.config.fields import ConfigError, Count, Seed, build, known, read_yaml
+from resurgence.config.model_path import NAME
 from resurgence.config.names import check_distinct, check_names, check_prompts, prompts_of
 from resurgence.config.spelling import normal_form
 

@@ -99,7 +99,7 @@ def segment_all(
             the segmenter than of the images.
     """
     masks = {concept: segment(pictures, concept, cfg, pipe, device) for concept, pictures in images.items()}
-    empty = {concept: ~found.flatten(1).any(1) for concept, found in masks.items()}
+    empty = {concept: ~stack.flatten(1).any(1) for concept, stack in masks.items()}
     replaced, total = sum(int(e.sum()) for e in empty.values()), sum(map(len, masks.values()))
     if replaced > cfg.max_replaced * total:
         raise ValueError(
@@ -107,6 +107,6 @@ def segment_all(
             f"{cfg.max_replaced:g} of them may be replaced by the whole image; look at the images, lower "
             f"{THRESHOLDS[cfg.segmenter]}, use precision fp32 or another segmenter, or raise max_replaced"
         )
-    for concept, found in masks.items():
-        found[empty[concept]] = True
+    for concept, stack in masks.items():
+        stack[empty[concept]] = True
     return masks, {concept: int(e.sum()) for concept, e in empty.items()}

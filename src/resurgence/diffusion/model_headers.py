@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from resurgence.diffusion.deltas import DELTA_FILE, LORA_FILE, PARTS, Delta
-from resurgence.diffusion.erased_models import FETCH, check_names, file_of, is_lora, named, table_of
 from resurgence.diffusion.lora_files import read_lora
+from resurgence.diffusion.model_files import FETCH, check_names, file_of, is_lora, named, table_of
 from resurgence.files import read_json
 from resurgence.pretrained.loading import read_header
 

@@ -102,8 +102,8 @@ def check_real_captions(
         key, path: of the pictures. captions: by the names of the pictures.
     """
     names = erased_names(task)
-    found = zip(captions, erased_in(tokenizer, list(captions.values()), names), strict=bool(names))
-    if bad := [(name, words[0]) for name, words in found if words]:
+    words_of = zip(captions, erased_in(tokenizer, list(captions.values()), names), strict=bool(names))
+    if bad := [(name, words[0]) for name, words in words_of if words]:
         (name, (listed, word)), more = bad[0], f" and those of {len(bad) - 1} more" if len(bad) > 1 else ""
         remedy = (f"the caption {captions[name]!r} of {name}{more} hold{'' if more else 's'} {word!r} ({listed}), "
                   f"which the task {task.name} erases, and the set would teach it again; remove these "
@@ -115,10 +115,10 @@ def warn_of_erased(
     tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], erased: Sequence[Named]
 ) -> dict[str, int]:
     """Number of training captions that hold the tokens of each erased word, so that it is taught again; logged."""
-    found = Counter(name for names in erased_in(tokenizer, captions, erased) for name in names)
-    for (where, word), number in found.items():
+    counts = Counter(name for names in erased_in(tokenizer, captions, erased) for name in names)
+    for (where, word), number in counts.items():
         log.warning("%d of %d training captions hold %r, %s: it is taught again", number, len(captions), word, where)
-    return {word: number for (_, word), number in found.items()}
+    return {word: number for (_, word), number in counts.items()}
 
 
 def count_long(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> int:

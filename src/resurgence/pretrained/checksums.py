@@ -3,7 +3,7 @@
 config/weights.yaml has the revision, licence, files and published SHA-256 of the weights that the studies read;
 config/weights.lock, written by `resurgence weights lock`, the SHA-256 of the files that were first used on this
 machine. A hub id is looked up in the hub's cache, where `hf download` puts it; anything else is a path. Which weights
-a study needs: workflow/weights_needed.py.
+a study needs: workflow/weights.py.
 """
 
 from __future__ import annotations

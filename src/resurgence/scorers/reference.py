@@ -64,17 +64,17 @@ def nearest(features: torch.Tensor, groups: torch.Tensor, count: int) -> torch.T
     """
     sums = torch.zeros(count, features.shape[1], dtype=features.dtype).index_add_(0, groups, features)
     cosines = features @ F.normalize(sums, dim=1).T
-    own = F.normalize(sums[groups] - features, dim=1)
-    cosines[torch.arange(len(groups)), groups] = (features * own).sum(1)
+    others = F.normalize(sums[groups] - features, dim=1)
+    cosines[torch.arange(len(groups)), groups] = (features * others).sum(1)
     return cosines.argmax(1)
 
 
 def error_rates(features: torch.Tensor, groups: torch.Tensor, names: list[str]) -> dict[str, Rates]:
     """The errors of each group; see `nearest`."""
-    found, rates = nearest(features, groups, len(names)), {}
+    nearest_groups, rates = nearest(features, groups, len(names)), {}
     for number, name in enumerate(names):
-        own, alarm = groups == number, found == number
-        counts = (own & alarm, own, ~own & alarm, ~own)
+        is_shown, is_nearest = groups == number, nearest_groups == number
+        counts = (is_shown & is_nearest, is_shown, ~is_shown & is_nearest, ~is_shown)
         rates[name] = Rates(*(int(part.sum()) for part in counts))
     return rates
 

@@ -23,7 +23,7 @@ from resurgence.analysis.headline import changed_note, makers_table, markdown_ta
 from resurgence.analysis.measures import recovered_fraction
 from resurgence.analysis.metric_tables import column_titles, wide
 from resurgence.analysis.score_folders import by_step, entry
-from resurgence.analysis.scored_sets import ImageSet, read_states
+from resurgence.analysis.score_sets import ImageSet, read_states
 from resurgence.analysis.tables import erased_rows, paired_rows
 from resurgence.analysis.task_means import pool_tasks
 from resurgence.analysis.tuning import CHOSEN, RULE, left_and_kept, tuning_table

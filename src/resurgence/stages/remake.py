@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from resurgence.analysis.packed_scores import PACKED, unpack
+from resurgence.analysis.score_archive import PACKED, unpack
 from resurgence.config.experiment import MEASURED
 from resurgence.provenance.manifest import MANIFEST, read_manifest
 from resurgence.provenance.verify import count, made_files, named, omitted, problems
@@ -165,7 +165,7 @@ def differing(new: Path, reference: Path) -> Iterator[str]:
     import pandas as pd
 
     from resurgence.analysis.read import read_table
-    from resurgence.analysis.scored_sets import KEYS
+    from resurgence.analysis.score_sets import KEYS
 
     keys = [*KEYS, "state", "step", "role", "metric"]
     columns = {

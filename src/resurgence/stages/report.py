@@ -12,16 +12,14 @@ from pathlib import Path
 from resurgence.files import atomic_file
 from resurgence.stages.job import Job, start
 
-TARGETS = ("tables", "figures", "grids", "cost")
-
 
 def make(job: Job) -> None:
     """Run `snakemake --report` on the configuration of the settings; the running Snakemake holds the lock."""
     with tempfile.TemporaryDirectory() as folder:
         config, page = Path(folder) / "config.json", Path(folder) / "report.html"
         config.write_text(json.dumps(job.settings), encoding="utf-8")
-        targets = [*TARGETS, *(["results"] if job.settings.get("experiments") else [])]
-        command = [sys.executable, "-m", "snakemake", *targets, "--nolock", "--configfile", str(config)]
+        shown = [path.as_posix() for path in job.inputs["shown"]]
+        command = [sys.executable, "-m", "snakemake", *shown, "--nolock", "--configfile", str(config)]
         subprocess.run([*command, "--report", str(page)], check=True)
         report = job.out.parents[1] / "report.html"
         with atomic_file(report) as temporary:

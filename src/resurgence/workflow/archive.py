@@ -27,6 +27,7 @@ from resurgence.provenance.manifest import MANIFEST, RUN, described, files_of, r
 from resurgence.provenance.manifest_table import TABLE, pack_manifests, without_command
 from resurgence.provenance.outputs import check_file, check_writable
 from resurgence.provenance.verify import OMITTED, named
+from resurgence.workflow.rule_table import RULES
 
 RESULTS = "results"
 TOP = (
@@ -35,8 +36,9 @@ TOP = (
 )  # fmt: skip
 TREES = ("config", "studies", "workflow", "profiles", "envs", "src", "docs")
 PAGES = ("index.html", "report.html")
-WHOLE = ("tables", "figures", "experiments", "cost", *PAGES, "erased", "finetuned", "scores")  # of results/
-WITH_IMAGES = ("grids", "data", "images")
+WHOLE = (*dict.fromkeys(rule.folder for rule in RULES.values() if rule.archived), *PAGES)  # of results/
+WITH_IMAGES = tuple({rule.folder for rule in RULES.values()} - set(WHOLE))
+SETS = {rule.part for rule in RULES.values() if rule.folder in WHOLE and not rule.archived}  # of images, in WHOLE
 PREFIX = "resurgence-"  # of the folder in an archive
 EPOCH = 315532800  # 1980-01-01: no time of change depends on the machine
 LARGE = ("features.safetensors",)  # of the scores, eleven times their size: a reference leaves them out
@@ -58,7 +60,7 @@ def results(root: Path, images: bool) -> tuple[list[Path], list[str]]:
     """Files of results/ for the archive, and those that manifests list and it leaves out, as paths from results/."""
     place = root / RESULTS
     files = {path for name in (*WHOLE, *(WITH_IMAGES if images else ())) for path in tree(place / name)}
-    files -= set() if images else {path for path in tree(place / "erased") if "erased_sets" in path.parts}
+    files -= set() if images else {path for path in files if SETS & set(path.relative_to(place).parts)}
     omitted = []
     for manifest in named(place, MANIFEST):
         folder = manifest.parent
@@ -123,7 +125,7 @@ def blocks(place: Path) -> list[dict[str, Any]]:
 
 def pack_models(place: Path, out: Path) -> None:
     """Pack what a results tree holds of the models that it shows into out/scores; out/made.json names the files."""
-    from resurgence.analysis.packed_scores import pack
+    from resurgence.analysis.score_archive import pack
     from resurgence.analysis.score_folders import entry
 
     shown = blocks(place)

@@ -18,14 +18,13 @@ from resurgence.config.model_path import ModelPath
 from resurgence.config.optimisation import Optimisation
 from resurgence.config.task import Task
 from resurgence.files import read_rows, resolve_path
-from resurgence.workflow.jobs import Job
 
 if TYPE_CHECKING:
     from resurgence.config.study import Study
+    from resurgence.workflow.jobs import Job
 
 RATES = Path("workflow/rates.yaml")
 SPEEDS = ("eager", "channels-last", "compiled", "graphs")  # of base.speed, the slowest first
-SAMPLING = ("sample", "finetune_set")  # stages that sample with the settings of the study
 PNG = 2.0  # bytes a pixel of a lossless image, about
 KV, XATTN = 0.0223, 0.051  # of the UNet's parameters: keys and values, all projections of the cross-attentions
 # share of `parameters` in those of the UNet; the text encoder is that of SD 1.4 (SD 2.1: 0.39)
@@ -102,7 +101,7 @@ def eraser_passes(settings: Mapping[str, Any]) -> tuple[EraserConfig, Passes]:
 
 
 class Coster:
-    """Costs of jobs of one study on one GPU."""
+    """Costs of jobs of one study on one GPU. The record of a rule names the methods that give cost and speed."""
 
     def __init__(self, study: Study, rates: Rates, gpu: str) -> None:
         """Raises ConfigError for a GPU that is not among the rates."""
@@ -117,18 +116,19 @@ class Coster:
         share = self.rates.half[self.gpu][speed] if kind == "fp16" else self.rates.utilisation[kind]
         return tflop / (self.rates.gpus[self.gpu][kind] * share)
 
-    def speed_of(self, stage: str) -> str:
-        """The speed at which jobs of a stage run, as run.json names it; all but sampling and fine-tuning run eager."""
-        if stage not in (*SAMPLING, "concept_images", "finetune"):
-            return "eager"
-        base, sampling = self.study.base.speed, self.study.sampling
-        speed = self.rates.auto[self.gpu] if base == "auto" else base
-        if stage == "finetune":
-            return "compiled" if speed == "graphs" else speed
-        if stage == "concept_images":  # whose settings have no speed
-            return speed
+    def base_speed(self) -> str:
+        """The speed of `base.speed`, with what it means on this GPU."""
+        return self.rates.auto[self.gpu] if self.study.base.speed == "auto" else self.study.base.speed
+
+    def training_speed(self) -> str:
+        """The speed of fine-tuning, which uses no graphs."""
+        return "compiled" if self.base_speed() == "graphs" else self.base_speed()
+
+    def sampling_speed(self) -> str:
+        """The speed of sampling with the settings of the study, which may ask for a faster one than `base.speed`."""
+        sampling = self.study.sampling
         by_settings = "compiled" if sampling.compile else "channels-last" if sampling.channels_last else "eager"
-        return max(speed, by_settings, key=SPEEDS.index)
+        return max(self.base_speed(), by_settings, key=SPEEDS.index)
 
     def sampling(self, images: int, settings: Mapping[str, Any], precision: str, speed: str = "eager") -> Cost:
         """Images sampled from the base or a model with these steps and guidance."""
@@ -138,32 +138,51 @@ class Coster:
         seconds = images * (self.time(tflop, precision, speed) + self.rates.seconds["image"])
         return Cost(seconds, images, images * PNG * size)
 
-    def concept_images(self, settings: Mapping[str, Any]) -> Cost:
-        """Images of concepts, sampled in fp32."""
-        sampling = settings["sampling"]
-        images = len(settings["concepts"]) * settings["per_concept"]
-        return self.sampling(images, sampling, "fp32")
+    def sample(self, job: Job) -> Cost:
+        """The image sets of a model."""
+        sampling = job.settings["sampling"]
+        return self.sampling(self.images_of(job), sampling, sampling["precision"], job.rule.speed(self))
 
-    def finetune_set(self, settings: Mapping[str, Any]) -> Cost:
+    def score(self, job: Job) -> Cost:
+        """The scores of these."""
+        return Cost(self.images_of(job) * self.rates.seconds["score"])
+
+    def masks(self, job: Job) -> Cost:
+        """A mask of each concept image."""
+        images = len(job.settings["concepts"]) * self.study.concept_images.per_concept
+        return Cost(images * (self.time(self.rates.mask, "fp32") + self.rates.seconds["mask"]))
+
+    def concept_images(self, job: Job) -> Cost:
+        """Images of concepts, sampled in fp32 and, whatever the speed, counted as eager."""
+        images = len(job.settings["concepts"]) * job.settings["per_concept"]
+        return self.sampling(images, job.settings["sampling"], "fp32")
+
+    def finetune_set(self, job: Job) -> Cost:
         """A fine-tuning set."""
-        sampling, prompts = settings["sampling"], len(settings["concepts"] or range(10)) * len(settings["templates"])
+        settings, sampling = job.settings, job.settings["sampling"]
+        prompts = len(settings["concepts"] or range(10)) * len(settings["templates"])
         images = settings["size"] or prompts * settings["images_per_prompt"]
-        return self.sampling(images, sampling, sampling["precision"], self.speed_of("finetune_set"))
+        return self.sampling(images, sampling, sampling["precision"], job.rule.speed(self))
 
-    def moments(self, settings: Mapping[str, Any]) -> Cost:
+    def moments(self, job: Job) -> Cost:
         """A corpus through the text encoder; 30 templates for a concept."""
+        settings = job.settings
         captions = self.rates.captions if settings["corpus"] == "prior" else 30 * len(settings["concepts"])
         precision = "fp64" if settings["encoder_precision"] == "fp64" else "fp32"  # auto: on a GPU
         return Cost(self.time(captions * self.work.text, precision))
 
-    def loras(self, settings: Mapping[str, Any]) -> Cost:
+    def loras(self, job: Job) -> Cost:
         """LoRAs of an eraser, fp32: only their gradients are computed."""
-        _, passes = eraser_passes(settings)
+        _, passes = eraser_passes(job.settings)
         return Cost(self.time(passes.graded * self.work.lora + passes.plain * self.work.unet, "fp32"))
 
-    def erase(self, settings: Mapping[str, Any]) -> Cost:
+    def closed_form(self, job: Job) -> Cost:
+        """A delta of keys and values; the work is negligible beside the start of the job."""
+        return Cost(bytes=KV * 4 * self.work.parameters)
+
+    def erase(self, job: Job) -> Cost:
         """Gradient steps."""
-        config, passes = eraser_passes(settings)
+        config, passes = eraser_passes(job.settings)
         if isinstance(config, Optimisation):
             precision, share = str(config.precision), SHARES[config.parameters]
         else:  # another package's trainer: assumed to train keys and values
@@ -171,14 +190,14 @@ class Coster:
         tflop = passes.graded * self.work.full + passes.plain * self.work.unet
         return Cost(self.time(tflop, precision), bytes=share * 4 * self.work.parameters)
 
-    def finetune(self, settings: Mapping[str, Any]) -> Cost:
+    def finetune(self, job: Job) -> Cost:
         """LoRA or full fine-tuning."""
-        s = settings["settings"]
+        s = job.settings["settings"]
         lora = s["algorithm"] == "lora"
         passes = (self.work.lora if lora else self.work.full) + (self.work.unet if s["gradient_checkpointing"] else 0)
         tflop = s["steps"] * s["batch"] * s["accumulation"] * passes + 250 * self.work.encode
         written = max(1, len(s["checkpoints"])) * (0.004 if lora else 1.0) * 4 * self.work.parameters
-        return Cost(self.time(tflop, s["precision"], self.speed_of("finetune")), bytes=written)
+        return Cost(self.time(tflop, s["precision"], job.rule.speed(self)), bytes=written)
 
     def images_of(self, job: Job) -> int:
         """Images of a job's model, of all its checkpoints."""
@@ -190,22 +209,9 @@ class Coster:
         return count * max(1, len(self.study.finetune_settings(step.method, step.variant)["checkpoints"]))
 
     def __call__(self, job: Job) -> Cost:
-        """Cost of one job, its start included."""
-        rule, settings = job.rule.name, job.settings
-        start = Cost(self.rates.seconds["job"])
-        if rule == "sample":
-            s = settings["sampling"]
-            return start + self.sampling(self.images_of(job), s, s["precision"], self.speed_of("sample"))
-        if rule == "score":
-            return start + Cost(self.images_of(job) * self.rates.seconds["score"])
-        if rule == "masks":
-            images = len(settings["concepts"]) * self.study.concept_images.per_concept
-            return start + Cost(images * (self.time(self.rates.mask, "fp32") + self.rates.seconds["mask"]))
-        costs = {"moments": self.moments, "loras": self.loras, "erase": self.erase, "finetune": self.finetune,
-                 "finetune_set": self.finetune_set, "concept_images": self.concept_images}  # fmt: skip
-        if rule == "closed_form":  # negligible work beside the start of the job
-            return start + Cost(bytes=KV * 4 * self.work.parameters)
-        return start + costs[job.rule.stage](settings) if job.rule.stage in costs else Cost()
+        """Cost of one job, its start included; nothing for one that runs no model."""
+        cost = job.rule.cost
+        return Cost(self.rates.seconds["job"]) + cost(self, job) if cost else Cost()
 
 
 def by_rule(jobs: Iterable[Job], cost: Coster) -> dict[str, Cost]:

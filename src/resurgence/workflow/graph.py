@@ -225,12 +225,6 @@ def cost(artefacts: list[str]) -> Inputs:
     return {"tables": list(TABLES), "artefacts": artefacts}
 
 
-def report(study: Study) -> Inputs:
-    """The parts of the report."""
-    folders = ["tables", "figures", "grids", "cost", *(["experiments"] if study.experiments else [])]
-    return {"shown": [f"results/{folder}/made.json" for folder in folders]}
-
-
 def world_files(study: Study, part: str) -> list[str]:
     """The word lists behind a part of the miniature; the base is trained more on the tasks' concepts."""
     world = read_yaml(Path(study.world))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from resurgence.config.model_path import method_name, split_name
+from resurgence.config.model_path import EARLIER, NAME, method_name, split_name
 from resurgence.config.settings import Method
 from resurgence.config.study import Cell, Erasure, Study
 from resurgence.workflow import job_settings, report_settings
 
 NOTHING = r"\.^"  # a regular expression that matches nothing
-EARLIER = r"([a-z0-9][a-z0-9_.-]*/s\d+/)*"  # of the erasures before another, as in its path
 
 
 def erasure(wildcards: Any) -> Erasure:
@@ -27,7 +26,7 @@ def cell(wildcards: Any) -> Cell:
 def eraser_pattern(study: Study, solved: bool) -> dict[str, str]:
     """The wildcard of the erasers whose last step is solved in closed form, or is not, as a regular expression."""
     names = "|".join(name for name, method in study.erasers.items() if is_solved(method) == solved)
-    return {"eraser": rf"{EARLIER}({names})(\.[a-z0-9][a-z0-9_-]*)?" if names else NOTHING}
+    return {"eraser": rf"{EARLIER}({names})(\.{NAME.pattern})?" if names else NOTHING}
 
 
 def is_solved(method: Method) -> bool | None:
@@ -101,8 +100,8 @@ def wildcards_of(study: Study, item: Erasure | Cell) -> dict[str, str]:
 
 def erasures(study: Study, solved: bool) -> Iterator[dict[str, str]]:
     """Wildcards of each erased model whose last step is solved in closed form, or is not."""
-    chosen = (item for item in study.erasures() if is_solved(study.erasers[item.eraser]) == solved)
-    yield from (wildcards_of(study, item) for item in chosen)
+    items = (item for item in study.erasures() if is_solved(study.erasers[item.eraser]) == solved)
+    yield from (wildcards_of(study, item) for item in items)
 
 
 def trained_loras(study: Study) -> Iterator[dict[str, str]]:

@@ -11,7 +11,8 @@ from typing import Any
 from resurgence.config.study import Study
 from resurgence.provenance.manifest import MANIFEST
 from resurgence.workflow.graph import Inputs
-from resurgence.workflow.rule_table import RULES, Rule
+from resurgence.workflow.rule import Rule
+from resurgence.workflow.rule_table import RULES, check_folders
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Job:
 
 def jobs(study: Study) -> list[Job]:
     """Every job of the study but those of COCO and the miniature, each after those whose results it reads."""
+    check_folders(study)
     study_jobs = []
     for rule in RULES.values():
         for wildcards in rule.items(study):

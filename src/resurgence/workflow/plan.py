@@ -30,7 +30,7 @@ from resurgence.workflow.jobs import Job, jobs
 from resurgence.workflow.resources import uses_gpu
 from resurgence.workflow.rule_table import DATA, RULES
 from resurgence.workflow.snakemake import configured, job_counts, outputs, snakemake
-from resurgence.workflow.weights_needed import examine
+from resurgence.workflow.weights import examine
 
 COCO = {"coco_annotations": 60.0, "coco_captions": 10.0, "coco_sample": 5.0}  # seconds of jobs without artefacts
 FETCHED = COCO | dict.fromkeys(LISTS, 5.0)
@@ -62,7 +62,7 @@ def benchmark_seconds(file: Path) -> list[float]:
 def same_card(job: Job, run: Mapping[str, Any], coster: Coster) -> bool:
     """Whether a job ran on the card of a plan, with the determinism and at the speed of the study."""
     name, mode = str(run.get("device", "")), (run.get("deterministic", True), run.get("speed", "eager"))
-    expected = (coster.study.base.deterministic, coster.speed_of(job.rule.stage))
+    expected = (coster.study.base.deterministic, job.rule.speed(coster))
     return coster.gpu.upper().replace("-", " ") in name.upper() and mode == expected
 
 

@@ -1,37 +1,30 @@
 """The rules of the study, one record each: stage, output, jobs, settings, inputs, code, resources, time.
 
-A rule is a record here and a file in resurgence/stages. workflow/rules/records.smk declares each record to Snakemake as
-a rule. The order is that of the graph: each comes after the rules whose results it reads.
+A rule is a record here and a file in resurgence/stages; rule.py says what a record holds, and tests/test_rules.py
+compares the records with what else names rules. workflow/rules/records.smk declares each record to Snakemake. The order
+is that of the graph: each comes after the rules whose results it reads.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from resurgence.config.consistency import folder_name
 from resurgence.config.model_path import ModelPath
-from resurgence.config.study import Study
-from resurgence.provenance.code_version import code_version
+from resurgence.config.study import STAGE_OF, Study
 from resurgence.provenance.manifest import MANIFEST
-from resurgence.provenance.templates import templates_version
-from resurgence.workflow import audit_settings, chosen_code, graph, job_items, job_settings, report_settings
-from resurgence.workflow.graph import Inputs
+from resurgence.workflow import audit_settings, code_entries, graph, job_items, job_settings, report_settings
+from resurgence.workflow.gpu_hours import Coster
 from resurgence.workflow.job_items import cell, erasure
+from resurgence.workflow.rule import Rule, Wildcards
 
-Wildcards = Any  # with an attribute for each wildcard
 BASE, TASK = "{base}", "{base}/{task}"
 ERASED = "{base}/{task}/{eraser}/s{erase_seed}"
 TUNED = ERASED + "/{finetune}/f{finetune_seed}"
 MODEL = "{base}/{model}"
 CELL = "{wildcards.task} / {wildcards.eraser} with {wildcards.finetune}, seed {wildcards.finetune_seed}"
-ALTERNATIVES = (
-    "resurgence.data.segmenters",
-    "resurgence.scorers",
-    "resurgence.config.scorers.SCORERS",
-)
-"""Packages and registries of which a setting chooses members: code_version follows only those that are chosen."""
 
 
 def single(_: Study) -> Iterable[Mapping[str, str]]:
@@ -39,73 +32,9 @@ def single(_: Study) -> Iterable[Mapping[str, str]]:
     return [{}]
 
 
-def no_choice(study: Study, wildcards: Wildcards) -> tuple[str, ...]:
-    """No further code."""
-    return ()
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule of the workflow."""
-
-    name: str
-    stage: str  # module of resurgence.stages
-    output: str  # manifest.json of an artefact, or made.json in a shared folder; with wildcards
-    items: Callable[[Study], Iterable[Mapping[str, str]]]  # wildcards of every job of a study
-    settings: Callable[[Study, Wildcards], dict[str, Any]]
-    phase: str  # line of `resurgence plan`
-    seconds: float  # of a job of the default study on two cores, while no measurement exists
-    inputs: Callable[[Study, Wildcards], Inputs]
-    message: str  # of a job, in Snakemake's words
-    files: Callable[[Study], Iterable[str]] = lambda study: ()  # outputs beside that one, but those of the report
-    constraints: Callable[[Study], dict[str, str]] = lambda study: {}  # regular expressions of wildcards
-    chosen: Callable[[Study, Wildcards], tuple[str, ...]] = no_choice  # further code: modules that the settings choose
-    minutes: int = 30  # limit on one GPU at the size of SD 1.4; twice and three times that for a second, third attempt
-    gpu: bool = False  # uses a GPU where there is one
-    loads_base: bool = False
-    templates: str = ""  # folder of the package with those of its page
-    verified: bool = True  # files of the inputs are hashed first; False for rules that read curves of many models
-
-    @property
-    def folder(self) -> str:
-        """The folder of results/ with its output."""
-        return self.output.split("/")[1]
-
-    @property
-    def is_artefact(self) -> bool:
-        """Whether its output is one artefact, a folder with a manifest."""
-        return self.output.endswith(MANIFEST)
-
-    @property
-    def dvc_stage(self) -> str:
-        """The stage of dvc.yaml that tracks its output."""
-        return "tables" if self.folder in ("figures", "grids", "cost", "audit") else self.folder
-
-    @property
-    def place(self) -> str:
-        """The path of its output below that folder, with wildcards; empty for a rule of one job."""
-        return "/".join(self.output.split("/")[2:-1])
-
-    @property
-    def log(self) -> str:
-        """The log of a job."""
-        return f"logs/{self.place or self.name}.log"
-
-    @property
-    def benchmark(self) -> str:
-        """The file of Snakemake's measurements of a job: seconds, memory."""
-        return f"results/benchmarks/{self.name}/{self.place or 'study'}.jsonl"
-
-    @property
-    def options(self) -> list[str]:
-        """Options of the stage's command line that are the same for all jobs."""
-        return ["--gpu"] * self.gpu + ["--unverified"] * (not self.verified)
-
-    def version(self, study: Study, wildcards: Wildcards) -> str:
-        """Version of the code that bears on a job's result."""
-        chosen = self.chosen(study, wildcards)
-        version = code_version(f"resurgence.stages.{self.stage}", *chosen, without=ALTERNATIVES)
-        return templates_version(self.templates, version) if self.templates else version
+def artefact(owner: str, part: str) -> str:
+    """The manifest of a part of a base, task or model, each written with wildcards."""
+    return f"results/{STAGE_OF[part.partition('/')[0]]}/{owner}/{part}/{MANIFEST}"
 
 
 def of_task(settings: Callable[[Study, str], dict[str, Any]]) -> Callable[[Study, Wildcards], dict[str, Any]]:
@@ -113,185 +42,229 @@ def of_task(settings: Callable[[Study, str], dict[str, Any]]) -> Callable[[Study
     return lambda study, wildcards: settings(study, wildcards.task)
 
 
-ON_GPU: dict[str, Any] = {"gpu": True, "loads_base": True}
+ON_GPU: dict[str, Any] = {"gpu": True, "loads": ("base",)}
+SAMPLES: dict[str, Any] = {"speed": Coster.sampling_speed, "archived": False}
 DATA, ERASE, TUNE = "data", "erase", "fine-tune"
 SAMPLE, SCORE, SHOW = "sample", "score", "tables, figures, report"
 
 _RULES = (
     Rule(
-        "prompts", "prompts", f"results/data/{TASK}/prompts/manifest.json", job_items.tasks,
+        "prompts", "prompts", artefact(TASK, "prompts"), job_items.tasks,
         of_task(job_settings.prompts), DATA, 2,
         inputs=lambda study, w: {"general": [path]} if (path := study.general_of(w.task)) else {},
-        message="Prompts of {wildcards.task}",
+        message="Prompts of {wildcards.task}", local=True, reads_names=True, archived=False,
     ),
     Rule(
-        "prior_moments", "moments", f"results/data/{BASE}/moments/manifest.json", job_items.prior,
+        "prior_moments", "moments", artefact(BASE, "moments"), job_items.prior,
         lambda study, w: job_settings.prior_moments(study), DATA, 8,
         inputs=lambda study, w: graph.base(study) | {"captions": [study.moments.prior]}, minutes=60, **ON_GPU,
-        message="Second moment of the general captions under {wildcards.base}",
+        message="Second moment of the general captions under {wildcards.base}", cost=Coster.moments,
+        archived=False,
     ),
     Rule(
-        "domain_moments", "moments", f"results/data/{TASK}/moments/manifest.json",
+        "domain_moments", "moments", artefact(TASK, "moments"),
         lambda study: job_items.tasks_read(study, "domain"), of_task(job_settings.domain_moments), DATA, 8,
         inputs=lambda study, w: graph.base(study) | {"captions": [study.templates_of(study.task(w.task).kind)]},
         minutes=10, **ON_GPU,
-        message="Second moment of the concepts that {wildcards.task} retains",
+        message="Second moment of the concepts that {wildcards.task} retains", cost=Coster.moments,
+        group="moments", archived=False,
     ),
     *(
         Rule(
-            name, "concept_images", f"results/data/{TASK}/{name}/manifest.json",
+            name, "concept_images", artefact(TASK, name),
             functools.partial(job_items.tasks_read, kind=kind), of_task(settings), DATA, seconds,
             inputs=lambda study, w: graph.base(study), minutes=120, **ON_GPU,
             message=f"Images of the concepts that {{wildcards.task}} {role}, made by {{wildcards.base}}",
+            cost=Coster.concept_images, speed=Coster.base_speed, group=group, archived=False,
         )
-        for name, settings, kind, seconds, role in (
-            ("concept_images", job_settings.concept_images, "images", 12, "erases"),
-            ("anchor_images", job_settings.anchor_images, "anchors", 12, "maps to"),
-            ("retained_images", job_settings.retained_images, "retained", 20, "retains"),
+        for name, settings, kind, seconds, role, group in (
+            ("concept_images", job_settings.concept_images, "images", 12, "erases", "concepts"),
+            ("anchor_images", job_settings.anchor_images, "anchors", 12, "maps to", ""),
+            ("retained_images", job_settings.retained_images, "retained", 20, "retains", ""),
         )
     ),
     Rule(
-        "masks", "masks", f"results/data/{TASK}/masks/manifest.json",
+        "masks", "masks", artefact(TASK, "masks"),
         lambda study: job_items.tasks_read(study, "masks"), of_task(job_settings.masks), DATA, 6,
-        inputs=lambda study, w: graph.masks(study, w.task), chosen=chosen_code.segmenter, minutes=120, gpu=True,
-        message="Masks of the concepts that {wildcards.task} erases",
+        inputs=lambda study, w: graph.masks(study, w.task), code=code_entries.segmenter, minutes=120, gpu=True,
+        message="Masks of the concepts that {wildcards.task} erases", loads=("attention", "segmenter"),
+        cost=Coster.masks, group="concepts", archived=False,
     ),
     Rule(
-        "terciles", "terciles", f"results/data/{TASK}/terciles/{{set}}/manifest.json",
+        "terciles", "terciles", artefact(TASK, "terciles/{set}"),
         job_items.drawn_sets, lambda study, w: job_settings.terciles(study, w.task, w.set), DATA, 8,
-        inputs=lambda study, w: graph.terciles(study, w.set), chosen=chosen_code.clip,
+        inputs=lambda study, w: graph.terciles(study, w.set), code=code_entries.clip,
         message="Concepts of the fine-tuning set {wildcards.set} of {wildcards.task}, by similarity",
+        local=True, loads=("clip",), reads_names=True, archived=False,
     ),
     *(
         Rule(
-            name, "finetune_set", f"results/data/{TASK}/finetune_sets/{{set}}/manifest.json",
+            name, "finetune_set", artefact(TASK, "finetune_sets/{set}"),
             functools.partial(job_items.sets, makers=makers),
             lambda study, w: job_settings.finetune_set(study, w.task, w.set), DATA, 20,
             inputs=lambda study, w: graph.finetune_set(study, w.task, w.set), minutes=120, gpu=True,
-            constraints=functools.partial(job_items.set_pattern, makers=makers), loads_base=loads_base,
+            constraints=functools.partial(job_items.set_pattern, makers=makers), loads=(loads,),
             message=f"Fine-tuning set {{wildcards.set}} of {{wildcards.task}}, made by {maker}",
+            reads_names=True, cost=Coster.finetune_set, **SAMPLES,
         )
-        for name, makers, loads_base, maker in (
-            ("finetune_set", ("base", "erased"), True, "{wildcards.base}"),
-            ("other_set", ("other",), False, "another base"),
+        for name, makers, loads, maker in (
+            ("finetune_set", ("base", "erased"), "base", "{wildcards.base}"),
+            ("other_set", ("other",), "other base", "another base"),
         )
     ),
     Rule(
-        "real_set", "real_set", f"results/data/{TASK}/finetune_sets/{{set}}/manifest.json",
+        "real_set", "real_set", artefact(TASK, "finetune_sets/{set}"),
         functools.partial(job_items.sets, makers=("real",)),
         lambda study, w: job_settings.real_set(study, w.task, w.set), DATA, 6,
-        inputs=lambda study, w: graph.real_set(study, w.task, w.set), loads_base=True,
+        inputs=lambda study, w: graph.real_set(study, w.task, w.set), loads=("base",),
         constraints=functools.partial(job_items.set_pattern, makers=("real",)),
-        message="Fine-tuning set {wildcards.set} of {wildcards.task}, real pictures",
+        message="Fine-tuning set {wildcards.set} of {wildcards.task}, real pictures", reads_names=True, archived=False,
     ),
     Rule(
-        "loras", "loras", f"results/erased/{ERASED}/loras/manifest.json", job_items.trained_loras,
+        "loras", "loras", artefact(ERASED, "loras"), job_items.trained_loras,
         lambda study, w: job_settings.loras(study, erasure(w)), ERASE, 25,
-        inputs=lambda study, w: graph.loras(study, erasure(w)), chosen=chosen_code.eraser, minutes=60, **ON_GPU,
+        inputs=lambda study, w: graph.loras(study, erasure(w)), code=code_entries.loras, minutes=60, **ON_GPU,
         message="LoRAs of {wildcards.task} for {wildcards.eraser}, seed {wildcards.erase_seed}",
+        cost=Coster.loras, group="closed_forms",
     ),
     *(
         Rule(
-            name, "erase", f"results/erased/{ERASED}/delta/manifest.json",
+            name, "erase", artefact(ERASED, "delta"),
             functools.partial(job_items.erasures, solved=solved),
             lambda study, w: job_settings.erase(study, erasure(w)), ERASE, seconds,
-            inputs=lambda study, w: graph.erase(study, erasure(w)), chosen=chosen_code.eraser, **ON_GPU,
+            inputs=lambda study, w: graph.erase(study, erasure(w)), code=code_entries.eraser, **ON_GPU,
             minutes=minutes, constraints=functools.partial(job_items.eraser_pattern, solved=solved),
             message="Erase {wildcards.task} with {wildcards.eraser}, seed {wildcards.erase_seed}",
+            cost=cost, group=group,
         )
-        for name, solved, seconds, minutes in (("closed_form", True, 8, 20), ("erase", False, 60, 480))
+        for name, solved, seconds, minutes, cost, group in (
+            ("closed_form", True, 8, 20, Coster.closed_form, "closed_forms"),
+            ("erase", False, 60, 480, Coster.erase, ""),
+        )
     ),
     Rule(
-        "erased_set", "finetune_set", f"results/erased/{ERASED}/erased_sets/{{set}}/manifest.json",
+        "erased_set", "finetune_set", artefact(ERASED, "erased_sets/{set}"),
         job_items.erased_sets, lambda study, w: job_settings.erased_set(study, w.task, w.set), TUNE, 20,
         inputs=lambda study, w: graph.erased_set(study, erasure(w)), minutes=120, **ON_GPU,
         message="Fine-tuning set {wildcards.set} of {wildcards.task}, made by {wildcards.eraser}, "
-        "seed {wildcards.erase_seed}",
+        "seed {wildcards.erase_seed}", reads_names=True, cost=Coster.finetune_set, **SAMPLES,
     ),
     Rule(
-        "finetune", "finetune", f"results/finetuned/{TUNED}/weights/manifest.json", job_items.cells,
+        "finetune", "finetune", artefact(TUNED, "weights"), job_items.cells,
         lambda study, w: job_settings.finetune(study, cell(w)), TUNE, 60,
         inputs=lambda study, w: graph.finetune(study, cell(w)), minutes=480, **ON_GPU,
-        message=f"Fine-tune {CELL}",
+        message=f"Fine-tune {CELL}", cost=Coster.finetune, speed=Coster.training_speed,
     ),
     Rule(
-        "sample", "sample", f"results/images/{MODEL}/images/manifest.json", job_items.models,
+        "sample", "sample", artefact(MODEL, "images"), job_items.models,
         lambda study, w: job_settings.sample(study), SAMPLE, 40,
         inputs=lambda study, w: graph.sample(study, ModelPath.parse(w.model)), minutes=240, **ON_GPU,
-        message="Sample {wildcards.model}",
+        message="Sample {wildcards.model}", cost=Coster.sample, **SAMPLES,
     ),
     Rule(
-        "reference_features", "reference_features", f"results/data/{BASE}/reference/manifest.json",
+        "reference_features", "reference_features", artefact(BASE, "reference"),
         lambda study: [{}] if job_settings.has_reference(study) else [],
         lambda study, w: job_settings.reference(study), SCORE, 60,
-        inputs=lambda study, w: graph.reference_features(study), chosen=chosen_code.reference, minutes=240, gpu=True,
-        message="Features of real images",
+        inputs=lambda study, w: graph.reference_features(study), code=code_entries.reference, minutes=240, gpu=True,
+        message="Features of real images", loads=("features",), archived=False,
     ),
     Rule(
-        "score", "score", f"results/scores/{MODEL}/scores/manifest.json", job_items.models,
+        "score", "score", artefact(MODEL, "scores"), job_items.models,
         lambda study, w: job_settings.score(study, ModelPath.parse(w.model).task), SCORE, 12,
-        inputs=lambda study, w: graph.score(study, ModelPath.parse(w.model)), chosen=chosen_code.scorer, gpu=True,
-        minutes=120, message="Score the images of {wildcards.model}",
+        inputs=lambda study, w: graph.score(study, ModelPath.parse(w.model)), code=code_entries.scorer, gpu=True,
+        minutes=120, message="Score the images of {wildcards.model}", loads=("clip", "scorers"), cost=Coster.score,
     ),
     Rule(
-        "geometry", "geometry", f"results/scores/{TUNED}/geometry/manifest.json", job_items.moved,
+        "geometry", "geometry", artefact(TUNED, "geometry"), job_items.moved,
         lambda study, w: job_settings.geometry(study), SCORE, 8,
         inputs=lambda study, w: graph.weight_movement(study, cell(w)), minutes=10,
-        message=f"Weights of {CELL}",
+        message=f"Weights of {CELL}", group="geometry", loads=("base",),
     ),
     Rule(
         "audit", "audit", "results/audit/manifest.json", lambda study: [{}] if study.audit else [],
         lambda study, w: audit_settings.settings(study), SHOW, 10,
-        inputs=lambda study, w: audit_settings.inputs(study), chosen=chosen_code.table, templates="figures/page",
-        message="Verdict and card of the audited model",
+        inputs=lambda study, w: audit_settings.inputs(study), code=code_entries.table, templates="figures/page",
+        message="Verdict and card of the audited model", local=True, dvc="tables",
     ),
     Rule(
         "tables", "tables", "results/tables/made.json", single, lambda study, w: report_settings.tables(study), SHOW, 5,
-        inputs=lambda study, w: graph.tables(study), chosen=chosen_code.table, files=lambda study: graph.TABLES,
-        message="Tables of the study",
+        inputs=lambda study, w: graph.tables(study), code=code_entries.table, files=lambda study: graph.TABLES,
+        message="Tables of the study", local=True, reported=True,
     ),
     Rule(
         "figures", "figures", "results/figures/made.json", single, lambda study, w: report_settings.figures(study),
-        SHOW, 6, inputs=lambda study, w: graph.figures(study), chosen=chosen_code.metric, verified=False,
-        message="Figures of the study",
+        SHOW, 6, inputs=lambda study, w: graph.figures(study), code=code_entries.metric, verified=False,
+        message="Figures of the study", local=True, reported=True, dvc="tables",
     ),
     Rule(
         "grids", "grids", "results/grids/made.json", single, lambda study, w: report_settings.grids(study), SHOW, 8,
-        inputs=lambda study, w: graph.grids(study), message="Grids of images and masks",
+        inputs=lambda study, w: graph.grids(study), message="Grids of images and masks", local=True, reported=True,
+        dvc="tables", archived=False,
     ),
     Rule(
         "index", "index", "results/cost/index.json", single, lambda study, w: report_settings.index(study), SHOW, 15,
-        inputs=lambda study, w: graph.index(study), chosen=chosen_code.table, templates="figures/page",
-        files=lambda study: ["results/index.html"], message="Page of the study",
+        inputs=lambda study, w: graph.index(study), code=code_entries.table, templates="figures/page",
+        files=lambda study: ["results/index.html"], message="Page of the study", local=True, dvc="tables",
     ),
     Rule(
         "experiment", "experiment", "results/experiments/{experiment}/made.json",
         lambda study: ({"experiment": name} for name in study.experiments),
         lambda study, w: report_settings.experiment(study, w.experiment), SHOW, 12,
         inputs=lambda study, w: graph.experiment(study, w.experiment),
-        chosen=chosen_code.experiment, files=lambda study: ["results/experiments/{experiment}/{experiment}.md"],
-        message="Experiment {wildcards.experiment}",
+        code=code_entries.experiment, files=lambda study: ["results/experiments/{experiment}/{experiment}.md"],
+        message="Experiment {wildcards.experiment}", local=True,
     ),
     Rule(
         "results", "results", "results/experiments/made.json", lambda study: [{}] if study.experiments else [],
         lambda study, w: report_settings.results(study), SHOW, 1, inputs=lambda study, w: graph.results(study),
-        files=lambda study: ["results/experiments/results.md"], message="Results of all experiments",
+        files=lambda study: ["results/experiments/results.md"], message="Results of all experiments", local=True,
+        reported=True,
     ),
     Rule(
         "cost", "cost", "results/cost/made.json", single, lambda study, w: report_settings.cost(study), SHOW, 4,
-        inputs=lambda study, w: graph.cost(every_manifest(study)), chosen=chosen_code.metric, verified=False,
-        files=report_settings.cost_files, message="Cost of the study",
+        inputs=lambda study, w: graph.cost(every_manifest(study)), code=code_entries.metric, verified=False,
+        files=report_settings.cost_files, message="Cost of the study", local=True, reported=True, dvc="tables",
     ),
     Rule(
         "report", "report", "results/cost/report.json", single, lambda study, w: report_settings.report(study), SHOW,
-        10, inputs=lambda study, w: graph.report(study), verified=False,
-        files=lambda study: ["results/report.html"], message="Report of the study",
+        10, inputs=lambda study, w: {"shown": reported(study)}, verified=False,
+        files=lambda study: ["results/report.html"], message="Report of the study", local=True, dvc="tables",
     ),
 )  # fmt: skip
 RULES = {rule.name: rule for rule in _RULES}
 
 
+def outputs(study: Study, rule: Rule) -> list[str]:
+    """The declared output of every job of a rule."""
+    return [rule.output.format(base=study.base.name, **item) for item in rule.items(study)]
+
+
 def every_manifest(study: Study) -> list[str]:
     """The manifests of all artefacts of the study."""
-    artefacts = [rule for rule in RULES.values() if rule.is_artefact]
-    return [rule.output.format(base=study.base.name, **item) for rule in artefacts for item in rule.items(study)]
+    return [path for rule in RULES.values() if rule.is_artefact for path in outputs(study, rule)]
+
+
+def reported(study: Study) -> list[str]:
+    """The outputs that the report of Snakemake shows, in the order of their folders in it."""
+    return [path for rule in RULES.values() if rule.reported for path in outputs(study, rule)]
+
+
+def folders_beside(owner: str) -> list[str]:
+    """The folders of rules in the folder of a base, task or erased model (a pattern), beside those of its models."""
+    prefixes = {f"{owner}/", f"{owner if owner == BASE else MODEL}/"}
+    parts = {
+        r.place.removeprefix(p).partition("/")[0] for r in RULES.values() for p in prefixes if r.place.startswith(p)
+    }
+    return sorted(part for part in parts if not part.startswith("{"))
+
+
+def check_folders(study: Study) -> None:
+    """Raise ConfigError for a task, eraser or fine-tune with the name of a folder that a rule makes beside its own."""
+    named = (
+        ("tasks.names", study.tasks.names, BASE),
+        ("erasers", study.erasers, TASK),
+        ("finetunes", study.finetunes, ERASED),
+    )
+    for key, names, owner in named:
+        for name in names:
+            folder_name(key, name, folders_beside(owner))

@@ -13,14 +13,12 @@ from resurgence.config.word_sets import check_caption_words, erased_words
 from resurgence.diffusion.base_checks import check_folder
 from resurgence.pretrained.checksums import locate
 from resurgence.workflow import job_items, job_settings
+from resurgence.workflow.rule_table import RULES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from resurgence.config.study import Study
-
-SETS = ("finetune_set", "other_set", "erased_set", "real_set")
-READERS = {"prompts", "terciles", *SETS}  # rules that run first with new names
 
 
 def check_tokens(study: Study, rules: Collection[str]) -> None:
@@ -33,7 +31,8 @@ def check_tokens(study: Study, rules: Collection[str]) -> None:
         FileNotFoundError, ValueError: the base is no folder of Stable Diffusion; see `check_folder`.
     """
     folder = locate(study.base.path, study.base.revision)
-    if folder is None or not READERS & set(rules):  # without the base, no job of the run loads it
+    reads = any(RULES[name].reads_names for name in rules if name in RULES)
+    if folder is None or not reads:  # without the base, no job of the run loads it
         return
     check_folder(folder)
     from transformers import CLIPTokenizer
@@ -42,7 +41,7 @@ def check_tokens(study: Study, rules: Collection[str]) -> None:
     form = token_form(tokenizer)
     check_names_in_files(study, form)
     check_study_names(study, form)
-    if "real_set" in rules:
+    if RULES["real_set"].name in rules:
         check_real_sets(study, tokenizer)
 
 

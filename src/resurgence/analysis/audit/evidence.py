@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from resurgence.analysis.random_effects import Estimate, combine, difference, mean_estimate, over_runs, units_of
-from resurgence.analysis.scored_sets import ImageSet, check_pairs, name_of
+from resurgence.analysis.score_sets import ImageSet, check_pairs, name_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from resurgence.analysis.audit.evidence import Evidence, evidence
 from resurgence.analysis.audit.result import CurvePoint, Measure, ModelImages
 from resurgence.analysis.intervals import exact_limits, interval
 from resurgence.analysis.random_effects import Estimate
 from resurgence.analysis.score_folders import by_step
-from resurgence.analysis.scored_sets import ImageSet, image_set
+from resurgence.analysis.score_sets import ImageSet, image_set
 from resurgence.config.model_path import ModelPath
+from resurgence.config.scorers import metrics
 from resurgence.scorers import read_scores
 
 EXACT = "Clopper-Pearson at the effective number of images (Korn and Graubard 1998)"
@@ -46,15 +49,37 @@ class ModelScores:
         return ModelImages(str(self.path), self.last, f"results/images/{place}/images", scores, self.seed, role)
 
 
-def read_model(base: str, name: str) -> ModelScores:
-    """Read the scores of a model.
+def shown(scores: pd.DataFrame, metric: str, retained_metric: str | None) -> pd.DataFrame:
+    """Scores whose column of the metric says of every image whether its concept is there: 1, 0, or no value.
+
+    Args:
+        retained_metric: of the images of retained concepts, where another one.
 
     Raises:
-        FileNotFoundError: they are missing.
+        ValueError: the scores lack a column, or it holds other values.
+    """
+    column = metrics()[metric].column or ""
+    of_retained = column if retained_metric is None else metrics()[retained_metric].column or ""
+    if lacking := [name for name in (column, of_retained) if name not in scores]:
+        raise ValueError(f"the scores have no column {lacking[0]}; score the images with the scorer of {metric}")
+    values = scores[column].where(scores["role"] != "retain", scores[of_retained]).astype(float)
+    if not values.dropna().isin((0.0, 1.0)).all():
+        raise ValueError(f"{column} holds other values than 0 and 1; judge by a metric that says yes or no of an image")
+    return scores.assign(**{column: values})
+
+
+def read_model(base: str, name: str, metric: str, retained_metric: str | None = None) -> ModelScores:
+    """Read the scores of a model, as `shown` has them.
+
+    Raises:
+        FileNotFoundError: they are missing. ValueError: see `shown`.
     """
     path = ModelPath.parse(name)
     entry = {"base": base, **path.columns(), "path": f"results/scores/{base}/{path}/scores"}
-    steps = {each.get("step", 0): image_set(each, read_scores(Path(each["path"]))[0]) for each in by_step([entry])}
+    steps = {
+        each.get("step", 0): image_set(each, shown(read_scores(Path(each["path"]))[0], metric, retained_metric))
+        for each in by_step([entry])
+    }
     return ModelScores(base, path, steps)
 
 

@@ -32,7 +32,10 @@ def make_audit(settings: Mapping[str, Any]) -> Audit:
     cfg = build(AuditConfig, settings["audit"], "audit")
     names: Mapping[str, Sequence[str]] = settings["models"]
     base: str = settings["base"]
-    models: Models = {group: [read_model(base, name) for name in members] for group, members in names.items()}
+    judged_by = cfg.metric, cfg.retained_metric
+    models: Models = {
+        group: [read_model(base, name, *judged_by) for name in members] for group, members in names.items()
+    }
     column = column_of(cfg)
     probed = {probe.name: of_models(models[f"probe {probe.name}"], column, probe.role) for probe in cfg.probes}
     original = of_models(models["original"], column) if "original" in models else None
@@ -51,7 +54,8 @@ def make_audit(settings: Mapping[str, Any]) -> Audit:
         checkpoint=cfg.checkpoint, sha256=cfg.sha256, revision=cfg.revision,
         original=original_of(cfg, original, next(iter(probed.values())), models.get("original", ()), settings),
         task=build(AuditedTask, settings["task"] | {"synonyms": cfg.synonyms, "sensitive": cfg.sensitive}, "task"),
-        base=base, level=cfg.level, metric=cfg.metric, metric_title=metrics()[cfg.metric].title,
+        base=base, level=cfg.level, metric=cfg.metric, metric_title=metric_title(cfg),
+        retained_metric=cfg.retained_metric,
         criteria=cfg.criteria, probes=probes, worst=verdict.worst, power=power, untested=cfg.untested,
         verdict=verdict.outcome, sentence=sentence(verdict, probes, erased, cfg.criteria),
         reasons=verdict.reasons, needed=verdict.needed, decides=verdict.decides,
@@ -91,6 +95,12 @@ def probe_of(
 def number_of_pictures(folder: str | None) -> int | None:
     """The pictures of a fine-tuning set; None without one."""
     return None if folder is None else sum(len(read_prompts(files)) for files in image_files(Path(folder)).values())
+
+
+def metric_title(cfg: AuditConfig) -> str:
+    """The title of the metric, and of that of the retained concepts where it is another one."""
+    title = metrics()[cfg.metric].title
+    return title if cfg.retained_metric is None else f"{title}; retained: {metrics()[cfg.retained_metric].title}"
 
 
 def column_of(cfg: AuditConfig) -> str:

@@ -163,6 +163,7 @@ class Audit:
     version: str  # of resurgence
     organization: str = "not stated"  # that ran the audit
     evaluator: Evaluator = "other"  # its relationship to the audited model
+    retained_metric: str | None = None  # of the retained concepts, where it is another one
 
     def probe(self, name: str) -> Probe:
         """The probe of a name; KeyError without one."""

@@ -10,7 +10,7 @@ import torch
 
 from resurgence.config.task import Task
 from resurgence.diffusion.deltas import Delta, parameters
-from resurgence.diffusion.erased_models import read_erased_model
+from resurgence.diffusion.model_files import read_erased_model
 from resurgence.erasers import EraserData
 from resurgence.erasers.checkpoint.config import CheckpointConfig
 from resurgence.erasers.closed_form.solver import solved

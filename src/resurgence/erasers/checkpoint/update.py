@@ -15,7 +15,7 @@ import torch
 
 from resurgence.config.task import Task
 from resurgence.diffusion.deltas import Delta, apply_delta, lora_delta, parameters
-from resurgence.diffusion.erased_models import file_of, read_erased_model
+from resurgence.diffusion.model_files import file_of, read_erased_model
 from resurgence.erasers import EraserData
 from resurgence.erasers.checkpoint.config import UpdateConfig
 from resurgence.erasers.closed_form.solver import solved

@@ -10,7 +10,7 @@ from typing import Any
 
 from resurgence.config.task import Task
 from resurgence.erasers import EraserData
-from resurgence.erasers.gradient.noised_images import Noised, caption_texts, concept_latents, noised
+from resurgence.erasers.gradient.image_draws import Noised, caption_texts, concept_latents, noised
 from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import Objective
 

@@ -84,8 +84,8 @@ def gumbel_softmax(pi: torch.Tensor, noise: torch.Tensor, temperature: float, ha
     soft = ((pi + noise) / temperature).softmax(-1)
     if not hard:
         return soft
-    one = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft)
-    return one - soft.detach() + soft
+    one_hot = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft)
+    return one_hot - soft.detach() + soft
 
 
 class Eap(TrajectoryObjective):
@@ -99,13 +99,13 @@ class Eap(TrajectoryObjective):
         erased = torch.stack(list(self.texts.values()))
         chunks = [captions[start : start + CHUNK] for start in range(0, len(words), CHUNK)]
         near = torch.cat([similarity(erased, student.texts(chunk), cfg.distance) for chunk in chunks], 1)
-        chosen = near.topk(cfg.closest).indices  # (concepts, K)
-        used, rows = chosen.unique(return_inverse=True)
+        closest = near.topk(cfg.closest).indices  # (concepts, K)
+        in_use, rows = closest.unique(return_inverse=True)
         self.every = at_least_single(
-            student.texts([captions[k] for k in used.tolist()])
+            student.texts([captions[k] for k in in_use.tolist()])
         )  # embeddings of the words in use
         self.rows = dict(zip(task.erase, rows, strict=True))  # concept -> (K,) rows of `every`
-        self.words = {c: [words[k] for k in row.tolist()] for c, row in zip(task.erase, chosen, strict=True)}
+        self.words = {c: [words[k] for k in row.tolist()] for c, row in zip(task.erase, closest, strict=True)}
         logits, start = torch.zeros(cfg.closest).to(self.every), dict(zip(task.erase, erased, strict=True))
         self.start = {c: start[c].to(self.every) if cfg.search == "pgd" else logits for c in task.erase}
         self.pi = {c: self.start[c].clone() for c in task.erase}

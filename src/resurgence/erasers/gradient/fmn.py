@@ -19,7 +19,7 @@ from resurgence.diffusion.text import fill, load_captions
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.image_configs import FmnConfig
-from resurgence.erasers.gradient.noised_images import caption_texts, concept_latents, noised
+from resurgence.erasers.gradient.image_draws import caption_texts, concept_latents, noised
 from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import Objective
 from resurgence.erasers.token_sets import tokens_of

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from resurgence.config.task import Task
 from resurgence.erasers import EraserData
-from resurgence.erasers.gradient.noised_images import Noised, caption_texts, concept_latents, noised
+from resurgence.erasers.gradient.image_draws import Noised, caption_texts, concept_latents, noised
 from resurgence.erasers.gradient.student import Student, Weights
 from resurgence.erasers.gradient.trainer import Objective, Sample, gradients, samples
 from resurgence.seeds import seed_of

@@ -56,7 +56,7 @@ def selected(pipe: StableDiffusionPipeline, selection: str) -> dict[str, nn.Para
         part, module, rule = "text_encoder", pipe.text_encoder, RULES["full"]
     else:
         part, module, rule = "unet", pipe.unet, RULES[selection]
-    found = {f"{part}.{name}": p for name, p in module.named_parameters() if rule(name)}
-    if not found:
+    parameters = {f"{part}.{name}": p for name, p in module.named_parameters() if rule(name)}
+    if not parameters:
         raise ValueError(f"parameters = {selection!r} selects nothing in this base; choose another, e.g. full")
-    return found
+    return parameters

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from resurgence.analysis.audit.measures import shown
 from resurgence.analysis.audit.result import Audit, ModelImages
 from resurgence.config.scorers import metrics
 from resurgence.diffusion.image_sets import image_files, read_prompts, stored_images
@@ -54,11 +55,10 @@ def scores_of(audit: Audit, images: ModelImages) -> pd.DataFrame:
     """The scores of a model with a column `shows`: 1 for an image that shows its concept, 0, NaN without a concept.
 
     Raises:
-        ValueError: the scores lack the column of the audit's metric.
+        ValueError: see `shown`.
     """
-    scores, column = read_scores(Path(images.scores))[0], metrics()[audit.metric].column
-    if column not in scores:
-        raise ValueError(f"{images.scores} has no column {column}; score its images with the scorer of {audit.metric}")
+    column = metrics()[audit.metric].column
+    scores = shown(read_scores(Path(images.scores))[0], audit.metric, audit.retained_metric)
     return scores.assign(shows=scores[column].astype(float).fillna(0.0).where(scores["concept"].fillna("") != ""))
 
 
@@ -69,9 +69,9 @@ def chosen_rows(tables: Sequence[pd.DataFrame]) -> list[int]:
         tables: see `scores_of`; of all models, row by row the same prompts and seeds.
     """
     first = tables[0]
-    shown = sum(table["shows"].fillna(0.0) for table in tables[1:])
+    updated = sum(table["shows"].fillna(0.0) for table in tables[1:])
     erased = first.index[first["role"] == "erase"]
-    worst = sorted(erased, key=lambda row: (-shown[row] if len(tables) > 1 else 0, row))[:WORST]
+    worst = sorted(erased, key=lambda row: (-updated[row] if len(tables) > 1 else 0, row))[:WORST]
     retained = first[first["role"] == "retain"].drop_duplicates("concept").index[:FIRST]
     return [int(row) for row in (*worst, *retained)]
 

@@ -1,18 +1,32 @@
-"""The code that the settings of a job choose: modules of methods, scorers, segmenters, which code versions include."""
+"""The code that the settings of a job choose, for its code version: functions of methods, scorers, segmenters."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from resurgence.config.erasers import method_module
-from resurgence.config.model_path import ModelPath, split_name
+from resurgence.config.erasers import eraser_config, method_module
+from resurgence.config.model_path import ModelPath
 from resurgence.config.scorers import code_of, declarations
 from resurgence.config.study import Study
+from resurgence.workflow.job_items import erasure
+from resurgence.workflow.job_settings import has_loras
+
+
+def function_of(name: str, function: str) -> tuple[str, ...]:
+    """A function of a method, and its configuration class if that shares the module: the method may compute with it."""
+    module, config = method_module(name), eraser_config(name)
+    return f"{module}:{function}", *([f"{module}:{config.__name__}"] if config.__module__ == module else [])
+
+
+def loras(study: Study, wildcards: Any) -> tuple[str, ...]:
+    """The training of the LoRAs of a job's eraser."""
+    return function_of(study.erasers[erasure(wildcards).eraser].name, "train_loras")
 
 
 def eraser(study: Study, wildcards: Any) -> tuple[str, ...]:
-    """The module of a job's eraser."""
-    return (method_module(study.erasers[split_name(wildcards.eraser.rpartition("/")[2])[0]].name),)
+    """The erasure by a job's eraser; of one whose LoRAs are another job's, only their fusion."""
+    name = erasure(wildcards).eraser
+    return function_of(study.erasers[name].name, "fuse" if has_loras(study, name) else "erase")
 
 
 def scorer(study: Study, wildcards: Any) -> tuple[str, ...]:

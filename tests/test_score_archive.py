@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resurgence.analysis.packed_scores import pack, unpack
+from resurgence.analysis.score_archive import pack, unpack
 
 MODELS = {"pets": [0], "pets/mace.to-object/s0": [0], "pets/mace.to-object/s0/lora/f1": [5, 50, 300]}
 

@@ -38,22 +38,29 @@ class Weights:
     kinds: Collection[str] | None = None  # of the tasks whose images it scores; None: all, or no scorer
 
 
+def loading(*weights: str) -> list[str]:
+    """The rules whose jobs read some of these weights, by the names in the records of the rules."""
+    return [rule.name for rule in RULES.values() if set(weights) & set(rule.loads)]
+
+
 def weights_of(study: Study, entries: Mapping[str, Entry]) -> list[Weights]:
     """The weights of base and segmenter, and of the scorers of the kinds of task that the study has."""
-    loading = [rule.name for rule in RULES.values() if rule.loads_base]
-    attention = ["masks"] if study.masks.segmenter == "cross-attention" else []
-    weights = [Weights("base.path", study.base.path, study.base.revision, [*loading, *attention])]
+    attention = ["attention"] if study.masks.segmenter == "cross-attention" else []
+    weights = [Weights("base.path", study.base.path, study.base.revision, loading("base", *attention))]
     for name, images in study.finetune_sets.items():
         if isinstance(other := images.made_by, OtherBase):
-            weights.append(Weights(f"finetune_sets.{name}.made_by.base", other.base, other.revision, ("other_set",)))
+            weights.append(
+                Weights(f"finetune_sets.{name}.made_by.base", other.base, other.revision, loading("other base"))
+            )
     masked = any("masks" in reads(study, erasure) for erasure in study.erasures())
     if masked and study.masks.segmenter == "grounded-sam":
         for key in ("detector", "sam"):
             revision = getattr(study.masks, f"{key}_revision")
-            weights.append(Weights(f"masks.{key}", getattr(study.masks, key), revision, ("masks",)))
+            weights.append(Weights(f"masks.{key}", getattr(study.masks, key), revision, loading("segmenter")))
     kinds = {task.kind for task in study.loaded.values()}
     for name, settings in study.scorers.items():
-        rules, of = ("score", "terciles") if name == "clip" else ("score",), settings.get("kinds")
+        features = ["features"] if name == study.scorers.get("frechet", {}).get("features") else []
+        rules, of = loading("scorers", *(["clip"] if name == "clip" else []), *features), settings.get("kinds")
         if of is not None and not kinds & set(of) and name != "clip":
             continue
         if "path" in settings:
@@ -85,13 +92,13 @@ def examine(
     States: ok, unlocked (no checksum), missing, damaged.
 
     Args:
-        scored: kinds of the tasks whose images the jobs of rule `score` score; None: all.
+        scored: kinds of the tasks whose images the jobs score; None: all.
     """
     entries = table()
     for weights in weights_of(study, entries):
         wanted = set(weights.rules) if rules is None else set(weights.rules) & set(rules)
         others = scored is not None and weights.kinds is not None and not set(weights.kinds) & set(scored)
-        if wanted - ({"score"} if others else set()):
+        if wanted - (set(loading("scorers")) if others else set()):
             yield weights, *state_of(weights, entries)
 
 
@@ -112,7 +119,8 @@ def state_of(weights: Weights, entries: Mapping[str, Entry]) -> tuple[str, str]:
 
 def kinds_scored(study: Study, jobs: Iterable[Any]) -> set[str]:
     """The kinds of the tasks whose images some of these jobs of Snakemake score."""
-    models = [job.wildcards.model for job in jobs if job.rule.name == "score"]
+    scoring = loading("scorers")
+    models = [job.wildcards.model for job in jobs if job.rule.name in scoring]
     return {study.task(ModelPath.parse(model).task).kind for model in models}
 
 

@@ -1,0 +1,85 @@
+"""Numbers of results on the pages: in generated parts, or with a reason in typed_numbers.yaml, some then checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import scipy.stats
+import yaml
+
+ROOT = Path(__file__).parents[1]
+KNOWN = yaml.safe_load((ROOT / "tests/typed_numbers.yaml").read_text(encoding="utf-8"))
+GENERATED = re.compile(r"docs/(errors|results-\w+)\.md")  # as a whole; of messages, and of evaluations
+MARKED = re.compile(r"<!-- (?P<name>[\w ]+) -->.*?<!-- end of (?P=name) -->", re.DOTALL)
+# of a result: a share or a difference, an interval, a change, a count
+RESULT = re.compile(r"\d(?:\.\d+)? (?:%|points)|\[-?\d[\d.]*, -?\d|\d -> \d|\d of \d+ images")
+NO_RESULT = re.compile(r"\[-1, 1\]|\b95 % interval")  # the range of an image, the level of an interval
+
+
+def lines(text: str) -> list[str]:
+    """Lines of a page that hold a number of a result outside its generated parts."""
+    return [line for line in MARKED.sub("", text).splitlines() if RESULT.search(NO_RESULT.sub("", line))]
+
+
+def pages() -> Iterator[str]:
+    """README, all pages, and the cards of the shipped worlds."""
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "data").glob("*/MODEL_CARD.md")]:
+        name = path.relative_to(ROOT).as_posix()
+        if not GENERATED.fullmatch(name):
+            yield name
+
+
+@pytest.mark.parametrize(
+    "typed", ["returns to 76 %", "16.7 points", "1.6 [-13.5, 12.5]", "94.0 -> 4.7", "3 of 40 images", "[-1, 1] in 5 %"]
+)
+def test_a_number_typed_by_hand_is_seen(typed: str) -> None:
+    assert lines(typed) == [typed] and lines(f"<!-- a b -->\n{typed}\n<!-- end of a b -->") == []
+    assert lines("<!-- a -->\n<!-- end of b -->\n" + typed) == [typed]
+
+
+def test_ranges_and_levels_are_no_results() -> None:
+    assert lines("(N, 3, H, W) in [-1, 1]\nBrackets: 95 % interval of the difference") == []
+
+
+@pytest.mark.parametrize("page", sorted(pages()))
+def test_no_number_of_a_result_is_typed_without_a_reason(page: str) -> None:
+    pieces = [piece for reason in KNOWN.get(page, {}).values() for piece in reason]
+    found = lines((ROOT / page).read_text(encoding="utf-8"))
+    assert [line for line in found if not any(piece in line for piece in pieces)] == []
+    assert [piece for piece in pieces if not any(piece in line for line in found)] == []  # each is still there
+
+
+def test_the_exceptions_are_of_pages() -> None:
+    assert KNOWN.keys() <= set(pages()) and "docs/results.md" not in KNOWN
+
+
+def limits(shown: int, images: int) -> str:
+    """Percent with Clopper and Pearson's interval."""
+    low, high = scipy.stats.binomtest(shown, images).proportion_ci(0.95, "exact")
+    return f"{100 * shown / images:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def test_numbers_of_the_audit_page_follow_from_counts() -> None:
+    """Those of the shipped controls are in config/audit/bases.yaml, of 200 pairs each; so are those of the table."""
+    page = " ".join((ROOT / "docs/audit.md").read_text(encoding="utf-8").replace(" % [", " [").split())
+    bases = yaml.safe_load((ROOT / "config/audit/bases.yaml").read_text(encoding="utf-8"))
+    controls = [control for base in bases.values() for control in base["shipped"]]
+    assert len(controls) == 3 and "119 of 200" in page and "65 of 200" in page
+    for control in controls:
+        assert limits(control["shown"], control["images"]) in page
+        assert limits(control.get("released", 0), control["images"]) in page
+    shares = re.findall(r"(\d+\.\d) \[\d+\.\d, \d+\.\d\]", page)
+    assert len(shares) == 12 and all(limits(round(2 * float(share)), 200) in page for share in shares)
+    assert f"upper end of {limits(0, 23).split()[-1][:-1]} %" in page
+    assert (
+        f"({100 * (1 - 0.05 ** (1 / 3)):.0f} % of three)" in page
+    )  # the largest share with 5 % that none of three has it
+
+
+def test_exact_limits_of_the_page_of_intervals() -> None:
+    page = (ROOT / "docs/intervals.md").read_text(encoding="utf-8")
+    for images in (40, 150):
+        assert f"0 of {images}" in page and f"[0, {limits(0, images).split()[-1][:-1]}] %" in page
