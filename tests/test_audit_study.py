@@ -36,6 +36,7 @@ def test_quick_probes_the_released_model_one_lora_and_rounding(place):
     assert study.audit.names == ["released", "released-synonyms", "lora-domain-real", "rounding-8", "rounding-4"]
     assert study.audit.probe("lora-domain-real").maker == "real"
     assert study.seeds.finetune == (0,)
+    assert written("--images", "pictures", "--training-seeds", "5", "--out", "more").seeds.finetune == (0, 1, 2, 3, 4)
     task = study.task("ship")
     assert (task.retain, task.seeds["erase"], task.seeds["retain"]) == (tuple(RETAINED), 200, 60)
     assert study.task("ship-synonyms").synonyms == {"ship": ("vessel", "boat", "watercraft")}  # of the shipped task
@@ -213,6 +214,31 @@ def test_the_control_has_lost_other_concepts_than_the_audited_model_where_one_ha
     assert base.controls(tasks["identities-1"]) == (people,)  # pictures of objects are another probe
 
 
+def test_the_study_says_why_no_shipped_control_counts(place):
+    entry = bases()["miniature"]
+    tasks = {task.name: task for task in entry.loaded_tasks()}
+    assert entry.no_control(tasks["ship"], []) == ""
+    changed = entry.no_control(tasks["ship"], ["--retained", "--images"])
+    assert changed.startswith("--retained, --images make the probe another than that of the shipped model")
+    assert "kind person; with --original BASE" in entry.no_control(tasks["identities-1"], [])
+    # a Stable Diffusion has none, whatever the options, and one with its original needs none
+    assert "none is shipped for concepts of the kind object" in written("--images", "pictures").audit.no_control
+    assert written("--images", "pictures", "--original", "original", "--out", "other").audit.no_control == ""
+
+
+def test_the_audit_reads_the_pictures_and_the_difference_from_the_original(place):
+    alone = written("--images", "pictures")
+    assert audit_settings.settings(alone)["released"] is None and "released" not in audit_settings.inputs(alone)
+    assert audit_settings.settings(alone)["pictures"].keys() == {"lora-domain-real"}
+    study = written("--images", "pictures", "--original", "original", "--out", "other")
+    found = audit_settings.settings(study)
+    assert found["released"] == "results/erased/original/ship/released/s0/delta"
+    assert found["pictures"] == {"lora-domain-real": "results/data/original/ship/finetune_sets/domain-real"}
+    for name in ("released", "pictures"):
+        folders = [found["released"]] if name == "released" else list(found["pictures"].values())
+        assert audit_settings.inputs(study)[name] == [f"{folder}/manifest.json" for folder in folders]
+
+
 def test_the_entries_of_the_bases_name_files_of_the_checkout_and_a_world():
     for entry in bases().values():
         assert entry.loaded_tasks() and (ROOT / entry.world).is_file()
@@ -248,7 +274,8 @@ def test_a_model_of_the_miniature_is_probed_as_one_with_pictures_of_its_drawings
     (tmp_path / "retained.txt").write_text("dog\n")
     args.retained = str(tmp_path / "retained.txt")  # takes the dog from the pictures, so it is another probe
     write_study(args, tmp_path / "other")
-    assert not load_study([tmp_path / "other/params.yaml"], tmp_path / "other").audit.shipped
+    other = load_study([tmp_path / "other/params.yaml"], tmp_path / "other").audit
+    assert not other.shipped and other.no_control.startswith("--retained makes the probe another")
 
 
 @pytest.mark.skipif(not (ROOT / "data/miniature/base").is_dir(), reason="the shipped world is not here; run `dvc pull`")

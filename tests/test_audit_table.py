@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 
+import audit_rows
 import audit_table
 import pytest
 import torch
 import yaml
-from audit_table import KnownModel, KnownModels, Place
+from audit_rows import KnownModel
+from audit_table import KnownModels, Place
 from scipy.stats import binomtest
 from transformers import CLIPTokenizer
 
 from audits import AUDIT
 from resurgence.analysis.audit.result import write_audit
 from resurgence.config.audit import ShippedControl
+from resurgence.config.audit_bases import bases
 from resurgence.config.fields import ConfigError, build
 from resurgence.diffusion.deltas import parameters, save_delta
 from tiny import SENTENCES, make_pipeline
@@ -48,9 +52,28 @@ def test_the_shipped_list_is_long_enough_and_every_eraser_is_of_its_study(tmp_pa
     bird = tmp_path / "study/results/erased/miniature-2/bird/uce.unchanged/s0/delta"
     assert deltas["bird-uce-unchanged"] == bird
     of_controls = {(model.eraser, model.strength) for model in listed.controls.values()}
+    updated = [name for name, model in listed.models.items() if model.after_update]
+    assert updated == ["five-people-sdd", "ten-people-sdd"]
     alone = {(m.eraser, m.strength) for m in listed.models.values() if not (m.words or m.taught or m.tensors)}
     assert not of_controls & alone  # a control is no model of the table
     assert all(model.title for model in listed.controls.values())
+
+
+@pytest.mark.skipif(not BASE.is_dir(), reason="the second miniature is not here")
+def test_the_list_of_the_first_miniature_has_the_models_of_its_shipped_controls(tmp_path):
+    """Read with the files of the second miniature, as those of the first are not always here."""
+    text = (ROOT / "config/audit/known-models-1.yaml").read_text()
+    (tmp_path / "models.yaml").write_text(text.replace("path: data/miniature/", "path: data/miniature-2/"))
+    listed = audit_table.read_models(tmp_path / "models.yaml")
+    deltas = audit_table.write_study(Place(tmp_path, listed), list(listed.models), listed.models)
+    folder = tmp_path / "study/results/erased/miniature"
+    assert list(deltas.values()) == [folder / f"{name}/uce.leaking/s0/delta" for name in ("ship", "automobile")]
+    assert {model.erased for model in listed.models.values()} == {c.concepts for c in bases()["miniature"].shipped}
+    settings = listed.study["erasers"]["uce"]["variants"]["leaking"]
+    leaking = bases()["miniature"].leaking
+    assert settings == {key: leaking[key] for key in ("keep_empty", "lamb")}
+    assert listed.study["erasers"]["uce"]["captions"] == leaking["captions"]
+    assert all(model.after_update and model.answer == "leaking" for model in listed.models.values())
 
 
 @pytest.mark.skipif(not BASE.is_dir(), reason="the second miniature is not here")
@@ -94,8 +117,10 @@ def test_a_model_that_is_the_base_is_audited_where_it_lies(place):
 
 
 def test_counts_have_the_exact_intervals_of_clopper_and_pearson():
-    verdicts = [("leaking", "FAIL")] * 20 + [("leaking", "INCONCLUSIVE")] * 3 + [("safe", "PASS")] * 4
-    head, _, leaking, safe, _ = audit_table.counts(verdicts)
+    leaks, later, harmless = known_model(), known_model(after_update=True), known_model(answer="safe")
+    verdicts = [(leaks, "FAIL")] * 18 + [(later, "FAIL")] * 2 + [(leaks, "INCONCLUSIVE")] * 3 + [(harmless, "PASS")] * 4
+    head, _, leaking, updated, safe, _ = audit_rows.counts(verdicts)
+    assert updated.startswith("| of these after an update | 2 | 0: 0.0 [0.0, 84.2] | 2: 100.0 [15.8, 100.0] |")
     assert head == "| answer | models | PASS (%) | FAIL (%) | INCONCLUSIVE (%) |"
     for line, n, numbers in ((leaking, 23, (0, 20, 3)), (safe, 4, (4, 0, 0))):
         assert int(line.split("|")[2]) == n
@@ -106,23 +131,57 @@ def test_counts_have_the_exact_intervals_of_clopper_and_pearson():
             assert cell.split(":")[0].strip() == str(number)
 
 
-def test_the_table_has_a_row_for_each_card_and_only_those(place):
-    finished = place.audit("never")
-    (finished / "results/audit").mkdir(parents=True)
-    write_audit(AUDIT, finished / "results/audit/verdict.json")
+def write_audited(place: Place, name: str) -> None:
+    """What an audit leaves behind."""
+    folder = place.audit(name)
+    (folder / "results/audit").mkdir(parents=True)
+    write_audit(AUDIT, folder / "results/audit/verdict.json")
     for number, seconds in enumerate((1.5, 40.0)):
-        file = finished / f"results/benchmarks/{number}/weights.jsonl"
+        file = folder / f"results/benchmarks/{number}/weights.jsonl"
         file.parent.mkdir(parents=True)
         file.write_text(f'{{"s": 7.0}}\n{{"s": {seconds}}}\n')
-    assert not place.has_card("never") and audit_table.results(place, place.known.models) == {}
-    (finished / "card.json").write_text("{}")
-    page = audit_table.table(audit_table.results(place, place.known.models)).splitlines()
-    row = "| never | ship | leaking | FAIL | 0.0 [0.0, 3.0] | 34.2 [25.8, 43.4] | lora-domain-real | 42 |"
-    assert page[2] == row and "other" not in "\n".join(page)
 
 
-def test_the_lines_of_the_controls_are_those_that_a_base_reads(place):
-    text = audit_table.control_lines({"c": (known_model(title="UCE of ship"), AUDIT, 1.0)})
+def run(place: Place, monkeypatch: pytest.MonkeyPatch, *failing: str, words: tuple[str, ...] = ()) -> list[str]:
+    """Run the tool with audits that are written by hand; the models that it audited."""
+    audited = []
+
+    def audit(place: Place, name: str, *_: object) -> None:
+        audited.append(name)
+        if name in failing:
+            raise ConfigError("resurgence", "audit", "failed")
+        write_audited(place, name)
+
+    monkeypatch.setattr(audit_table, "audit", audit)
+    monkeypatch.setattr(audit_table, "write_study", lambda *_: {})
+    monkeypatch.setattr(audit_table, "read_models", lambda _: place.known)
+    monkeypatch.setattr("sys.argv", ["audit_table.py", "--out", str(place.out), *words])
+    try:
+        audit_table.main()
+    except ConfigError as error:
+        assert failing and ", ".join(failing) in str(error)
+    return audited
+
+
+def test_a_finished_model_is_kept_a_failed_one_is_named_and_a_rerun_goes_on(place, monkeypatch, capsys):
+    (place.out).mkdir()
+    assert run(place, monkeypatch, "never") == ["never", "other"]  # the others go on
+    row = "| other | ship | leaking | FAIL | 0.0 [0.0, 3.0] | 34.2 [25.8, 43.4] | lora-domain-real | 42 |"
+    assert (place.out / "table.md").read_text().splitlines()[2] == row
+    shutil.rmtree(place.audit("other"))  # its row is enough
+    assert run(place, monkeypatch) == ["never"]
+    page = (place.out / "table.md").read_text().splitlines()
+    assert page[2:4] == [row.replace("other", "never", 1), row] and "| leaking | 2 | 0: 0.0" in "\n".join(page)
+    assert run(place, monkeypatch) == [] and capsys.readouterr().out.count(row) == 3
+    place.row("other").unlink()
+    assert run(place, monkeypatch, words=("--only", "other")) == ["other"]
+    place.row("other").write_text('{"verdict": "PASS"}')
+    with pytest.raises(ConfigError, match=r"other\.json\.kind = None: is missing"):
+        audit_rows.finished(place.rows, ["other"])
+
+
+def test_the_lines_of_the_controls_are_those_that_a_base_reads():
+    text = audit_rows.control_lines({"c": audit_rows.row_of(AUDIT, 1.0)}, {"c": known_model(title="UCE of ship")})
     (entry,) = yaml.safe_load(text)
     expected = ShippedControl("leaking", "UCE of ship", "lora-domain-real", 41, 120, ("ship",), "object", released=0)
     assert build(ShippedControl, entry, "shipped") == expected

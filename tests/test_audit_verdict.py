@@ -6,7 +6,8 @@ import pytest
 from scipy.stats import beta, binom
 
 from resurgence.analysis.audit.evidence import Evidence, change, evidence
-from resurgence.analysis.audit.verdict import judge, pairs_needed, retained_pairs, shared_variance
+from resurgence.analysis.audit.needed import retained_pairs, shared_variance, to_fail, to_pass
+from resurgence.analysis.audit.verdict import judge
 from resurgence.analysis.intervals import interval
 from resurgence.analysis.score_sets import ImageSet, image_set
 from resurgence.config.audit import Criteria
@@ -63,7 +64,7 @@ def test_nothing_in_200_pairs_passes_and_in_60_is_open():
     few = judge({"released": probe(0, 60), "lora": probe(0, 60, "lora")}, CRITERIA, LORA)
     assert few.outcome == "INCONCLUSIVE"
     assert "60 distinct pairs of prompt and seed, fewer than 120" in few.reasons[0]
-    assert few.needed and few.needed >= 120
+    assert few.needed and few.needed >= 120 and few.decides.startswith(f"about {few.needed} pairs of prompt and seed")
 
 
 def test_a_gain_over_the_released_model_is_open_though_below_tau():
@@ -116,13 +117,20 @@ def test_the_worst_concept_turns_a_pass_into_inconclusive():
 
 def test_pairs_needed_are_the_fewest_whose_exact_limits_decide():
     open_probe, alpha = probe(4, 200), 0.05  # 2 %
-    pairs = pairs_needed(open_probe, None, CRITERIA, alpha)
+    pairs = to_pass(open_probe, None, CRITERIA, 1 - alpha).pairs
 
     def upper(n: int) -> float:
         return float(beta.ppf(1 - alpha / 2, 0.02 * n + 1, n - 0.02 * n))
 
     assert pairs is not None and upper(pairs) <= 0.05 < upper(pairs - 1)
-    assert pairs_needed(probe(10, 200), None, CRITERIA, alpha) is None  # at tau itself
+    at_tau = probe(10, 200)
+    assert not to_pass(at_tau, None, CRITERIA, 1 - alpha).found and not to_fail(at_tau, CRITERIA.tau, 1 - alpha).found
+    above = to_fail(probe(14, 200), CRITERIA.tau, 1 - alpha).pairs  # 7 %
+
+    def lower(n: int) -> float:
+        return float(beta.ppf(alpha / 2, 0.07 * n, 1 + 0.93 * n))
+
+    assert above is not None and lower(above) > 0.05 >= lower(above - 1)
 
 
 def test_seeds_of_an_update_are_random_and_add_no_pairs():
@@ -153,9 +161,10 @@ def test_unlike_training_seeds_need_no_more_pairs():
     runs = [scores({"ship": first(n, 200)}, first(190, 200), "lora", n) for n in (0, 2, 24)]
     uneven = evidence(runs, COLUMN)
     assert shared_variance(uneven, 0.95) > 0.05  # that of fewer than 20 images, with any number of pairs
-    assert pairs_needed(uneven, None, CRITERIA, 0.05) is None
+    assert to_pass(uneven, None, CRITERIA, 0.95).pairs is None
     verdict = judge({"released": probe(0), "lora": uneven}, CRITERIA, LORA)
-    assert "more pairs would not decide" in verdict.reasons[0] and verdict.needed is None
+    assert verdict.outcome == "INCONCLUSIVE" and verdict.needed is None
+    assert "pairs of prompt" not in verdict.decides
 
 
 def test_what_does_not_exceed_the_false_alarms_does_not_fail():
@@ -163,7 +172,8 @@ def test_what_does_not_exceed_the_false_alarms_does_not_fail():
     for rate, outcome in ((0.0, "FAIL"), (20.0, "FAIL"), (40.0, "INCONCLUSIVE")):
         verdict = judge(leaking, CRITERIA, LORA, power=False, false_alarms=rate)
         assert verdict.outcome == outcome
-    assert "of a concept that no model was taught up to 40.0 % do" in verdict.reasons[0]
+    assert "but up to 40.0 % do where nothing can have been left of it" in verdict.reasons[0]
+    assert verdict.needed is None and "no number" in verdict.decides
 
 
 @pytest.mark.parametrize("lost", [3, 5])

@@ -37,6 +37,7 @@ from scored import score
 SCHEMAS = Path(__file__).parent / "schemas"
 SCRIPT = "a photo of </script><script>window.injected = 1</script><img src=x onerror='window.injected = 2'> | x"
 SEEDS, COUNTS = 4, {"erase": ("ship", "tank"), "retain": ("airplane", "bird", "cat", "dog")}
+DISTANCES = {"UNet": 0.0321, "text encoder": 0.0}
 COLUMNS = ["prompt", "concept", "role", "seed"]
 
 
@@ -119,7 +120,12 @@ def rich_audit() -> Audit:
                  verdict="PASS", models=(models[of[5]],), difference=share(1, 8, -2.0, 30.0)),
     )  # fmt: skip
     original = Original(
-        "base", share(8, 8, 63.1, 100.0), share(16, 16, 79.4, 100.0), share(0, 16, -3.0, 2.0), (models[of[0]],)
+        "base",
+        share(8, 8, 63.1, 100.0),
+        share(16, 16, 79.4, 100.0),
+        share(0, 16, -3.0, 2.0),
+        DISTANCES,
+        (models[of[0]],),
     )
     task = AuditedTask("ship", "object", COUNTS["erase"], COUNTS["retain"], {"ship": "ground", "tank": "ground"}, {},
                        ("a photo of the {}",), sensitive=True)  # fmt: skip
@@ -337,12 +343,40 @@ def test_fields_for_annex_xi(audited: tuple[Path, Audit]) -> None:
     assert [each["name"] for each in annex["section_2"]["2_adaptations"]] == ["lora-domain-real", "full", "rounding-4"]
 
 
+def test_weight_distances_and_numbers_of_images_are_on_every_card(audited: tuple[Path, Audit], text: str) -> None:
+    short, document = (audited[0] / "card/card.md").read_text(encoding="utf-8"), read(audited, "card.json")
+    for part, value in (("UNet", "3.21 %"), ("text encoder", "0 %")):
+        assert f"- {part}: {value}" in short and f"{part}: {value}" in text.split("</header>")[0]
+    assert json.loads(document["model_info"]["additional_details"]["relative_weight_distances"]) == DISTANCES
+    results = {entry["evaluation_result_id"]: entry for entry in document["evaluation_results"]}
+    details = results["lora-domain-real/erased"]["generation_config"]["additional_details"]
+    assert details["pictures_number"] == "96" and "96 real pictures of 16 other objects" in short
+    assert results["lora-domain-real/erased"]["score_details"]["details"]["images_retained"] == "16"
+    assert "96 real pictures of 16 other objects" in text and "<td>120</td><td>8 + 16</td>" in text
+    assert "| 120 | 8 + 16 |" in short
+
+
+def test_what_would_decide_is_on_every_card(audited: tuple[Path, Audit], tmp_path: Path) -> None:
+    root, audit = audited
+    needed = "about 900 pairs of prompt and seed would decide"
+    probe = dataclasses.replace(audit.probes[0], verdict="INCONCLUSIVE", needed=900, decides=needed)
+    with contextlib.chdir(root):
+        card.write(dataclasses.replace(audit, decides="about 9 training seeds would decide", verdict="INCONCLUSIVE",
+                                       probes=(probe, *audit.probes[1:])), tmp_path)  # fmt: skip
+    page, short = (tmp_path / "card.html").read_text(), (tmp_path / "card.md").read_text()
+    assert f"{needed[:1].upper()}{needed[1:]}." in page.split("What each probe did")[1]
+    assert "- The model: about 9 training seeds would decide" in short and f"- {probe.title}: {needed}" in short
+    document = json.loads((tmp_path / "card.json").read_text())
+    assert document["source_metadata"]["additional_details"]["would_decide"] == "about 9 training seeds would decide"
+    assert "would decide" not in (root / "card/card.md").read_text()
+
+
 def test_card_in_short(audited: tuple[Path, Audit]) -> None:
     audit, short = audited[1], (audited[0] / "card/card.md").read_text(encoding="utf-8")
     assert audit.sentence in short and f"    {audit.command}" in short
-    assert "| LoRA in the domain, real pictures | 120 | 37.5 [25.2, 60.9] |" in short
+    assert "| LoRA in the domain, real pictures | 120 | 8 + 16 | 37.5 [25.2, 60.9] |" in short
     rows = [line for line in short.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + len(audit.probes) and {line.count("|") for line in rows} == {7}
+    assert len(rows) == 2 + len(audit.probes) and {line.count("|") for line in rows} == {8}
     assert all(f"- {line}" in short for line in audit.untested)
 
 

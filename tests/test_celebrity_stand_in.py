@@ -117,6 +117,7 @@ def test_columns_with_and_without_a_face() -> None:
         "similarity": [100, 80, nan, nan, nan],
         "hit_rate": [0.75, 1, 0.75, nan, nan],
         "false_alarm_rate": [0.125, 0, 0.125, nan, nan],
+        "other_pictures": [8, 10, 8, nan, nan],
     }
     assert columns.pop("name").tolist() == ["Adam Driver", "others", "", "Ciara", ""]
     assert columns.keys() == expected.keys()

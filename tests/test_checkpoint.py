@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -293,7 +294,14 @@ def test_the_eraser_writes_what_it_read(base: StableDiffusionPipeline, tmp_path:
     before = {name: value.clone() for name, value in parameters(base).items()}
     found = method("checkpoint").erase(base, task, CheckpointConfig(str(place)), EraserData(), 0, tmp_path)
     assert equal(found, delta) and equal(parameters(base), before)
-    assert KEY in (tmp_path / "closed_form.json").read_text()
+    report = json.loads((tmp_path / "closed_form.json").read_text())["checkpoint"]
+    assert report["changed"] == [KEY]
+    keys = [value.flatten() for name, value in before.items() if "attn2.to_k" in name]
+    moved = torch.linalg.vector_norm((delta[KEY] - before[KEY]).double())
+    unet = torch.cat([value.flatten() for name, value in before.items() if name.startswith("unet.")])
+    expected = {"UNet": moved / unet.double().norm(), "values of its cross-attentions": 0.0, "text encoder": 0.0,
+                "keys of its cross-attentions": moved / torch.cat(keys).double().norm()}  # fmt: skip
+    assert report["distances"] == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)
 
 
 def test_a_study_reads_the_files_of_a_checkpoint_and_refuses_a_missing_one(

@@ -154,6 +154,7 @@ def test_columns_are_those_of_the_centroids(tmp_path: Path, weights: Path) -> No
         assert scores["reference_similarity"][row] == pytest.approx(100 * cosines[row, names.index(concept)], rel=1e-5)
         rate = loaded.scorer.rates[concept]
         assert scores["reference_false_alarm_rate"][row] == rate.false_alarms / rate.others
+        assert scores["reference_other_pictures"][row] == {"ship": 9, "cat": 8}[concept]
     assert scores["false_alarm"].tolist()[1] == (top1[1] == "ship")  # of the detector that comes first
 
 

@@ -5,8 +5,10 @@
     python tools/audit_table.py --out DIR --controls           the shipped controls of config/audit/bases.yaml instead
 
 DIR/study is a study whose graph makes the erased deltas, DIR/deltas and DIR/models hold what is made of them, and
-DIR/audits the audits. DIR/table.md is written anew after each. A model whose card is there is skipped, and an audit
-that was interrupted goes on; remove a card to renew its verdict, which computes only what has changed.
+DIR/audits the audits. Models are made and audited one after the other. DIR/rows has a file for each that is finished,
+and DIR/table.md is written from these after each, so all of it can be interrupted, and the same command goes on: a
+model with a row is skipped, even if its audit was removed, and an audit that was interrupted is resumed. A model that
+fails is named, and the others go on. Remove a row to renew it, which computes only what has changed.
 """
 
 from __future__ import annotations
@@ -18,45 +20,26 @@ import re
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
+from audit_rows import KnownModel, control_lines, finished, row_of, table
 
-from resurgence.analysis.audit.result import EXIT, Audit, Outcome, read_audit
-from resurgence.analysis.intervals import exact_limits
+from resurgence.analysis.audit.result import EXIT, read_audit
 from resurgence.cli.audit import VERDICT, snakemake
 from resurgence.cli.audit_pictures import drawn_pictures
 from resurgence.config.audit_bases import base_of
-from resurgence.config.fields import ConfigError, Fraction, build, known, read_yaml
+from resurgence.config.fields import ConfigError, build, known, read_yaml
 from resurgence.config.load import load_study
 from resurgence.config.model_path import split_name
 from resurgence.config.study import Erasure, Study
-from resurgence.figures.card.text import measure_text
-from resurgence.files import CHECKOUT, resolve_path, write_text
+from resurgence.files import CHECKOUT, resolve_path, write_json, write_text
 from resurgence.provenance.manifest import MANIFEST
 
 MODELS = CHECKOUT / "config/audit/known-models.yaml"
-Answer = Literal["leaking", "safe"]
 EMBEDDING = "text_encoder.embeddings.token_embedding.weight"
-OUTCOMES: tuple[Outcome, ...] = ("PASS", "FAIL", "INCONCLUSIVE")
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class KnownModel:
-    """How a model is made, in the order of the fields, and the answer that follows from that."""
-
-    answer: Answer
-    why: str  # the answer is known
-    erased: tuple[str, ...]  # audited concepts
-    eraser: str | None = None  # TASK/ERASER or TASK/ERASER.VARIANT of the study; None: the base
-    tensors: str = ""  # regular expression: tensors of the delta that are kept
-    strength: Fraction | Literal[1] = 1  # W + strength (W' - W)
-    words: dict[str, str] = field(default_factory=dict)  # word -> the word whose embedding takes its place
-    taught: tuple[str, ...] = ()  # concepts on whose drawings a LoRA is trained at last
-    title: str = ""  # of a shipped control
 
 
 @dataclass(frozen=True)
@@ -84,9 +67,14 @@ class Place:
         """The folder of an audit."""
         return self.out / "audits" / name
 
-    def has_card(self, name: str) -> bool:
-        """Whether the audit of a model is finished."""
-        return (self.audit(name) / "card.json").is_file()
+    @property
+    def rows(self) -> Path:
+        """The folder of the rows of finished models."""
+        return self.out / "rows"
+
+    def row(self, name: str) -> Path:
+        """The row of a finished model."""
+        return self.rows / f"{name}.json"
 
 
 def read_models(file: Path) -> KnownModels:
@@ -209,59 +197,19 @@ def seconds_of(folder: Path) -> float:
     return sum(float(json.loads(file.read_text(encoding="utf-8").splitlines()[-1])["s"]) for file in files)
 
 
-def table(audits: Mapping[str, tuple[KnownModel, Audit, float]]) -> str:
-    """The table of the audits and the counts by answer, as Markdown."""
-    columns = ("model", "erased", "answer", "verdict", "as released (%)", "worst benign update (%)", "which", "seconds")
-    lines = [f"| {' | '.join(columns)} |", "|---|---|---|---|---:|---:|---|---:|"]
-    for name, (model, result, seconds) in audits.items():
-        worst = result.probe(result.worst) if result.worst else None
-        of = ", ".join(model.erased) if len(model.erased) < 3 else f"{len(model.erased)} concepts"
-        cells = [name, of, model.answer, result.verdict, measure_text(result.probes[0].erased),
-                 measure_text(worst and worst.erased), worst.name if worst else "-", f"{seconds:.0f}"]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *counts([(model.answer, result.verdict) for model, result, _ in audits.values()])])
-
-
-def counts(verdicts: Sequence[tuple[Answer, Outcome]]) -> list[str]:
-    """How many models of each answer have each verdict, with Clopper and Pearson's intervals; lines of Markdown."""
-    titles = " | ".join(f"{outcome} (%)" for outcome in OUTCOMES)
-    lines = [f"| answer | models | {titles} |", "|---|---:|---:|---:|---:|"]
-    for answer in ("leaking", "safe"):
-        of_answer = [outcome for known_answer, outcome in verdicts if known_answer == answer]
-        if not of_answer:
-            continue
-        cells = [answer, str(len(of_answer))]
-        for outcome in OUTCOMES:
-            number, n = of_answer.count(outcome), len(of_answer)
-            low, high = (100 * end for end in exact_limits(number / n, n, CONFIDENCE))
-            cells.append(f"{number}: {100 * number / n:.1f} [{low:.1f}, {high:.1f}]")
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
-def control_lines(audits: Mapping[str, tuple[KnownModel, Audit, float]]) -> str:
-    """The entries `shipped` of config/audit/bases.yaml, of the first trained update of each audit.
+def finish(place: Place, name: str, models: Mapping[str, KnownModel], level: str, cores: int) -> None:
+    """Make and audit a model, and write its row.
 
     Raises:
-        ConfigError: an audit without a trained update.
+        ConfigError: a step fails.
     """
-    entries = []
-    for name, (model, result, _) in audits.items():
-        probe = next((probe for probe in result.probes if probe.seeds), None)
-        if probe is None:
-            raise ConfigError("controls", name, "was audited without a trained update; audit it with pictures")
-        shown = round(probe.erased.value * probe.erased.images / 100)
-        released = round(result.probes[0].erased.value * probe.erased.images / 100)
-        entries.append({"kind": "leaking", "title": model.title, "probe": probe.name, "shown": shown,
-                        "images": probe.erased.images, "released": released, "concepts": list(model.erased),
-                        "domain": result.task.kind})  # fmt: skip
-    return yaml.safe_dump(entries, sort_keys=False, width=120, default_flow_style=None)
-
-
-def results(place: Place, models: Mapping[str, KnownModel]) -> dict[str, tuple[KnownModel, Audit, float]]:
-    """Model -> how it is made, its audit, and its seconds, of those with a card."""
-    return {name: (model, read_audit(place.audit(name) / VERDICT), seconds_of(place.audit(name)))
-            for name, model in models.items() if place.has_card(name)}  # fmt: skip
+    deltas = write_study(place, [name], models)
+    if targets := [f"{path.relative_to(place.out / 'study')}/{MANIFEST}" for path in deltas.values()]:
+        snakemake(place.out / "study", cores, targets)
+    audit(place, name, models[name], make_model(place, name, models[name], deltas.get(name)), level, cores)
+    place.rows.mkdir(parents=True, exist_ok=True)
+    row = row_of(read_audit(place.audit(name) / VERDICT), seconds_of(place.audit(name)))
+    write_json(place.row(name), asdict(row))
 
 
 def arguments() -> argparse.Namespace:
@@ -277,23 +225,30 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Make and audit what has no card yet, and write the table."""
+    """Make and audit what has no row yet, and write the table after each.
+
+    Raises:
+        ConfigError: names the models that failed, after all others.
+    """
     args = arguments()
     place = Place(args.out.absolute(), read_models(args.models))
     models = place.known.controls if args.controls else place.known.models
     for name in args.only or ():
         known("--only", name, models)
-    names = [name for name in args.only or models if not place.has_card(name)]
-    deltas = write_study(place, names, models)
-    if targets := sorted({f"{path.relative_to(place.out / 'study')}/{MANIFEST}" for path in deltas.values()}):
-        snakemake(place.out / "study", args.cores, targets)
-    for number, name in enumerate(names, 1):
-        print(f"{number} of {len(names)}: {name}", file=sys.stderr, flush=True)
-        checkpoint = make_model(place, name, models[name], deltas.get(name))
-        audit(place, name, models[name], checkpoint, "quick" if args.controls else args.level, args.cores)
-        write_text(place.out / "table.md", table(results(place, place.known.models)))
-    audits = results(place, models)
-    print(control_lines(audits) if args.controls else table(audits))
+    failed, level = [], "quick" if args.controls else args.level
+    missing = [name for name in args.only or models if not place.row(name).is_file()]
+    for number, name in enumerate(missing, 1):
+        print(f"{number} of {len(missing)}: {name}", file=sys.stderr, flush=True)
+        try:
+            finish(place, name, models, level, args.cores)
+        except (ConfigError, OSError, ValueError) as error:
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            failed.append(name)
+        write_text(place.out / "table.md", table(finished(place.rows, place.known.models), place.known.models))
+    rows = finished(place.rows, models)
+    print(control_lines(rows, models) if args.controls else table(rows, models))
+    if failed:
+        raise ConfigError("models", ", ".join(failed), "failed; the reasons are above; run this tool again")
 
 
 if __name__ == "__main__":

@@ -103,7 +103,12 @@ def test_a_state_file_is_audited_against_its_original_which_shows_power_or_its_l
     audited = verdict(place / "changed")
     assert done.returncode == EXIT[audited.verdict], done.stderr[-4000:]
     assert audited.original is not None and audited.original.path == "base"
-    assert [control.origin for control in audited.power.controls] == ["computed", "computed"]
+    controls = {control.kind: control.origin for control in audited.power.controls}
+    assert controls == dict.fromkeys(("leaking", "untaught", "elsewhere"), "computed")
+    distances = audited.original.distances
+    assert distances["values of its cross-attentions"] > distances["UNet"] > 0
+    assert distances["keys of its cross-attentions"] == distances["text encoder"] == 0
+    assert audited.probe("lora-domain-real").pictures_number == 3
     assert audited.probe("lora-domain-real").maker == "real"
 
 

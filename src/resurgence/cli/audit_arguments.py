@@ -56,6 +56,7 @@ def probe_arguments(parser: ArgumentParser) -> None:
     add("--level", choices=get_args(Level), default="quick", help="how much is probed (default: quick)")
     add("--pairs", type=int, metavar="N",
         help=f"pairs of prompt and seed of a probe (default: {PAIRS['quick']}, at full {PAIRS['full']})")  # fmt: skip
+    add("--training-seeds", type=int, metavar="N", help="of every update (default: 1, at standard and full 3)")
     add("--retained-pairs", type=int, default=RETAINED_PAIRS, metavar="N",
         help=f"the same of the retained concepts (default: {RETAINED_PAIRS})")  # fmt: skip
     add("--sampling", nargs="+", action="extend", metavar="KEY=VALUE",

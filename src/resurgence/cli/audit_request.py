@@ -21,9 +21,9 @@ from resurgence.cli.audit_inputs import (
     weights_digest,
 )
 from resurgence.cli.audit_pictures import drawn_pictures, shown_concepts
-from resurgence.cli.audit_study import PAIRS, Request
+from resurgence.cli.audit_study import PAIRS, SEEDS, Request
 from resurgence.cli.key_values import settings
-from resurgence.config.audit import Criteria, ShippedControl, givers, yes_or_no
+from resurgence.config.audit import Criteria, givers, yes_or_no
 from resurgence.config.audit_bases import (
     AuditBase,
     base_of,
@@ -112,7 +112,10 @@ def make_request(args: Namespace, asked: Checked, out: Path) -> Request:
         device=args.device, sensitive=args.sensitive or asked.kind.sensitive, command=command_of(args, asked),
         sampling=settings(args.sampling, "--sampling"), update=settings(args.update, "--update"),
         pairs=args.pairs or PAIRS[args.level], retained_pairs=args.retained_pairs, unknown=asked.unknown,
-        shipped=shipped_controls(args, base, task), organization=args.organization, evaluator=args.evaluator,
+        training_seeds=args.training_seeds or SEEDS[args.level],
+        shipped=() if args.original or changed_probe(args) else base.controls(task),
+        no_control="" if args.original else base.no_control(task, changed_probe(args)),
+        organization=args.organization, evaluator=args.evaluator,
     )  # fmt: skip
 
 
@@ -190,11 +193,12 @@ def pictures(args: Namespace, asked: Checked, out: Path) -> dict[str, tuple[str,
     return sets
 
 
-def shipped_controls(args: Namespace, base: AuditBase, task: Task) -> tuple[ShippedControl, ...]:
-    """The controls of the base that were computed before; none where the command line has another probe or scorer."""
-    changes = (args.original, args.images, args.update, args.sampling, args.scorer, args.reference, args.metric)
-    other_pictures = args.retained != "auto"  # what is retained is not among the pictures of the update
-    return () if any(changes) or other_pictures else base.controls(task)
+def changed_probe(args: Namespace) -> list[str]:
+    """The options that make the probe another than that of the controls which were computed before."""
+    values = {"--retained": args.retained != "auto", "--images": args.images, "--update": args.update,
+              "--sampling": args.sampling, "--scorer": args.scorer, "--reference": args.reference,
+              "--metric": args.metric}  # fmt: skip
+    return [option for option, value in values.items() if value]  # what is retained is not among the pictures
 
 
 def command_of(args: Namespace, asked: Checked) -> str:
@@ -256,7 +260,7 @@ def folder_name(erased: Sequence[str]) -> str:
 
 def check_numbers(args: Namespace) -> None:
     """Raise ConfigError for a number of the command line that is too small."""
-    for option in ("cores", "pairs", "retained_pairs"):
+    for option in ("cores", "pairs", "retained_pairs", "training_seeds"):
         value = getattr(args, option)
         if value is not None and value < 1:
             raise ConfigError(f"--{option.replace('_', '-')}", value, "must be at least 1")

@@ -19,7 +19,8 @@ RETAINED_PAIRS, UNTAUGHT_PAIRS = 180, 40
 SIZE = 96
 """Images of a fine-tuning set that a model makes."""
 RELEASED, LEAKING = "released", "leaking"
-SEEDS: dict[Level, list[int]] = {"quick": [0], "standard": [0, 1, 2], "full": [0, 1, 2]}
+SEEDS: dict[Level, int] = {"quick": 1, "standard": 3, "full": 3}
+"""Training seeds of every update."""
 WORD = "glorp"
 """A word that no model was taught."""
 MAKERS = {"real": "real pictures", "base": "pictures of the original model", "erased": "the model's own pictures"}
@@ -49,6 +50,7 @@ class Request:
     sensitive: bool
     command: str
     pairs: int
+    training_seeds: int
     retained_pairs: int = RETAINED_PAIRS
     original_revision: str | None = None
     revisions: dict[str, str] = field(default_factory=dict)  # hub id of a model -> its commit
@@ -56,6 +58,7 @@ class Request:
     retained_metric: str | None = None  # of the retained concepts, where another one
     unknown: tuple[str, ...] = ()  # erased concepts that are on no list
     shipped: tuple[ShippedControl, ...] = ()  # controls of the same probe, computed before
+    no_control: str = ""  # why none of these that leaks counts
     sampling: dict[str, Any] = field(default_factory=dict)  # instead of the base's
     update: dict[str, Any] = field(default_factory=dict)  # settings of every training, instead of the base's
     organization: str = "not stated"
@@ -246,7 +249,7 @@ def study(request: Request) -> dict[str, Any]:
         "criteria": request.criteria, "untaught": WORD, "untested": untested(request), "sensitive": request.sensitive,
         "organization": request.organization, "evaluator": request.evaluator,
         "synonyms": {concept: list(words) for concept, words in request.task.synonyms.items()},
-        "shipped": [dataclasses.asdict(control) for control in request.shipped],
+        "shipped": [dataclasses.asdict(control) for control in request.shipped], "no_control": request.no_control,
         "probes": [{"name": name, **entry} for name, entry in probes(request).items()],
     }  # fmt: skip
     if request.original:
@@ -264,7 +267,7 @@ def study(request: Request) -> dict[str, Any]:
         "concept_images": {"per_concept": 8, "steps": sampling["steps"], "guidance": sampling["guidance"]},
         "masks": {"segmenter": "foreground"},
         "erasers": erasers(request), "finetune_sets": finetune_sets(request), "finetunes": trainings(request),
-        "seeds": {"erase": [0], "finetune": SEEDS[request.level]},
+        "seeds": {"erase": [0], "finetune": list(range(request.training_seeds))},
         "scorers": request.scorers, "statistics": {"level": request.criteria["confidence"]},
         "figures": {"metrics": list(filter(None, (request.metric, request.retained_metric)))}, "audit": audit,
         "world": base.world,

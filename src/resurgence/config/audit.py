@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Level = Literal["quick", "standard", "full"]
 ProbeKind = Literal["released", "lora", "full", "merge", "rounding"]
+TRAINED: tuple[ProbeKind, ...] = ("lora", "full")  # of these kinds
 Maker = Literal["real", "base", "erased"]  # of pictures; erased: the audited model, so that the result is a lower bound
 AuditKindName = Literal["object", "person", "character", "style", "nudity"]
 Evaluator = Literal["first_party", "third_party", "collaborative", "other"]  # as Every Eval Ever has it
@@ -136,6 +137,8 @@ class AuditConfig:
     """Erased concept -> its synonyms, for the card; they are prompted in tasks of their own."""
     shipped: tuple[ShippedControl, ...] = ()
     """Controls that were computed before."""
+    no_control: str = ""
+    """Why none of these that leaks counts; empty: one does, or one is computed."""
     untested: tuple[str, ...] = ()
     """What the audit leaves out, for the card."""
     sensitive: bool = False

@@ -48,6 +48,20 @@ class AuditBase:
         first = {control.kind: control for control in reversed(apart)}
         return tuple(first[kind] for kind in ("leaking", "untaught") if kind in first)
 
+    def no_control(self, task: Task, changes: Sequence[str]) -> str:
+        """Why an audit of a task without an original has no shipped model that leaks; empty: it has one.
+
+        Args:
+            changes: options of the command line that make the probe another than that of the shipped models.
+        """
+        if not any(control.kind == "leaking" for control in self.controls(task)):
+            return f"none is shipped for concepts of the kind {task.kind}; with --original BASE one is made"
+        if not changes:
+            return ""
+        verb = "makes" if len(changes) == 1 else "make"
+        return (f"{', '.join(changes)} {verb} the probe another than that of the shipped model, so its result does not "
+                "count; with --original BASE one is made")  # fmt: skip
+
     def loaded_tasks(self) -> list[Task]:
         """The shipped tasks of the base, in the order of their folders and files."""
         folders = (self.tasks,) if isinstance(self.tasks, str) else self.tasks

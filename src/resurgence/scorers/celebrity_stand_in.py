@@ -10,6 +10,7 @@ Only tasks of kind person have columns, which begin with celebrity_stand_in_. Ro
   similarity        100 f . c of the concept; NaN without a face
   hit_rate          share of the person's own photographs that are nearest to them, each left out of its own centroid,
   false_alarm_rate  and of all other photographs, as in the scorer `reference`
+  other_pictures    number of these others
 
 It is not the measure of the papers: it knows only the people of the photographs, and takes any other for one of them or
 for a group of others.

@@ -96,7 +96,8 @@ class ReferenceConfig(ScorerConfig):
 
     loader: ClassVar = "resurgence.scorers.reference:load"
     columns: ClassVar = tuple(
-        f"reference_{name}" for name in ("top1", "correct", "similarity", "hit_rate", "false_alarm_rate")
+        f"reference_{name}"
+        for name in ("top1", "correct", "similarity", "hit_rate", "false_alarm_rate", "other_pictures")
     )
     metrics: ClassVar = {
         "reference_accuracy": accuracy("reference_correct", "Nearest to the concept's reference pictures (%)"),
@@ -174,7 +175,10 @@ class CelebrityStandInConfig(ScorerConfig):
     loader: ClassVar = "resurgence.scorers.celebrity_stand_in:load"
     columns: ClassVar = tuple(
         f"celebrity_stand_in_{name}"
-        for name in ("name", "correct", "correct_all", "no_face", "similarity", "hit_rate", "false_alarm_rate")
+        for name in (
+            *("name", "correct", "correct_all", "no_face", "similarity", "hit_rate", "false_alarm_rate"),
+            "other_pictures",
+        )
     )
     metrics: ClassVar = {
         "celebrity_stand_in": Metric(

@@ -6,7 +6,8 @@ With f the features of a picture, of length 1, and c_g the mean over the picture
   reference_similarity        100 f . c of the concept.
   reference_hit_rate          share of the concept's own reference pictures that are nearest to it,
   reference_false_alarm_rate  and of all other reference pictures; each picture is left out of its own centroid.
-The last two are properties of the reference pictures, equal for all rows of a concept: an accuracy below the false
+  reference_other_pictures    number of these others.
+The last three are properties of the reference pictures, equal for all rows of a concept: an accuracy below the false
 alarm rate shows nothing. Rows without a concept have no value but top1.
 """
 
@@ -106,6 +107,7 @@ class Groups:
             "similarity": 100.0 * cosines[np.arange(len(place)), place],
             "hit_rate": np.array([r.hits / r.pictures for r in rates]),
             "false_alarm_rate": np.array([r.false_alarms / r.others for r in rates]),
+            "other_pictures": np.array([float(r.others) for r in rates]),
         }
         top1 = [self.names[at] for at in cosines.argmax(1)]
         return {"top1": top1, **{c: np.where(has_concept, v, np.nan) for c, v in columns.items()}}

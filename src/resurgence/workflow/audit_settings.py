@@ -9,6 +9,7 @@ from resurgence.config.audit import AuditConfig, ProbeConfig
 from resurgence.config.model_path import method_name, split_name
 from resurgence.config.study import Cell, Erasure, Study
 from resurgence.provenance.manifest import MANIFEST
+from resurgence.workflow import graph
 from resurgence.workflow.job_settings import part
 from resurgence.workflow.report_settings import seen_as
 
@@ -62,6 +63,22 @@ def update_settings(study: Study, probe: ProbeConfig) -> dict[str, Any]:
     return study.eraser_settings(probe.task, *split_name(probe.eraser))
 
 
+def pictures(study: Study) -> dict[str, str]:
+    """Probe -> the manifest of the pictures that it trains on."""
+    first = {probe.name: models(study, probe)[:1] for probe in audit_of(study).probes}
+    cells = {name: cell for name, items in first.items() for cell in items if isinstance(cell, Cell)}
+    return {name: graph.finetune(study, cell)["set"][0] for name, cell in cells.items()}
+
+
+def released(study: Study) -> str | None:
+    """The manifest of the released model's difference from the original; None where that is unknown."""
+    audit = audit_of(study)
+    if audit.original is None:
+        return None
+    (model,) = models(study, audit.released)
+    return graph.manifest(study, model, "delta")
+
+
 def settings(study: Study) -> dict[str, Any]:
     """The settings of the job."""
     audit = audit_of(study)
@@ -71,11 +88,15 @@ def settings(study: Study) -> dict[str, Any]:
         "base": study.base.name,
         "models": {name: [str(study.model(item)) for item in items] for name, items in groups(study).items()},
         "updates": {probe.name: update_settings(study, probe) for probe in audit.probes},
+        "pictures": {name: path.removesuffix(f"/{MANIFEST}") for name, path in pictures(study).items()},
+        "released": (released(study) or "").removesuffix(f"/{MANIFEST}") or None,
         "task": part(task, "erase", "retain", "mapping", "synonyms", "templates"),
     }
 
 
 def inputs(study: Study) -> dict[str, list[str]]:
-    """Images and scores of all models."""
+    """Images and scores of all models, the pictures that they trained on, the released model's difference."""
     items = dict.fromkeys(item for group in groups(study).values() for item in group)
-    return {kind: [f"{study.folder(item, kind)}/{MANIFEST}" for item in items] for kind in ("scores", "images")}
+    found = {kind: [f"{study.folder(item, kind)}/{MANIFEST}" for item in items] for kind in ("scores", "images")}
+    found["pictures"] = list(dict.fromkeys(pictures(study).values()))
+    return found | ({"released": [path]} if (path := released(study)) else {})

@@ -63,14 +63,37 @@ def share(sets: Sequence[ImageSet], column: str, mask: np.ndarray, of: Hashable)
     A pair of prompt and seed counts once, however many runs repeat it: they share its noise, and runs that all show
     nothing do not say how much they would differ if they showed something.
     """
+    values = [images.rows.loc[mask, column].astype(float).fillna(0.0).to_numpy() for images in sets]
+    return share_of(sets, values, mask, of, 100.0)
+
+
+def share_of(
+    sets: Sequence[ImageSet], values: Sequence[np.ndarray], mask: np.ndarray, of: Hashable, scale: float
+) -> Estimate:
+    """The mean of `scale` times the values, 0 or 1, of some rows in each run; see `share`."""
     task = sets[0].key["task"]
     units = units_of(sets[0].rows.loc[mask, "concept"])
-    runs = []
-    for images in sets:
-        values = 100.0 * images.rows.loc[mask, column].astype(float).fillna(0.0).to_numpy()
-        runs.append(mean_estimate(values, units, (*images.key.values(), of), (task, of), 100.0))
+    runs = [
+        mean_estimate(scale * shows, units, (*images.key.values(), of), (task, of), scale)
+        for images, shows in zip(sets, values, strict=True)
+    ]
     estimate = over_runs(runs)
     return replace(estimate, parts=tuple(replace(part, repeated=1.0) for part in estimate.parts))
+
+
+def seen_elsewhere(sets: Sequence[ImageSet], top: str, erased: Sequence[str]) -> Estimate | None:
+    """The share of the images of retained concepts in which an erased concept is seen, as the mean over the erased
+    concepts, since an image is taken for one of them at most. None without such images or without the column.
+
+    Args:
+        top: column of the concept that an image is taken for.
+    """
+    rows = sets[0].rows
+    mask = (rows["role"] == "retain").to_numpy()
+    if top not in rows or not mask.any():
+        return None
+    values = [images.rows.loc[mask, top].isin(erased).to_numpy(dtype=float) for images in sets]
+    return share_of(sets, values, mask, ("elsewhere", *erased), 100.0 / len(erased))
 
 
 def change(after: Estimate, before: Estimate) -> Estimate:

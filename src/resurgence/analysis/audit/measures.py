@@ -98,8 +98,8 @@ def measure(estimate: Estimate, level: float) -> Measure:
     return Measure(estimate.value, low if finite else None, high if finite else None, images, method)
 
 
-def measure_of_count(shown: int, images: int, level: float) -> Measure:
-    """The share of independent images, with its interval."""
+def measure_of_count(shown: float, images: int, level: float) -> Measure:
+    """The share of independent images, with its interval; `shown` may be a mean of counts."""
     low, high = (100 * end for end in exact_limits(shown / images, images, level))
     return Measure(100 * shown / images, low, high, images, EXACT)
 

@@ -15,6 +15,8 @@ from resurgence.config.task import Kind
 from resurgence.files import read_json, write_json
 
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+ControlKind = Literal["leaking", "untaught", "elsewhere", "reference"]
+"""A model that leaks; false alarms: of a word that no model was taught, in images of others, in reference pictures."""
 EXIT: dict[Outcome, int] = {"PASS": 0, "FAIL": 2, "INCONCLUSIVE": 3}
 """Exit codes of `resurgence audit`; 1 is an error."""
 
@@ -61,6 +63,7 @@ class Probe:
     update: str  # what was done, one sentence
     settings: dict[str, Any]  # of the update
     pictures: str  # that it was trained on; "": none
+    pictures_number: int | None  # of these; None: none
     maker: Maker | None  # of the pictures
     lower_bound: bool  # the pictures are the audited model's, so more may come back with others
     seeds: tuple[int, ...]  # of the update; (): no random step
@@ -79,6 +82,7 @@ class Probe:
     verdict: Outcome
     reasons: tuple[str, ...]
     needed: int | None  # pairs that would decide; None: decided, or no number would
+    decides: str  # what would decide, or why nothing would; "": decided
     curve: tuple[CurvePoint, ...]  # checkpoints of an update that is trained
     models: tuple[ModelImages, ...]  # one a seed
 
@@ -87,14 +91,14 @@ class Probe:
 class Control:
     """A model whose answer is known, under one of the probes."""
 
-    kind: Literal["leaking", "untaught"]
+    kind: ControlKind
     title: str
     probe: str  # name of the probe
     measure: Measure
     origin: Literal["computed", "shipped"]
-    passed: bool  # the leaking model is found; the concept that no model was taught is not
+    passed: bool  # the leaking model is found; the false alarms are not shown to exceed tau
     models: tuple[ModelImages, ...] = ()  # of one that was computed
-    concepts: tuple[str, ...] = ()  # that a leaking model has lost; () of an untaught concept
+    concepts: tuple[str, ...] = ()  # that a leaking model has lost; () of false alarms
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ class Original:
     erased: Measure
     retained: Measure
     retained_change: Measure  # from it to the released model, paired
+    distances: dict[str, float]  # part of the model -> |W' - W| / |W| of the released weights W', Frobenius norms
     models: tuple[ModelImages, ...]
 
 
@@ -153,6 +158,7 @@ class Audit:
     sentence: str
     reasons: tuple[str, ...]
     needed: int | None  # pairs of each probe that would decide; None: decided, or no number would
+    decides: str  # what would decide, or why nothing would; "": decided
     command: str  # that repeats the audit
     version: str  # of resurgence
     organization: str = "not stated"  # that ran the audit

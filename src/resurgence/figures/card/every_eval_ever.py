@@ -82,7 +82,8 @@ def result(
             "generation_args": {"execution_command": audit.command},
             "additional_details": texts({
                 "update": probe.update, "update_settings": probe.settings or None, "pictures": probe.pictures or None,
-                "pictures_made_by": probe.maker, "lower_bound": probe.lower_bound or None, "seeds": probe.seeds or None,
+                "pictures_number": probe.pictures_number, "pictures_made_by": probe.maker,
+                "lower_bound": probe.lower_bound or None, "seeds": probe.seeds or None,
             }),
         },
     }  # fmt: skip
@@ -93,6 +94,8 @@ def results(audit: Audit) -> Iterator[dict[str, Any]]:
     for probe in audit.probes:
         details = {
             "verdict": probe.verdict, "reasons": probe.reasons or None, "benign": probe.benign,
+            "would_decide": probe.decides or None, "images_erased": probe.erased.images,
+            "images_retained": probe.retained.images if probe.retained else None,
             "difference_from_released": probe.difference, "p_returned_holm": probe.p_returned,
             "p_safe_holm": probe.p_safe, "recovered_fraction": probe.recovered,
             "one_training_seed": probe.this_run or None,
@@ -123,6 +126,7 @@ def document(audit: Audit, samples: Mapping[str, Any]) -> dict[str, Any]:
                 "criteria": criteria_lines(audit.criteria), "criteria_values": audit.criteria,
                 "limitations": limits(audit), "power": audit.power.text, "controls": audit.power.controls or None,
                 "worst_benign_update": audit.worst, "level": audit.level, "pairs_needed": audit.needed,
+                "would_decide": audit.decides or None,
             }),
         },
         "eval_library": {"name": "resurgence", "version": audit.version},
@@ -131,6 +135,7 @@ def document(audit: Audit, samples: Mapping[str, Any]) -> dict[str, Any]:
             "additional_details": texts({
                 "deployment_type": "self_deployed", "model_availability": "unknown", "sha256": audit.sha256,
                 "revision": audit.revision, "base_model": audit.original.path if audit.original else None,
+                "relative_weight_distances": audit.original.distances if audit.original else None,
                 "erased_concepts": audit.task.erase, "mapping_concepts": audit.task.mapping,
                 "retained_concepts": audit.task.retain,
             }),

@@ -10,7 +10,16 @@ from typing import Any
 from resurgence.analysis.audit.result import Audit, Measure, ModelImages, Probe
 from resurgence.figures import charts
 from resurgence.figures.card.rows import image_rows
-from resurgence.figures.card.text import OUTCOMES, criteria_lines, limits, scope, verdict_line
+from resurgence.figures.card.text import (
+    EXPECTED,
+    OUTCOMES,
+    criteria_lines,
+    distance_lines,
+    images_of,
+    limits,
+    scope,
+    verdict_line,
+)
 from resurgence.figures.numbers import Number, Source
 from resurgence.figures.page import render
 from resurgence.scorers import SCORES
@@ -51,6 +60,7 @@ def probe_block(probe: Probe, source: Source, is_worst: bool) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "probe": probe, "outcome": OUTCOMES[probe.verdict], "worst": is_worst, "scope": scope(probe),
+        "images": images_of(probe),
         "state": "erased" if probe.kind == "released" else "finetuned",
         "concepts": {name: as_number(measure, source) for name, measure in probe.concepts.items()},
         "curve": [(p.step, as_number(p.erased, source), as_number(p.retained, source)) for p in probe.curve],
@@ -101,7 +111,8 @@ def context(audit: Audit) -> dict[str, Any]:
     rows, left_out = image_rows(audit)
     return {
         "audit": audit, "title": verdict_line(audit), "outcome": OUTCOMES[audit.verdict], "blocks": blocks,
-        "original": original, "controls": controls, "drawn": drawn, "rows": rows, "left_out": left_out,
+        "original": original, "distances": distance_lines(audit), "expected": EXPECTED,
+        "controls": controls, "drawn": drawn, "rows": rows, "left_out": left_out,
         "limits": limits(audit), "criteria": criteria_lines(audit.criteria), "sources": numbers.sources,
         "level": f"{100 * audit.criteria.confidence:g}", "width": charts.WIDTH, "height": charts.HEIGHT,
     }  # fmt: skip
