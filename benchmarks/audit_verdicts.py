@@ -31,7 +31,7 @@ from resurgence.analysis.audit.verdict import judge
 from resurgence.analysis.headline import markdown_table
 from resurgence.analysis.intervals import exact_limits
 from resurgence.analysis.random_effects import Estimate
-from resurgence.analysis.scored_sets import ImageSet
+from resurgence.analysis.score_sets import ImageSet
 from resurgence.config.audit import Criteria
 
 CRITERIA, LORA = Criteria(), "lora"
