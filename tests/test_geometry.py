@@ -13,7 +13,8 @@ import scipy.stats
 import torch
 
 from live_bytes import Live
-from resurgence.analysis.weight_movement import correlations, geometry, groups_of, rank_correlation, within_tasks
+from resurgence.analysis.ranks import rank_correlation
+from resurgence.analysis.weight_movement import correlations, geometry, groups_of, within_tasks
 from resurgence.diffusion import deltas
 from tiny import make_pipeline, save_lora
 

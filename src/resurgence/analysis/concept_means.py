@@ -10,8 +10,8 @@ import pandas as pd
 
 from resurgence.analysis.concept_places import concept_values
 from resurgence.analysis.headline import number
+from resurgence.analysis.ranks import rank_correlation
 from resurgence.analysis.score_sets import ImageSet
-from resurgence.analysis.weight_movement import rank_correlation
 from resurgence.config.model_path import method_name
 from resurgence.scorers.erasure_configs import SIMILARITY
 
