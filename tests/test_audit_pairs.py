@@ -1,11 +1,8 @@
-"""Numbers of pairs in the verdict of an audit: where they suffice, and what they would decide with a released model."""
-
-import math
+"""Numbers of pairs in the verdict of an audit: where they suffice, and what is no reason."""
 
 import pytest
-from scipy.stats import beta
 
-from resurgence.analysis.audit.verdict import judge, pairs_needed
+from resurgence.analysis.audit.verdict import judge
 from resurgence.config.audit import Criteria
 from test_audit_verdict import CRITERIA, LORA, probe
 
@@ -16,16 +13,6 @@ def test_as_many_pairs_as_are_asked_for_suffice():
     for images, outcome in ((asked, "PASS"), (asked - 1, "INCONCLUSIVE")):
         probes = {"released": probe(0, images), "lora": probe(0, images, "lora")}
         assert judge(probes, criteria, LORA).outcome == outcome
-
-
-def test_pairs_needed_are_those_that_show_a_gain_to_be_small():
-    """3 % after none: below tau for sure, but the upper end of the gain, which a released model with none has from
-    the exact limit alone, must come from 200 pairs down to the allowed 5 points."""
-    lenient = Criteria(tau=20.0, above_released=5.0)
-    reach = 100 * beta.ppf(0.975, 7, 194) - 3
-    assert 5 - 3 < reach < 17
-    assert pairs_needed(probe(6, finetune="lora"), probe(0), lenient, 0.05) == math.ceil(200 * (reach / (5 - 3)) ** 2)
-    assert pairs_needed(probe(10, finetune="lora"), probe(0), lenient, 0.05) is None  # 5 points themselves
 
 
 def test_a_gain_that_may_be_too_large_is_the_reason():

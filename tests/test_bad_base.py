@@ -270,7 +270,7 @@ def test_a_size_that_the_autoencoder_cannot_make(size: int) -> None:
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        ("/no/such/base", ["No file or folder /no/such/base", "correct the path"]),
+        ("/no/such/base", ["no such file or folder", "correct the path"]),
         ("a/b/c", ["a/b/c", "correct the path"]),
         ("stable-diffusion", ["stable-diffusion", "correct the path"]),
         ("base.ckpt", ["base.ckpt", "convert them to .safetensors"]),

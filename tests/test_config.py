@@ -162,7 +162,6 @@ BAD_STUDIES = {
     "variant on an unknown task": (
         "erasers.uce.variants.one", {"tasks": ["pet"]}, ["erasers.uce.variants.one.tasks", "'pet'", "'pets'"],
     ),
-    "eraser named as a folder": ("erasers.images", {"method": "uce"}, ["erasers", "'images'", "choose another"]),
     "settings of none": ("erasers.control", {"method": "none", "lamb": 1}, ["erasers.control.lamb", "1", "remove it"]),
     "unknown segmenter": ("masks.segmenter", "forground", ["masks.segmenter", "'forground'", "'foreground'"]),
     "unknown scorer": ("scorers.clop", {"path": "x"}, ["scorers", "'clop'", "did you mean 'clip'"]),
@@ -500,7 +499,7 @@ def test_what_is_no_path_of_a_model(text: str) -> None:
 
 
 def test_method_without_variants_has_the_default() -> None:
-    assert list(make_method({}, "erasers.x", None, ()).variants) == ["default"]
+    assert list(make_method({}, "erasers.x", None, "erasers").variants) == ["default"]
 
 
 EXPERIMENT = {"title": "T", "kind": "bars", "tasks": ["pets"], "erasers": ["mace"], "finetunes": ["lora"]}

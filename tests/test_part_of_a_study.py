@@ -90,7 +90,7 @@ def test_what_remains_without_the_features() -> None:
 
 
 def test_experiments_of_another_study_than_the_tables_are_named(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = Namespace(reference=Path("reference/part"))
+    args = Namespace(reference=Path("reference/part"), overlay=[])
     archive.run(args)
     assert "Not in it" not in capsys.readouterr().out
     shutil.rmtree("reference")

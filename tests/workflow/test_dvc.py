@@ -110,8 +110,8 @@ SEEN: dict[str, tuple[str, str, str, set[str]]] = {
     "statistic": ("params.yaml", "resamples: 100", "resamples: 120", {"tables"}),
     "code": (
         "src/resurgence/scorers/clip.py",
-        '"a photo of the {}", 100.0',
-        '"a photo of the {}", 99.0',
+        "LOGIT_SCALE = 100.0",
+        "LOGIT_SCALE = 99.0",
         FROM["scores"],
     ),
     "task": ("data/small/tasks/pets.yaml", "erase: 2, retain: 2", "erase: 3, retain: 2", {"data", *FROM["images"]}),

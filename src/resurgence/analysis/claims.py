@@ -259,7 +259,7 @@ def claims_table(frame: pd.DataFrame) -> str:
     texts = pd.DataFrame({
         "the paper": frame["claim"],
         "compared here": frame["compared"],
-        "the sides differ in": frame["differences"].fillna("").replace("", "-"),
+        "the sides differ in": frame["differences"].astype(object).fillna("").replace("", "-"),
         "our number": [f"{number(v)} [{number(a)}, {number(b)}]"
                        for v, a, b in zip(frame["value"], frame["low"], frame["high"], strict=True)],
         "n": [images_text(row["n"], row["runs"], row.get("scope", "")) for row in frame.to_dict("records")],

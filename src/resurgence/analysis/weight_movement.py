@@ -16,15 +16,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 
 from resurgence.analysis.ranks import mean_ranks, order_of, rank_correlation
 from resurgence.seeds import numpy_generator
 
-Weights = Mapping[str, torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+Weights = Mapping[str, "torch.Tensor"]
 MEASURES = ("erased_distance", "finetuned_distance", "update_distance", "cosine", "undone")
 BLOCK = re.compile(r"unet\.(down_blocks|mid_block|up_blocks)(?:\.(\d+))?")
 

@@ -130,6 +130,7 @@ def rows_with_roles(study: Study, experiment: Experiment, rows: list[dict[str, A
     """The rows of an experiment with each of its roles, and each of their concepts if it shows them."""
     for row, role in itertools.product(rows, experiment.roles):
         task = study.task(row["task"])
-        concepts = {"erase": task.erase, "retain": task.retain, "synonym": tuple(task.synonyms)}.get(role, ())
-        for concept in concepts if experiment.each_concept else (None,):
+        concepts = {"erase": task.erase, "retain": task.retain, "synonym": tuple(task.synonyms)}.get(role)
+        # those of general prompts are known only when these are fetched
+        for concept in concepts if experiment.each_concept and concepts is not None else (None,):
             yield {**row, "role": role, "concept": concept}
