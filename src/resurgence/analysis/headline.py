@@ -247,7 +247,8 @@ def makers_table(makers: Mapping[str, Sequence[str]]) -> str:
     """
     if not makers:
         return ""
-    rows = pd.DataFrame([(name, *of) for name, of in makers.items()], columns=["fine-tune", "set", "images made by"])
+    ordered = sorted(makers.items())  # as a manifest has them, from which a reference is made again
+    rows = pd.DataFrame([(name, *of) for name, of in ordered], columns=["fine-tune", "set", "images made by"])
     return f"Who made the images of the fine-tuning sets:\n\n{markdown_table(rows)}"
 
 
