@@ -136,8 +136,9 @@ def test_the_archive_leaves_out_images_alone(study: Study) -> None:
     assert set(archive.PAGES) == beside
 
 
-def test_groups_of_slurm_have_a_size() -> None:
+def test_groups_of_slurm_have_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """And only short jobs, not local ones, are in a group."""
+    monkeypatch.setenv("RESURGENCE_SITE", str(ROOT / "profiles/slurm/site.yaml"))  # the profile would set it
     profile = yte.process_yaml((ROOT / "profiles/slurm/profile.yaml").read_text(), require_use_yte=True)
     assert set(profile["groups"].values()) == profile["group-components"].keys()
     assert profile["groups"] == {rule.name: rule.group for rule in RULES.values() if rule.group}
