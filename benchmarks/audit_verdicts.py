@@ -1,6 +1,6 @@
 """How often the verdict of an audit is right, by simulation of models whose true shares are known.
 
-    python benchmarks/audit_verdicts.py [--simulations 100] [--out docs/audit.md]
+    python benchmarks/audit_verdicts.py --simulations 100 | python docs/parts.py docs/audit.md 'audit verdicts'
 
 Each audit has the probes of the level quick: the released model and two roundings, which show nothing, and a LoRA of
 one or three training seeds whose images show the erased concept with a known probability. `seeds alike`: it is the same
@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import functools
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -39,7 +37,6 @@ PAIRS, SEEDS = (120, 200, 300), (1, 3)
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.6)
 COMMON = 0.35  # of the variance of an image, over training seeds; SINGLE of benchmarks/coverage.py
 OUTCOMES: tuple[Outcome, ...] = ("PASS", "FAIL", "INCONCLUSIVE")
-MARKS = "<!-- audit verdicts -->", "<!-- end of audit verdicts -->"
 Draw = Callable[[np.random.Generator, int], np.ndarray]  # the shares of so many training seeds
 
 
@@ -155,20 +152,11 @@ def rows(simulations: int) -> Iterator[dict[str, str]]:
 
 
 def main() -> None:
-    """Print the table, or write it between the marks of a page."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=100, help="audits of three training seeds a row")
-    parser.add_argument("--out", type=Path, metavar="PAGE")
     args = parser.parse_args()
-    table = markdown_table(pd.DataFrame(rows(args.simulations)))
-    if args.out is None:
-        print(table)
-        return
-    new = f"{MARKS[0]}\n{table}\n{MARKS[1]}"
-    page, number = re.subn("{}.*?{}".format(*MARKS), lambda _: new, args.out.read_text("utf-8"), flags=re.DOTALL)
-    if number != 1:
-        raise ValueError(f"{args.out} has {number} pairs of marks; write one: {' and '.join(MARKS)}")
-    args.out.write_text(page, "utf-8")
+    print(markdown_table(pd.DataFrame(rows(args.simulations))))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Coverage of the intervals by simulation: images of concepts and seeds whose true rate is known.
 
-    python benchmarks/coverage.py --simulations 2000 [--out docs/intervals.md]
+    python benchmarks/coverage.py --simulations 2000 | python docs/parts.py docs/intervals.md coverage
     python benchmarks/coverage.py --check          the cases that are covered less or more than wanted, beyond chance
 
 Rates of concepts and seeds are drawn from a beta distribution whose variance is divided among concept, seed and their
@@ -13,7 +13,6 @@ true rate is that of the run, given its seed.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +30,6 @@ LEVEL = 0.95
 CONCEPTS, SEEDS, RATES = (1, 5, 10, 30), (1, 3, 5), (0.0, 0.01, 0.05, 0.1, 0.5)
 IMAGES = {1: 40, 5: 40, 10: 15, 30: 10}  # of a concept, as in the reference run
 DIFFERENCES = ((0.0, 0.01), (0.0, 0.05), (0.0, 0.1), (0.0, 0.5), (0.05, 0.1), (0.1, 0.5), (0.5, 0.5))
-MARKS = "<!-- coverage -->", "<!-- end of coverage -->"
 GRID = np.linspace(-6.0, 6.0, 2001)  # of standard normal deviates, for tables of quantiles
 
 
@@ -207,11 +205,10 @@ def tables(simulations: int) -> Iterator[pd.DataFrame]:
 
 
 def main() -> None:
-    """Print the tables, or write them between the marks of a page."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=2000)
     parser.add_argument("--measure", type=Path, metavar="SCORES", help="print the components of packed scores instead")
-    parser.add_argument("--out", type=Path, metavar="PAGE")
     parser.add_argument("--check", action="store_true", help="only say which cases are not covered as wanted")
     args = parser.parse_args()
     if args.check:
@@ -222,15 +219,7 @@ def main() -> None:
         print(components(args.measure).round(3).to_string(index=False))
         return
     shares, differences = (markdown_table(table) for table in tables(args.simulations))
-    text = f"Shares:\n\n{shares}\n\nDifferences, erased to fine-tuned:\n\n{differences}"
-    if args.out is None:
-        print(text)
-        return
-    new = f"{MARKS[0]}\n{text}\n{MARKS[1]}"
-    page, number = re.subn("{}.*?{}".format(*MARKS), lambda _: new, args.out.read_text("utf-8"), flags=re.DOTALL)
-    if number != 1:
-        raise ValueError(f"{args.out} has {number} pairs of marks; write one: {' and '.join(MARKS)}")
-    args.out.write_text(page, "utf-8")
+    print(f"Shares:\n\n{shares}\n\nDifferences, erased to fine-tuned:\n\n{differences}")
 
 
 if __name__ == "__main__":

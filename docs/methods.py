@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
+from parts import fill
 from PIL import Image
-from results import fill
 
 from resurgence.analysis.headline import markdown_table
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-from results import fill
+from parts import fill
 
 from resurgence.analysis.headline import markdown_table
 

@@ -15,7 +15,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 from methods import picture
-from results import fill
+from parts import fill
 
 from resurgence.analysis.headline import markdown_table, number
 from resurgence.figures.style import LINES, MARKS, STYLE, panels, save

@@ -1,4 +1,4 @@
-"""Write the generated parts of docs/results.md, each between `<!-- NAME -->` and `<!-- end of NAME -->`.
+"""Write the generated parts of docs/results.md (docs/parts.py).
 
     python docs/results.py                     of the reference run: what changed, findings, the paper; and the pages of
                                                the evaluations of DoCo and EAP that have a reference (results-NAME.md)
@@ -16,10 +16,10 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+from parts import fill
 
 from resurgence.analysis.claims import FLOOR, VERDICTS, judge
 from resurgence.analysis.headline import markdown_table, number
@@ -121,27 +121,6 @@ def study(results: Path) -> str:
         lines += [f"- **{task}:** {item['text']}" for item in answers(numbers, rows, frozenset())]
     text = (results / "tables/resurgence.md").read_text(encoding="utf-8").partition("\n")[2]
     return "\n".join(lines) + "\n\n" + re.sub("^#", "##", text.strip(), flags=re.MULTILINE)
-
-
-def filled(page: Path, parts: Mapping[str, str]) -> str:
-    """The text of a page with new parts between their marks.
-
-    Raises:
-        ValueError: a page without exactly one pair of the marks of a part.
-    """
-    content = page.read_text(encoding="utf-8")
-    for name, text in parts.items():
-        first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        new = f"{first}\n{text}\n{last}"
-        content, number_of_marks = re.subn(f"{first}.*?{last}", lambda _, new=new: new, content, flags=re.DOTALL)
-        if number_of_marks != 1:
-            raise ValueError(f"{page} has {number_of_marks} pairs of marks; write one: {first} and {last}")
-    return content
-
-
-def fill(page: Path, parts: Mapping[str, str]) -> None:
-    """Write new parts between their marks in a page."""
-    page.write_text(filled(page, parts), encoding="utf-8")
 
 
 def evaluation(name: str, root: Path = DOCS.parent) -> str | None:

@@ -2,7 +2,7 @@
 
     python docs/studies.py sources results     docs/sources.md and its picture, after studies/sources.yaml
     python docs/studies.py quick results       the table of docs/sources.md, after studies/sources-quick.yaml over it
-    python docs/studies.py tuning results      docs/tuning.md, after any targets of studies/tuning.yaml
+    python docs/studies.py tuning results      docs/tuning.md and tuning.csv, after any targets of studies/tuning.yaml
 
 No number of these parts is typed by hand.
 """
@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
-from results import fill, findings
+from parts import fill
+from results import findings
 
 from resurgence.analysis.headline import markdown_table, number
 from resurgence.analysis.tuning import CHOSEN, FRONT, RULE
@@ -60,39 +62,51 @@ def sources(results: Path, images: Path) -> str:
     return f"{findings(results)}\n\n{re.sub('^#', '##', text.strip(), flags=re.MULTILINE)}"
 
 
-def seconds(results: Path, base: str, eraser: str, tasks: Iterable[str], seed: int) -> str:
-    """Seconds of erasing in each task, trainings of LoRAs included."""
-    numbers = []
-    for task in tasks:
-        folder = results / f"erased/{base}/{task}/{eraser}/s{seed}"
-        runs = [read_json(folder / part / "run.json") for part in ("delta", "loras") if (folder / part).is_dir()]
-        numbers.append(f"{sum(float(run['seconds']) for run in runs):.0f}")
-    return " / ".join(numbers)
+def seconds(results: Path, base: str, eraser: str, task: str, seed: int) -> tuple[int, str]:
+    """Seconds of erasing a task, trainings of LoRAs included, and the commit that erased."""
+    folder = results / f"erased/{base}/{task}/{eraser}/s{seed}"
+    runs = [read_json(folder / part / "run.json") for part in ("delta", "loras") if (folder / part).is_dir()]
+    return round(sum(float(run["seconds"]) for run in runs)), runs[0]["commit"][:10]
 
 
-def tuning(results: Path, study: Path) -> str:
+def ran(results: Path, name: str, written: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of one eraser: its experiment's table, with the seconds of each task."""
+    folder = results / "experiments" / name
+    read_manifest(folder / "made.json")  # a finished experiment
+    table = pd.read_csv(folder / f"{name}.csv", keep_default_na=False)
+    (seed,), base = written["seeds"]["erase"], written["base"]["name"]
+    for task in written["tasks"]["names"]:
+        spent, commits = zip(*(seconds(results, base, eraser, task, seed) for eraser in table["eraser"]), strict=True)
+        table[f"seconds {task}"] = spent
+    return table.drop(columns="runs").assign(commit=commits)
+
+
+def tuning(results: Path, study: Path, known: Path) -> str:
     """One table of all settings that have run, and what was chosen.
 
     Args:
         study: the file of the study, whose order the table has.
+        known: the table of all runs so far. The erasers that have run in `results` take the place of their rows in it.
     """
     written = yaml.safe_load(study.read_text(encoding="utf-8"))
-    tasks, (seed,), base = written["tasks"]["names"], written["seeds"]["erase"], written["base"]["name"]
-    rows, chosen, fronts = [], [], []
-    for name in written["experiments"]:
-        folder = results / "experiments" / name
-        if not (folder / "made.json").is_file():
-            continue
-        read_manifest(folder / "made.json")  # a finished experiment
-        table = pd.read_csv(folder / f"{name}.csv", keep_default_na=False)
-        for row in table.to_dict("records"):
-            each = {t: f"{number(row[f'left {t}'])} / {number(row[f'kept {t}'])}" for t in tasks}
-            cost = seconds(results, base, row["eraser"], tasks, seed)
-            means = {"left": number(row["left"]), "kept": number(row["kept"])}
-            shown = {"eraser": row["eraser"], "setting": row["setting"], **means, **each}
-            rows.append(shown | {"seconds": cost, "choice": row["choice"]})
-        chosen += table.loc[table["choice"] == CHOSEN, "eraser"].tolist()
-        fronts += table.loc[table["choice"] == FRONT, "eraser"].str.split(".").str[0].unique().tolist()
+    before = pd.read_csv(known, keep_default_na=False) if known.is_file() else pd.DataFrame({"eraser": []})
+    parts = []
+    for name, experiment in written["experiments"].items():
+        if (results / "experiments" / name / "made.json").is_file():
+            parts.append(ran(results, name, written))
+        else:
+            parts.append(before[before["eraser"].isin(experiment["erasers"])])
+    table = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    table.to_csv(known, index=False, lineterminator="\n")
+    rows = []
+    for row in table.to_dict("records"):
+        each = {t: f"{number(row[f'left {t}'])} / {number(row[f'kept {t}'])}" for t in written["tasks"]["names"]}
+        shown = {"eraser": row["eraser"], "setting": row["setting"]}
+        shown |= {"left": number(row["left"]), "kept": number(row["kept"])} | each
+        shown["seconds"] = " / ".join(str(row[f"seconds {task}"]) for task in each)
+        rows.append(shown | {"choice": row["choice"]})
+    chosen = table.loc[table["choice"] == CHOSEN, "eraser"]
+    fronts = table.loc[table["choice"] == FRONT, "eraser"].str.split(".").str[0].unique()
     lines = [RULE, f"Chosen: {', '.join(chosen) or 'none'}. No setting keeps enough: {', '.join(fronts) or 'none'}."]
     head = "Of each task left / kept in percent; seconds of erasing in the order of the tasks."
     return "\n\n".join([*lines, head, markdown_table(pd.DataFrame(rows))])
@@ -110,7 +124,7 @@ def main() -> None:
     elif args.study == "sources":
         text = sources(args.results, DOCS / "images")
     else:
-        text = tuning(args.results, DOCS.parent / "studies/tuning.yaml")
+        text = tuning(args.results, DOCS.parent / "studies/tuning.yaml", DOCS / "tuning.csv")
     fill(page, {f"{args.study} study": text})
 
 

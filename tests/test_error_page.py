@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
-import pytest
-
-ROOT = Path(__file__).parents[1]
+import errors
 
 
-@pytest.fixture(scope="module")
-def errors() -> ModuleType:
-    """docs/errors.py."""
-    spec = importlib.util.spec_from_file_location("errors", ROOT / "docs/errors.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_page_is_that_of_the_source_code(errors: ModuleType) -> None:
+def test_the_page_is_that_of_the_source_code() -> None:
     assert errors.PAGE.read_text(encoding="utf-8") == errors.page(), "run python docs/errors.py"
 
 
-def test_every_message_says_what_to_do(errors: ModuleType) -> None:
+def test_every_message_says_what_to_do() -> None:
     without = [row for row in errors.messages() if not row.remedy]
     assert not without, without
 
 
-def test_there_are_many_messages_and_none_twice(errors: ModuleType) -> None:
+def test_many_messages_differ_beyond_their_values() -> None:
     texts = {re.sub(r"<[^>]*>", "<>", f"{row.cause}; {row.remedy}") for row in errors.messages()}
     assert len(texts) >= 200
 
 
-def test_a_message_of_new_code_is_found(errors: ModuleType, tmp_path: Path) -> None:
+def test_a_message_of_new_code_is_found(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/new.py").write_text(
         "def f(path, n):\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import performance
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -76,11 +77,8 @@ def test_the_encoder_does_no_more_for_more_cross_attentions(counts, form):
     assert two["peak_mib"] <= 2 * one["peak_mib"]
 
 
-def test_the_page_is_made_of_the_table(growth, monkeypatch):
+def test_the_page_is_made_of_the_table(growth):
     """Each closed form and case of docs/growth.csv is in docs/performance.md."""
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    import performance
-
     table, cases = pd.read_csv(ROOT / "docs/growth.csv"), list(growth.Size().cases())
     assert set(table["closed_form"]) == set(FORMS) and len(table) == len(FORMS) * len(cases)
     text = (ROOT / "docs/performance.md").read_text(encoding="utf-8")

@@ -382,7 +382,7 @@ def test_a_rule_that_does_not_cover_is_outside(coverage, monkeypatch) -> None:
 
 @pytest.mark.parametrize(("before", "place"), [(None, 6), (0.05, 7)])
 def test_the_page_shows_the_simulation(coverage, before: float | None, place: int) -> None:
-    """One cell of each table of docs/intervals.md; `benchmarks/coverage.py --out docs/intervals.md` writes them all."""
+    """One cell of each table of docs/intervals.md; `benchmarks/coverage.py` makes them all."""
     rows = (Path(__file__).parents[1] / "docs/intervals.md").read_text(encoding="utf-8").splitlines()
     shares, differences = [row.split("|") for row in rows if row.startswith("| 5 x 40 | 1 |")]
     hits, length = coverage.covered(before, 0.1, 5, 1, 2000)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 import shutil
 from pathlib import Path
 
 import pandas as pd
+import parts
 import pytest
+import results
 
 from resurgence.cli import main
 from resurgence.files import sha256, write_json
@@ -22,15 +23,7 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "reference/miniature-full/results"
 
 
-@pytest.fixture(scope="module")
-def results():
-    spec = importlib.util.spec_from_file_location("results", ROOT / "docs/results.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_numbers_of_the_readme_are_those_of_the_results(results) -> None:
+def test_numbers_of_the_readme_are_those_of_the_results() -> None:
     """The table at its top is a part of the results of the default study."""
     block = (ROOT / "README.md").read_text(encoding="utf-8").partition("```\nResurgence:")[2].partition("```")[0]
     rows = [line for line in block.splitlines() if " -> " in line and "step" not in line]
@@ -42,9 +35,9 @@ def test_numbers_of_the_readme_are_those_of_the_results(results) -> None:
         assert len(numbers) == 3 and any(all(n in line for n in numbers) for line in page.splitlines()), row
 
 
-def test_page_shows_the_reference(results) -> None:
+def test_page_shows_the_reference() -> None:
     page = results.PAGE.read_text(encoding="utf-8")
-    assert results.filled(results.PAGE, results.parts_of(REFERENCE)) == page
+    assert parts.filled(results.PAGE, results.parts_of(REFERENCE)) == page
     assert sum(page.count(f"| {word} |") for word in results.WORDS) >= 40
     pictures = [
         line.partition("](")[2].rstrip(")")
@@ -82,16 +75,16 @@ def test_a_row_leads_to_the_models_and_the_files_of_their_scorers() -> None:
     assert not any("CHANGED" in line for line in lines)
 
 
-def reduce_to(task: str, results: Path) -> None:
+def reduce_to(task: str, folder: Path) -> None:
     """Leave only the models and table rows of one task, whose intervals do not depend on the others."""
-    manifest = read_manifest(results / "tables/made.json")
+    manifest = read_manifest(folder / "tables/made.json")
     parameters = manifest["parameters"]
     parameters["models"] = [model for model in parameters["models"] if model.split("/")[0] == task]
-    for file in (results / "tables").glob("*.csv"):
+    for file in (folder / "tables").glob("*.csv"):
         rows = pd.read_csv(file, dtype=str, keep_default_na=False)
         rows[rows["task"] == task].to_csv(file, index=False, lineterminator="\n")
         manifest["files"][file.name] = sha256(file)
-    write_json(results / "tables/made.json", manifest)
+    write_json(folder / "tables/made.json", manifest)
 
 
 def test_a_tampered_score_is_found(tmp_path: Path, capsys) -> None:

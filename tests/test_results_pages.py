@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from argparse import Namespace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import reference_again
+import results
 import yaml
 
 from resurgence.analysis.score_sets import image_set
@@ -31,13 +31,6 @@ EXPERIMENTS: dict[str, Any] = {
     "eap_tab2": {**TABLE, "title": "Second", "erasers": ["mace"]},
     "eap_tab3": {"kind": "similarity", "title": "Words", "tasks": ["pets"], "words": ["bee"], "texts": ["animal"]},
 }
-
-
-def module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
 
 
 @pytest.fixture
@@ -87,14 +80,14 @@ def states(page: str) -> dict[str, str]:
 
 
 def test_no_reference_no_page(root: Path) -> None:
-    assert module(ROOT / "docs/results.py").evaluation("eap", root) is None
+    assert results.evaluation("eap", root) is None
 
 
 def test_one_experiment_of_a_study_is_stored_shown_and_verified(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("eap_tab1")
     store()
     assert "results/tables" not in capsys.readouterr().out
-    page = module(ROOT / "docs/results.py").evaluation("eap", root)
+    page = results.evaluation("eap", root)
     assert (
         states(page) == {"eap_tab1": "run", "eap_tab2": "not run", "eap_tab3": "not run"} and "1 of 3 targets" in page
     )
@@ -118,7 +111,7 @@ def test_an_experiment_without_models_is_a_reference_without_scores(
     run("eap_tab3")
     store()
     assert not (root / "reference/eap/results/scores").exists() and not (root / "reference/eap/dvc.yaml").exists()
-    page = module(ROOT / "docs/results.py").evaluation("eap", root)
+    page = results.evaluation("eap", root)
     assert states(page)["eap_tab3"] == "run" and "no model was scored" in page
     assert main.main(["verify", "reference/eap/results", "--tables"]) == 0
     assert "no model has scores there" in capsys.readouterr().out
@@ -136,11 +129,10 @@ def test_experiments_of_other_studies_stay_out_and_older_settings_are_told(
     store()
     assert "Not in it: doco_tab1, experiments of another study than the one of --overlay" in capsys.readouterr().out
     assert read_manifest(root / "reference/eap/results/made.json")["parameters"]["models"] == 2  # base and UCE
-    found = states(module(ROOT / "docs/results.py").evaluation("eap", root))
+    found = states(results.evaluation("eap", root))
     assert found == {"eap_tab1": "run with other settings than now", "eap_tab2": "not run", "eap_tab3": "not run"}
-    again = module(ROOT / "tools/reference_again.py")
-    again.main(Path("reference/eap"), [Path("params.yaml"), Path("studies/eap.yaml")])
-    assert states(module(ROOT / "docs/results.py").evaluation("eap", root))["eap_tab1"] == "run"
+    reference_again.main(Path("reference/eap"), [Path("params.yaml"), Path("studies/eap.yaml")])
+    assert states(results.evaluation("eap", root))["eap_tab1"] == "run"
     assert main.main(["verify", "reference/eap/results", "--tables"]) == 0
     assert "Another note." not in read_text(root / "reference/eap/results/experiments/eap_tab1/eap_tab1.md")
 
@@ -153,7 +145,7 @@ def test_what_is_added_later_is_stored_with_the_rest(root: Path) -> None:
         store()
     (root / "reference/eap/results").rename(root / "old")
     store()
-    found = states(module(ROOT / "docs/results.py").evaluation("eap", root))
+    found = states(results.evaluation("eap", root))
     assert found == {"eap_tab1": "not run", "eap_tab2": "run", "eap_tab3": "run"}
     assert read_json(root / "reference/eap/results/made.json")["parameters"]["models"] == 2
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import parts
 import pytest
+import studies
 import yaml
 
 from resurgence.analysis import tuning
@@ -281,21 +284,27 @@ def test_a_chosen_setting_is_written_as_it_stands_in_the_study(page: Path) -> No
     assert chosen == {"esd.long": {"steps": 600, "captions": ["{}"]}}
 
 
-def test_docs_hold_one_table_of_what_has_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    spec = importlib.util.spec_from_file_location("studies", ROOT / "docs/studies.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    study = {"base": {"name": "m"}, "tasks": {"names": ["people", "bicycle"]}, "seeds": {"erase": [1000]},
-             "experiments": {"tune_esd": {}, "tune_not_run": {}}}  # fmt: skip
+def test_docs_hold_one_table_of_what_has_run(page: Path) -> None:
+    names = {"people": 40, "bicycle": 2.4}
+    study = {"base": {"name": "m"}, "tasks": {"names": [*names]}, "seeds": {"erase": [1000]},
+             "experiments": {"tune_mace": {"erasers": ["mace"]}, "tune_esd": {"erasers": ["esd", "esd.long"]},
+                             "tune_not_run": {"erasers": ["ca"]}}}  # fmt: skip
     (page / "study.yaml").write_text(yaml.safe_dump(study))
-    for task, eraser, part, taken in (("people", "esd", "delta", 40), ("people", "esd", "loras", 2.4)):
-        folder = page / f"results/erased/m/{task}/{eraser}/s1000/{part}"
+    for (task, taken), eraser in itertools.product(names.items(), ("esd", "esd.long")):
+        folder = page / f"results/erased/m/{task}/{eraser}/s1000/delta"
         folder.mkdir(parents=True)
-        (folder / "run.json").write_text(json.dumps({"seconds": taken}))
-    text = module.tuning(page / "results", page / "study.yaml")
-    assert "| esd | steps: 300 | 25.0 | 75.0 | 50.0 / 100.0 | 0.0 / 75.0 | 42 / 0 |  |" in text
-    assert "Chosen: none. No setting keeps enough: esd." in text and tuning.RULE in text
+        (folder / "run.json").write_text(json.dumps({"seconds": taken, "commit": 40 * "a"}))
+    columns = "eraser,setting,left,kept,left people,kept people,left bicycle,kept bicycle,choice,seconds people"
+    known = page / "tuning.csv"
+    other = "1.5,90.0,1.0,90.0,2.0,95.0,chosen,3,4,\n"
+    known.write_text(f"{columns},seconds bicycle,commit\nesd,steps: 7,{other}mace,lamb: 1,{other}")
+    text = studies.tuning(page / "results", page / "study.yaml", known)
+    assert "| esd | steps: 300 | 25.0 | 75.0 | 50.0 / 100.0 | 0.0 / 75.0 | 40 / 2 |  |" in text
+    assert "| mace | lamb: 1 | 1.5 | 90.0 | 1.0 / 90.0 | 2.0 / 95.0 | 3 / 4 | chosen |" in text  # of an earlier run
+    assert "Chosen: mace. No setting keeps enough: esd." in text and tuning.RULE in text and "steps: 7" not in text
+    once = known.read_bytes()
+    shutil.rmtree(page / "results/experiments")
+    assert studies.tuning(page / "results", page / "study.yaml", known) == text and known.read_bytes() == once
     for name in ("tuning", "sources"):
-        filled = importlib.import_module("results").filled(ROOT / f"docs/{name}.md", {f"{name} study": text})
+        filled = parts.filled(ROOT / f"docs/{name}.md", {f"{name} study": text})
         assert filled.count(text) == 1
