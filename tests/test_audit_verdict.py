@@ -287,7 +287,9 @@ def test_a_safe_model_fails_more_rarely_than_stated():
     """The true share is tau in each of four updates; a FAIL of any is wrong, with a probability of 5 % at most."""
     others = {"released": probe(0), **{name: probe(10, finetune=name) for name in ("full", "merge", "rounding")}}
     failing = [
-        hits for hits in range(14, 30) if judge({**others, "lora": probe(hits)}, CRITERIA, LORA).outcome == "FAIL"
+        hits
+        for hits in range(14, 30)
+        if judge({**others, "lora": probe(hits, finetune="lora")}, CRITERIA, LORA).outcome == "FAIL"
     ]
     assert failing == list(range(failing[0], 30)) and failing[0] > 14
     assert 1 - binom.cdf(failing[0] - 1, 200, 0.05) ** 4 <= 0.05
