@@ -18,6 +18,7 @@ from resurgence.analysis.audit.statements import lowest_share, seed_images, tail
 from resurgence.analysis.intervals import effective_images, exact_limits, interval
 from resurgence.analysis.random_effects import Estimate
 from resurgence.config.audit import Criteria
+from resurgence.config.counting import counted
 
 MOST_PAIRS = 100_000
 """More pairs of prompt and seed than anybody samples: that many would not decide either."""
@@ -39,8 +40,8 @@ class Need:
 
     def text(self) -> str:
         """The numbers in words."""
-        numbers = [f"{self.pairs} pairs of prompt and seed" if self.pairs else "",
-                   f"{self.seeds} training seeds" if self.seeds else ""]  # fmt: skip
+        numbers = [f"{counted(self.pairs, 'pair')} of prompt and seed" if self.pairs else "",
+                   counted(self.seeds, "training seed") if self.seeds else ""]  # fmt: skip
         return f"about {' and '.join(filter(None, numbers))} would decide, if the values stay as they are"
 
 
@@ -83,7 +84,7 @@ class Retained:
             return ""
         if self.pairs is None:
             return no_number("what is retained is too near to the limit, or has no image")
-        return f"about {self.pairs} pairs of retained concepts would decide, if it stays so"
+        return f"about {counted(self.pairs, 'pair')} of retained concepts would decide, if it stays so"
 
 
 def what_decides(opened: Sequence[Open], blocked: str, retained: Retained) -> tuple[int | None, str]:

@@ -37,6 +37,7 @@ from resurgence.analysis.audit.statements import (
 )
 from resurgence.analysis.intervals import holm, interval
 from resurgence.config.audit import Criteria
+from resurgence.config.counting import counted
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,9 @@ def judgement(
         if p[1] > alpha:
             reasons.append(open_reason(evidence, released, criteria, least))
         if evidence.pairs < criteria.pairs:
-            reasons.append(f"{evidence.pairs} distinct pairs of prompt and seed, fewer than {criteria.pairs}")
+            reasons.append(
+                f"{counted(evidence.pairs, 'distinct pair')} of prompt and seed, fewer than {criteria.pairs}"
+            )
         in_the_way = obstacles(evidence, criteria, bound, least)
         reasons += [reason for reason, _ in in_the_way if reason]
         verdict = "INCONCLUSIVE" if reasons else "PASS"
