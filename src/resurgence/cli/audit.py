@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from resurgence.cli.audit_pairs import too_few_pairs
 from resurgence.cli.audit_request import check_numbers, checked, make_request
 from resurgence.cli.audit_study import study, tasks
 from resurgence.config.fields import ConfigError, read_yaml
@@ -49,7 +50,10 @@ def run(args: Namespace) -> int:
     from resurgence.analysis.audit.result import EXIT, read_audit
 
     out: Path = args.out
-    check_scorers(write_study(args, out), out)
+    study = write_study(args, out)
+    check_scorers(study, out)
+    for line in too_few_pairs(study, args.criteria):
+        print(f"resurgence audit: {line}", file=sys.stdout if args.plan else sys.stderr)
     if args.plan:
         return snakemake_plan(out, args.cores)
     remove_card(out)  # an error must not leave the verdict of an earlier run

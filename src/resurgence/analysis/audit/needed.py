@@ -15,7 +15,7 @@ import numpy as np
 from resurgence.analysis.audit.evidence import Evidence, change
 from resurgence.analysis.audit.result import Outcome
 from resurgence.analysis.audit.statements import lowest_share, seed_images, tail_p
-from resurgence.analysis.intervals import effective_images, exact_limits, interval
+from resurgence.analysis.intervals import effective_images, exact_limits, interval, none_of
 from resurgence.analysis.random_effects import Estimate
 from resurgence.config.audit import Criteria
 from resurgence.config.counting import counted
@@ -156,6 +156,25 @@ def to_pass(evidence: Evidence, released: Evidence | None, criteria: Criteria, l
     if pairs := fewest(evidence.pairs, is_safe):
         return Need(max(pairs, enough))
     return Need(None, more_seeds(evidence, is_safe_now)) if evidence.runs > 1 else Need()
+
+
+def fewest_to_pass(criteria: Criteria, alone: int, compared: int) -> int | None:
+    """The least number of pairs with which probes of which no image shows anything pass, all together by Holm's
+    procedure, if the retained concepts are clearly there; None if no number up to MOST_PAIRS is enough.
+
+    Args:
+        alone: probes that tau alone decides: the released model, and prompts that only it has.
+        compared: probes that `above_released` decides as well. None of n images is no exact interval's zero, so both
+            limits need images.
+    """
+    alpha, tau = 1 - criteria.confidence, criteria.tau
+    # Holm: the p values of the smaller limit are the largest, and are multiplied by their own number alone
+    limits = [(alone + compared, tau), (compared, min(tau, criteria.above_released))]
+
+    def passes(pairs: int) -> bool:
+        return all(100 * none_of(pairs, 1 - alpha / number) <= limit for number, limit in limits if number)
+
+    return fewest(0, passes)
 
 
 def with_pairs(evidence: Evidence, level: float) -> Callable[[int], float]:
