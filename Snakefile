@@ -66,7 +66,7 @@ onstart:
     needed = {job.rule.name for job in jobs}
     # a container has packages of its own
     outside = workflow.deployment_settings.deployment_method
-    check_present(STUDY, needed, kinds_scored(STUDY, jobs), packages=not outside)
+    check_present(STUDY, rules_loading(STUDY, jobs), kinds_scored(STUDY, jobs), packages=not outside)
     check_tokens(STUDY, needed)
     check_writable(map(Path, ("results", "logs", "scratch")))
     resume.claim(Path())

@@ -15,6 +15,7 @@ import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -433,3 +434,31 @@ def imported_by(module: str, name: str) -> set[str]:
     names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
     names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     return {name.partition(".")[0] for name in names}
+
+
+def test_an_experiment_that_compares_words_has_its_clip_checked(project: Path) -> None:
+    """Other experiments read none, so that a run of those alone does not wait for it."""
+    file = project / "clip/open_clip_model.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"weights")
+    shown = {"title": "w", "kind": "similarity", "tasks": ["ship"], "words": ["boat"]}
+    bars = {"title": "b", "kind": "bars", "tasks": ["ship"], "erasers": ["uce"]}
+    overlay = {"scorers": {"clip": {"path": str(file.parent)}}, "experiments": {"words": shown, "plain": bars}}
+    (project / "more.yaml").write_text(yaml.safe_dump(overlay))
+    study = load_study([ROOT / "params.yaml", project / "more.yaml"], ROOT)
+    other = load_study([ROOT / "params.yaml"], ROOT)
+    entry = {"licence": "x", "get": "ask", "files": {file.name: "0" * 64}}
+    write_table({str(file.parent): entry})
+
+    def job(rule: str, **wildcards: str) -> SimpleNamespace:
+        return SimpleNamespace(rule=SimpleNamespace(name=rule), wildcards=SimpleNamespace(**wildcards))
+
+    plain, words = job("experiment", experiment="plain"), job("experiment", experiment="words")
+    assert weights.rules_loading(study, [plain, job("tables")]) == {"tables"}
+    assert weights.rules_loading(study, [plain, words]) == {"experiment"}
+    weights.check_present(study, weights.rules_loading(study, [plain]))
+    with pytest.raises(
+        FileNotFoundError, match=r"scorers\.clip\.path = .*damaged or incomplete: .*; delete it and get"
+    ):
+        weights.check_present(study, weights.rules_loading(study, [words]))
+    assert not [each for each in weights.weights_of(other, {}) if "experiment" in each.rules]

@@ -95,11 +95,12 @@ def weights_of(study: Study, entries: Mapping[str, Entry]) -> list[Weights]:
 def loaded_scorers(study: Study) -> Iterator[tuple[str, list[str], Collection[str] | None]]:
     """The scorers that jobs load: name, rules of the jobs, and kinds of the tasks whose images it scores; None: all."""
     kinds = {task.kind for task in study.loaded.values()}
+    compares = ["similarity"] if any(shown.kind == "similarity" for shown in study.experiments.values()) else []
     for name, settings in study.scorers.items():
         features = ["features"] if name == study.scorers.get("frechet", {}).get("features") else []
         of = settings.get("kinds")
         if of is None or kinds & set(of) or name == "clip":
-            yield name, loading("scorers", *(["clip"] if name == "clip" else []), *features), of
+            yield name, loading("scorers", *(["clip", *compares] if name == "clip" else []), *features), of
 
 
 def packages_of(study: Study) -> list[Package]:
@@ -176,6 +177,16 @@ def kinds_scored(study: Study, jobs: Iterable[Any]) -> set[str]:
     scoring = loading("scorers")
     models = [job.wildcards.model for job in jobs if job.rule.name in scoring]
     return {study.task(ModelPath.parse(model).task).kind for model in models}
+
+
+def rules_loading(study: Study, jobs: Iterable[Any]) -> set[str]:
+    """The rules of these jobs of Snakemake, of experiments only where one compares words and so loads CLIP."""
+    comparing = {name for name, shown in study.experiments.items() if shown.kind == "similarity"}
+    return {
+        job.rule.name
+        for job in jobs
+        if job.rule.name not in loading("similarity") or job.wildcards.experiment in comparing
+    }
 
 
 def check_present(
