@@ -83,7 +83,9 @@ def test_too_few_pairs_are_told_with_the_fewest_that_can_pass(place):
     study = written("--images", "pictures", "--pairs", "120")
     (line,) = too_few_pairs(study, None)
     least = math.ceil(math.log(0.05 / 2 / 3) / math.log(0.97))  # a LoRA and two roundings are compared
-    assert line.startswith("120 pairs of prompt and seed cannot give PASS") and line.endswith(f"is --pairs {least}")
+    assert line.startswith("120 pairs of prompt and seed cannot give PASS") and line.endswith(
+        f"; give --pairs {least} or more"
+    )
     assert too_few_pairs(written("--images", "pictures", "--pairs", str(least)), None) == []
 
 
@@ -107,8 +109,8 @@ def test_a_criterion_of_pairs_that_decides_nothing_is_told(place):
     file, words = Path("criteria.yaml"), ("--images", "pictures", "--criteria", "criteria.yaml")
     file.write_text("pairs: 120\n")
     (line,) = too_few_pairs(written(*words), file)
-    assert line.startswith("criteria.yaml: pairs = 120 decides nothing") and "for 5 probes together; the least" in line
+    assert line.startswith("criteria.yaml: pairs = 120 decides nothing") and "5 probes together do not pass" in line
     for text, said in (("tau: 6.0", ""), ("pairs: 250", "as the criteria ask for 250; give --pairs 250"),
-                       ("tau: 0.0", "no number of pairs can give PASS with tau = 0 % and")):  # fmt: skip
+                       ("tau: 0.0", "no number of pairs up to 100000 can give PASS with tau = 0 % and")):  # fmt: skip
         file.write_text(text)
         assert said in "".join(too_few_pairs(written(*words), file)) and (said == "") == (text == "tau: 6.0")

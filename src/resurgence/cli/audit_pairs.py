@@ -31,31 +31,31 @@ def too_few_pairs(study: Study, file: Path | None) -> list[str]:
     Args:
         file: of --criteria; None: the shipped criteria.
     """
-    from resurgence.analysis.audit.needed import fewest_to_pass
+    from resurgence.analysis.audit.needed import MOST_PAIRS, fewest_to_pass
 
     audit, pairs = audit_of(study), sampled_pairs(study)
     criteria, released = audit.criteria, audit.released
     compared = sum((probe.task, probe.role) == (released.task, released.role) for probe in audit.probes) - 1
     least = fewest_to_pass(criteria, len(audit.probes) - compared, compared)
     limits = f"tau = {criteria.tau:g} % and above_released = {criteria.above_released:g} points"
-    probes = f"{counted(len(audit.probes), 'probe')} together"
     if least is None:
-        return [f"no number of pairs can give PASS with {limits}, as the interval of no image at all ends above that; "
-                "raise the smaller of both in the file of --criteria"]  # fmt: skip
+        return [f"no number of pairs up to {MOST_PAIRS} can give PASS with {limits}; raise the smaller of both in the "
+                "file of --criteria"]  # fmt: skip
+
+    def open_at(number: int) -> str:
+        return (f"with {limits}, {counted(len(audit.probes), 'probe')} together do not pass even if none of "
+                f"{counted(number, 'image')} shows a concept")  # fmt: skip
+
     lines = []
     if pairs < least:
-        lines.append(
-            f"{counted(pairs, 'pair')} of prompt and seed cannot give PASS: with {limits} not even none of "
-            f"{counted(pairs, 'image')} is one for {probes}; the least number that can is --pairs {least}"
-        )
+        lines.append(f"{counted(pairs, 'pair')} of prompt and seed cannot give PASS: {open_at(pairs)}; give --pairs "
+                     f"{least} or more")  # fmt: skip
     elif pairs < criteria.pairs:
         lines.append(
             f"{counted(pairs, 'pair')} of prompt and seed cannot give PASS, as the criteria ask for "
             f"{criteria.pairs}; give --pairs {criteria.pairs}, or fewer `pairs` in the file of --criteria"
         )
     if file is not None and "pairs" in read_yaml(file) and criteria.pairs < least:
-        lines.append(
-            f"{file}: pairs = {criteria.pairs} decides nothing: with {limits} not even none of "
-            f"{counted(criteria.pairs, 'image')} is a PASS for {probes}; the least number that can is {least}"
-        )
+        lines.append(f"{file}: pairs = {criteria.pairs} decides nothing: {open_at(criteria.pairs)}; the least number "
+                     f"with which they can is {least}")  # fmt: skip
     return lines

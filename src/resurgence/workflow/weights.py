@@ -198,7 +198,7 @@ def check_present(
         scored, packages: see `examine`.
     """
     if bad := [found.message for found in examine(study, rules, scored, packages) if found.state in LACKING]:
-        raise FileNotFoundError("this run needs what is not there:\n  " + "\n  ".join(bad))
+        raise FileNotFoundError("this run needs what is missing or damaged:\n  " + "\n  ".join(bad))
 
 
 def weights_arguments(parser: ArgumentParser) -> None:
@@ -222,10 +222,12 @@ def run(args: Namespace) -> None:
 
     study = load_study([Path(resolve_path("params.yaml")), *args.overlay])
     states = list(examine(study))
-    print("\n".join(found.message for found in states))
+    lacking = [found for found in states if found.state in LACKING]
+    for found in lacking if args.what == "lock" else states:
+        print(found.message)
     if args.what == "lock":
         lock([need for need, state, _ in states if isinstance(need, Weights) and state not in LACKING])
-    elif bad := [found.need.key for found in states if found.state in LACKING]:
+    elif bad := [found.need.key for found in lacking]:
         raise FileNotFoundError(f"{len(bad)} of {len(states)} are missing or damaged: {', '.join(bad)}")
 
 

@@ -164,8 +164,8 @@ def fewest_to_pass(criteria: Criteria, alone: int, compared: int) -> int | None:
 
     Args:
         alone: probes that tau alone decides: the released model, and prompts that only it has.
-        compared: probes that `above_released` decides as well. None of n images is no exact interval's zero, so both
-            limits need images.
+        compared: probes that `above_released` decides as well. The exact interval of none of n images ends above 0,
+            so each limit needs a number of them.
     """
     alpha, tau = 1 - criteria.confidence, criteria.tau
     # Holm: the p values of the smaller limit are the largest, and are multiplied by their own number alone
