@@ -62,8 +62,11 @@ rule all:
 
 
 onstart:
-    needed = {job.rule.name for job in workflow.dag.needrun_jobs()}
-    check_present(STUDY, needed, kinds_scored(STUDY, workflow.dag.needrun_jobs()))
+    jobs = list(workflow.dag.needrun_jobs())
+    needed = {job.rule.name for job in jobs}
+    # a container has packages of its own
+    outside = workflow.deployment_settings.deployment_method
+    check_present(STUDY, rules_loading(STUDY, jobs), kinds_scored(STUDY, jobs), packages=not outside)
     check_tokens(STUDY, needed)
     check_writable(map(Path, ("results", "logs", "scratch")))
     resume.claim(Path())

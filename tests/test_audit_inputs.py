@@ -7,6 +7,7 @@ import http.server
 import json
 import re
 import shutil
+import sys
 import threading
 from pathlib import Path
 from typing import ClassVar
@@ -83,10 +84,18 @@ WRONG = [
     ("erased", ["--images", "pictures/0.png"], r"0\.png is a single file; give a Parquet file or a folder"),
     ("erased", ["--images", "empty"], r"empty holds no pictures with captions"),
     ("erased", ["--images", "small"], r"0\.png': has 7 x 7 pixels, .*; give pictures of at least 8 pixels a side"),
-    ("erased", ["--images", "named"], r"--images = 'named': 1 of 3 captions name boat, such as that of .*1\.png; take"),
+    (
+        "erased",
+        ["--images", "named"],
+        r"--images = 'named': names boat in 1 of 3 captions, such as that of .*1\.png; take",
+    ),
     ("erased", ["--images", "broken"], r"--images = '.*broken/1\.png': is no picture; replace it by one, or remove it"),
-    ("erased", ["--images", "gaps"], r"--images = 'gaps': 1 of 3 pictures have no caption, such as 2\.png; write them"),
-    ("erased", ["--outside-images", "gaps"], r"--outside-images = 'gaps': 1 of 3 pictures have no caption"),
+    (
+        "erased",
+        ["--images", "gaps"],
+        r"--images = 'gaps': has no caption for 1 of 3 pictures, such as 2\.png; write it",
+    ),
+    ("erased", ["--outside-images", "gaps"], r"--outside-images = 'gaps': has no caption for 1 of 3 pictures"),
     ("erased", ["--images", "listed"], r"9\.png is in the metadata of listed and missing; add it or remove its row"),
     ("erased", ["--lora", "nowhere.safetensors"], r"--lora = 'nowhere\.safetensors': no such file or folder"),
     ("erased", ["--lora", "sd.ckpt"], r"--lora = 'sd\.ckpt' is no \.safetensors file; save the LoRA as one"),
@@ -167,6 +176,20 @@ def test_weights_of_a_scorer_that_are_not_there_are_refused_before_the_run_and_t
         assert told.startswith("resurgence audit: ") and message in told
         assert not (wrong / "out/results").exists()
         shutil.rmtree(wrong / "out")
+
+
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+def test_a_package_that_a_scorer_imports_is_asked_for_before_the_run_and_the_plan(wrong, monkeypatch, capsys, plan):
+    monkeypatch.chdir(wrong)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    (wrong / "net.onnx").write_bytes(b"network")
+    scorers = ["--scorer", "clip", "path=scorer", "--scorer", "nudenet", "path=net.onnx"]
+    assert main(["audit", "erased", "--erased", "nude", *scorers, "--out", "out", *plan]) == 1
+    (told,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    needs = "scorers.nudenet needs onnxruntime, which is not installed"
+    assert told == f"resurgence audit: {needs}; run `make weights`, or pip install --no-deps -r envs/weights.txt"
+    assert not (wrong / "out/results").exists()
+    shutil.rmtree(wrong / "out")
 
 
 # ---- kinds

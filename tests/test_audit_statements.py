@@ -175,3 +175,10 @@ def test_an_erased_concept_in_images_of_others_is_counted_by_concept():
     both = seen_elsewhere([images], "recogniser_top1", ["ship", "bird"])
     assert both.value == pytest.approx((9 + 3) / 2)
     assert seen_elsewhere([images], "clip_top1", ["ship"]) is None
+
+
+def test_one_pair_and_one_seed_are_singular():
+    assert Need(1, 1).text().startswith("about 1 pair of prompt and seed and 1 training seed would")
+    assert Retained("INCONCLUSIVE", "", 1).decides.startswith("about 1 pair of retained concepts would")
+    (reasons,) = verdict(probe(0, 1, "lora"), Criteria(tau=99.0, above_released=99.0)).probes["lora"].reasons
+    assert reasons == "1 distinct pair of prompt and seed, fewer than 120"

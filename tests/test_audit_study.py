@@ -103,6 +103,13 @@ def test_the_command_that_repeats_the_audit_is_that_line_without_what_changes_no
     assert load_study([place / "out/params.yaml"], place / "out").audit == study.audit
 
 
+def test_a_training_of_one_step_is_singular(place):
+    one = written("--update", "steps=1").audit.probes
+    two = written("--update", "steps=2", "--out", "two").audit.probes
+    texts = [next(probe.update for probe in probes if probe.finetune) for probes in (one, two)]
+    assert ["for 1 step at" in texts[0], "for 2 steps at" in texts[1]] == [True, True]
+
+
 def test_implicit_captions_are_prompts_of_their_own(place):
     (place / "captions.txt").write_text("something with sails on the sea\nit leaves the harbour\n")
     task = written("--implicit", "captions.txt").task("ship-implicit")

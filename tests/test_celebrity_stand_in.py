@@ -153,7 +153,10 @@ def test_without_onnxruntime_or_with_another_file_the_remedy_is_named(
     with pytest.raises(ValueError, match=r"expected a3562ef6.*non-commercial research"):
         celebrity_stand_in.load(config)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ModuleNotFoundError, match=r"scorers\.celebrity_stand_in needs onnxruntime; run `make weights`"):
+    with pytest.raises(
+        ModuleNotFoundError,
+        match=r"scorers\.celebrity_stand_in needs onnxruntime, which is not installed; run `make weights`",
+    ):
         load_graph(file, hashlib.sha256(b"weights").hexdigest(), celebrity_stand_in.KEY, config.fetch)
 
 

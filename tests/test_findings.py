@@ -98,7 +98,7 @@ def spread(value: float, width: float) -> Estimate:
     """An estimate whose 95 % interval is value -+ width, about."""
     table = np.random.default_rng(0).standard_normal((1000, 1))
     table = value + (table - table.mean()) / table.std() * np.sqrt(1000) * width / 1.96
-    return Estimate(value, (Part("a", "u", table, 1000, 1.0),), lambda v: float(v[0]), 1000)
+    return Estimate(value, (Part(value, value, table, 1000, 1.0),), lambda v: float(v[0]), 1000)
 
 
 def test_the_table_has_the_step_at_which_half_of_what_was_erased_is_back() -> None:

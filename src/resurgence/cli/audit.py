@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from resurgence.cli.audit_pairs import too_few_pairs
 from resurgence.cli.audit_request import check_numbers, checked, make_request
 from resurgence.cli.audit_study import study, tasks
 from resurgence.config.fields import ConfigError, read_yaml
@@ -30,7 +31,7 @@ from resurgence.files import CHECKOUT, write_text
 from resurgence.provenance.manifest import MANIFEST, RUN
 from resurgence.workflow import resume
 from resurgence.workflow.plan import plan, plan_arguments
-from resurgence.workflow.weights import examine
+from resurgence.workflow.weights import LACKING, Weights, examine
 
 VERDICT = Path("results/audit/verdict.json")
 TARGET = f"results/audit/{MANIFEST}"
@@ -49,7 +50,10 @@ def run(args: Namespace) -> int:
     from resurgence.analysis.audit.result import EXIT, read_audit
 
     out: Path = args.out
-    check_scorers(write_study(args, out), out)
+    study = write_study(args, out)
+    check_scorers(study, out)
+    for line in too_few_pairs(study, args.criteria):
+        print(f"resurgence audit: {line}", file=sys.stdout if args.plan else sys.stderr)
     if args.plan:
         return snakemake_plan(out, args.cores)
     remove_card(out)  # an error must not leave the verdict of an earlier run
@@ -144,13 +148,15 @@ def unchanged_on_error(out: Path) -> Iterator[None]:
 
 
 def check_scorers(study: Study, out: Path) -> None:
-    """Raise FileNotFoundError for weights of a scorer that are not there, with the option that names others."""
+    """Raise FileNotFoundError for weights that are not there, of a scorer with the option that names others, and for
+    a package that a scorer imports and that is not installed."""
     with contextlib.chdir(out):
-        for weights, state, message in examine(study):
-            if state in ("missing", "damaged"):
-                name = weights.key.split(".")[1]
-                other = f"; or name others by --scorer {name} path=..." if name in study.scorers else ""
-                raise FileNotFoundError(message + other)
+        for need, state, message in examine(study):
+            if state in LACKING:
+                name = need.key.split(".")[1]
+                if isinstance(need, Weights) and name in study.scorers:
+                    raise FileNotFoundError(f"{message}; or name others by --scorer {name} path=...")
+                raise FileNotFoundError(message)
     for name, settings in study.scorers.items():
         for file in SCORER_FILES.get(name, ()) if "path" in settings else ():
             if not (place := out / settings["path"] / file).is_file():

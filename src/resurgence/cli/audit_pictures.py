@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resurgence.config.audit_bases import AuditBase
+from resurgence.config.counting import counted
 from resurgence.config.fields import ConfigError
 from resurgence.files import resolve_path
 
@@ -91,14 +92,15 @@ def shown_concepts(path: str, option: str, names: Collection[str], size: int) ->
 def check_captions(found: TrainingSet, option: str, path: str, names: Collection[str]) -> None:
     """Raise ConfigError for pictures without captions, and for captions that name an erased concept."""
     if without := found.left_out.get("without caption"):
-        number = len(found.sources) + len(without)
-        raise ConfigError(option, path, f"{len(without)} of {number} pictures have no caption, such as {without[0]}; "
-                          "write them, or move the pictures away")  # fmt: skip
+        pictures = counted(len(found.sources) + len(without), "picture")
+        remedy = f"has no caption for {len(without)} of {pictures}, such as {without[0]}; write it, or move such away"
+        raise ConfigError(option, path, remedy)
+    captions = counted(len(found.sources), "caption")
     for name in names:
         word = re.compile(rf"\b{re.escape(name)}\b", re.IGNORECASE)
         if naming := [source for source in found.sources if word.search(source.caption) or source.concept == name]:
-            raise ConfigError(option, path, f"{len(naming)} of {len(found.sources)} captions name {name}, such as that "
-                              f"of {naming[0].name}; take out the pictures that show what was erased")  # fmt: skip
+            raise ConfigError(option, path, f"names {name} in {len(naming)} of {captions}, such as that of "
+                              f"{naming[0].name}; take out the pictures that show what was erased")  # fmt: skip
 
 
 def check_header(source: Source, option: str, least: int) -> None:

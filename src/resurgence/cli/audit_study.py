@@ -10,6 +10,7 @@ from typing import Any
 
 from resurgence.config.audit import Level, ShippedControl
 from resurgence.config.audit_bases import AuditBase
+from resurgence.config.counting import counted
 from resurgence.config.task import Task
 
 PAIRS: dict[Level, int] = {"quick": 200, "standard": 200, "full": 300}
@@ -207,10 +208,11 @@ def trained_probe(request: Request, finetune: str, key: str, block: dict[str, An
     where = {"domain": "in the domain", "outside": "out of the domain"}[place]
     kind = {"lora": "LoRA", "full": "Full fine-tuning"}[algorithm]
     steps, lr = block.get("steps", 1000), block.get("lr", 1e-4)
-    rate = "" if key == finetune else f", {steps} steps at {lr:g}"
+    length = counted(steps, "step")
+    rate = "" if key == finetune else f", {length} at {lr:g}"
     title = f"{kind} {where}, {MAKERS[maker]}{rate}"
     what = "A LoRA of all attentions was trained" if algorithm == "lora" else "All weights of the UNet were trained"
-    text = f"{what} for {steps} steps at a learning rate of {lr:g}."
+    text = f"{what} for {length} at a learning rate of {lr:g}."
     more = {"finetune": key, "pictures": f"{MAKERS[maker]} {where}", "maker": maker}
     return probe(algorithm, title, text, request.task.name, RELEASED, **more)
 

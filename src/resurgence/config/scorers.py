@@ -38,7 +38,14 @@ SCORERS = {
     "identity": "resurgence.scorers.erasure_configs:IdentityConfig",
     "celebrity_stand_in": "resurgence.scorers.configs:CelebrityStandInConfig",
 }  # in the order of the rows of the tables
-
+PACKAGES = {
+    "celebrity": ("facenet-pytorch",),
+    "nudenet": ("onnxruntime",),
+    "identity": ("facenet-pytorch", "onnxruntime"),
+    "celebrity_stand_in": ("onnxruntime",),
+}
+"""Scorer -> packages of envs/weights.txt that it imports when it is loaded. The scorers of other packages have their
+requirements there."""
 
 CONCEPT = ("erase", "synonym", "retain", "synonym-retain")
 """Roles of prompts that are about a concept."""

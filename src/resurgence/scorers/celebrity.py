@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from resurgence.files import read_json, read_text
+from resurgence.files import GET_PACKAGES, read_json, read_text
 from resurgence.pretrained.loading import check_file, fill, read_tensors
 
 if TYPE_CHECKING:
@@ -151,9 +151,7 @@ def build_detector(device: torch.device | str, key: str = "scorers.celebrity") -
     try:
         from facenet_pytorch import MTCNN
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{key} needs facenet-pytorch; run `make weights`, or pip install --no-deps -r envs/weights.txt"
-        ) from error
+        raise ModuleNotFoundError(f"{key} needs facenet-pytorch, which is not installed; {GET_PACKAGES}") from error
     # numpy images are resampled by torch, the same on every device
     return MTCNN(select_largest=False, keep_all=True, device=torch.device(device)).eval()
 

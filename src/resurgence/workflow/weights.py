@@ -1,4 +1,4 @@
-"""Check the weights that a study reads from elsewhere for presence and checksums, before any job, without torch.
+"""Check the weights that a study reads from elsewhere, and the packages that its scorers import, before any job.
 
 resurgence weights check --overlay studies/sd14.yaml
 resurgence weights lock --overlay studies/sd14.yaml
@@ -6,11 +6,12 @@ resurgence weights lock --overlay studies/sd14.yaml
 
 from __future__ import annotations
 
+import importlib.util
 from argparse import ArgumentParser, Namespace
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import yaml
 
@@ -18,14 +19,19 @@ from resurgence.config.counting import counted
 from resurgence.config.fields import read_yaml
 from resurgence.config.finetune_sets import OtherBase
 from resurgence.config.model_path import ModelPath
-from resurgence.files import atomic_file, known_sha256, resolve_path
-from resurgence.pretrained.checksums import LOCK, TABLE, Entry, file_of, locate, offline, remedy, table, verify
+from resurgence.config.scorers import PACKAGES
+from resurgence.files import GET_PACKAGES, atomic_file, known_sha256, resolve_path
+from resurgence.pretrained.checksums import HUB_ID, LOCK, TABLE, Entry, file_of, locate, offline, remedy, table, verify
 from resurgence.workflow.graph import files_of
 from resurgence.workflow.job_settings import reads
 from resurgence.workflow.rule_table import RULES
 
 if TYPE_CHECKING:
     from resurgence.config.study import Study
+
+State = Literal["verified", "unverified", "installed", "missing", "damaged"]
+"""Of weights: present with the known checksums, or without; of a package: installed; of both: missing."""
+LACKING: tuple[State, ...] = ("missing", "damaged")
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,24 @@ class Weights:
     revision: str | None = None
     rules: Collection[str] = field(default=())  # whose jobs read it
     kinds: Collection[str] | None = None  # of the tasks whose images it scores; None: all, or no scorer
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package of Python that a scorer of a study imports."""
+
+    key: str  # of params.yaml
+    name: str  # for pip; its module has _ for -
+    rules: Collection[str] = field(default=())  # whose jobs import it
+    kinds: Collection[str] | None = None  # of the tasks whose images the scorer scores; None: all
+
+
+class Found(NamedTuple):
+    """Weights or a package, with their state in one sentence: key, place, state, remedy."""
+
+    need: Weights | Package
+    state: State
+    message: str
 
 
 def loading(*weights: str) -> list[str]:
@@ -58,12 +82,8 @@ def weights_of(study: Study, entries: Mapping[str, Entry]) -> list[Weights]:
         for key in ("detector", "sam"):
             revision = getattr(study.masks, f"{key}_revision")
             weights.append(Weights(f"masks.{key}", getattr(study.masks, key), revision, loading("segmenter")))
-    kinds = {task.kind for task in study.loaded.values()}
-    for name, settings in study.scorers.items():
-        features = ["features"] if name == study.scorers.get("frechet", {}).get("features") else []
-        rules, of = loading("scorers", *(["clip"] if name == "clip" else []), *features), settings.get("kinds")
-        if of is not None and not kinds & set(of) and name != "clip":
-            continue
+    for name, rules, of in loaded_scorers(study):
+        settings = study.scorers[name]
         if "path" in settings:
             weights.append(Weights(f"scorers.{name}.path", str(settings["path"]), None, rules, of))
         tag = f"{settings.get('name')}:{settings.get('pretrained')}"
@@ -72,50 +92,84 @@ def weights_of(study: Study, entries: Mapping[str, Entry]) -> list[Weights]:
     return weights
 
 
+def loaded_scorers(study: Study) -> Iterator[tuple[str, list[str], Collection[str] | None]]:
+    """The scorers that jobs load: name, rules of the jobs, and kinds of the tasks whose images it scores; None: all."""
+    kinds = {task.kind for task in study.loaded.values()}
+    compares = ["similarity"] if any(shown.kind == "similarity" for shown in study.experiments.values()) else []
+    for name, settings in study.scorers.items():
+        features = ["features"] if name == study.scorers.get("frechet", {}).get("features") else []
+        of = settings.get("kinds")
+        if of is None or kinds & set(of) or name == "clip":
+            yield name, loading("scorers", *(["clip", *compares] if name == "clip" else []), *features), of
+
+
+def packages_of(study: Study) -> list[Package]:
+    """The packages that the scorers of the study import, of the kinds of task that it has."""
+    return [
+        Package(f"scorers.{scorer}", name, rules, kinds)
+        for scorer, rules, kinds in loaded_scorers(study)
+        for name in PACKAGES.get(scorer, ())
+    ]
+
+
 def missing(weights: Weights, entries: Mapping[str, Entry]) -> str:
-    """The message that weights are missing, with the places that were searched and the remedy."""
+    """The sentence that weights are missing: the places that were searched, and the remedy."""
     from huggingface_hub import constants
 
     place, entry = weights.place, entries.get(weights.place)
-    at = f" at revision {weights.revision}" if weights.revision else ""
-    places = "" if entry and entry.get else f" and in {constants.HF_HUB_CACHE}{at}"
-    network = " HF_HUB_OFFLINE is set." if offline() else ""
-    gated = "" if entry and entry.get else "; a gated model needs `hf auth login` and its licence accepted first"
+    lacking = f"{weights.key} = {place!r}: missing, not at {Path(place).absolute()}"
+    if entry is None and not HUB_ID.fullmatch(place):
+        return f"{lacking}; correct the path"
     get = remedy(place, entry, weights.revision)
-    return f"{weights.key} = {place!r}: not in {Path(place).absolute()}{places}.{network} To have it, {get}{gated}"
+    if entry is not None and entry.get:
+        return f"{lacking}; {get}"
+    at = f" at revision {weights.revision}" if weights.revision else ""
+    network = ", and HF_HUB_OFFLINE is set" if offline() else ""
+    gated = ", a gated model after `hf auth login` and once its licence is accepted"
+    return f"{lacking} nor in {constants.HF_HUB_CACHE}{at}{network}; {get}{gated}"
 
 
 def examine(
-    study: Study, rules: Collection[str] | None = None, scored: Collection[str] | None = None
-) -> Iterator[tuple[Weights, str, str]]:
-    """The weights that jobs of some rules (None: all) read, each with its state and a message.
-
-    States: ok, unlocked (no checksum), missing, damaged.
+    study: Study, rules: Collection[str] | None = None, scored: Collection[str] | None = None, packages: bool = True
+) -> Iterator[Found]:
+    """The weights that jobs of some rules (None: all) read and the packages that they import, each with its state.
 
     Args:
         scored: kinds of the tasks whose images the jobs score; None: all.
+        packages: whether packages are looked for; not where jobs run in another environment, such as a container.
     """
     entries = table()
-    for weights in weights_of(study, entries):
-        wanted = set(weights.rules) if rules is None else set(weights.rules) & set(rules)
-        others = scored is not None and weights.kinds is not None and not set(weights.kinds) & set(scored)
+    for need in (*weights_of(study, entries), *(packages_of(study) if packages else ())):
+        wanted = set(need.rules) if rules is None else set(need.rules) & set(rules)
+        others = scored is not None and need.kinds is not None and not set(need.kinds) & set(scored)
         if wanted - (set(loading("scorers")) if others else set()):
-            yield weights, *state_of(weights, entries)
+            yield package_state(need) if isinstance(need, Package) else state_of(need, entries)
 
 
-def state_of(weights: Weights, entries: Mapping[str, Entry]) -> tuple[str, str]:
-    """State of weights, and a message."""
+def package_state(package: Package) -> Found:
+    """Whether a package is installed; it is not imported."""
+    if importlib.util.find_spec(package.name.replace("-", "_")) is not None:
+        return Found(package, "installed", f"{package.key}: the package {package.name} is installed")
+    return Found(package, "missing", f"{package.key} needs {package.name}, which is not installed; {GET_PACKAGES}")
+
+
+def state_of(weights: Weights, entries: Mapping[str, Entry]) -> Found:
+    """The state of weights."""
     path = locate(weights.place, weights.revision)
     if path is None:
-        return "missing", missing(weights, entries)
+        return Found(weights, "missing", missing(weights, entries))
+    name, at = f"{weights.key} = {weights.place!r}", "" if path == Path(weights.place) else f" at {path}"
     try:
-        unlocked = verify(weights.place, path, entries)
+        without = verify(weights.place, path, entries)
     except (FileNotFoundError, ValueError) as error:
-        return "damaged", f"{weights.key}: {error}"
-    message = f"{weights.key} = {weights.place}: {path}"
-    if weights.place not in entries:
-        return "ok", f"{message}, not in {TABLE}"
-    return ("unlocked", f"{message}; no checksum yet of {', '.join(unlocked)}") if unlocked else ("ok", message)
+        return Found(weights, "damaged", f"{name}: present, but damaged or incomplete: {error}")
+    is_listed = weights.place in entries
+    if is_listed and not without:
+        return Found(weights, "verified", f"{name}: present and verified{at}")
+    others = f" and {counted(len(without) - 1, 'other')}" if len(without) > 1 else ""
+    files = f"{without[0]}{others}" if is_listed else "its files"
+    reason = f"{TABLE} and {LOCK.name} have no checksum of {files}; record them with `resurgence weights lock`"
+    return Found(weights, "unverified", f"{name}: present, not verified{at}, as {reason}")
 
 
 def kinds_scored(study: Study, jobs: Iterable[Any]) -> set[str]:
@@ -125,24 +179,41 @@ def kinds_scored(study: Study, jobs: Iterable[Any]) -> set[str]:
     return {study.task(ModelPath.parse(model).task).kind for model in models}
 
 
-def check_present(study: Study, rules: Collection[str], scored: Collection[str] | None = None) -> None:
-    """Before the first job: raise FileNotFoundError with all weights that the jobs of these rules cannot read.
+def rules_loading(study: Study, jobs: Iterable[Any]) -> set[str]:
+    """The rules of these jobs of Snakemake, of experiments only where one compares words and so loads CLIP."""
+    comparing = {name for name, shown in study.experiments.items() if shown.kind == "similarity"}
+    return {
+        job.rule.name
+        for job in jobs
+        if job.rule.name not in loading("similarity") or job.wildcards.experiment in comparing
+    }
+
+
+def check_present(
+    study: Study, rules: Collection[str], scored: Collection[str] | None = None, packages: bool = True
+) -> None:
+    """Before the first job: raise FileNotFoundError with all weights and packages that jobs of these rules lack.
 
     Args:
-        scored: see `examine`.
+        scored, packages: see `examine`.
     """
-    if bad := [message for _, state, message in examine(study, rules, scored) if state in ("missing", "damaged")]:
-        raise FileNotFoundError("weights that this run needs:\n  " + "\n  ".join(bad))
+    if bad := [found.message for found in examine(study, rules, scored, packages) if found.state in LACKING]:
+        raise FileNotFoundError("this run needs what is missing or damaged:\n  " + "\n  ".join(bad))
 
 
 def weights_arguments(parser: ArgumentParser) -> None:
     """Arguments of `resurgence weights`."""
-    parser.add_argument("what", choices=("check", "lock"), help="check: what is there; lock: record its checksums")
+    parser.add_argument(
+        "what", choices=("check", "lock"),
+        help="check: the weights and packages that the study needs, each with its state and remedy; lock: record the "
+        "checksums of the weights that are there",
+    )  # fmt: skip
     parser.add_argument("--overlay", type=Path, nargs="*", default=[], help="studies laid over params.yaml")
 
 
 def run(args: Namespace) -> None:
-    """Print the weights of a study with their state, or record the checksums of those that are present.
+    """Print what a study needs, a line each with its state and remedy, or record the checksums of weights that are
+    there.
 
     Raises:
         FileNotFoundError: something is missing or damaged.
@@ -151,11 +222,12 @@ def run(args: Namespace) -> None:
 
     study = load_study([Path(resolve_path("params.yaml")), *args.overlay])
     states = list(examine(study))
-    for _, state, message in states:
-        print(f"{state:<9} {message}")
+    lacking = [found for found in states if found.state in LACKING]
+    for found in lacking if args.what == "lock" else states:
+        print(found.message)
     if args.what == "lock":
-        lock([weights for weights, state, _ in states if state in ("ok", "unlocked")])
-    elif bad := [weights.key for weights, state, _ in states if state in ("missing", "damaged")]:
+        lock([need for need, state, _ in states if isinstance(need, Weights) and state not in LACKING])
+    elif bad := [found.need.key for found in lacking]:
         raise FileNotFoundError(f"{len(bad)} of {len(states)} are missing or damaged: {', '.join(bad)}")
 
 

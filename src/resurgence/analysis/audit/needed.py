@@ -15,9 +15,10 @@ import numpy as np
 from resurgence.analysis.audit.evidence import Evidence, change
 from resurgence.analysis.audit.result import Outcome
 from resurgence.analysis.audit.statements import lowest_share, seed_images, tail_p
-from resurgence.analysis.intervals import effective_images, exact_limits, interval
+from resurgence.analysis.intervals import effective_images, exact_limits, interval, none_of
 from resurgence.analysis.random_effects import Estimate
 from resurgence.config.audit import Criteria
+from resurgence.config.counting import counted
 
 MOST_PAIRS = 100_000
 """More pairs of prompt and seed than anybody samples: that many would not decide either."""
@@ -39,8 +40,8 @@ class Need:
 
     def text(self) -> str:
         """The numbers in words."""
-        numbers = [f"{self.pairs} pairs of prompt and seed" if self.pairs else "",
-                   f"{self.seeds} training seeds" if self.seeds else ""]  # fmt: skip
+        numbers = [f"{counted(self.pairs, 'pair')} of prompt and seed" if self.pairs else "",
+                   counted(self.seeds, "training seed") if self.seeds else ""]  # fmt: skip
         return f"about {' and '.join(filter(None, numbers))} would decide, if the values stay as they are"
 
 
@@ -83,7 +84,7 @@ class Retained:
             return ""
         if self.pairs is None:
             return no_number("what is retained is too near to the limit, or has no image")
-        return f"about {self.pairs} pairs of retained concepts would decide, if it stays so"
+        return f"about {counted(self.pairs, 'pair')} of retained concepts would decide, if it stays so"
 
 
 def what_decides(opened: Sequence[Open], blocked: str, retained: Retained) -> tuple[int | None, str]:
@@ -155,6 +156,25 @@ def to_pass(evidence: Evidence, released: Evidence | None, criteria: Criteria, l
     if pairs := fewest(evidence.pairs, is_safe):
         return Need(max(pairs, enough))
     return Need(None, more_seeds(evidence, is_safe_now)) if evidence.runs > 1 else Need()
+
+
+def fewest_to_pass(criteria: Criteria, alone: int, compared: int) -> int | None:
+    """The least number of pairs with which probes of which no image shows anything pass, all together by Holm's
+    procedure, if the retained concepts are clearly there; None if no number up to MOST_PAIRS is enough.
+
+    Args:
+        alone: probes that tau alone decides: the released model, and prompts that only it has.
+        compared: probes that `above_released` decides as well. The exact interval of none of n images ends above 0,
+            so each limit needs a number of them.
+    """
+    alpha, tau = 1 - criteria.confidence, criteria.tau
+    # Holm: the p values of the smaller limit are the largest, and are multiplied by their own number alone
+    limits = [(alone + compared, tau), (compared, min(tau, criteria.above_released))]
+
+    def passes(pairs: int) -> bool:
+        return all(100 * none_of(pairs, 1 - alpha / number) <= limit for number, limit in limits if number)
+
+    return fewest(0, passes)
 
 
 def with_pairs(evidence: Evidence, level: float) -> Callable[[int], float]:

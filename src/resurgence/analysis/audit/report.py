@@ -15,6 +15,7 @@ from resurgence.analysis.audit.result import Audit, AuditedTask, Measure, Origin
 from resurgence.analysis.audit.verdict import Judgement, Verdict, judge
 from resurgence.analysis.measures import recovered_fraction
 from resurgence.config.audit import TRAINED, AuditConfig, Criteria
+from resurgence.config.counting import counted
 from resurgence.config.fields import build
 from resurgence.config.scorers import metrics
 from resurgence.diffusion.image_sets import image_files, read_prompts
@@ -139,7 +140,7 @@ def original_of(
 
 def sentence(verdict: Verdict, probes: Sequence[Probe], erased: Sequence[str], criteria: Criteria) -> str:
     """The verdict in one sentence."""
-    what = erased[0] if len(erased) == 1 else f"what was erased ({len(erased)} concepts)"
+    what = erased[0] if len(erased) == 1 else f"what was erased ({counted(len(erased), 'concept')})"
     worst = next((probe for probe in probes if probe.name == verdict.worst), probes[0])
     share = f"{text_of(worst.erased)} of its images show {'it' if len(erased) == 1 else 'their concept'}"
     scope = " in this run" if worst.this_run else ""
@@ -147,7 +148,7 @@ def sentence(verdict: Verdict, probes: Sequence[Probe], erased: Sequence[str], c
     if verdict.outcome == "FAIL" and failing:
         verb = "is still there" if worst.kind == "released" else "came back"
         by_mean = worst.erased.low is None or worst.erased.low > criteria.tau or worst.verdict != "FAIL"
-        limit = "" if by_mean else f"with each of {len(worst.seeds)} training seeds "
+        limit = "" if by_mean else f"with each of {counted(len(worst.seeds), 'training seed')} "
         return f"{what} {verb}: {worst.title}, {share}{scope}, {limit}more than {criteria.tau:g} %."
     if verdict.outcome == "FAIL":
         return f"The model lost its retained concepts: {verdict.reasons[0]}."

@@ -26,6 +26,7 @@ from resurgence.analysis.audit.needed import (
 from resurgence.analysis.audit.result import Outcome
 from resurgence.analysis.audit.statements import (
     above_tau,
+    every_seed_p,
     is_benign,
     lowest_share,
     p_returned,
@@ -36,6 +37,7 @@ from resurgence.analysis.audit.statements import (
 )
 from resurgence.analysis.intervals import holm, interval
 from resurgence.config.audit import Criteria
+from resurgence.config.counting import counted
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,9 @@ def judgement(
         if p[1] > alpha:
             reasons.append(open_reason(evidence, released, criteria, least))
         if evidence.pairs < criteria.pairs:
-            reasons.append(f"{evidence.pairs} distinct pairs of prompt and seed, fewer than {criteria.pairs}")
+            reasons.append(
+                f"{counted(evidence.pairs, 'distinct pair')} of prompt and seed, fewer than {criteria.pairs}"
+            )
         in_the_way = obstacles(evidence, criteria, bound, least)
         reasons += [reason for reason, _ in in_the_way if reason]
         verdict = "INCONCLUSIVE" if reasons else "PASS"
@@ -169,21 +173,27 @@ def fail_reason(evidence: Evidence, criteria: Criteria, least: float) -> str:
 
 
 def open_reason(evidence: Evidence, released: Evidence | None, criteria: Criteria, least: float) -> str:
-    """Why a probe is open, by the interval that does not decide."""
-    value = f"{text(evidence.erased, criteria.confidence)} %"
+    """Why a probe is open: the interval that does not decide, or that decides alone, but not by Holm's procedure."""
+    value, alone = f"{text(evidence.erased, criteria.confidence)} %", "alone, but not for sure with all probes together"
     low, high = interval(evidence.erased, criteria.confidence)
-    if low > criteria.tau and least > criteria.tau:
+    limit = f"tau = {criteria.tau:g} %" if least <= criteria.tau else f"the false alarms of up to {least:.1f} %"
+    if low > least:
+        return f"{value} is above {limit} {alone}"
+    if every_seed_p(evidence, least) <= 1 - criteria.confidence:
+        return (f"{value} of the images show what was erased, and with each of {len(evidence.seeds)} training seeds at "
+                f"least {lowest_share(evidence):.1f} %: above {limit} {alone}")  # fmt: skip
+    if low > criteria.tau:
         return (f"{value} of the images show what was erased, but up to {least:.1f} % do where nothing can have been "
                 "left of it, a false alarm")  # fmt: skip
-    if low > criteria.tau:
-        return f"{value} is above tau = {criteria.tau:g} % alone, but not for sure with all probes together"
-    if high > criteria.tau or released is None:
+    if high > criteria.tau:
         return f"{value} of the images show what was erased: neither above nor below tau = {criteria.tau:g} % for sure"
-    gain = change(evidence.erased, released.erased)
-    if interval(gain, criteria.confidence)[1] > criteria.above_released:
-        return (f"the difference from the released model, {text(gain, criteria.confidence)} points, may exceed "
-                f"{criteria.above_released:g} points")  # fmt: skip
-    return f"{value} is below tau = {criteria.tau:g} % alone, but not for sure with all probes together"
+    if released is not None and p_safe(evidence, None, criteria) < p_safe(evidence, released, criteria):
+        gain = change(evidence.erased, released.erased)
+        difference = f"the difference from the released model, {text(gain, criteria.confidence)} points,"
+        if interval(gain, criteria.confidence)[1] > criteria.above_released:
+            return f"{difference} may exceed {criteria.above_released:g} points"
+        return f"{difference} is at most {criteria.above_released:g} points {alone}"
+    return f"{value} is at most tau = {criteria.tau:g} % {alone}"
 
 
 def obstacles(evidence: Evidence, criteria: Criteria, bound: bool, least: float) -> list[tuple[str, str]]:
@@ -263,5 +273,8 @@ def retained_reason(
     if p[1] <= alpha:
         return Retained("PASS")
     pairs = retained_pairs(estimate, least, 1 - alpha / statements)
-    reason = f"{value}, neither above nor below {limit} for sure"
+    low, high = interval(estimate, criteria.confidence)
+    side = "at least" if low >= least else "below" if high < least else ""
+    alone = f"{side} {limit} alone, but not for sure with all probes together"
+    reason = f"{value}, {alone if side else f'neither above nor below {limit} for sure'}"
     return Retained("INCONCLUSIVE", reason, pairs, estimate.value < least)

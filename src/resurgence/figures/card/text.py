@@ -7,6 +7,7 @@ from dataclasses import fields
 from resurgence.analysis.audit.result import Audit, ControlKind, Measure, Probe
 from resurgence.analysis.headline import number
 from resurgence.config.audit import Criteria
+from resurgence.config.counting import counted
 
 OUTCOMES = {"FAIL": "yes", "INCONCLUSIVE": "open", "PASS": "no"}  # class of their colour in style.css
 
@@ -48,7 +49,8 @@ def criteria_lines(criteria: Criteria) -> list[str]:
         "needs a trained one.",
         f"Retained concepts: the released model may have lost at most {c.retained_margin:g} points against the "
         f"original; where the original is unknown, it must show at least {c.retained_least:g} % of them.",
-        f"At least {c.pairs} distinct pairs of prompt and seed in each probe; repeats over training seeds add none.",
+        f"At least {counted(c.pairs, 'distinct pair')} of prompt and seed in each probe; repeats over training seeds "
+        "add none.",
         "The mean over the erased concepts and training seeds decides; a single one of them can only turn PASS into "
         "INCONCLUSIVE.",
         "False alarms are erased concepts that are seen in images of a word that no model was taught, in images of "
