@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from parts import fill
 from results import findings
 
 from resurgence.analysis.headline import markdown_table, number
-from resurgence.analysis.tuning import CHOSEN, FRONT, RULE
+from resurgence.analysis.tuning import CHOSEN, FRONT, LEAST_KEPT, RULE, on_front
 from resurgence.files import read_json
 from resurgence.provenance.manifest import read_manifest
 
 DOCS = Path(__file__).parent
+MOST_LEFT = 10.0  # percent of ten people, the aim of the search
 FIRST = DOCS.parent / "reference/miniature-full/results"
 # fine-tune of a miniature -> who made its pictures, learning rate; the sets have 84 and 80 of them
 QUICK = {"default": ("base", "2e-3"), "gentle": ("base", "5e-4"), "drawings": ("artists", "5e-4")}
@@ -109,7 +110,33 @@ def tuning(results: Path, study: Path, known: Path) -> str:
     fronts = table.loc[table["choice"] == FRONT, "eraser"].str.split(".").str[0].unique()
     lines = [RULE, f"Chosen: {', '.join(chosen) or 'none'}. No setting keeps enough: {', '.join(fronts) or 'none'}."]
     head = "Of each task left / kept in percent; seconds of erasing in the order of the tasks."
-    return "\n\n".join([*lines, head, markdown_table(pd.DataFrame(rows))])
+    return "\n\n".join(
+        [*lines, head, markdown_table(pd.DataFrame(rows)), aim(table, next(iter(each))), fronts_by_task(table, each)]
+    )
+
+
+def aim(table: pd.DataFrame, task: str) -> str:
+    """Which settings meet the aim, which is about one task, and which erasers have none that does."""
+    met = (table[f"left {task}"] <= MOST_LEFT) & (table[f"kept {task}"] >= LEAST_KEPT)
+    methods = table["eraser"].str.split(".").str[0]
+    without = [name for name in methods.unique() if not met[methods == name].any()]
+    erasers = f"met by {', '.join(table.loc[met, 'eraser']) or 'none'}; by no setting of {', '.join(without) or 'none'}"
+    return f"Aim: of {task} at most {MOST_LEFT:g} % left and at least {LEAST_KEPT:g} % kept: {erasers}."
+
+
+def fronts_by_task(table: pd.DataFrame, tasks: Iterable[str]) -> str:
+    """Of each eraser and task the settings of which no other leaves less and keeps as much, the least left first."""
+    lines = []
+    for name, part in table.groupby(table["eraser"].str.split(".").str[0], sort=False):
+        cells = []
+        for task in tasks:
+            shown = part[["eraser", f"left {task}", f"kept {task}"]].set_axis(["eraser", "left", "kept"], axis=1)
+            best = shown[on_front(shown)].sort_values("left").drop_duplicates(["left", "kept"])
+            names = best["eraser"].str.partition(".")[2].replace("", "default")
+            rows = zip(names, best["left"].map(number), best["kept"].map(number), strict=True)
+            cells.append("; ".join(f"{setting} {left} / {kept}" for setting, left, kept in rows))
+        lines.append([name, *cells])
+    return "The front of each task:\n\n" + markdown_table(pd.DataFrame(lines, columns=["eraser", *tasks]))
 
 
 def main() -> None:

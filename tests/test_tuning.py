@@ -302,6 +302,8 @@ def test_docs_hold_one_table_of_what_has_run(page: Path) -> None:
     assert "| esd | steps: 300 | 25.0 | 75.0 | 50.0 / 100.0 | 0.0 / 75.0 | 40 / 2 |  |" in text
     assert "| mace | lamb: 1 | 1.5 | 90.0 | 1.0 / 90.0 | 2.0 / 95.0 | 3 / 4 | chosen |" in text  # of an earlier run
     assert "Chosen: mace. No setting keeps enough: esd." in text and tuning.RULE in text and "steps: 7" not in text
+    assert "Aim: of people at most 10 % left and at least 80 % kept: met by mace; by no setting of esd." in text
+    assert "| mace | default 1.0 / 90.0 | default 2.0 / 95.0 |" in text  # the fronts
     once = known.read_bytes()
     shutil.rmtree(page / "results/experiments")
     assert studies.tuning(page / "results", page / "study.yaml", known) == text and known.read_bytes() == once
