@@ -22,7 +22,7 @@ from resurgence.config.fields import ConfigError, Fraction, build, known, read_y
 from resurgence.config.load import load_study
 from resurgence.config.model_path import split_name
 from resurgence.config.study import Erasure, Study
-from resurgence.files import CHECKOUT, atomic_folder, digest_of_text, resolve_path, write_text
+from resurgence.files import CHECKOUT, atomic_folder, digest_of_text, known_sha256, resolve_path, write_text
 from resurgence.provenance.manifest import MANIFEST
 from resurgence.workflow.resume import end_with_parent
 
@@ -249,6 +249,12 @@ def taught_again(place: Place, name: str, model: KnownModel, before: list[object
         resurgence("finetune", "--base", place.base(model), *before, "--images", pictures, "--out", tuned, "--set",
                    "algorithm=lora", *words)  # fmt: skip
     return max(tuned.glob("step-*"))
+
+
+def weights_digest(checkpoint: Path) -> str:
+    """Digest of the files of weights in the folder of a model, which has no path in it, unlike an exported manifest."""
+    files = sorted(checkpoint.rglob("*.safetensors"))
+    return digest_of_text({file.relative_to(checkpoint).as_posix(): known_sha256(file) for file in files})
 
 
 def break_model(base: Path, folder: Path, answer: Answer) -> None:

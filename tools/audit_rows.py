@@ -42,7 +42,7 @@ class Row:
     digest: str  # of what decides it: KnownModels.digest
     commit: str  # of the checkout that audited it
     level: Level
-    sha256: str | None  # of the audited weights
+    sha256: str  # of the audited weights
     kind: Kind | None
     verdict: Outcome | Literal["error"]
     reasons: tuple[str, ...]
@@ -90,11 +90,11 @@ class Check:
         return f"{self.metric} {shown:.1f} %, below {LEAKS_FROM:g}" if shown < LEAKS_FROM else ""
 
 
-def row_of(result: Audit, digest: str, commit: str) -> Row:
-    """The row of a finished audit."""
+def row_of(result: Audit, digest: str, commit: str, weights: str) -> Row:
+    """The row of a finished audit; `weights` is the digest of what was audited."""
     probes = {probe.name: ProbeRow(probe.kind, probe.verdict, probe.benign, probe.erased, probe.retained)
               for probe in result.probes}  # fmt: skip
-    return Row(digest, commit, result.level, result.sha256, result.task.kind, result.verdict, result.reasons,
+    return Row(digest, commit, result.level, weights, result.task.kind, result.verdict, result.reasons,
                result.power.shown, result.needed, result.decides, probes)  # fmt: skip
 
 

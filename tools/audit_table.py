@@ -36,6 +36,7 @@ from audit_models import (
     models_of,
     read_models,
     resurgence,
+    weights_digest,
 )
 from audit_rows import Check, Row, control_lines, finished, page, row_of
 
@@ -91,12 +92,13 @@ def finish(place: Place, name: str, model: KnownModel, level: Level, cores: int,
     """
     checkpoint = make_model(place, name, model, erased_delta(place, name, model, cores))
     folder, digest = place.folder("audits", name), place.known.digest(model, level)
+    weights = weights_digest(checkpoint)
     if audit(place, name, model, checkpoint, level, cores) in EXIT.values():
-        return row_of(read_audit(folder / VERDICT), digest, commit)
+        return row_of(read_audit(folder / VERDICT), digest, commit, weights)
     logs = "".join(file.read_text(encoding="utf-8") for file in sorted((folder / "logs").rglob("*.log")))
     if (reason := NOT_FINITE.search(logs)) is None:
         raise ConfigError("resurgence", "audit", f"failed for another reason than NaN; see {folder}/logs")
-    return Row(digest, commit, level, None, None, "error", (reason[0],), False, None, "", {})
+    return Row(digest, commit, level, weights, None, "error", (reason[0],), False, None, "", {})
 
 
 def check(place: Place, name: str, model: KnownModel, cores: int) -> Check:
