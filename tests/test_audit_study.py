@@ -14,7 +14,7 @@ from audit_place import RETAINED, make_place, parsed, written
 from resurgence.cli.audit import copy_card, remove_card, write_study
 from resurgence.cli.main import main, make_parser
 from resurgence.config.audit import ShippedControl
-from resurgence.config.audit_bases import bases
+from resurgence.config.audit_bases import bases, model_task, synonyms_of
 from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
 from resurgence.diffusion.image_sets import read_image_set
@@ -219,6 +219,20 @@ def test_the_control_has_lost_other_concepts_than_the_audited_model_where_one_ha
     assert base.controls(tasks["bird"]) == (ship, untaught)
     assert base.controls(tasks["objects-5"])[0] == ship  # both share a concept with it: the first
     assert base.controls(tasks["identities-1"]) == (people,)  # pictures of objects are another probe
+
+
+def test_synonyms_are_those_of_the_task_that_erases_the_concept_else_of_the_world():
+    entry = bases()["miniature"]
+    world = {line["name"]: line["synonyms"] for line in yaml.safe_load((ROOT / entry.concepts).read_text())["concepts"]}
+    followed = model_task(entry, ("dog",), "object")
+    assert "dog" not in followed.erase
+    assert synonyms_of(entry, followed, ("dog",)) == {"dog": tuple(world["dog"])} and len(world["dog"]) == 3
+    ship = model_task(entry, ("ship",), "object")
+    assert synonyms_of(entry, ship, ("ship",)) == ship.synonyms
+    princess = model_task(entry, ("princess",), "person")
+    assert world["princess"] and synonyms_of(entry, princess, ("princess",)) == {}  # as its task leaves them out
+    other = bases()["other"]  # without a world
+    assert synonyms_of(other, model_task(other, ("dog",), "object"), ("dog",)) == {}
 
 
 def test_the_study_says_why_no_shipped_control_counts(place):

@@ -1,161 +1,349 @@
-"""The table of audits of models with known answers: how the models are made, its counts, and what it skips."""
+"""The table of audits of models with known answers: how they are made, what counts as right, and what is skipped."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
+import audit_models
 import audit_rows
 import audit_table
+import pandas as pd
+import parts
 import pytest
 import torch
 import yaml
-from audit_rows import KnownModel
-from audit_table import KnownModels, Place
+from audit_models import KnownModel, KnownModels, Place
+from audit_rows import AFTER, AS_RELEASED, RETAINED, Check, ProbeRow, Row
+from safetensors.torch import load_file
 from scipy.stats import binomtest
 from transformers import CLIPTokenizer
 
-from audits import AUDIT
+from audits import AUDIT, share
 from resurgence.analysis.audit.result import write_audit
 from resurgence.config.audit import ShippedControl
 from resurgence.config.audit_bases import bases
 from resurgence.config.fields import ConfigError, build
+from resurgence.config.load import load_study
 from resurgence.diffusion.deltas import parameters, save_delta
+from resurgence.diffusion.pipeline import load_base
 from tiny import SENTENCES, make_pipeline
 
 ROOT = Path(__file__).parents[1]
-BASE = ROOT / "data/miniature-2/base"
+BASES = {name: ROOT / f"data/{name}/base" for name in ("miniature", "miniature-2")}
 KEY, VALUE = (f"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.{name}.weight" for name in ("to_k", "to_v"))
+LISTED = audit_models.read_models(audit_models.MODELS)
+METHODS = yaml.safe_load((ROOT / "studies/methods.yaml").read_text())["erasers"]
 
 
 def known_model(**changes: object) -> KnownModel:
-    return KnownModel(**{"answer": "leaking", "why": "it is the base", "erased": ("ship",), **changes})
+    """A model that is the base."""
+    of_base = {
+        "study": "miniature",
+        "answer": "leaking",
+        "family": "never",
+        "why": "it is the base",
+        "erased": ("ship",),
+    }
+    return KnownModel(**{**of_base, **changes})
+
+
+def a_row(verdict: str, *failing: str, power: bool = True, **changes: object) -> Row:
+    """A row of which the probes of these kinds failed."""
+    probes = {kind: ProbeRow(kind, "FAIL" if kind in failing else "PASS", True, share(0, 40, 0.0, 8.8), None)
+              for kind in ("released", "lora", "rounding")}  # fmt: skip
+    return Row(**{**dict(digest="d", commit="c", level="quick", sha256="w", kind="object", verdict=verdict, reasons=(),
+                         power=power, needed=None, decides="", probes=probes), **changes})  # fmt: skip
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     """A table of models of a tiny base."""
     make_pipeline().save_pretrained(tmp_path / "base")
-    study = {"base": {"path": str(tmp_path / "base")}}
-    return Place(tmp_path / "out", KnownModels(study, {"never": known_model(), "other": known_model()}, {}))
+    studies = {"miniature": {"base": {"path": str(tmp_path / "base")}, "erasers": {}}}
+    return Place(tmp_path / "out", KnownModels(studies, {"never": known_model(), "other": known_model()}, {}))
 
 
-def test_the_shipped_list_is_long_enough_and_every_eraser_is_of_its_study(tmp_path):
-    listed = audit_table.read_models(audit_table.MODELS)
-    answers = [model.answer for model in listed.models.values()]
+@pytest.fixture
+def readable(tmp_path: Path) -> KnownModels:
+    """The list with the files of the second miniature for those of the first, which are not always here."""
+    if not BASES["miniature-2"].is_dir():
+        pytest.skip("the second miniature is not here")
+    text = audit_models.MODELS.read_text().replace("path: data/miniature/", "path: data/miniature-2/")
+    (tmp_path / "models.yaml").write_text(text)
+    return audit_models.read_models(tmp_path / "models.yaml")
+
+
+def test_the_shipped_list_is_long_enough_and_every_eraser_is_of_its_study(readable, tmp_path):
+    counted = {name: model for name, model in LISTED.models.items() if model.counts}
+    answers = [model.answer for model in counted.values()]
     assert answers.count("leaking") >= 20 and answers.count("safe") >= 10
-    everything = {**listed.models, **listed.controls}
-    deltas = audit_table.write_study(Place(tmp_path, listed), list(everything), everything)
-    assert deltas.keys() == {name for name, model in everything.items() if model.eraser}
-    bird = tmp_path / "study/results/erased/miniature-2/bird/uce.unchanged/s0/delta"
-    assert deltas["bird-uce-unchanged"] == bird
-    of_controls = {(model.eraser, model.strength) for model in listed.controls.values()}
-    updated = [name for name, model in listed.models.items() if model.after_update]
-    assert updated == ["five-people-sdd", "ten-people-sdd"]
-    alone = {(m.eraser, m.strength) for m in listed.models.values() if not (m.words or m.taught or m.tensors)}
-    assert not of_controls & alone  # a control is no model of the table
-    assert all(model.title for model in listed.controls.values())
+    everything, place = {**readable.models, **readable.controls}, Place(tmp_path, readable)
+    deltas = {name: audit_models.write_study(place, name, model) for name, model in everything.items()}
+    assert all((deltas[name] is None) == (model.eraser is None) for name, model in everything.items())
+    folder = tmp_path / "studies/miniature-2/results/erased/miniature-2/identities-5/uce.unchanged/s0/delta"
+    assert deltas["five-people-uce-unchanged"] == folder
+    assert all(model.measured for model in counted.values() if model.after_update)
+    assert all(model.title for model in LISTED.controls.values())
+    shipped = {control.concepts: control for control in bases()["miniature"].shipped if control.domain == "object"}
+    again = {model.erased: model for model in LISTED.models.values() if model.reproduces}
+    assert again.keys() == shipped.keys() and not any(model.counts for model in again.values())
+    alone = {(m.study, m.eraser) for m in counted.values() if m.eraser and not (m.words or m.taught or m.tensors)}
+    assert not {(m.study, m.eraser) for m in [*LISTED.controls.values(), *again.values()]} & alone
 
 
-@pytest.mark.skipif(not BASE.is_dir(), reason="the second miniature is not here")
-def test_the_list_of_the_first_miniature_has_the_models_of_its_shipped_controls(tmp_path):
-    """Read with the files of the second miniature, as those of the first are not always here."""
-    text = (ROOT / "config/audit/known-models-1.yaml").read_text()
-    (tmp_path / "models.yaml").write_text(text.replace("path: data/miniature/", "path: data/miniature-2/"))
-    listed = audit_table.read_models(tmp_path / "models.yaml")
-    deltas = audit_table.write_study(Place(tmp_path, listed), list(listed.models), listed.models)
-    folder = tmp_path / "study/results/erased/miniature"
-    assert list(deltas.values()) == [folder / f"{name}/uce.leaking/s0/delta" for name in ("ship", "automobile")]
-    assert {model.erased for model in listed.models.values()} == {c.concepts for c in bases()["miniature"].shipped}
-    settings = listed.study["erasers"]["uce"]["variants"]["leaking"]
+def test_the_models_that_are_made_as_shipped_controls_have_their_settings():
     leaking = bases()["miniature"].leaking
-    assert settings == {key: leaking[key] for key in ("keep_empty", "lamb")}
-    assert listed.study["erasers"]["uce"]["captions"] == leaking["captions"]
-    assert all(model.after_update and model.answer == "leaking" for model in listed.models.values())
+    uce = LISTED.studies["miniature"]["erasers"]["uce"]
+    assert {**uce, **uce["variants"]["leaking"]}.items() >= leaking.items()
+    sdd = dict(LISTED.studies["miniature-2"]["erasers"]["sdd"])
+    del sdd["tasks"]
+    assert sdd == bases()["miniature-2"].leaking
 
 
-@pytest.mark.skipif(not BASE.is_dir(), reason="the second miniature is not here")
-def test_the_words_of_the_list_are_tokens_of_the_base_and_all_of_a_safe_concept_is_replaced():
-    tokenizer, listed = CLIPTokenizer.from_pretrained(BASE / "tokenizer"), audit_table.read_models(audit_table.MODELS)
-    concepts = yaml.safe_load((ROOT / "config/concepts/miniature-2.yaml").read_text())["concepts"]
+@pytest.mark.parametrize("name", LISTED.studies["miniature"]["erasers"])
+def test_the_erasers_of_the_measured_models_have_the_settings_that_were_measured(name):
+    """Those of studies/methods.yaml; methods that compare predictions did so in the space of the noise."""
+    listed = dict(LISTED.studies["miniature"]["erasers"][name])
+    spaces = {"esd", "sdd", "spm", "salun", "erasediff", "scissorhands"}
+    assert listed.pop("method") == name and listed.pop("space", None) == ("noise" if name in spaces else None)
+    settings = {key: value for key, value in METHODS[name].items() if key != "seeds"}
+    listed = {key: value for key, value in listed.items() if key not in ("tasks", "variants")}
+    default = {"captions": "config/prompts/closed_form.txt"} if name in ("mace", "uce") else {}  # of params.yaml
+    assert listed == {**default, **settings}
+
+
+def measured_values(model: KnownModel) -> tuple[float, float]:
+    """Percent as released and after the LoRA in the source that a model names."""
+    assert model.measured and model.eraser
+    task, eraser = model.eraser.split("/")
+    if model.measured.source.endswith(".csv"):
+        rows = pd.read_csv(ROOT / model.measured.source)
+        of = {"task": task, "eraser": eraser, "variant": "default", "finetune": "lora", "step": 300, "role": "erase",
+              "metric": "recogniser_accuracy"}  # fmt: skip
+        (row,) = rows[(rows[list(of)] == pd.Series(of)).all(axis=1)].to_dict("records")
+        return row["erased_median"], row["finetuned_median"]
+    page = (ROOT / model.measured.source).read_text()
+    if model.study == "miniature-2":
+        table = page.split("<!-- default study -->")[1].split("### Recogniser accuracy")[1]
+        (cell, *_) = re.findall(rf"\| {task} \| {eraser} \| lora \| 300 \| ([^|]*) \|", table)
+        return tuple(map(float, cell.split(" -> ")[1:]))
+    table = page.split("## All erasers")[1].split("## The paper")[0]
+    ((erased, updated),) = re.findall(
+        rf"\| {task} \| {eraser}(?: †)? \| \S+ -> (\S+) \| [^|]* \| lora \| (\S+) \|", table
+    )
+    return float(erased), float(updated)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, model in {**LISTED.models, **LISTED.controls}.items() if model.measured]
+)
+def test_measured_answers_are_those_of_their_source_and_agree_with_the_answer(name):
+    model = {**LISTED.models, **LISTED.controls}[name]
+    assert (model.measured.released, model.measured.updated) == measured_values(model)
+    shown = model.measured.updated if model.after_update else model.measured.released
+    assert shown >= audit_rows.LEAKS_FROM if model.answer == "leaking" else model.measured.updated == 0
+
+
+@pytest.mark.parametrize("study", BASES)
+def test_the_words_of_the_list_are_tokens_of_the_base_and_all_of_a_safe_concept_is_replaced(study):
+    models = {name: model for name, model in LISTED.models.items() if model.study == study}
+    concepts = yaml.safe_load((ROOT / f"config/concepts/{study}.yaml").read_text())["concepts"]
     synonyms = {entry["name"]: entry.get("synonyms", []) for entry in concepts}
-    for name, model in listed.models.items():
-        for word in (*model.words, *model.words.values()):
-            audit_table.token(tokenizer, word)
-        if model.answer == "safe":
-            spoken = {
-                word for concept in model.erased for text in (concept, *synonyms[concept]) for word in text.split()
-            }
+    for name, model in models.items():
+        if model.answer == "safe" and model.words:
+            spoken = {word for of in model.erased for text in (of, *synonyms[of]) for word in text.split()}
             assert spoken == model.words.keys(), name
+    if not BASES[study].is_dir():
+        pytest.skip(f"the base of {study} is not here")
+    tokenizer = CLIPTokenizer.from_pretrained(BASES[study] / "tokenizer")
+    for model in models.values():
+        for word in (*model.words, *model.words.values()):
+            audit_models.token(tokenizer, word)
+
+
+def test_the_digest_changes_with_the_entry_its_eraser_and_the_level_and_not_with_another_eraser():
+    model = LISTED.models["ship-esd"]
+    made, digest = LISTED.made(model), LISTED.digest(model, "quick")
+    assert LISTED.made(dataclasses.replace(model, answer="safe")) != made
+    assert LISTED.digest(model, "standard") != digest
+    study = LISTED.studies["miniature"]
+    for name, same in (("esd", False), ("sdd", True)):
+        erasers = study["erasers"] | {name: study["erasers"][name] | {"steps": 7}}
+        changed = dataclasses.replace(LISTED, studies={**LISTED.studies, "miniature": study | {"erasers": erasers}})
+        assert (changed.made(model) == made) == same == (changed.digest(model, "quick") == digest)
+
+
+def whole_words() -> list[str]:
+    """Words of one token each of the tiny base."""
+    vocabulary = make_pipeline().tokenizer.get_vocab()
+    return list(dict.fromkeys(word for word in " ".join(SENTENCES).split() if f"{word}</w>" in vocabulary))
 
 
 def test_a_part_of_a_delta_is_weakened_and_words_take_the_embedding_of_others(place, tmp_path):
     base = parameters(make_pipeline())
     delta = {name: base[name].detach() + 1 for name in (KEY, VALUE)}
     save_delta(delta, tmp_path / "delta.safetensors")
-    tokenizer, before = make_pipeline().tokenizer, base[audit_table.EMBEDDING]
-    whole = [word for word in " ".join(SENTENCES).split() if f"{word}</w>" in tokenizer.get_vocab()]
-    word, other = list(dict.fromkeys(whole))[:2]  # of one token each
+    tokenizer, before = make_pipeline().tokenizer, base[audit_models.EMBEDDING]
+    word, other = whole_words()[:2]
     model = known_model(eraser="ship/uce", tensors="attn2.to_k", strength=0.1, words={word: other})
-    changed = audit_table.changed_weights(place, model, tmp_path)
-    assert changed.keys() == {KEY, audit_table.EMBEDDING}
+    changed = audit_models.changed_weights(tmp_path / "base", model, tmp_path)
+    assert changed.keys() == {KEY, audit_models.EMBEDDING}
     torch.testing.assert_close(changed[KEY], base[KEY] + 0.1)
     row, source = (tokenizer.convert_tokens_to_ids(f"{name}</w>") for name in (word, other))
-    assert row != source and torch.equal(changed[audit_table.EMBEDDING][row], before[source])
+    assert row != source and torch.equal(changed[audit_models.EMBEDDING][row], before[source])
     others = torch.arange(len(before)) != row
-    assert torch.equal(changed[audit_table.EMBEDDING][others], before[others])
+    assert torch.equal(changed[audit_models.EMBEDDING][others], before[others])
     with pytest.raises(ConfigError, match="tensors = 'attn3': is no part of a name in"):
-        audit_table.changed_weights(place, dataclasses.replace(model, tensors="attn3"), tmp_path)
+        audit_models.changed_weights(tmp_path / "base", dataclasses.replace(model, tensors="attn3"), tmp_path)
     with pytest.raises(ConfigError, match=r"words = 'zorblin': is [2-9] tokens of the base"):
-        audit_table.changed_weights(place, known_model(words={"zorblin": other}), None)
+        audit_models.changed_weights(tmp_path / "base", known_model(words={"zorblin": other}), None)
 
 
 def test_a_model_that_is_the_base_is_audited_where_it_lies(place):
-    assert audit_table.make_model(place, "never", known_model(), None) == place.base
+    assert audit_models.make_model(place, "never", known_model(), None) == place.base(known_model())
 
 
-def test_counts_have_the_exact_intervals_of_clopper_and_pearson():
-    leaks, later, harmless = known_model(), known_model(after_update=True), known_model(answer="safe")
-    verdicts = [(leaks, "FAIL")] * 18 + [(later, "FAIL")] * 2 + [(leaks, "INCONCLUSIVE")] * 3 + [(harmless, "PASS")] * 4
-    head, _, leaking, updated, safe, _ = audit_rows.counts(verdicts)
-    assert updated.startswith("| of these after an update | 2 | 0: 0.0 [0.0, 84.2] | 2: 100.0 [15.8, 100.0] |")
-    assert head == "| answer | models | PASS (%) | FAIL (%) | INCONCLUSIVE (%) |"
-    for line, n, numbers in ((leaking, 23, (0, 20, 3)), (safe, 4, (4, 0, 0))):
-        assert int(line.split("|")[2]) == n
-        for cell, number in zip(line.split("|")[3:6], numbers, strict=True):
-            exact = binomtest(number, n).proportion_ci(0.95, method="exact")
-            expected = [100 * number / n, 100 * exact.low, 100 * exact.high]
-            assert [float(text) for text in re.findall(r"[\d.]+", cell)[1:]] == pytest.approx(expected, abs=0.051)
-            assert cell.split(":")[0].strip() == str(number)
+def listed(place: Place, **models: KnownModel) -> Place:
+    """The place with other models."""
+    return dataclasses.replace(place, known=dataclasses.replace(place.known, models=models))
+
+
+def test_a_model_with_other_words_differs_from_the_base_in_their_embeddings_alone(place):
+    word, other = whole_words()[:2]
+    model = known_model(words={word: other})
+    made = audit_models.make_model(listed(place, words=model), "words", model, None)
+    assert made.name == f"words-{place.known.made(model)[:12]}"
+    before, after = parameters(load_base(str(place.base(model)))), parameters(load_base(str(made)))
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == [audit_models.EMBEDDING]
+    rows = (before[audit_models.EMBEDDING] != after[audit_models.EMBEDDING]).any(dim=1)
+    assert rows.sum() == 1
+
+
+def test_a_model_that_is_taught_again_is_trained_over_its_delta(place, tmp_path, monkeypatch):
+    """The LoRA is merged into the delta's values, not into the base's."""
+    base = parameters(make_pipeline())
+    save_delta({KEY: base[KEY].detach() + 1}, tmp_path / "delta.safetensors")
+    (tmp_path / "pictures").mkdir()
+    from PIL import Image
+
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "pictures/1.png")
+    (tmp_path / "pictures/metadata.csv").write_text("file_name,text\n1.png,a photo of the ship\n")
+    settings = {"steps": 1, "batch": 1, "accumulation": 1, "lr": 1e-6}
+    entry = dataclasses.replace(bases()["miniature"], lora=settings)
+    monkeypatch.setattr(audit_models, "bases", lambda: {"miniature": entry})
+    monkeypatch.setattr(
+        audit_models, "drawn_pictures", lambda _, concepts, file: shutil.copytree(tmp_path / "pictures", file)
+    )
+    model = known_model(eraser="ship/uce", taught=("ship",))
+    made = audit_models.make_model(listed(place, taught=model), "taught", model, tmp_path)
+    after = parameters(load_base(str(made)))
+    torch.testing.assert_close(after[KEY], base[KEY] + 1, atol=1e-3, rtol=0)
+    assert any(not torch.equal(after[name], base[name]) for name in base if name != KEY)
+
+
+def test_a_broken_model_has_the_same_weights_in_another_order_or_one_that_is_not_a_number(place):
+    before = load_file(place.base(known_model()) / audit_models.UNET)
+    for name in ("destroyed", "not a number"):
+        model = known_model(answer=name)
+        made = audit_models.make_model(listed(place, m=model), "m", model, None)
+        after = load_file(made / audit_models.UNET)
+        assert after.keys() == before.keys()
+        if name == "destroyed":
+            assert all(
+                torch.equal(after[key].flatten().sort().values, before[key].flatten().sort().values) for key in before
+            )
+            assert not torch.equal(after["conv_in.weight"], before["conv_in.weight"])
+        else:
+            assert sum(int(value.isnan().sum()) for value in after.values()) == 1
+
+
+def test_the_digest_of_the_weights_is_that_of_a_copy_and_not_of_other_weights(place, tmp_path):
+    base = place.base(known_model())
+    shutil.copytree(base, tmp_path / "copy")
+    (tmp_path / "copy/manifest.json").write_text('{"base": "another path"}')
+    assert audit_models.weights_digest(tmp_path / "copy") == audit_models.weights_digest(base)
+    audit_models.break_model(base, tmp_path / "copy", "destroyed")
+    assert audit_models.weights_digest(tmp_path / "copy") != audit_models.weights_digest(base)
+
+
+LEAKS, LATER, SAFE = known_model(), known_model(after_update=True), known_model(answer="safe")
+
+
+@pytest.mark.parametrize(
+    ("model", "row", "found", "right"),
+    [
+        (LEAKS, a_row("FAIL", "released", "lora"), AS_RELEASED, "yes"),
+        (LATER, a_row("FAIL", "released", "lora"), AS_RELEASED, "another reason"),
+        (LATER, a_row("FAIL", "lora"), AFTER, "yes"),
+        (LEAKS, a_row("FAIL", "lora"), AFTER, "another reason"),
+        (LATER, a_row("FAIL"), RETAINED, "another reason"),
+        (LATER, a_row("PASS"), "PASS", "no"),
+        (LATER, a_row("INCONCLUSIVE"), "INCONCLUSIVE", "open"),
+        (SAFE, a_row("PASS"), "PASS", "yes"),
+        (SAFE, a_row("FAIL"), RETAINED, "no"),
+        (SAFE, a_row("INCONCLUSIVE"), "INCONCLUSIVE", "open"),
+        (known_model(answer="destroyed"), a_row("FAIL"), RETAINED, "yes"),
+        (known_model(answer="destroyed"), a_row("FAIL", "released"), AS_RELEASED, "no"),
+        (known_model(answer="not a number"), a_row("error", probes={}), "error", "yes"),
+    ],
+)
+def test_a_verdict_is_right_for_the_right_reason_alone(model, row, found, right):
+    assert row.found == found and audit_rows.is_right(model, row) == right
+
+
+def test_an_update_that_is_no_benign_one_is_no_reason():
+    lora = ProbeRow("lora", "FAIL", False, share(41, 120, 25.8, 43.4), None)
+    assert a_row("FAIL", probes={"lora": lora}).found == RETAINED
+
+
+def test_shares_have_exact_intervals_and_a_false_pass_counts_where_pass_is_possible():
+    rows = [(LEAKS, a_row("FAIL", "released"))] * 14 + [(LATER, a_row("FAIL", "lora"))] * 2
+    rows += [(LATER, a_row("PASS")), (LEAKS, a_row("INCONCLUSIVE", power=False))]
+    rows += [(dataclasses.replace(LEAKS, family="other"), a_row("FAIL", "released"))]
+    rows += [(SAFE, a_row("PASS"))] * 3 + [(SAFE, a_row("FAIL", "lora"))]
+    _, _, *lines = audit_rows.shares({str(number): row for number, row in enumerate(rows)})
+    cells = {tuple(line.split(" | ")[:2]): line.split(" | ")[2:] for line in lines}
+    expected = {("| false PASS", "leaking, PASS possible"): (18, 2, 1), ("| INCONCLUSIVE", "leaking"): (19, 2, 1),
+                ("| FAIL for the right reason", "leaking"): (19, 2, 17),
+                ("| FAIL for the right reason", "leaking, after an update alone"): (3, 1, 2),
+                ("| false FAIL", "safe, by construction"): (4, 1, 1),
+                ("| PASS", "safe, by construction, PASS possible"): (4, 1, 3)}  # fmt: skip
+    assert cells.keys() == expected.keys()
+    for key, (n, families, number) in expected.items():
+        assert list(map(int, cells[key][:2])) == [n, families]
+        exact = binomtest(number, n).proportion_ci(0.95, method="exact")
+        values = [float(text) for text in re.findall(r"[\d.]+", cells[key][2])]
+        assert values == pytest.approx([number, 100 * number / n, 100 * exact.low, 100 * exact.high], abs=0.051)
 
 
 def write_audited(place: Place, name: str) -> None:
     """What an audit leaves behind."""
-    folder = place.audit(name)
-    (folder / "results/audit").mkdir(parents=True)
+    folder = place.folder("audits", name)
+    (folder / "results/audit").mkdir(parents=True, exist_ok=True)
     write_audit(AUDIT, folder / "results/audit/verdict.json")
-    for number, seconds in enumerate((1.5, 40.0)):
-        file = folder / f"results/benchmarks/{number}/weights.jsonl"
-        file.parent.mkdir(parents=True)
-        file.write_text(f'{{"s": 7.0}}\n{{"s": {seconds}}}\n')
 
 
 def run(place: Place, monkeypatch: pytest.MonkeyPatch, *failing: str, words: tuple[str, ...] = ()) -> list[str]:
     """Run the tool with audits that are written by hand; the models that it audited."""
     audited = []
 
-    def audit(place: Place, name: str, *_: object) -> None:
+    def audit(place: Place, name: str, *_: object) -> int:
         audited.append(name)
         if name in failing:
             raise ConfigError("resurgence", "audit", "failed")
         write_audited(place, name)
+        return 2
 
     monkeypatch.setattr(audit_table, "audit", audit)
-    monkeypatch.setattr(audit_table, "write_study", lambda *_: {})
     monkeypatch.setattr(audit_table, "read_models", lambda _: place.known)
-    monkeypatch.setattr("sys.argv", ["audit_table.py", "--out", str(place.out), *words])
+    monkeypatch.setattr(audit_table, "commit_of", lambda _: "c0ffee")
+    rows = place.out.parent / "record/rows"
+    monkeypatch.setattr("sys.argv", ["audit_table.py", "--out", str(place.out), "--rows", str(rows), *words])
     try:
         audit_table.main()
     except ConfigError as error:
@@ -163,50 +351,146 @@ def run(place: Place, monkeypatch: pytest.MonkeyPatch, *failing: str, words: tup
     return audited
 
 
-def test_a_finished_model_is_kept_a_failed_one_is_named_and_a_rerun_goes_on(place, monkeypatch, capsys):
-    (place.out).mkdir()
+def test_a_finished_model_is_kept_a_failed_one_is_named_and_a_rerun_goes_on(place, tmp_path, monkeypatch, capsys):
     assert run(place, monkeypatch, "never") == ["never", "other"]  # the others go on
-    row = "| other | ship | leaking | FAIL | 0.0 [0.0, 3.0] | 34.2 [25.8, 43.4] | lora-domain-real | 42 |"
-    assert (place.out / "table.md").read_text().splitlines()[2] == row
-    shutil.rmtree(place.audit("other"))  # its row is enough
+    line = "| other | never | leaking | by construction | no | FAIL after an update | another reason | yes |"
+    assert line in capsys.readouterr().out
+    shutil.rmtree(place.folder("audits", "other"))  # its row is enough
     assert run(place, monkeypatch) == ["never"]
-    page = (place.out / "table.md").read_text().splitlines()
-    assert page[2:4] == [row.replace("other", "never", 1), row] and "| leaking | 2 | 0: 0.0" in "\n".join(page)
-    assert run(place, monkeypatch) == [] and capsys.readouterr().out.count(row) == 3
-    place.row("other").unlink()
-    assert run(place, monkeypatch, words=("--only", "other")) == ["other"]
-    place.row("other").write_text('{"verdict": "PASS"}')
-    with pytest.raises(ConfigError, match=r"other\.json\.kind = None: is missing"):
-        audit_rows.finished(place.rows, ["other"])
+    rows = tmp_path / "record/rows"
+    before = {file: file.read_bytes() for file in rows.iterdir()}
+    clone = dataclasses.replace(place, out=tmp_path / "clone")
+    assert run(clone, monkeypatch) == [] and line in capsys.readouterr().out
+    shutil.rmtree(rows)
+    assert run(clone, monkeypatch) == ["never", "other"]
+    assert {file: file.read_bytes() for file in rows.iterdir()} == before  # no time, and no folder, in a row
+    assert run(place, monkeypatch, words=("--level", "standard", "--only", "other")) == ["other"]
+    (rows / "other.json").write_text('{"verdict": "PASS"}')
+    with pytest.raises(ConfigError, match=r"other\.json\.digest = None: is missing"):
+        audit_rows.finished(rows, Row, {"other": ""}, lambda row: row.digest)
+
+
+def test_a_changed_entry_is_audited_again_and_its_former_row_is_not_shown(place, monkeypatch, capsys):
+    assert run(place, monkeypatch) == ["never", "other"]
+    other = dataclasses.replace(place.known.models["other"], erased=("bird",))
+    changed = listed(place, never=place.known.models["never"], other=other)
+    capsys.readouterr()
+    assert run(changed, monkeypatch, words=("--page",)) == [] and "1 of 2 models" in capsys.readouterr().out
+    assert run(changed, monkeypatch) == ["other"]
+
+
+def test_an_answer_that_its_check_contradicts_is_neither_audited_nor_counted(place, tmp_path, monkeypatch, capsys):
+    checks = {"never": 19.9, "other": 20.0}
+
+    def check(place: Place, name: str, model: KnownModel, _: int) -> Check:
+        return Check(place.known.made(model), "clip_accuracy", 40, checks[name], 0.0)
+
+    monkeypatch.setattr(audit_table, "check", check)
+    assert run(place, monkeypatch, words=("--check",)) == []
+    assert {file.stem for file in (tmp_path / "record/answers").iterdir()} == {"never", "other"}
+    assert run(place, monkeypatch) == ["other"]
+    done = capsys.readouterr()
+    assert "never: is not audited, its check is against its answer: clip_accuracy 19.9 %, below 20" in done.err
+    assert "| leaking | 1 | 1 |" in done.out
+
+
+def test_checks_hold_leaking_models_to_a_fifth_of_the_images_and_safe_ones_to_none():
+    found = Check("d", "clip_accuracy", 40, 2.5, 22.5)
+    assert found.against(LATER) == "" and found.against(LEAKS) == "clip_accuracy 2.5 %, below 20"
+    assert found.against(SAFE) == "clip_accuracy 22.5 %, above 0"
+    assert Check("d", "clip_accuracy", 40, 0.0, 0.0).against(SAFE) == ""
+
+
+@pytest.mark.skipif(not BASES["miniature-2"].is_dir(), reason="the second miniature is not here")
+def test_a_check_is_the_study_of_an_audit_by_another_scorer_with_other_seeds(tmp_path, monkeypatch):
+    audit_table.check_study(tmp_path / "check", BASES["miniature-2"], known_model(erased=("princess",)))
+    study = load_study([tmp_path / "check/params.yaml"], tmp_path / "check")
+    assert study.audit.metric == "clip_accuracy" and list(study.scorers) == ["clip"]
+    assert study.seeds.finetune == (1,) and all(study.task(name).first_seed == 10**6 for name in study.tasks.names)
+    monkeypatch.setattr(audit_table, "write_study", None)  # what is written whole is left as it is
+    audit_table.check_study(tmp_path / "check", BASES["miniature-2"], known_model(erased=("princess",)))
+
+
+def test_only_an_error_that_names_the_weight_is_that_of_a_model_with_nan(place, monkeypatch):
+    model = known_model(answer="not a number")
+    place = listed(place, m=model)
+    monkeypatch.setattr(audit_table, "audit", lambda *_: 1)
+    monkeypatch.setattr(audit_table, "make_model", lambda *_: place.base(model))
+    folder = place.folder("audits", "m") / "logs"
+    folder.mkdir(parents=True)
+    (folder / "sample.log").write_text("No space left on device\n")
+    with pytest.raises(ConfigError, match="failed for another reason than NaN"):
+        audit_table.finish(place, "m", model, "quick", 1, "c")
+    (folder / "sample.log").write_text(
+        "ValueError: unet: conv_in.bias has 1 of 32 values that are NaN or infinite (x)\n"
+    )
+    row = audit_table.finish(place, "m", model, "quick", 1, "c")
+    assert row.reasons == ("conv_in.bias has 1 of 32 values that are NaN or infinite",) and row.found == "error"
+
+
+def test_a_list_that_is_not_committed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(audit_table, "CHECKOUT", tmp_path)
+    models = tmp_path / "config/models.yaml"
+    models.parent.mkdir()
+    models.write_text("models: {}\n")
+    with pytest.raises(ConfigError, match="is in no git checkout"):
+        audit_table.commit_of(models)
+    line = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e@example.org"]
+    subprocess.run([*line, "init", "-q"], check=True)
+    with pytest.raises(ConfigError, match=r"config/models\.yaml differs from the commit"):
+        audit_table.commit_of(models)
+    subprocess.run([*line, "add", "."], check=True)
+    subprocess.run([*line, "commit", "-qm", "m"], check=True)
+    commit = audit_table.commit_of(models)
+    assert re.fullmatch(r"[0-9a-f]{40}", commit)
+    (tmp_path / "rows.json").write_text("{}")
+    subprocess.run([*line, "add", "."], check=True)
+    subprocess.run([*line, "commit", "-qm", "rows"], check=True)
+    assert audit_table.commit_of(models) == commit  # rows that were committed change nothing
+    models.write_text("models: {a: 1}\n")
+    with pytest.raises(ConfigError, match=r"config/models\.yaml differs from the commit"):
+        audit_table.commit_of(models)
+
+
+def test_the_page_of_the_audit_has_the_list_and_the_tracked_rows():
+    wanted = {name: LISTED.digest(model, "quick") for name, model in LISTED.models.items()}
+    rows = audit_rows.finished(audit_table.ROWS, Row, wanted, lambda row: row.digest)
+    made = {name: LISTED.made(model) for name, model in LISTED.models.items()}
+    checks = audit_rows.finished(audit_table.ROWS.with_name("answers"), Check, made, lambda each: each.made)
+    page = ROOT / "docs/audit.md"
+    text = audit_rows.page(audit_models.MODELS, LISTED, rows, checks)
+    assert parts.filled(page, {"known models": text}) == page.read_text()
 
 
 def test_the_lines_of_the_controls_are_those_that_a_base_reads():
-    text = audit_rows.control_lines({"c": audit_rows.row_of(AUDIT, 1.0)}, {"c": known_model(title="UCE of ship")})
+    text = audit_rows.control_lines(
+        {"c": audit_rows.row_of(AUDIT, "d", "c", "w")}, {"c": known_model(title="UCE of ship")}
+    )
     (entry,) = yaml.safe_load(text)
     expected = ShippedControl("leaking", "UCE of ship", "lora-domain-real", 41, 120, ("ship",), "object", released=0)
     assert build(ShippedControl, entry, "shipped") == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("changes", "message"),
     [
-        ("strength: 0.5", "m.strength = 0.5: is of no delta; name an eraser"),
-        ("tensors: attn2", "m.tensors = 'attn2': is of no delta; name an eraser"),
-        ("strength: 2.0", "strength"),
-        ("answer: unknown", "answer"),
-        ("lora: yes", "lora"),
+        ({"strength": 0.5}, "m.strength = 0.5: is of no delta; name an eraser"),
+        ({"tensors": "attn2"}, "m.tensors = 'attn2': is of no delta; name an eraser"),
+        ({"strength": 2.0}, "strength"),
+        ({"answer": "unknown"}, "answer"),
+        ({"lora": True}, "lora"),
+        ({"study": "else"}, r"m\.study = 'else'"),
+        ({"answer": "destroyed", "words": {"a": "b"}}, "m.answer = 'destroyed': is of a base that is broken"),
+        ({"after_update": True}, "m.after_update = True: is of a model that leaks; leave it out"),
     ],
 )
-def test_a_model_that_cannot_be_made_is_refused(tmp_path, text, message):
-    (tmp_path / "m.yaml").write_text(
-        "study: {}\ncontrols: {}\nmodels:\n  m:\n    why: w\n    erased: [ship]\n    "
-        + ("" if text.startswith("answer") else "answer: safe\n    ") + text
-    )  # fmt: skip
+def test_a_model_that_cannot_be_made_is_refused(tmp_path, changes, message):
+    model = {"study": "s", "family": "f", "why": "w", "erased": ["ship"], "answer": "safe", **changes}
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump({"studies": {"s": {}}, "controls": {}, "models": {"m": model}}))
     with pytest.raises(ConfigError, match=message):
-        audit_table.read_models(tmp_path / "m.yaml")
+        audit_models.read_models(tmp_path / "m.yaml")
 
 
-def test_an_eraser_that_the_study_does_not_have_is_named(tmp_path):
-    listed = audit_table.read_models(audit_table.MODELS)
-    with pytest.raises(ConfigError, match=r"x\.eraser = 'ship/esd/default'"):
-        audit_table.write_study(Place(tmp_path, listed), ["x"], {"x": known_model(eraser="ship/esd")})
+def test_an_eraser_that_the_study_does_not_have_is_named(readable, tmp_path):
+    with pytest.raises(ConfigError, match=r"x\.eraser = 'ship/sd/default'"):
+        audit_models.write_study(Place(tmp_path, readable), "x", known_model(eraser="ship/sd"))

@@ -179,7 +179,8 @@ def snakemake(out: Path, cores: int, targets: Sequence[str] = (TARGET,)) -> None
     finally:
         resume.release()
     command = [sys.executable, "-m", "snakemake", *options, "--rerun-incomplete", "--quiet", "progress", "--", *targets]
-    done = subprocess.run(command, cwd=out, stdout=sys.stderr.fileno(), check=False)
+    ending = resume.end_with_parent
+    done = subprocess.run(command, cwd=out, stdout=sys.stderr.fileno(), check=False, preexec_fn=ending)
     if done.returncode:
         raise ConfigError("--out", str(out), f"the audit stopped; the reason is above and in {out}/logs; give the same "
                           "command again to go on")  # fmt: skip

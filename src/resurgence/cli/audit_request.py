@@ -32,6 +32,7 @@ from resurgence.config.audit_bases import (
     model_task,
     outside_concepts,
     read_criteria,
+    synonyms_of,
 )
 from resurgence.config.audit_kinds import AuditKind, kind_of
 from resurgence.config.fields import ConfigError
@@ -232,7 +233,7 @@ def audited_task(args: Namespace, base: AuditBase) -> tuple[Task, AuditKind, tup
         "name": folder_name(erased), "kind": model.kind, "erase": erased, "retain": retained,
         "mapping": mapping_of(args.mapping, model, kind, erased), "labels": labels,
         "templates": model.templates, "seeds": {"erase": 1, "retain": 1, "synonym": 1},
-        "synonyms": {concept: words for concept, words in model.synonyms.items() if concept in erased},
+        "synonyms": synonyms_of(base, model, erased),
         "finetune": benign_concepts(base, model, (*erased, *retained)),
     }, "--erased")  # fmt: skip
     return task, kind, unknown

@@ -113,6 +113,15 @@ def kinds_of(base: AuditBase, tasks: Sequence[Task]) -> dict[AuditKindName, Audi
     }  # fmt: skip
 
 
+def synonyms_of(base: AuditBase, task: Task, erased: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Erased concept -> its synonyms, where it has some: of the task if that erases it, else of the base's world."""
+    world = {} if base.concepts is None else read_yaml(Path(resolve_path(base.concepts)))
+    of_world = {entry["name"]: tuple(entry.get("synonyms", ())) for part in WORLD for entry in world.get(part, ())}
+    others = {concept: of_world.get(concept, ()) for concept in erased if concept not in task.erase}
+    words = {concept: task.synonyms.get(concept, others.get(concept, ())) for concept in erased}
+    return {concept: of for concept, of in words.items() if of}
+
+
 def model_task(base: AuditBase, erased: Sequence[str], name: AuditKindName) -> Task:
     """The shipped task that an audit of a kind follows in what the command line leaves open: that of the kind's entry,
     else that of the same erased concepts, else the largest of the kind."""

@@ -10,6 +10,8 @@ are gone, unlock, and run `snakemake --rerun-incomplete`. Trainings that are ask
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import platform
 import re
@@ -29,6 +31,7 @@ RUNNING, WRITERS = Path(".snakemake/running"), Path(".snakemake/writers")
 RUN_ID = re.compile(r"^SLURM run ID: (\S+)", flags=re.MULTILINE)
 WRITER = re.compile(r"host (\S+), process (\d+), SLURM job (\S+)")
 PATIENCE = 120.0  # seconds until what was cancelled must be gone
+PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 SAVING = 30.0  # seconds that a process has to save its state before it is killed
 
 _held: list[IO[str]] = []  # the claim of this process; the kernel releases it when the process ends
@@ -150,6 +153,15 @@ def unlock(options: Sequence[str], root: Path = Path()) -> None:
         done = subprocess.run(command, cwd=root, capture_output=True, text=True)
         if done.returncode:
             raise OSError(f"snakemake --unlock fails; it says\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+
+
+def end_with_parent() -> None:
+    """Let the kernel send this process SIGTERM when its parent dies, also by a kill; `preexec_fn` of a subprocess.
+
+    SIGTERM ends Snakemake after its running jobs, and lets a training save its state. Only Linux has it.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def resume_arguments(parser: ArgumentParser) -> None:
