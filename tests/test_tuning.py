@@ -78,9 +78,11 @@ def test_its_seeds_are_of_no_study_that_scores() -> None:
     used = set()
     for path in (ROOT / "params.yaml", *(ROOT / "studies").glob("*.yaml")):
         seeds = read_yaml(path).get("seeds", {})
-        if path.stem != "tuning":
+        if not path.stem.startswith("tuning"):
             used |= {*seeds.get("erase", ()), *seeds.get("finetune", ())}
-    assert used and used.isdisjoint({*OVERLAY["seeds"]["erase"], *OVERLAY["seeds"]["finetune"]})
+    for name in ("tuning", "tuning-eap"):
+        seeds = read_yaml(ROOT / f"studies/{name}.yaml")["seeds"]
+        assert used and used.isdisjoint({*seeds["erase"], *seeds["finetune"]}), name
 
 
 def test_its_concepts_share_no_word_with_those_that_score() -> None:
