@@ -3,7 +3,7 @@
     python docs/studies.py sources results     docs/sources.md and its picture, after studies/sources.yaml
     python docs/studies.py quick results       the table of docs/sources.md, after studies/sources-quick.yaml over it
     python docs/studies.py tuning results      docs/tuning.md and tuning.csv, after any targets of studies/tuning.yaml
-    python docs/studies.py tuning-eap results  docs/tuning.md and tuning-eap.csv, after studies/tuning-eap.yaml
+    python docs/studies.py tuning-eap results  docs/tuning.md and tuning-eap.csv, after studies/tuning-eap.yaml; so tuning-doco
 
 No number of these parts is typed by hand.
 """
@@ -143,7 +143,7 @@ def fronts_by_task(table: pd.DataFrame, tasks: Iterable[str]) -> str:
 def main() -> None:
     """Write one page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=("sources", "quick", "tuning", "tuning-eap"))
+    parser.add_argument("study", choices=("sources", "quick", "tuning", "tuning-eap", "tuning-doco"))
     parser.add_argument("results", type=Path, help="the folder of the finished study")
     args = parser.parse_args()
     page = DOCS / ("tuning.md" if args.study.startswith("tuning") else "sources.md")

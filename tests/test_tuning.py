@@ -80,7 +80,7 @@ def test_its_seeds_are_of_no_study_that_scores() -> None:
         seeds = read_yaml(path).get("seeds", {})
         if not path.stem.startswith("tuning"):
             used |= {*seeds.get("erase", ()), *seeds.get("finetune", ())}
-    for name in ("tuning", "tuning-eap"):
+    for name in ("tuning", "tuning-eap", "tuning-doco"):
         seeds = read_yaml(ROOT / f"studies/{name}.yaml")["seeds"]
         assert used and used.isdisjoint({*seeds["erase"], *seeds["finetune"]}), name
 
