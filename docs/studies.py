@@ -3,7 +3,7 @@
     python docs/studies.py sources results     docs/sources.md and its picture, after studies/sources.yaml
     python docs/studies.py quick results       the table of docs/sources.md, after studies/sources-quick.yaml over it
     python docs/studies.py tuning results      docs/tuning.md and tuning.csv, after any targets of studies/tuning.yaml
-    python docs/studies.py tuning-eap results  docs/tuning.md and tuning-eap.csv, after studies/tuning-eap.yaml; so tuning-doco
+    python docs/studies.py tuning-eap results  docs/tuning.md and tuning-eap.csv; tuning-doco likewise
 
 No number of these parts is typed by hand.
 """
