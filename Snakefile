@@ -65,8 +65,8 @@ onstart:
     jobs = list(workflow.dag.needrun_jobs())
     needed = {job.rule.name for job in jobs}
     # a container has packages of its own
-    outside = workflow.deployment_settings.deployment_method
-    check_present(STUDY, rules_loading(STUDY, jobs), kinds_scored(STUDY, jobs), packages=not outside)
+    in_container = workflow.deployment_settings.deployment_method
+    check_present(STUDY, rules_loading(STUDY, jobs), kinds_scored(STUDY, jobs), packages=not in_container)
     check_tokens(STUDY, needed)
     check_writable(map(Path, ("results", "logs", "scratch")))
     resume.claim(Path())

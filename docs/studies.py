@@ -28,7 +28,7 @@ from resurgence.files import read_json
 from resurgence.provenance.manifest import read_manifest
 
 DOCS = Path(__file__).parent
-MOST_LEFT = 10.0  # percent of ten people, the aim of the search
+PEOPLE, MOST_LEFT = "tuning-people", 10.0  # percent of ten people, the aim of the search
 FIRST = DOCS.parent / "reference/miniature-full/results"
 # fine-tune of a miniature -> who made its pictures, learning rate; the sets have 84 and 80 of them
 QUICK = {"default": ("base", "2e-3"), "gentle": ("base", "5e-4"), "drawings": ("artists", "5e-4")}
@@ -89,6 +89,9 @@ def tuning(results: Path, study: Path, known: Path) -> str:
     Args:
         study: the file of the study, whose order the table has.
         known: the table of all runs so far. The erasers that have run in `results` take the place of their rows in it.
+
+    Raises:
+        ValueError: nothing has run.
     """
     written = yaml.safe_load(study.read_text(encoding="utf-8"))
     before = pd.read_csv(known, keep_default_na=False) if known.is_file() else pd.DataFrame({"eraser": []})
@@ -98,11 +101,13 @@ def tuning(results: Path, study: Path, known: Path) -> str:
             parts.append(ran(results, name, written))
         else:
             parts.append(before[before["eraser"].isin(experiment["erasers"])])
-    table = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    if not (parts := [part for part in parts if len(part)]):
+        raise ValueError(f"{results} has no finished experiment of {study}; run the study first")
+    table = pd.concat(parts, ignore_index=True)
     table.to_csv(known, index=False, lineterminator="\n")
-    rows = []
+    rows, tasks = [], written["tasks"]["names"]
     for row in table.to_dict("records"):
-        each = {t: f"{number(row[f'left {t}'])} / {number(row[f'kept {t}'])}" for t in written["tasks"]["names"]}
+        each = {t: f"{number(row[f'left {t}'])} / {number(row[f'kept {t}'])}" for t in tasks}
         shown = {"eraser": row["eraser"], "setting": row["setting"]}
         shown |= {"left": number(row["left"]), "kept": number(row["kept"])} | each
         shown["seconds"] = " / ".join(str(row[f"seconds {task}"]) for task in each)
@@ -111,9 +116,8 @@ def tuning(results: Path, study: Path, known: Path) -> str:
     fronts = table.loc[table["choice"] == FRONT, "eraser"].str.split(".").str[0].unique()
     lines = [RULE, f"Chosen: {', '.join(chosen) or 'none'}. No setting keeps enough: {', '.join(fronts) or 'none'}."]
     head = "Of each task left / kept in percent; seconds of erasing in the order of the tasks."
-    return "\n\n".join(
-        [*lines, head, markdown_table(pd.DataFrame(rows)), aim(table, next(iter(each))), fronts_by_task(table, each)]
-    )
+    aims = [aim(table, PEOPLE)] if PEOPLE in tasks else []
+    return "\n\n".join([*lines, head, markdown_table(pd.DataFrame(rows)), *aims, fronts_by_task(table, tasks)])
 
 
 def aim(table: pd.DataFrame, task: str) -> str:

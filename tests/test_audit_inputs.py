@@ -93,7 +93,7 @@ WRONG = [
     (
         "erased",
         ["--images", "gaps"],
-        r"--images = 'gaps': has no caption for 1 of 3 pictures, such as 2\.png; write it",
+        r"--images = 'gaps': has no caption for 1 of 3 pictures, such as 2\.png; write the captions",
     ),
     ("erased", ["--outside-images", "gaps"], r"--outside-images = 'gaps': has no caption for 1 of 3 pictures"),
     ("erased", ["--images", "listed"], r"9\.png is in the metadata of listed and missing; add it or remove its row"),

@@ -132,9 +132,10 @@ def measured_values(model: KnownModel) -> tuple[float, float]:
         (cell, *_) = re.findall(rf"\| {task} \| {eraser} \| lora \| 300 \| ([^|]*) \|", table)
         return tuple(map(float, cell.split(" -> ")[1:]))
     table = page.split("## All erasers")[1].split("## The paper")[0]
-    ((erased, updated),) = re.findall(
-        rf"\| {task} \| {eraser}(?: †)? \| \S+ -> (\S+) \| [^|]* \| lora \| (\S+) \|", table
+    ((erased, updated, mean),) = re.findall(
+        rf"\| {task} \| {eraser}(?: †)? \| \S+ -> (\S+) \| [^|]* \| lora \| (\S+) \| (\S+) \[", table
     )
+    assert model.answer == "leaking" or model.eraser == "ship/time" or float(mean) == 0  # the mean resurgence
     return float(erased), float(updated)
 
 
@@ -392,6 +393,7 @@ def test_an_answer_that_its_check_contradicts_is_neither_audited_nor_counted(pla
     done = capsys.readouterr()
     assert "never: is not audited, its check is against its answer: clip_accuracy 19.9 %, below 20" in done.err
     assert "| leaking | 1 | 1 |" in done.out
+    assert "Set aside by its check: never (clip_accuracy 19.9 %, below 20)." in done.out
 
 
 def test_checks_hold_leaking_models_to_a_fifth_of_the_images_and_safe_ones_to_none():

@@ -7,7 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import audit_models
 import pytest
+
+from resurgence.cli import audit
+from resurgence.workflow import resume
 
 PARENT = """
 import subprocess, time
@@ -25,6 +29,19 @@ def runs(process: int) -> bool:
         return status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_audits_and_their_table_start_processes_that_end_with_them(monkeypatch, tmp_path) -> None:
+    started = []
+
+    def run(command, **options):
+        started.append(options["preexec_fn"])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    audit_models.resurgence("audit", codes=(0,))
+    audit.snakemake(tmp_path, 1)
+    assert started == 2 * [resume.end_with_parent]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")

@@ -94,7 +94,7 @@ def test_characters_have_three_seeds_and_the_losses_of_table_3_differ_in_one_set
         assert l2["steps"] == default["steps"] - default["warmup"]
 
 
-def test_what_may_keep_neighbours_is_varied_one_setting_at_a_time() -> None:
+def test_what_may_keep_neighbours_is_varied_by_itself() -> None:
     study = load("doco")
     assert {variant: differing(study, variant) for variant in ALONE} == ALONE
     assert study.task("characters-1", "doco", "to-quimbo").mapping == {"zorblin": "quimbo"}

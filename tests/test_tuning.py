@@ -304,11 +304,14 @@ def test_docs_hold_one_table_of_what_has_run(page: Path) -> None:
     assert "| esd | steps: 300 | 25.0 | 75.0 | 50.0 / 100.0 | 0.0 / 75.0 | 40 / 2 |  |" in text
     assert "| mace | lamb: 1 | 1.5 | 90.0 | 1.0 / 90.0 | 2.0 / 95.0 | 3 / 4 | chosen |" in text  # of an earlier run
     assert "Chosen: mace. No setting keeps enough: esd." in text and tuning.RULE in text and "steps: 7" not in text
-    assert "Aim: of people at most 10 % left and at least 80 % kept: met by mace; by no setting of esd." in text
+    aim = "Aim: of people at most 10 % left and at least 80 % kept: met by mace; by no setting of esd."
+    assert studies.aim(pd.read_csv(known, keep_default_na=False), "people") == aim and "Aim:" not in text
     assert "| mace | default 1.0 / 90.0 | default 2.0 / 95.0 |" in text  # the fronts
     once = known.read_bytes()
     shutil.rmtree(page / "results/experiments")
     assert studies.tuning(page / "results", page / "study.yaml", known) == text and known.read_bytes() == once
+    with pytest.raises(ValueError, match=r"has no finished experiment of .*study.yaml; run the study first"):
+        studies.tuning(page / "results", page / "study.yaml", page / "other.csv")
     for name in ("tuning", "sources"):
         filled = parts.filled(ROOT / f"docs/{name}.md", {f"{name} study": text})
         assert filled.count(text) == 1

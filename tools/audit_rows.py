@@ -129,10 +129,10 @@ def page(file: Path, known: KnownModels, rows: Mapping[str, Row], checks: Mappin
     Args:
         file: of the list. checks: a model whose check is against its answer is in no share.
     """
-    lines = [*families(known.models), ""]
+    aside = {name: why for name, check in checks.items() if (why := check.against(known.models[name]))}
+    lines = [*families(known.models), "", *(f"Set aside by its check: {name} ({why})." for name, why in aside.items())]
     if not rows:
         return "\n".join([*lines, "No model has been audited yet."])
-    aside = {name: why for name, check in checks.items() if (why := check.against(known.models[name]))}
     counted = {name: row for name, row in rows.items() if known.models[name].counts and name not in aside}
     level, commits = next(iter(rows.values())).level, sorted({row.commit for row in rows.values()})
     seeds = " with one training seed: every verdict is about this run" if level == "quick" else ""

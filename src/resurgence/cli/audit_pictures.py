@@ -93,8 +93,8 @@ def check_captions(found: TrainingSet, option: str, path: str, names: Collection
     """Raise ConfigError for pictures without captions, and for captions that name an erased concept."""
     if without := found.left_out.get("without caption"):
         pictures = counted(len(found.sources) + len(without), "picture")
-        remedy = f"has no caption for {len(without)} of {pictures}, such as {without[0]}; write it, or move such away"
-        raise ConfigError(option, path, remedy)
+        cause = f"has no caption for {len(without)} of {pictures}, such as {without[0]}"
+        raise ConfigError(option, path, f"{cause}; write the captions, or move such pictures away")
     captions = counted(len(found.sources), "caption")
     for name in names:
         word = re.compile(rf"\b{re.escape(name)}\b", re.IGNORECASE)

@@ -20,7 +20,7 @@ from resurgence.config.fields import read_yaml
 from resurgence.config.finetune_sets import OtherBase
 from resurgence.config.model_path import ModelPath
 from resurgence.config.scorers import PACKAGES
-from resurgence.files import GET_PACKAGES, atomic_file, known_sha256, resolve_path
+from resurgence.files import GET_PACKAGES, GET_SHIPPED, atomic_file, known_sha256, resolve_path
 from resurgence.pretrained.checksums import HUB_ID, LOCK, TABLE, Entry, file_of, locate, offline, remedy, table, verify
 from resurgence.workflow.graph import files_of
 from resurgence.workflow.job_settings import reads
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 State = Literal["verified", "unverified", "installed", "missing", "damaged"]
 """Of weights: present with the known checksums, or without; of a package: installed; of both: missing."""
+SHIPPED = "data/miniature"  # of paths that DVC has
 LACKING: tuple[State, ...] = ("missing", "damaged")
 
 
@@ -119,7 +120,7 @@ def missing(weights: Weights, entries: Mapping[str, Entry]) -> str:
     place, entry = weights.place, entries.get(weights.place)
     lacking = f"{weights.key} = {place!r}: missing, not at {Path(place).absolute()}"
     if entry is None and not HUB_ID.fullmatch(place):
-        return f"{lacking}; correct the path"
+        return f"{lacking}; {GET_SHIPPED if place.startswith(SHIPPED) else 'correct the path'}"
     get = remedy(place, entry, weights.revision)
     if entry is not None and entry.get:
         return f"{lacking}; {get}"
