@@ -289,17 +289,6 @@ def test_p_value_of_students_t() -> None:
     assert p_value(estimate) == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue, rel=1e-3)
 
 
-def test_p_of_correlated_shares_is_that_of_students_t_where_no_level_reaches_zero() -> None:
-    """Four concepts have three degrees of freedom, however far apart the shares are."""
-    names = [name for name in "abcd" for _ in range(100)]
-    kept = [[87, 75, 60, 92], [45, 32, 20, 49]]
-    before, after = (share(np.concatenate([ones(k, 100) for k in row]), names, str(k)) for k, row in enumerate(kept))
-    gain = difference(before, after)
-    paired = scipy.stats.ttest_rel(*kept)
-    assert paired.pvalue > 1e-8
-    assert p_value(gain) == pytest.approx(max(paired.pvalue, 1e-12), rel=1e-6)
-
-
 def test_no_effect_is_rejected_as_often_as_the_level_says(coverage) -> None:
     """10 % before and after, ten concepts and three seeds: at most 5 % of p values below 0.05, up to chance."""
     generator = np.random.default_rng(0)

@@ -19,12 +19,9 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import betainccinv, betaincinv, stdtr, stdtrit
+from scipy.special import betainccinv, betaincinv, stdtrit
 
 from resurgence.analysis.random_effects import Array, Estimate, Part, variance
-
-LEAST_P = 1e-12
-"""The smallest p value that is told apart from 0."""
 
 
 def effective_images(part: Part, level: float) -> float:
@@ -113,11 +110,11 @@ def least_level(decided: Callable[[float], bool]) -> float:
     Args:
         decided: of a level; holds at all levels below the largest at which it holds.
     """
-    low, high = math.log10(LEAST_P), 0.0
+    low, high = -12.0, 0.0  # powers of ten
     if not decided(1e-6):
         return 1.0
-    if decided(1 - LEAST_P):
-        return LEAST_P
+    if decided(1 - 10**low):
+        return 10**low
     while high - low > 1e-4:
         middle = (low + high) / 2
         if decided(1 - 10**middle):
@@ -129,23 +126,13 @@ def least_level(decided: Callable[[float], bool]) -> float:
 
 def p_value(estimate: Estimate) -> float:
     """Two-sided p value of "the true value is 0": 1 minus the largest level whose interval leaves 0 out; at least
-    LEAST_P. NaN without an interval.
-
-    The limits of shares end at 0 and all, so an interval of correlated ones may leave 0 out at every level, however few
-    their degrees of freedom: then the p value is that of Student's t.
-    """
+    1e-12. NaN without an interval."""
 
     def decided(level: float) -> bool:
         low, high = interval(estimate, level)
         return low > 0 or high < 0
 
-    if math.isnan(interval(estimate, 0.5)[0]):
-        return math.nan
-    p = least_level(decided)
-    spread, df = variance(estimate.parts, estimate.gradient)
-    if p > LEAST_P or not spread > 0:
-        return p
-    return max(p, float(2 * stdtr(df, -abs(estimate.value) / math.sqrt(spread))))
+    return math.nan if math.isnan(interval(estimate, 0.5)[0]) else least_level(decided)
 
 
 def holm(p: ArrayLike) -> Array:
