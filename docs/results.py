@@ -71,10 +71,15 @@ def paper(reference: Path) -> str:
 
 def claims_of(reference: Path) -> pd.DataFrame:
     """All claims of the experiments, with `alone`, the verdict of each by itself, and `verdict`, that with all."""
-    page = read_manifest(reference / "experiments/made.json")["parameters"]
-    files = [reference / "experiments" / name / f"{name}_claims.csv" for name in page["experiments"]]
+    folder = reference / "experiments"
+    if (folder / "made.json").is_file():
+        names = read_manifest(folder / "made.json")["parameters"]["experiments"]
+    else:  # of a study that has run in part
+        names = sorted(file.parent.name for file in folder.glob("*/made.json"))
+    (level,) = {read_manifest(folder / name / "made.json")["parameters"]["statistics"]["level"] for name in names}
+    files = [folder / name / f"{name}_claims.csv" for name in names]
     claims = pd.concat([pd.read_csv(file) for file in files if file.is_file()], ignore_index=True)
-    return judge(claims.assign(alone=claims["verdict"]), page["level"])
+    return judge(claims.assign(alone=claims["verdict"]), level)
 
 
 def counts(verdicts: pd.Series) -> str:

@@ -289,6 +289,18 @@ def test_p_value_of_students_t() -> None:
     assert p_value(estimate) == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue, rel=1e-3)
 
 
+def test_p_of_correlated_shares_has_the_tail_of_students_t() -> None:
+    """Four concepts have three degrees of freedom, however far apart the shares; at 95 % the interval is MOVER's."""
+    names = [name for name in "abcd" for _ in range(100)]
+    kept = [[87, 75, 60, 92], [45, 32, 20, 49]]
+    before, after = (share(np.concatenate([ones(k, 100) for k in row]), names, str(k)) for k, row in enumerate(kept))
+    gain = difference(before, after)
+    reach = gain.value - interval(gain, 0.95)[0]
+    expected = 2 * scipy.stats.t.sf(gain.value / reach * scipy.stats.t.ppf(0.975, 3), 3)
+    assert expected > 1e-6 and p_value(gain) == pytest.approx(expected, rel=1e-3)
+    assert interval(gain, 1 - 1e-9) == (-100, 100)
+
+
 def test_no_effect_is_rejected_as_often_as_the_level_says(coverage) -> None:
     """10 % before and after, ten concepts and three seeds: at most 5 % of p values below 0.05, up to chance."""
     generator = np.random.default_rng(0)

@@ -23,6 +23,9 @@ from scipy.special import betainccinv, betaincinv, stdtrit
 
 from resurgence.analysis.random_effects import Array, Estimate, Part, variance
 
+COMMON = 0.95
+"""Level beyond which intervals of combinations grow at least as Student's t."""
+
 
 def effective_images(part: Part, level: float) -> float:
     """Images of a simple random sample with the variance of this share.
@@ -79,10 +82,28 @@ def interval(estimate: Estimate, level: float) -> tuple[float, float]:
 
 
 def reaches(estimate: Estimate, level: float) -> tuple[float, float]:
-    """Lengths of the interval of a function of shares below and above its value.
+    """Lengths of the interval of a function of shares below and above its value, which holds no value that the function
+    cannot take.
 
-    Neither is shorter than the exact interval of "none of the images", so that equal tables do not have length zero,
-    and the interval holds no value that the function cannot take.
+    The limits of a share end at 0 and all, so those of correlated shares would leave out a value at every level, with
+    however few degrees of freedom: beyond COMMON the lengths are at least those of COMMON, scaled as Student's t.
+    """
+    lengths = square_and_add(estimate, level)
+    spread, df = variance(estimate.parts, estimate.gradient)
+    if level > COMMON and spread > 0:
+        scale = stdtrit(df, (1 + level) / 2) / stdtrit(df, (1 + COMMON) / 2)
+        lengths = np.maximum(lengths, scale * square_and_add(estimate, COMMON))
+    scales = np.array([part.scale or 1.0 for part in estimate.parts])
+    largest = np.where(estimate.gradient > 0, scales, 0.0)
+    center = estimate.function(np.array([part.value for part in estimate.parts]))
+    ends = center - estimate.function(scales - largest), estimate.function(largest) - center
+    return min(float(lengths[0]), ends[0]), min(float(lengths[1]), ends[1])
+
+
+def square_and_add(estimate: Estimate, level: float) -> Array:
+    """(2,) lengths below and above the value by MOVER.
+
+    Neither is shorter than the exact interval of "none of the images", so that equal tables do not have length zero.
     """
     parts, function = estimate.parts, estimate.function
     values = np.array([part.value for part in parts])
@@ -97,11 +118,7 @@ def reaches(estimate: Estimate, level: float) -> tuple[float, float]:
         abs(slope) * (part.scale or 1.0) * none_of(part.independent, level)
         for slope, part in zip(estimate.gradient, parts, strict=True)
     )
-    below, above = (max(math.sqrt(max(end @ estimate.correlations @ end, 0.0)), shortest) for end in ends.T)
-    scales = np.array([part.scale or 1.0 for part in parts])
-    largest = np.where(estimate.gradient > 0, scales, 0.0)
-    center = function(values)
-    return min(below, center - function(scales - largest)), min(above, function(largest) - center)
+    return np.array([max(math.sqrt(max(end @ estimate.correlations @ end, 0.0)), shortest) for end in ends.T])
 
 
 def least_level(decided: Callable[[float], bool]) -> float:
