@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import importlib.util
 from collections.abc import Callable
@@ -208,13 +209,11 @@ def test_only_runs_on_the_card_and_at_the_speed_of_the_plan_count(
 
 def measured_erasures(name: str) -> list[tuple[str, int, int]]:
     """Variant, erased concepts and seconds of one core of each erasure of the tuning on the second miniature."""
-    part = (ROOT / "docs/tuning.md").read_text(encoding="utf-8").partition("<!-- tuning study -->")[2]
-    rows = [[cell.strip() for cell in line.split("|")] for line in part.splitlines() if line.startswith(f"| {name}")]
-    found = []
-    for row in rows:
-        variant = row[1].partition(".")[2] or "default"
-        found += [(variant, n, int(s)) for n, s in zip((10, 1, 1), row[8].split(" / "), strict=True)]
-    return found
+    with (ROOT / "docs/tuning.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["eraser"].partition(".")[0] == name]
+    tasks = {"tuning-people": 10, "tuning-object": 1, "tuning-character": 1}
+    return [(row["eraser"].partition(".")[2] or "default", number, int(row[f"seconds {task}"]))
+            for row in rows for task, number in tasks.items()]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["esd", "eap", "doco"])

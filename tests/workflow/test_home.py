@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from snakemake.cli import parse_args
 from snakemake.settings.types import SharedFSUsage
 from tree import Tree, clone
@@ -18,8 +19,9 @@ def test_a_study_starts_and_runs_without_a_writable_home(fresh: Tree, tmp_path: 
     assert (tree.root / TARGET).is_file()
 
 
-def test_a_study_on_a_cluster_starts_without_a_writable_home(fresh: Tree) -> None:
+def test_a_study_on_a_cluster_starts_without_a_writable_home(fresh: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its jobs copy the rules to the temporary files of their nodes: they get the same setting, and no other folder."""
+    monkeypatch.setenv("RESURGENCE_SITE", str(fresh.root / "profiles/slurm/site.yaml"))  # the profile would set it
     options = ("--workflow-profile", "profiles/slurm", "-n", TARGET, "-q", "rules")
     told = fresh.snakemake(*options, environment=NO_HOME)
     assert "prompts" in told

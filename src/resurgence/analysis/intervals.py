@@ -89,8 +89,10 @@ def reaches(estimate: Estimate, level: float) -> tuple[float, float]:
     however few degrees of freedom: beyond COMMON the lengths are at least those of COMMON, scaled as Student's t.
     """
     lengths = square_and_add(estimate, level)
-    spread, df = variance(estimate.parts, estimate.gradient)
-    if level > COMMON and spread > 0:
+    weighted = zip(estimate.parts, estimate.gradient, strict=True)
+    varying = [(part, weight) for part, weight in weighted if variance([part], [weight])[0] > 0]
+    if level > COMMON and varying:
+        _, df = variance(*zip(*varying, strict=True))
         scale = stdtrit(df, (1 + level) / 2) / stdtrit(df, (1 + COMMON) / 2)
         lengths = np.maximum(lengths, scale * square_and_add(estimate, COMMON))
     scales = np.array([part.scale or 1.0 for part in estimate.parts])
