@@ -31,7 +31,7 @@ from resurgence.files import plain, read_json
 from resurgence.provenance.manifest import read_manifest, run_file
 from resurgence.provenance.manifest_table import TABLE, read_manifests
 from resurgence.stages.results import page
-from resurgence.workflow import report_settings
+from resurgence.workflow import experiment_settings
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "results.md"
@@ -163,7 +163,7 @@ def state_of(study: Study, name: str, record: Path) -> str:
     """Whether an experiment has run, and with the settings that it has now."""
     if not record.is_file():
         return NOT_RUN
-    same = read_manifest(record)["parameters"] == plain(report_settings.experiment(study, name))
+    same = read_manifest(record)["parameters"] == plain(experiment_settings.experiment(study, name))
     return "run" if same else "run with other settings than now"
 
 

@@ -23,7 +23,7 @@ from resurgence.config.settings import make_method
 from resurgence.config.study import Erasure
 from resurgence.config.task import load_task, make_task
 from resurgence.erasers import EraserConfig, EraserData, Optimisation, method
-from resurgence.workflow import job_settings, report_settings
+from resurgence.workflow import experiment_settings, job_settings
 
 ROOT = Path(__file__).parents[1]
 TASK = {
@@ -689,7 +689,7 @@ def test_settings_of_an_experiment_have_keys_of_tables_only_in_tables(config: di
     claims = [{**claim, "metric": "blank", "of": {"concept": concept}, "against": {}}]
     config["experiments"] = {"fig5": {**EXPERIMENT, "claims": [claim]}, "tab1": {**table, "claims": claims}}
     study = make_study(config, tmp_path)
-    bars, columns = (report_settings.experiment(study, name) for name in ("fig5", "tab1"))
+    bars, columns = (experiment_settings.experiment(study, name) for name in ("fig5", "tab1"))
     assert not {"metrics", "each_concept", "over_tasks"} & set(bars)
     assert set(bars["claims"][0]) == {"says", "of", "expect", "against", "value", "than", "margin"}
     assert set(bars["claims"][0]["of"]) == {"task", "eraser", "finetune", "role"}
@@ -705,14 +705,14 @@ def test_an_experiment_without_finetunes_reads_bases_and_erased_models(config: d
     config["experiments"] = {"fig5": {**alone, "claims": [claim]}, "fig8": {**alone, "kind": "grid"}}
     study = make_study(config, tmp_path)
     erased = [study.model(e) for e in study.erasures() if e.eraser == "mace" and e.variant == "default"]
-    settings = report_settings.experiment(study, "fig5")
+    settings = experiment_settings.experiment(study, "fig5")
     assert settings["models"] == ["pets", *map(str, erased)] and settings["differences"] == [""]
     scores = [study.folder(model, "scores") for model in ("pets", *erased)]
-    assert report_settings.experiment_reads(study, "fig5") == scores
+    assert experiment_settings.experiment_reads(study, "fig5") == scores
     images = [study.folder(model, "images") for model in ("pets", erased[0])]
-    grid = report_settings.experiment(study, "fig8")
+    grid = experiment_settings.experiment(study, "fig8")
     assert grid["columns"] == {"pets, mace": dict(zip(("base", "erased"), images, strict=True))}
-    assert report_settings.experiment_reads(study, "fig8") == images
+    assert experiment_settings.experiment_reads(study, "fig8") == images
 
 
 @pytest.mark.parametrize("kind", ["person", "object"])

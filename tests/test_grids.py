@@ -67,7 +67,8 @@ def test_an_experiment_shows_images_of_any_role(samples: int, tmp_path: Path) ->
         pictures = [(i, Image.fromarray(image.transpose(1, 2, 0))) for i, image in enumerate(numbered(rows, model))]
         write_image_set(Path(folder) / "step-000000.parquet", rows, pictures)
     settings = {"name": "fig2", "title": "Images", "kind": "grid", "choose": "first", "columns": {"ship, uce": folders},
-                "tasks": ["ship"], "roles": ["synonym", "general"], "samples": samples, "note": ""}  # fmt: skip
+                "tasks": ["ship"], "erasers": ["uce"], "roles": ["synonym", "general"], "samples": samples,
+                "note": ""}  # fmt: skip
     experiment.make(Job(settings, tmp_path / "out/made.json", {}, "cpu"))
     shown = pd.read_csv(tmp_path / "out/fig2.csv", keep_default_na=False)
     expected = ["a boat", *["the sky", "an oak", "a lake"][:samples]]
@@ -79,6 +80,28 @@ def test_an_experiment_shows_images_of_any_role(samples: int, tmp_path: Path) ->
         for model in (0, 1):
             is_there = (picture == (10 * place, 50 * model, 200)).all(-1).any()
             assert is_there == (rows["prompt"][place] in expected and place != 19)  # the second image of the sky
+
+
+def test_erasers_stand_side_by_side_in_the_order_of_the_experiment(tmp_path: Path) -> None:
+    """Base, then each eraser with its fine-tuned model, one task below the other; a job's settings are sorted by key."""
+    rows, labels = prompts(), ("base", "uce", "uce, fine-tuned", "esd", "esd, fine-tuned")
+    columns: dict[str, dict[str, str]] = {"boats": {}, "pets": {}}
+    colours = {}
+    for number, (task, label) in enumerate((task, label) for task in ("pets", "boats") for label in labels):
+        colours[task, label] = (10, 25 * number, 200)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        picture = Image.fromarray(flat(colours[task, label]).transpose(1, 2, 0))
+        write_image_set(folder / "step-000000.parquet", rows, [(row, picture) for row in range(len(rows))])
+        columns[task] = dict(sorted({**columns[task], label: str(folder)}.items()))
+    settings = {"name": "fig2", "title": "", "kind": "grid", "choose": "first", "tasks": ["pets", "boats"], "note": "",
+                "erasers": ["uce", "esd"], "roles": ["erase"], "samples": 1, "columns": columns}  # fmt: skip
+    experiment.make(Job(settings, tmp_path / "out/made.json", {}, "cpu"))
+    drawn = np.asarray(Image.open(tmp_path / "out/fig2.png").convert("RGB"))
+    places = [np.argwhere((drawn == colour).all(-1)) for colour in colours.values()]
+    assert [len(place) for place in places] == 10 * [128 * 128]
+    corners = [tuple(place.min(0)) for place in places]
+    assert corners == sorted(corners) and len({top for top, _ in corners}) == 2
 
 
 def test_rows_are_prompts_and_columns_are_models() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from resurgence.config.experiment_cells import cells_of
 from resurgence.config.fields import read_yaml
@@ -14,7 +15,7 @@ from resurgence.config.load import load_study
 from resurgence.config.study import Erasure, Study
 from resurgence.config.task import load_task
 from resurgence.files import read_lines
-from resurgence.workflow import report_settings
+from resurgence.workflow import experiment_settings
 from resurgence.workflow.jobs import jobs
 
 ROOT = Path(__file__).parents[1]
@@ -23,9 +24,9 @@ WORLD = read_yaml(ROOT / "config/concepts/miniature-2.yaml")
 STEPS = ("first", "second", "third")  # one character after the other
 ALONE = {  # variants of DoCo on the miniature -> what differs
     "half": {"lr"},
-    "quarter": {"lr"},
-    "captions": {"captions"},
-    "sum-10": {"surgery", "lamb"},
+    "double": {"lr"},
+    "long": {"steps"},
+    "last": {"ema"},
     "current": {"anchor_from"},
     "to-quimbo": set(),
 }
@@ -45,7 +46,7 @@ def test_every_experiment_reads_what_jobs_of_its_study_write(name: str, monkeypa
     study = load(name)
     written = {job.out.parent.as_posix() for job in jobs(study)}
     for experiment in study.experiments:
-        read = report_settings.experiment_reads(study, experiment)
+        read = experiment_settings.experiment_reads(study, experiment)
         assert set(read) <= written and bool(read) == (study.experiments[experiment].kind != "similarity"), experiment
     shown = {item for name in study.experiments for cell in cells_of(study, name) for item in (cell, cell.erasure)}
     assert {*study.erasures(), *study.cells()} <= shown  # nothing is made in vain
@@ -95,7 +96,13 @@ def test_characters_have_three_seeds_and_the_losses_of_table_3_differ_in_one_set
 
 
 def test_what_may_keep_neighbours_is_varied_by_itself() -> None:
+    """The default and sum-3 are settings of the tuning on another character, as they stand there."""
     study = load("doco")
+    tuned = yaml.safe_load((ROOT / "studies/tuning-doco.yaml").read_text(encoding="utf-8"))["erasers"]["doco"]
+    for variant, name in (("default", "short"), ("sum-3", "sum-3")):
+        settings = study.eraser_settings("characters-1", "doco", variant)
+        chosen = {**tuned, **tuned["variants"][name]}
+        assert all(settings[key] == chosen[key] for key in chosen.keys() - {"variants", "captions"})
     assert {variant: differing(study, variant) for variant in ALONE} == ALONE
     assert study.task("characters-1", "doco", "to-quimbo").mapping == {"zorblin": "quimbo"}
 

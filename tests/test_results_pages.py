@@ -20,7 +20,7 @@ from resurgence.files import read_json, read_text
 from resurgence.provenance.manifest import read_manifest, write_artefact
 from resurgence.stages import experiment
 from resurgence.stages.job import Job
-from resurgence.workflow import archive, report_settings
+from resurgence.workflow import archive, experiment_settings
 from scored import features, prompt_rows, score, write_scores_folder
 from test_config import ROOT, config, write_world  # noqa: F401 the fixture config
 
@@ -47,7 +47,8 @@ def root(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def run(name: str, **changes: Any) -> None:
     """Make an experiment of the study from synthetic scores; `similarity` by the files that it would write."""
-    settings = report_settings.experiment(load_study([Path("params.yaml"), Path("studies/eap.yaml")]), name) | changes
+    study = load_study([Path("params.yaml"), Path("studies/eap.yaml")])
+    settings = experiment_settings.experiment(study, name) | changes
     prompts = prompt_rows({"erase": ["ship", "cat"], "retain": ["dog", "bird"]})
     for model in settings.get("models", ()):
         path, good = ModelPath.parse(model), {"erase": 0.9, "retain": 0.9}

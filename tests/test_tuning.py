@@ -33,7 +33,7 @@ from resurgence.seeds import seed_of
 from resurgence.stages import experiment
 from resurgence.stages import prompts as prompts_stage
 from resurgence.stages.job import Job
-from resurgence.workflow import job_settings, report_settings
+from resurgence.workflow import experiment_settings, job_settings, report_settings
 from resurgence.workflow.jobs import jobs
 from scored import prompt_rows, score, write_scores_folder
 
@@ -158,7 +158,7 @@ def test_one_eraser_is_one_target(tmp_path: Path) -> None:
     models = {"tuning-object", "tuning-object/esd/s1000", "tuning-people/esd.noise/s1000"}
     assert models <= set(models_of(study, "tune_esd")) and len(models_of(study, "tune_esd")) == 3 * (1 + SETTINGS)
     made = {job.out.as_posix(): job for job in jobs(study)}
-    reads = report_settings.experiment_reads(study, "tune_esd")
+    reads = experiment_settings.experiment_reads(study, "tune_esd")
     assert len(reads) == 3 * (1 + SETTINGS) and {f"{folder}/manifest.json" for folder in reads} <= set(made)
     settings = made["results/experiments/tune_esd/made.json"].settings
     assert settings["settings"]["esd.long"] == {**settings["settings"]["esd"], "steps": 600}

@@ -22,7 +22,7 @@ from resurgence.provenance.manifest import read_manifest
 from resurgence.stages import experiment, results
 from resurgence.stages.job import Job
 from resurgence.stages.remake import follows_from_scores, lost_metrics, stored_scores
-from resurgence.workflow import report_settings
+from resurgence.workflow import experiment_settings, report_settings
 
 
 def replace(made: Path, new: Path, settings: dict[str, Any]) -> None:
@@ -38,7 +38,7 @@ def main(reference: Path, configuration: list[Path]) -> None:
     """Make the experiments and the page of all of them again, in place."""
     study, root = load_study(configuration), (reference / "results").resolve()
     stored = [name for name in study.experiments if (root / "experiments" / name / "made.json").is_file()]
-    wanted = {name: report_settings.experiment(study, name) for name in stored}
+    wanted = {name: experiment_settings.experiment(study, name) for name in stored}
     lost = lost_metrics(root)
     with stored_scores(root), tempfile.TemporaryDirectory() as folder:
         for name, settings in wanted.items():

@@ -78,10 +78,10 @@ def fit(image: ArrayLike, size: int) -> Image.Image:
     return picture.resize((scaled[0], scaled[1]), Image.Resampling.LANCZOS)
 
 
-def cell_size(native: int, columns: int, label_width: int, largest: int = 192) -> int:
-    """Pixels of a cell so that the grid is at most 1600 px wide; a multiple of `native` if possible."""
+def cell_size(native: int, columns: int, label_width: int) -> int:
+    """Pixels of a cell, 192 or 128, so that the grid is at most 1600 px wide; a multiple of `native` if possible."""
     room = (WIDTH - 2 * MARGIN - label_width) // columns - GAP
-    size = max(16, min(room, max(largest, native)))
+    size = max(16, min(room, max(192 if columns < 5 else 128, native)))
     return size - size % native if size >= native else size
 
 

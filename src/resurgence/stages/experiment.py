@@ -211,12 +211,17 @@ def largest_changes(metric: str, erased: Path, finetuned: Path) -> list[str]:
 
 
 def grid(job: Job) -> Result:
-    """Grids of images one below the other: for each cell base, erased and fine-tuned model on the same seeds."""
+    """Grids of images one below the other: base, erased and fine-tuned models side by side on the same seeds."""
     settings, parts, shown = job.settings, [], []
     largest = settings["choose"] == "largest"
-    # settings are sorted by key, so that 10 people come before 5; the grids have the order of the experiment
-    cells = sorted(settings["columns"].items(), key=lambda cell: settings["tasks"].index(cell[0].split(", ")[0]))
-    for title, columns in cells:
+    # settings are sorted by key, so that 10 people come before 5; grids and columns have the order of the experiment
+    places = {name: place for place, name in enumerate((*settings["tasks"], *settings["erasers"]))}
+
+    def in_order(labelled: dict) -> dict:
+        return dict(sorted(labelled.items(), key=lambda item: places.get(item[0].split(", ")[0], -1)))
+
+    for title, models in in_order(settings["columns"]).items():
+        columns = in_order(models)
         roles, most = tuple(settings["roles"]), None if largest else settings["samples"]
         sets = {name: last_images(folder, roles, most) for name, folder in columns.items()}
         if largest:

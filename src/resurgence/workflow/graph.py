@@ -17,7 +17,7 @@ from resurgence.config.study import Cell, Erasure, Study
 from resurgence.files import PEFT_CONFIG, PEFT_WEIGHTS, files_at, files_below
 from resurgence.provenance.code_version import code_version
 from resurgence.provenance.manifest import MANIFEST, RUN
-from resurgence.workflow import job_settings, report_settings
+from resurgence.workflow import experiment_settings, job_settings, report_settings
 
 Inputs = dict[str, list[str]]
 """Name of an input -> its files."""
@@ -211,7 +211,7 @@ def experiment(study: Study, name: str) -> Inputs:
     """The artefacts that an experiment reads; CLIP for one that compares words."""
     if study.experiments[name].kind == "similarity":
         return {"clip": scorer_files(study, ["clip"])}
-    return {"artefacts": [f"{folder}/{MANIFEST}" for folder in report_settings.experiment_reads(study, name)]}
+    return {"artefacts": [f"{folder}/{MANIFEST}" for folder in experiment_settings.experiment_reads(study, name)]}
 
 
 def results(study: Study) -> Inputs:

@@ -8,7 +8,7 @@ from typing import Any
 from resurgence.config.model_path import EARLIER, NAME, method_name, split_name
 from resurgence.config.settings import Method
 from resurgence.config.study import Cell, Erasure, Study
-from resurgence.workflow import job_settings, report_settings
+from resurgence.workflow import experiment_settings, job_settings
 
 NOTHING = r"\.^"  # a regular expression that matches nothing
 
@@ -124,5 +124,5 @@ def models(study: Study) -> Iterator[dict[str, str]]:
 
 def moved(study: Study) -> Iterator[dict[str, str]]:
     """Wildcards of each fine-tuned model whose movement of weights an experiment shows."""
-    folders = {f for name in study.experiments for f in report_settings.experiment_reads(study, name)}
+    folders = {f for name in study.experiments for f in experiment_settings.experiment_reads(study, name)}
     yield from (wildcards_of(study, item) for item in study.cells() if study.folder(item, "geometry") in folders)

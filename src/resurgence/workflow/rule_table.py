@@ -15,7 +15,15 @@ from resurgence.config.consistency import folder_name
 from resurgence.config.model_path import ModelPath
 from resurgence.config.study import STAGE_OF, Study
 from resurgence.provenance.manifest import MANIFEST
-from resurgence.workflow import audit_settings, code_entries, graph, job_items, job_settings, report_settings
+from resurgence.workflow import (
+    audit_settings,
+    code_entries,
+    experiment_settings,
+    graph,
+    job_items,
+    job_settings,
+    report_settings,
+)
 from resurgence.workflow.gpu_hours import Coster
 from resurgence.workflow.job_items import cell, erasure
 from resurgence.workflow.rule import Rule, Wildcards
@@ -209,7 +217,7 @@ _RULES = (
     Rule(
         "experiment", "experiment", "results/experiments/{experiment}/made.json",
         lambda study: ({"experiment": name} for name in study.experiments),
-        lambda study, w: report_settings.experiment(study, w.experiment), SHOW, 12,
+        lambda study, w: experiment_settings.experiment(study, w.experiment), SHOW, 12,
         inputs=lambda study, w: graph.experiment(study, w.experiment),
         code=code_entries.experiment, files=lambda study: ["results/experiments/{experiment}/{experiment}.md"],
         message="Experiment {wildcards.experiment}", local=True, loads=("similarity",),
