@@ -83,7 +83,7 @@ def test_an_experiment_shows_images_of_any_role(samples: int, tmp_path: Path) ->
 
 
 def test_erasers_stand_side_by_side_in_the_order_of_the_experiment(tmp_path: Path) -> None:
-    """Base, then each eraser with its fine-tuned model, one task below the other; a job's settings are sorted by key."""
+    """Base, then each eraser with its fine-tuned model, tasks one below the other; settings are sorted by key."""
     rows, labels = prompts(), ("base", "uce", "uce, fine-tuned", "esd", "esd, fine-tuned")
     columns: dict[str, dict[str, str]] = {"boats": {}, "pets": {}}
     colours = {}

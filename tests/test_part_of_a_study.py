@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from resurgence.config.fields import ConfigError
 from resurgence.config.model_path import ModelPath
 from resurgence.files import sha256, write_json
 from resurgence.provenance.manifest import described, read_manifest, write_artefact
@@ -18,7 +19,7 @@ from resurgence.stages import experiment
 from resurgence.stages.job import Job
 from resurgence.stages.remake import experiments_again, remaining, tables_again
 from resurgence.workflow import archive
-from resurgence.workflow.archive import write_reference
+from resurgence.workflow.reference import write_reference
 from scored import study_sets, write_scores_folder
 
 CLAIMS = [
@@ -37,14 +38,19 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         models.append(model)
         with write_artefact(Path(f"results/scores/miniature/{model}/scores"), "scores", {}, {}, {}, {}) as folder:
             write_scores_folder(folder / "step-000000", one)
+    make_table("tab1", models)
+    return tmp_path
+
+
+def make_table(name: str, models: list[str], tasks: tuple[str, ...] = ("ship", "identities-4")) -> None:
+    """An experiment from the scores of these models in results/."""
     settings: dict[str, Any] = {
-        "name": "tab1", "title": "Table", "note": "", "kind": "table", "along": "eraser", "metric": "blank",
-        "base": "miniature", "controls": [], "tasks": ["ship", "identities-4"], "erasers": ["mace", "uce"],
+        "name": name, "title": "Table", "note": "", "kind": "table", "along": "eraser", "metric": "blank",
+        "base": "miniature", "controls": [], "tasks": list(tasks), "erasers": ["mace", "uce"],
         "finetunes": [], "roles": ["erase", "retain"], "metrics": ["clip_score", "frechet"], "models": models,
         "claims": CLAIMS, "differences": ["", ""], "statistics": {"level": 0.95, "resamples": 100, "seed": 0},
     }  # fmt: skip
-    experiment.make(Job(settings, Path("results/experiments/tab1/made.json"), {}, "cpu"))
-    return tmp_path
+    experiment.make(Job(settings, Path(f"results/experiments/{name}/made.json"), {}, "cpu"))
 
 
 def test_a_table_is_stored_without_the_others_and_made_again_but_for_its_distances(tree: Path) -> None:
@@ -69,6 +75,56 @@ def test_nothing_finished_is_no_reference(tmp_path: Path) -> None:
         write_reference(tmp_path / "reference", tmp_path)
 
 
+def rows_of(reference: str) -> pd.DataFrame:
+    rows = pd.read_parquet(f"{reference}/results/scores/scores.parquet")
+    return rows.sort_values(["model", "concept", "prompt", "seed"]).reset_index(drop=True)
+
+
+def test_parts_that_ran_elsewhere_are_stored_together_as_if_at_once(tree: Path) -> None:
+    """tab2 of a tree that has only its own models is added to the stored tab1, with a model of both."""
+    models = read_manifest(Path("results/experiments/tab1/made.json"))["parameters"]["models"]
+    ship = [model for model in models if model.startswith("ship")]
+    uce = [model for model in ship if "mace" not in model]
+    make_table("tab2", uce, ("ship",))
+    make_table("tab3", ship, ("ship",))
+    write_reference(Path("reference/once"), only=("tab1", "tab2"))
+    write_reference(Path("reference/part"), only=("tab1",))
+    for folder in (*(m for m in models if m not in uce), "../../experiments/tab1"):
+        shutil.rmtree(Path("results/scores/miniature") / folder / ("scores" if ".." not in folder else ""))
+    with pytest.raises(FileExistsError, match="remove it, add to it by --add, or name another folder"):
+        write_reference(Path("reference/part"), only=("tab1", "tab2"))
+    write_reference(Path("reference/part"), only=("tab1", "tab2"), add=True)
+    root = tree / "reference/part/results"
+    assert {path.name for path in (root / "experiments").iterdir()} == {"tab1", "tab2"}
+    assert [*problems(root), *experiments_again(root)] == []
+    pd.testing.assert_frame_equal(rows_of("reference/part"), rows_of("reference/once"), check_like=True)
+    parameters, files = ([read_manifest(Path(f"reference/{name}/results/made.json"))[key] for name in ("part", "once")]
+                         for key in ("parameters", "files"))  # fmt: skip
+    assert parameters[0] == parameters[1] and parameters[0]["models"] == len(models)
+    assert files[0]["scores/manifests.parquet"] == files[1]["scores/manifests.parquet"]
+
+
+def test_a_part_with_other_scores_of_the_same_model_is_refused_and_nothing_is_lost(tree: Path) -> None:
+    models = read_manifest(Path("results/experiments/tab1/made.json"))["parameters"]["models"]
+    write_reference(Path("reference/part"), only=("tab1",))
+    stored = {path: sha256(path) for path in Path("reference").rglob("*") if path.is_file()}
+    shutil.rmtree("results/experiments/tab1")
+    make_table("tab2", models)
+    record = Path("results/scores/miniature/ship/scores/manifest.json")
+    manifest = read_manifest(record)
+    write_json(record, manifest | {"files": dict.fromkeys(manifest["files"], "0" * 64)})
+    with pytest.raises(ValueError, match="scores/miniature/ship/scores has other values in reference/part/results"):
+        write_reference(Path("reference/part"), only=("tab1", "tab2"), add=True)
+    assert stored == {path: sha256(path) for path in Path("reference").rglob("*") if path.is_file()}
+    (Path("reference/part/results/tables")).mkdir()
+    with pytest.raises(ValueError, match="holds the tables of a whole study"):
+        write_reference(Path("reference/part"), only=("tab1", "tab2"), add=True)
+    with pytest.raises(FileNotFoundError, match="reference/new/results holds no reference to add to; leave --add"):
+        write_reference(Path("reference/new"), only=("tab2",), add=True)
+    with pytest.raises(ConfigError, match="--add"):
+        archive.run(Namespace(reference=Path("reference/part"), overlay=[], add=True))
+
+
 def test_what_remains_without_the_features() -> None:
     settings = {
         "metric": "blank",
@@ -90,7 +146,7 @@ def test_what_remains_without_the_features() -> None:
 
 
 def test_experiments_of_another_study_than_the_tables_are_named(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = Namespace(reference=Path("reference/part"), overlay=[])
+    args = Namespace(reference=Path("reference/part"), overlay=[], add=False)
     archive.run(args)
     assert "Not in it" not in capsys.readouterr().out
     shutil.rmtree("reference")

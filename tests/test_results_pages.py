@@ -73,7 +73,7 @@ def run(name: str, **changes: Any) -> None:
 
 
 def store(**more: Any) -> None:
-    archive.run(Namespace(reference=Path("reference/eap"), overlay=[Path("studies/eap.yaml")], **more))
+    archive.run(Namespace(reference=Path("reference/eap"), overlay=[Path("studies/eap.yaml")], add=False, **more))
 
 
 def states(page: str) -> dict[str, str]:

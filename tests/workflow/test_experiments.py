@@ -15,7 +15,7 @@ from tree import ROOT, Tree, clone, once
 from resurgence.files import sha256
 from resurgence.provenance.verify import problems
 from resurgence.stages.remake import experiments_again, run, tables_again
-from resurgence.workflow.archive import write_reference
+from resurgence.workflow.reference import write_reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 OVERLAY = "tests/experiments.yaml"

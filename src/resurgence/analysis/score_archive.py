@@ -8,7 +8,7 @@ Types and bits of all numbers are preserved, so tables from unpacked scores have
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -81,6 +81,28 @@ def pack(scores: Path, folders: Iterable[Path], out: Path) -> None:
     rows = [row for folder in moved for row in movement_rows(folder, scores)]
     if rows:
         write_table(pa.Table.from_pylist(rows, pa.schema(MEASURES)), out / MOVEMENT)
+
+
+def add_models(packed: Path, earlier: Path, models: Collection[tuple[str, str]]) -> int:
+    """Add to the folder `packed` the rows of those of `models` that only the folder `earlier` holds.
+
+    Args:
+        models: pairs of base and model. packed: may be empty.
+
+    Returns:
+        The number of models in scores.parquet.
+    """
+    number = 0
+    for name in (PACKED, MOVEMENT):
+        tables = [pq.read_table(folder / name) for folder in (packed, earlier) if (folder / name).is_file()]
+        if not (earlier / name).is_file():
+            continue
+        there = {*zip(*tables[0].select(KEYS[:2]).to_pydict().values(), strict=True)} if len(tables) > 1 else set()
+        rows = zip(*tables[-1].select(KEYS[:2]).to_pydict().values(), strict=True)
+        tables[-1] = tables[-1].filter(pa.array([row in models and row not in there for row in rows]))
+        write_table(pa.concat_tables(tables, promote_options="default"), packed / name)
+        number = number or len(there | models)
+    return number
 
 
 def unpack(packed: Path, scores: Path) -> None:

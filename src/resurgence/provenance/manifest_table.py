@@ -7,7 +7,7 @@ that other manifests refer to) and run (text of run.json without the command lin
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,6 @@ TABLE = "manifests.parquet"
 
 def pack_manifests(results: Path, folders: Iterable[Path], file: Path) -> None:
     """Write the manifests and runs of artefacts, given their folders below the results tree."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows = [
         {
             "folder": folder.relative_to(results).as_posix(),
@@ -30,9 +27,38 @@ def pack_manifests(results: Path, folders: Iterable[Path], file: Path) -> None:
         }
         for folder in sorted(folders)
     ]
+    write_rows(rows, file)
+
+
+def write_rows(rows: list[dict[str, Any]], file: Path) -> None:
+    """Write the table."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     table = pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in ("folder", "manifest", "run")]))
     with atomic_file(file) as temporary:
         pq.write_table(table, temporary, compression="zstd", compression_level=19, use_dictionary=False)
+
+
+def add_manifests(file: Path, earlier: Path, models: Collection[tuple[str, str]]) -> None:
+    """Add to the table `file` the rows of those models that only the table `earlier` holds; `file` need not exist.
+
+    Args:
+        models: pairs of base and model, whose folders are scores/BASE/MODEL/scores and .../geometry.
+
+    Raises:
+        ValueError: a model has other files in the two tables.
+    """
+    rows = {row["folder"]: row for row in read_manifests(file)} if file.is_file() else {}
+    folders = {f"scores/{base}/{model}/{part}" for base, model in models for part in ("scores", "geometry")}
+    for row in (row for row in read_manifests(earlier) if row["folder"] in folders):
+        new = rows.setdefault(row["folder"], row)
+        if json.loads(new["manifest"])["files"] != json.loads(row["manifest"])["files"]:
+            raise ValueError(
+                f"{row['folder']} has other values in {earlier.parent.parent} than here; run the experiments that were "
+                "stored with it once more, or store all of them anew"
+            )
+    write_rows([rows[folder] for folder in sorted(rows, key=Path)], file)
 
 
 def without_command(run: Path) -> str:

@@ -1,5 +1,4 @@
-"""One file for a data repository: what is needed to check the tables of a finished study, and to go on from its models;
-or, for the repository itself, a reference: the tables and experiments of a study with the scores that they follow from.
+"""One file for a data repository: what is needed to check the tables of a finished study, and to go on from its models.
 
 Tables, figures, report, cost; manifest.json and run.json of every artefact; deltas, LoRAs, prompts and scores;
 configuration, environment, sources, DVC's files; SHA256SUMS of all. Images only on request: results/omitted.json names
@@ -15,27 +14,20 @@ import gzip
 import hashlib
 import io
 import os
-import shutil
 import tarfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Collection
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from resurgence.config.counting import counted
 from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
-from resurgence.files import atomic_folder, files_below, json_text, resolve_path, write_json, write_text
-from resurgence.provenance.manifest import MANIFEST, RUN, described, files_of, read_manifest, run_file
-from resurgence.provenance.manifest_table import TABLE, pack_manifests, without_command
+from resurgence.files import json_text, resolve_path
+from resurgence.provenance.manifest import MANIFEST, RUN, read_manifest
 from resurgence.provenance.outputs import check_file, check_writable
 from resurgence.provenance.verify import OMITTED, named
+from resurgence.workflow.reference import RESULTS, finished, tree, write_reference
 from resurgence.workflow.rule_table import RULES
 
-RESULTS = "results"
-SCORES = "scores"  # folder in it
 TOP = (
     "README.md", "LICENSE", "CITATION.cff", "CHANGELOG.md", "Makefile", "Snakefile", "pyproject.toml", "params.yaml",
     "dvc.yaml", "dvc.lock",
@@ -47,19 +39,6 @@ WITH_IMAGES = tuple({rule.folder for rule in RULES.values()} - set(WHOLE))
 SETS = {rule.part for rule in RULES.values() if rule.folder in WHOLE and not rule.archived}  # of images, in WHOLE
 PREFIX = "resurgence-"  # of the folder in an archive
 EPOCH = 315532800  # 1980-01-01: no time of change depends on the machine
-LARGE = ("features.safetensors",)  # of the scores, eleven times their size: a reference leaves them out
-
-
-def tree(place: Path) -> list[Path]:
-    """A file, or all files below a folder but caches and unfinished artefacts."""
-    files = [place] if place.is_file() else files_below(place)
-    hidden = ("__pycache__", ".egg-info")
-
-    def shown(path: Path) -> bool:
-        parts = path.relative_to(place.parent).parts
-        return not any(part.endswith(hidden) or part.startswith(".") for part in parts)
-
-    return [path for path in files if shown(path)]
 
 
 def results(root: Path, images: bool) -> tuple[list[Path], list[str]]:
@@ -78,98 +57,6 @@ def results(root: Path, images: bool) -> tuple[list[Path], list[str]]:
         files |= {place / "grids" / "made.json"} & set(tree(place / "grids"))
         omitted += [p.relative_to(place).as_posix() for p in tree(place / "grids") if p.name != "made.json"]
     return sorted(files), sorted(omitted)
-
-
-def write_reference(out: Path, root: Path = Path(), only: Collection[str] | None = None) -> int:
-    """Write the reference of a finished study to out/results; returns the bytes of all files.
-
-    Tables, figures and experiments are copied; scores, weight movements and manifests of its models are packed into the
-    few Parquet files of out/results/scores, which DVC carries. Scores of other studies in the same tree stay out. Of a
-    study that has run in part, without tables, these are its finished experiments and the scores of their models.
-
-    Args:
-        only: the experiments of the study, if the tree may hold those of another one; then no tables. None: all.
-
-    Raises:
-        FileNotFoundError: the study has neither tables nor an experiment. FileExistsError: `out` holds a reference.
-    """
-    place, new = root / RESULTS, out / RESULTS
-    if not settings_of(place, only):
-        raise FileNotFoundError(f"{place} holds no tables and no experiment that is finished; run `make study` first")
-    if new.exists():
-        raise FileExistsError(f"{new} exists; remove it, or name another folder")
-    with atomic_folder(new) as temporary:
-        for path in [path for part in shown_parts(place, only) if part.exists() for path in tree(part)]:
-            copy = temporary / path.relative_to(place)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            if path.name.endswith(RUN):
-                copy.write_text(without_command(path), encoding="utf-8")
-            else:
-                shutil.copyfile(path, copy)
-        pack_models(place, temporary, only)
-        write_dvc_file(out, temporary, root, only is not None)
-    return sum(path.stat().st_size for path in tree(new))
-
-
-def shown_parts(place: Path, only: Collection[str] | None) -> list[Path]:
-    """Tables, figures and the experiments of the study in a results tree, with the page of all experiments."""
-    page = place / "experiments" / "made.json"
-    if only is not None or not (place / "tables" / "made.json").is_file():
-        return [record.parent for record in finished(place, only)]
-    names = read_manifest(page)["parameters"]["experiments"] if page.is_file() else ()
-    pages = [page, run_file(page), page.with_name("results.md")] if names else []
-    return [place / "tables", place / "figures", *(page.parent / name for name in names), *pages]
-
-
-def finished(place: Path, only: Collection[str] | None = None) -> list[Path]:
-    """The records of the experiments in a results tree, of whatever study, or of these names."""
-    records = sorted((place / "experiments").glob("*/made.json"))
-    return [record for record in records if only is None or record.parent.name in only]
-
-
-def settings_of(place: Path, only: Collection[str] | None) -> list[dict[str, Any]]:
-    """The settings that name base and models of a results tree: of the tables, else of the experiments."""
-    tables = place / "tables" / "made.json"
-    whole = only is None and tables.is_file()
-    return [read_manifest(path)["parameters"] for path in ([tables] if whole else finished(place, only))]
-
-
-def pack_models(place: Path, out: Path, only: Collection[str] | None) -> None:
-    """Pack what a results tree holds of the models that it shows into out/scores; out/made.json names the files.
-
-    Experiments that show no model, such as the similarity of words, need no scores.
-    """
-    from resurgence.analysis.score_archive import pack
-    from resurgence.analysis.score_folders import entry
-
-    shown = settings_of(place, only)
-    folders = {place.parent / entry(block, model)["path"] for block in shown for model in block.get("models", ())}
-    artefacts = {*folders, *(f.with_name("geometry") for f in folders if f.with_name("geometry").is_dir())}
-    listed = {Path(name).name for folder in artefacts for name in read_manifest(folder)["files"]}
-    files: dict[str, str] = {}
-    if folders:
-        packed = out / SCORES
-        packed.mkdir()
-        pack(place / SCORES, folders, packed)
-        pack_manifests(place, artefacts, packed / TABLE)
-        files = {f"{packed.name}/{name}": digest for name, digest in files_of(packed).items()}
-    parameters = {"base": shown[0]["base"], "models": len(folders), "left_out": sorted(listed & set(LARGE))}
-    write_json(out / "made.json", {**described("reference", parameters, {}, {}), "files": files})
-
-
-def write_dvc_file(out: Path, results: Path, root: Path, of_study: bool) -> None:
-    """Write out/dvc.yaml, by which DVC carries the scores, if there are any and `out` is in a repository with DVC."""
-    place, file = Path(os.path.relpath(out, root)), out / "dvc.yaml"
-    if file.exists() or not (results / SCORES).is_dir() or not (root / ".dvc").is_dir() or ".." in place.parts:
-        return
-    study = f" --overlay studies/{out.name}.yaml" if of_study else ""
-    stage = {
-        "wdir": os.path.relpath(root, out),
-        "cmd": f"resurgence archive --reference {place.as_posix()}{study}",
-        "frozen": True,  # `dvc repro` never makes a reference of whatever is in results/
-        "outs": [{(place / RESULTS / SCORES).as_posix(): {"persist": True, "remote": "shipped"}}],
-    }
-    write_text(file, yaml.safe_dump({"stages": {"scores": stage}}, sort_keys=False))
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -228,6 +115,10 @@ def archive_arguments(parser: ArgumentParser) -> None:
         "--reference", type=Path, metavar="DIR", help="no archive: tables, experiments and packed scores to DIR/results"
     )
     parser.add_argument(
+        "--add", action="store_true",
+        help="with --reference and --overlay: keep the experiments stored in DIR that results/ does not hold",
+    )  # fmt: skip
+    parser.add_argument(
         "--overlay", type=Path, nargs="*", default=[],
         help="with --reference: studies laid over params.yaml, whose finished experiments are stored without tables",
     )  # fmt: skip
@@ -239,9 +130,11 @@ def run(args: Namespace) -> None:
         raise ConfigError(
             "--overlay", [str(path) for path in args.overlay], "is for --reference; add it, or leave this"
         )
+    if args.add and not args.overlay:
+        raise ConfigError("--add", args.reference or "", "is for experiments of --overlay; add this, or leave --add")
     if args.reference:
         only = load_study([Path(resolve_path("params.yaml")), *args.overlay]).experiments if args.overlay else None
-        size = write_reference(args.reference, only=only)
+        size = write_reference(args.reference, only=only, add=args.add)
         print(f"{args.reference / RESULTS}: {size / 2**20:.1f} MiB")
         there, stored = ({path.parent.name for path in finished(at / RESULTS)} for at in (Path(), args.reference))
         if left := ", ".join(sorted(there - stored)):
