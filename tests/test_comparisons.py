@@ -79,6 +79,7 @@ def test_values_of_both_sides(left: list, right: list, text: str) -> None:
 
 
 OURS = {
+    "rece": {"accumulate": True},
     "fmn": {"use_pooler": False},
     "erasediff": {"inner_steps": 0},
     "scissorhands": {"forget": "pseudo", "projection": "none"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from resurgence.config.erasers import EncoderPrecision, EraserConfig
+from resurgence.config.erasers import Changes, EncoderPrecision, EraserConfig
 from resurgence.config.fields import Captions, Count, Natural, NotNegative, Positive
 from resurgence.config.task import Task, TaskPart
 
@@ -57,6 +57,7 @@ class ReceConfig(UceConfig):
     """
 
     module: ClassVar[str] = "resurgence.erasers.closed_form.rece"
+    changes: ClassVar[Changes] = {"accumulate": (True,)}  # Eq. 3 has the newest e' alone
 
     epochs: Natural = 3  # authors' runs: 3 nudity, 2 other unsafe content, 1 styles and objects; 0: UCE
     mu: Positive = 0.1  # Eq. 8; authors' runs: 0.1 nudity and easy objects, 1e-3 styles and hard objects
