@@ -55,8 +55,8 @@ def place(images: ImageSet, metric: str, claim: Claim) -> float:
     place_of = dict(zip(values["concept"], quantiles(values["value"]), strict=True))
     if lacking := [word for word in claim.words if word not in place_of]:
         raise LookupError(f"claim {claim.says!r}: no image of {lacking[0]!r} has {metric} in the role {claim.of.role}")
-    found = np.array([place_of[word] for word in claim.words])
-    return float(np.abs(found - 0.5).mean() if claim.place == "off_middle" else found.mean())
+    places = np.array([place_of[word] for word in claim.words])
+    return float(np.abs(places - 0.5).mean() if claim.place == "off_middle" else places.mean())
 
 
 def mean_place(sets: Sequence[ImageSet], metric: str, claim: Claim) -> Estimate:

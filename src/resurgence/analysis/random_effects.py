@@ -173,12 +173,12 @@ def by_name(parts: Sequence[Part]) -> dict[Hashable, Part]:
     return named
 
 
-def is_same(one: Part, other: Part) -> bool:
+def is_same(part: Part, other: Part) -> bool:
     """Whether two parts hold the same numbers of the same units."""
-    pairs = ((one.table, other.table), (presence(one), presence(other)))
+    pairs = ((part.table, other.table), (presence(part), presence(other)))
     rest = ("units", "images", "repeated", "scale", "runs")
     return all(np.array_equal(*pair, equal_nan=True) for pair in pairs) and all(
-        getattr(one, key) == getattr(other, key) for key in rest
+        getattr(part, key) == getattr(other, key) for key in rest
     )
 
 

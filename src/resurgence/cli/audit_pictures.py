@@ -82,23 +82,23 @@ def shown_concepts(path: str, option: str, names: Collection[str], size: int) ->
 
     if not Path(path).exists():
         raise ConfigError(option, path, "no such file or folder; correct the path")
-    found = training_set(Path(path))
-    check_captions(found, option, path, names)
-    for source in found.sources[:HEADERS]:
+    given = training_set(Path(path))
+    check_captions(given, option, path, names)
+    for source in given.sources[:HEADERS]:
         check_header(source, option, -(-size // ENLARGED))
-    return tuple(dict.fromkeys(source.concept for source in found.sources if source.concept))
+    return tuple(dict.fromkeys(source.concept for source in given.sources if source.concept))
 
 
-def check_captions(found: TrainingSet, option: str, path: str, names: Collection[str]) -> None:
+def check_captions(given: TrainingSet, option: str, path: str, names: Collection[str]) -> None:
     """Raise ConfigError for pictures without captions, and for captions that name an erased concept."""
-    if without := found.left_out.get("without caption"):
-        pictures = counted(len(found.sources) + len(without), "picture")
+    if without := given.left_out.get("without caption"):
+        pictures = counted(len(given.sources) + len(without), "picture")
         cause = f"has no caption for {len(without)} of {pictures}, such as {without[0]}"
         raise ConfigError(option, path, f"{cause}; write the captions, or move such pictures away")
-    captions = counted(len(found.sources), "caption")
+    captions = counted(len(given.sources), "caption")
     for name in names:
         word = re.compile(rf"\b{re.escape(name)}\b", re.IGNORECASE)
-        if naming := [source for source in found.sources if word.search(source.caption) or source.concept == name]:
+        if naming := [source for source in given.sources if word.search(source.caption) or source.concept == name]:
             raise ConfigError(option, path, f"names {name} in {len(naming)} of {captions}, such as that of "
                               f"{naming[0].name}; take out the pictures that show what was erased")  # fmt: skip
 

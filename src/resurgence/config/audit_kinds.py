@@ -59,9 +59,9 @@ def listed_words(file: str) -> list[str]:
 
 def words_of(name: AuditKindName, entry: AuditKind, tasks: Sequence[Task]) -> frozenset[str]:
     """The words of a kind, as `spellings`."""
-    own = [task for task in tasks if task.kind == task_kind(name, entry)]
+    of_kind = [task for task in tasks if task.kind == task_kind(name, entry)]
     words = [*entry.words, *(word for file in entry.lists for word in listed_words(file))]
-    for task in own:
+    for task in of_kind:
         words += [*task.erase, *(word for of in task.synonyms.values() for word in of)]
         words += [*task.retain, *task.finetune] if entry.retained_metric is None else []
     return spellings(words)
@@ -85,12 +85,12 @@ def kind_of(
     unknown = tuple(word for word, name in first.items() if name is None)
     if kind is not None:
         return kind, unknown
-    found = dict.fromkeys(name for name in first.values() if name is not None)
-    for name in found:  # a word may be of several kinds
+    possible = dict.fromkeys(name for name in first.values() if name is not None)
+    for name in possible:  # a word may be of several kinds
         if all(normal_form(word) in words[name] for word in erased if word not in unknown):
             return name, unknown
-    if found:
-        told = ", ".join(f"{word}: {name or 'unknown'}" for word, name in first.items())
-        raise ConfigError("--erased", list(erased), f"are of several kinds ({told}); audit each kind by itself, or "
+    if possible:
+        by_word = ", ".join(f"{word}: {name or 'unknown'}" for word, name in first.items())
+        raise ConfigError("--erased", list(erased), f"are of several kinds ({by_word}); audit each kind by itself, or "
                           "name one with --kind")  # fmt: skip
     return next(iter(kinds)), unknown

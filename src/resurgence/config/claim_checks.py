@@ -35,7 +35,7 @@ def check_values(study: Study, name: str, key: str, root: Path) -> None:
     parts = {(row["task"], row["role"], row["concept"]) for row in rows_with_roles(study, shown, rows)}
     there = {(m, *part) for m in shown.shown_metrics for part in parts if has_value(study, m, *part, root)}
     for metric in shown.shown_metrics if rows else ():
-        if not any(metric == one for one, *_ in there):
+        if not any(metric == present for present, *_ in there):
             raise ConfigError(key, metric, f"has no value in the roles {', '.join(shown.roles)}; {roles_text(metric)}")
     for number, claim in enumerate(shown.claims):
         metric, place = claim.metric or shown.shown_metrics[0], f"experiments.{name}.claims[{number}]"

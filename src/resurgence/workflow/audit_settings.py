@@ -97,6 +97,6 @@ def settings(study: Study) -> dict[str, Any]:
 def inputs(study: Study) -> dict[str, list[str]]:
     """Images and scores of all models, the pictures that they trained on, the released model's difference."""
     items = dict.fromkeys(item for group in groups(study).values() for item in group)
-    found = {kind: [f"{study.folder(item, kind)}/{MANIFEST}" for item in items] for kind in ("scores", "images")}
-    found["pictures"] = list(dict.fromkeys(pictures(study).values()))
-    return found | ({"released": [path]} if (path := released(study)) else {})
+    artefacts = {kind: [f"{study.folder(item, kind)}/{MANIFEST}" for item in items] for kind in ("scores", "images")}
+    artefacts["pictures"] = list(dict.fromkeys(pictures(study).values()))
+    return artefacts | ({"released": [path]} if (path := released(study)) else {})

@@ -198,7 +198,7 @@ def check_present(
     Args:
         scored, packages: see `examine`.
     """
-    if bad := [found.message for found in examine(study, rules, scored, packages) if found.state in LACKING]:
+    if bad := [needed.message for needed in examine(study, rules, scored, packages) if needed.state in LACKING]:
         raise FileNotFoundError("this run needs what is missing or damaged:\n  " + "\n  ".join(bad))
 
 
@@ -223,12 +223,12 @@ def run(args: Namespace) -> None:
 
     study = load_study([Path(resolve_path("params.yaml")), *args.overlay])
     states = list(examine(study))
-    lacking = [found for found in states if found.state in LACKING]
-    for found in lacking if args.what == "lock" else states:
-        print(found.message)
+    lacking = [needed for needed in states if needed.state in LACKING]
+    for needed in lacking if args.what == "lock" else states:
+        print(needed.message)
     if args.what == "lock":
         lock([need for need, state, _ in states if isinstance(need, Weights) and state not in LACKING])
-    elif bad := [found.need.key for found in lacking]:
+    elif bad := [needed.need.key for needed in lacking]:
         raise FileNotFoundError(f"{len(bad)} of {len(states)} are missing or damaged: {', '.join(bad)}")
 
 

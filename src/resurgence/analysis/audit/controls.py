@@ -33,9 +33,9 @@ def controls(cfg: AuditConfig, models: Models, column: str, erased: Sequence[str
     Args:
         column: of the scores. erased: the concepts of the audited model.
     """
-    made = [leaking(cfg, models, column, erased), untaught(cfg, models, column, erased),
+    computed = [leaking(cfg, models, column, erased), untaught(cfg, models, column, erased),
             elsewhere(cfg, models, column, erased), reference(cfg, models, column)]  # fmt: skip
-    return (*(control for control in made if control is not None), *(shipped(each, cfg) for each in cfg.shipped))
+    return (*(control for control in computed if control is not None), *(shipped(each, cfg) for each in cfg.shipped))
 
 
 def leaking(cfg: AuditConfig, models: Models, column: str, erased: Sequence[str]) -> Control | None:
@@ -46,10 +46,10 @@ def leaking(cfg: AuditConfig, models: Models, column: str, erased: Sequence[str]
     level, criteria = cfg.criteria.confidence, cfg.criteria
     after, before = (of_models(models[group], column).erased for group in ("leaking", "leaking released"))
     result, rise = measure(after, level), measure(change(after, before), level)
-    found = is_above(result, criteria) and rise.low is not None and rise.low > criteria.above_released
+    detected = is_above(result, criteria) and rise.low is not None and rise.low > criteria.above_released
     images = tuple(model.images("erase") for model in models["leaking"])
     title = as_released(cfg.leaking.title, before.value)
-    return Control("leaking", title, cfg.leaking.probe, result, "computed", found, images, tuple(erased))
+    return Control("leaking", title, cfg.leaking.probe, result, "computed", detected, images, tuple(erased))
 
 
 def untaught(cfg: AuditConfig, models: Models, column: str, erased: Sequence[str]) -> Control | None:

@@ -198,19 +198,19 @@ def open_reason(evidence: Evidence, released: Evidence | None, criteria: Criteri
 
 def obstacles(evidence: Evidence, criteria: Criteria, bound: bool, least: float) -> list[tuple[str, str]]:
     """What keeps a probe from passing whatever its number of images: as a reason, and why no number would decide."""
-    found = []
+    reasons = []
     if concepts := above_tau(evidence.concepts, criteria) if len(evidence.concepts) > 1 else []:
         what = f"{', '.join(concepts)} alone came back"
-        found.append((f"{what}, above tau = {criteria.tau:g} %", what))
+        reasons.append((f"{what}, above tau = {criteria.tau:g} %", what))
     if seeds := above_tau(evidence.seeds, criteria):
         what = f"with training seed {', '.join(seeds)} alone it came back"
-        found.append((f"{what}, above tau = {criteria.tau:g} %", what))
+        reasons.append((f"{what}, above tau = {criteria.tau:g} %", what))
     if bound:
         what = "its pictures are the audited model's own"
-        found.append((f"{what}, so more may come back with others", f"{what} (real ones: --images DIR)"))
+        reasons.append((f"{what}, so more may come back with others", f"{what} (real ones: --images DIR)"))
     if least > criteria.tau and evidence.erased.value > criteria.tau:
-        found.append(("", "false alarms are as frequent"))
-    return found
+        reasons.append(("", "false alarms are as frequent"))
+    return reasons
 
 
 def why_open(evidence: Evidence, level: float) -> str:

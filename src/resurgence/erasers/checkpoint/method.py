@@ -34,13 +34,13 @@ def distances(weights: Mapping[str, torch.Tensor], delta: Delta) -> dict[str, fl
     Args:
         weights: W of the base, by the names of a delta.
     """
-    found = {}
+    moved_by = {}
     for group, text in GROUPS.items():
         names = [name for name in weights if text in name]
         moved = sum(squares(delta[name].double() - weights[name].double().cpu()) for name in names if name in delta)
         if (whole := sum(squares(weights[name].double()) for name in names)) > 0:
-            found[group] = math.sqrt(moved / whole)
-    return found
+            moved_by[group] = math.sqrt(moved / whole)
+    return moved_by
 
 
 def squares(values: torch.Tensor) -> float:
