@@ -16,7 +16,7 @@ from PIL import Image
 from resurgence.analysis import headline, tables
 from resurgence.analysis import read as read_module
 from resurgence.analysis.estimates import estimates
-from resurgence.figures import study, style
+from resurgence.figures import metrics, study, style
 from scored import study_sets
 
 
@@ -187,3 +187,40 @@ def test_labels_do_not_overlap(means: pd.DataFrame, tmp_path: Path) -> None:
     for axis in figure.axes:
         boxes = [text.get_window_extent() for text in axis.get_xticklabels()]
         assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
+def dot_rows(models: int, finetune: str = "") -> pd.DataFrame:
+    """Rows of an experiment's table with three concepts, one of them in two roles; every value differs."""
+    rows = []
+    for model in range(models):
+        for number, (concept, role) in enumerate([("ship", "erase"), ("cat", "retain"), ("ship", "synonym")]):
+            value = 10.0 * number + model
+            row = {"task": "pets", "eraser": f"method{model}", "finetune": finetune, "metric": "recogniser_accuracy",
+                   "concept": concept, "role": role, "base_value": 90.0 + number, "erased_value": value,
+                   "erased_low": value - 1, "erased_high": value + 3}  # fmt: skip
+            rows.append(row | {f"finetuned_{key}": row[f"erased_{key}"] + 40 for key in ("value", "low", "high")})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(("models", "finetune"), [(2, ""), (5, ""), (2, "lora")])
+def test_dots_of_concepts_stand_at_their_values_with_intervals_and_the_base(models: int, finetune: str) -> None:
+    rows = dot_rows(models, finetune)
+    figure = metrics.concept_dots(rows, "title")
+    (axis,) = figure.axes
+    labels = [text.get_text() for text in axis.get_yticklabels()]
+    concepts = ["ship, erase *", "cat", "ship, synonym"]
+    assert labels == (concepts if models < 3 else [f"method{model}" for model in range(models)])
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["base", *([f"method{model}" for model in range(models)] if models < 3 else concepts)]
+    shown = "finetuned" if finetune else "erased"
+    spans = sorted(tuple(line[:, 0]) for bars in axis.collections for line in bars.get_segments())
+    assert spans == sorted(zip(rows[f"{shown}_low"], rows[f"{shown}_high"], strict=True))
+    marks = {kind: sorted(line.get_xdata()[0] for line in axis.lines if test(line)) for kind, test in {
+        "base": lambda line: line.get_marker() == "|",
+        "open": lambda line: line.get_marker() != "|" and line.get_fillstyle() == "none",
+        "full": lambda line: line.get_marker() != "|" and line.get_fillstyle() == "full",
+    }.items()}  # fmt: skip
+    assert marks["base"] == sorted(rows["base_value"]) and marks["full"] == sorted(rows[f"{shown}_value"])
+    assert marks["open"] == (sorted(rows["erased_value"]) if finetune else [])
+    places = [line.get_ydata()[0] for line in axis.lines if line.get_fillstyle() == "full" and line.get_marker() != "|"]
+    assert len(set(places)) == len(rows)  # no dot hides another

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from resurgence.analysis.concept_means import of_erased
 from resurgence.analysis.headline import title_of
-from resurgence.figures.experiments import add_legend, bar_panel, canvas, way
-from resurgence.figures.style import BLUE, ORANGE, STATES, STYLE, WIDTH
+from resurgence.figures.experiments import add_legend, bar_panel, canvas, state_errors, way
+from resurgence.figures.style import BLUE, GREY, LINES, MARKS, ORANGE, STATES, STYLE, WIDTH
+
+Look = tuple[str, str]
+"""Marker and colour."""
 
 
 @matplotlib.rc_context(STYLE)
@@ -40,6 +46,59 @@ def metric_bars(rows: pd.DataFrame, columns: Sequence[str], title: str) -> Figur
     handles = [Patch(color=colour, label=STATES[state][0]) for state, _, colour in way(rows)]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
     return figure
+
+
+@matplotlib.rc_context(STYLE)
+def concept_dots(rows: pd.DataFrame, title: str) -> Figure:
+    """A dot with its interval for each model and concept; a line of panels a task, a panel a metric, grey the base.
+
+    Of models and concepts the more numerous are listed along the panel, the others have colours; an asterisk marks
+    erased concepts. After a fine-tune the erased model is an open dot without interval.
+
+    Args:
+        rows: claims.table at the last step, with a column `concept`.
+    """
+    names = [key for key in ("eraser", "finetune") if key == "eraser" or rows[key].nunique() > 1]
+    several = rows.groupby("concept")["role"].transform("nunique") > 1
+    concepts = rows["concept"].where(~several, rows["concept"] + ", " + rows["role"])
+    rows = rows.assign(model=rows[names].agg(", ".join, axis=1), concept=concepts)
+    tasks, metrics = rows["task"].unique(), rows["metric"].unique()
+    along, coloured = sorted(("concept", "model"), key=lambda key: -rows[key].nunique())
+    styles = itertools.product(MARKS, LINES)
+    erased = set(rows.loc[rows["role"] == "erase", "concept"])
+    labels = {name: f"{name} *" if name in erased else str(name) for key in (along, coloured) for name in rows[key]}
+    looks = {name: look for name, look in zip(rows[coloured].unique(), styles, strict=False)}
+    most = max(len(part.drop_duplicates([along, coloured])) for _, part in rows.groupby("task"))
+    lines = rows.groupby("task")[along].nunique().max()
+    height = max(1.8, 0.13 * most, 0.22 * lines) + 0.6
+    figure, axes = canvas(len(tasks), len(metrics), max(3.0, WIDTH / 5), height, title)
+    for i, j in np.ndindex(axes.shape):
+        part = rows[(rows["task"] == tasks[i]) & (rows["metric"] == metrics[j])]
+        dots_panel(axes[i][j], part, along, coloured, looks, labels)
+        axes[i][j].set_title(textwrap.fill(f"{tasks[i]}: {title_of(metrics[j])}", 38), fontsize=9)
+    handles = [Line2D([], [], linestyle="", marker="|", color=GREY, label="base")]
+    handles += [Line2D([], [], linestyle="", marker=mark, color=colour, label=labels[name])
+                for name, (mark, colour) in looks.items()]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=int(figure.get_figwidth() / 1.4), fontsize=9)
+    return figure
+
+
+def dots_panel(
+    axis: Axes, rows: pd.DataFrame, along: str, coloured: str, looks: Mapping[str, Look], labels: Mapping[str, str]
+) -> None:
+    """One panel of `concept_dots`."""
+    listed = list(dict.fromkeys(rows[along]))
+    shifts = dict(zip(looks, np.linspace(-0.35, 0.35, len(looks)) if len(looks) > 1 else [0.0], strict=True))
+    state = way(rows)[-1][0]
+    for row, ends in zip(rows.to_dict("records"), zip(*state_errors(rows, state), strict=True), strict=True):
+        place, (mark, colour) = listed.index(row[along]) + shifts[row[coloured]], looks[row[coloured]]
+        axis.plot(row["base_value"], place, "|", color=GREY, markersize=6)
+        if state != "erased":
+            axis.plot(row["erased_value"], place, mark, color=colour, fillstyle="none", markersize=4)
+        axis.errorbar(row[f"{state}_value"], place, xerr=np.array(ends)[:, None], fmt=mark, color=colour, markersize=4,
+                      elinewidth=1)  # fmt: skip
+    axis.set_yticks(range(len(listed)), [labels[name] for name in listed], fontsize=8)
+    axis.set_ylim(len(listed) - 0.4, -0.6)
 
 
 @matplotlib.rc_context(STYLE)

@@ -36,8 +36,8 @@ from resurgence.config.scorers import metrics
 from resurgence.figures import experiments as draw
 from resurgence.figures.image_grids import first_rows, sample_grid
 from resurgence.figures.image_grids import save as save_grid
+from resurgence.figures.metrics import concept_dots, metric_bars
 from resurgence.figures.metrics import histogram as draw_histogram
-from resurgence.figures.metrics import metric_bars
 from resurgence.figures.scatter import scatter as draw_scatter
 from resurgence.figures.style import save
 from resurgence.figures.tuning import tuning as draw_tuning
@@ -82,7 +82,9 @@ def curves(job: Job, data: Measurements) -> Result:
 def table(job: Job, data: Measurements) -> Result:
     """Several metrics of base, erased and fine-tuned models side by side."""
     frame = claims.table(data.ends, job.settings["statistics"]["level"])
-    picture = metric_bars(frame, column_titles(frame), job.settings["title"])
+    title = job.settings["title"]
+    shown = "concept" in frame and frame["concept"].nunique() > 1
+    picture = concept_dots(frame, title) if shown else metric_bars(frame, column_titles(frame), title)
     legend = ["±: standard deviation over the tasks."] if job.settings.get("over_tasks") else []
     return Result(frame, picture, legend)
 
