@@ -715,6 +715,27 @@ def test_an_experiment_without_finetunes_reads_bases_and_erased_models(config: d
     assert experiment_settings.experiment_reads(study, "fig8") == images
 
 
+def test_a_grid_of_several_erasers_has_them_side_by_side(config: dict[str, Any], tmp_path: Path) -> None:
+    """But for the concepts that fine-tuning changed most, which each eraser has of its own."""
+    write_world(tmp_path)
+    shown = {**EXPERIMENT, "kind": "grid", "erasers": ["uce", "mace"], "finetunes": ["lora"]}
+    config["experiments"] = {"fig5": shown, "fig6": {**shown, "choose": "largest"}, "fig7": {**shown, "finetunes": []}}
+    study = make_study(config, tmp_path)
+    together, apart, erased = (
+        experiment_settings.experiment(study, name)["columns"] for name in ("fig5", "fig6", "fig7")
+    )
+    first = [cell for cell in study.cells() if (cell.erasure.seed, cell.seed) == (0, 0) and cell.finetune == "lora"]
+    cells = {cell.erasure.eraser: cell for cell in first if cell.erasure.variant == "default"}
+    images = {"base": study.folder("pets", "images")}
+    for name in ("uce", "mace"):
+        of_eraser = {"erased": cells[name].erasure, "fine-tuned": cells[name]}
+        folders = {label: study.folder(item, "images") for label, item in of_eraser.items()}
+        assert apart[f"pets, {name}, lora"] == {"base": images["base"], **folders}
+        images |= {name: folders["erased"], f"{name}, fine-tuned": folders["fine-tuned"]}
+    assert together == {"pets, lora": images} and set(apart) == {"pets, uce, lora", "pets, mace, lora"}
+    assert erased == {"pets": {label: images[label] for label in ("base", "uce", "mace")}}
+
+
 @pytest.mark.parametrize("kind", ["person", "object"])
 def test_a_template_of_concept_images_for_each_kind(kind: str, config: dict[str, Any], tmp_path: Path) -> None:
     write_world(tmp_path)

@@ -224,3 +224,14 @@ def test_dots_of_concepts_stand_at_their_values_with_intervals_and_the_base(mode
     assert marks["open"] == (sorted(rows["erased_value"]) if finetune else [])
     places = [line.get_ydata()[0] for line in axis.lines if line.get_fillstyle() == "full" and line.get_marker() != "|"]
     assert len(set(places)) == len(rows)  # no dot hides another
+
+
+def test_each_task_and_metric_has_a_panel_but_where_there_is_nothing() -> None:
+    """A concept that another task erases is marked only there."""
+    one, other = dot_rows(2), dot_rows(2).assign(task="boats").iloc[[1, 4]]
+    more = one.assign(metric="cs")
+    figure = metrics.concept_dots(pd.concat([one, more, other.assign(role="erase")]), "title")
+    titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
+    assert [title.split(":")[0] for title in titles] == ["pets", "pets", "boats"] and len(figure.axes) == 4
+    labels = [[text.get_text() for text in axis.get_yticklabels()] for axis in figure.axes]
+    assert labels[0] == ["ship, erase *", "cat", "ship, synonym"] and labels[2] == ["cat *"]

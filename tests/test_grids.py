@@ -67,8 +67,8 @@ def test_an_experiment_shows_images_of_any_role(samples: int, tmp_path: Path) ->
         pictures = [(i, Image.fromarray(image.transpose(1, 2, 0))) for i, image in enumerate(numbered(rows, model))]
         write_image_set(Path(folder) / "step-000000.parquet", rows, pictures)
     settings = {"name": "fig2", "title": "Images", "kind": "grid", "choose": "first", "columns": {"ship, uce": folders},
-                "tasks": ["ship"], "erasers": ["uce"], "roles": ["synonym", "general"], "samples": samples,
-                "note": ""}  # fmt: skip
+                "tasks": ["ship"], "erasers": ["uce"], "finetunes": [], "roles": ["synonym", "general"],
+                "samples": samples, "note": ""}  # fmt: skip
     experiment.make(Job(settings, tmp_path / "out/made.json", {}, "cpu"))
     shown = pd.read_csv(tmp_path / "out/fig2.csv", keep_default_na=False)
     expected = ["a boat", *["the sky", "an oak", "a lake"][:samples]]
@@ -95,7 +95,8 @@ def test_erasers_stand_side_by_side_in_the_order_of_the_experiment(tmp_path: Pat
         write_image_set(folder / "step-000000.parquet", rows, [(row, picture) for row in range(len(rows))])
         columns[task] = dict(sorted({**columns[task], label: str(folder)}.items()))
     settings = {"name": "fig2", "title": "", "kind": "grid", "choose": "first", "tasks": ["pets", "boats"], "note": "",
-                "erasers": ["uce", "esd"], "roles": ["erase"], "samples": 1, "columns": columns}  # fmt: skip
+                "erasers": ["uce", "esd"], "finetunes": ["lora"], "roles": ["erase"], "samples": 1,
+                "columns": columns}  # fmt: skip
     experiment.make(Job(settings, tmp_path / "out/made.json", {}, "cpu"))
     drawn = np.asarray(Image.open(tmp_path / "out/fig2.png").convert("RGB"))
     places = [np.argwhere((drawn == colour).all(-1)) for colour in colours.values()]

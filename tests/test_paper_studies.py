@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 from resurgence.config.experiment_cells import cells_of
 from resurgence.config.fields import read_yaml
@@ -98,11 +97,10 @@ def test_characters_have_three_seeds_and_the_losses_of_table_3_differ_in_one_set
 def test_what_may_keep_neighbours_is_varied_by_itself() -> None:
     """The default and sum-3 are settings of the tuning on another character, as they stand there."""
     study = load("doco")
-    tuned = yaml.safe_load((ROOT / "studies/tuning-doco.yaml").read_text(encoding="utf-8"))["erasers"]["doco"]
+    tuning = load("tuning-doco")
     for variant, name in (("default", "short"), ("sum-3", "sum-3")):
         settings = study.eraser_settings("characters-1", "doco", variant)
-        chosen = {**tuned, **tuned["variants"][name]}
-        assert all(settings[key] == chosen[key] for key in chosen.keys() - {"variants", "captions"})
+        assert settings == tuning.eraser_settings("tuning-character", "doco", name)
     assert {variant: differing(study, variant) for variant in ALONE} == ALONE
     assert study.task("characters-1", "doco", "to-quimbo").mapping == {"zorblin": "quimbo"}
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resurgence.analysis.score_archive import pack, unpack
+from resurgence.analysis.score_archive import add_models, pack, unpack
 
 MODELS = {"pets": [0], "pets/mace.to-object/s0": [0], "pets/mace.to-object/s0/lora/f1": [5, 50, 300]}
 
@@ -83,3 +83,18 @@ def test_a_column_that_a_model_lacks_is_empty_and_another_type_is_refused(scores
 def test_a_model_without_scores_is_named(scores: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="pets/none/scores holds no step-"):
         pack(scores, [*folders_of(scores), scores / "mini/pets/none/scores"], tmp_path)
+
+
+def test_models_that_were_packed_apart_are_those_that_were_packed_at_once(scores: Path, tmp_path: Path) -> None:
+    """Added one by one, with the weight movement of the last; one that is there already stays as it is."""
+    pairs = [("mini", model) for model in MODELS]
+    once, first, second = (tmp_path / name for name in ("once", "first", "second"))
+    for folder, packed in ((once, folders_of(scores)), (first, folders_of(scores)[:1]), (second, folders_of(scores))):
+        folder.mkdir()
+        pack(scores, packed, folder)
+    assert add_models(first, second, set(pairs[:2])) == 2 and not (first / "geometry.parquet").exists()
+    assert add_models(first, second, set(pairs)) == 3 and add_models(first, second, set(pairs)) == 3
+    for name in ("scores.parquet", "geometry.parquet"):
+        own, other = pd.read_parquet(first / name), pd.read_parquet(once / name)
+        pd.testing.assert_frame_equal(own, other, check_exact=True)
+    assert add_models(once, first, {("mini", "pets")}) == 3 and len(pd.read_parquet(once / "scores.parquet")) == 30

@@ -8,7 +8,7 @@ Types and bits of all numbers are preserved, so tables from unpacked scores have
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Set
 from itertools import pairwise
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def pack(scores: Path, folders: Iterable[Path], out: Path) -> None:
         write_table(pa.Table.from_pylist(rows, pa.schema(MEASURES)), out / MOVEMENT)
 
 
-def add_models(packed: Path, earlier: Path, models: Collection[tuple[str, str]]) -> int:
+def add_models(packed: Path, earlier: Path, models: Set[tuple[str, str]]) -> int:
     """Add to the folder `packed` the rows of those of `models` that only the folder `earlier` holds.
 
     Args:
@@ -92,17 +92,22 @@ def add_models(packed: Path, earlier: Path, models: Collection[tuple[str, str]])
     Returns:
         The number of models in scores.parquet.
     """
-    number = 0
     for name in (PACKED, MOVEMENT):
-        tables = [pq.read_table(folder / name) for folder in (packed, earlier) if (folder / name).is_file()]
-        if not (earlier / name).is_file():
-            continue
-        there = {*zip(*tables[0].select(KEYS[:2]).to_pydict().values(), strict=True)} if len(tables) > 1 else set()
-        rows = zip(*tables[-1].select(KEYS[:2]).to_pydict().values(), strict=True)
-        tables[-1] = tables[-1].filter(pa.array([row in models and row not in there for row in rows]))
-        write_table(pa.concat_tables(tables, promote_options="default"), packed / name)
-        number = number or len(there | models)
-    return number
+        if (earlier / name).is_file():
+            tables = [pq.read_table(folder / name) for folder in (packed, earlier) if (folder / name).is_file()]
+            there = {pair for table in tables[:-1] for pair in pairs_of(table)}
+            wanted = [pair in models and pair not in there for pair in pairs_of(tables[-1])]
+            tables[-1] = tables[-1].filter(pa.array(wanted, pa.bool_()))
+            if any(map(len, tables)):
+                table = pa.concat_tables(tables, promote_options="default")
+                folders = [(base, *model.split("/"), "scores") for base, model in pairs_of(table)]  # in pack's order
+                write_table(table.take(sorted(range(len(table)), key=folders.__getitem__)), packed / name)
+    return len(set(pairs_of(pq.read_table(packed / PACKED))))
+
+
+def pairs_of(table: pa.Table) -> list[tuple[str, str]]:
+    """Base and model of each row."""
+    return list(zip(*(table[key].to_pylist() for key in KEYS[:2]), strict=True))
 
 
 def unpack(packed: Path, scores: Path) -> None:

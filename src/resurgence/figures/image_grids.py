@@ -79,7 +79,8 @@ def fit(image: ArrayLike, size: int) -> Image.Image:
 
 
 def cell_size(native: int, columns: int, label_width: int) -> int:
-    """Pixels of a cell, 192 or 128, so that the grid is at most 1600 px wide; a multiple of `native` if possible."""
+    """Pixels of a cell: at most 192, of five columns or more 128, or `native` if that is more; and so few that the grid
+    is at most 1600 px wide. A multiple of `native` if possible."""
     room = (WIDTH - 2 * MARGIN - label_width) // columns - GAP
     size = max(16, min(room, max(192 if columns < 5 else 128, native)))
     return size - size % native if size >= native else size

@@ -59,33 +59,29 @@ def concept_dots(rows: pd.DataFrame, title: str) -> Figure:
         rows: claims.table at the last step, with a column `concept`.
     """
     names = [key for key in ("eraser", "finetune") if key == "eraser" or rows[key].nunique() > 1]
-    several = rows.groupby("concept")["role"].transform("nunique") > 1
+    several = rows.groupby(["task", "concept"])["role"].transform("nunique") > 1
     concepts = rows["concept"].where(~several, rows["concept"] + ", " + rows["role"])
     rows = rows.assign(model=rows[names].agg(", ".join, axis=1), concept=concepts)
     tasks, metrics = rows["task"].unique(), rows["metric"].unique()
     along, coloured = sorted(("concept", "model"), key=lambda key: -rows[key].nunique())
-    styles = itertools.product(MARKS, LINES)
-    erased = set(rows.loc[rows["role"] == "erase", "concept"])
-    labels = {name: f"{name} *" if name in erased else str(name) for key in (along, coloured) for name in rows[key]}
-    looks = {name: look for name, look in zip(rows[coloured].unique(), styles, strict=False)}
+    looks = dict(zip(rows[coloured].unique(), itertools.product(MARKS, LINES), strict=False))
     most = max(len(part.drop_duplicates([along, coloured])) for _, part in rows.groupby("task"))
-    lines = rows.groupby("task")[along].nunique().max()
-    height = max(1.8, 0.13 * most, 0.22 * lines) + 0.6
-    figure, axes = canvas(len(tasks), len(metrics), max(3.0, WIDTH / 5), height, title)
+    height = max(1.8, 0.13 * most, 0.22 * rows.groupby("task")[along].nunique().max()) + 0.6
+    figure, axes = canvas(len(tasks), len(metrics), 3.2, height, title)
     for i, j in np.ndindex(axes.shape):
         part = rows[(rows["task"] == tasks[i]) & (rows["metric"] == metrics[j])]
-        dots_panel(axes[i][j], part, along, coloured, looks, labels)
+        dots_panel(axes[i][j], part, along, coloured, looks)
         axes[i][j].set_title(textwrap.fill(f"{tasks[i]}: {title_of(metrics[j])}", 38), fontsize=9)
+        axes[i][j].set_visible(len(part) > 0)  # a metric that this task does not have
+    always = rows.groupby("concept")["role"].agg(lambda roles: set(roles) == {"erase"})
     handles = [Line2D([], [], linestyle="", marker="|", color=GREY, label="base")]
-    handles += [Line2D([], [], linestyle="", marker=mark, color=colour, label=labels[name])
+    handles += [Line2D([], [], linestyle="", marker=mark, color=colour, label=f"{name} *" if always.get(name) else name)
                 for name, (mark, colour) in looks.items()]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=int(figure.get_figwidth() / 1.4), fontsize=9)
     return figure
 
 
-def dots_panel(
-    axis: Axes, rows: pd.DataFrame, along: str, coloured: str, looks: Mapping[str, Look], labels: Mapping[str, str]
-) -> None:
+def dots_panel(axis: Axes, rows: pd.DataFrame, along: str, coloured: str, looks: Mapping[str, Look]) -> None:
     """One panel of `concept_dots`."""
     listed = list(dict.fromkeys(rows[along]))
     shifts = dict(zip(looks, np.linspace(-0.35, 0.35, len(looks)) if len(looks) > 1 else [0.0], strict=True))
@@ -97,7 +93,8 @@ def dots_panel(
             axis.plot(row["erased_value"], place, mark, color=colour, fillstyle="none", markersize=4)
         axis.errorbar(row[f"{state}_value"], place, xerr=np.array(ends)[:, None], fmt=mark, color=colour, markersize=4,
                       elinewidth=1)  # fmt: skip
-    axis.set_yticks(range(len(listed)), [labels[name] for name in listed], fontsize=8)
+    erased = set(rows.loc[rows["role"] == "erase", "concept"])
+    axis.set_yticks(range(len(listed)), [f"{name} *" if name in erased else name for name in listed], fontsize=8)
     axis.set_ylim(len(listed) - 0.4, -0.6)
 
 

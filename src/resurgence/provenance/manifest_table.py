@@ -7,7 +7,7 @@ that other manifests refer to) and run (text of run.json without the command lin
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +40,22 @@ def write_rows(rows: list[dict[str, Any]], file: Path) -> None:
         pq.write_table(table, temporary, compression="zstd", compression_level=19, use_dictionary=False)
 
 
-def add_manifests(file: Path, earlier: Path, models: Collection[tuple[str, str]]) -> None:
+def add_manifests(file: Path, earlier: Path, models: Set[tuple[str, str]]) -> None:
     """Add to the table `file` the rows of those models that only the table `earlier` holds; `file` need not exist.
 
     Args:
         models: pairs of base and model, whose folders are scores/BASE/MODEL/scores and .../geometry.
 
     Raises:
-        ValueError: a model has other files in the two tables.
+        ValueError: the manifest of a model is another one in each: other settings, other images, or other values.
     """
     rows = {row["folder"]: row for row in read_manifests(file)} if file.is_file() else {}
     folders = {f"scores/{base}/{model}/{part}" for base, model in models for part in ("scores", "geometry")}
     for row in (row for row in read_manifests(earlier) if row["folder"] in folders):
-        new = rows.setdefault(row["folder"], row)
-        if json.loads(new["manifest"])["files"] != json.loads(row["manifest"])["files"]:
+        if rows.setdefault(row["folder"], row)["manifest"] != row["manifest"]:
             raise ValueError(
-                f"{row['folder']} has other values in {earlier.parent.parent} than here; run the experiments that were "
-                "stored with it once more, or store all of them anew"
+                f"{row['folder']} has other values or settings in {earlier.parent.parent} than here; run the "
+                "experiments that were stored with it once more, or store all of them anew"
             )
     write_rows([rows[folder] for folder in sorted(rows, key=Path)], file)
 

@@ -83,8 +83,8 @@ def table(job: Job, data: Measurements) -> Result:
     """Several metrics of base, erased and fine-tuned models side by side."""
     frame = claims.table(data.ends, job.settings["statistics"]["level"])
     title = job.settings["title"]
-    shown = "concept" in frame and frame["concept"].nunique() > 1
-    picture = concept_dots(frame, title) if shown else metric_bars(frame, column_titles(frame), title)
+    several_concepts = "concept" in frame and frame["concept"].nunique() > 1
+    picture = concept_dots(frame, title) if several_concepts else metric_bars(frame, column_titles(frame), title)
     legend = ["±: standard deviation over the tasks."] if job.settings.get("over_tasks") else []
     return Result(frame, picture, legend)
 
@@ -217,10 +217,11 @@ def grid(job: Job) -> Result:
     settings, parts, shown = job.settings, [], []
     largest = settings["choose"] == "largest"
     # settings are sorted by key, so that 10 people come before 5; grids and columns have the order of the experiment
-    places = {name: place for place, name in enumerate((*settings["tasks"], *settings["erasers"]))}
+    names = (*settings["tasks"], *settings["erasers"], *settings["finetunes"])
+    places = {name: place for place, name in enumerate(names)}
 
     def in_order(labelled: dict) -> dict:
-        return dict(sorted(labelled.items(), key=lambda item: places.get(item[0].split(", ")[0], -1)))
+        return dict(sorted(labelled.items(), key=lambda item: [places.get(part, -1) for part in item[0].split(", ")]))
 
     for title, models in in_order(settings["columns"]).items():
         columns = in_order(models)

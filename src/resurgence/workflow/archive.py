@@ -134,12 +134,15 @@ def run(args: Namespace) -> None:
         raise ConfigError("--add", args.reference or "", "is for experiments of --overlay; add this, or leave --add")
     if args.reference:
         only = load_study([Path(resolve_path("params.yaml")), *args.overlay]).experiments if args.overlay else None
+        before = {record.parent.name for record in finished(args.reference / RESULTS)}
         size = write_reference(args.reference, only=only, add=args.add)
         print(f"{args.reference / RESULTS}: {size / 2**20:.1f} MiB")
         there, stored = ({path.parent.name for path in finished(at / RESULTS)} for at in (Path(), args.reference))
         if left := ", ".join(sorted(there - stored)):
             whose = "the one of --overlay" if args.overlay else f"{RESULTS}/tables; run that in another folder"
             print(f"Not in it: {left}, experiments of another study than {whose}")
+        if lost := ", ".join(sorted(before - stored)):
+            print(f"No longer in it: {lost}, which the study of --overlay does not have")
         print(f"Check it: resurgence verify {args.reference / RESULTS} --tables")
         return
     top = f"{PREFIX}{load_study([Path('params.yaml')]).study}"

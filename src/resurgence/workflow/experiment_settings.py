@@ -15,7 +15,7 @@ from resurgence.config.experiment import Claim
 from resurgence.config.experiment_cells import NOT_TUNED, cells_of, models_of, row_of, setting_of
 from resurgence.config.study import Cell, Erasure, Study
 from resurgence.workflow.job_settings import without_kinds
-from resurgence.workflow.report_settings import changed_objectives, controls, first_cells, makers, seen_as
+from resurgence.workflow.report_settings import changed_objectives, controls, makers, seen_as
 
 
 def claim_settings(claim: Claim) -> dict[str, Any]:
@@ -70,14 +70,12 @@ def columns(study: Study, name: str) -> dict[str, Any]:
     Several erasers stand side by side in one grid of a task and fine-tune, but for concepts that changed most, which
     are others for each eraser.
     """
-    shown = study.experiments[name]
-    first = first_cells(study) if shown.finetunes else [
-        cell for cell in cells_of(study, name) if cell.erasure.seed == study.seeds.erase[0]
-    ]  # fmt: skip
+    shown, cells = study.experiments[name], cells_of(study, name)
+    first = (study.seeds.erase[0], study.seeds.finetune[0] if shown.finetunes else 0)
     together = len(shown.erasers) > 1 and shown.choose == "first"
     grids: dict[str, dict[str, str]] = {}
     scores: dict[str, list[str]] = {}
-    for cell in (cell for cell in first if cell in cells_of(study, name)):
+    for cell in (cell for cell in cells if (cell.erasure.seed, cell.seed) == first):
         row = row_of(study, cell)
         eraser = row.pop("eraser") if together else ""
         models: dict[str, str | Erasure | Cell] = {"base": cell.erasure.task}

@@ -44,10 +44,10 @@ def write_reference(out: Path, root: Path = Path(), only: Collection[str] | None
 
     Args:
         only: the experiments of the study, if the tree may hold those of another one; then no tables. None: all.
-        add: keep what `out` holds of the experiments of `only` that the tree lacks: a part of a study that ran before.
+        add: keep what `out` holds, if anything, of the experiments of `only` that the tree lacks: they ran before.
 
     Raises:
-        FileNotFoundError: the study has neither tables nor an experiment, or there is nothing to add to.
+        FileNotFoundError: the study has neither tables nor an experiment.
         FileExistsError: `out` holds a reference. ValueError: a model of both has other scores in each.
     """
     place, new = root / RESULTS, out / RESULTS
@@ -55,8 +55,6 @@ def write_reference(out: Path, root: Path = Path(), only: Collection[str] | None
         raise FileNotFoundError(f"{place} holds no tables and no experiment that is finished; run `make study` first")
     if new.exists() and not add:
         raise FileExistsError(f"{new} exists; remove it, add to it by --add, or name another folder")
-    if add and not (new / "made.json").is_file():
-        raise FileNotFoundError(f"{new} holds no reference to add to; leave --add")
     with atomic_folder(new) as temporary:
         for path in [path for part in shown_parts(place, only) if part.exists() for path in tree(part)]:
             copy = temporary / path.relative_to(place)
@@ -66,7 +64,7 @@ def write_reference(out: Path, root: Path = Path(), only: Collection[str] | None
             else:
                 shutil.copyfile(path, copy)
         pack_models(place, temporary, only)
-        if add:
+        if (new / "made.json").is_file():
             keep_earlier(new, temporary, only)
         write_dvc_file(out, temporary, root, only is not None)
     return sum(path.stat().st_size for path in tree(new))
@@ -125,26 +123,27 @@ def keep_earlier(earlier: Path, out: Path, only: Collection[str] | None) -> None
         ValueError: a model has other scores in both, or the earlier one is of a whole study.
         FileNotFoundError: the earlier scores are not here.
     """
-    from resurgence.analysis.score_archive import add_models
+    from resurgence.analysis.score_archive import PACKED, add_models, names_of
+    from resurgence.analysis.score_folders import entry
     from resurgence.provenance.manifest_table import add_manifests
 
     if (earlier / "tables").exists():
         raise ValueError(
-            f"{earlier} holds the tables of a whole study; leave --add, and store the study in another folder"
+            f"{earlier} holds the tables of a whole study; leave --add, and store this study in another folder"
         )
     kept = [record for record in finished(earlier, only) if not (out / "experiments" / record.parent.name).exists()]
     for record in kept:
         shutil.copytree(record.parent, out / record.parent.relative_to(earlier))
     shown = [read_manifest(record)["parameters"] for record in kept]
-    models = {(block["base"], name) for block in shown for name in block.get("models", ())}
+    paths = (Path(entry(block, model)["path"]) for block in shown for model in block.get("models", ()))
+    models = {names_of(path, Path(RESULTS, SCORES)) for path in paths}
     made, packed = read_manifest(out / "made.json"), out / SCORES
     left_out = {*made["parameters"]["left_out"], *read_manifest(earlier / "made.json")["parameters"]["left_out"]}
     number = made["parameters"]["models"]
     if models:
-        if not (earlier / SCORES / TABLE).is_file():
-            raise FileNotFoundError(
-                f"{earlier / SCORES / TABLE} is missing; run `dvc pull {earlier.parent / 'dvc.yaml'}`"
-            )
+        for file in (earlier / SCORES / TABLE, earlier / SCORES / PACKED):
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} is missing; run `dvc pull {earlier.parent / 'dvc.yaml'}`")
         packed.mkdir(exist_ok=True)
         add_manifests(packed / TABLE, earlier / SCORES / TABLE, models)
         number = add_models(packed, earlier / SCORES, models)
