@@ -84,7 +84,8 @@ def concept_dots(rows: pd.DataFrame, title: str) -> Figure:
 def dots_panel(axis: Axes, rows: pd.DataFrame, along: str, coloured: str, looks: Mapping[str, Look]) -> None:
     """One panel of `concept_dots`."""
     listed = list(dict.fromkeys(rows[along]))
-    shifts = dict(zip(looks, np.linspace(-0.35, 0.35, len(looks)) if len(looks) > 1 else [0.0], strict=True))
+    side = 0.4 * (1 - 1 / len(looks))
+    shifts = dict(zip(looks, np.linspace(-side, side, len(looks)), strict=True))
     state = way(rows)[-1][0]
     for row, ends in zip(rows.to_dict("records"), zip(*state_errors(rows, state), strict=True), strict=True):
         place, (mark, colour) = listed.index(row[along]) + shifts[row[coloured]], looks[row[coloured]]
