@@ -69,8 +69,12 @@ def concept_dots(rows: pd.DataFrame, title: str) -> Figure:
     height = max(1.8, 0.13 * most, 0.22 * rows.groupby("task")[along].nunique().max()) + 0.6
     figure, axes = canvas(len(tasks), len(metrics), 3.2, height, title)
     for i, j in np.ndindex(axes.shape):
-        part = rows[(rows["task"] == tasks[i]) & (rows["metric"] == metrics[j])]
-        dots_panel(axes[i][j], part, along, coloured, looks)
+        of_task = rows[rows["task"] == tasks[i]]
+        part, listed = of_task[of_task["metric"] == metrics[j]], list(dict.fromkeys(of_task[along]))
+        dots_panel(axes[i][j], part, along, coloured, looks, listed)
+        erased = set(of_task.loc[of_task["role"] == "erase", "concept"])
+        labels = [f"{name} *" if name in erased else name for name in listed]
+        axes[i][j].set_yticks(range(len(listed)), labels if j == 0 else [""] * len(listed), fontsize=8)
         axes[i][j].set_title(textwrap.fill(f"{tasks[i]}: {title_of(metrics[j])}", 38), fontsize=9)
         axes[i][j].set_visible(len(part) > 0)  # a metric that this task does not have
     always = rows.groupby("concept")["role"].agg(lambda roles: set(roles) == {"erase"})
@@ -81,9 +85,10 @@ def concept_dots(rows: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def dots_panel(axis: Axes, rows: pd.DataFrame, along: str, coloured: str, looks: Mapping[str, Look]) -> None:
-    """One panel of `concept_dots`."""
-    listed = list(dict.fromkeys(rows[along]))
+def dots_panel(
+    axis: Axes, rows: pd.DataFrame, along: str, coloured: str, looks: Mapping[str, Look], listed: Sequence[str]
+) -> None:
+    """One panel of `concept_dots`, with the names `listed` from top to bottom."""
     side = 0.4 * (1 - 1 / len(looks))
     shifts = dict(zip(looks, np.linspace(-side, side, len(looks)), strict=True))
     state = way(rows)[-1][0]
@@ -94,8 +99,6 @@ def dots_panel(axis: Axes, rows: pd.DataFrame, along: str, coloured: str, looks:
             axis.plot(row["erased_value"], place, mark, color=colour, fillstyle="none", markersize=4)
         axis.errorbar(row[f"{state}_value"], place, xerr=np.array(ends)[:, None], fmt=mark, color=colour, markersize=4,
                       elinewidth=1)  # fmt: skip
-    erased = set(rows.loc[rows["role"] == "erase", "concept"])
-    axis.set_yticks(range(len(listed)), [f"{name} *" if name in erased else name for name in listed], fontsize=8)
     axis.set_ylim(len(listed) - 0.4, -0.6)
 
 
