@@ -37,7 +37,8 @@ DOCS = Path(__file__).parent
 PAGE = DOCS / "results.md"
 REFERENCE = DOCS.parent / "reference/miniature-full/results"
 NOT_RUN = "not run"
-EVALUATIONS = ("eap", "doco")  # studies of other papers, each with a page where reference/NAME is
+EVALUATIONS = {"eap": ("eap", "eap-lpips"), "doco": ("doco",)}
+"""Studies of other papers, each with a page where reference/NAME is: name -> studies laid over params.yaml."""
 BEFORE = DOCS / "verdicts-before.csv"  # claim, verdict: with bootstrap intervals over concepts, seeds as fixed
 WORDS = (*VERDICTS.values(), FLOOR)
 LEADS = {"same": "Confirmed", "different": "Contradicted", FLOOR: "At the floor on both sides"}
@@ -137,7 +138,8 @@ def evaluation(name: str, root: Path = DOCS.parent) -> str | None:
     reference = root / "reference" / name / "results"
     if not (reference / "made.json").is_file():
         return None
-    study = load_study([root / "params.yaml", root / "studies" / f"{name}.yaml"], root)
+    layers = (root / "studies" / f"{layer}.yaml" for layer in EVALUATIONS[name])
+    study = load_study([root / "params.yaml", *layers], root)
     folder = reference / "experiments"
     states = {each: state_of(study, each, folder / each / "made.json") for each in study.experiments}
     there = [each for each, state in states.items() if state != NOT_RUN]

@@ -84,6 +84,33 @@ def test_the_mean_over_the_seeds_and_its_interval(words: tuple[str, ...], off_mi
     assert (found.n, found.runs) == (len(words) * len(NOISES), len(SEEDS))
 
 
+def with_similarity(sets: list[ImageSet], erased: str) -> list[ImageSet]:
+    """The sets with a similarity of each word, the same in all; the highest has the word that is erased."""
+    draw = np.random.default_rng(7)
+    of = dict(zip(WORDS, draw.normal(size=len(WORDS)), strict=True)) | {erased: 9.0}
+    columns = [[of[concept or prompt] for concept, prompt in one.rows[["concept", "prompt"]].itertuples(index=False)]
+               for one in sets]  # fmt: skip
+    return [ImageSet(one.key, one.rows.assign(concept_similarity=column), one.features)
+            for one, column in zip(sets, columns, strict=True)]  # fmt: skip
+
+
+def test_the_correlation_with_the_similarity_is_that_of_scipy() -> None:
+    """Over the general prompts but the one that is the word of the erased concept; Student's t over the seeds."""
+    sets = with_similarity(models(), "automobile")
+    claim = Claim("S", GENERAL, "equal", value="erased", place="correlation", margin=0.2)
+    found, expected = mean_place(sets, "sensitivity", claim), []
+    for one in sets[1:]:
+        general = one.rows[(one.rows["role"] == "general") & (one.rows["prompt"] != "automobile")]
+        means = general.groupby("prompt")[["concept_sensitivity", "concept_similarity"]].mean()
+        expected.append(stats.spearmanr(means.iloc[:, 0], means.iloc[:, 1]).statistic)
+    assert found.value == pytest.approx(np.mean(expected))
+    np.testing.assert_allclose(interval(found, 0.95), stats.ttest_1samp(expected, 0).confidence_interval(0.95))
+    assert (found.n, found.runs) == (len(WORDS) * len(NOISES), len(SEEDS))
+    constant = [ImageSet(one.key, one.rows.assign(concept_similarity=1.0), one.features) for one in sets]
+    with pytest.raises(LookupError, match="similarity does not vary over the concepts of the role general"):
+        mean_place(constant, "sensitivity", claim)
+
+
 def test_several_tasks_are_means_of_each_seed() -> None:
     both = [*models(), *models("bird", seed=1)]
     claim = Claim("S", Cells(role="general"), "below", value="erased", words=NEUTRAL, place="off_middle")

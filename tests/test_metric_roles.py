@@ -231,6 +231,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {**HISTOGRAM, "claims": [claim({"role": "general"}, **PLACE)]},
         r"claims\[0\]\.place = 'off_middle': is of words, and",
     ),
+    "a correlation of a histogram": (
+        {**HISTOGRAM, "claims": [claim({"role": "general"}, place="correlation")]},
+        r"claims\[0\]\.place = 'histogram': the correlation is of all points of a scatter; write scatter",
+    ),
+    "a correlation of words": (
+        {**HISTOGRAM, "kind": "scatter", "claims": [claim({"role": "general"}, words=["tram"], place="correlation")]},
+        r"claims\[0\]\.place = \['tram'\]: the correlation is of all points of a scatter; remove words",
+    ),
+    "a correlation in points": (
+        {**HISTOGRAM, "kind": "scatter", "claims": [claim({"role": "general"}, place="correlation")]},
+        r"claims\[0\] = .*'margin': 5.*are of a correlation, between -1 and 1; write",
+    ),
 }  # fmt: skip
 
 

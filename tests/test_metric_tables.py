@@ -19,6 +19,7 @@ from resurgence.analysis.headline import number
 from resurgence.analysis.intervals import interval
 from resurgence.analysis.metric_tables import column_titles, wide
 from resurgence.analysis.random_effects import mean_estimate, over_runs, units_of
+from resurgence.analysis.roles import units_of_role
 from resurgence.analysis.task_means import over_tasks, pool_tasks
 from resurgence.config.experiment import Cells, Claim
 from resurgence.config.model_path import ModelPath
@@ -93,23 +94,42 @@ def test_seeds_of_a_task_are_no_more_images_where_all_are_equal(share: float) ->
         assert (low, high) == pytest.approx((100 - reach, 100) if share else (0, reach))
 
 
-def test_images_of_a_general_prompt_are_one_random_unit() -> None:
-    """Student's t of the means of the prompts; prompts of one image each are pairs as before."""
-    words = [
-        (word, "", "general", "", seed, seed) for word in ("sky", " ", "a photo", "oak", "car") for seed in (1, 2, 3)
-    ]
+GENERAL_PROMPTS = {  # name -> prompt, seed of each image; the column whose values are its units
+    "more seeds than prompts": ([(word, seed) for word in ("sky", " ") for seed in (1, 2, 3)], "prompt"),
+    "seeds of their own": ([(word, 10 * n + k) for n, word in enumerate(("sky", " ", "oak")) for k in (1, 2)], "prompt"),
+    "fewer seeds than prompts": ([(w, seed) for w in ("sky", " ", "a photo", "oak") for seed in (1, 2)], "seed"),
+    "one image each": ([(word, n) for n, word in enumerate(("sky", " ", "a photo"))], None),
+    "one image each, two seeds": ([(word, n % 2) for n, word in enumerate(("sky", " ", "a photo", "oak"))], "seed"),
+}
+
+
+@pytest.mark.parametrize("name", GENERAL_PROMPTS)
+@pytest.mark.parametrize("concept", ["", "ship"])
+def test_the_units_of_general_prompts_are_the_fewer_of_prompts_and_noises(name: str, concept: str) -> None:
+    """Student's t of the means of the units; images of one concept are units of their own where no noise repeats."""
+    rows, by = GENERAL_PROMPTS[name]
+    by = by if by == "seed" or not concept else ("seed" if name == "more seeds than prompts" else None)
+    words = [(word, concept, "general", "", seed, k) for k, (word, seed) in enumerate(rows)]
     prompts = pd.concat([prompt_rows(PEOPLE), pd.DataFrame(words, columns=prompt_rows(PEOPLE).columns)])
     key = {"base": "miniature", "task": "identities-4", "state": "base"}
     base = score_sets.image_set(key, score(prompts, {"erase": 0.5, "retain": 0.5, "general": 0.5}, 3))
     every, units = estimates([base], only=["clip_score"])
     found = every[every["role"] == "general"].iloc[0]["estimate"]
-    means = base.rows[base.rows["role"] == "general"].groupby("prompt")["clip_score"].mean()
-    reach = t.ppf(0.975, 4) * means.std(ddof=1) / np.sqrt(5)
+    general = base.rows[base.rows["role"] == "general"].reset_index()
+    means = general.groupby(by or "index")["clip_score"].mean()
+    reach = t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means))
     np.testing.assert_allclose(interval(found, 0.95), (means.mean() - reach, means.mean() + reach))
-    assert units.set_index("role").loc["general", ["unit", "units"]].tolist() == ["concept", 5]
-    once = dataclasses.replace(base, rows=base.rows[(base.rows["role"] != "general") | (base.rows["seed"] == 1)])
-    _, units = estimates([once], only=["clip_score"])
-    assert units.set_index("role").loc["general", ["unit", "units"]].tolist() == ["pair", 5]
+    kind = {"prompt": "concept", "seed": "noise", None: "pair"}[by]
+    assert units.set_index("role").loc["general", ["unit", "units"]].tolist() == [kind, len(means)]
+    assert found.n == len(rows)
+
+
+def test_images_of_one_noise_count_once_in_a_share() -> None:
+    """None of 13 prompts x 4 noises: Clopper and Pearson's interval of 0 of 4, not of 52."""
+    words = [(f"prompt {k}", "", "general", "", seed, 0) for k in range(13) for seed in range(4)]
+    rows = pd.DataFrame(words, columns=prompt_rows(PEOPLE).columns)
+    estimate = mean_estimate(np.zeros(52), units_of_role(rows, rows["prompt"]), "shown", "units", 100.0)
+    assert interval(estimate, 0.95) == pytest.approx((0, 100 * (1 - 0.025 ** (1 / 4))))
 
 
 def test_a_concept_in_two_roles_has_a_column_in_each() -> None:

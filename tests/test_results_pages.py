@@ -41,6 +41,7 @@ def root(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (tmp_path / folder).mkdir()
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "studies/eap.yaml").write_text(yaml.safe_dump({"study": "eap", "experiments": EXPERIMENTS}))
+    (tmp_path / "studies/eap-lpips.yaml").write_text(yaml.safe_dump({"study": "eap-lpips"}))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -203,7 +203,7 @@ def evaluate_claims(
     records = []
     for claim, different in itertools.zip_longest(claims, differences, fillvalue=""):
         chosen = [row for row in rows if claim.metric in (None, row["metric"])]
-        if claim.words:
+        if claim.words or claim.place == "correlation":
             estimate = mean_place(sets, chosen[0]["metric"], claim)
         else:
             estimate = quantity(chosen, claim.of, claim.value)
@@ -247,6 +247,8 @@ def comparison_text(claim: Claim) -> str:
         words = ", ".join(f'"{word}"' for word in claim.words)
         mean = "mean |q - 0.5|" if claim.place == "off_middle" else "mean q"
         value = f"{mean}, q the quantile of {words} among all, {value}"
+    elif claim.place == "correlation":
+        value = f"rank correlation with the similarity, {value}"
     text = (f"{claim.metric}, " if claim.metric else "") + f"{value} of {cells_text(claim.of)}"
     text += f" minus that of {cells_text(claim.against)}" if claim.against else ""
     within = f" within {claim.margin:g}" if claim.expect == "equal" else ""

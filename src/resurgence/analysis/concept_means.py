@@ -8,12 +8,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from resurgence.analysis.concept_places import concept_values
+from resurgence.analysis.concept_places import concept_values, similarities
 from resurgence.analysis.headline import number
 from resurgence.analysis.ranks import rank_correlation
 from resurgence.analysis.score_sets import ImageSet
 from resurgence.config.model_path import method_name
-from resurgence.scorers.erasure_configs import SIMILARITY
 
 
 def by_concept(sets: list[ImageSet], metric: str, roles: Sequence[str] = ("erase",)) -> pd.DataFrame:
@@ -47,13 +46,9 @@ def by_concept(sets: list[ImageSet], metric: str, roles: Sequence[str] = ("erase
 
 def with_similarity(concepts: pd.DataFrame, sets: list[ImageSet]) -> pd.DataFrame:
     """Rows of `by_concept` with the column `similarity`: of the word to the nearest erased concept of the task."""
-    similarities = {
-        (images.key["task"], concept or prompt): value
-        for images in sets
-        for concept, prompt, value in images.rows[["concept", "prompt", SIMILARITY]].itertuples(index=False)
-    }
+    of = {(images.key["task"], word): value for images in sets for word, value in similarities(images).items()}
     keys = zip(concepts["task"], concepts["concept"], strict=True)
-    return concepts.assign(similarity=[similarities[key] for key in keys])
+    return concepts.assign(similarity=[of[key] for key in keys])
 
 
 def of_erased(concepts: pd.DataFrame) -> pd.Series:

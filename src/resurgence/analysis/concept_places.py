@@ -5,9 +5,11 @@ values v_1 .. v_n of a model's concepts, the mid-rank quantile of concept c is
 
     q(c) = (number of v_i < v_c + half the number of v_i = v_c) / n,
 
-between 1 / 2n and 1 - 1 / 2n, and 1/2 at the median. The vocabulary and the words are fixed; the seeds of erasing are
-random, so the interval is Student's over the seeds, and one seed has none. A rank is known to half a place: where all
-seeds have the same value, the interval is that of seeds which spread evenly from 1 / 2n below it to 1 / 2n above it.
+between 1 / 2n and 1 - 1 / 2n, and 1/2 at the median. Figure 7 says that the similarity of words does not tell which
+lose; the number is Spearman's rank correlation of similarity and value. The vocabulary and the words are fixed; the
+seeds of erasing are random, so the interval is Student's over the seeds, and one seed has none. A rank is known to half
+a place: where all seeds have the same value, the interval is that of seeds which spread evenly from 1 / 2n below it to
+1 / 2n above it.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from resurgence.analysis.random_effects import REPEATED, Array, Estimate, Part, mean_of
+from resurgence.analysis.ranks import rank_correlation
 from resurgence.analysis.score_sets import ImageSet
 from resurgence.config.experiment import Claim
 from resurgence.config.model_path import method_name
 from resurgence.config.scorers import metrics
+from resurgence.scorers.erasure_configs import SIMILARITY
 
 
 def concept_values(images: ImageSet, metric: str, role: str) -> pd.DataFrame:
@@ -59,6 +63,36 @@ def place(images: ImageSet, metric: str, claim: Claim) -> float:
     return float(np.abs(places - 0.5).mean() if claim.place == "off_middle" else places.mean())
 
 
+def similarities(images: ImageSet) -> dict[str, float]:
+    """The similarity of each concept, or general prompt without one, to the nearest erased concept of the task."""
+    columns = images.rows[["concept", "prompt", SIMILARITY]]
+    return {concept or prompt: value for concept, prompt, value in columns.itertuples(index=False)}
+
+
+def correlation(images: ImageSet, metric: str, role: str) -> float:
+    """Spearman's rank correlation of a metric and the similarity over the concepts of a role that are not erased.
+
+    Raises:
+        LookupError: one of the two does not vary.
+    """
+    erased = set(images.rows.loc[images.rows["role"] == "erase", "concept"])
+    values = concept_values(images, metric, role)
+    values["similarity"] = values["concept"].map(similarities(images))
+    known = values[~values["concept"].isin(erased)].dropna(subset=["value", "similarity"])
+    for column in ("value", "similarity"):
+        if known[column].nunique() < 2:
+            what = metric if column == "value" else column
+            raise LookupError(f"{what} does not vary over the concepts of the role {role}, so it has no rank")
+    return rank_correlation(known["similarity"], known["value"])
+
+
+def number_of(images: ImageSet, metric: str, claim: Claim) -> float:
+    """What a claim about words or ranks is about, in one erased model."""
+    if claim.place == "correlation":
+        return correlation(images, metric, claim.of.role)
+    return place(images, metric, claim)
+
+
 def mean_place(sets: Sequence[ImageSet], metric: str, claim: Claim) -> Estimate:
     """The mean over the erased models in the cells of a claim; their tables are (1, seeds), several tasks are paired.
 
@@ -77,9 +111,9 @@ def mean_place(sets: Sequence[ImageSet], metric: str, claim: Claim) -> Estimate:
     estimates = []
     for names, group in models.items():
         group.sort(key=lambda images: images.key["erase_seed"])
-        table = np.array([[place(images, metric, claim) for images in group]])
+        table = np.array([[number_of(images, metric, claim) for images in group]])
         values, runs = concept_values(group[0], metric, cells.role), len(group)
-        n = int(values.loc[values["concept"].isin(claim.words), "n"].sum())
+        n = int(values.loc[values["concept"].isin(claim.words) | (not claim.words), "n"].sum())
         if runs > 1 and np.ptp(table) == 0:
             table = table + np.linspace(-1, 1, runs) / (2 * int(values["value"].notna().sum()))
         part = Part((*names, claim), (*names, "words", claim), table, n * runs, REPEATED["pair"], None, runs)

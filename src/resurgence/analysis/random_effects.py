@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
-REPEATED = {"concept": 1.0, "pair": 0.5}  # share of an image's variance that all runs have in common, by unit
+REPEATED = {"concept": 1.0, "pair": 0.5, "noise": 1.0}  # share of an image's variance that all runs have in common, by unit
 
 
 class Units(NamedTuple):
@@ -27,7 +27,7 @@ class Units(NamedTuple):
 
     codes: NDArray[np.int64]  # (n,), unit of each row, 0 .. number - 1
     number: int
-    kind: Literal["concept", "pair"]
+    kind: Literal["concept", "pair", "noise"]
 
 
 def units_of(concepts: Sequence[str]) -> Units:
@@ -132,7 +132,8 @@ def mean_estimate(
     n = int(finite.sum())
     mean = sums.sum() / n if n else math.nan
     table = mean + (sums - mean * sizes) * units.number / max(n, 1)
-    part = Part(name, unit_name, table[:, None], n, REPEATED[units.kind], scale, present=sizes > 0)
+    images = int((sizes > 0).sum()) if units.kind == "noise" else n  # images of one noise count as one
+    part = Part(name, unit_name, table[:, None], images, REPEATED[units.kind], scale, present=sizes > 0)
     return Estimate(float(mean), (part,), lambda v: float(v[0]), n)
 
 

@@ -28,7 +28,7 @@ def roles_of(base: ImageSet, each_concept: bool = False) -> dict[str, Role]:
     for role in [r for r in ROLES if (base.rows["role"] == r).any()]:
         mask = (base.rows["role"] == role).to_numpy()
         concepts = concepts_of(base.rows[mask])
-        units = units_of(concepts)
+        units = units_of_role(base.rows[mask], concepts)
         names = sorted(set(concepts)) if units.kind == "concept" else [role]
         if not each_concept:
             roles[role] = Role(mask, units, (base.key["base"], base.key["task"], *names), {"role": role})
@@ -37,8 +37,23 @@ def roles_of(base: ImageSet, each_concept: bool = False) -> dict[str, Role]:
             part = mask & (base.rows["concept"] == concept).to_numpy()
             name = (base.key["base"], base.key["task"], role, concept)
             labels = {"role": role, "concept": concept}
-            roles[f"{role}: {concept}"] = Role(part, units_of([concept] * int(part.sum())), name, labels)
+            units = units_of_role(base.rows[part], base.rows.loc[part, "concept"])
+            roles[f"{role}: {concept}"] = Role(part, units, name, labels)
     return roles
+
+
+def units_of_role(rows: pd.DataFrame, concepts: pd.Series) -> Units:
+    """The random units of rows of one role: their concepts, or pairs of prompt and seed.
+
+    Of general prompts with fewer seeds than these, as a list in which each prompt has the seeds 1 to 4: the noises.
+    Images of one noise resemble each other under any prompt, often as much as those of one concept, and the prompts
+    are then fixed. Seeds of erased and retained concepts are drawn for each image, or those of a published list.
+    """
+    units = units_of(concepts)
+    if (rows["role"] == "general").all() and rows["seed"].nunique() < units.number:
+        seeds, codes = np.unique(rows["seed"].to_numpy(), return_inverse=True)
+        return Units(codes.astype(np.int64), len(seeds), "noise")
+    return units
 
 
 def concepts_of(rows: pd.DataFrame) -> pd.Series:

@@ -23,7 +23,7 @@ USED_BY = {  # key -> the kinds in which it has an effect
     "metric": (*(kind for kind in MEASURED if kind != "table"), "grid", "tuning"),
     "metrics": ("table",),
     "each_concept": ("table",),
-    "over_tasks": ("bars", "table"),
+    "over_tasks": ("bars", "line", "table"),
     "sets": ("members",),
     "words": ("similarity",),
     "texts": ("similarity",),
@@ -75,8 +75,9 @@ class Claim:
     words: tuple[str, ...] = ()
     """Of a histogram or scatter: concepts or general prompts whose place among all of the role decides, not their
     value."""
-    place: Literal["quantile", "off_middle"] = "quantile"
-    """Of words: the mean of their quantiles q among the values of the role, between 0 and 1; or of |q - 0.5|."""
+    place: Literal["quantile", "off_middle", "correlation"] = "quantile"
+    """Of words: the mean of their quantiles q among the values of the role, between 0 and 1; or of |q - 0.5|. Of a
+    scatter without words: Spearman's rank correlation of value and similarity over the role, without what is erased."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Experiment:
     each_concept: bool = False
     """Of a table: a column for each concept of the roles, also of a Fréchet distance."""
     over_tasks: bool = False
-    """Of bars and tables: the mean over the tasks, which are the random units, as the splits of EAP are."""
+    """Of bars, lines and tables: the mean over the tasks, which are the random units, as the splits of EAP are."""
     roles: tuple[str, ...] = ("erase",)
     """Roles of the prompts."""
     sets: tuple[str, ...] = ()
@@ -175,7 +176,7 @@ class Experiment:
         if self.each_concept and self.over_tasks:
             raise ConfigError("each_concept", True, "is for a table of single tasks; remove it, or over_tasks")
         if self.over_tasks and (len(self.tasks) < 2 or (self.kind == "bars" and self.along == "task")):
-            raise ConfigError("over_tasks", True, "is for tables and for bars along eraser or finetune; name two tasks")
+            raise ConfigError("over_tasks", True, "is for tables, lines, and bars along eraser or finetune; name two tasks")
         self._check_claims()
 
     def _check_claims(self) -> None:
@@ -193,7 +194,11 @@ class Experiment:
 
     def _check_words(self, place: str, claim: Claim) -> None:
         unique(f"{place}.words", claim.words)
-        if not claim.words:
+        ranks = claim.place == "correlation"
+        if ranks and (self.kind != "scatter" or claim.words):
+            given, remedy = (list(claim.words), "remove words") if claim.words else (self.kind, "write scatter")
+            raise ConfigError(f"{place}.place", given, f"the correlation is of all points of a scatter; {remedy}")
+        if not claim.words and not ranks:
             if claim.place != "quantile":
                 raise ConfigError(f"{place}.place", claim.place, "is of words, and the claim has none; name words")
             return
@@ -203,6 +208,8 @@ class Experiment:
         if claim.value != "erased" or claim.against is not None:
             given = claim.value if claim.against is None else "against"
             raise ConfigError(f"{place}.words", given, "the place of words is of erased models alone; write erased")
-        if claim.than < claim.margin or claim.than + claim.margin > 1:
+        lowest, of = (-1.0, "a correlation") if ranks else (0.0, "a quantile")
+        if claim.than - claim.margin < lowest or claim.than + claim.margin > 1:
             shown = {"than": claim.than, "margin": claim.margin}
-            raise ConfigError(place, shown, "are of a quantile, between 0 and 1; write numbers such as 0.5 and 0")
+            remedy = f"are of {of}, between {lowest:g} and 1; write numbers such as 0.5 and 0"
+            raise ConfigError(place, shown, remedy)
