@@ -28,6 +28,7 @@ from resurgence.config.audit import ShippedControl
 from resurgence.config.audit_bases import bases
 from resurgence.config.fields import ConfigError, build
 from resurgence.config.load import load_study
+from resurgence.config.model_path import split_name
 from resurgence.diffusion.deltas import parameters, save_delta
 from resurgence.diffusion.pipeline import load_base
 from tiny import SENTENCES, make_pipeline
@@ -36,7 +37,10 @@ ROOT = Path(__file__).parents[1]
 BASES = {name: ROOT / f"data/{name}/base" for name in ("miniature", "miniature-2")}
 KEY, VALUE = (f"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.{name}.weight" for name in ("to_k", "to_v"))
 LISTED = audit_models.read_models(audit_models.MODELS)
-METHODS = yaml.safe_load((ROOT / "studies/methods.yaml").read_text())["erasers"]
+METHODS, FULL = (
+    yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text())["erasers"] for name in ("methods", "miniature-full")
+)
+NEEDED = {"leaking": 20, "safe": 10}  # the least numbers of the table; more are listed, in case that some do not count
 
 
 def known_model(**changes: object) -> KnownModel:
@@ -80,7 +84,10 @@ def readable(tmp_path: Path) -> KnownModels:
 def test_the_shipped_list_is_long_enough_and_every_eraser_is_of_its_study(readable, tmp_path):
     counted = {name: model for name, model in LISTED.models.items() if model.counts}
     answers = [model.answer for model in counted.values()]
-    assert answers.count("leaking") >= 20 and answers.count("safe") >= 10
+    assert answers.count("leaking") >= NEEDED["leaking"] + 5 and answers.count("safe") >= NEEDED["safe"] + 3
+    assert sum(model.after_update for model in counted.values()) >= 13  # of which no false PASS ends below 25 %
+    ends = [100 * binomtest(0, n).proportion_ci(0.95, method="exact").high for n in (19, 20, 12, 13)]
+    assert ends[0] > 17 > ends[1] and ends[2] > 25 > ends[3]
     everything, place = {**readable.models, **readable.controls}, Place(tmp_path, readable)
     deltas = {name: audit_models.write_study(place, name, model) for name, model in everything.items()}
     assert all((deltas[name] is None) == (model.eraser is None) for name, model in everything.items())
@@ -108,7 +115,7 @@ def test_the_models_that_are_made_as_shipped_controls_have_their_settings():
 def test_the_erasers_of_the_measured_models_have_the_settings_that_were_measured(name):
     """Those of studies/methods.yaml; methods that compare predictions did so in the space of the noise."""
     listed = dict(LISTED.studies["miniature"]["erasers"][name])
-    spaces = {"esd", "sdd", "spm", "salun", "erasediff", "scissorhands"}
+    spaces = {"esd", "sdd", "spm", "eap", "advunlearn", "ca", "doco", "salun", "erasediff", "scissorhands"}
     assert listed.pop("method") == name and listed.pop("space", None) == ("noise" if name in spaces else None)
     settings = {key: value for key, value in METHODS[name].items() if key != "seeds"}
     listed = {key: value for key, value in listed.items() if key not in ("tasks", "variants")}
@@ -116,13 +123,21 @@ def test_the_erasers_of_the_measured_models_have_the_settings_that_were_measured
     assert listed == {**default, **settings}
 
 
+def test_the_variants_of_mace_have_the_settings_that_were_measured():
+    variants = dict(LISTED.studies["miniature"]["erasers"]["mace"]["variants"])
+    assert variants.pop("default") == {} and variants
+    for name, settings in variants.items():
+        assert settings == FULL["mace"]["variants"][name] | {"tasks": ["ship"]}
+
+
 def measured_values(model: KnownModel) -> tuple[float, float]:
     """Percent as released and after the LoRA in the source that a model names."""
     assert model.measured and model.eraser
     task, eraser = model.eraser.split("/")
+    eraser, variant = split_name(eraser)
     if model.measured.source.endswith(".csv"):
         rows = pd.read_csv(ROOT / model.measured.source)
-        of = {"task": task, "eraser": eraser, "variant": "default", "finetune": "lora", "step": 300, "role": "erase",
+        of = {"task": task, "eraser": eraser, "variant": variant, "finetune": "lora", "step": 300, "role": "erase",
               "metric": "recogniser_accuracy"}  # fmt: skip
         (row,) = rows[(rows[list(of)] == pd.Series(of)).all(axis=1)].to_dict("records")
         return row["erased_median"], row["finetuned_median"]
