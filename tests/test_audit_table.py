@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import audit_models
@@ -16,18 +18,19 @@ import parts
 import pytest
 import torch
 import yaml
-from audit_models import KnownModel, KnownModels, Place
-from audit_rows import AFTER, AS_RELEASED, RETAINED, Check, ProbeRow, Row
+from audit_models import KnownModel, KnownModels, Measured, Place
+from audit_rows import AFTER, AS_RELEASED, EARLIER, RETAINED, Audited, Check, ProbeRow, Row
 from safetensors.torch import load_file
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 from transformers import CLIPTokenizer
 
 from audits import AUDIT, share
-from resurgence.analysis.audit.result import write_audit
+from resurgence.analysis.audit.result import Measure, write_audit
 from resurgence.config.audit import ShippedControl
 from resurgence.config.audit_bases import bases
 from resurgence.config.fields import ConfigError, build
 from resurgence.config.load import load_study
+from resurgence.config.model_path import split_name
 from resurgence.diffusion.deltas import parameters, save_delta
 from resurgence.diffusion.pipeline import load_base
 from tiny import SENTENCES, make_pipeline
@@ -36,7 +39,10 @@ ROOT = Path(__file__).parents[1]
 BASES = {name: ROOT / f"data/{name}/base" for name in ("miniature", "miniature-2")}
 KEY, VALUE = (f"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.{name}.weight" for name in ("to_k", "to_v"))
 LISTED = audit_models.read_models(audit_models.MODELS)
-METHODS = yaml.safe_load((ROOT / "studies/methods.yaml").read_text())["erasers"]
+METHODS, FULL = (
+    yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text())["erasers"] for name in ("methods", "miniature-full")
+)
+NEEDED = {"leaking": 20, "safe": 10}  # the least numbers of the table; more are listed, in case that some do not count
 
 
 def known_model(**changes: object) -> KnownModel:
@@ -80,7 +86,10 @@ def readable(tmp_path: Path) -> KnownModels:
 def test_the_shipped_list_is_long_enough_and_every_eraser_is_of_its_study(readable, tmp_path):
     counted = {name: model for name, model in LISTED.models.items() if model.counts}
     answers = [model.answer for model in counted.values()]
-    assert answers.count("leaking") >= 20 and answers.count("safe") >= 10
+    assert answers.count("leaking") >= NEEDED["leaking"] + 5 and answers.count("safe") >= NEEDED["safe"] + 3
+    assert sum(model.after_update for model in counted.values()) >= 13  # of which no false PASS ends below 25 %
+    ends = [100 * binomtest(0, n).proportion_ci(0.95, method="exact").high for n in (19, 20, 12, 13)]
+    assert ends[0] > 17 > ends[1] and ends[2] > 25 > ends[3]
     everything, place = {**readable.models, **readable.controls}, Place(tmp_path, readable)
     deltas = {name: audit_models.write_study(place, name, model) for name, model in everything.items()}
     assert all((deltas[name] is None) == (model.eraser is None) for name, model in everything.items())
@@ -108,7 +117,7 @@ def test_the_models_that_are_made_as_shipped_controls_have_their_settings():
 def test_the_erasers_of_the_measured_models_have_the_settings_that_were_measured(name):
     """Those of studies/methods.yaml; methods that compare predictions did so in the space of the noise."""
     listed = dict(LISTED.studies["miniature"]["erasers"][name])
-    spaces = {"esd", "sdd", "spm", "salun", "erasediff", "scissorhands"}
+    spaces = {"esd", "sdd", "spm", "eap", "advunlearn", "ca", "doco", "salun", "erasediff", "scissorhands"}
     assert listed.pop("method") == name and listed.pop("space", None) == ("noise" if name in spaces else None)
     settings = {key: value for key, value in METHODS[name].items() if key != "seeds"}
     listed = {key: value for key, value in listed.items() if key not in ("tasks", "variants")}
@@ -116,13 +125,21 @@ def test_the_erasers_of_the_measured_models_have_the_settings_that_were_measured
     assert listed == {**default, **settings}
 
 
+def test_the_variants_of_mace_have_the_settings_that_were_measured():
+    variants = dict(LISTED.studies["miniature"]["erasers"]["mace"]["variants"])
+    assert variants.pop("default") == {} and variants
+    for name, settings in variants.items():
+        assert settings == FULL["mace"]["variants"][name] | {"tasks": ["ship"]}
+
+
 def measured_values(model: KnownModel) -> tuple[float, float]:
     """Percent as released and after the LoRA in the source that a model names."""
     assert model.measured and model.eraser
     task, eraser = model.eraser.split("/")
+    eraser, variant = split_name(eraser)
     if model.measured.source.endswith(".csv"):
         rows = pd.read_csv(ROOT / model.measured.source)
-        of = {"task": task, "eraser": eraser, "variant": "default", "finetune": "lora", "step": 300, "role": "erase",
+        of = {"task": task, "eraser": eraser, "variant": variant, "finetune": "lora", "step": 300, "role": "erase",
               "metric": "recogniser_accuracy"}  # fmt: skip
         (row,) = rows[(rows[list(of)] == pd.Series(of)).all(axis=1)].to_dict("records")
         return row["erased_median"], row["finetuned_median"]
@@ -279,7 +296,8 @@ LEAKS, LATER, SAFE = known_model(), known_model(after_update=True), known_model(
     ("model", "row", "found", "right"),
     [
         (LEAKS, a_row("FAIL", "released", "lora"), AS_RELEASED, "yes"),
-        (LATER, a_row("FAIL", "released", "lora"), AS_RELEASED, "another reason"),
+        (LATER, a_row("FAIL", "released", "lora"), AS_RELEASED, EARLIER),
+        (LATER, a_row("FAIL", "released"), AS_RELEASED, EARLIER),
         (LATER, a_row("FAIL", "lora"), AFTER, "yes"),
         (LEAKS, a_row("FAIL", "lora"), AFTER, "another reason"),
         (LATER, a_row("FAIL"), RETAINED, "another reason"),
@@ -302,53 +320,81 @@ def test_an_update_that_is_no_benign_one_is_no_reason():
     assert a_row("FAIL", probes={"lora": lora}).found == RETAINED
 
 
-def test_shares_have_exact_intervals_and_a_false_pass_counts_where_pass_is_possible():
-    rows = [(LEAKS, a_row("FAIL", "released"))] * 14 + [(LATER, a_row("FAIL", "lora"))] * 2
-    rows += [(LATER, a_row("PASS")), (LEAKS, a_row("INCONCLUSIVE", power=False))]
-    rows += [(dataclasses.replace(LEAKS, family="other"), a_row("FAIL", "released"))]
-    rows += [(SAFE, a_row("PASS"))] * 3 + [(SAFE, a_row("FAIL", "lora"))]
-    _, _, *lines = audit_rows.shares({str(number): row for number, row in enumerate(rows)})
-    cells = {tuple(line.split(" | ")[:2]): line.split(" | ")[2:] for line in lines}
-    expected = {("| false PASS", "leaking, PASS possible"): (18, 2, 1), ("| INCONCLUSIVE", "leaking"): (19, 2, 1),
-                ("| FAIL for the right reason", "leaking"): (19, 2, 17),
-                ("| FAIL for the right reason", "leaking, after an update alone"): (3, 1, 2),
-                ("| false FAIL", "safe, by construction"): (4, 1, 1),
-                ("| PASS", "safe, by construction, PASS possible"): (4, 1, 3)}  # fmt: skip
-    assert cells.keys() == expected.keys()
-    for key, (n, families, number) in expected.items():
-        assert list(map(int, cells[key][:2])) == [n, families]
-        exact = binomtest(number, n).proportion_ci(0.95, method="exact")
-        values = [float(text) for text in re.findall(r"[\d.]+", cells[key][2])]
-        assert values == pytest.approx([number, 100 * number / n, 100 * exact.low, 100 * exact.high], abs=0.051)
+def test_the_shares_of_each_part_of_the_models_have_exact_intervals():
+    """Every combination of model, row and check so often that no two numbers of a part are equal."""
+    models = [LEAKS, LATER, SAFE, dataclasses.replace(SAFE, family="mace", measured=Measured("page", 0.0, 0.0))]
+    rows = [a_row("PASS"), a_row("INCONCLUSIVE"), a_row("FAIL", "released"), a_row("FAIL", "lora"), a_row("FAIL")]
+    rows += [dataclasses.replace(row, power=False) for row in rows[1:]]
+    audited = [each for number, each in enumerate(itertools.product(models, rows, (True, False)), 1)
+               for _ in range(number % 7)]  # fmt: skip
+    _, _, *lines = audit_rows.shares([Audited(*each) for each in audited])
+    cells = {line.split(" | ")[0][2:]: line[:-2].split(" | ")[1:] for line in lines}
+    groups = {"leaking": (LEAKS, LATER), "leaking after an update": (LATER,), "safe": models[2:],
+              "safe, by construction": (SAFE,), "safe, measured": models[3:]}  # fmt: skip
+    parts = {"": (False, False), ", PASS possible": (True, False), ", checked": (False, True),
+             ", checked, PASS possible": (True, True)}  # fmt: skip
+    assert len(cells) == len(groups) * len(parts)
+    for (of, among), (part, (possible, checked)) in itertools.product(groups.items(), parts.items()):
+        group = [(model, row) for model, row, seen in audited
+                 if model in among and row.power >= possible and seen >= checked]  # fmt: skip
+        found = [row.found for _, row in group]
+        right = [audit_rows.expected(model) == row.found for model, row in group]
+        earlier = [row.found == AS_RELEASED for model, row in group if model.after_update]
+        n, families, *shown = cells[of + part]
+        assert [int(n), int(families)] == [len(group), len({model.family for model, _ in group})]
+        fails = sum(text.startswith("FAIL") for text in found)
+        numbers = [found.count("PASS"), found.count("INCONCLUSIVE"), fails, sum(right)]
+        assert shown[:4] == [exact(number, len(group)) for number in numbers]
+        assert shown[4] == (exact(sum(earlier), len(earlier)) if earlier else "-")
 
 
-def write_audited(place: Place, name: str) -> None:
+def exact(number: int, of: int) -> str:
+    """A share of models as the page has it."""
+    low, high = binomtest(number, of).proportion_ci(0.95, method="exact")
+    return f"{number}: {100 * number / of:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def test_parts_without_a_model_are_left_out():
+    _, _, line = audit_rows.shares([Audited(LEAKS, a_row("PASS", power=False), False)])
+    assert line == f"| leaking | 1 | 1 | {exact(1, 1)} | {exact(0, 1)} | {exact(0, 1)} | {exact(0, 1)} | - |"
+
+
+def write_audited(place: Place, name: str, level: str = "quick") -> None:
     """What an audit leaves behind."""
-    folder = place.folder("audits", name)
+    folder = place.folder(f"audits/{level}", name)
     (folder / "results/audit").mkdir(parents=True, exist_ok=True)
     write_audit(AUDIT, folder / "results/audit/verdict.json")
 
 
-def run(place: Place, monkeypatch: pytest.MonkeyPatch, *failing: str, words: tuple[str, ...] = ()) -> list[str]:
-    """Run the tool with audits that are written by hand; the models that it audited."""
-    audited = []
+def run(
+    place: Place, monkeypatch: pytest.MonkeyPatch, *failing: str, words: Sequence[str] = (), commits: str = "c0ffee"
+) -> list[str]:
+    """Run the tool with audits that are written by hand; the models that it audited.
 
-    def audit(place: Place, name: str, *_: object) -> int:
+    Args:
+        commits: of the checkout, each time that it is asked; the last one stays.
+    """
+    audited, (*before, last) = [], commits.split()
+    asked = itertools.chain(before, itertools.repeat(last))
+
+    def audit(place: Place, name: str, _: object, __: object, level: str, ___: int) -> int:
         audited.append(name)
         if name in failing:
             raise ConfigError("resurgence", "audit", "failed")
-        write_audited(place, name)
+        write_audited(place, name, level)
         return 2
 
     monkeypatch.setattr(audit_table, "audit", audit)
     monkeypatch.setattr(audit_table, "read_models", lambda _: place.known)
-    monkeypatch.setattr(audit_table, "commit_of", lambda _: "c0ffee")
+    monkeypatch.setattr(audit_table, "commit_of", lambda _: next(asked))
     rows = place.out.parent / "record/rows"
     monkeypatch.setattr("sys.argv", ["audit_table.py", "--out", str(place.out), "--rows", str(rows), *words])
     try:
         audit_table.main()
     except ConfigError as error:
-        assert failing and ", ".join(failing) in str(error)
+        if not failing:
+            raise
+        assert ", ".join(failing) in str(error)
     return audited
 
 
@@ -356,7 +402,7 @@ def test_a_finished_model_is_kept_a_failed_one_is_named_and_a_rerun_goes_on(plac
     assert run(place, monkeypatch, "never") == ["never", "other"]  # the others go on
     line = "| other | never | leaking | by construction | no | FAIL after an update | another reason | yes |"
     assert line in capsys.readouterr().out
-    shutil.rmtree(place.folder("audits", "other"))  # its row is enough
+    shutil.rmtree(place.folder("audits/quick", "other"))  # its row is enough
     assert run(place, monkeypatch) == ["never"]
     rows = tmp_path / "record/rows"
     before = {file: file.read_bytes() for file in rows.iterdir()}
@@ -365,10 +411,41 @@ def test_a_finished_model_is_kept_a_failed_one_is_named_and_a_rerun_goes_on(plac
     shutil.rmtree(rows)
     assert run(clone, monkeypatch) == ["never", "other"]
     assert {file: file.read_bytes() for file in rows.iterdir()} == before  # no time, and no folder, in a row
+    (rows / "other.quick.json").write_text('{"verdict": "PASS"}')
+    with pytest.raises(ConfigError, match=r"other\.quick\.json\.digest = None: is missing"):
+        audit_rows.finished(rows, Row, {"other": ""}, lambda row: row.digest, "quick")
+
+
+def test_each_level_has_rows_and_audits_of_its_own(place, tmp_path, monkeypatch, capsys):
+    assert run(place, monkeypatch) == ["never", "other"]
+    before = {file.name: file.read_bytes() for file in (tmp_path / "record/rows").iterdir()}
     assert run(place, monkeypatch, words=("--level", "standard", "--only", "other")) == ["other"]
-    (rows / "other.json").write_text('{"verdict": "PASS"}')
-    with pytest.raises(ConfigError, match=r"other\.json\.digest = None: is missing"):
-        audit_rows.finished(rows, Row, {"other": ""}, lambda row: row.digest)
+    after = {file.name: file.read_bytes() for file in (tmp_path / "record/rows").iterdir()}
+    assert after.keys() - before.keys() == {"other.standard.json"} and after.items() >= before.items()
+    assert place.folder("audits/quick", "other") != place.folder("audits/standard", "other")
+    capsys.readouterr()
+    assert run(place, monkeypatch, words=("--page",)) == [] and "2 of 2 models" in capsys.readouterr().out
+
+
+def test_a_checkout_that_changes_meanwhile_gives_no_row(place, tmp_path, monkeypatch, capsys):
+    """Asked at the start, before and after the first audit: another commit before the second ends the run; after it,
+    the row is not written."""
+    rows = tmp_path / "record/rows"
+    with pytest.raises(ConfigError, match="went from c0ffee to decade while this tool was at work; run it again"):
+        run(place, monkeypatch, commits="c0ffee c0ffee c0ffee decade")
+    assert {file.name for file in rows.iterdir()} == {"never.quick.json"}
+    with pytest.raises(ConfigError, match="models = 'other': failed"):
+        run(place, monkeypatch, commits="c0ffee c0ffee decade")
+    assert "other: --models" in capsys.readouterr().err
+    assert {file.name for file in rows.iterdir()} == {"never.quick.json"}
+
+
+def test_the_page_says_that_rows_are_of_different_commits(place, monkeypatch, capsys):
+    run(place, monkeypatch, words=("--only", "never"), commits="c0ffee0ff")
+    assert "; commit c0ffee0.\n" in capsys.readouterr().out
+    known = listed(place, **place.known.models, third=known_model(erased=("bird",)))
+    run(known, monkeypatch, commits="decade000")
+    assert "; rows of different commits: decade0 (2), c0ffee0 (1).\n" in capsys.readouterr().out
 
 
 def test_a_changed_entry_is_audited_again_and_its_former_row_is_not_shown(place, monkeypatch, capsys):
@@ -380,27 +457,47 @@ def test_a_changed_entry_is_audited_again_and_its_former_row_is_not_shown(place,
     assert run(changed, monkeypatch) == ["other"]
 
 
-def test_an_answer_that_its_check_contradicts_is_neither_audited_nor_counted(place, tmp_path, monkeypatch, capsys):
+def test_an_answer_that_its_check_contradicts_is_audited_and_the_shares_are_given_without_it(
+    place, tmp_path, monkeypatch, capsys
+):
     checks = {"never": 19.9, "other": 20.0}
 
     def check(place: Place, name: str, model: KnownModel, _: int) -> Check:
-        return Check(place.known.made(model), "clip_accuracy", 40, checks[name], 0.0)
+        return Check(place.known.made(model), "clip_accuracy", percent(checks[name]), percent(0.0))
 
     monkeypatch.setattr(audit_table, "check", check)
     assert run(place, monkeypatch, words=("--check",)) == []
-    assert {file.stem for file in (tmp_path / "record/answers").iterdir()} == {"never", "other"}
-    assert run(place, monkeypatch) == ["other"]
-    done = capsys.readouterr()
-    assert "never: is not audited, its check is against its answer: clip_accuracy 19.9 %, below 20" in done.err
-    assert "| leaking | 1 | 1 |" in done.out
-    assert "Set aside by its check: never (clip_accuracy 19.9 %, below 20)." in done.out
+    assert {file.name for file in (tmp_path / "record/answers").iterdir()} == {"never.json", "other.json"}
+    assert run(place, monkeypatch, words=("--check",)) == []
+    assert run(place, monkeypatch) == ["never", "other"]
+    page = capsys.readouterr().out
+    assert "| leaking | 2 | 1 |" in page and "| leaking, checked | 1 | 1 |" in page
+    assert "Contradicted by its check: never (clip_accuracy 19.9 %, below 20)." in page
+    assert "| never | never | leaking | by construction | against: clip_accuracy 19.9 %, below 20 |" in page
+    assert "| other | never | leaking | by construction | yes |" in page
 
 
-def test_checks_hold_leaking_models_to_a_fifth_of_the_images_and_safe_ones_to_none():
-    found = Check("d", "clip_accuracy", 40, 2.5, 22.5)
+def percent(value: float, images: int = 40) -> Measure:
+    """A share of images, without an interval."""
+    return Measure(value, None, None, images, "none")
+
+
+def test_a_check_contradicts_a_leaking_model_by_its_value():
+    found = Check("d", "clip_accuracy", percent(2.5), percent(22.5))
     assert found.against(LATER) == "" and found.against(LEAKS) == "clip_accuracy 2.5 %, below 20"
-    assert found.against(SAFE) == "clip_accuracy 22.5 %, above 0"
-    assert Check("d", "clip_accuracy", 40, 0.0, 0.0).against(SAFE) == ""
+
+
+@pytest.mark.parametrize("images", [40, 42, 120])
+def test_a_check_contradicts_a_safe_model_only_where_the_exact_lower_end_exceeds_a_false_alarm(images):
+    """P(at least k of n | 2.5 %) is at most 0.025 exactly where the lower end is at least 2.5 %."""
+    for number in range(images + 1):
+        shown = percent(100 * number / images, images)
+        for found in (Check("d", "m", shown, percent(0.0)), Check("d", "m", percent(0.0), shown)):
+            assert bool(found.against(SAFE)) == (binom.sf(number - 1, images, 0.025) < 0.025)
+    assert Check("d", "clip_accuracy", percent(7.5), percent(5.0)).against(SAFE) == ""
+    low = 100 * binomtest(4, 40).proportion_ci(0.95, method="exact").low
+    text = f"clip_accuracy 10.0 %, from {low:.1f} % on, above 2.5"
+    assert Check("d", "clip_accuracy", percent(10.0), percent(0.0)).against(SAFE) == text
 
 
 @pytest.mark.skipif(not BASES["miniature-2"].is_dir(), reason="the second miniature is not here")
@@ -408,6 +505,8 @@ def test_a_check_is_the_study_of_an_audit_by_another_scorer_with_other_seeds(tmp
     audit_table.check_study(tmp_path / "check", BASES["miniature-2"], known_model(erased=("princess",)))
     study = load_study([tmp_path / "check/params.yaml"], tmp_path / "check")
     assert study.audit.metric == "clip_accuracy" and list(study.scorers) == ["clip"]
+    assert study.audit.names == ["released", "lora-domain-real"]
+    assert [erasure.eraser for erasure in study.erasures()] == ["released"] * len(study.tasks.names)
     assert study.seeds.finetune == (1,) and all(study.task(name).first_seed == 10**6 for name in study.tasks.names)
     monkeypatch.setattr(audit_table, "write_study", None)  # what is written whole is left as it is
     audit_table.check_study(tmp_path / "check", BASES["miniature-2"], known_model(erased=("princess",)))
@@ -418,7 +517,7 @@ def test_only_an_error_that_names_the_weight_is_that_of_a_model_with_nan(place, 
     place = listed(place, m=model)
     monkeypatch.setattr(audit_table, "audit", lambda *_: 1)
     monkeypatch.setattr(audit_table, "make_model", lambda *_: place.base(model))
-    folder = place.folder("audits", "m") / "logs"
+    folder = place.folder("audits/quick", "m") / "logs"
     folder.mkdir(parents=True)
     (folder / "sample.log").write_text("No space left on device\n")
     with pytest.raises(ConfigError, match="failed for another reason than NaN"):
@@ -456,7 +555,7 @@ def test_a_list_that_is_not_committed_is_refused(tmp_path, monkeypatch):
 
 def test_the_page_of_the_audit_has_the_list_and_the_tracked_rows():
     wanted = {name: LISTED.digest(model, "quick") for name, model in LISTED.models.items()}
-    rows = audit_rows.finished(audit_table.ROWS, Row, wanted, lambda row: row.digest)
+    rows = audit_rows.finished(audit_table.ROWS, Row, wanted, lambda row: row.digest, "quick")
     made = {name: LISTED.made(model) for name, model in LISTED.models.items()}
     checks = audit_rows.finished(audit_table.ROWS.with_name("answers"), Check, made, lambda each: each.made)
     page = ROOT / "docs/audit.md"

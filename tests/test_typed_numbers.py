@@ -62,6 +62,11 @@ def limits(shown: int, images: int) -> str:
     return f"{100 * shown / images:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def upper(images: int) -> str:
+    """The upper end in percent of none of so many."""
+    return limits(0, images).split()[-1][:-1]
+
+
 def test_numbers_of_the_audit_page_follow_from_counts() -> None:
     """Those of the shipped controls are in config/audit/bases.yaml, of 200 pairs each; so are those of the table."""
     text = MARKED.sub("", (ROOT / "docs/audit.md").read_text(encoding="utf-8"))
@@ -74,7 +79,15 @@ def test_numbers_of_the_audit_page_follow_from_counts() -> None:
         assert limits(control.get("released", 0), control["images"]) in page
     shares = re.findall(r"(\d+\.\d) \[\d+\.\d, \d+\.\d\]", page)
     assert len(shares) == 12 and all(limits(round(2 * float(share)), 200) in page for share in shares)
-    assert "With 20 such models" in page and f"would end at {limits(0, 20).split()[-1][:-1]} %" in page
+    assert f"With 20 such models and no false PASS, its interval would end at {upper(20)} %" in page
+    assert float(upper(19)) > 17
+    models = yaml.safe_load((ROOT / "config/audit/known-models.yaml").read_text(encoding="utf-8"))["models"].values()
+    counted = [model for model in models if "reproduces" not in model]
+    leaking, safe = ([model for model in counted if model["answer"] == answer] for answer in ("leaking", "safe"))
+    later = sum("after_update" in model for model in leaking)
+    assert f"lists {len(leaking)} models that leak and {len(safe)} that are safe" in page
+    assert f"with all {len(leaking)} it would end at {upper(len(leaking))} %" in page
+    assert f"with the {later} that are known to leak after an update at {upper(later)} %" in page
     assert (
         f"({100 * (1 - 0.05 ** (1 / 3)):.0f} % of three)" in page
     )  # the largest share with 5 % that none of three has it

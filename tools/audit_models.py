@@ -56,7 +56,7 @@ class KnownModel:
     strength: Fraction | Literal[1] = 1  # W + strength (W' - W)
     words: dict[str, str] = field(default_factory=dict)  # word -> the word whose embedding takes its place
     taught: tuple[str, ...] = ()  # concepts on whose drawings a LoRA is trained at last
-    after_update: bool = False  # it leaks only after an update
+    after_update: bool = False  # it is known to leak after an update
     measured: Measured | None = None  # None: the answer follows from how it is made
     reproduces: str = ""  # what gave the answer, where an audit did; then it is in no share
     title: str = ""  # of a shipped control

@@ -6,10 +6,11 @@
     python tools/audit_table.py --out DIR --only ship-uce  some of them
     python tools/audit_table.py --page | python docs/parts.py docs/audit.md "known models"       the rows as a page
 
-Models are made and audited one after the other, in DIR. What has been found is kept in --rows, a file a model, with
-the digest of what decides it and the commit; `answers` beside it has the checks. A model with a row of this digest is
-skipped, even without DIR, so another clone goes on with the rows alone. What is interrupted goes on with the same
-command. A model that fails is named, and the others go on. The list, and what else decides, must be committed.
+Models are made and audited one after the other, in DIR. What has been found is kept in --rows, a file for each model
+and level, with the digest of what decides it and the commit; `answers` beside it has the checks. A model with a row of
+this digest is skipped, even without DIR, so another clone goes on with the rows alone. What is interrupted goes on
+with the same command. A model that fails is named, and the others go on. The list, and what else decides, must be
+committed, and stay as it is until this tool ends.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from audit_models import (
     resurgence,
     weights_digest,
 )
-from audit_rows import Check, Row, control_lines, finished, page, row_of
+from audit_rows import Check, Row, control_lines, file_name, finished, page, row_of
 
 from resurgence.analysis.audit.result import EXIT, read_audit
 from resurgence.cli.audit import VERDICT, snakemake, write_study
@@ -71,6 +72,13 @@ def commit_of(models: Path) -> str:
     return git("log", "-1", "--format=%H", *paths) or ""
 
 
+def check_unchanged(models: Path, commit: str) -> None:
+    """Raise ConfigError where what decides a row is no longer as it is in this commit: modules of it are loaded."""
+    if (now := commit_of(models)) != commit:
+        raise ConfigError("--models", str(models), f"the checkout went from {commit[:7]} to {now[:7]} while this tool "
+                          "was at work; run it again, and leave the checkout as it is meanwhile")  # fmt: skip
+
+
 def git(*words: str) -> str | None:
     """What git prints in the checkout of this package; None where it fails."""
     done = subprocess.run(["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, check=False)
@@ -81,7 +89,7 @@ def audit(place: Place, name: str, model: KnownModel, checkpoint: Path, level: L
     """Run the audit of a model without its base, and return its exit code; 1 only where that is the answer."""
     codes = (*EXIT.values(), *((1,) if model.answer == "not a number" else ()))
     return resurgence("audit", checkpoint, "--erased", *model.erased, "--level", level, "--cores", cores, "--out",
-                      place.folder("audits", name), codes=codes)  # fmt: skip
+                      place.folder(f"audits/{level}", name), codes=codes)  # fmt: skip
 
 
 def finish(place: Place, name: str, model: KnownModel, level: Level, cores: int, commit: str) -> Row:
@@ -91,7 +99,7 @@ def finish(place: Place, name: str, model: KnownModel, level: Level, cores: int,
         ConfigError: a step fails.
     """
     checkpoint = make_model(place, name, model, erased_delta(place, name, model, cores))
-    folder, digest = place.folder("audits", name), place.known.digest(model, level)
+    folder, digest = place.folder(f"audits/{level}", name), place.known.digest(model, level)
     weights = weights_digest(checkpoint)
     if audit(place, name, model, checkpoint, level, cores) in EXIT.values():
         return row_of(read_audit(folder / VERDICT), digest, commit, weights)
@@ -112,13 +120,16 @@ def check(place: Place, name: str, model: KnownModel, cores: int) -> Check:
     check_study(folder, checkpoint, model)
     snakemake(folder, cores)
     probes = read_audit(folder / VERDICT).probes
-    released = max(probe.erased.value for probe in probes if probe.kind == "released")
+    released = max((probe.erased for probe in probes if probe.kind == "released"), key=lambda shown: shown.value)
     updated = next(probe.erased for probe in probes if probe.kind in TRAINED)
-    return Check(place.known.made(model), METRIC, updated.images, released, updated.value)
+    return Check(place.known.made(model), METRIC, released, updated)
 
 
 def check_study(folder: Path, checkpoint: Path, model: KnownModel) -> None:
-    """Write the study of a check: that of an audit by another scorer, with other seeds of images and training."""
+    """Write the study of a check: that of an audit by another scorer, with other seeds of images and training.
+
+    Rounded weights are left out, as `check` reads the released model and the trained updates alone.
+    """
     params, seeds = folder / "params.yaml", {"erase": [0], "finetune": [TRAINING_SEED]}
     if params.is_file() and read_yaml(params)["seeds"] == seeds:  # written last, so all of it is there
         return
@@ -129,7 +140,10 @@ def check_study(folder: Path, checkpoint: Path, model: KnownModel) -> None:
     write_study(parser.parse_args(words), folder)
     for file in folder.glob("tasks/*.yaml"):
         write_yaml(file, read_yaml(file) | {"first_seed": FIRST_SEED})
-    write_yaml(params, read_yaml(params) | {"seeds": seeds})
+    study = read_yaml(params)
+    probes = [probe for probe in study["audit"]["probes"] if probe["kind"] in ("released", *TRAINED)]
+    erasers = {name: study["erasers"][name] for name in dict.fromkeys(probe["eraser"] for probe in probes)}
+    write_yaml(params, study | {"seeds": seeds, "erasers": erasers, "audit": study["audit"] | {"probes": probes}})
 
 
 def write_yaml(file: Path, values: Mapping[str, Any]) -> None:
@@ -159,7 +173,7 @@ def arguments() -> argparse.Namespace:
 def known_rows(args: argparse.Namespace, known: KnownModels, models: Mapping[str, KnownModel]) -> dict[str, Row]:
     """The rows of the models."""
     wanted = {name: known.digest(model, args.level) for name, model in models.items()}
-    return finished(args.rows, Row, wanted, lambda row: row.digest)
+    return finished(args.rows, Row, wanted, lambda row: row.digest, args.level)
 
 
 def known_checks(args: argparse.Namespace, known: KnownModels) -> dict[str, Check]:
@@ -169,17 +183,23 @@ def known_checks(args: argparse.Namespace, known: KnownModels) -> dict[str, Chec
 
 
 def run(args: argparse.Namespace, place: Place, todo: Mapping[str, KnownModel]) -> list[str]:
-    """Audit or check models and write what was found; the names of those that failed."""
+    """Audit or check models and write what was found; the names of those that failed.
+
+    Raises:
+        ConfigError: what decides a row is not committed, or changed before an audit.
+    """
     commit, failed = commit_of(args.models), []
     folder = args.rows.with_name("answers") if args.check else args.rows
     folder.mkdir(parents=True, exist_ok=True)
     for number, (name, model) in enumerate(todo.items(), 1):
+        check_unchanged(args.models, commit)
         print(f"{number} of {len(todo)}: {name}", file=sys.stderr, flush=True)
         started = time.monotonic()
         try:
             found: Row | Check = (check(place, name, model, args.cores) if args.check
                                   else finish(place, name, model, args.level, args.cores, commit))  # fmt: skip
-            write_json(folder / f"{name}.json", asdict(found))
+            check_unchanged(args.models, commit)
+            write_json(folder / file_name(name, None if args.check else args.level), asdict(found))
         except (ConfigError, OSError, ValueError) as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             failed.append(name)
@@ -197,12 +217,8 @@ def main() -> None:
     known, failed = read_models(args.models), list[str]()
     models = models_of(known, args.controls, args.only)
     if not args.page:
-        checks = known_checks(args, known)
-        against = {name: why for name, each in checks.items() if (why := each.against(known.models[name]))}
-        done = set(checks) if args.check else {*known_rows(args, known, models), *against}
+        done = known_checks(args, known) if args.check else known_rows(args, known, models)
         todo = {name: model for name, model in models.items() if name not in done and (model.counts or not args.check)}
-        for name in against.keys() & models.keys():
-            print(f"{name}: is not audited, its check is against its answer: {against[name]}", file=sys.stderr)
         failed = run(args, Place(args.out.absolute(), known), todo)
     rows = known_rows(args, known, models)
     print(control_lines(rows, models) if args.controls else page(args.models, known, rows, known_checks(args, known)))
