@@ -18,6 +18,9 @@ from PIL import Image
 from resurgence.analysis.headline import markdown_table
 
 DOCS = Path(__file__).parent
+PICTURES = """![Erased and retained concepts of each eraser, before and after fine-tuning](images/compare.png)
+
+![Resurgence of each eraser with its interval, seconds and size of the delta](images/compare_cost.png)"""
 COLOURS = 96  # of a picture, which then has a quarter of the bytes
 
 
@@ -31,7 +34,7 @@ def picture(source: Path, out: Path) -> None:
 def section(rows: pd.DataFrame, eraser: str, grids: Path) -> str:
     """The section of a method: its rows and its grids of erased concepts."""
     source = "From [all erasers](../results.md#all-erasers), where the columns are explained; three seeds."
-    parts = ["## On the miniature", source, markdown_table(rows.drop(columns="eraser"))]
+    parts = ["## On the first miniature", source, markdown_table(rows.drop(columns="eraser"))]
     for task in dict.fromkeys(rows["task"]):
         name = f"images/{eraser}-{task}.png"
         picture(grids / task / eraser / "erase.png", DOCS / "methods" / name)
@@ -45,7 +48,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="the folder of the finished study")
     results = parser.parse_args().results
     table = pd.read_csv(results / "cost/compare_recogniser_accuracy.csv", dtype=str, keep_default_na=False)
-    fill(DOCS / "results.md", {"results": markdown_table(table)})
+    fill(DOCS / "results.md", {"results": f"{markdown_table(table)}\n\n{PICTURES}"})
     picture(results / "figures/compare_recogniser_accuracy.png", DOCS / "images/compare.png")
     picture(results / "cost/compare_recogniser_accuracy.png", DOCS / "images/compare_cost.png")
     picture(results / "figures/sensitive_identities-10_eap.png", DOCS / "methods/images/eap-sensitive.png")

@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 from parts import fill
 
-from resurgence.analysis.claims import FLOOR, VERDICTS, judge
+from resurgence.analysis.claims import FLOOR, UNDECIDED, VERDICTS, judge
 from resurgence.analysis.headline import markdown_table, number
 from resurgence.config.load import load_study
 from resurgence.config.study import Study
@@ -90,7 +90,7 @@ def counts(verdicts: pd.Series) -> str:
 
 
 def findings(reference: Path) -> str:
-    """A sentence for each claim of the paper that is decided with all others, and how many are open."""
+    """A sentence for each claim that is decided with all others, and how many are open."""
     claims = claims_of(reference)
     lines = [
         f"{len(claims)} claims: alone {counts(claims['alone'])}; with all of them together {counts(claims['verdict'])}."
@@ -100,8 +100,10 @@ def findings(reference: Path) -> str:
             value = f"{number(claim['value'])} [{number(claim['low'])}, {number(claim['high'])}]"
             but = "" if pd.isna(claim.get("differences")) else f"; the sides differ in {claim['differences']}"
             lines.append(f"- {lead}: *{claim['claim']}* {value}: {claim['compared']}{but}.")
-    open_claims = int((claims["verdict"] == VERDICTS[None]).sum())
-    lines.append(f"- {open_claims} cannot be told apart at this size, which is not the same as no difference.")
+    is_open = claims["verdict"] == VERDICTS[None]
+    floors = int(claims["compared"].str.endswith(UNDECIDED).sum())
+    of_these = f" {floors} of them are {UNDECIDED}." if floors else ""
+    lines.append(f"- {is_open.sum()} are open at this size, which is not the same as no difference.{of_these}")
     return "\n".join([lines[0], "", *lines[1:]])
 
 

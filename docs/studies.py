@@ -2,7 +2,8 @@
 
     python docs/studies.py sources results     docs/sources.md and its picture, after studies/sources.yaml
     python docs/studies.py quick results       the table of docs/sources.md, after studies/sources-quick.yaml over it
-    python docs/studies.py tuning results      docs/tuning.md and tuning.csv, after any targets of studies/tuning.yaml
+    python docs/studies.py tuning results      docs/tuning.md, tuning.csv, parts of docs/methods/*.md, after any targets
+                                               of studies/tuning.yaml
     python docs/studies.py tuning-eap results  docs/tuning.md and tuning-eap.csv; tuning-doco likewise
 
 No number of these parts is typed by hand.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import yaml
 from parts import fill
 from results import findings
 
-from resurgence.analysis.headline import markdown_table, number
+from resurgence.analysis.headline import SMALL, markdown_table, number, outcome, outcome_text
 from resurgence.analysis.tuning import CHOSEN, FRONT, LEAST_KEPT, RULE, on_front
 from resurgence.files import read_json
 from resurgence.provenance.manifest import read_manifest
@@ -48,20 +49,51 @@ def quick(results: Path) -> str:
             is_shown &= table[column] == value
         for row in table[is_shown].to_dict("records"):
             states = " -> ".join(number(row[f"{state}_value"]) for state in ("base", "erased", "finetuned"))
-            change = f"{number(row['resurgence'])} [{number(row['resurgence_low'])}, {number(row['resurgence_high'])}]"
+            ends = row["resurgence_low"], row["resurgence_high"]
+            change = f"{number(row['resurgence'])} [{number(ends[0])}, {number(ends[1])}]"
+            word = outcome_text(*ends, row["base_value"], row["metric"]) if row["role"] == "erase" else "-"
             maker = shown[row["finetune_variant"]]
-            rows.append([row["task"], row["role"], row["eraser"], title, *maker, row["n"], states, change])
+            rows.append([row["task"], row["role"], row["eraser"], title, *maker, row["n"], states, change, word])
     names = ["task", "role", "eraser", "miniature", "pictures by", "learning rate", "images",
-             "base -> erased -> fine-tuned", "change, this run"]  # fmt: skip
+             "base -> erased -> fine-tuned", "change, this run", "came back"]  # fmt: skip
     return markdown_table(pd.DataFrame(sorted(rows), columns=names))
 
 
-def sources(results: Path, images: Path) -> str:
-    """A sentence for each decided claim, then the page of the experiment; its picture is copied to `images`."""
+def sources(results: Path) -> dict[str, str]:
+    """The parts of docs/sources.md: a sentence for each decided claim, task and eraser; the page of the experiment."""
     folder = results / "experiments/sources"
-    shutil.copyfile(folder / "sources.png", images / "sources.png")
     text = (folder / "sources.md").read_text(encoding="utf-8").replace("](sources.png)", "](images/sources.png)")
-    return f"{findings(results)}\n\n{re.sub('^#', '##', text.strip(), flags=re.MULTILINE)}"
+    level = read_manifest(folder / "made.json")["parameters"]["statistics"]["level"]
+    said = f"{findings(results)}\n\n{came_back(pd.read_csv(folder / 'sources.csv'), level)}"
+    return {"sources findings": said, "sources study": re.sub("^#", "##", text.strip(), flags=re.MULTILINE)}
+
+
+def came_back(table: pd.DataFrame, level: float) -> str:
+    """A sentence for each task and eraser: after which fine-tunes the erased concepts came back, and what is open.
+
+    Args:
+        table: of `claims.table`.
+    """
+    little = f"by its interval alone, at most {100 * SMALL:g} % of the base's value came back after"
+    words = {"yes": "came back after", "open": "open after", "no": little}
+    lines = []
+    for (task, eraser), part in table[table["role"] == "erase"].groupby(["task", "eraser"], sort=False):
+        found: dict[str, list[str]] = {word: [] for word in words}
+        for row in part.to_dict("records"):
+            ends = row["resurgence_low"], row["resurgence_high"]
+            word = outcome(*ends, row["base_value"])
+            word = "open" if word == "yes" and not row["p_holm"] <= 1 - level else word
+            interval = f"[{number(ends[0])}, {number(ends[1])}]"
+            found[word].append(f"`{row['finetune']}`, {number(row['resurgence'])} {interval}")
+        clauses = [f"{lead} {'; '.join(found[word])}" for word, lead in words.items() if found[word]]
+        lines.append(f"- **{task}, {eraser}:** {'. '.join(clause[0].upper() + clause[1:] for clause in clauses)}.")
+    head = (
+        "Of each task and eraser, resurgence of the erased concepts in points after each fine-tune. *Came back*: the "
+        f"interval lies above 0, and p after Holm's adjustment for all these rows is at most {1 - level:.2g}. Else "
+        f"*open*. Where an interval ends at or below {100 * SMALL:g} % of the base's value, that is said; it is of "
+        "each interval alone, not adjusted for the number of rows."
+    )
+    return "\n".join([head, "", *lines])
 
 
 def seconds(results: Path, base: str, eraser: str, task: str, seed: int) -> tuple[int, str]:
@@ -106,26 +138,84 @@ def tuning(results: Path, study: Path, known: Path) -> str:
     table = pd.concat(parts, ignore_index=True)
     table.to_csv(known, index=False, lineterminator="\n")
     rows, tasks = [], written["tasks"]["names"]
+    has_base = any(f"base {task}" in table for task in tasks)
     for row in table.to_dict("records"):
         each = {t: f"{number(row[f'left {t}'])} / {number(row[f'kept {t}'])}" for t in tasks}
         shown = {"eraser": row["eraser"], "setting": row["setting"]}
+        shown |= {"base": bases(row, tasks)} if has_base else {}
         shown |= {"left": number(row["left"]), "kept": number(row["kept"])} | each
         shown["seconds"] = " / ".join(str(row[f"seconds {task}"]) for task in each)
         rows.append(shown | {"choice": row["choice"]})
     chosen = table.loc[table["choice"] == CHOSEN, "eraser"]
     fronts = table.loc[table["choice"] == FRONT, "eraser"].str.split(".").str[0].unique()
     lines = [RULE, f"Chosen: {', '.join(chosen) or 'none'}. No setting keeps enough: {', '.join(fronts) or 'none'}."]
-    head = "Of each task left / kept in percent; seconds of erasing in the order of the tasks."
+    head = "Of each task left / kept in percent; seconds of erasing in the order of the tasks"
+    head += ", and so `base`, the percent of the erased concepts before erasing." if has_base else "."
     aims = [aim(table, PEOPLE)] if PEOPLE in tasks else []
     return "\n\n".join([*lines, head, markdown_table(pd.DataFrame(rows)), *aims, fronts_by_task(table, tasks)])
 
 
+def tasks_of(study: Path) -> list[str]:
+    """The tasks of a study in its file."""
+    return yaml.safe_load(study.read_text(encoding="utf-8"))["tasks"]["names"]
+
+
+def bases(row: Mapping[str, Any], tasks: Iterable[str]) -> str:
+    """The base's value of the erased concepts of each task; a dash for rows that were written without."""
+    values = (pd.to_numeric(row.get(f"base {task}"), errors="coerce") for task in tasks)
+    return " / ".join(number(float("nan" if value is None else value)) for value in values)
+
+
+def methods(known: Path, tasks: Sequence[str]) -> dict[str, str]:
+    """Eraser -> the part `tuning` of its page: what each of its settings leaves and keeps, and the front of each task.
+
+    Args:
+        known: the table of all runs so far.
+    """
+    table = pd.read_csv(known, keep_default_na=False)
+    return {
+        name: method(part, tasks) for name, part in table.groupby(table["eraser"].str.split(".").str[0], sort=False)
+    }
+
+
+def method(table: pd.DataFrame, tasks: Sequence[str]) -> str:
+    """The part of one eraser."""
+    cells = {"setting": table["eraser"].str.partition(".")[2].replace("", "default"), "differs in": table["setting"]}
+    if any(f"base {task}" in table for task in tasks):
+        cells["base"] = [bases(row, tasks) for row in table.to_dict("records")]
+    for task in tasks:
+        front = on_front(table[[f"left {task}", f"kept {task}"]].set_axis(["left", "kept"], axis=1))
+        pairs = zip(table[f"left {task}"].map(number), table[f"kept {task}"].map(number), front, strict=True)
+        cells[task] = [f"**{left} / {kept}**" if best else f"{left} / {kept}" for left, kept, best in pairs]
+    spent = [table[f"seconds {task}"].astype(str) for task in tasks]
+    cells["seconds"] = [" / ".join(row) for row in zip(*spent, strict=True)]
+    cells["choice"] = table["choice"]
+    met = ", ".join(meets(table, PEOPLE)) if PEOPLE in tasks else ""
+    reached = f"met by {met}" if met else "met by no setting; the bold cells are what these runs reach"
+    return "\n\n".join([
+        "## Settings on the second miniature",
+        "From [tuning](../tuning.md#on-the-second-miniature): one seed, concepts and noise that no reported number "
+        "uses, recogniser accuracy. Of each task the percent of the erased concepts that is left / the percent of the "
+        "base's value of the retained ones that is kept; **bold** where no other of these settings leaves less and "
+        "keeps as much; seconds of erasing in the order of the tasks. These are single runs without intervals.",
+        markdown_table(pd.DataFrame(cells)),
+        *([f"Aim, at most {MOST_LEFT:g} % of {PEOPLE} left and at least {LEAST_KEPT:g} % kept: {reached}."]
+          if PEOPLE in tasks else []),
+    ])  # fmt: skip
+
+
+def meets(table: pd.DataFrame, task: str) -> list[str]:
+    """The settings that meet the aim on a task."""
+    met = (table[f"left {task}"] <= MOST_LEFT) & (table[f"kept {task}"] >= LEAST_KEPT)
+    return list(table.loc[met, "eraser"])
+
+
 def aim(table: pd.DataFrame, task: str) -> str:
     """Which settings meet the aim, which is about one task, and which erasers have none that does."""
-    met = (table[f"left {task}"] <= MOST_LEFT) & (table[f"kept {task}"] >= LEAST_KEPT)
-    methods = table["eraser"].str.split(".").str[0]
-    without = [name for name in methods.unique() if not met[methods == name].any()]
-    erasers = f"met by {', '.join(table.loc[met, 'eraser']) or 'none'}; by no setting of {', '.join(without) or 'none'}"
+    met = meets(table, task)
+    names = table["eraser"].str.split(".").str[0].unique()
+    without = [name for name in names if name not in {setting.partition(".")[0] for setting in met}]
+    erasers = f"met by {', '.join(met) or 'none'}; by no setting of {', '.join(without) or 'none'}"
     return f"Aim: of {task} at most {MOST_LEFT:g} % left and at least {LEAST_KEPT:g} % kept: {erasers}."
 
 
@@ -150,14 +240,17 @@ def main() -> None:
     parser.add_argument("study", choices=("sources", "quick", "tuning", "tuning-eap", "tuning-doco"))
     parser.add_argument("results", type=Path, help="the folder of the finished study")
     args = parser.parse_args()
-    page = DOCS / ("tuning.md" if args.study.startswith("tuning") else "sources.md")
     if args.study == "quick":
-        text = quick(args.results)
+        fill(DOCS / "sources.md", {"quick study": quick(args.results)})
     elif args.study == "sources":
-        text = sources(args.results, DOCS / "images")
+        shutil.copyfile(args.results / "experiments/sources/sources.png", DOCS / "images/sources.png")
+        fill(DOCS / "sources.md", sources(args.results))
     else:
-        text = tuning(args.results, DOCS.parent / f"studies/{args.study}.yaml", DOCS / f"{args.study}.csv")
-    fill(page, {f"{args.study} study": text})
+        study, known = DOCS.parent / f"studies/{args.study}.yaml", DOCS / f"{args.study}.csv"
+        fill(DOCS / "tuning.md", {f"{args.study} study": tuning(args.results, study, known)})
+        if args.study == "tuning":
+            for name, text in methods(known, tasks_of(study)).items():
+                fill(DOCS / f"methods/{name}.md", {"tuning": text})
 
 
 if __name__ == "__main__":

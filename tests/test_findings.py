@@ -295,6 +295,43 @@ def test_a_comparison_of_two_sides_that_show_nothing_is_at_the_floor(
     assert alone["verdict"].tolist() != ["floor"]  # a value by itself is compared with a number
 
 
+def test_a_claim_about_a_distance_with_a_floor_is_open_whatever_its_interval() -> None:
+    """A rise of 10 +- 2 of a Fréchet distance may be that of two draws of one model; one of a share is a rise."""
+    rows = [pooled("a", spread(10, 2))]
+    table = claims.evaluate_claims(rows, [Claim("It rises.", Cells(), "above", value="finetuned")] * 2, 0.95)
+    assert table["verdict"].tolist() == ["same", "same"] and (table["p"] < 0.01).all()
+    found = claims.without_floors(table, [True, False])
+    assert found["verdict"].tolist() == ["cannot tell", "same"] and found["p"].tolist() == [1.0, table["p"][1]]
+    assert found["compared"][0].endswith("expected above 0; " + claims.UNDECIDED)
+    assert found["compared"][1] == table["compared"][1] and found["value"].equals(table["value"])
+    pd.testing.assert_frame_equal(claims.without_floors(found, [True, False]), found)
+    assert len(claims.without_floors(table[:0], [])) == 0
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ({"metric": "frechet"}, [True, False]),
+        ({"metric": "kid"}, [False, False]),
+        ({"metrics": ["recogniser_accuracy", "frechet"], "metric": "clip_score"}, [False, False]),
+        ({"metrics": ["frechet_reference", "kid"], "metric": "clip_score"}, [True, False]),
+    ],
+)
+def test_the_distances_with_a_floor_are_the_frechet_distances(shown: dict, expected: list[bool]) -> None:
+    assert (
+        claims.have_floor({**shown, "claims": [{"says": "of the first"}, {"says": "of kid", "metric": "kid"}]})
+        == expected
+    )
+
+
+def test_claims_of_a_study_are_not_called_the_papers() -> None:
+    table = claims.evaluate_claims(
+        [pooled("a", spread(10, 2))], [Claim("A", Cells(), "above", value="finetuned")], 0.95
+    )
+    assert claims.claims_table(table).startswith("| the paper |")
+    assert claims.claims_table(table, "study").startswith("| claim |")
+
+
 def test_a_loss_is_no_floor() -> None:
     """One fine-tune takes half of the retained concepts away, the other nothing: both end below the margin."""
     lost, kept = (difference(share(after, 100, name), share(60, 100, f"{name} before"))

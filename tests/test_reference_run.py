@@ -12,6 +12,7 @@ import pandas as pd
 import parts
 import pytest
 import results
+import studies
 
 from resurgence.cli import main
 from resurgence.files import sha256, write_json
@@ -45,6 +46,30 @@ def test_page_shows_the_reference() -> None:
         if line.startswith("![") and "](../reference/" in line
     ]
     assert len(pictures) >= 15 and all((results.DOCS / picture).stat().st_size > 5000 for picture in pictures)
+
+
+def test_the_page_of_the_makers_shows_its_reference() -> None:
+    page = results.DOCS / "sources.md"
+    assert parts.filled(page, studies.sources(ROOT / "reference/sources/results")) == page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("ends", "p", "expected"),
+    [
+        ((20.0, 40.0), 0.01, "Came back after `lora`, 30.0 [20.0, 40.0]."),
+        ((20.0, 40.0), 0.06, "Open after `lora`, 30.0 [20.0, 40.0]."),  # alone it would be yes
+        ((20.0, 40.0), float("nan"), "Open after"),
+        ((-8.0, 17.0), 1.0, "Open after"),
+        ((-8.0, 8.0), 1.0, "By its interval alone, at most 10 % of the base's value came back after `lora`"),
+        ((-8.0, 8.1), 1.0, "Open after"),
+    ],
+)
+def test_a_sentence_says_no_more_than_the_verdict(ends: tuple[float, float], p: float, expected: str) -> None:
+    row = {"task": "ship", "eraser": "uce", "finetune": "lora", "role": "erase", "base_value": 80.0, "p_holm": p}
+    row |= {"resurgence": sum(ends) / 2, "resurgence_low": ends[0], "resurgence_high": ends[1]}
+    retained = {**row, "role": "retain", "finetune": "full"}
+    said = studies.came_back(pd.DataFrame([row, retained]), 0.95)
+    assert f"- **ship, uce:** {expected}" in said and "full" not in said and "at most 0.05" in said
 
 
 @pytest.mark.timeout(600)

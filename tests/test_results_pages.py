@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import reference_again
 import results
 import yaml
 
+from resurgence.analysis.claims import claims_table
 from resurgence.analysis.score_sets import image_set
 from resurgence.cli import main
 from resurgence.config.load import load_study
@@ -150,6 +153,36 @@ def test_what_is_added_later_is_stored_with_the_rest(root: Path) -> None:
     found = states(results.evaluation("eap", root))
     assert found == {"eap_tab1": "not run", "eap_tab2": "run", "eap_tab3": "run"}
     assert read_json(root / "reference/eap/results/made.json")["parameters"]["models"] == 2
+
+
+def test_claims_of_the_study_itself_have_a_heading_of_their_own(root: Path) -> None:
+    def page() -> str:
+        run("eap_tab1")
+        return "\n".join(results.page(Path("results/experiments"), ["eap_tab1"], 0.95))
+
+    assert "## What the paper claims" in (text := page()) and text.count("| the paper |") == 2
+    written = yaml.safe_load((root / "studies/eap.yaml").read_text())
+    written["experiments"]["eap_tab1"] |= {"claims_by": "study", "note": "Of us."}
+    (root / "studies/eap.yaml").write_text(yaml.safe_dump(written))
+    assert "## Claims" in (text := page()) and text.count("| claim |") == 2 and "the paper" not in text
+    assert "\nNote: Of us.\n" in text
+
+
+def test_stored_claims_about_a_distance_without_features_are_opened(tmp_path: Path) -> None:
+    """Those of a reference from before the rule; the rest of its page and files stays."""
+    stored, folder = ROOT / "reference/miniature-full/results/experiments/fig13", tmp_path / "fig13"
+    shutil.copytree(stored, folder)
+    table = pd.read_csv(folder / "fig13_claims.csv")
+    old = table.assign(verdict="same", p=0.01, compared=[text.partition("; not")[0] for text in table["compared"]])
+    old.drop(columns="differences").to_csv(folder / "fig13_claims.csv", index=False)
+    text = read_text(stored / "fig13.md")
+    assert claims_table(table) in text
+    (folder / "fig13.md").write_text(text.replace(claims_table(table), claims_table(old)))
+    (folder / "made.json").chmod(0o644)
+    reference_again.open_floors(folder / "made.json")
+    for name in read_manifest(stored / "made.json")["files"]:
+        assert (folder / name).read_bytes() == (stored / name).read_bytes(), name
+    assert read_manifest(folder / "made.json") == read_manifest(stored / "made.json")
 
 
 def test_an_overlay_without_a_reference_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -239,8 +239,20 @@ def test_what_is_left_is_a_mean_over_tasks_and_what_is_kept_the_least() -> None:
     assert table["kept"].to_dict() == {"esd": 75.0, "esd.long": 75.0}  # of bicycle and of people
     assert table.loc["esd", ["left people", "kept people", "left bicycle", "kept bicycle"]].tolist() == [50, 100, 0, 75]
     assert table.loc["esd.long", ["left people", "kept people"]].tolist() == [25, 75]
+    assert (table["base"] == 100).all() and (table[["base people", "base bicycle"]] == 100).all(axis=None)
     assert table["choice"].to_dict() == {"esd": "", "esd.long": "front"}
     assert table["setting"].to_dict() == {"esd": "steps: 300", "esd.long": "steps: 600"}
+
+
+def test_the_base_may_draw_few_of_the_erased_concepts_itself() -> None:
+    """A quarter of the people: what is left of them, a quarter, is then nothing that an eraser did."""
+    sets = scored_sets()
+    rows = sets[0].rows
+    erased = rows.index[rows["role"] == "erase"]
+    rows.loc[erased, "recogniser_correct"] = [float(place % 4 == 0) for place in range(len(erased))]
+    cells = tuning.left_and_kept(sets, "recogniser_accuracy")
+    table = tuning.tuning_table(cells, {"esd.long": {"steps": 600}}, ["people", "bicycle"])
+    assert table[["base people", "left people", "base bicycle", "base"]].iloc[0].tolist() == [25, 25, 100, 62.5]
 
 
 def test_a_base_that_shows_nothing_retained_is_refused() -> None:
@@ -271,7 +283,10 @@ def test_the_page_holds_table_and_rule(page: Path) -> None:
     folder = page / "results/experiments/tune_esd"
     text, table = (folder / "tune_esd.md").read_text(), pd.read_csv(folder / "tune_esd.csv")
     assert tuning.RULE in text and "Chosen:\n" not in text and list(table["choice"].fillna("")) == ["", "front"]
-    assert "| esd.long | steps: 600 | 1 | 12.5 | 75.0 | 25.0 | 75.0 | 0.0 | 100.0 | front |" in text
+    assert (
+        "| esd.long | steps: 600 | 1 | 100.0 | 12.5 | 75.0 | 100.0 | 25.0 | 75.0 | 100.0 | 0.0 | 100.0 | front |"
+        in text
+    )
     assert (folder / "tune_esd.svg").is_file()
 
 
@@ -301,8 +316,17 @@ def test_docs_hold_one_table_of_what_has_run(page: Path) -> None:
     other = "1.5,90.0,1.0,90.0,2.0,95.0,chosen,3,4,\n"
     known.write_text(f"{columns},seconds bicycle,commit\nesd,steps: 7,{other}mace,lamb: 1,{other}")
     text = studies.tuning(page / "results", page / "study.yaml", known)
-    assert "| esd | steps: 300 | 25.0 | 75.0 | 50.0 / 100.0 | 0.0 / 75.0 | 40 / 2 |  |" in text
-    assert "| mace | lamb: 1 | 1.5 | 90.0 | 1.0 / 90.0 | 2.0 / 95.0 | 3 / 4 | chosen |" in text  # of an earlier run
+    assert "| esd | steps: 300 | 100.0 / 100.0 | 25.0 | 75.0 | 50.0 / 100.0 | 0.0 / 75.0 | 40 / 2 |  |" in text
+    old = "| mace | lamb: 1 | - / - | 1.5 | 90.0 | 1.0 / 90.0 | 2.0 / 95.0 | 3 / 4 | chosen |"  # without the base's
+    assert old in text
+    of_methods = studies.methods(known, [*names])
+    assert of_methods.keys() == {"mace", "esd"} and "Aim" not in of_methods["esd"]
+    assert "| default | steps: 300 | 100.0 / 100.0 | **50.0 / 100.0** | 0.0 / 75.0 | 40 / 2 |  |" in of_methods["esd"]
+    assert (
+        "| long | steps: 600 | 100.0 / 100.0 | **25.0 / 75.0** | **0.0 / 100.0** | 40 / 2 | front |"
+        in of_methods["esd"]
+    )
+    assert "| default | lamb: 1 | - / - | **1.0 / 90.0** | **2.0 / 95.0** | 3 / 4 | chosen |" in of_methods["mace"]
     assert "Chosen: mace. No setting keeps enough: esd." in text and tuning.RULE in text and "steps: 7" not in text
     aim = "Aim: of people at most 10 % left and at least 80 % kept: met by mace; by no setting of esd."
     assert studies.aim(pd.read_csv(known, keep_default_na=False), "people") == aim and "Aim:" not in text
@@ -315,3 +339,23 @@ def test_docs_hold_one_table_of_what_has_run(page: Path) -> None:
     for name in ("tuning", "sources"):
         filled = parts.filled(ROOT / f"docs/{name}.md", {f"{name} study": text})
         assert filled.count(text) == 1
+
+
+def test_the_page_of_each_method_has_its_rows() -> None:
+    """As they are in docs/tuning.csv; of a method that has none, the place for them."""
+    shown = studies.methods(ROOT / "docs/tuning.csv", OVERLAY["tasks"]["names"])
+    assert shown.keys() >= {"mace", "uce", "esd", "eap", "ca", "doco"}
+    for name in OVERLAY["erasers"]:
+        page = ROOT / f"docs/methods/{name}.md"
+        text = parts.filled(page, {"tuning": shown[name]}) if name in shown else page.read_text(encoding="utf-8")
+        assert text == page.read_text(encoding="utf-8") and text.count("<!-- end of tuning -->") == 1, name
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [([(5, 85), (0, 70)], "met by esd.a."), ([(5, 79), (11, 90)], "met by no setting; the bold cells")],
+)
+def test_a_method_that_misses_the_aim_shows_what_it_reaches(rows: list[tuple[float, float]], said: str) -> None:
+    table = pd.DataFrame(rows, columns=[f"left {studies.PEOPLE}", f"kept {studies.PEOPLE}"])
+    table = table.assign(eraser=["esd.a", "esd.b"], setting="", choice="", **{f"seconds {studies.PEOPLE}": 3})
+    assert said in studies.method(table, [studies.PEOPLE])

@@ -16,6 +16,7 @@ GENERATED = re.compile(r"docs/(errors|results-\w+)\.md")  # as a whole; of messa
 MARKED = re.compile(r"<!-- (?P<name>[\w -]+) -->.*?<!-- end of (?P=name) -->", re.DOTALL)
 # of a result: a share or a difference, an interval, a change, a count
 RESULT = re.compile(r"\d(?:\.\d+)? (?:%|points)|\[-?\d[\d.]*, -?\d|\d -> \d|\d of \d+ images")
+INTERVAL = re.compile(r"\d \[(-?\d[\d.]*), (-?\d[\d.]*)\]")
 NO_RESULT = re.compile(r"\[-1, 1\]|\b95 % interval")  # the range of an image, the level of an interval
 
 
@@ -54,6 +55,13 @@ def test_no_number_of_a_result_is_typed_without_a_reason(page: str) -> None:
 
 def test_the_exceptions_are_of_pages() -> None:
     assert KNOWN.keys() <= set(pages()) and "docs/results.md" not in KNOWN
+
+
+@pytest.mark.parametrize("page", sorted(pages()))
+def test_no_interval_has_the_length_zero(page: str) -> None:
+    """None of a few images has limits above 0, so such an interval is of an old rule."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert [match[0] for match in INTERVAL.finditer(text) if match[1] == match[2]] == []
 
 
 def limits(shown: int, images: int) -> str:

@@ -4,20 +4,24 @@
     python docs/results.py
 
 The settings are those of the study as it is now; inputs and scores remain. Grids, lists of members, and experiments of
-the Fréchet distance, whose features a reference leaves out, stay as they are, and what has not run stays out. `make
-verify` checks the result.
+the Fréchet distance, whose features a reference leaves out, stay as they are but for the verdicts of claims about it,
+and what has not run stays out. `make verify` checks the result.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from resurgence.analysis.claims import claims_table, have_floor, without_floors
 from resurgence.config.load import load_study
-from resurgence.files import sha256, write_json
+from resurgence.files import read_text, sha256, write_json, write_text
 from resurgence.provenance.manifest import read_manifest
 from resurgence.stages import experiment, results
 from resurgence.stages.job import Job
@@ -34,6 +38,22 @@ def replace(made: Path, new: Path, settings: dict[str, Any]) -> None:
     write_json(made, read_manifest(made) | {"parameters": settings, "files": digests})
 
 
+def open_floors(made: Path) -> None:
+    """Open the stored claims of an experiment that are about a metric with a floor, in its table and on its page."""
+    name, record = made.parent.name, read_manifest(made)
+    file, text = made.parent / f"{name}_claims.csv", made.parent / f"{name}.md"
+    floors = have_floor(record["parameters"])
+    if not file.is_file() or not any(floors):
+        return
+    claims = pd.read_csv(file)
+    claims = without_floors(claims if "differences" in claims else claims.assign(differences=""), floors)
+    table = claims_table(claims, record["parameters"].get("claims_by", "paper"))
+    head = re.escape(table.partition("|")[2].partition("|")[0])
+    write_text(file, claims.to_csv(index=False, lineterminator="\n"))
+    write_text(text, re.sub(rf"^\|{head}\|[^\n]*(\n\|[^\n]*)*", lambda _: table, read_text(text), count=1, flags=re.M))
+    write_json(made, record | {"files": record["files"] | {each.name: sha256(each) for each in (file, text)}})
+
+
 def main(reference: Path, configuration: list[Path]) -> None:
     """Make the experiments and the page of all of them again, in place."""
     study, root = load_study(configuration), (reference / "results").resolve()
@@ -47,6 +67,8 @@ def main(reference: Path, configuration: list[Path]) -> None:
                 experiment.make(Job(settings, new, {}, "cpu"))
                 replace(root / "experiments" / name / new.name, new, settings)
                 print(name, flush=True)
+            else:
+                open_floors(root / "experiments" / name / "made.json")
         if not (root / "experiments" / "made.json").is_file():  # of a study that has run in part
             return
         pages = Path(folder) / "experiments"

@@ -24,6 +24,7 @@ from resurgence.analysis.random_effects import Estimate, difference, mean_of, ov
 from resurgence.analysis.score_sets import ImageSet
 from resurgence.config.experiment import Cells, Claim
 from resurgence.config.model_path import method_name
+from resurgence.config.scorers import metrics
 
 STATES = ("base", "erased", "finetuned", "gain")
 CELL = ["task", "eraser", "finetune"]
@@ -34,6 +35,7 @@ COLUMNS = [
 ]  # fmt: skip
 MORE = ["base_deviation", "erased_deviation", "finetuned_deviation", "concept"]  # over tasks; of each concept
 VERDICTS = {True: "same", False: "different", None: "cannot tell"}
+UNDECIDED = "not decided: two draws of one model are apart by this distance, and by how much is not known"
 FLOOR = "floor"  # neither side of a comparison shows the concept, so it cannot show a difference either
 
 
@@ -235,6 +237,29 @@ def judge(claims: pd.DataFrame, level: float) -> pd.DataFrame:
     return claims.assign(p_holm=adjusted, verdict=claims["verdict"].mask(undecided, VERDICTS[None]))
 
 
+def have_floor(settings: Mapping[str, Any]) -> list[bool]:
+    """Of each claim of an experiment whether two draws of one model are apart by its metric."""
+    first = (settings.get("metrics") or [settings["metric"]])[0]
+    names = [claim.get("metric", first) for claim in settings["claims"]]
+    return [name in metrics() and metrics()[name].has_floor for name in names]
+
+
+def without_floors(claims: pd.DataFrame, have_floor: Sequence[bool]) -> pd.DataFrame:
+    """The claims, of which those about a metric that has a floor are open, for the reason that `compared` then states.
+
+    Images of the erased model have the base's prompts and noise, so its distance to them may lie below the floor. It
+    rises by up to the floor when fine-tuning only changes which of the same kind of images are drawn.
+
+    Args:
+        have_floor: of each claim, `Metric.has_floor`.
+    """
+    chosen = pd.Series(have_floor, claims.index, dtype=bool)
+    reasons = [text.partition("; not decided")[0] + f"; {UNDECIDED}" for text in claims.loc[chosen, "compared"]]
+    claims = claims.assign(verdict=claims["verdict"].mask(chosen, VERDICTS[None]), p=claims["p"].mask(chosen, 1.0))
+    claims.loc[chosen, "compared"] = reasons
+    return claims
+
+
 def comparison_text(claim: Claim) -> str:
     """The quantity that decides a claim, and the expectation, in words."""
 
@@ -255,11 +280,15 @@ def comparison_text(claim: Claim) -> str:
     return f"{text}; expected {claim.expect} {claim.than:g}{within}"
 
 
-def claims_table(frame: pd.DataFrame) -> str:
-    """The claims as Markdown; with p_holm, the p adjusted for all claims of a page, if `judge` added it."""
+def claims_table(frame: pd.DataFrame, by: str = "paper") -> str:
+    """The claims as Markdown; with p_holm, the p adjusted for all claims of a page, if `judge` added it.
+
+    Args:
+        by: who makes them, `paper` or `study`.
+    """
     p = frame["p_holm" if "p_holm" in frame else "p"]
     texts = pd.DataFrame({
-        "the paper": frame["claim"],
+        "the paper" if by == "paper" else "claim": frame["claim"],
         "compared here": frame["compared"],
         "the sides differ in": frame["differences"].astype(object).fillna("").replace("", "-"),
         "our number": [f"{number(v)} [{number(a)}, {number(b)}]"

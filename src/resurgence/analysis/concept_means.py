@@ -93,5 +93,8 @@ def lost_concepts(concepts: pd.DataFrame) -> str:
         last = part[part["column"] == part["column"].iloc[-1]]
         lost = sorted(last.loc[last["value"] == 0, "concept"])
         names = ", ".join(lost) or "none"
-        lines.append(f"- {task}, {eraser} + {finetune}: {len(lost)} of {len(last)} concepts never come back ({names}).")
+        share = f"{len(lost)} of {len(last)} concepts"
+        lines.append(
+            f"- {task}, {eraser} + {finetune}: {share} are in none of these images at the last step ({names})."
+        )
     return "\n".join(lines)

@@ -87,11 +87,15 @@ def verdict(rows: pd.DataFrame, seeds: pd.DataFrame) -> str:
     row = cell_row(rows, seeds)
     if row is None:
         return "-"
-    high = row["resurgence_high"]
-    word: str = outcome(row["resurgence_low"], high, rows["base_value"].median())
-    if word == "no" and high > 0:
-        word = f"no (up to {number(high)}{unit(row['metric'])})"
+    ends = row["resurgence_low"], row["resurgence_high"]
+    word = outcome_text(*ends, rows["base_value"].median(), row["metric"])
     return word if len(rows) == 1 else f"{word} ({(rows['resurgence_low'] > 0).sum()} of {len(rows)})"
+
+
+def outcome_text(low: float, high: float, base: float, metric: str) -> str:
+    """The outcome as text: no with the upper end of its interval."""
+    word: str = outcome(low, high, base)
+    return f"no (up to {number(high)}{unit(metric)})" if word == "no" and high > 0 else word
 
 
 def unit(metric: str) -> str:

@@ -29,8 +29,8 @@ def left_and_kept(sets: Iterable[ImageSet], metric: str) -> pd.DataFrame:
     """What each erased model leaves and keeps of a task, the mean over its seeds.
 
     Returns:
-        Columns task; eraser (with its variant); runs; left, the metric of the erased concepts; kept, that of the
-        retained ones in percent of the base's.
+        Columns task; eraser (with its variant); runs; base, the metric of the erased concepts before erasing; left,
+        that after; kept, that of the retained ones in percent of the base's.
 
     Raises:
         ValueError: no image of a task has the metric, or the base shows nothing of its retained concepts.
@@ -45,10 +45,10 @@ def left_and_kept(sets: Iterable[ImageSet], metric: str) -> pd.DataFrame:
     for task, name in dict.fromkeys(key[:2] for key in values if key[1]):
         if (base := values[task, "", "retain"][0].value) == 0:
             raise ValueError(f"{task}: the base shows none of the retained concepts by {metric}; choose others")
-        runs = values[task, name, "erase"]
+        runs, before = values[task, name, "erase"], values[task, "", "erase"][0].value
         kept = 100 * over_runs(values[task, name, "retain"]).value / base
-        rows.append((task, name, len(runs), over_runs(runs).value, kept))
-    return pd.DataFrame(rows, columns=["task", "eraser", "runs", "left", "kept"])
+        rows.append((task, name, len(runs), before, over_runs(runs).value, kept))
+    return pd.DataFrame(rows, columns=["task", "eraser", "runs", "base", "left", "kept"])
 
 
 def on_front(table: pd.DataFrame) -> list[bool]:
@@ -77,16 +77,16 @@ def tuning_table(cells: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]],
         cells: of `left_and_kept`. settings: eraser with its variant -> what is written for it.
 
     Returns:
-        Columns eraser; setting, what differs from the eraser's other settings; runs; left, the mean over the tasks;
-        kept, the least of them; `left TASK` and `kept TASK`; choice.
+        Columns eraser; setting, what differs from the eraser's other settings; runs; base and left, means over the
+        tasks; kept, the least of them; `base TASK`, `left TASK` and `kept TASK`; choice.
     """
     by_name, rows = cells.groupby("eraser", sort=False), []
     for name in settings:
         part = by_name.get_group(name).set_index("task").loc[list(tasks)]
         row = {"eraser": name, "setting": differing(name, settings), "runs": int(part["runs"].min())}
-        row |= {"left": statistics.fmean(part["left"]), "kept": float(part["kept"].min())}
-        for task, left, kept in part[["left", "kept"]].itertuples():
-            row |= {f"left {task}": left, f"kept {task}": kept}
+        row |= {name: statistics.fmean(part[name]) for name in ("base", "left")} | {"kept": float(part["kept"].min())}
+        for task, *values in part[["base", "left", "kept"]].itertuples():
+            row |= {f"{name} {task}": value for name, value in zip(("base", "left", "kept"), values, strict=True)}
         rows.append(row)
     table = pd.DataFrame(rows)
     for _, part in table.groupby(table["eraser"].str.partition(".")[0], sort=False):

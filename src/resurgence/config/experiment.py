@@ -29,6 +29,7 @@ USED_BY = {  # key -> the kinds in which it has an effect
     "texts": ("similarity",),
     "choose": ("grid",),
     "claims": MEASURED,
+    "claims_by": MEASURED,
 }
 
 
@@ -131,7 +132,9 @@ class Experiment:
     note: str = ""
     """Differences from the paper, printed below the figure."""
     claims: tuple[Claim, ...] = ()
-    """Claims of the paper, and the numbers that decide them."""
+    """Claims of the paper, or of the study itself, and the numbers that decide them."""
+    claims_by: Literal["paper", "study"] = "paper"
+    """Who makes the claims; study: no paper does, and the page says so."""
 
     @classmethod
     def keys_without_effect(cls, values: Mapping[str, Any]) -> set[str]:

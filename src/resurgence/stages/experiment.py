@@ -1,7 +1,7 @@
-"""An experiment: the figure, its data as CSV, and a page of text with the paper's claims.
+"""An experiment: the figure, its data as CSV, and a page of text with the claims of the paper, or of the study.
 
-Writes NAME.csv, NAME.md and NAME.png (and NAME.svg unless it is a grid of images), and NAME_claims.csv where the paper
-claims something. Inputs are scores, and for a grid the images of the first seeds; for a list of members the terciles.
+Writes NAME.csv, NAME.md and NAME.png (and NAME.svg unless it is a grid of images), and NAME_claims.csv where something
+is claimed. Inputs are scores, and for a grid the images of the first seeds; for a list of members the terciles.
 """
 
 from __future__ import annotations
@@ -158,6 +158,7 @@ def measured(job: Job) -> Result:
     claimed = [build(Claim, {**first, **claim}, "claims") for claim in settings["claims"]]
     visible = [metric for metric in shown if metric in metrics() and metrics()[metric].shows_concept]
     decided = claims.evaluate_claims(ends, claimed, statistics["level"], settings["differences"], visible, sets)
+    decided = claims.without_floors(decided, claims.have_floor(settings))
     result = MEASURED[settings["kind"]](job, Measurements(sets, rows, steps, ends))
     paragraphs, changed = result.paragraphs, settings.get("changed_objectives", {})
     if "resurgence_low" in result.table:
@@ -274,10 +275,12 @@ def make(job: Job) -> None:
         files.append(out / f"{name}.svg")
     else:
         save_grid(result.picture, out / f"{name}.png")
-    note = [f"Differs from the paper: {settings['note']}"] if settings["note"] else []
+    by = settings.get("claims_by", "paper")
+    lead = "Differs from the paper" if by == "paper" else "Note"
+    note = [f"{lead}: {settings['note']}"] if settings["note"] else []
     text = [f"## {name}: {settings['title']}", *result.heading, *note, f"![{name}]({name}.png)"]
     if len(result.claims):
-        text.append(claims.claims_table(result.claims))
+        text.append(claims.claims_table(result.claims, by))
         files.append(out / f"{name}_claims.csv")
         write_text(files[-1], result.claims.to_csv(index=False, lineterminator="\n"))
     write_text(out / f"{name}.csv", result.table.to_csv(index=False, lineterminator="\n"))

@@ -1,4 +1,4 @@
-"""The page of all experiments: verdicts on the paper's claims first, then each figure with its table."""
+"""The page of all experiments: verdicts on the claims first, then each figure with its table."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 from resurgence.analysis.claims import FLOOR, VERDICTS, claims_table, judge
 from resurgence.config.counting import counted
 from resurgence.files import write_text
+from resurgence.provenance.manifest import read_manifest
 from resurgence.stages.job import Job, start
 
 HOLM = "decided at the level of the intervals after Holm's adjustment for all of them; below, each claim alone"
@@ -24,10 +25,12 @@ def page(out: Path, names: Sequence[str], level: float) -> list[str]:
         every = judge(pd.concat(claims, ignore_index=True), level)
         counts = every["verdict"].value_counts()
         verdicts = ", ".join(f"{counts.get(word, 0)} {word}" for word in (*VERDICTS.values(), FLOOR))
-        parts += [
-            f"## What the paper claims\n\n{counted(len(every), 'claim')}: {verdicts}; {HOLM}.",
-            claims_table(every),
+        settings = [
+            read_manifest(out / name / "made.json")["parameters"] for name in dict.fromkeys(every["experiment"])
         ]
+        by = "study" if any(each.get("claims_by") == "study" for each in settings) else "paper"
+        heading = "What the paper claims" if by == "paper" else "Claims"
+        parts += [f"## {heading}\n\n{counted(len(every), 'claim')}: {verdicts}; {HOLM}.", claims_table(every, by)]
     for name in names:
         text = (out / name / f"{name}.md").read_text(encoding="utf-8")
         parts.append(text.replace(f"]({name}.png)", f"]({name}/{name}.png)").rstrip())

@@ -43,6 +43,7 @@ def experiment(study: Study, name: str) -> dict[str, Any]:
         "samples": study.figures.samples,
     }
     settings |= {key: value for key in ("metrics", "each_concept", "over_tasks") if (value := getattr(shown, key))}
+    settings |= {"claims_by": shown.claims_by} if shown.claims_by != "paper" else {}
     if shown.kind == "tuning":
         return settings | tuning(study, name)
     if shown.kind == "similarity":
