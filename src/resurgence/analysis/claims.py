@@ -24,7 +24,6 @@ from resurgence.analysis.random_effects import Estimate, difference, mean_of, ov
 from resurgence.analysis.score_sets import ImageSet
 from resurgence.config.experiment import Cells, Claim
 from resurgence.config.model_path import method_name
-from resurgence.config.scorers import metrics
 
 STATES = ("base", "erased", "finetuned", "gain")
 CELL = ["task", "eraser", "finetune"]
@@ -35,6 +34,7 @@ COLUMNS = [
 ]  # fmt: skip
 MORE = ["base_deviation", "erased_deviation", "finetuned_deviation", "concept"]  # over tasks; of each concept
 VERDICTS = {True: "same", False: "different", None: "cannot tell"}
+WITH_FLOOR = ("frechet", "frechet_reference")  # two draws of one model are apart by these; the KID is unbiased
 UNDECIDED = "not decided: two draws of one model are apart by this distance, and by how much is not known"
 FLOOR = "floor"  # neither side of a comparison shows the concept, so it cannot show a difference either
 
@@ -241,7 +241,7 @@ def have_floor(settings: Mapping[str, Any]) -> list[bool]:
     """Of each claim of an experiment whether two draws of one model are apart by its metric."""
     first = (settings.get("metrics") or [settings["metric"]])[0]
     names = [claim.get("metric", first) for claim in settings["claims"]]
-    return [name in metrics() and metrics()[name].has_floor for name in names]
+    return [name in WITH_FLOOR for name in names]
 
 
 def without_floors(claims: pd.DataFrame, have_floor: Sequence[bool]) -> pd.DataFrame:
@@ -251,7 +251,7 @@ def without_floors(claims: pd.DataFrame, have_floor: Sequence[bool]) -> pd.DataF
     rises by up to the floor when fine-tuning only changes which of the same kind of images are drawn.
 
     Args:
-        have_floor: of each claim, `Metric.has_floor`.
+        have_floor: of each claim, whether its metric is one of WITH_FLOOR.
     """
     chosen = pd.Series(have_floor, claims.index, dtype=bool)
     reasons = [text.partition("; not decided")[0] + f"; {UNDECIDED}" for text in claims.loc[chosen, "compared"]]

@@ -67,7 +67,6 @@ class Metric:
     shows_concept: bool = False  # the larger, the more of the concept: reports say whether it came back
     accuracy: bool = False  # share of images with their concept, in percent: leads the report, enters H_c and H_o
     roles: tuple[str, ...] = ROLES  # in which images have a value; NAMED: of general prompts, those with a concept
-    has_floor: bool = False  # two draws of one model are apart by it, by how much is unknown: it decides no claim
 
     @property
     def share(self) -> bool:

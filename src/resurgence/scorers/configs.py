@@ -235,9 +235,9 @@ class FrechetConfig(ScorerConfig):
     reference: str | None = None  # folder of real images, with which generated ones are also compared
 
     metrics: ClassVar = {
-        "frechet": Metric(None, "Fréchet distance to the base's images", has_floor=True),
+        "frechet": Metric(None, "Fréchet distance to the base's images"),
         "kid": Metric(None, "Kernel distance (KID) to the base's images, x 1000"),
-        "frechet_reference": Metric(None, "Fréchet distance to real images", roles=("general",), has_floor=True),
+        "frechet_reference": Metric(None, "Fréchet distance to real images", roles=("general",)),
     }
 
     @property
