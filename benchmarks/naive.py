@@ -62,11 +62,11 @@ def mace_pairs(pipe: Any, concept: str, aim: str, templates: Sequence[str]) -> l
     return pairs
 
 
-def mace(
+def mace_refined(
     pipe: Any, weights: Weights, concepts: Mapping[str, str], templates: Sequence[str], moment: torch.Tensor,
-    loras: Mapping[str, Lora], lamb: float, clock: Clock, factors: tuple[float, float],
+    lamb: float, clock: Clock, factors: tuple[float, float],
 ) -> dict[str, torch.Tensor]:  # fmt: skip
-    """Both closed forms of MACE: 2 passes a caption in the first, 1 in the fusion; 2 solves a projection.
+    """The first stage of MACE: 2 passes a caption, a solve a projection, in the precision of encoder and weights.
 
     Args:
         factors: by how much the whole has more concepts, and more projections.
@@ -75,7 +75,16 @@ def mace(
     with clock.part(more):
         pairs = [pair for concept, aim in concepts.items() for pair in mace_pairs(pipe, concept, aim, templates)]
     with clock.part(more * wider):
-        refined = {name: edited(w, pairs, moment, lamb) for name, w in weights.items()}
+        return {name: edited(w, pairs, moment, lamb) for name, w in weights.items()}
+
+
+def mace(
+    pipe: Any, weights: Weights, concepts: Mapping[str, str], templates: Sequence[str], moment: torch.Tensor,
+    loras: Mapping[str, Lora], lamb: float, clock: Clock, factors: tuple[float, float],
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """Both closed forms of MACE: `mace_refined`, then 1 pass a caption and another solve a projection."""
+    more, wider = factors
+    refined = mace_refined(pipe, weights, concepts, templates, moment, lamb, clock, factors)
     with clock.part(more):
         rows = {concept: [encode(pipe, text) for text in fill(templates, concept)] for concept in concepts}
     fused = {}

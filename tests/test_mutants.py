@@ -128,9 +128,104 @@ def test_one_mutant_dies_and_one_survives(repository: Path, tmp_path: Path, caps
     ] * 2
 
 
-def test_tests_that_fail_unchanged_are_named(repository: Path, tmp_path: Path) -> None:
-    (repository / "tests/test_small.py").write_text("def test_wrong():\n    assert False\n")
+FLAKY = """from pathlib import Path
+
+
+def test_flaky():
+    marks = Path("runs")
+    marks.write_text(marks.read_text() + "x" if marks.exists() else "x")
+    assert len(marks.read_text()) > FAILURES
+"""
+
+
+@pytest.mark.parametrize(("failures", "known", "flaky"), [(0, True, False), (1, True, True), (9, False, False)])
+def test_tests_that_fail_unchanged_are_run_again_and_then_left_out(
+    repository: Path, tmp_path: Path, failures: int, known: bool, flaky: bool
+) -> None:
+    file, outcomes = "tests/test_small.py", mutants.Outcomes(tmp_path / "outcomes.jsonl")
+    (repository / file).write_text(FLAKY.replace("FAILURES", str(failures)))
+    mutants.copy_of_repository(tmp_path / "copy")
+    for _ in range(2):  # the second has nothing to do
+        mutants.try_unchanged(tmp_path / "copy", file, outcomes)
+        assert len((tmp_path / "copy/runs").read_text()) == min(failures + 1, 2)
+    assert (file in outcomes.seconds, outcomes.flaky == [file]) == (known, flaky)
+    assert list(outcomes.left_out) == ([] if known else [file])
+    if not known:
+        assert "test_flaky" in outcomes.left_out[file]
+
+
+def test_tests_that_pytest_cannot_run_unchanged_end_all(repository: Path, tmp_path: Path) -> None:
+    (repository / "tests/test_small.py").write_text("no_test = 1\n")
     outcomes = mutants.Outcomes(tmp_path / "outcomes.jsonl")
     mutants.copy_of_repository(tmp_path / "copy")
-    with pytest.raises(SystemExit, match=r"tests/test_small\.py fails without a change"):
+    with pytest.raises(SystemExit, match=r"tests/test_small\.py: pytest ended with 5 without a change"):
         mutants.try_unchanged(tmp_path / "copy", "tests/test_small.py", outcomes)
+    assert not outcomes.seconds and not outcomes.left_out
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "by"),
+    [(0, "", None), (1, "", None), (None, "", "hangs"), (-11, "", "crashes"), (3, "INTERNALERROR", "crashes"),
+     (4, "ImportError while loading conftest", "crashes"), (5, "no tests ran", "crashes"),
+     (1, "x\nFAILED tests/test_a.py::test_b - assert 0", "tests/test_a.py::test_b"),
+     (2, "ERROR tests/test_a.py - NameError", "tests/test_a.py")],
+)  # fmt: skip
+def test_what_killed_a_mutant(status: int | None, output: str, by: str | None) -> None:
+    assert mutants.killer(status, output) == by
+
+
+def test_order_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    fusion = "src/resurgence/erasers/mace/fusion.py"
+    assert "tests/test_benchmarks.py" in mutants.tests_of(fusion)
+    assert mutants.in_order(fusion, {})[0] == "tests/test_mace.py"
+    seconds = {"tests/test_benchmarks.py": 1.0, "tests/test_mace.py": 30.0, "tests/test_embedded_once.py": 20.0}
+    assert mutants.in_order(fusion, seconds) == [
+        f"tests/test_{name}.py" for name in ("embedded_once", "mace", "mace_refinement", "benchmarks")
+    ]
+    own = mutants.in_order("src/resurgence/erasers/closed_form/uce.py", {"tests/test_rece.py": 1.0})
+    assert own[:2] == ["tests/test_uce.py", "tests/test_rece.py"] and len(set(own)) == len(own)
+
+
+class Changed(mutants.Mutant):
+    """A mutant that needs no cosmic-ray: the smaller of two."""
+
+    @property
+    def text(self) -> str:
+        return (mutants.ROOT / self.file).read_text().replace("a > b", "a < b")
+
+
+def test_what_survives_without_tests_that_were_left_out_is_told_and_tried_again(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mutant = Changed("id", "src/resurgence/analysis/small.py", "", 0)
+    failing, outcomes = repository / "tests/test_broken.py", mutants.Outcomes(tmp_path / "outcomes.jsonl")
+    noticing = (repository / "tests/test_small.py").read_text()
+    failing.write_text("from resurgence.analysis.small import larger\n\n\ndef test_broken():\n    assert not larger\n")
+    (repository / "tests/test_small.py").write_text("def test_nothing():\n    pass\n")
+    subprocess.run(["git", "add", "."], cwd=repository, check=True)
+    mutants.try_all([mutant], outcomes, 1, 600)
+    assert outcomes.mutants["id"]["killed"] is False and outcomes.mutants["id"]["without"] == ["tests/test_broken.py"]
+    assert mutants.report([mutant], outcomes, [{"id": "id", "equivalent": "either is as good as the other"}]) == 1
+    told = capsys.readouterr().out
+    assert "; without tests/test_broken.py" in told and "LEFT OUT: tests/test_broken.py fails without a change" in told
+    assert "1 test files left out" in told and mutants.Outcomes(outcomes.file).mutants == {}
+
+    (repository / "tests/test_small.py").write_text(noticing)  # a mutant that dies needs none of them; still told
+    mutants.tests_of.cache_clear()
+    again = mutants.Outcomes(outcomes.file)
+    mutants.try_all([mutant], again, 1, 600)
+    assert again.mutants["id"]["killed"] and "without" not in again.mutants["id"]
+    assert mutants.report([mutant], again, []) == (1 if again.left_out else 0)
+    assert mutants.Outcomes(outcomes.file).mutants.keys() == {"id"}
+
+
+def test_mutants_that_are_left_are_no_failure_where_the_next_run_goes_on(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutants, "chosen", lambda number, seed: [mutants.Mutant("id", "small.py", "", 0)])
+    monkeypatch.setattr(mutants, "JUDGED", tmp_path / "judged.yaml")
+    mutants.JUDGED.write_text("[]")
+    command = ["mutants.py", "--hours", "0", "--outcomes", str(tmp_path / "outcomes.jsonl")]
+    for arguments, status in (([], 3), (["--goes-on"], 0)):
+        monkeypatch.setattr("sys.argv", [*command, *arguments])
+        assert mutants.main() == status

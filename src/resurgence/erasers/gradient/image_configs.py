@@ -69,7 +69,10 @@ class FmnConfig(ImageOptimisation):
 
 @dataclass(frozen=True)
 class DocoConfig(ImageOptimisation):
-    """Settings; the paper's formulas and numbers, where it is silent the code's, or ours where a comment says so."""
+    """Settings; the paper's formulas and numbers, where it is silent the code's, or ours where a comment says so.
+
+    `warmup` counts steps of the whole training: with `discriminators: concept` each D warms up for its share of them.
+    """
 
     module: ClassVar[str] = "resurgence.erasers.gradient.doco"
     needs: ClassVar[frozenset[str]] = frozenset({"anchors"})

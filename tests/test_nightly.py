@@ -1,0 +1,66 @@
+"""What .ci/nightly keeps for the next night, and that nothing that fails keeps the rest from running."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import mutants
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PARTS = ["setup", "test", "test-slurm", "test-nightly", "weights", "mutants ARGS=--goes-on"]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """The script with a `make` that notes its targets and a Python that writes a table, both failing on request."""
+    scripts = {
+        ".ci/install": "",
+        "bin/make": 'echo "$*" >>made; test "$*" != "$FAILS"\n',
+        ".venv/bin/python": 'echo benchmarks >>made\ntest "$STATUS" = 1 || echo "[1]" >"$3"\nexit "$STATUS"\n',
+    }
+    for name, text in scripts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}")
+        (tmp_path / name).chmod(0o755)
+    shutil.copy(ROOT / ".ci/nightly", tmp_path / ".ci/nightly")
+    return tmp_path
+
+
+def night(place: Path, status: int = 0, fails: str = "") -> tuple[int, str, str]:
+    """Exit status, what the script says at the end, and the table that the next night compares with."""
+    path = f"{place / 'bin'}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "STATUS": str(status), "FAILS": fails}
+    run = subprocess.run([place / ".ci/nightly"], env=environment, capture_output=True, text=True, check=False)
+    assert (place / "made").read_text().splitlines() == [PARTS[0], "benchmarks", *PARTS[1:]]
+    (place / "made").unlink()
+    return run.returncode, run.stderr.strip(), (place / ".venv/benchmarks.json").read_text().strip()
+
+
+def test_a_table_is_kept_unless_a_ratio_has_fallen(place: Path) -> None:
+    assert night(place, status=1) == (1, "failed: benchmarks", "[]")  # an error, without a table
+    assert night(place, status=4) == (1, "failed: benchmarks", "[]")  # a ratio has fallen
+    assert night(place, status=3) == (1, "failed: benchmarks", "[1]")  # a row misses its limit
+    assert night(place) == (0, "", "[1]")
+
+
+def test_all_that_failed_is_named(place: Path) -> None:
+    assert night(place, fails="test-slurm") == (1, "failed: test-slurm", "[1]")
+    assert night(place, status=3, fails=PARTS[-1]) == (1, "failed: benchmarks mutants", "[1]")
+
+
+def test_the_workflow_restores_after_the_set_up_and_saves_whatever_happened() -> None:
+    text = (ROOT / ".github/workflows/nightly.yml").read_text(encoding="utf-8")
+    steps = yaml.safe_load(text)["jobs"]["nightly"]["steps"]
+    setup, restore, nightly, save = steps[-4:]
+    assert (setup["run"], nightly["run"]) == ("make setup", ".ci/nightly") and save["if"] == "always()"
+    assert restore["uses"].startswith("actions/cache/restore@") and save["uses"].startswith("actions/cache/save@")
+    assert restore["with"]["path"] == save["with"]["path"] and restore["with"]["key"] == save["with"]["key"]
+    assert restore["with"]["key"].startswith(restore["with"]["restore-keys"])
+    assert restore["with"]["path"].split() == [
+        ".venv/benchmarks.json", mutants.OUTCOMES.relative_to(ROOT).as_posix(),
+    ]  # fmt: skip
