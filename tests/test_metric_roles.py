@@ -237,7 +237,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a correlation of words": (
         {**HISTOGRAM, "kind": "scatter", "claims": [claim({"role": "general"}, words=["tram"], place="correlation")]},
-        r"claims\[0\]\.place = \['tram'\]: the correlation is of all points of a scatter; remove words",
+        r"claims\[0\]\.place = 'tram': the correlation is of all points of a scatter; remove words",
     ),
     "a correlation in points": (
         {**HISTOGRAM, "kind": "scatter", "claims": [claim({"role": "general"}, place="correlation")]},

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
-REPEATED = {"concept": 1.0, "pair": 0.5, "noise": 1.0}  # share of an image's variance that all runs have in common, by unit
+REPEATED = {"concept": 1.0, "pair": 0.5, "noise": 1.0}  # share of an image's variance common to all runs, by unit
 
 
 class Units(NamedTuple):

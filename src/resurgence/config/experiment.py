@@ -179,7 +179,7 @@ class Experiment:
         if self.each_concept and self.over_tasks:
             raise ConfigError("each_concept", True, "is for a table of single tasks; remove it, or over_tasks")
         if self.over_tasks and (len(self.tasks) < 2 or (self.kind == "bars" and self.along == "task")):
-            raise ConfigError("over_tasks", True, "is for tables, lines, and bars along eraser or finetune; name two tasks")
+            raise ConfigError("over_tasks", True, "is for tables, lines, bars along eraser or finetune; name two tasks")
         self._check_claims()
 
     def _check_claims(self) -> None:
@@ -199,8 +199,8 @@ class Experiment:
         unique(f"{place}.words", claim.words)
         ranks = claim.place == "correlation"
         if ranks and (self.kind != "scatter" or claim.words):
-            given, remedy = (list(claim.words), "remove words") if claim.words else (self.kind, "write scatter")
-            raise ConfigError(f"{place}.place", given, f"the correlation is of all points of a scatter; {remedy}")
+            shown, remedy = (claim.words[0], "remove words") if claim.words else (self.kind, "write scatter")
+            raise ConfigError(f"{place}.place", shown, f"the correlation is of all points of a scatter; {remedy}")
         if not claim.words and not ranks:
             if claim.place != "quantile":
                 raise ConfigError(f"{place}.place", claim.place, "is of words, and the claim has none; name words")
@@ -213,6 +213,6 @@ class Experiment:
             raise ConfigError(f"{place}.words", given, "the place of words is of erased models alone; write erased")
         lowest, of = (-1.0, "a correlation") if ranks else (0.0, "a quantile")
         if claim.than - claim.margin < lowest or claim.than + claim.margin > 1:
-            shown = {"than": claim.than, "margin": claim.margin}
+            limits = {"than": claim.than, "margin": claim.margin}
             remedy = f"are of {of}, between {lowest:g} and 1; write numbers such as 0.5 and 0"
-            raise ConfigError(place, shown, remedy)
+            raise ConfigError(place, limits, remedy)
