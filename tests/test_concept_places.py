@@ -15,9 +15,12 @@ from resurgence.analysis.concept_places import mean_place, quantiles
 from resurgence.analysis.intervals import interval
 from resurgence.analysis.score_sets import ImageSet, image_set
 from resurgence.config.experiment import Cells, Claim
+from resurgence.config.fields import build
 from resurgence.config.model_path import ModelPath
+from resurgence.files import plain
 from resurgence.stages import experiment
 from resurgence.stages.job import Job
+from resurgence.workflow import experiment_settings
 from scored import write_scores_folder
 
 WORDS = [" ", "a photo", "taxi", "automobile", *(f"word {n}" for n in range(9))]
@@ -109,6 +112,16 @@ def test_the_correlation_with_the_similarity_is_that_of_scipy() -> None:
     constant = [ImageSet(one.key, one.rows.assign(concept_similarity=1.0), one.features) for one in sets]
     with pytest.raises(LookupError, match="similarity does not vary over the concepts of the role general"):
         mean_place(constant, "sensitivity", claim)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"metric": "esr_1"}, {"words": NEUTRAL}, {"words": ("taxi",), "place": "off_middle"},
+     {"place": "correlation"}, {"against": Cells(concept="taxi"), "margin": 0.5, "than": 1.0}],
+)  # fmt: skip
+def test_a_claim_is_the_same_after_its_settings(more: dict[str, Any]) -> None:
+    claim = Claim("S", GENERAL, "equal", value="erased", **more)
+    assert build(Claim, plain(experiment_settings.claim_settings(claim)), "claims") == claim
 
 
 def test_several_tasks_are_means_of_each_seed() -> None:

@@ -19,9 +19,9 @@ from resurgence.workflow.report_settings import changed_objectives, controls, ma
 
 
 def claim_settings(claim: Claim) -> dict[str, Any]:
-    """A claim; without metric, words and concept where it has none, as before there were these."""
-    of_words = ("words", "place")
-    settings = {key: v for key, v in dataclasses.asdict(claim).items() if claim.words or key not in of_words}
+    """A claim; without metric, words, place and concept where it has none, as before there were these."""
+    ranks = {"words": bool(claim.words), "place": bool(claim.words) or claim.place == "correlation"}
+    settings = {key: v for key, v in dataclasses.asdict(claim).items() if ranks.get(key, True)}
     places = [settings, *(cells for key in ("of", "against") if (cells := settings[key]))]
     for place, key in zip(places, ("metric", "concept", "concept"), strict=False):
         if place[key] is None:
