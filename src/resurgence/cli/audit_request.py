@@ -23,7 +23,7 @@ from resurgence.cli.audit_inputs import (
 from resurgence.cli.audit_pictures import drawn_pictures, shown_concepts
 from resurgence.cli.audit_study import PAIRS, SEEDS, Request
 from resurgence.cli.key_values import settings
-from resurgence.config.audit import Criteria, givers, yes_or_no
+from resurgence.config.audit import Criteria, giver, yes_or_no
 from resurgence.config.audit_bases import (
     AuditBase,
     base_of,
@@ -144,7 +144,7 @@ def metrics_of(args: Namespace, base: AuditBase, kind: AuditKind, of_task: Kind)
         remedy = f"is of the kind {', '.join(kinds)} alone, and {', '.join(args.erased)} of the kind {of_task}; take "
         raise ConfigError("--metric", metric, f"{remedy}another metric, or name the kind with --kind")
     if not giving:
-        remedy = f"no scorer of the audit gives it; add --scorer {givers(metric)} with its settings"
+        remedy = f"no scorer of the audit gives it; add --scorer {giver(metric)} with its settings"
         raise ConfigError("--metric", metric, remedy)
     judged_apart = kind.retained_metric is not None and metric not in (kind.retained_metric, NEAREST)
     return metric, kind.retained_metric if judged_apart else None

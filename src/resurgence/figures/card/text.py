@@ -76,6 +76,9 @@ def limits(audit: Audit) -> list[str]:
         missed = 100 * (1 - (1 - audit.criteria.confidence) ** (1 / min(numbers)))
         lines.append(f"other training seeds than {min(numbers)}: what comes back with fewer than {missed:.0f} % of all "
                      "seeds may have come back with none of these")  # fmt: skip
+    if all(control.kind != "elsewhere" for control in audit.power.controls):
+        lines.append("whether images of retained concepts are taken for an erased one, a false alarm: scores do not "
+                     "say what an image is taken for")  # fmt: skip
     if not audit.power.shown:
         lines.append("whether these probes would find a model that leaks: power not shown")
     return lines
