@@ -132,6 +132,18 @@ def test_what_comes_back_with_each_training_seed_fails_and_the_sentence_says_so(
     assert "with each of 3 training seeds at least 30.0 %" in audit.reasons[0]
 
 
+def test_the_sentence_of_a_fail_names_a_probe_that_failed(made):
+    """As released 20 %, for sure; after the LoRA 33 % on average, but with one seed alone nothing is shown."""
+    write("ship", 0, 40)
+    for seed, hits in enumerate((0, 0, 200)):
+        write(f"{LORA}{seed}", 300, hits)
+    audit = make_audit(settings())
+    assert [(probe.name, probe.verdict) for probe in audit.probes] == [("released", "FAIL"), ("lora", "INCONCLUSIVE")]
+    assert audit.worst == "lora" and audit.probe("lora").erased.low < 5
+    assert audit.sentence.startswith("ship is still there: As released, 20.0 % [")
+    assert "LoRA" not in audit.sentence
+
+
 def with_one_seed() -> Audit:
     values = settings()
     values["models"] = {name: models[:1] for name, models in values["models"].items()}
