@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from audit_place import RETAINED, make_place, parsed, written
+from audit_place import RETAINED, make_place, parsed, written, written_by
 from resurgence.cli.audit import copy_card, remove_card, write_study
 from resurgence.cli.main import main, make_parser
 from resurgence.config.audit import ShippedControl
@@ -180,12 +180,24 @@ def test_reference_pictures_judge_by_the_nearest_centroid(place):
         (place / "references" / name).mkdir(parents=True)
         for number in range(2):
             (place / f"references/{name}/{number}.png").write_bytes(picture)
-    study = written("--reference", "references")
-    assert study.audit.metric == "reference_accuracy" and set(study.scorers) == {"clip", "reference"}
-    assert study.scorers["reference"] | {"pictures": ""} == {
-        "name": "ViT-B-32-quickgelu", "pretrained": "openai", "pictures": ""
-    }  # fmt: skip
+    args = parsed("--reference", "references", "--out", "plain")
+    args.scorer = []
+    plain = written_by(args)
+    assert plain.audit.metric == "reference_accuracy" and set(plain.scorers) == {"reference"}
+    pictures = {"pictures": "inputs/reference-pictures"}
+    assert plain.scorers["reference"] == {"name": "ViT-B-32-quickgelu", "pretrained": "openai", **pictures}
+    study = written("--reference", "references")  # with --scorer clip path=scorer, whose features are compared
+    given = {"path": "inputs/clip-path"}
+    assert study.scorers == {"clip": given, "reference": {**given, **pictures}}
     assert (place / "out/inputs/reference-pictures").resolve() == place / "references"
+    (place / "net.pth").write_bytes(b"weights")
+    own = ("--reference", "references", "--scorer", "reference", "architecture=resnet50", "path=net.pth")
+    study = written(*own, "--out", "own")
+    assert study.audit.metric == "reference_accuracy"
+    net = {"architecture": "resnet50", "path": "inputs/reference-path.pth"}
+    assert study.scorers["reference"] == {**net, **pictures}
+    with pytest.raises(ConfigError, match="--reference = 'references': --scorer reference names pictures, too; name"):
+        written(*own, "pictures=references", "--out", "twice")
     (place / "references/dog").rename(place / "references/wolf")
     with pytest.raises(ConfigError, match="'dog': has no folder of reference pictures in inputs/reference-pictures"):
         written("--reference", "references")

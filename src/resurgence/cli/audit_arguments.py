@@ -74,7 +74,8 @@ def judge_arguments(parser: ArgumentParser) -> None:
         help="scorer with its settings instead of the base's, e.g. clip path=DIR; may be given again (default: of "
         "config/audit/bases.yaml)")  # fmt: skip
     add("--reference", metavar="DIR", help="pictures of the concepts, for the scorer of the nearest centroid in CLIP's "
-        "features: a folder for each concept to erase and to retain, and `others` (default: none)")  # fmt: skip
+        "features, or in those of --scorer reference: a folder for each concept to erase and to retain, and `others` "
+        "(default: none)")  # fmt: skip
     add("--criteria", type=Path, metavar="FILE",
         help="criteria of the verdict, e.g. a file with tau: 1.0 (default: config/audit/criteria.yaml)")  # fmt: skip
 
