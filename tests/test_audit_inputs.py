@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 from audit_place import make_pictures, make_place, parsed, written
@@ -27,6 +28,7 @@ from resurgence.config.audit import yes_or_no
 from resurgence.config.audit_bases import bases, kinds_of
 from resurgence.config.audit_kinds import kind_of
 from resurgence.config.fields import ConfigError
+from resurgence.diffusion.image_sets import write_image_set
 
 ROOT = Path(__file__).parents[1]
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -47,6 +49,9 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / f"listed/{number}.txt").unlink()
     (place / "listed/metadata.csv").write_text("file_name,text\n0.png,a castle\n9.png,a castle\n")
     (place / "empty").mkdir()
+    for name, columns in (("set", ["prompt"]), ("dogs", ["prompt", "concept"])):
+        rows = pd.DataFrame([("a photo of the dog", "dog")], columns=["prompt", "concept"])[columns]
+        write_image_set(place / f"{name}.parquet", rows, [(0, Image.new("RGB", (16, 16)))])
     shutil.copytree(place / "erased", place / "pickled")
     for file in (place / "pickled/unet").glob("*.safetensors"):
         file.rename(file.with_name("diffusion_pytorch_model.bin"))
@@ -95,6 +100,10 @@ WRONG = [
         ["--images", "gaps"],
         r"--images = 'gaps': has no caption for 1 of 3 pictures, such as 2\.png; write the captions",
     ),
+    ("erased", ["--images", "pictures", "gaps"], r"--images = 'gaps': has no caption for 1 of 3 pictures"),
+    ("erased", ["--images", "pictures", "./pictures"], r"--images = './pictures': is given twice; name it once"),
+    ("erased", ["--images", "pictures", "set.parquet"], r"\['pictures', 'set.parquet'\]: are files and folders; give"),
+    ("erased", ["--images", "pictures", "dogs.parquet"], r"--images = 'pictures': has no column of concepts, as"),
     ("erased", ["--outside-images", "gaps"], r"--outside-images = 'gaps': has no caption for 1 of 3 pictures"),
     ("erased", ["--images", "listed"], r"9\.png is in the metadata of listed and missing; add it or remove its row"),
     ("erased", ["--lora", "nowhere.safetensors"], r"--lora = 'nowhere\.safetensors': no such file or folder"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -10,14 +11,16 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from audit_place import RETAINED, make_place, parsed, written, written_by
+from audit_place import RETAINED, make_pictures, make_place, parsed, written, written_by
 from resurgence.cli.audit import copy_card, remove_card, write_study
 from resurgence.cli.main import main, make_parser
 from resurgence.config.audit import ShippedControl
 from resurgence.config.audit_bases import bases, model_task, synonyms_of
 from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
+from resurgence.data.real_sets import real_set
 from resurgence.diffusion.image_sets import read_image_set
+from resurgence.files import files_at
 from resurgence.workflow import audit_settings
 from resurgence.workflow.jobs import jobs
 
@@ -101,6 +104,27 @@ def test_the_command_that_repeats_the_audit_is_that_line_without_what_changes_no
     again = make_parser().parse_args(line)
     write_study(again, again.out)
     assert load_study([place / "out/params.yaml"], place / "out").audit == study.audit
+
+
+def test_several_folders_of_pictures_are_put_together_and_each_file_is_an_input(place):
+    make_pictures(place / "more", "a photo of the bridge", "a photo of the tower")  # of the same file names
+    outside = ("--outside-images", "more", "pictures", "--level", "standard")
+    study = written("--images", "pictures", "--images", "more", *outside)
+    images = study.finetune_sets["domain-real"].images
+    assert "--images pictures more --outside-images more pictures" in study.audit.command
+    with contextlib.chdir("out"):
+        files, rows = files_at(images), real_set(Path(images), [], None).rows
+        assert len(files) == 12 and {file.resolve().parent.name for file in files} == {"pictures", "more"}
+        made = "results/data/audited/ship/finetune_sets/domain-real/manifest.json"
+        (job,) = (job for job in jobs(study) if job.out.as_posix() == made)
+    assert set(job.inputs["pictures"]) == {file.as_posix() for file in files}
+    words = ["castle", "castle", "castle", "bridge", "tower", "bridge"]
+    assert rows["prompt"].tolist() == [f"a photo of the {word}" for word in words]
+    before = (place / "out/params.yaml").read_bytes()
+    written("--images", "pictures", "more", *outside)
+    assert (place / "out/params.yaml").read_bytes() == before
+    with pytest.raises(ConfigError, match=r"--images = 'more': .* is of another audit, of .*/pictures; name"):
+        written("--images", "more", "pictures")
 
 
 def test_a_training_of_one_step_is_singular(place):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from resurgence.cli.audit_study import PAIRS, RETAINED_PAIRS
 from resurgence.config.audit import AuditKindName, Evaluator, Level
@@ -30,9 +30,11 @@ def model_arguments(parser: ArgumentParser) -> None:
         "CompVis/stable-diffusion-v1-4 (default: unknown)")  # fmt: skip
     add("--lora", nargs="+", action="extend", default=[], metavar="FILE",
         help="LoRAs of others to merge, each a probe: files, folders of peft or hub ids (default: none)")  # fmt: skip
-    add("--images", metavar="DIR", help="real pictures of the same domain with captions, of at least half the size of "
-        "the model's images (default: the miniature's drawings; of other bases, what the model makes)")  # fmt: skip
-    add("--outside-images", metavar="DIR", help="the same of another domain (default: as --images)")
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "DIR"}
+    add("--images", **several, help="real pictures of the same domain with captions, of at least half the size of the "
+        "model's images, in one folder or several (default: the miniature's drawings; of other bases, what the model "
+        "makes)")  # fmt: skip
+    add("--outside-images", **several, help="the same of another domain (default: as --images)")
 
 
 def concept_arguments(parser: ArgumentParser) -> None:

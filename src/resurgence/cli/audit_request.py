@@ -18,6 +18,7 @@ from resurgence.cli.audit_inputs import (
     linked,
     pixels,
     retained_concepts,
+    together,
     weights_digest,
 )
 from resurgence.cli.audit_pictures import drawn_pictures, shown_concepts
@@ -82,7 +83,7 @@ def checked(args: Namespace, recorded: Mapping[str, str]) -> Checked:
     implicit = implicit_captions(args.implicit, task.erase)
     names, size = (*task.erase, *(word for of in task.synonyms.values() for word in of)), pixels(model, base.sampling)
     given = {"domain": ("--images", args.images), "outside": ("--outside-images", args.outside_images)}
-    shown = {place: shown_concepts(path, option, names, size) for place, (option, path) in given.items() if path}
+    shown = {place: shown_concepts(paths, option, names, size) for place, (option, paths) in given.items() if paths}
     if not task.finetune and "domain" not in shown:
         remedy = f"every shipped {task.kind} is erased or retained, so no model can make pictures of others; give some"
         raise ConfigError("--images", "none", remedy)
@@ -127,9 +128,9 @@ def pictures(args: Namespace, asked: Checked, out: Path) -> dict[str, tuple[str,
     given = {"domain": ("--images", args.images), "outside": ("--outside-images", args.outside_images)}
     composed = {"domain": asked.task.finetune, "outside": asked.outside}
     sets: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for place, (option, path) in given.items():
+    for place, (option, paths) in given.items():
         if place in asked.shown:
-            sets[place] = linked(out, f"images-{place}", path, option), asked.shown[place]
+            sets[place] = together(out, f"images-{place}", paths, option), asked.shown[place]
         elif asked.base.drawings is not None and composed[place]:
             drawn_pictures(asked.base, composed[place], out / f"inputs/{place}.parquet")
             sets[place] = f"inputs/{place}.parquet", composed[place]
