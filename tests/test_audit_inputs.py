@@ -56,8 +56,10 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file in (place / "pickled/unet").glob("*.safetensors"):
         file.rename(file.with_name("diffusion_pytorch_model.bin"))
     shutil.copytree(place / "erased", place / "xl")
-    index = json.loads((place / "xl/model_index.json").read_text())
-    (place / "xl/model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionXLPipeline"}))
+    shutil.copytree(place / "erased", place / "sld")
+    for name, of in (("xl", "StableDiffusionXLPipeline"), ("sld", "StableDiffusionPipelineSafe")):
+        index = json.loads((place / f"{name}/model_index.json").read_text())
+        (place / f"{name}/model_index.json").write_text(json.dumps(index | {"_class_name": of}))
     save_file({"conditioner.embedders.0.x": torch.ones(2), "model.diffusion_model.x": torch.ones(2),
                "first_stage_model.x": torch.ones(2)}, place / "xl.safetensors")  # fmt: skip
     torch.save({"x": torch.ones(2)}, place / "sd.ckpt")
@@ -79,7 +81,9 @@ WRONG = [
     ("pictures", [], r"checkpoint = 'pictures': .* no model_index\.json; name the model it changes in --original"),
     ("pickled", [], r"checkpoint = 'pickled': its weights, such as .*\.bin, are pickled, .*; convert them to safe"),
     ("sd.ckpt", [], r"checkpoint = 'sd\.ckpt': its weights are pickled, .*; convert them to safetensors"),
-    ("xl", [], r"_class_name = 'StableDiffusionXLPipeline': give a StableDiffusionPipeline"),
+    ("xl", [], r"_class_name = 'StableDiffusionXLPipeline': give a StableDiffusionPipeline \(SD 1\.x or 2\.x\)$"),
+    ("sld", [], r"'StableDiffusionPipelineSafe': give a StableDiffusionPipeline .*; an eraser that acts while sam"),
+    ("sld", ["--original", "original"], r"'StableDiffusionPipelineSafe': .*; an eraser that acts while sampling"),
     ("xl.safetensors", [], r"no whole Stable Diffusion 1 or 2 in one file, as it has no cond_stage_model\.\*; name"),
     ("style.safetensors", [], r"checkpoint = 'style\.safetensors': is no whole Stable Diffusion"),
     ("erased", ["--original", "nowhere"], r"--original = 'nowhere': no such file or folder"),
