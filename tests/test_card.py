@@ -469,6 +469,17 @@ def test_in_a_browser_every_image_loads_and_nothing_goes_wrong(file: Path, width
     assert wrong == []
 
 
+def test_in_a_browser_nothing_is_folded_in_print(file: Path) -> None:
+    closed = "document.querySelectorAll('details:not([open])').length"
+    with opened(file, 1280, messages=()) as (page, wrong):
+        page.locator("details").first.evaluate("fold => { fold.open = true; }")
+        before = page.evaluate(closed)
+        page.evaluate(f"addEventListener('beforeprint', () => {{ window.folded = {closed}; }})")
+        page.pdf()
+        assert before >= 1 and page.evaluate("window.folded") == 0 and page.evaluate(closed) == before
+    assert wrong == []
+
+
 def focus(page: Page) -> str:
     """The class of the element with the focus."""
     return page.evaluate("document.activeElement.className || document.activeElement.id")
