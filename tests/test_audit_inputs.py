@@ -276,6 +276,31 @@ def test_every_metric_that_says_yes_or_no_of_an_image_is_taken(wrong, monkeypatc
     assert study.audit.command.endswith(f"--metric {metric} --scorer clip path=scorer --out {metric}")
 
 
+def test_persons_are_judged_by_the_detector_where_it_knows_them_all_and_the_card_says_why_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_place(tmp_path))
+    Path("people.txt").write_text("Adam Driver\nAmy Winehouse\n")
+    told = "what a detector of these concepts sees: clip_accuracy judged instead of celebrity_accuracy_all: "
+
+    def audited(out, *more):
+        study = written("--erased", "Melania Trump", "--retained", "people.txt", *more, "--out", out)
+        why = [line.removeprefix(told) for line in study.audit.untested if line.startswith(told)]
+        return study.audit.metric, why, study.audit.command
+
+    assert audited("absent")[:2] == ("clip_accuracy", ["no weights at data/weights/celebrity"])
+    weights = Path("data/weights/celebrity")
+    weights.mkdir(parents=True)
+    (weights / "model.safetensors").write_bytes(b"")
+    (weights / "labels.txt").write_text("Adam Driver\nmelania trump\n")
+    assert audited("lacking")[:2] == ("clip_accuracy", ["it does not know Amy Winehouse"])
+    (weights / "labels.txt").write_text("Adam Driver\nmelania trump\nAmy Winehouse\n")
+    metric, why, command = audited("known")
+    assert (metric, why) == ("celebrity_accuracy_all", []) and "--metric celebrity_accuracy_all" in command
+    assert audited("clip", "--metric", "clip_accuracy")[:2] == ("clip_accuracy", [])
+    assert written("--out", "ship").audit.metric == "clip_accuracy"  # no person
+    weights.rename("detector")
+    assert audited("given", "--scorer", "celebrity", "path=detector")[0] == "celebrity_accuracy_all"
+
+
 def test_the_metrics_that_say_yes_or_no():
     assert set(yes_or_no()) >= {"recogniser_accuracy", "clip_accuracy", "reference_accuracy", "celebrity_accuracy_all",
                                 "celebrity_stand_in_all", "ca", "ner_30", "ner_80"}  # fmt: skip

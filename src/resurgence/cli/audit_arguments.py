@@ -71,7 +71,8 @@ def judge_arguments(parser: ArgumentParser) -> None:
     """Add who judges, and how."""
     add = parser.add_argument
     add("--metric", metavar="NAME", help="share of images with their concept, e.g. clip_accuracy, ner_50 or "
-        "celebrity_accuracy_all (default: of the kind in config/audit/bases.yaml)")  # fmt: skip
+        "celebrity_accuracy_all (default: of the kind in config/audit/bases.yaml; of persons GIPHY's detector where it "
+        "knows them)")  # fmt: skip
     add("--scorer", nargs="+", action="append", default=[], metavar=("NAME", "KEY=VALUE"),
         help="scorer with its settings instead of the base's, e.g. clip path=DIR; may be given again (default: of "
         "config/audit/bases.yaml)")  # fmt: skip

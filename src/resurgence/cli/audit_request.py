@@ -22,7 +22,7 @@ from resurgence.cli.audit_inputs import (
     weights_digest,
 )
 from resurgence.cli.audit_pictures import drawn_pictures, shown_concepts
-from resurgence.cli.audit_scorers import metrics_of, scorers
+from resurgence.cli.audit_scorers import Judges, judges, scorers
 from resurgence.cli.audit_study import PAIRS, SEEDS, Request
 from resurgence.cli.key_values import settings
 from resurgence.config.audit import Criteria
@@ -53,7 +53,7 @@ class Checked(NamedTuple):
     kind: AuditKind
     unknown: tuple[str, ...]  # erased concepts that are on no list
     implicit: dict[str, tuple[str, ...]]
-    metrics: tuple[str, str | None]  # of the erased and, where it is another one, of the retained concepts
+    judges: Judges
     shown: dict[str, tuple[str, ...]]  # domain of the user's pictures -> the concepts that they name
     outside: tuple[str, ...]
 
@@ -88,12 +88,12 @@ def checked(args: Namespace, recorded: Mapping[str, str]) -> Checked:
         remedy = f"every shipped {task.kind} is erased or retained, so no model can make pictures of others; give some"
         raise ConfigError("--images", "none", remedy)
     return Checked(criteria, checkpoint, original, loras, base, task, kind, unknown, implicit,
-                   metrics_of(args, base, kind, task.kind), shown, outside_concepts(base, task.kind))  # fmt: skip
+                   judges(args, base, kind, task), shown, outside_concepts(base, task.kind))  # fmt: skip
 
 
 def make_request(args: Namespace, asked: Checked, out: Path) -> Request:
     """What is audited: a checked command line with its inputs linked in the folder."""
-    base, task, (metric, retained_metric) = asked.base, asked.task, asked.metrics
+    base, task, by = asked.base, asked.task, asked.judges
     loras = tuple(linked(out, f"lora-{n}", lora.path, "--lora") for n, lora in enumerate(asked.loras, 1))
     return Request(
         checkpoint=asked.checkpoint.hub or asked.checkpoint.name, base=base, task=task, level=args.level,
@@ -107,7 +107,8 @@ def make_request(args: Namespace, asked: Checked, out: Path) -> Request:
             lora.name if lora.hub else Path(link).name for lora, link in zip(asked.loras, loras, strict=True)
         ),
         implicit=asked.implicit, criteria=dataclasses.asdict(asked.criteria),
-        scorers=scorers(args, base, asked.kind, asked.metrics, out), metric=metric, retained_metric=retained_metric,
+        scorers=scorers(args, base, asked.kind, by.all, out), metric=by.metric, retained_metric=by.retained_metric,
+        no_detector=by.absent,
         device=args.device, sensitive=args.sensitive or asked.kind.sensitive, command=command_of(args, asked),
         sampling=settings(args.sampling, "--sampling"), update=settings(args.update, "--update"),
         pairs=args.pairs or PAIRS[args.level], retained_pairs=args.retained_pairs, unknown=asked.unknown,
@@ -149,8 +150,9 @@ def command_of(args: Namespace, asked: Checked) -> str:
     """The command line that repeats an audit, with commits, without defaults and what changes no result."""
     words, parser = ["resurgence", "audit", asked.checkpoint.name], ArgumentParser()
     audit_arguments(parser)
-    models = {"original": asked.original and asked.original.name, "lora": [lora.name for lora in asked.loras]}
-    for name, value in (vars(args) | models).items():
+    named = {"original": asked.original and asked.original.name, "lora": [lora.name for lora in asked.loras],
+             "metric": asked.judges.metric if asked.judges.detected else args.metric}  # fmt: skip
+    for name, value in (vars(args) | named).items():
         if name in ("command", "verbose", "checkpoint", "cores", "device", "plan") or value == parser.get_default(name):
             continue
         values = value if isinstance(value, list) else [value]

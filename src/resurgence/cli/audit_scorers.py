@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from resurgence.cli.audit_inputs import linked
 from resurgence.cli.key_values import settings
@@ -14,40 +14,72 @@ from resurgence.config.audit_bases import AuditBase
 from resurgence.config.audit_kinds import AuditKind
 from resurgence.config.fields import ConfigError
 from resurgence.config.scorers import scorer_class
-from resurgence.config.task import Kind
+from resurgence.config.task import Task
+from resurgence.files import read_lines, resolve_path
 
 NEAREST = "reference_accuracy"  # metric of the scorer of --reference
 FILES = ("path", "pictures", "reference")  # settings of a scorer that are files or folders
 FEATURES = ("path", "name", "pretrained")  # settings of CLIP that say which features are compared
 
 
-def metrics_of(args: Namespace, base: AuditBase, kind: AuditKind, of_task: Kind) -> tuple[str, str | None]:
+class Judges(NamedTuple):
+    """Who says whether an image shows its concept."""
+
+    metric: str
+    retained_metric: str | None  # of the retained concepts, where it is another one
+    detected: bool = False  # whether the detector of the kind was there, so that the command has to name its metric
+    absent: str = ""  # why the detector of the kind does not judge; "": it does, or is not asked
+
+    @property
+    def all(self) -> list[str]:
+        """The metrics."""
+        return [metric for metric in (self.metric, self.retained_metric) if metric is not None]
+
+
+def judges(args: Namespace, base: AuditBase, kind: AuditKind, task: Task) -> Judges:
     """The metric of the erased concepts, and that of the retained ones where it is another one.
 
     Raises:
         ConfigError: a metric that says of no image whether its concept is there, that no scorer of the audit gives, or
             that has no value for concepts of this kind.
     """
-    default = NEAREST if args.reference else kind.metric or base.metric
+    default, detected, absent = NEAREST if args.reference else kind.metric or base.metric, False, ""
+    if kind.detector is not None and args.metric is None and not args.reference:
+        absent = absent_detector(args, base, kind.detector, (*task.erase, *task.retain))
+        default, detected = (default, False) if absent else (kind.detector, True)
     metric: str = args.metric or default
     if metric not in yes_or_no():
         remedy = f"does not say of each image whether its concept is there; take one of {', '.join(yes_or_no())}"
         raise ConfigError("--metric", metric, remedy)
     present = [*base.scorers, *(name for name, *_ in args.scorer), *(["reference"] if args.reference else [])]
     giving = [name for name in present if metric in scorer_class(name).metrics]
-    kinds = next((base.scorers[name]["kinds"] for name in giving if "kinds" in base.scorers.get(name, {})), [of_task])
-    if of_task not in kinds:
-        remedy = f"is of the kind {', '.join(kinds)} alone, and {', '.join(args.erased)} of the kind {of_task}; take "
+    kinds = next((base.scorers[name]["kinds"] for name in giving if "kinds" in base.scorers.get(name, {})), [task.kind])
+    if task.kind not in kinds:
+        remedy = f"is of the kind {', '.join(kinds)} alone, and {', '.join(args.erased)} of the kind {task.kind}; take "
         raise ConfigError("--metric", metric, f"{remedy}another metric, or name the kind with --kind")
     if not giving:
         remedy = f"no scorer of the audit gives it; add --scorer {giver(metric)} with its settings"
         raise ConfigError("--metric", metric, remedy)
     judged_apart = kind.retained_metric is not None and metric not in (kind.retained_metric, NEAREST)
-    return metric, kind.retained_metric if judged_apart else None
+    return Judges(metric, kind.retained_metric if judged_apart else None, detected, absent)
+
+
+def absent_detector(args: Namespace, base: AuditBase, metric: str, concepts: Sequence[str]) -> str:
+    """Why the detector of a metric cannot judge these concepts, in words; empty: it can."""
+    name = giver(metric)
+    given = next((settings(pairs, f"--scorer {name}") for scorer, *pairs in args.scorer if scorer == name), {})
+    path = str(given.get("path", base.scorers[name]["path"]))
+    folder = Path(resolve_path(path))
+    if not all((folder / file).is_file() for file in ("labels.txt", "model.safetensors")):
+        return f"{metric}: no weights at {path}"
+    known = {label.lower() for label in read_lines(folder / "labels.txt")}
+    if lacking := [concept for concept in concepts if concept.lower() not in known]:
+        return f"{metric}: it does not know {', '.join(lacking)}"
+    return ""
 
 
 def scorers(
-    args: Namespace, base: AuditBase, kind: AuditKind, judged_by: tuple[str, str | None], out: Path
+    args: Namespace, base: AuditBase, kind: AuditKind, judged_by: Sequence[str], out: Path
 ) -> dict[str, dict[str, Any]]:
     """The scorers that give the metrics: those of the command line, else those of the base; the card shows no other."""
     of_kind, given = kind.scorers, dict[str, dict[str, Any]]()
@@ -57,7 +89,7 @@ def scorers(
     if args.reference:
         own, clip = given.get("reference", {}), given.get("clip") or base.scorers["clip"]
         given["reference"] = reference(out, args.reference, own, clip)
-    for metric in filter(None, judged_by):
+    for metric in judged_by:
         if not any(metric in scorer_class(name).metrics for name in given):
             giving = [name for name in base.scorers if metric in scorer_class(name).metrics]
             of_base = {name: scorer(out, name, base.scorers[name], optional=True) for name in giving}
