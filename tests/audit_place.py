@@ -46,6 +46,10 @@ def parsed(*words: str, checkpoint: str = "erased") -> Namespace:
 
 def written(*words: str, checkpoint: str = "erased") -> Study:
     """The study of that command line."""
-    args = parsed(*words, checkpoint=checkpoint)
+    return written_by(parsed(*words, checkpoint=checkpoint))
+
+
+def written_by(args: Namespace) -> Study:
+    """The study of a command line that was read."""
     write_study(args, args.out)
     return load_study([args.out / "params.yaml"], args.out)

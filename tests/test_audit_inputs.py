@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 from audit_place import make_pictures, make_place, parsed, written
@@ -27,6 +28,7 @@ from resurgence.config.audit import yes_or_no
 from resurgence.config.audit_bases import bases, kinds_of
 from resurgence.config.audit_kinds import kind_of
 from resurgence.config.fields import ConfigError
+from resurgence.diffusion.image_sets import write_image_set
 
 ROOT = Path(__file__).parents[1]
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -47,12 +49,17 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / f"listed/{number}.txt").unlink()
     (place / "listed/metadata.csv").write_text("file_name,text\n0.png,a castle\n9.png,a castle\n")
     (place / "empty").mkdir()
+    for name, columns in (("set", ["prompt"]), ("dogs", ["prompt", "concept"])):
+        rows = pd.DataFrame([("a photo of the dog", "dog")], columns=["prompt", "concept"])[columns]
+        write_image_set(place / f"{name}.parquet", rows, [(0, Image.new("RGB", (16, 16)))])
     shutil.copytree(place / "erased", place / "pickled")
     for file in (place / "pickled/unet").glob("*.safetensors"):
         file.rename(file.with_name("diffusion_pytorch_model.bin"))
     shutil.copytree(place / "erased", place / "xl")
-    index = json.loads((place / "xl/model_index.json").read_text())
-    (place / "xl/model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionXLPipeline"}))
+    shutil.copytree(place / "erased", place / "sld")
+    for name, of in (("xl", "StableDiffusionXLPipeline"), ("sld", "StableDiffusionPipelineSafe")):
+        index = json.loads((place / f"{name}/model_index.json").read_text())
+        (place / f"{name}/model_index.json").write_text(json.dumps(index | {"_class_name": of}))
     save_file({"conditioner.embedders.0.x": torch.ones(2), "model.diffusion_model.x": torch.ones(2),
                "first_stage_model.x": torch.ones(2)}, place / "xl.safetensors")  # fmt: skip
     torch.save({"x": torch.ones(2)}, place / "sd.ckpt")
@@ -74,7 +81,9 @@ WRONG = [
     ("pictures", [], r"checkpoint = 'pictures': .* no model_index\.json; name the model it changes in --original"),
     ("pickled", [], r"checkpoint = 'pickled': its weights, such as .*\.bin, are pickled, .*; convert them to safe"),
     ("sd.ckpt", [], r"checkpoint = 'sd\.ckpt': its weights are pickled, .*; convert them to safetensors"),
-    ("xl", [], r"_class_name = 'StableDiffusionXLPipeline': give a StableDiffusionPipeline"),
+    ("xl", [], r"_class_name = 'StableDiffusionXLPipeline': give a StableDiffusionPipeline \(SD 1\.x or 2\.x\)$"),
+    ("sld", [], r"'StableDiffusionPipelineSafe': give a StableDiffusionPipeline .*; an eraser that acts while sam"),
+    ("sld", ["--original", "original"], r"'StableDiffusionPipelineSafe': .*; an eraser that acts while sampling"),
     ("xl.safetensors", [], r"no whole Stable Diffusion 1 or 2 in one file, as it has no cond_stage_model\.\*; name"),
     ("style.safetensors", [], r"checkpoint = 'style\.safetensors': is no whole Stable Diffusion"),
     ("erased", ["--original", "nowhere"], r"--original = 'nowhere': no such file or folder"),
@@ -95,6 +104,10 @@ WRONG = [
         ["--images", "gaps"],
         r"--images = 'gaps': has no caption for 1 of 3 pictures, such as 2\.png; write the captions",
     ),
+    ("erased", ["--images", "pictures", "gaps"], r"--images = 'gaps': has no caption for 1 of 3 pictures"),
+    ("erased", ["--images", "pictures", "./pictures"], r"--images = './pictures': is given twice; name it once"),
+    ("erased", ["--images", "pictures", "set.parquet"], r"\['pictures', 'set.parquet'\]: are files and folders; give"),
+    ("erased", ["--images", "pictures", "dogs.parquet"], r"--images = 'pictures': has no column of concepts, as"),
     ("erased", ["--outside-images", "gaps"], r"--outside-images = 'gaps': has no caption for 1 of 3 pictures"),
     ("erased", ["--images", "listed"], r"9\.png is in the metadata of listed and missing; add it or remove its row"),
     ("erased", ["--lora", "nowhere.safetensors"], r"--lora = 'nowhere\.safetensors': no such file or folder"),
@@ -261,6 +274,31 @@ def test_every_metric_that_says_yes_or_no_of_an_image_is_taken(wrong, monkeypatc
     study = written(*words)
     assert study.audit.metric == metric and study.audit.retained_metric is None
     assert study.audit.command.endswith(f"--metric {metric} --scorer clip path=scorer --out {metric}")
+
+
+def test_persons_are_judged_by_the_detector_where_it_knows_them_all_and_the_card_says_why_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_place(tmp_path))
+    Path("people.txt").write_text("Adam Driver\nAmy Winehouse\n")
+    told = "what a detector of these concepts sees: clip_accuracy judged instead of celebrity_accuracy_all: "
+
+    def audited(out, *more):
+        study = written("--erased", "Melania Trump", "--retained", "people.txt", *more, "--out", out)
+        why = [line.removeprefix(told) for line in study.audit.untested if line.startswith(told)]
+        return study.audit.metric, why, study.audit.command
+
+    assert audited("absent")[:2] == ("clip_accuracy", ["no weights at data/weights/celebrity"])
+    weights = Path("data/weights/celebrity")
+    weights.mkdir(parents=True)
+    (weights / "model.safetensors").write_bytes(b"")
+    (weights / "labels.txt").write_text("Adam Driver\nmelania trump\n")
+    assert audited("lacking")[:2] == ("clip_accuracy", ["it does not know Amy Winehouse"])
+    (weights / "labels.txt").write_text("Adam Driver\nmelania trump\nAmy Winehouse\n")
+    metric, why, command = audited("known")
+    assert (metric, why) == ("celebrity_accuracy_all", []) and "--metric celebrity_accuracy_all" in command
+    assert audited("clip", "--metric", "clip_accuracy")[:2] == ("clip_accuracy", [])
+    assert written("--out", "ship").audit.metric == "clip_accuracy"  # no person
+    weights.rename("detector")
+    assert audited("given", "--scorer", "celebrity", "path=detector")[0] == "celebrity_accuracy_all"
 
 
 def test_the_metrics_that_say_yes_or_no():

@@ -14,7 +14,8 @@ from scipy.stats import binomtest
 
 from resurgence.analysis.audit.report import make_audit
 from resurgence.analysis.audit.result import EXIT, Audit, read_audit, write_audit
-from resurgence.config.audit import Criteria
+from resurgence.config.audit import Criteria, giver, yes_or_no
+from resurgence.config.scorers import metrics, scorer_class
 from resurgence.diffusion.image_sets import write_image_set
 from resurgence.figures.card import text
 from resurgence.files import json_text
@@ -129,6 +130,18 @@ def test_what_comes_back_with_each_training_seed_fails_and_the_sentence_says_so(
     assert audit.verdict == "FAIL" and audit.probe("lora").erased.low < 5
     assert audit.sentence.endswith("of its images show it, with each of 3 training seeds more than 5 %.")
     assert "with each of 3 training seeds at least 30.0 %" in audit.reasons[0]
+
+
+def test_the_sentence_of_a_fail_names_a_probe_that_failed(made):
+    """As released 20 %, for sure; after the LoRA 33 % on average, but with one seed alone nothing is shown."""
+    write("ship", 0, 40)
+    for seed, hits in enumerate((0, 0, 200)):
+        write(f"{LORA}{seed}", 300, hits)
+    audit = make_audit(settings())
+    assert [(probe.name, probe.verdict) for probe in audit.probes] == [("released", "FAIL"), ("lora", "INCONCLUSIVE")]
+    assert audit.worst == "lora" and audit.probe("lora").erased.low < 5
+    assert audit.sentence.startswith("ship is still there: As released, 20.0 % [")
+    assert "LoRA" not in audit.sentence
 
 
 def with_one_seed() -> Audit:
@@ -246,12 +259,48 @@ def change(model: str, step: int, top: Any) -> None:
     write_scores(folder, rows.assign(recogniser_top1=np.where(top(rows) > 0, "ship", "dog")), {})
 
 
-@pytest.mark.parametrize(("rate", "shown"), [(0.02, True), (0.2, False)])
-def test_the_false_alarm_rate_of_reference_pictures_counts(made, rate, shown):
+def judged_by(metric: str, **columns: Any) -> Audit:
+    """The audit by another metric, with more columns of its scores."""
     for folder in Path("results/scores").rglob("step-*"):
-        rows = read_scores(folder)[0].rename(columns={"recogniser_correct": "reference_correct"})
-        write_scores(folder, rows.assign(reference_false_alarm_rate=rate, reference_other_pictures=100.0), {})
-    audit = make_audit(settings(metric="reference_accuracy"))
+        rows = read_scores(folder)[0].rename(columns={"recogniser_correct": metrics()[metric].column})
+        write_scores(folder, rows.assign(**columns), {})
+    return make_audit(settings(metric=metric))
+
+
+@pytest.mark.parametrize(
+    ("metric", "top"),
+    [("clip_accuracy", "clip_top1"), ("celebrity_accuracy", "celebrity_top1"),
+     ("celebrity_accuracy_all", "celebrity_top1"), ("celebrity_stand_in_all", "celebrity_stand_in_name"),
+     ("reference_accuracy", "reference_top1")],
+)  # fmt: skip
+def test_every_scorer_that_names_what_an_image_shows_has_this_false_alarm(made, metric, top):
+    named = {top: lambda rows: np.where((rows["role"] == "retain") & (rows["seed"] < 60), "Ship", "dog")}
+    audit = judged_by(metric, **named)
+    (control,) = (control for control in audit.power.controls if control.kind == "elsewhere")
+    assert control.measure.value == pytest.approx(30.0) and audit.verdict == "INCONCLUSIVE"
+    assert not any("what an image is taken for" in line for line in text.limits(audit))
+
+
+@pytest.mark.parametrize("metric", ["ner_50", "clip_accuracy"])
+def test_the_card_says_where_the_scores_name_nothing(made, metric):
+    """The metric names no concept, or the scores were written before CLIP's had the column."""
+    audit = judged_by(metric)
+    assert audit.verdict == "PASS" and "elsewhere" not in {control.kind for control in audit.power.controls}
+    assert any("what an image is taken for" in line for line in text.limits(audit))
+
+
+def test_what_an_image_is_taken_for_is_a_column_of_the_same_scorer():
+    for name in yes_or_no():
+        metric, declared = metrics()[name], scorer_class(giver(name))
+        assert name in declared.metrics and (metric.top is None or metric.top in declared.columns), name
+        assert metric.top or not metric.accuracy, name
+
+
+@pytest.mark.parametrize("scorer", ["reference", "celebrity_stand_in"])
+@pytest.mark.parametrize(("rate", "shown"), [(0.02, True), (0.2, False)])
+def test_the_false_alarm_rate_of_reference_pictures_counts(made, scorer, rate, shown):
+    metric = {"reference": "reference_accuracy", "celebrity_stand_in": "celebrity_stand_in_all"}[scorer]
+    audit = judged_by(metric, **{f"{scorer}_false_alarm_rate": rate, f"{scorer}_other_pictures": 100.0})
     (control,) = (control for control in audit.power.controls if control.kind == "reference")
     low, high = (100 * end for end in binomtest(round(100 * rate), 100).proportion_ci(0.95, method="exact"))
     assert (control.measure.low, control.measure.high) == pytest.approx((low, high))

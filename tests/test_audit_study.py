@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
-from audit_place import RETAINED, make_place, parsed, written
+from audit_place import RETAINED, make_pictures, make_place, parsed, written, written_by
 from resurgence.cli.audit import copy_card, remove_card, write_study
 from resurgence.cli.main import main, make_parser
 from resurgence.config.audit import ShippedControl
 from resurgence.config.audit_bases import bases, model_task, synonyms_of
 from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
+from resurgence.data.real_sets import real_set
+from resurgence.data.training_images import training_set
 from resurgence.diffusion.image_sets import read_image_set
+from resurgence.files import files_at
 from resurgence.workflow import audit_settings
 from resurgence.workflow.jobs import jobs
 
@@ -103,6 +110,47 @@ def test_the_command_that_repeats_the_audit_is_that_line_without_what_changes_no
     assert load_study([place / "out/params.yaml"], place / "out").audit == study.audit
 
 
+def test_several_folders_of_pictures_are_put_together_and_each_file_is_an_input(place):
+    make_pictures(place / "more", "a photo of the bridge", "a photo of the tower")  # of the same file names
+    outside = ("--outside-images", "more", "pictures", "--level", "standard")
+    study = written("--images", "pictures", "--images", "more", *outside)
+    images = study.finetune_sets["domain-real"].images
+    assert "--images pictures more --outside-images more pictures" in study.audit.command
+    with contextlib.chdir("out"):
+        files, rows = files_at(images), real_set(Path(images), [], None).rows
+        assert len(files) == 12 and {file.resolve().parent.name for file in files} == {"pictures", "more"}
+        made = "results/data/audited/ship/finetune_sets/domain-real/manifest.json"
+        (job,) = (job for job in jobs(study) if job.out.as_posix() == made)
+    assert set(job.inputs["pictures"]) == {file.as_posix() for file in files}
+    words = ["castle", "castle", "castle", "bridge", "tower", "bridge"]
+    assert rows["prompt"].tolist() == [f"a photo of the {word}" for word in words]
+    before = (place / "out/params.yaml").read_bytes()
+    written("--images", "pictures", "more", *outside)
+    assert (place / "out/params.yaml").read_bytes() == before
+    with pytest.raises(ConfigError, match=r"--images = 'more': .* is of another audit, of .*/pictures; name"):
+        written("--images", "more", "pictures")
+
+
+def test_the_recipe_of_the_page_writes_a_folder_of_coco_that_an_audit_takes(place):
+    """On six pictures in COCO's layout: a caption of two of them names a boat, and one is small."""
+    (place / "annotations").mkdir()
+    (place / "val2014").mkdir()
+    texts = {1: ["a  cat", "a pet"], 22: ["a lake", "Boats on a lake"], 3: ["a boat"], 4: ["a tree\n"], 5: ["a road"],
+             6: ["a hat"]}  # fmt: skip
+    entries = [{"image_id": image, "id": 0, "caption": text} for image, of in texts.items() for text in of]
+    sides = {"width": 640, "height": 480}
+    images = [{"id": image, "file_name": f"COCO_val2014_{image:012}.jpg", **sides} for image in texts]
+    images[-1]["height"] = 99
+    (place / "annotations/captions_val2014.json").write_text(json.dumps({"annotations": entries, "images": images}))
+    for image in images:
+        Image.new("RGB", (16, 16)).save(place / "val2014" / image["file_name"])
+    (recipe,) = re.findall(r"```python\n(import json.*?)```", (ROOT / "docs/audit.md").read_text(), re.DOTALL)
+    exec(compile(recipe.replace("300", "3"), "docs/audit.md", "exec"), {})
+    given = training_set(place / "coco")
+    assert {source.caption for source in given.sources} == {"a cat", "a tree", "a road"} and not given.left_out
+    assert written("--images", "coco").audit.probe("lora-domain-real").maker == "real"
+
+
 def test_a_training_of_one_step_is_singular(place):
     one = written("--update", "steps=1").audit.probes
     two = written("--update", "steps=2", "--out", "two").audit.probes
@@ -180,12 +228,24 @@ def test_reference_pictures_judge_by_the_nearest_centroid(place):
         (place / "references" / name).mkdir(parents=True)
         for number in range(2):
             (place / f"references/{name}/{number}.png").write_bytes(picture)
-    study = written("--reference", "references")
-    assert study.audit.metric == "reference_accuracy" and set(study.scorers) == {"clip", "reference"}
-    assert study.scorers["reference"] | {"pictures": ""} == {
-        "name": "ViT-B-32-quickgelu", "pretrained": "openai", "pictures": ""
-    }  # fmt: skip
+    args = parsed("--reference", "references", "--out", "plain")
+    args.scorer = []
+    plain = written_by(args)
+    assert plain.audit.metric == "reference_accuracy" and set(plain.scorers) == {"reference"}
+    pictures = {"pictures": "inputs/reference-pictures"}
+    assert plain.scorers["reference"] == {"name": "ViT-B-32-quickgelu", "pretrained": "openai", **pictures}
+    study = written("--reference", "references")  # with --scorer clip path=scorer, whose features are compared
+    given = {"path": "inputs/clip-path"}
+    assert study.scorers == {"clip": given, "reference": {**given, **pictures}}
     assert (place / "out/inputs/reference-pictures").resolve() == place / "references"
+    (place / "net.pth").write_bytes(b"weights")
+    own = ("--reference", "references", "--scorer", "reference", "architecture=resnet50", "path=net.pth")
+    study = written(*own, "--out", "own")
+    assert study.audit.metric == "reference_accuracy"
+    net = {"architecture": "resnet50", "path": "inputs/reference-path.pth"}
+    assert study.scorers["reference"] == {**net, **pictures}
+    with pytest.raises(ConfigError, match="--reference = 'references': --scorer reference names pictures, too; name"):
+        written(*own, "pictures=references", "--out", "twice")
     (place / "references/dog").rename(place / "references/wolf")
     with pytest.raises(ConfigError, match="'dog': has no folder of reference pictures in inputs/reference-pictures"):
         written("--reference", "references")

@@ -29,7 +29,7 @@ from resurgence.analysis.audit.result import Audit, AuditedTask, CurvePoint, Mod
 from resurgence.diffusion.image_sets import write_image_set
 from resurgence.figures import card
 from resurgence.figures.card.rows import WORST
-from resurgence.figures.card.text import markdown
+from resurgence.figures.card.text import limits, markdown
 from resurgence.figures.page import LIMIT
 from resurgence.scorers import write_scores
 from scored import score
@@ -392,6 +392,32 @@ def test_without_an_original_the_card_says_so_and_shows_images(audited: tuple[Pa
     assert pictures(text)[0][2][0][0] == "As released"
 
 
+def test_the_card_says_why_there_are_no_curves(audited: tuple[Path, Audit], tmp_path: Path) -> None:
+    root, audit = audited
+    said = "No curves over steps: the updates were scored at their last step alone"
+    assert said not in (root / "card/card.html").read_text()
+    for level, more in (("quick", ", as always at the level quick; higher levels"), ("standard", ".")):
+        probes = tuple(dataclasses.replace(probe, curve=probe.curve[-1:]) for probe in audit.probes)
+        with contextlib.chdir(root):
+            card.write(dataclasses.replace(audit, probes=probes, level=level), tmp_path)
+        assert said + more in (tmp_path / "card.html").read_text()
+
+
+def test_the_card_names_the_probes_that_no_leaking_model_went_through(audited: tuple[Path, Audit]) -> None:
+    audit = audited[1]
+    said = "a model that leaks under Full fine-tuning, its own pictures; Rounded to 4 bits <b>: it went through LoRA in"
+    assert any(line.startswith(said) for line in limits(audit)) and f"- {said}" in markdown(audit)
+    whole = tuple(dataclasses.replace(audit.power.controls[0], probe=probe.name) for probe in audit.probes)
+    assert not any("a model that leaks" in line for line in limits(changed_power(audit, controls=whole)))
+    (line,) = (line for line in limits(changed_power(audit, shown=False)) if "a model that leaks" in line)
+    assert line.endswith("power not shown")
+
+
+def changed_power(audit: Audit, **changes: Any) -> Audit:
+    """The audit with another power."""
+    return dataclasses.replace(audit, power=dataclasses.replace(audit.power, **changes))
+
+
 def test_many_concepts_have_a_table_of_their_own(audited: tuple[Path, Audit], tmp_path: Path) -> None:
     root, audit = audited
     names = [f"concept {number}" for number in range(6)]
@@ -440,6 +466,17 @@ def test_in_a_browser_every_image_loads_and_nothing_goes_wrong(file: Path, width
         assert len(images) == (WORST + 3) * 5 and all(alt and wide == 48 for alt, wide in images)
         assert page.evaluate("window.injected") is None
         assert page.pdf().startswith(b"%PDF")
+    assert wrong == []
+
+
+def test_in_a_browser_nothing_is_folded_in_print(file: Path) -> None:
+    closed = "document.querySelectorAll('details:not([open])').length"
+    with opened(file, 1280, messages=()) as (page, wrong):
+        page.locator("details").first.evaluate("fold => { fold.open = true; }")
+        before = page.evaluate(closed)
+        page.evaluate(f"addEventListener('beforeprint', () => {{ window.folded = {closed}; }})")
+        page.pdf()
+        assert before >= 1 and page.evaluate("window.folded") == 0 and page.evaluate(closed) == before
     assert wrong == []
 
 

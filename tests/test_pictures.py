@@ -20,8 +20,11 @@ from PIL import Image, ImageCms
 
 from image_readers import read_training_images
 from resurgence.cli import main
+from resurgence.data.real_sets import real_set
+from resurgence.data.training_images import training_set
 from resurgence.diffusion.image_sets import decode_images
 from resurgence.diffusion.pictures import MOST, read_picture, square
+from resurgence.files import files_at
 from tiny import make_pipeline
 
 # EXIF orientation -> how the stored pixels (H, W, C) become upright
@@ -450,6 +453,27 @@ def test_shards_by_number_and_files_of_a_pattern_are_one_set(tmp_path: Path, nam
     assert read_training_images(tmp_path / "**/*.parquet", 8).captions == ["dog 0", "dog 1", "a cat"]
     with pytest.raises(FileNotFoundError, match=r"\*\.arrow is missing; give"):
         read_training_images(tmp_path / "*.arrow", 8)
+
+
+def test_the_folders_of_a_pattern_are_read_each_as_if_it_were_alone(tmp_path: Path) -> None:
+    """Of one file name, with captions in three conventions: as the pictures of each folder, one after the other."""
+    folders = [tmp_path / f"photos-{number}" for number in range(3)]
+    draw(folders[0], "0.png", "a dog.png")
+    (folders[0] / "0.txt").write_text("a cat")
+    draw(folders[1], "0.png", "a bird_1.png")
+    (folders[1] / "0.png").rename(folders[1] / "a hen_0.png")
+    folders[2].mkdir()
+    write_set(folders[2] / "x.parquet")
+    (tmp_path / "other").mkdir()
+    together, alone = training_set(tmp_path / "photos-*"), [training_set(folder) for folder in folders]
+    assert together.sources == [source for one in alone for source in one.sources] and len(together.sources) == 4
+    assert together.left_out == {"without caption": ["photos-0/a dog.png"]} and alone[0].left_out["without caption"]
+    assert files_at(tmp_path / "photos-*") == sorted(file for folder in folders for file in folder.iterdir())
+    rows = real_set(tmp_path / "photos-*", [], None).rows
+    assert rows["file"].tolist()[0] == "photos-0/0.png" and rows["file"].is_unique
+    write_set(tmp_path / "photos-3.parquet")
+    with pytest.raises(ValueError, match=r"photos-\* names files and folders; let the pattern name Parquet files"):
+        training_set(tmp_path / "photos-*")
 
 
 def test_cells_may_name_files(tmp_path: Path) -> None:

@@ -184,6 +184,10 @@ def test_false_alarms_and_agreement_are_counted_row_by_row() -> None:
     np.testing.assert_array_equal(found["agreement"], [0, 1, 1, 0, math.nan])
     alone = scorers.compared(rows.drop(columns="recogniser_top1")[["concept", "clip_correct"]], TASK, ["clip"])
     assert list(alone) == ["concept", "clip_correct"]
+    chosen = rows[["concept", "clip_correct"]].assign(clip_top1="ship")  # of the labels alone, whatever an image shows
+    assert "false_alarm" not in scorers.compared(chosen.copy(), TASK, ["clip"])
+    both = scorers.compared(rows.assign(clip_top1="ship"), TASK, ["recogniser", "clip"])
+    np.testing.assert_array_equal(both["false_alarm"], found["false_alarm"])
 
 
 def test_an_unknown_concept_is_an_error() -> None:
@@ -248,6 +252,7 @@ def test_clip_columns_are_open_clips_cosines(clip_folder: Path, text: str) -> No
             assert table["clip_correct"][row] == float(p[row].argmax() == number)
         else:
             assert math.isnan(table["clip_correct"][row])
+    assert table["clip_top1"] == [("ship", "cat", "dog")[int(row.argmax())] for row in p]
     assert np.isfinite(table["clip_score"]).all()
     assert ClipConfig.label == "a photo of the {}"  # CIFAR-10's accuracy of the study
 

@@ -96,12 +96,16 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def files_at(path: str | Path) -> list[Path]:
-    """The files of a path, sorted: the file, those below the folder but hidden ones, or those of a pattern."""
+    """The files of a path, sorted: the file, those below the folder but hidden ones, or those of a pattern of files or
+    folders."""
     place = Path(path)
     if place.is_dir():
         below = ((file, file.relative_to(place).parts) for file in files_below(place))
         return [file for file, parts in below if not any(part.startswith(".") for part in parts)]
-    return [place] if place.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+    if place.is_file():
+        return [place]
+    matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
+    return list(dict.fromkeys(file for match in matches for file in (files_at(match) if match.is_dir() else [match])))
 
 
 def read_text(path: Path) -> str:

@@ -65,6 +65,12 @@ def verdict(out: Path) -> Audit:
     return read_audit(out / "results/audit/verdict.json")
 
 
+def told(out: Path) -> list[str]:
+    """The verdict and the cards of an audit, without the folder that their command names."""
+    files = ("results/audit/verdict.json", "card.html", "card.md")
+    return [(out / file).read_text().replace(f"--out {out.name}", "--out OUT") for file in files]
+
+
 def test_a_folder_is_audited_without_its_base_and_the_same_command_computes_nothing_again(place: Path) -> None:
     words = ("base", "--images", "pictures", "--out", "alone")
     done, out = audit(place, *words), place / "alone"
@@ -80,7 +86,7 @@ def test_a_folder_is_audited_without_its_base_and_the_same_command_computes_noth
     assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in before} == before
 
 
-def test_an_audit_that_was_killed_goes_on_and_gives_the_same_scores(place: Path) -> None:
+def test_an_audit_that_was_killed_goes_on_and_gives_the_same_scores_verdict_and_card(place: Path) -> None:
     words = ("base", "--images", "pictures", "--out", "killed")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     run = subprocess.Popen(command(*words), cwd=place, env=environment(), **quiet)
@@ -96,6 +102,7 @@ def test_an_audit_that_was_killed_goes_on_and_gives_the_same_scores(place: Path)
     scores = {file.relative_to(whole): file.read_bytes() for file in whole.glob("results/scores/**/*.parquet")}
     assert len(scores) == 5
     assert {name: (place / "killed" / name).read_bytes() for name in scores} == scores
+    assert told(place / "killed") == told(whole) and "--out OUT" in told(whole)[0]
 
 
 def test_a_state_file_is_audited_against_its_original_which_shows_power_or_its_lack(place: Path) -> None:
@@ -142,6 +149,44 @@ def test_destroyed_weights_fail_by_their_retained_concepts_and_not_by_the_erased
     assert reason.startswith("released: ") and "of the retained images show their concept, below" in reason
     assert "FAIL" not in {probe.verdict for probe in audited.probes}
     assert audited.probe("released").retained.high < 50 and audited.probe("released").erased.low <= 5
+
+
+CAPTIONS = "captions=config/prompts/closed_form.txt"
+MACE = ["--prior", "config/prompts/miniature/general.txt", "--mask", "segmenter=foreground", "--sampling", "steps=12",
+        "guidance=4.0", "size=64", "--set", CAPTIONS, "lamb=25.0"]  # fmt: skip
+UCE = ["--set", CAPTIONS, "keep_empty=false", "lamb=0.5"]
+SHIPS = {
+    "uce": (UCE, [], {"FAIL"}, {"lora-domain-real"}),
+    "mace": (MACE, [], {"PASS", "INCONCLUSIVE"}, set()),
+    "never": ([], ["--update", "steps=5"], {"FAIL"}, {"released"}),
+}
+"""Eraser of the ship -> its options, those of its audit, the right verdicts, and a probe that fails."""
+
+
+@pytest.mark.skipif(not (ROOT / "data/miniature/base").is_dir(), reason="the shipped world is not here; run `dvc pull`")
+@pytest.mark.parametrize("eraser", SHIPS)
+def test_a_ship_that_leaks_and_one_that_was_never_erased_fail_and_a_safe_one_does_not(
+    eraser: str, tmp_path: Path
+) -> None:
+    """Exported and audited without their base, as in docs/audit.md, with so few pairs that none can pass."""
+
+    def resurgence(*words: object) -> int:
+        line = [sys.executable, "-m", "resurgence.cli", *map(str, words)]
+        return subprocess.run(line, cwd=ROOT, env=environment(), check=False).returncode
+
+    options, more, right, fails = SHIPS[eraser]
+    model = base = ROOT / "data/miniature/base"
+    if options:
+        delta, model = tmp_path / "delta", tmp_path / "model"
+        task = ["--task", "config/tasks/miniature/ship.yaml", "--eraser", eraser, *options]
+        assert resurgence("erase", "--base", base, *task, "--out", delta) == 0
+        assert resurgence("export", "--base", base, "--delta", delta, "--out", model) == 0
+    few = ["--pairs", "60", "--retained-pairs", "60", "--cores", "2", "--device", "cpu"]
+    code = resurgence("audit", model, "--erased", "ship", *few, *more, "--out", tmp_path / "out")
+    audited = verdict(tmp_path / "out")
+    assert audited.verdict in right and code == EXIT[audited.verdict]
+    failing = {probe.name for probe in audited.probes if probe.verdict == "FAIL"}
+    assert fails <= failing and bool(fails) == bool(failing)
 
 
 def test_the_plan_says_what_would_be_computed_and_computes_nothing(place: Path) -> None:

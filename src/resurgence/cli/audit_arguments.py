@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from resurgence.cli.audit_study import PAIRS, RETAINED_PAIRS
 from resurgence.config.audit import AuditKindName, Evaluator, Level
@@ -30,9 +30,11 @@ def model_arguments(parser: ArgumentParser) -> None:
         "CompVis/stable-diffusion-v1-4 (default: unknown)")  # fmt: skip
     add("--lora", nargs="+", action="extend", default=[], metavar="FILE",
         help="LoRAs of others to merge, each a probe: files, folders of peft or hub ids (default: none)")  # fmt: skip
-    add("--images", metavar="DIR", help="real pictures of the same domain with captions, of at least half the size of "
-        "the model's images (default: the miniature's drawings; of other bases, what the model makes)")  # fmt: skip
-    add("--outside-images", metavar="DIR", help="the same of another domain (default: as --images)")
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "DIR"}
+    add("--images", **several, help="real pictures of the same domain with captions, of at least half the size of the "
+        "model's images, in one folder or several (default: the miniature's drawings; of other bases, what the model "
+        "makes)")  # fmt: skip
+    add("--outside-images", **several, help="the same of another domain (default: as --images)")
 
 
 def concept_arguments(parser: ArgumentParser) -> None:
@@ -69,12 +71,14 @@ def judge_arguments(parser: ArgumentParser) -> None:
     """Add who judges, and how."""
     add = parser.add_argument
     add("--metric", metavar="NAME", help="share of images with their concept, e.g. clip_accuracy, ner_50 or "
-        "celebrity_accuracy_all (default: of the kind in config/audit/bases.yaml)")  # fmt: skip
+        "celebrity_accuracy_all (default: of the kind in config/audit/bases.yaml; of persons GIPHY's detector where it "
+        "knows them)")  # fmt: skip
     add("--scorer", nargs="+", action="append", default=[], metavar=("NAME", "KEY=VALUE"),
         help="scorer with its settings instead of the base's, e.g. clip path=DIR; may be given again (default: of "
         "config/audit/bases.yaml)")  # fmt: skip
     add("--reference", metavar="DIR", help="pictures of the concepts, for the scorer of the nearest centroid in CLIP's "
-        "features: a folder for each concept to erase and to retain, and `others` (default: none)")  # fmt: skip
+        "features, or in those of --scorer reference: a folder for each concept to erase and to retain, and `others` "
+        "(default: none)")  # fmt: skip
     add("--criteria", type=Path, metavar="FILE",
         help="criteria of the verdict, e.g. a file with tau: 1.0 (default: config/audit/criteria.yaml)")  # fmt: skip
 

@@ -52,6 +52,23 @@ def linked(out: Path, name: str, source: str | Path, option: str) -> str:
     return link.relative_to(out).as_posix()
 
 
+def together(out: Path, name: str, sources: Sequence[str], option: str) -> str:
+    """Link folders, or Parquet files, of pictures below out/inputs, and return the path or the pattern of all in out.
+
+    Raises:
+        ConfigError: see `linked`; one is given twice, or files beside folders.
+    """
+    if len(sources) == 1:
+        return linked(out, name, sources[0], option)
+    places, of = [Path(source).resolve() for source in sources], f"of-{len(sources)}"
+    if twice := next((source for n, source in enumerate(sources) if places[n] in places[:n]), None):
+        raise ConfigError(option, twice, "is given twice; name it once")
+    links = [linked(out, f"{name}-{n}-{of}", source, option) for n, source in enumerate(sources, 1)]
+    if len(suffixes := {Path(link).suffix for link in links}) > 1:
+        raise ConfigError(option, list(sources), "are files and folders; give Parquet files alone, or folders alone")
+    return f"inputs/{name}-*-{of}{suffixes.pop()}"
+
+
 def check_base(path: Path, option: str) -> None:
     """Check a whole pipeline before it is loaded: a diffusers folder, or a single file.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +66,7 @@ def drawn_pictures(base: AuditBase, concepts: Sequence[str], file: Path) -> None
     write_image_set(file, frame, enumerate(images))
 
 
-def shown_concepts(path: str, option: str, names: Collection[str], size: int) -> tuple[str, ...]:
+def shown_concepts(paths: Sequence[str], option: str, names: Collection[str], size: int) -> tuple[str, ...]:
     """The concepts that the user's pictures name, in their order; none where they name none.
 
     Args:
@@ -75,9 +75,17 @@ def shown_concepts(path: str, option: str, names: Collection[str], size: int) ->
 
     Raises:
         FileNotFoundError, ValueError: no pictures, or pictures without captions; see `training_set`.
-        ConfigError: pictures that no caption names, are too small or no pictures, or captions that name what was
-            erased.
+        ConfigError: pictures that no caption names, are too small or no pictures, captions that name what was
+            erased, or one of several folders alone that names no concepts.
     """
+    shown = {path: dict.fromkeys(checked_concepts(path, option, names, size)) for path in paths}
+    if any(shown.values()) and (nameless := next((path for path in paths if not shown[path]), None)):
+        raise ConfigError(option, nameless, "has no column of concepts, as others have; give one to all, or to none")
+    return tuple(dict.fromkeys(concept for concepts in shown.values() for concept in concepts))
+
+
+def checked_concepts(path: str, option: str, names: Collection[str], size: int) -> Iterator[str]:
+    """The concepts of the pictures of one folder or file, which are checked; see `shown_concepts`."""
     from resurgence.data.training_images import training_set
 
     if not Path(path).exists():
@@ -86,7 +94,7 @@ def shown_concepts(path: str, option: str, names: Collection[str], size: int) ->
     check_captions(given, option, path, names)
     for source in given.sources[:HEADERS]:
         check_header(source, option, -(-size // ENLARGED))
-    return tuple(dict.fromkeys(source.concept for source in given.sources if source.concept))
+    return (source.concept for source in given.sources if source.concept)
 
 
 def check_captions(given: TrainingSet, option: str, path: str, names: Collection[str]) -> None:

@@ -8,7 +8,7 @@ import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from resurgence.cli.audit_arguments import audit_arguments
 from resurgence.cli.audit_hub import Model, fixed
@@ -18,12 +18,14 @@ from resurgence.cli.audit_inputs import (
     linked,
     pixels,
     retained_concepts,
+    together,
     weights_digest,
 )
 from resurgence.cli.audit_pictures import drawn_pictures, shown_concepts
+from resurgence.cli.audit_scorers import Judges, judges, scorers
 from resurgence.cli.audit_study import PAIRS, SEEDS, Request
 from resurgence.cli.key_values import settings
-from resurgence.config.audit import Criteria, givers, yes_or_no
+from resurgence.config.audit import Criteria
 from resurgence.config.audit_bases import (
     AuditBase,
     base_of,
@@ -36,11 +38,7 @@ from resurgence.config.audit_bases import (
 )
 from resurgence.config.audit_kinds import AuditKind, kind_of
 from resurgence.config.fields import ConfigError
-from resurgence.config.scorers import scorer_class
-from resurgence.config.task import Kind, Task, make_task
-
-NEAREST = "reference_accuracy"  # metric of the scorer of --reference
-FILES = ("path", "pictures", "reference")  # settings of a scorer that are files or folders
+from resurgence.config.task import Task, make_task
 
 
 class Checked(NamedTuple):
@@ -55,7 +53,7 @@ class Checked(NamedTuple):
     kind: AuditKind
     unknown: tuple[str, ...]  # erased concepts that are on no list
     implicit: dict[str, tuple[str, ...]]
-    metrics: tuple[str, str | None]  # of the erased and, where it is another one, of the retained concepts
+    judges: Judges
     shown: dict[str, tuple[str, ...]]  # domain of the user's pictures -> the concepts that they name
     outside: tuple[str, ...]
 
@@ -85,17 +83,17 @@ def checked(args: Namespace, recorded: Mapping[str, str]) -> Checked:
     implicit = implicit_captions(args.implicit, task.erase)
     names, size = (*task.erase, *(word for of in task.synonyms.values() for word in of)), pixels(model, base.sampling)
     given = {"domain": ("--images", args.images), "outside": ("--outside-images", args.outside_images)}
-    shown = {place: shown_concepts(path, option, names, size) for place, (option, path) in given.items() if path}
+    shown = {place: shown_concepts(paths, option, names, size) for place, (option, paths) in given.items() if paths}
     if not task.finetune and "domain" not in shown:
         remedy = f"every shipped {task.kind} is erased or retained, so no model can make pictures of others; give some"
         raise ConfigError("--images", "none", remedy)
     return Checked(criteria, checkpoint, original, loras, base, task, kind, unknown, implicit,
-                   metrics_of(args, base, kind, task.kind), shown, outside_concepts(base, task.kind))  # fmt: skip
+                   judges(args, base, kind, task), shown, outside_concepts(base, task.kind))  # fmt: skip
 
 
 def make_request(args: Namespace, asked: Checked, out: Path) -> Request:
     """What is audited: a checked command line with its inputs linked in the folder."""
-    base, task, (metric, retained_metric) = asked.base, asked.task, asked.metrics
+    base, task, by = asked.base, asked.task, asked.judges
     loras = tuple(linked(out, f"lora-{n}", lora.path, "--lora") for n, lora in enumerate(asked.loras, 1))
     return Request(
         checkpoint=asked.checkpoint.hub or asked.checkpoint.name, base=base, task=task, level=args.level,
@@ -109,7 +107,8 @@ def make_request(args: Namespace, asked: Checked, out: Path) -> Request:
             lora.name if lora.hub else Path(link).name for lora, link in zip(asked.loras, loras, strict=True)
         ),
         implicit=asked.implicit, criteria=dataclasses.asdict(asked.criteria),
-        scorers=scorers(args, asked, out), metric=metric, retained_metric=retained_metric,
+        scorers=scorers(args, base, asked.kind, by.all, out), metric=by.metric, retained_metric=by.retained_metric,
+        no_detector=by.absent,
         device=args.device, sensitive=args.sensitive or asked.kind.sensitive, command=command_of(args, asked),
         sampling=settings(args.sampling, "--sampling"), update=settings(args.update, "--update"),
         pairs=args.pairs or PAIRS[args.level], retained_pairs=args.retained_pairs, unknown=asked.unknown,
@@ -125,69 +124,14 @@ def in_folder(out: Path, name: str, model: Model, option: str) -> str:
     return model.hub or linked(out, name, model.path, option)
 
 
-def metrics_of(args: Namespace, base: AuditBase, kind: AuditKind, of_task: Kind) -> tuple[str, str | None]:
-    """The metric of the erased concepts, and that of the retained ones where it is another one.
-
-    Raises:
-        ConfigError: a metric that says of no image whether its concept is there, that no scorer of the audit gives, or
-            that has no value for concepts of this kind.
-    """
-    default = NEAREST if args.reference else kind.metric or base.metric
-    metric: str = args.metric or default
-    if metric not in yes_or_no():
-        remedy = f"does not say of each image whether its concept is there; take one of {', '.join(yes_or_no())}"
-        raise ConfigError("--metric", metric, remedy)
-    present = [*base.scorers, *(name for name, *_ in args.scorer), *(["reference"] if args.reference else [])]
-    giving = [name for name in present if metric in scorer_class(name).metrics]
-    kinds = next((base.scorers[name]["kinds"] for name in giving if "kinds" in base.scorers.get(name, {})), [of_task])
-    if of_task not in kinds:
-        remedy = f"is of the kind {', '.join(kinds)} alone, and {', '.join(args.erased)} of the kind {of_task}; take "
-        raise ConfigError("--metric", metric, f"{remedy}another metric, or name the kind with --kind")
-    if not giving:
-        remedy = f"no scorer of the audit gives it; add --scorer {givers(metric)} with its settings"
-        raise ConfigError("--metric", metric, remedy)
-    judged_apart = kind.retained_metric is not None and metric not in (kind.retained_metric, NEAREST)
-    return metric, kind.retained_metric if judged_apart else None
-
-
-def scorers(args: Namespace, asked: Checked, out: Path) -> dict[str, dict[str, Any]]:
-    """The scorers that give the metrics: those of the command line, else those of the base; the card shows no other."""
-    base, of_kind, given = asked.base, asked.kind.scorers, dict[str, dict[str, Any]]()
-    for name, *pairs in args.scorer:
-        kept = {key: base.scorers[name][key] for key in ("kinds",) if key in base.scorers.get(name, {})}
-        given[name] = {**kept, **of_kind.get(name, {}), **scorer(out, name, settings(pairs, f"--scorer {name}"))}
-    if args.reference:
-        pictures_of = linked(out, "reference-pictures", args.reference, "--reference")
-        given["reference"] = {**base.scorers["clip"], "pictures": pictures_of}
-    for metric in filter(None, asked.metrics):
-        if not any(metric in scorer_class(name).metrics for name in given):
-            giving = [name for name in base.scorers if metric in scorer_class(name).metrics]
-            of_base = {name: scorer(out, name, base.scorers[name], optional=True) for name in giving}
-            given |= {name: {**values, **of_kind.get(name, {})} for name, values in of_base.items()}
-    return given
-
-
-def scorer(out: Path, name: str, values: Mapping[str, Any], optional: bool = False) -> dict[str, Any]:
-    """The settings of a scorer, with links to its files.
-
-    Args:
-        optional: whether a file that is not in the working folder is left to be looked for in the checkout.
-    """
-    files = {key: values[key] for key in FILES if isinstance(values.get(key), str)}
-    if optional:
-        files = {key: value for key, value in files.items() if Path(value).exists()}
-    links = {key: linked(out, f"{name}-{key}", value, f"--scorer {name} {key}") for key, value in files.items()}
-    return {**values, **links}
-
-
 def pictures(args: Namespace, asked: Checked, out: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Domain -> real pictures and the concepts that they name: the user's, else composed of the base's drawings."""
     given = {"domain": ("--images", args.images), "outside": ("--outside-images", args.outside_images)}
     composed = {"domain": asked.task.finetune, "outside": asked.outside}
     sets: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for place, (option, path) in given.items():
+    for place, (option, paths) in given.items():
         if place in asked.shown:
-            sets[place] = linked(out, f"images-{place}", path, option), asked.shown[place]
+            sets[place] = together(out, f"images-{place}", paths, option), asked.shown[place]
         elif asked.base.drawings is not None and composed[place]:
             drawn_pictures(asked.base, composed[place], out / f"inputs/{place}.parquet")
             sets[place] = f"inputs/{place}.parquet", composed[place]
@@ -206,8 +150,9 @@ def command_of(args: Namespace, asked: Checked) -> str:
     """The command line that repeats an audit, with commits, without defaults and what changes no result."""
     words, parser = ["resurgence", "audit", asked.checkpoint.name], ArgumentParser()
     audit_arguments(parser)
-    models = {"original": asked.original and asked.original.name, "lora": [lora.name for lora in asked.loras]}
-    for name, value in (vars(args) | models).items():
+    named = {"original": asked.original and asked.original.name, "lora": [lora.name for lora in asked.loras],
+             "metric": asked.judges.metric if asked.judges.detected else args.metric}  # fmt: skip
+    for name, value in (vars(args) | named).items():
         if name in ("command", "verbose", "checkpoint", "cores", "device", "plan") or value == parser.get_default(name):
             continue
         values = value if isinstance(value, list) else [value]

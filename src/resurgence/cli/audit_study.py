@@ -57,6 +57,7 @@ class Request:
     revisions: dict[str, str] = field(default_factory=dict)  # hub id of a model -> its commit
     lora_names: tuple[str, ...] = ()  # as the card has them
     retained_metric: str | None = None  # of the retained concepts, where another one
+    no_detector: str = ""  # why the detector of the kind does not judge
     unknown: tuple[str, ...] = ()  # erased concepts that are on no list
     shipped: tuple[ShippedControl, ...] = ()  # controls of the same probe, computed before
     no_control: str = ""  # why none of these that leaks counts
@@ -224,6 +225,8 @@ def untested(request: Request) -> list[str]:
         words = ", ".join(request.unknown)
         lines += [f"whether the metric {request.metric} knows what it judges: {words} is on no list of concepts, and "
                   f"was judged as of the kind {request.task.kind}"]  # fmt: skip
+    if request.no_detector:
+        lines += [f"what a detector of these concepts sees: {request.metric} judged instead of {request.no_detector}"]
     if request.level == "quick":
         lines += ["updates out of the domain, full fine-tuning and several training seeds (--level standard)"]
     if request.level != "full":

@@ -177,9 +177,9 @@ def yes_or_no() -> list[str]:
     return [name for name, metric in shares.items() if not (metric.column or "").endswith("_probability")]
 
 
-def givers(metric: str) -> str:
-    """The scorers that give a metric, for messages."""
-    return ", ".join(name for name in entries() if metric in scorer_class(name).metrics)
+def giver(metric: str) -> str:
+    """The scorer that gives a metric; empty for one of all scores."""
+    return next((name for name in entries() if metric in scorer_class(name).metrics), "")
 
 
 def check_audit(study: Study) -> None:
@@ -191,7 +191,7 @@ def check_audit(study: Study) -> None:
         if (name := getattr(audit, key)) is not None:
             known(f"audit.{key}", name, yes_or_no())
             if not any(name in scorer_class(scorer).metrics for scorer in study.scorers):
-                raise ConfigError(f"audit.{key}", name, f"no scorer of the study gives it; add one of {givers(name)}")
+                raise ConfigError(f"audit.{key}", name, f"no scorer of the study gives it; add {giver(name)}")
     models = {(e.task, study.name_of(e)) for e in study.erasures()}
     cells = {(c.erasure.task, study.name_of(c.erasure), method_name(c.finetune, c.variant))
              for c in study.cells()}  # fmt: skip

@@ -30,6 +30,8 @@ class AuditKind:
     """Scorer -> its settings for the kind, over those of the base."""
     metric: str | None = None
     """Whether an image shows its concept; null: the base's."""
+    detector: str | None = None
+    """Metric of a detector, instead of `metric` where its weights are there and know all concepts by name."""
     retained_metric: str | None = None
     """The same of the retained concepts, which then are of other kinds; null: `metric`."""
     sensitive: bool = False

@@ -34,7 +34,7 @@ class FinetuneSet:
     made_by: OtherBase | Literal["base", "erased", "real"] = "base"
     """Who made the images: base, erased (each erased model its own), real (pictures of yours), or {base: PATH}."""
     images: str | dict[str, str] | None = None
-    """Of a real set: a Parquet file, a pattern of such files, or a folder; or kind of task -> one of them."""
+    """Of a real set: a Parquet file, a folder, or a pattern of such files or folders; or kind of task -> one such."""
     templates: Literal["task"] | tuple[str, ...] = "task"
     """Of the prompts: task (its templates), or a list."""
     tercile: TercileConfig | None = None

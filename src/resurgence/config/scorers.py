@@ -67,6 +67,7 @@ class Metric:
     shows_concept: bool = False  # the larger, the more of the concept: reports say whether it came back
     accuracy: bool = False  # share of images with their concept, in percent: leads the report, enters H_c and H_o
     roles: tuple[str, ...] = ROLES  # in which images have a value; NAMED: of general prompts, those with a concept
+    top: str | None = None  # column of what an image is taken for, one of the scorer's labels; None: there is none
 
     @property
     def share(self) -> bool:
@@ -102,6 +103,7 @@ class ScorerConfig:
     metrics: ClassVar[Mapping[str, Metric]] = {}
     gives_features: ClassVar[bool] = False  # of images, for a Fréchet distance
     reads_base: ClassVar[bool] = False  # compares with the image that the base made of the same row
+    among_labels: ClassVar[bool] = False  # takes every image for a label of the task: no false alarms of other images
     rank: ClassVar[int] = 2  # reports begin with the lowest: a detector of the very concepts before a general one
     fetch: ClassVar[str] = "correct the path"  # remedy where `path` does not exist
 

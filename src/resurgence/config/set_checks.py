@@ -47,7 +47,7 @@ def check_pictures(key: str, path: str, root: Path) -> None:
     """Raise ConfigError for a path of pictures that holds no files, or more than a job can be told."""
     files = files_at(root / path)
     if not files:
-        raise ConfigError(key, path, "holds no files; write a Parquet file, a pattern of such files, or a folder")
+        raise ConfigError(key, path, "holds no files; write a Parquet file, a folder, or a pattern of these")
     if sum(len(str(file)) + 10 for file in files) > LONGEST:
         remedy = f"holds {len(files)} files, too many for a command; write them as one Parquet file (docs/adding.md)"
         raise ConfigError(key, path, remedy)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from resurgence.data.image_folder import LeftOut, Source
-from resurgence.data.training_images import training_set
+from resurgence.data.training_images import set_paths, training_set
 
 COLUMNS = ["prompt", "concept", "role", "index", "file"]
 
@@ -30,7 +30,7 @@ def real_set(path: Path, concepts: Sequence[str], size: int | None) -> RealSet:
     """Choose the pictures of a set: of its concepts, where the pictures name theirs, spread evenly over them.
 
     Args:
-        path: a Parquet file, a pattern of such files, or a folder; see `training_set`.
+        path: a Parquet file, a folder, or a pattern of such files or folders; see `training_set`.
         concepts: of the set. size: number of pictures; None: all.
 
     Raises:
@@ -38,7 +38,7 @@ def real_set(path: Path, concepts: Sequence[str], size: int | None) -> RealSet:
     """
     sources, left_out = training_set(path)
     for source in sources:
-        if isinstance(source.picture, Path) and not path.is_dir():
+        if isinstance(source.picture, Path) and not any(map(Path.is_dir, set_paths(path))):
             raise ValueError(f"{source.name} lies beside {path}, where its changes are not noticed; write its bytes "
                              "into the Parquet file, or name a folder")  # fmt: skip
     if any(source.concept for source in sources):

@@ -6,6 +6,7 @@
 - A folder with NAME.txt or NAME.caption beside the picture NAME.
 - A folder with neither: the caption is the file name without suffix and trailing _<number>, as the authors of the study
   name their pictures.
+- Several of these folders, as a pattern such as 'data/photos-*': each as if it were alone.
 
 Folders are read with their sub-folders. What is left out is counted, by reason.
 """
@@ -37,17 +38,20 @@ class TrainingSet(NamedTuple):
 
 
 def set_paths(path: Path) -> list[Path]:
-    """The path of a set, or the Parquet files that it is a pattern of.
+    """The path of a set, or the Parquet files or folders that it is a pattern of.
 
     Raises:
-        FileNotFoundError: there is none. ValueError: a file that is not Parquet.
+        FileNotFoundError: there is none. ValueError: a file that is not Parquet, or files beside folders.
     """
     paths = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
     if not paths:
         raise FileNotFoundError(f"{path} is missing; give a Parquet file or a folder of pictures")
-    for single in paths:
-        if single.suffix.lower() != SUFFIX and (single.is_file() or len(paths) > 1):
+    files = [single for single in paths if single.is_file()]
+    for single in files:
+        if single.suffix.lower() != SUFFIX:
             raise ValueError(f"{single} is a single file; give a Parquet file or a folder of pictures")
+    if files and len(files) < len(paths):
+        raise ValueError(f"{path} names files and folders; let the pattern name Parquet files alone, or folders alone")
     return paths
 
 
@@ -55,16 +59,16 @@ def training_set(path: Path) -> TrainingSet:
     """List all pictures that have a caption, and log how many are left out; the pictures are not opened yet.
 
     Args:
-        path: a Parquet file, a pattern of Parquet files, or a folder.
+        path: a Parquet file, a folder, or a pattern of Parquet files or of folders.
 
     Raises:
         FileNotFoundError, ValueError: naming the file, its fault and the remedy.
     """
     paths, left_out = set_paths(path), LeftOut()
-    tables = parquet_files(path) if path.is_dir() else paths
-    sources = list(parquet_sources(tables, left_out)) if tables else folder_sources(path, left_out)
-    if tables and path.is_dir() and (beside := picture_files(path).pictures):
-        left_out["beside a Parquet file"] = [picture.relative_to(path).as_posix() for picture in beside]
+    if paths[0].is_dir():
+        sources = [source for folder in paths for source in sources_of(folder, left_out)]
+    else:
+        sources = list(parquet_sources(paths, left_out))
     place = f"{path if path.is_dir() else path.parent}/"  # a manifest holds no paths of a machine
     left_out = {reason: [name.removeprefix(place) for name in names] for reason, names in left_out.items()}
     reasons = "; ".join(f"{reason} ({shortened(names)})" for reason, names in left_out.items())
@@ -74,6 +78,17 @@ def training_set(path: Path) -> TrainingSet:
         remedy = f"give a Parquet file, or pictures ({', '.join(SUFFIXES)})"
         raise FileNotFoundError(f"{path} holds no pictures with captions{reasons and f': {reasons}'}; {remedy}")
     return TrainingSet(sources, left_out)
+
+
+def sources_of(folder: Path, left_out: LeftOut) -> list[Source]:
+    """The pictures of one folder; adds those that are not used to `left_out`, with the folder."""
+    tables, own = parquet_files(folder), LeftOut()
+    sources = list(parquet_sources(tables, own)) if tables else folder_sources(folder, own)
+    if tables and (beside := picture_files(folder).pictures):
+        own["beside a Parquet file"] = [picture.relative_to(folder).as_posix() for picture in beside]
+    for reason, names in own.items():
+        left_out.setdefault(reason, []).extend(f"{folder}/{name.removeprefix(f'{folder}/')}" for name in names)
+    return sources
 
 
 def shortened(names: list[str]) -> str:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PIPELINE = "StableDiffusionPipeline"
+ERASING = ("StableDiffusionPipelineSafe", "SLDPipeline")
+"""Pipelines of erasers that act while sampling, as diffusers and the authors of SLD call theirs."""
+AT_SAMPLING = "an eraser that acts while sampling, such as SLD, SAFREE or Receler, has no erased weights"
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
@@ -50,7 +53,8 @@ def check_folder(folder: Path) -> None:
     if not isinstance(parts, dict):
         raise ConfigError(str(index), parts, "must be a mapping of parts to classes; write the folder again")
     if (name := parts.get("_class_name")) != PIPELINE:
-        raise ConfigError(f"{index}: _class_name", name, f"give a {PIPELINE} (SD 1.x or 2.x)")
+        cause = f"; {AT_SAMPLING}" if name in ERASING else ""
+        raise ConfigError(f"{index}: _class_name", name, f"give a {PIPELINE} (SD 1.x or 2.x){cause}")
     for part, classes in CLASSES.items():
         entry = parts.get(part)
         if not isinstance(entry, list) or entry[-1] not in classes:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from resurgence.diffusion.base_checks import AT_SAMPLING
 from resurgence.diffusion.deltas import DELTA_FILE, LORA_FILE, PARTS, Delta, load_delta, lora_delta, parameters
 from resurgence.diffusion.pipeline import load_base
 from resurgence.files import check_weights_file
@@ -28,7 +29,6 @@ NESTED = ("state_dict", "unet", "model")  # names below which published files ho
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 ROUNDINGS = (torch.float16, torch.bfloat16)
 FETCH = "give a diffusers folder, a .safetensors file of a UNet, a delta or a LoRA"
-AT_SAMPLING = "an eraser that acts while sampling, such as SLD, SAFREE or Receler, has no erased weights"
 
 
 def read_erased_model(

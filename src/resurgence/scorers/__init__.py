@@ -28,6 +28,7 @@ from resurgence.config.scorers import (
     metrics,
     ranked,
     ranked_names,
+    scorer_class,
     scorer_config,
 )
 from resurgence.files import atomic_file
@@ -171,13 +172,15 @@ def score_images(
 def compared(scores: pd.DataFrame, task: Task, names: Collection[str]) -> pd.DataFrame:
     """The scores with `false_alarm` and `agreement`, where the scorers allow them.
 
-    The detectors are the scorers whose accuracies have the lowest and the highest rank, as in H_c and H_o; the first is
-    asked for false alarms. NaN: an image of an erased concept, or one whose prompt names no concept.
+    The detectors are the scorers whose accuracies have the lowest and the highest rank, as in H_c and H_o; the first
+    that does not choose among the task's labels is asked for false alarms. NaN: an image of an erased concept, or one
+    whose prompt names no concept.
     """
     import numpy as np
 
     accuracies = [m.column for m in ranked().values() if m.accuracy and m.column in scores]
-    tops = [f"{name}_top1" for name in ranked_names() if name in names and f"{name}_top1" in scores]
+    detectors = [name for name in ranked_names() if name in names and not scorer_class(name).among_labels]
+    tops = [f"{name}_top1" for name in detectors if f"{name}_top1" in scores]
     if tops:
         seen, others = scores[tops[0]].isin(task.erase), ~scores["concept"].isin(task.erase)
         scores[FALSE_ALARM] = np.where(others, seen, np.nan)

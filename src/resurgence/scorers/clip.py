@@ -6,7 +6,9 @@ With e the embedding of an image and t that of a text, both of length 1:
                     is another text, for styles say.
   clip_correct      1 when the concept is the most probable label. The mean of it is the CLIP accuracy of the study;
                     MACE's published script returns the mean probability, hence the column above.
-Rows of role `synonym` have the class as their concept; rows of role `general` have no concept, and only a score.
+  clip_top1         the most probable label, also in rows without a concept.
+Rows of role `synonym` have the class as their concept; rows of role `general` have no concept, and only a score and
+a label.
 """
 
 from __future__ import annotations
@@ -43,8 +45,9 @@ CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 LOGIT_SCALE = 100.0
 
 
-def label_columns(cosines: np.ndarray, labels: list[str], concepts: list[str]) -> dict[str, np.ndarray]:
-    """clip_correct and clip_probability from the cosines of images and label texts (N, L); no concept gives NaN.
+def label_columns(cosines: np.ndarray, labels: list[str], concepts: list[str]) -> dict[str, Any]:
+    """clip_correct, clip_probability and clip_top1 from the cosines of images and label texts (N, L); no concept gives
+    NaN in the first two.
 
     Raises:
         ValueError: a concept that is not among the labels.
@@ -53,7 +56,8 @@ def label_columns(cosines: np.ndarray, labels: list[str], concepts: list[str]) -
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)
     fault = "is not among the labels of the task; add it to `labels`"
-    return concept_columns("clip", logits, probabilities, labels, concepts, fault)
+    columns = concept_columns("clip", logits, probabilities, labels, concepts, fault)
+    return {**columns, "clip_top1": [labels[i] for i in logits.argmax(1)]}
 
 
 @dataclass

@@ -22,9 +22,9 @@ FACE_NETWORKS = {
 SHIPPED = f"{GET_SHIPPED} or correct the path"
 
 
-def accuracy(column: str, title: str) -> Metric:
-    """The share of images with their concept, in percent."""
-    return Metric(column, title, 100.0, shows_concept=True, accuracy=True, roles=OF_CONCEPT)
+def accuracy(column: str, title: str, top: str) -> Metric:
+    """The share of images with their concept, in percent; `top`: column of what an image is taken for."""
+    return Metric(column, title, 100.0, shows_concept=True, accuracy=True, roles=OF_CONCEPT, top=top)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class RecogniserConfig(ScorerConfig):
         f"recogniser_{name}" for name in ("top1", "correct", "probability", "style", "content_correct")
     )
     metrics: ClassVar = {
-        "recogniser_accuracy": accuracy("recogniser_correct", "Recogniser accuracy (%)"),
+        "recogniser_accuracy": accuracy("recogniser_correct", "Recogniser accuracy (%)", "recogniser_top1"),
         "recogniser_content": Metric(
             "recogniser_content_correct",
             "Content of style prompts recognised (%)",
@@ -62,15 +62,16 @@ class ClipConfig(ScorerConfig):
     label: str = "a photo of the {}"  # text of a label, which an image is compared with
 
     loader: ClassVar = "resurgence.scorers.clip:load"
-    columns: ClassVar = ("clip_score", "clip_correct", "clip_probability")
+    columns: ClassVar = ("clip_score", "clip_correct", "clip_probability", "clip_top1")
     metrics: ClassVar = {
-        "clip_accuracy": accuracy("clip_correct", "CLIP accuracy (%)"),
+        "clip_accuracy": accuracy("clip_correct", "CLIP accuracy (%)", "clip_top1"),
         "clip_probability": Metric(
             "clip_probability", "CLIP mean probability (%)", 100.0, shows_concept=True, roles=OF_CONCEPT
         ),
         "clip_score": Metric("clip_score", "CLIP score (100 cos)", shows_concept=True),
     }
     gives_features: ClassVar = True
+    among_labels: ClassVar = True
     fetch: ClassVar = SHIPPED
 
     def __post_init__(self) -> None:
@@ -100,7 +101,9 @@ class ReferenceConfig(ScorerConfig):
         for name in ("top1", "correct", "similarity", "hit_rate", "false_alarm_rate", "other_pictures")
     )
     metrics: ClassVar = {
-        "reference_accuracy": accuracy("reference_correct", "Nearest to the concept's reference pictures (%)"),
+        "reference_accuracy": accuracy(
+            "reference_correct", "Nearest to the concept's reference pictures (%)", "reference_top1"
+        ),
         "reference_similarity": Metric(
             "reference_similarity", "Similarity to reference pictures (100 cos)", shows_concept=True, roles=OF_CONCEPT
         ),
@@ -135,11 +138,11 @@ class CelebrityConfig(ScorerConfig):
     )
     metrics: ClassVar = {
         "celebrity_accuracy": accuracy(
-            "celebrity_correct", "Celebrity detector's accuracy over images with a face (%)"
+            "celebrity_correct", "Celebrity detector's accuracy over images with a face (%)", "celebrity_top1"
         ),
         "celebrity_accuracy_all": Metric(
             "celebrity_correct_all", "Celebrity detector's accuracy over all images (%)", 100.0, shows_concept=True,
-            roles=OF_CONCEPT,
+            roles=OF_CONCEPT, top="celebrity_top1",
         ),
         "celebrity_no_face": Metric("celebrity_no_face", "Images without a face (%)", 100.0, roles=OF_CONCEPT),
     }  # fmt: skip
@@ -183,11 +186,11 @@ class CelebrityStandInConfig(ScorerConfig):
     metrics: ClassVar = {
         "celebrity_stand_in": Metric(
             "celebrity_stand_in_correct", "Stand-in for the celebrity detector: accuracy over images with a face (%)",
-            100.0, shows_concept=True, roles=OF_CONCEPT,
+            100.0, shows_concept=True, roles=OF_CONCEPT, top="celebrity_stand_in_name",
         ),
         "celebrity_stand_in_all": Metric(
             "celebrity_stand_in_correct_all", "Stand-in for the celebrity detector: accuracy over all images (%)",
-            100.0, shows_concept=True, roles=OF_CONCEPT,
+            100.0, shows_concept=True, roles=OF_CONCEPT, top="celebrity_stand_in_name",
         ),
         "celebrity_stand_in_no_face": Metric(
             "celebrity_stand_in_no_face", "Stand-in for the celebrity detector: images without a face (%)", 100.0,

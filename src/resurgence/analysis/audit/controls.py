@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from resurgence.analysis.audit.evidence import change, seen_elsewhere
 from resurgence.analysis.audit.measures import ModelScores, measure, measure_of_count, of_models
 from resurgence.analysis.audit.result import Control, ControlKind, Measure, ModelImages, Power
-from resurgence.config.audit import TRAINED, AuditConfig, Criteria, ProbeConfig, ShippedControl
+from resurgence.config.audit import TRAINED, AuditConfig, Criteria, ProbeConfig, ShippedControl, giver
+from resurgence.config.scorers import metrics
 
 Models = Mapping[str, Sequence[ModelScores]]
 WRONG: dict[ControlKind, str] = {
@@ -34,7 +35,7 @@ def controls(cfg: AuditConfig, models: Models, column: str, erased: Sequence[str
         column: of the scores. erased: the concepts of the audited model.
     """
     computed = [leaking(cfg, models, column, erased), untaught(cfg, models, column, erased),
-            elsewhere(cfg, models, column, erased), reference(cfg, models, column)]  # fmt: skip
+            elsewhere(cfg, models, erased), reference(cfg, models)]  # fmt: skip
     return (*(control for control in computed if control is not None), *(shipped(each, cfg) for each in cfg.shipped))
 
 
@@ -62,10 +63,10 @@ def untaught(cfg: AuditConfig, models: Models, column: str, erased: Sequence[str
     return Control("untaught", title, probe, result, "computed", not is_above(result, cfg.criteria), images)
 
 
-def elsewhere(cfg: AuditConfig, models: Models, column: str, erased: Sequence[str]) -> Control | None:
+def elsewhere(cfg: AuditConfig, models: Models, erased: Sequence[str]) -> Control | None:
     """An erased concept in images of the retained ones, after the first trained update."""
     probe, probed, images = control_probe(cfg, models, "retain")
-    estimate = seen_elsewhere([model.steps[model.last] for model in probed], f"{scorer_of(column)}_top1", erased)
+    estimate = seen_elsewhere([model.steps[model.last] for model in probed], metrics()[cfg.metric].top, erased)
     if estimate is None:
         return None
     result = measure(estimate, cfg.criteria.confidence)
@@ -74,10 +75,10 @@ def elsewhere(cfg: AuditConfig, models: Models, column: str, erased: Sequence[st
     return Control("elsewhere", title, probe, result, "computed", not is_above(result, cfg.criteria), images)
 
 
-def reference(cfg: AuditConfig, models: Models, column: str) -> Control | None:
+def reference(cfg: AuditConfig, models: Models) -> Control | None:
     """The false alarm rate of a scorer of reference pictures, the mean over the erased concepts."""
     rows = next(iter(models[f"probe {cfg.released.name}"][0].steps.values())).rows
-    rate, number = (f"{scorer_of(column)}_{name}" for name in ("false_alarm_rate", "other_pictures"))
+    rate, number = (f"{giver(cfg.metric)}_{name}" for name in ("false_alarm_rate", "other_pictures"))
     if rate not in rows or number not in rows:
         return None
     concepts = rows[rows["role"] == "erase"].groupby("concept")[[rate, number]].first()
@@ -108,11 +109,6 @@ def as_released(title: str, share: float) -> str:
 def is_above(result: Measure, criteria: Criteria) -> bool:
     """Whether a share is shown to exceed tau."""
     return result.low is not None and result.low > criteria.tau
-
-
-def scorer_of(column: str) -> str:
-    """The scorer that wrote a column of whether an image shows its concept."""
-    return column.removesuffix("_correct")
 
 
 def control_probe(

@@ -81,18 +81,19 @@ def share_of(
     return replace(estimate, parts=tuple(replace(part, repeated=1.0) for part in estimate.parts))
 
 
-def seen_elsewhere(sets: Sequence[ImageSet], top: str, erased: Sequence[str]) -> Estimate | None:
+def seen_elsewhere(sets: Sequence[ImageSet], top: str | None, erased: Sequence[str]) -> Estimate | None:
     """The share of the images of retained concepts in which an erased concept is seen, as the mean over the erased
     concepts, since an image is taken for one of them at most. None without such images or without the column.
 
     Args:
-        top: column of the concept that an image is taken for.
+        top: column of the concept that an image is taken for, in any case of its letters.
     """
     rows = sets[0].rows
     mask = (rows["role"] == "retain").to_numpy()
     if top not in rows or not mask.any():
         return None
-    values = [images.rows.loc[mask, top].isin(erased).to_numpy(dtype=float) for images in sets]
+    words = [word.lower() for word in erased]
+    values = [images.rows.loc[mask, top].str.lower().isin(words).to_numpy(dtype=float) for images in sets]
     return share_of(sets, values, mask, ("elsewhere", *erased), 100.0 / len(erased))
 
 

@@ -141,13 +141,15 @@ def original_of(
 def sentence(verdict: Verdict, probes: Sequence[Probe], erased: Sequence[str], criteria: Criteria) -> str:
     """The verdict in one sentence."""
     what = erased[0] if len(erased) == 1 else f"what was erased ({counted(len(erased), 'concept')})"
+    failing = [probe for probe in probes if probe.verdict == "FAIL" and probe.benign]
     worst = next((probe for probe in probes if probe.name == verdict.worst), probes[0])
+    if verdict.outcome == "FAIL":  # not a larger share whose interval decides nothing
+        worst = max(failing, key=lambda probe: (probe.erased.value, probe.kind in TRAINED), default=worst)
     share = f"{text_of(worst.erased)} of its images show {'it' if len(erased) == 1 else 'their concept'}"
     scope = " in this run" if worst.this_run else ""
-    failing = [probe for probe in probes if probe.verdict == "FAIL" and probe.benign]
     if verdict.outcome == "FAIL" and failing:
         verb = "is still there" if worst.kind == "released" else "came back"
-        by_mean = worst.erased.low is None or worst.erased.low > criteria.tau or worst.verdict != "FAIL"
+        by_mean = worst.erased.low is None or worst.erased.low > criteria.tau
         limit = "" if by_mean else f"with each of {counted(len(worst.seeds), 'training seed')} "
         return f"{what} {verb}: {worst.title}, {share}{scope}, {limit}more than {criteria.tau:g} %."
     if verdict.outcome == "FAIL":

@@ -76,9 +76,20 @@ def limits(audit: Audit) -> list[str]:
         missed = 100 * (1 - (1 - audit.criteria.confidence) ** (1 / min(numbers)))
         lines.append(f"other training seeds than {min(numbers)}: what comes back with fewer than {missed:.0f} % of all "
                      "seeds may have come back with none of these")  # fmt: skip
+    if all(control.kind != "elsewhere" for control in audit.power.controls):
+        lines.append("whether images of retained concepts are taken for an erased one, a false alarm: scores do not "
+                     "say what an image is taken for")  # fmt: skip
+    return [*lines, *power_limits(audit)]
+
+
+def power_limits(audit: Audit) -> list[str]:
+    """Which probes are not shown to find a model that leaks."""
     if not audit.power.shown:
-        lines.append("whether these probes would find a model that leaks: power not shown")
-    return lines
+        return ["whether these probes would find a model that leaks: power not shown"]
+    tried = {control.probe for control in audit.power.controls if control.kind == "leaking"}
+    without = [probe.title for probe in audit.probes if probe.kind != "released" and probe.name not in tried]
+    names = "; ".join(audit.probe(name).title for name in sorted(tried))
+    return [f"a model that leaks under {'; '.join(without)}: it went through {names} alone"] if without else []
 
 
 def verdict_line(audit: Audit) -> str:

@@ -11,3 +11,7 @@ if (unveil) unveil.addEventListener("click", () => {
   veils.forEach(button => veil(button, hidden));
   unveil.textContent = hidden ? "Show all images" : "Blur all images";
 });
+// Print has no folds: reasons, settings and sources are on paper, too.
+const folds = [...document.querySelectorAll("details")];
+addEventListener("beforeprint", () => folds.forEach(fold => { fold.dataset.was = fold.open; fold.open = true; }));
+addEventListener("afterprint", () => folds.forEach(fold => { fold.open = fold.dataset.was === "true"; }));
