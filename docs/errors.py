@@ -102,12 +102,23 @@ def constants_of(tree: ast.Module) -> dict[str, list[ast.expr]]:
     }
 
 
-def raised(tree: ast.Module) -> Iterator[tuple[ast.Call, dict[str, list[ast.expr]]]]:
+def imported_constants(tree: ast.Module, source: Path) -> dict[str, list[ast.expr]]:
+    """The constants that a module imports from others of the package."""
+    values = {}
+    for node in (node for node in tree.body if isinstance(node, ast.ImportFrom)):
+        file = source.parent / f"{(node.module or '').replace('.', '/')}.py"
+        if (names := [alias.name for alias in node.names if alias.name.isupper()]) and file.is_file():
+            constants = constants_of(ast.parse(file.read_text(encoding="utf-8")))
+            values |= {name: constants[name] for name in names if name in constants}
+    return values
+
+
+def raised(tree: ast.Module, source: Path = SOURCE) -> Iterator[tuple[ast.Call, dict[str, list[ast.expr]]]]:
     """Calls of error classes in `raise` statements, with constants and variables assigned just before.
 
-    Constants are those of the module and of files.py.
+    Constants are those of the module and those that it imports from the package in the folder `source`.
     """
-    constants = {**constants_of(ast.parse((SOURCE / "files.py").read_text(encoding="utf-8"))), **constants_of(tree)}
+    constants = {**imported_constants(tree, source), **constants_of(tree)}
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     for function in functions:
         assigned, is_new = dict(constants), True  # is_new: nothing has been raised since the last assignment

@@ -98,6 +98,7 @@ GENERAL_PROMPTS = {  # name -> prompt, seed of each image; the column whose valu
     "more seeds than prompts": ([(word, seed) for word in ("sky", " ") for seed in (1, 2, 3)], "prompt"),
     "seeds of their own": ([(w, 9 * n + k) for n, w in enumerate(("sky", " ", "oak")) for k in (1, 2)], "prompt"),
     "fewer seeds than prompts": ([(w, seed) for w in ("sky", " ", "a photo", "oak") for seed in (1, 2)], "seed"),
+    "a single seed": ([(word, 1) for word in ("sky", " ", "a photo")], None),
     "one image each": ([(word, n) for n, word in enumerate(("sky", " ", "a photo"))], None),
     "one image each, two seeds": ([(word, n % 2) for n, word in enumerate(("sky", " ", "a photo", "oak"))], "seed"),
 }

@@ -114,7 +114,9 @@ def mean_place(sets: Sequence[ImageSet], metric: str, claim: Claim) -> Estimate:
         table = np.array([[number_of(images, metric, claim) for images in group]])
         values, runs = concept_values(group[0], metric, cells.role), len(group)
         n = int(values.loc[values["concept"].isin(claim.words) | (not claim.words), "n"].sum())
-        if runs > 1 and np.ptp(table) == 0:
+        if runs > 1 and np.ptp(table) == 0 and claim.place == "correlation":
+            table, runs = table[:, :1], 1  # seeds that do not differ say nothing of how much they could
+        elif runs > 1 and np.ptp(table) == 0:
             table = table + np.linspace(-1, 1, runs) / (2 * int(values["value"].notna().sum()))
         part = Part((*names, claim), (*names, "words", claim), table, n * runs, REPEATED["pair"], None, runs)
         estimates.append(Estimate(part.value, (part,), lambda v: float(v[0]), n))

@@ -47,10 +47,11 @@ def units_of_role(rows: pd.DataFrame, concepts: pd.Series) -> Units:
 
     Of general prompts with fewer seeds than these, as a list in which each prompt has the seeds 1 to 4: the noises.
     Images of one noise resemble each other under any prompt, often as much as those of one concept, and the prompts
-    are then fixed. Seeds of erased and retained concepts are drawn for each image, or those of a published list.
+    are then fixed; a single noise is fixed itself. Seeds of erased and retained concepts are drawn for each image, or
+    those of a published list.
     """
     units = units_of(concepts)
-    if (rows["role"] == "general").all() and rows["seed"].nunique() < units.number:
+    if (rows["role"] == "general").all() and 1 < rows["seed"].nunique() < units.number:
         seeds, codes = np.unique(rows["seed"].to_numpy(), return_inverse=True)
         return Units(codes.astype(np.int64), len(seeds), "noise")
     return units

@@ -179,7 +179,7 @@ class Experiment:
         if self.each_concept and self.over_tasks:
             raise ConfigError("each_concept", True, "is for a table of single tasks; remove it, or over_tasks")
         if self.over_tasks and (len(self.tasks) < 2 or (self.kind == "bars" and self.along == "task")):
-            raise ConfigError("over_tasks", True, "is for tables, lines, bars along eraser or finetune; name two tasks")
+            raise ConfigError("over_tasks", True, "is for tables and lines, and bars not along task; name two tasks")
         self._check_claims()
 
     def _check_claims(self) -> None:
@@ -214,5 +214,5 @@ class Experiment:
         lowest, of = (-1.0, "a correlation") if ranks else (0.0, "a quantile")
         if claim.than - claim.margin < lowest or claim.than + claim.margin > 1:
             limits = {"than": claim.than, "margin": claim.margin}
-            remedy = f"are of {of}, between {lowest:g} and 1; write numbers such as 0.5 and 0"
-            raise ConfigError(place, limits, remedy)
+            between = f"are of {of}, between {lowest:g} and 1; write numbers such as 0.5 and 0"
+            raise ConfigError(place, limits, between)

@@ -53,8 +53,8 @@ def check_folder(folder: Path) -> None:
     if not isinstance(parts, dict):
         raise ConfigError(str(index), parts, "must be a mapping of parts to classes; write the folder again")
     if (name := parts.get("_class_name")) != PIPELINE:
-        cause = f"; {AT_SAMPLING}" if name in ERASING else ""
-        raise ConfigError(f"{index}: _class_name", name, f"give a {PIPELINE} (SD 1.x or 2.x){cause}")
+        cause = f"{AT_SAMPLING}; " if name in ERASING else ""
+        raise ConfigError(f"{index}: _class_name", name, f"{cause}give a {PIPELINE} (SD 1.x or 2.x)")
     for part, classes in CLASSES.items():
         entry = parts.get(part)
         if not isinstance(entry, list) or entry[-1] not in classes:
