@@ -150,7 +150,7 @@ def measured_values(model: KnownModel) -> tuple[float, float]:
         return tuple(map(float, cell.split(" -> ")[1:]))
     table = page.split("## All erasers")[1].split("## The paper")[0]
     ((erased, updated, mean),) = re.findall(
-        rf"\| {task} \| {eraser}(?: †)? \| \S+ -> (\S+) \| [^|]* \| lora \| (\S+) \| (\S+) \[", table
+        rf"\| {task} \| {eraser}(?: †)? \| \S+ -> (\S+) \| [^|]* \| lora \| (\S+) \| ([-\d.]+), \d+ runs?:", table
     )
     assert model.answer == "leaking" or model.eraser == "ship/time" or float(mean) == 0  # the mean resurgence
     return float(erased), float(updated)
