@@ -494,7 +494,7 @@ def test_wording_and_infrastructure_bear_on_nothing(copy: Path, before: dict[str
         ("training/checkpoint.py", "SHARE = 20", "SHARE = 30"),
         ("config/erasers.py", "closed_form: ClassVar[bool] = False", "closed_form: ClassVar[bool] = True"),
         ("progress.py", "EVERY = 15.0", "EVERY = 20.0"),
-        ("files.py", 'f".{path.name}.tmp"', 'f".{path.name}.part"'),
+        ("files.py", "-{os.getpid()}.tmp", "-{os.getpid()}.part"),
         ("pretrained/finite.py", "bool(low.isfinite() & high.isfinite())", "bool(high.isfinite())"),
         ("stages/runtime.py", "POLL = 0.5", "POLL = 0.7"),
         ("diffusion/sampling.py", '"out of memory on %s', '"no memory left on %s'),

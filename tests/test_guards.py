@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resurgence.cli.guard import output, training_state
-from resurgence.files import lock
+from resurgence.files import atomic_file, lock
 from resurgence.provenance.inputs import artefact_of, check_whole
 from resurgence.provenance.manifest import verify, write_artefact
 from resurgence.provenance.outputs import check_file, check_space, check_writable, contains
@@ -325,7 +325,7 @@ def test_a_command_in_the_folder_of_a_study_respects_its_jobs(tmp_path: Path, mo
 COUNTER = """\
 import sys
 from pathlib import Path
-from resurgence.files import lock
+from resurgence.files import atomic_file, lock
 folder, done = Path(sys.argv[1]), 0
 while done < 40:
     if (handle := lock(folder / "lock")) is None: continue
@@ -344,3 +344,18 @@ def test_a_lock_that_is_removed_at_the_end_still_excludes(tmp_path: Path) -> Non
     processes = [subprocess.Popen(command, env=environment) for _ in range(3)]
     assert [process.wait(120) for process in processes] == [0, 0, 0]
     assert (tmp_path / "number").read_text() == "120"
+
+
+def test_two_processes_may_write_the_same_file_at_the_same_time(tmp_path: Path) -> None:
+    """As two fine-tunes do that share the latents of their images: each has its own temporary file."""
+    file = tmp_path / "cache" / "latents.pt"
+    with atomic_file(file) as first:
+        first.write_text("first")
+        program = f"""
+from resurgence.files import atomic_file
+with atomic_file({str(file)!r}) as second:
+    second.write_text("second")
+"""
+        subprocess.run([sys.executable, "-c", program], check=True)
+        assert file.read_text() == "second"
+    assert file.read_text() == "first" and [path.name for path in file.parent.iterdir()] == ["latents.pt"]

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -223,10 +224,13 @@ def sign(handle: IO[str]) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it is renamed at the end of the block, and removed after an error."""
+    """Yield a temporary path beside `path`; it is renamed at the end of the block, and removed after an error.
+
+    Its name is that of the process, since jobs that share a cache may write the same file at the same time.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
         yield temporary
         temporary.replace(path)
