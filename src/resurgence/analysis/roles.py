@@ -37,7 +37,7 @@ def roles_of(base: ImageSet, each_concept: bool = False) -> dict[str, Role]:
             part = mask & (base.rows["concept"] == concept).to_numpy()
             name = (base.key["base"], base.key["task"], role, concept)
             labels = {"role": role, "concept": concept}
-            units = units_of_role(base.rows[part], base.rows.loc[part, "concept"])
+            units = units_of_role(base.rows[part], concepts_of(base.rows[part]))
             roles[f"{role}: {concept}"] = Role(part, units, name, labels)
     return roles
 
@@ -58,9 +58,11 @@ def units_of_role(rows: pd.DataFrame, concepts: pd.Series) -> Units:
 
 
 def concepts_of(rows: pd.DataFrame) -> pd.Series:
-    """The concept of each row of a role; of general prompts without one, if some have several images, the prompt: the
-    images of a prompt are no more independent than those of a concept."""
-    general = (rows["role"] == "general") & (rows["concept"] == "")
+    """The concept of each row of a role; of general prompts of no concept, or of a single one, if some have several
+    images, the prompt: the images of a prompt are no more independent than those of a concept."""
+    general = rows["role"] == "general"
+    if rows.loc[general, "concept"].nunique() > 1:
+        general &= rows["concept"] == ""
     repeats = rows.loc[general, "prompt"].duplicated().any()
     return rows["concept"].mask(general, rows["prompt"]) if repeats else rows["concept"]
 
