@@ -19,7 +19,7 @@ from resurgence.analysis.headline import number
 from resurgence.analysis.intervals import interval
 from resurgence.analysis.metric_tables import column_titles, wide
 from resurgence.analysis.random_effects import mean_estimate, over_runs, units_of
-from resurgence.analysis.roles import units_of_role
+from resurgence.analysis.roles import concepts_of, units_of_role
 from resurgence.analysis.task_means import over_tasks, pool_tasks
 from resurgence.config.experiment import Cells, Claim
 from resurgence.config.model_path import ModelPath
@@ -107,9 +107,8 @@ GENERAL_PROMPTS = {  # name -> prompt, seed of each image; the column whose valu
 @pytest.mark.parametrize("name", GENERAL_PROMPTS)
 @pytest.mark.parametrize("concept", ["", "ship"])
 def test_the_units_of_general_prompts_are_the_fewer_of_prompts_and_noises(name: str, concept: str) -> None:
-    """Student's t of the means of the units; images of one concept are units of their own where no noise repeats."""
+    """Student's t of the means of the units, also where all prompts name the same concept."""
     rows, by = GENERAL_PROMPTS[name]
-    by = by if by == "seed" or not concept else ("seed" if name == "more seeds than prompts" else None)
     words = [(word, concept, "general", "", seed, k) for k, (word, seed) in enumerate(rows)]
     prompts = pd.concat([prompt_rows(PEOPLE), pd.DataFrame(words, columns=prompt_rows(PEOPLE).columns)])
     key = {"base": "miniature", "task": "identities-4", "state": "base"}
@@ -123,6 +122,17 @@ def test_the_units_of_general_prompts_are_the_fewer_of_prompts_and_noises(name: 
     kind = {"prompt": "concept", "seed": "noise", None: "pair"}[by]
     assert units.set_index("role").loc["general", ["unit", "units"]].tolist() == [kind, len(means)]
     assert found.n == len(rows)
+
+
+def test_general_prompts_of_several_concepts_have_these_as_units() -> None:
+    """Whatever the prompts; those that name none are units of their own prompt."""
+    words = [(f"a {word} in prompt {k}", word) for word in ("ship", "cat", "") for k in range(2) for _ in range(2)]
+    rows = pd.DataFrame(
+        [(*word, "general", "", seed, 0) for seed, word in enumerate(words)], columns=prompt_rows(PEOPLE).columns
+    )
+    concepts = concepts_of(rows)
+    assert concepts.tolist() == ["ship"] * 4 + ["cat"] * 4 + ["a  in prompt 0"] * 2 + ["a  in prompt 1"] * 2
+    assert units_of_role(rows, concepts).number == 4
 
 
 def test_images_of_one_noise_count_once_in_a_share() -> None:
