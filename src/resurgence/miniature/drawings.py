@@ -1,6 +1,6 @@
 """Render the labelled drawings of the miniature world: concepts x artists -> one Parquet file.
 
-Inputs: the concept list of the world and the six npm packages of open emoji sets, as fetched by `npm pack`. Output:
+Inputs: the concept list of the world and the npm packages of open emoji sets, as fetched by `npm pack`. Output:
 `drawings.parquet` in the Hugging Face image convention, one RGBA PNG a row: concept, artist, icon, image (and split
 where the list has `splits`). Takes about 10 s on two cores for 932 drawings.
 """
