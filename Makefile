@@ -96,7 +96,7 @@ world-drawings: setup
 
 world: setup
 	$(BIN)/snakemake --cores $(CORES) -- world
-	$(call ship,base recogniser clip)
+	$(call ship,base recogniser clip drawings starter)
 
 smoke: setup
 	$(BIN)/python -m pytest tests/workflow/test_study.py $(ARGS)

@@ -540,6 +540,7 @@ def test_the_world_of_a_study_chooses_the_rules_and_their_settings(study: dict[s
     assert {CONFIG["concepts"], CONFIG["templates"], f"{CONFIG['tasks']}/ship.yaml"} <= set(
         graph.world_files(second, "starter")
     )
+    assert CONFIG["recogniser"]["start"]["path"] in graph.world_files(second, "recogniser")
 
 
 # trainings

@@ -41,7 +41,7 @@ class Base:
     name: str
     """Folder below the stages of results/."""
     path: str
-    """A local diffusers folder, or a hub id such as CompVis/stable-diffusion-v1-4."""
+    """A local diffusers folder, a single file of weights, or a hub id such as CompVis/stable-diffusion-v1-4."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """With auto the GPU, if there is one; a change computes nothing again."""
     deterministic: bool = True

@@ -226,11 +226,15 @@ def cost(artefacts: list[str]) -> Inputs:
 
 
 def world_files(study: Study, part: str) -> list[str]:
-    """The word lists behind a part of the miniature; the base is trained more on the tasks' concepts."""
+    """The word lists behind a part of the miniature, and the weights that it starts from.
+
+    The base is trained more on the tasks' concepts.
+    """
     world = read_yaml(Path(study.world))
     tasks = sorted(path.as_posix() for path in Path(world["tasks"]).glob("*.yaml"))
     templates = [world["templates"]] if part in ("base", "clip", "starter") else []
-    return [world["concepts"], *templates, *(tasks if part in ("base", "quality", "starter") else [])]
+    start = [world[part]["start"]["path"]] if "start" in world.get(part, {}) else []
+    return [world["concepts"], *templates, *(tasks if part in ("base", "quality", "starter") else []), *start]
 
 
 def has_world_part(study: Study, part: str) -> bool:
