@@ -95,7 +95,7 @@ def test_counts_of_eap() -> None:
 def test_counts_of_doco() -> None:
     text, study = text_of("doco"), yaml.safe_load((ROOT / "studies/doco.yaml").read_text(encoding="utf-8"))
     assert count(text, "prompts with other captions and styles") == len(prompts("zorblin"))
-    assert len(study["seeds"]["erase"]) == 3 and "**Seeds.** Three of erasing, one of ESD, CA and SPM" in text
+    assert len(study["seeds"]["erase"]) == 3 and "**Seeds.** Three of erasing, one of the settings" in text
     anchors = study["scorers"]["clip_anchor"]
     assert f"`{anchors['anchor']}` for everything in the tasks of characters, `art`" in " ".join(text.split())
     assert set(anchors["anchors"].values()) == {"art"}
