@@ -21,7 +21,6 @@ from test_masks import folders  # noqa: F401 (a fixture)
 from test_scorers import write_clip
 from tiny import make_pipeline
 
-Tensors = dict[str, torch.Tensor]
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 

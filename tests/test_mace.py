@@ -16,7 +16,7 @@ from resurgence.data.moments import second_moment
 from resurgence.diffusion.attention import from_delta, projection_weights, swapped
 from resurgence.diffusion.text import fill, token_ids
 from resurgence.erasers import EraserData
-from resurgence.erasers.lora import adapted, load_loras, save_loras, slug, stack
+from resurgence.erasers.lora import adapted, load_loras, save_loras, slug
 from resurgence.erasers.mace.concept_loras import timestep_weights
 from resurgence.erasers.mace.fusion import fuse_constrained, independent_rows
 from resurgence.erasers.mace.method import (
@@ -368,7 +368,8 @@ def test_diffusers_loads_each_lora(erased, tmp_path):
     texts = torch.randn(2, 9, double.unet.config.cross_attention_dim, generator=g, dtype=torch.float64)
     loaded = copy.deepcopy(double)
     with swapped(double.unet, from_delta(refined, double.unet)):
-        with adapted(double.unet, stack([loras["ship"]] * 2)):
+        twice = {n: tuple(torch.stack([factor] * 2) for factor in pair) for n, pair in loras["ship"].items()}
+        with adapted(double.unet, twice):
             expected = double.unet(noisy, t, texts).sample
         plain = double.unet(noisy, t, texts).sample
     loaded.unet.load_state_dict({k.removeprefix("unet."): w for k, w in refined.items()}, strict=False)
