@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from resurgence.config.fields import build
 from resurgence.diffusion.deltas import load_delta
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.doco import Doco, code_surgery, discriminator, erase, paper_surgery
@@ -465,18 +464,3 @@ def test_missing_anchors_are_named(pipe, data):
     for anchors in ({}, {"street": data.anchors["street"]}, data.anchors | {"the dog": torch.zeros(0, 3, 16, 16)}):
         with pytest.raises(ValueError, match=r"doco: no images of '.*', the anchor of '.*'; make the anchor images"):
             erase(pipe, TASK, CFG, EraserData(anchors=anchors), 0)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"lamb": -1.0}, {"discriminate": "image"}, {"generator": "wgan"}, {"anchor_from": "base"},
-        {"surgery": "pcgrad"}, {"unlearning": "l1"}, {"warmup": -1}, {"steps": 10, "warmup": 10},
-        {"discriminator_lr": 0.0}, {"last_stride": 3}, {"parameters": "text-encoder"}, {"batch": 0},
-        {"lr": -1.0}, {"prompts": ""}, {"steps": 1.5}, {"discriminator_width": 0}, {"discriminators": "each"},
-        {"unlearning": "l2", "discriminators": "concept"},
-    ],
-)  # fmt: skip
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=list(bad)[-1]):
-        build(DocoConfig, bad, "doco")

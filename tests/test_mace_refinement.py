@@ -9,7 +9,6 @@ import json
 import pytest
 import torch
 
-from resurgence.config.fields import build
 from resurgence.config.task import Task
 from resurgence.data.moments import second_moment
 from resurgence.diffusion.attention import projection_weights
@@ -176,15 +175,3 @@ def test_report_and_untouched_pipeline(pipe, data, tmp_path):
     for name, w in projection_weights(pipe.unet).items():
         change = float((delta[f"unet.{name}.weight"] - w).norm() / w.norm())
         assert report["relative_change"][name] == pytest.approx(change, rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"lamb": -1}, {"preserve_weight": -1.0}, {"train_preserve_scale": -1e-4}, {"train_preserve_scale": 0},
-        {"scale_application": "twice"}, {"steps": 50}, {"fuse_preserve_scale": 0.1},
-    ],
-)  # fmt: skip
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        build(MaceRefinementConfig, bad, "mace-refinement")

@@ -8,7 +8,6 @@ import json
 import pytest
 import torch
 
-from resurgence.config.fields import build
 from resurgence.config.task import Task
 from resurgence.diffusion.attention import projection_weights
 from resurgence.erasers import EraserData
@@ -229,15 +228,3 @@ def test_no_unique_solution_names_the_setting(pipe):
     with pytest.raises(ValueError, match=r"epoch_lamb = 0, epoch_preserve_scale = 0: .*condition number"):
         cfg = ReceConfig(epoch_tokens="last", epoch_lamb=0.0, epoch_preserve_scale=0.0)
         erase(pipe, TASK, cfg, EraserData(), 0)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"lamb": -0.1}, {"erase_scale": 0}, {"preserve_scale": -1}, {"tokens": "all"}, {"epochs": -1}, {"mu": 0},
-        {"epoch_lamb": -1}, {"epoch_preserve_scale": -1}, {"targets": "old"}, {"epoch_tokens": "first"}, {"reg": 1},
-    ],
-)  # fmt: skip
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        build(ReceConfig, bad, "rece")

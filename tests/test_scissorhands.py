@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from resurgence.config.fields import ConfigError, build
+from resurgence.config.fields import ConfigError
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient import scissorhands
 from resurgence.erasers.gradient.scissorhands import ScissorHands, ScissorHandsConfig, erase, fresh, project, snip
@@ -211,16 +211,3 @@ def test_training_lowers_the_loss(pipe, data, tmp_path):
 def test_missing_images_name_the_concept(pipe, data):
     with pytest.raises(ValueError, match="scissorhands: no images of 'ship'; make the concept images first"):
         erase(pipe, TASK, ScissorHandsConfig(**SMALL), EraserData(retained=data.retained), 0)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"sparsity": -0.1}, {"sparsity": 1.5}, {"weight": -1.0}, {"margin": -0.5}, {"saliency_steps": 0},
-        {"saliency_guidance": -1.0}, {"saliency": "weights"}, {"trim": "some"}, {"initial": "zeros"},
-        {"forget": "noise"}, {"projection": "both"}, {"parameters": "text-encoder"}, {"lr": 0.0}, {"lam": 0.1},
-    ],
-)  # fmt: skip
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        build(ScissorHandsConfig, bad, "scissorhands")

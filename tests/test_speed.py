@@ -8,7 +8,6 @@ import json
 import pytest
 import torch
 
-from resurgence.config.fields import build
 from resurgence.config.task import Task
 from resurgence.diffusion.attention import projection_weights
 from resurgence.erasers import EraserData
@@ -216,15 +215,3 @@ def test_no_direction_left_says_what_to_do():
     small = make_pipeline(cross_attention_dim=32, max_length=40)
     with pytest.raises(ValueError, match=r"threshold = 0.1 and invariants: rows leave none of 32 .*raise threshold"):
         erase(small, TASK, SpeedConfig(), EraserData(), 0)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"lamb": 0.0}, {"threshold": 0.0}, {"augmentations": -1}, {"directions": 0}, {"tokens": "first"},
-        {"invariants": "empty"}, {"keys": 1}, {"ridge": 1},
-    ],
-)  # fmt: skip
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        build(SpeedConfig, bad, "speed")
