@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
@@ -142,3 +143,27 @@ def worst(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
     """||a - b|| / ||b|| over two lists of tensors."""
     assert [x.shape for x in a] == [x.shape for x in b]
     return relative(torch.cat([x.flatten() for x in a]), torch.cat([x.flatten() for x in b]))
+
+
+def interrupted(
+    monkeypatch: pytest.MonkeyPatch, kind: type, method: str, run: Callable[[], dict[str, torch.Tensor]], *stops: int
+) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """What a training gives that dies in each of these steps and is run again, and all steps that it began.
+
+    Args:
+        kind: the objective. method: of it, what is called once a step, with the step.
+    """
+    own, left, begun = getattr(kind, method), [*stops], []
+
+    def dying(self: object, step: int) -> object:
+        begun.append(step)
+        if left and step == left[0]:
+            left.pop(0)
+            raise KeyboardInterrupt
+        return own(self, step)
+
+    monkeypatch.setattr(kind, method, dying)
+    for _ in stops:
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    return run(), begun

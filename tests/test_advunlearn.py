@@ -18,7 +18,7 @@ from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import Sample, samples
 from resurgence.seeds import generator, seed_of
 from resurgence.training import finetune
-from slow import TASK, ddim, embed, pipeline, predicted, relative, same, shake, snapshot, unet_with, worst
+from slow import TASK, ddim, embed, interrupted, pipeline, predicted, relative, same, shake, snapshot, unet_with, worst
 from tiny import SENTENCES
 
 pytest_plugins = ("erasure_fixtures",)
@@ -295,24 +295,9 @@ def test_resumed_training_is_the_uninterrupted_one(tmp_path, monkeypatch):
     options = {"attack_start": "latest", "attack_every": 2, "batch": 1, "warmup": 1, "lr": 1e-3}
     cfg = dataclasses.replace(CFG, steps=6, checkpoints=(3,), **options)
     whole = erase(pipe, TASK, cfg, EraserData(), 0)
-    plain_loss, seen = Advunlearn.loss, []
-
-    def killed_at(*steps: int):
-        def loss(self, step: int):
-            seen.append(step)
-            if step in steps:
-                raise KeyboardInterrupt
-            return plain_loss(self, step)
-
-        monkeypatch.setattr(Advunlearn, "loss", loss)
-
     kept = EraserData(state=tmp_path / "state")
-    killed_at(4)
-    with pytest.raises(KeyboardInterrupt):
-        erase(pipe, TASK, cfg, kept, 0)
-    killed_at()
-    assert same(erase(pipe, TASK, cfg, kept, 0), whole)
-    assert seen == [0, 1, 2, 3, 4, 3, 4, 5]
+    resumed, steps = interrupted(monkeypatch, Advunlearn, "loss", lambda: erase(pipe, TASK, cfg, kept, 0), 4)
+    assert same(resumed, whole) and steps == [0, 1, 2, 3, 4, 3, 4, 5]
 
 
 def test_training_lowers_the_loss(pipe, tmp_path):

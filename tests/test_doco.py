@@ -19,6 +19,7 @@ from slow import (
     TASK,
     embed,
     gradients_of,
+    interrupted,
     predicted,
     relative,
     same,
@@ -361,25 +362,9 @@ def test_resumed_training_is_the_uninterrupted_one(pipe, data, tmp_path, monkeyp
     """The discriminators and their optimisers go on from where they were, from the warm-up as well."""
     cfg = dataclasses.replace(CFG, discriminators=discriminators, steps=6, warmup=2, lr=1e-3, checkpoints=(1, 4))
     whole = erase(pipe, TASK, cfg, data, 0)
-    plain, seen = Doco.gradient, []
-
-    def killed_at(*steps: int):
-        def gradient(self, step: int):
-            seen.append(step)
-            if step in steps:
-                raise KeyboardInterrupt
-            return plain(self, step)
-
-        monkeypatch.setattr(Doco, "gradient", gradient)
-
     kept = dataclasses.replace(data, state=tmp_path / "state")
-    for stop in (1, 5):
-        killed_at(stop)
-        with pytest.raises(KeyboardInterrupt):
-            erase(pipe, TASK, cfg, kept, 0)
-    killed_at()
-    assert same(erase(pipe, TASK, cfg, kept, 0), whole)
-    assert seen == [0, 1, 1, 2, 3, 4, 5, 4, 5]
+    resumed, steps = interrupted(monkeypatch, Doco, "gradient", lambda: erase(pipe, TASK, cfg, kept, 0), 1, 5)
+    assert same(resumed, whole) and steps == [0, 1, 1, 2, 3, 4, 5, 4, 5]
 
 
 def test_a_discriminator_for_each_concept_takes_turns(pipe, data):

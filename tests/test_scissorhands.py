@@ -14,7 +14,7 @@ from resurgence.erasers import EraserData
 from resurgence.erasers.gradient import scissorhands
 from resurgence.erasers.gradient.scissorhands import ScissorHands, ScissorHandsConfig, erase, fresh, project, snip
 from resurgence.erasers.gradient.student import Student
-from slow import TASK, gradients_of, pipeline, same, shake, snapshot, unet_with, worst
+from slow import TASK, gradients_of, interrupted, pipeline, same, shake, snapshot, unet_with, worst
 from slow_images import CAPTIONS, flat, forget_points, retain_points, slow_denoising, slow_pseudo
 
 pytest_plugins = ("erasure_fixtures",)
@@ -184,20 +184,8 @@ def test_an_interrupted_run_goes_on_bit_for_bit(pipe, data, tmp_path, monkeypatc
     whole = erase(pipe, TASK, cfg, data, 0)
     assert whole.keys() == {f"unet.{n}" for n, _ in pipe.unet.named_parameters()}
     kept = EraserData(images=data.images, retained=data.retained, state=tmp_path / "state")
-    own = ScissorHands.gradient
-
-    def dies(self, step):
-        if step == 2:
-            raise KeyboardInterrupt
-        return own(self, step)
-
-    monkeypatch.setattr(ScissorHands, "gradient", dies)
-    with pytest.raises(KeyboardInterrupt):
-        erase(pipe, TASK, cfg, kept, 0)
-    steps = []
-    monkeypatch.setattr(ScissorHands, "gradient", lambda self, step: (steps.append(step), own(self, step))[1])
-    assert same(erase(pipe, TASK, cfg, kept, 0), whole)
-    assert steps == [1, 2]
+    resumed, steps = interrupted(monkeypatch, ScissorHands, "gradient", lambda: erase(pipe, TASK, cfg, kept, 0), 2)
+    assert same(resumed, whole) and steps == [0, 1, 2, 1, 2]
 
 
 def test_training_lowers_the_loss(pipe, data, tmp_path):
