@@ -81,6 +81,13 @@ def embed(pipe: StableDiffusionPipeline, caption: str) -> torch.Tensor:
     return pipe.text_encoder(inputs.input_ids)[0][0]
 
 
+def embed_word(pipe: StableDiffusionPipeline, template: str, word: str) -> tuple[torch.Tensor, int]:
+    """The embedding (L, d) of a caption, and the position of the last token of the word in it."""
+    caption = template.replace("{}", word)
+    tail = len(pipe.tokenizer(template.split("{}")[1], add_special_tokens=False).input_ids)
+    return embed(pipe, caption), len(pipe.tokenizer(caption).input_ids) - 2 - tail
+
+
 def predicted(
     pipe: StableDiffusionPipeline,
     unet: UNet2DConditionModel,

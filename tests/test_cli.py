@@ -28,7 +28,7 @@ from resurgence.diffusion.image_sets import read_image_set
 from resurgence.diffusion.pipeline import load_base
 from resurgence.provenance.manifest import read_manifest, verify
 from resurgence.provenance.source_modules import PACKAGE
-from tiny import make_pipeline
+from tiny import make_pipeline, predict
 
 TASK = {
     "name": "ship", "kind": "object", "erase": ["ship"], "retain": ["dog", "bird"], "mapping": "sky",
@@ -93,12 +93,6 @@ def write_scorers(path: Path) -> None:
     (path / "clip").mkdir()
     (path / "clip" / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
     save_file(open_clip.CLIP(**config).state_dict(), path / "clip" / "open_clip_model.safetensors")
-
-
-def predict(pipe: StableDiffusionPipeline, prompt: str) -> torch.Tensor:
-    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return pipe.unet(x, 501, pipe.encode_prompt([prompt], "cpu", 1, False)[0]).sample
 
 
 @pytest.mark.parametrize("name", ["uce", "mace", "lora", "full", "images base", "images", "scores", "export"])

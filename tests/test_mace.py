@@ -29,6 +29,7 @@ from resurgence.erasers.mace.method import (
     tokens_of,
     train_loras,
 )
+from slow import relative
 from tiny import make_pipeline
 
 KINDS = {
@@ -79,10 +80,6 @@ def erased(pipe, data):
     refined, _ = refine(double, TASK, CFG, data)
     with swapped(double.unet, from_delta(refined, double.unet)):
         return double, refined, *attention_loras(double, TASK, CFG, data, seed=5)
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from resurgence.diffusion.text import fill
 from resurgence.erasers import EraserData
 from resurgence.erasers.mace.method import MaceConfig, refine
 from resurgence.erasers.mace.refinement_only import MaceRefinementConfig, erase
+from slow import embed
 from tiny import make_pipeline
 
 KINDS = {
@@ -45,13 +46,6 @@ def pipe(request):
 def data(pipe) -> EraserData:
     domain = [caption for concept in TASK.retain for caption in fill(CAPTIONS, concept)]
     return EraserData(prior=second_moment(pipe, PRIOR), domain=second_moment(pipe, domain))
-
-
-@torch.no_grad()
-def embed(pipe, caption: str) -> torch.Tensor:
-    """Rows of a caption, (L, d)."""
-    ids = pipe.tokenizer(caption, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return pipe.text_encoder(ids)[0][0]
 
 
 def reference(pipe, weight: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from resurgence.diffusion.attention import projection_weights
 from resurgence.erasers import EraserData
 from resurgence.erasers.closed_form import uce
 from resurgence.erasers.closed_form.rece import ReceConfig, derivation, erase
+from slow import embed_word as embed
 from tiny import make_pipeline
 
 KINDS = {
@@ -44,15 +45,6 @@ def pipe(request):
 @pytest.fixture(scope="module")
 def double(pipe):
     return copy.deepcopy(pipe).to(torch.float64)
-
-
-@torch.no_grad()
-def embed(pipe, template: str, word: str) -> tuple[torch.Tensor, int]:
-    """Rows of a caption, (L, d), and the position of the last token of the word in it."""
-    inputs = pipe.tokenizer(template.replace("{}", word), padding="max_length", truncation=True, return_tensors="pt")
-    tail = len(pipe.tokenizer(template.split("{}")[1], add_special_tokens=False).input_ids)
-    ids = pipe.tokenizer(template.replace("{}", word)).input_ids
-    return pipe.text_encoder(inputs.input_ids)[0][0], len(ids) - 2 - tail
 
 
 def pairs(pipe, cfg: ReceConfig, rule: str) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -13,6 +13,7 @@ from resurgence.config.task import Task
 from resurgence.diffusion.attention import projection_weights
 from resurgence.erasers import EraserData
 from resurgence.erasers.closed_form.time import TimeConfig, aligned, corresponding, erase, subsequence
+from slow import embed
 from tiny import make_pipeline
 
 KINDS = {
@@ -36,13 +37,6 @@ def pipe(request):
 @pytest.fixture(scope="module")
 def double(pipe):
     return copy.deepcopy(pipe).to(torch.float64)
-
-
-@torch.no_grad()
-def embed(pipe, caption: str) -> torch.Tensor:
-    """Rows of a caption, (L, d), by a text encoder in float64."""
-    inputs = pipe.tokenizer(caption, padding="max_length", truncation=True, return_tensors="pt")
-    return pipe.text_encoder(inputs.input_ids)[0][0]
 
 
 def word_tokens(pipe, text: str) -> int:
