@@ -158,7 +158,7 @@ def test_a_word_as_prefix_is_the_word(pipe):
     assert relative(encode(student, {}, ["ship"], rows)[0], embed(pipe, "queen ship")) < 1e-5
 
 
-def test_gradients_reach_the_prefix_and_the_encoder_and_the_hook_is_gone(pipe, monkeypatch):
+def test_gradients_reach_the_prefix_and_the_encoder_and_the_hook_is_gone(pipe):
     student = Student(pipe, "text-encoder")
     prefix = torch.zeros(1, 2, pipe.text_encoder.config.hidden_size, requires_grad=True)
     table = pipe.text_encoder.get_input_embeddings()

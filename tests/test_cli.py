@@ -172,7 +172,7 @@ def test_export_is_the_base_with_the_deltas(place: Path) -> None:
     assert not torch.allclose(predict(exported, prompt), predict(load_base(place / "base"), prompt), atol=1e-3)
 
 
-def test_a_rerun_writes_the_same_manifest(place: Path, tmp_path: Path) -> None:
+def test_a_rerun_writes_the_same_manifest(place: Path) -> None:
     before = (place / "uce" / "manifest.json").read_bytes()
     arguments = ["--base", place / "base", "--task", place / "task.yaml", "--device", "cpu"]
     run("erase", *arguments, "--eraser", "uce", "--out", place / "uce", "--set", "lamb=0.1")
