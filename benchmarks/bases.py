@@ -19,7 +19,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from published import BASES, clip_tokenizer
 from resurgence.config.task import Task
+from resurgence.diffusion.attention import projection_weights
 from resurgence.diffusion.unet import ddim_of
+from resurgence.erasers.lora import Lora
 from tiny import make_pipeline
 
 WIDTHS = [320] * 5 + [640] * 5 + [1280] * 6  # channels of the 16 cross-attentions of SD 1.4
@@ -73,6 +75,13 @@ def people(erased: int, retained: int = 1) -> Task:
         name="people", kind="celebrity", erase=tuple(erase), retain=tuple(retain),
         mapping=dict.fromkeys(erase, "a person"), templates=("a photo of {}",), seeds={"erase": 1, "retain": 1},
     )  # fmt: skip
+
+
+def random_loras(pipe: Any, concepts: Any) -> dict[str, Lora]:
+    """Concept -> LoRA of rank 1, the same for each."""
+    weights = projection_weights(pipe.unet)
+    one = {n: (torch.randn(1, w.shape[1]) / w.shape[1], torch.randn(len(w), 1)) for n, w in weights.items()}
+    return dict.fromkeys(concepts, one)
 
 
 class Clock:

@@ -9,14 +9,13 @@ from typing import Any
 
 import naive
 import torch
-from bases import people, wide_base
+from bases import people, random_loras, wide_base
 from comparison import Result, Side, Size, compare, measured
 
 from resurgence.config.fields import build
 from resurgence.diffusion.attention import projection_weights
 from resurgence.diffusion.text import CAPTIONS, Encoder, fill
 from resurgence.erasers import EraserData, eraser_config, method
-from resurgence.erasers.lora import Lora
 from resurgence.erasers.mace import method as mace
 from resurgence.erasers.mace.fusion import caption_moment, lora_sums
 
@@ -34,13 +33,6 @@ def erase(
     """The delta of a closed form, of a corpus with this second moment or of none."""
     data = EraserData(prior=prior)
     return method(name).erase(pipe, task, build(eraser_config(name), settings, "settings"), data, 0)
-
-
-def random_loras(pipe: Any, concepts: Any) -> dict[str, Lora]:
-    """Concept -> LoRA of rank 1."""
-    weights = projection_weights(pipe.unet)
-    one = {n: (torch.randn(1, w.shape[1]) / w.shape[1], torch.randn(len(w), 1)) for n, w in weights.items()}
-    return dict.fromkeys(concepts, one)
 
 
 def mace_closed_forms(pipe: Any, task: Any, moment: torch.Tensor, loras: Any, templates: Any, precision: str) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from bases import WIDTHS, people, wide_base
+from bases import WIDTHS, people, random_loras, wide_base
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -82,9 +82,7 @@ def closed_form(name: str, **settings: Any) -> Callable[[Pipe, Task, tuple[str, 
 def fusion(pipe: Pipe, task: Task, templates: tuple[str, ...]) -> Run:
     """MACE's fusion of one LoRA of rank 1 for each concept, which embeds their captions; the LoRAs are there before."""
     cfg = build(eraser_config("mace"), MACE | {"captions": templates}, "settings")
-    weights = projection_weights(pipe.unet)
-    lora = {n: (torch.randn(1, w.shape[1]) / w.shape[1], torch.randn(len(w), 1)) for n, w in weights.items()}
-    refined, loras = as_delta(weights), dict.fromkeys(task.erase, lora)
+    refined, loras = as_delta(projection_weights(pipe.unet)), random_loras(pipe, task.erase)
     return lambda: mace.fuse(pipe, task, cfg, EraserData(), refined, loras)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
@@ -80,6 +81,13 @@ def embed(pipe: StableDiffusionPipeline, caption: str) -> torch.Tensor:
     return pipe.text_encoder(inputs.input_ids)[0][0]
 
 
+def embed_word(pipe: StableDiffusionPipeline, template: str, word: str) -> tuple[torch.Tensor, int]:
+    """The embedding (L, d) of a caption, and the position of the last token of the word in it."""
+    caption = template.replace("{}", word)
+    tail = len(pipe.tokenizer(template.split("{}")[1], add_special_tokens=False).input_ids)
+    return embed(pipe, caption), len(pipe.tokenizer(caption).input_ids) - 2 - tail
+
+
 def predicted(
     pipe: StableDiffusionPipeline,
     unet: UNet2DConditionModel,
@@ -142,3 +150,27 @@ def worst(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
     """||a - b|| / ||b|| over two lists of tensors."""
     assert [x.shape for x in a] == [x.shape for x in b]
     return relative(torch.cat([x.flatten() for x in a]), torch.cat([x.flatten() for x in b]))
+
+
+def interrupted(
+    monkeypatch: pytest.MonkeyPatch, kind: type, method: str, run: Callable[[], dict[str, torch.Tensor]], *stops: int
+) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """What a training gives that dies in each of these steps and is run again, and all steps that it began.
+
+    Args:
+        kind: the objective. method: of it, what is called once a step, with the step.
+    """
+    own, left, begun = getattr(kind, method), [*stops], []
+
+    def dying(self: object, step: int) -> object:
+        begun.append(step)
+        if left and step == left[0]:
+            left.pop(0)
+            raise KeyboardInterrupt
+        return own(self, step)
+
+    monkeypatch.setattr(kind, method, dying)
+    for _ in stops:
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    return run(), begun

@@ -8,7 +8,6 @@ import json
 import pytest
 import torch
 
-from resurgence.config.fields import build
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.ca import Ca, erase, target_of
 from resurgence.erasers.gradient.image_configs import CaConfig
@@ -168,15 +167,3 @@ def test_missing_anchors_are_named(pipe, data):
             ValueError, match=r"ca: no images of '.*', the anchor of '.*'; make the anchor images first"
         ):
             erase(pipe, TASK, CFG, EraserData(anchors=anchors), 0)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"anchor_weight": -1.0}, {"loss": "model"}, {"target_from": "base"}, {"parameters": "text-encoder"},
-        {"batch": 0}, {"lr": -1.0}, {"prompts": ""}, {"optimiser": "adam", "weight_decay": 0.1}, {"steps": 1.5},
-    ],
-)  # fmt: skip
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=list(bad)[-1]):
-        build(CaConfig, bad, "ca")

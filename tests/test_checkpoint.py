@@ -27,7 +27,7 @@ from test_bad_lora import kohya_lora
 from test_config import TASK, config, write_world  # noqa: F401, config is a fixture
 
 BLOCK = "unet.up_blocks.1.attentions.0.transformer_blocks.0"
-KEY, VALUE, QUERY = (f"{BLOCK}.attn2.{name}.weight" for name in ("to_k", "to_v", "to_q"))
+KEY, VALUE = (f"{BLOCK}.attn2.{name}.weight" for name in ("to_k", "to_v"))
 TEXT = "text_encoder.encoder.layers.0.self_attn.q_proj.weight"
 RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3",

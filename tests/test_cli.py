@@ -28,7 +28,7 @@ from resurgence.diffusion.image_sets import read_image_set
 from resurgence.diffusion.pipeline import load_base
 from resurgence.provenance.manifest import read_manifest, verify
 from resurgence.provenance.source_modules import PACKAGE
-from tiny import make_pipeline
+from tiny import make_pipeline, predict
 
 TASK = {
     "name": "ship", "kind": "object", "erase": ["ship"], "retain": ["dog", "bird"], "mapping": "sky",
@@ -93,12 +93,6 @@ def write_scorers(path: Path) -> None:
     (path / "clip").mkdir()
     (path / "clip" / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
     save_file(open_clip.CLIP(**config).state_dict(), path / "clip" / "open_clip_model.safetensors")
-
-
-def predict(pipe: StableDiffusionPipeline, prompt: str) -> torch.Tensor:
-    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return pipe.unet(x, 501, pipe.encode_prompt([prompt], "cpu", 1, False)[0]).sample
 
 
 @pytest.mark.parametrize("name", ["uce", "mace", "lora", "full", "images base", "images", "scores", "export"])
@@ -178,7 +172,7 @@ def test_export_is_the_base_with_the_deltas(place: Path) -> None:
     assert not torch.allclose(predict(exported, prompt), predict(load_base(place / "base"), prompt), atol=1e-3)
 
 
-def test_a_rerun_writes_the_same_manifest(place: Path, tmp_path: Path) -> None:
+def test_a_rerun_writes_the_same_manifest(place: Path) -> None:
     before = (place / "uce" / "manifest.json").read_bytes()
     arguments = ["--base", place / "base", "--task", place / "task.yaml", "--device", "cpu"]
     run("erase", *arguments, "--eraser", "uce", "--out", place / "uce", "--set", "lamb=0.1")

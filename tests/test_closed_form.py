@@ -17,6 +17,7 @@ from resurgence.erasers.closed_form.solver import (
     shared_edit,
     system,
 )
+from slow import relative
 from tiny import make_tokenizer
 
 
@@ -24,10 +25,6 @@ def random_problem(d: int = 6, rows: int = 9, seed: int = 0) -> tuple[torch.Tens
     """Embeddings e, e' and a corpus, all (rows, d) float64, and a projection (4, d)."""
     g = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(n, d, generator=g, dtype=torch.float64) for n in (rows, rows, 3 * rows, 4))
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from resurgence.config.fields import build
 from resurgence.diffusion.deltas import load_delta
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.doco import Doco, code_surgery, discriminator, erase, paper_surgery
@@ -20,6 +19,7 @@ from slow import (
     TASK,
     embed,
     gradients_of,
+    interrupted,
     predicted,
     relative,
     same,
@@ -362,25 +362,9 @@ def test_resumed_training_is_the_uninterrupted_one(pipe, data, tmp_path, monkeyp
     """The discriminators and their optimisers go on from where they were, from the warm-up as well."""
     cfg = dataclasses.replace(CFG, discriminators=discriminators, steps=6, warmup=2, lr=1e-3, checkpoints=(1, 4))
     whole = erase(pipe, TASK, cfg, data, 0)
-    plain, seen = Doco.gradient, []
-
-    def killed_at(*steps: int):
-        def gradient(self, step: int):
-            seen.append(step)
-            if step in steps:
-                raise KeyboardInterrupt
-            return plain(self, step)
-
-        monkeypatch.setattr(Doco, "gradient", gradient)
-
     kept = dataclasses.replace(data, state=tmp_path / "state")
-    for stop in (1, 5):
-        killed_at(stop)
-        with pytest.raises(KeyboardInterrupt):
-            erase(pipe, TASK, cfg, kept, 0)
-    killed_at()
-    assert same(erase(pipe, TASK, cfg, kept, 0), whole)
-    assert seen == [0, 1, 1, 2, 3, 4, 5, 4, 5]
+    resumed, steps = interrupted(monkeypatch, Doco, "gradient", lambda: erase(pipe, TASK, cfg, kept, 0), 1, 5)
+    assert same(resumed, whole) and steps == [0, 1, 1, 2, 3, 4, 5, 4, 5]
 
 
 def test_a_discriminator_for_each_concept_takes_turns(pipe, data):
@@ -465,18 +449,3 @@ def test_missing_anchors_are_named(pipe, data):
     for anchors in ({}, {"street": data.anchors["street"]}, data.anchors | {"the dog": torch.zeros(0, 3, 16, 16)}):
         with pytest.raises(ValueError, match=r"doco: no images of '.*', the anchor of '.*'; make the anchor images"):
             erase(pipe, TASK, CFG, EraserData(anchors=anchors), 0)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"lamb": -1.0}, {"discriminate": "image"}, {"generator": "wgan"}, {"anchor_from": "base"},
-        {"surgery": "pcgrad"}, {"unlearning": "l1"}, {"warmup": -1}, {"steps": 10, "warmup": 10},
-        {"discriminator_lr": 0.0}, {"last_stride": 3}, {"parameters": "text-encoder"}, {"batch": 0},
-        {"lr": -1.0}, {"prompts": ""}, {"steps": 1.5}, {"discriminator_width": 0}, {"discriminators": "each"},
-        {"unlearning": "l2", "discriminators": "concept"},
-    ],
-)  # fmt: skip
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=list(bad)[-1]):
-        build(DocoConfig, bad, "doco")

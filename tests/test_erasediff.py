@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from resurgence.config.fields import build
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasediff import (
     EraseDiff,
@@ -180,16 +179,3 @@ def test_training_lowers_the_part_that_has_the_weight(data, tmp_path, part):
 def test_missing_images_name_the_concept(pipe, data):
     with pytest.raises(ValueError, match="erasediff: no images of 'queen'; make the retained images first"):
         erase(pipe, TASK, EraseDiffConfig(**SMALL), EraserData(images=data.images), 0)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"eta": -0.1}, {"weight": -1.0}, {"inner_steps": -1}, {"inner_lr": 0.0}, {"multiplier": "adaptive"},
-        {"inner_steps": 0, "multiplier": "value"}, {"inner_value": "first"}, {"target_from": "teacher"},
-        {"parameters": "text-encoder"}, {"batch": 0}, {"k_steps": 2},
-    ],
-)  # fmt: skip
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        build(EraseDiffConfig, bad, "erasediff")

@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 
-from resurgence.config.fields import build
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.esd import Esd, erase, esd_target
 from resurgence.erasers.gradient.student import Student
@@ -179,16 +178,3 @@ def test_training_moves_the_prediction_to_the_target(pipe, tmp_path):
     erase(pipe, TASK, cfg, EraserData(), 0, tmp_path)
     loss = json.loads((tmp_path / "curves.json").read_text())["loss"]
     assert len(loss) == 20 and sum(loss[-5:]) < 0.6 * sum(loss[:5])
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"eta": -1.0}, {"guidance": -0.5}, {"ddim_steps": 0}, {"trajectories": 0}, {"template": "a photo"},
-        {"template": "{} and {}"}, {"eta_from": "anchor"}, {"x_t": "teacher"}, {"steps": 0}, {"lr": 0.0}, {"etas": 1.0},
-        {"parameters": "cross"}, {"checkpoints": [2000]}, {"weight_decay": 0.1}, {"ema": 1.0}, {"max_norm": 0.0},
-    ],
-)  # fmt: skip
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        build(EsdConfig, bad, "esd")

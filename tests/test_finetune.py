@@ -24,7 +24,8 @@ from resurgence.diffusion.unet import ddim_of
 from resurgence.training import finetune as f
 from resurgence.training.checkpoint import Saver, fingerprint
 from resurgence.training.lora import TARGETS, prepare, restore
-from tiny import SENTENCES, make_pipeline
+from slow import same
+from tiny import SENTENCES, make_pipeline, predict
 
 CFG = f.FinetuneConfig(steps=5, checkpoints=(2, 5), lr=5e-3, batch=2, accumulation=2)
 FULL = dataclasses.replace(CFG, algorithm="full", lr=1e-3, lr_scheduler="constant")
@@ -51,16 +52,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def base_weights(step: str) -> dict[str, torch.Tensor]:
     return {f"{step}/unet.{name}": p for name, p in base().unet.state_dict().items()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def predict(pipe: StableDiffusionPipeline) -> torch.Tensor:
-    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return pipe.unet(x, 501, pipe.encode_prompt([SENTENCES[0]], "cpu", 1, False)[0]).sample
 
 
 @pytest.fixture(scope="module")

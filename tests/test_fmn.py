@@ -8,7 +8,6 @@ import json
 import pytest
 import torch
 
-from resurgence.config.fields import build
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.fmn import Fmn, FmnConfig, attention_norm, erase
 from resurgence.erasers.gradient.student import Student
@@ -163,15 +162,3 @@ def test_caption_in_which_the_concept_is_lost_is_named(pipe, data):
     cfg = dataclasses.replace(CFG, captions=("a photo of the {}s",))
     with pytest.raises(ValueError, match=r"'ship' do not occur in caption 'a photo of the ships'"):
         erase(pipe, TASK, cfg, data, 0)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"parameters": "text-encoder"}, {"pooler_tokens": "all"}, {"use_pooler": 1}, {"captions": 3}, {"steps": 0},
-        {"max_norm": 0.0}, {"weight_decay": -0.1}, {"norm": 2},
-    ],
-)  # fmt: skip
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        build(FmnConfig, bad, "fmn")

@@ -21,7 +21,6 @@ from test_masks import folders  # noqa: F401 (a fixture)
 from test_scorers import write_clip
 from tiny import make_pipeline
 
-Tensors = dict[str, torch.Tensor]
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
@@ -118,7 +117,7 @@ def test_an_unknown_clip_is_told(settings: dict, message: str) -> None:
         clip.load(ClipConfig(**settings))
 
 
-def test_a_clip_that_is_not_in_the_cache_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_clip_that_is_not_in_the_cache_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse: Callable = lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("not in the cache"))  # noqa: E731
     monkeypatch.setattr("open_clip.factory.download_pretrained", refuse)
     with pytest.raises(FileNotFoundError, match=r"'ViT-B-32-quickgelu' with the tag 'openai' cannot be loaded.*online"):

@@ -9,7 +9,6 @@ import json
 import pytest
 import torch
 
-from resurgence.config.fields import build
 from resurgence.config.task import Task
 from resurgence.data.moments import second_moment
 from resurgence.diffusion.attention import projection_weights
@@ -17,6 +16,7 @@ from resurgence.diffusion.text import fill
 from resurgence.erasers import EraserData
 from resurgence.erasers.mace.method import MaceConfig, refine
 from resurgence.erasers.mace.refinement_only import MaceRefinementConfig, erase
+from slow import embed
 from tiny import make_pipeline
 
 KINDS = {
@@ -46,13 +46,6 @@ def pipe(request):
 def data(pipe) -> EraserData:
     domain = [caption for concept in TASK.retain for caption in fill(CAPTIONS, concept)]
     return EraserData(prior=second_moment(pipe, PRIOR), domain=second_moment(pipe, domain))
-
-
-@torch.no_grad()
-def embed(pipe, caption: str) -> torch.Tensor:
-    """Rows of a caption, (L, d)."""
-    ids = pipe.tokenizer(caption, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return pipe.text_encoder(ids)[0][0]
 
 
 def reference(pipe, weight: torch.Tensor) -> torch.Tensor:
@@ -176,15 +169,3 @@ def test_report_and_untouched_pipeline(pipe, data, tmp_path):
     for name, w in projection_weights(pipe.unet).items():
         change = float((delta[f"unet.{name}.weight"] - w).norm() / w.norm())
         assert report["relative_change"][name] == pytest.approx(change, rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"lamb": -1}, {"preserve_weight": -1.0}, {"train_preserve_scale": -1e-4}, {"train_preserve_scale": 0},
-        {"scale_application": "twice"}, {"steps": 50}, {"fuse_preserve_scale": 0.1},
-    ],
-)  # fmt: skip
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        build(MaceRefinementConfig, bad, "mace-refinement")

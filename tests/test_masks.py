@@ -26,7 +26,6 @@ from transformers import (
     SwinConfig,
 )
 
-from resurgence.config.fields import build
 from resurgence.data.masks import MaskConfig, segment, segment_all
 from resurgence.data.segmenters.cross_attention import heat, otsu, scaled
 from resurgence.data.segmenters.foreground import foreground
@@ -308,17 +307,3 @@ def test_grounded_sam_names_what_cannot_be_loaded(folders, tmp_path):
     missing = str(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"SamModel cannot be loaded from .*nothing"):
         GroundedSam.load(folders[0], None, missing, None, "cpu")
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"segmenter": "sam"}, {"empty": "skip"}, {"batch": 0}, {"border": 0.0}, {"border": 0.5}, {"contrast": -1},
-        {"smallest": 0}, {"timesteps": []}, {"timesteps": [-1]}, {"template": "a photo"}, {"phrase": "{} {}"},
-        {"detector": ""}, {"precision": "int8"}, {"threshold": 1.0}, {"text_threshold": 0}, {"edges": 1},
-        {"max_replaced": 1.1},
-    ],
-)  # fmt: skip
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        build(MaskConfig, bad, "masks")

@@ -107,7 +107,6 @@ COLUMNS: dict[str, Columns] = {  # scorer -> its columns for ROWS
     "lpips": lambda _: lpips.LpipsScorer(Distance(), "lpips_alex").score(IMAGES, ROWS, WORLD, IMAGES.flip(3)),
     "lpips_vgg": lambda _: lpips.LpipsScorer(Distance(), "lpips_vgg").score(IMAGES, ROWS, WORLD, IMAGES.flip(3)),
 }
-NOTHING = ("inception",)  # features alone
 DISTANCES = ("frechet", "kid", "frechet_reference")
 
 

@@ -245,7 +245,7 @@ def saved_bytes(compute: Callable[[], torch.Tensor]) -> Iterator[int]:
     return sum(sizes.values())
 
 
-def test_a_graph_saves_the_activations_of_one_micro_batch(monkeypatch):
+def test_a_graph_saves_the_activations_of_one_micro_batch():
     x, t, text = torch.randn(8, 4, 8, 8), torch.full((8,), 3), torch.randn(8, 24, 32)
 
     def bytes_of(limits: dict[str, Any]) -> int:

@@ -174,7 +174,7 @@ def test_what_killed_a_mutant(status: int | None, output: str, by: str | None) -
     assert mutants.killer(status, output) == by
 
 
-def test_order_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_of_the_tests() -> None:
     fusion = "src/resurgence/erasers/mace/fusion.py"
     assert "tests/test_benchmarks.py" in mutants.tests_of(fusion)
     assert mutants.in_order(fusion, {})[0] == "tests/test_mace.py"

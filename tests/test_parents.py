@@ -140,7 +140,7 @@ def test_deltas_that_may_follow(
     assert len(warnings) == bool(warning) and all(warning in text for text in warnings)
 
 
-def test_older_manifests_pass(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_older_manifests_pass(place: Path, tmp_path: Path) -> None:
     """Without names of the parents these are known by their digest; without inputs nothing is known."""
     old = shutil.copytree(place / "ft", tmp_path / "old")
     manifest = read_manifest(old)
@@ -154,9 +154,7 @@ def test_older_manifests_pass(place: Path, tmp_path: Path, capsys: pytest.Captur
     check_parents([old / "step-000002"], place / "base")
 
 
-def test_artefacts_of_a_study_are_compared_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_artefacts_of_a_study_are_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand from a checkpoint, and in a job from the artefacts among its inputs."""
     monkeypatch.chdir(tmp_path)
     erased, tuned = (

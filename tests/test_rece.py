@@ -8,12 +8,12 @@ import json
 import pytest
 import torch
 
-from resurgence.config.fields import build
 from resurgence.config.task import Task
 from resurgence.diffusion.attention import projection_weights
 from resurgence.erasers import EraserData
 from resurgence.erasers.closed_form import uce
 from resurgence.erasers.closed_form.rece import ReceConfig, derivation, erase
+from slow import embed_word as embed
 from tiny import make_pipeline
 
 KINDS = {
@@ -45,15 +45,6 @@ def pipe(request):
 @pytest.fixture(scope="module")
 def double(pipe):
     return copy.deepcopy(pipe).to(torch.float64)
-
-
-@torch.no_grad()
-def embed(pipe, template: str, word: str) -> tuple[torch.Tensor, int]:
-    """Rows of a caption, (L, d), and the position of the last token of the word in it."""
-    inputs = pipe.tokenizer(template.replace("{}", word), padding="max_length", truncation=True, return_tensors="pt")
-    tail = len(pipe.tokenizer(template.split("{}")[1], add_special_tokens=False).input_ids)
-    ids = pipe.tokenizer(template.replace("{}", word)).input_ids
-    return pipe.text_encoder(inputs.input_ids)[0][0], len(ids) - 2 - tail
 
 
 def pairs(pipe, cfg: ReceConfig, rule: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -229,15 +220,3 @@ def test_no_unique_solution_names_the_setting(pipe):
     with pytest.raises(ValueError, match=r"epoch_lamb = 0, epoch_preserve_scale = 0: .*condition number"):
         cfg = ReceConfig(epoch_tokens="last", epoch_lamb=0.0, epoch_preserve_scale=0.0)
         erase(pipe, TASK, cfg, EraserData(), 0)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"lamb": -0.1}, {"erase_scale": 0}, {"preserve_scale": -1}, {"tokens": "all"}, {"epochs": -1}, {"mu": 0},
-        {"epoch_lamb": -1}, {"epoch_preserve_scale": -1}, {"targets": "old"}, {"epoch_tokens": "first"}, {"reg": 1},
-    ],
-)  # fmt: skip
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        build(ReceConfig, bad, "rece")

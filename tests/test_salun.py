@@ -7,12 +7,11 @@ import json
 import pytest
 import torch
 
-from resurgence.config.fields import build
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.forget_retain import ForgetRetain, kth_largest, largest
 from resurgence.erasers.gradient.salun import Salun, SalunConfig, erase, saliency_mask
 from resurgence.erasers.gradient.student import Student
-from slow import TASK, gradients_of, same, shake, snapshot, unet_with, worst
+from slow import TASK, gradients_of, interrupted, same, shake, snapshot, unet_with, worst
 from slow_images import CAPTIONS, flat, forget_points, retain_points, slow_denoising, slow_pseudo
 
 pytest_plugins = ("erasure_fixtures",)
@@ -145,20 +144,8 @@ def test_an_interrupted_run_goes_on_with_the_same_mask(pipe, data, tmp_path, mon
     cfg = SalunConfig(steps=3, lr=1e-3, checkpoints=(1,), **SMALL)
     whole = erase(pipe, TASK, cfg, data, 0)
     kept = EraserData(images=data.images, retained=data.retained, state=tmp_path / "state")
-    own = Salun.gradient
-
-    def dies(self, step):
-        if step == 2:
-            raise KeyboardInterrupt
-        return own(self, step)
-
-    monkeypatch.setattr(Salun, "gradient", dies)
-    with pytest.raises(KeyboardInterrupt):
-        erase(pipe, TASK, cfg, kept, 0)
-    steps = []
-    monkeypatch.setattr(Salun, "gradient", lambda self, step: (steps.append(step), own(self, step))[1])
-    assert same(erase(pipe, TASK, cfg, kept, 0), whole)
-    assert steps == [1, 2]
+    resumed, steps = interrupted(monkeypatch, Salun, "gradient", lambda: erase(pipe, TASK, cfg, kept, 0), 2)
+    assert same(resumed, whole) and steps == [0, 1, 2, 1, 2]
 
 
 def test_training_lowers_the_loss(pipe, data, tmp_path):
@@ -174,16 +161,3 @@ def test_missing_images_name_the_concept(pipe, data, part, concept):
     del parts[part][concept]
     with pytest.raises(ValueError, match=f"salun.*{concept}.*images first"):
         erase(pipe, TASK, SalunConfig(**SMALL), EraserData(**parts), 0)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"alpha": -0.1}, {"mask_guidance": -1.0}, {"mask_steps": 0}, {"fraction": 0.0}, {"fraction": 1.1},
-        {"target_from": "teacher"}, {"parameters": "text-encoder"}, {"steps": 0}, {"lr": 0.0},
-        {"weight_decay": 0.1, "optimiser": "adamw"}, {"alphas": 1.0},
-    ],
-)  # fmt: skip
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        build(SalunConfig, bad, "salun")

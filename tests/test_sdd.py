@@ -8,7 +8,6 @@ import json
 import pytest
 import torch
 
-from resurgence.config.fields import build
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.sdd import Sdd, erase
 from resurgence.erasers.gradient.student import Student
@@ -166,15 +165,3 @@ def test_training_makes_the_concept_say_what_nothing_says(pipe, tmp_path):
     erase(pipe, TASK, cfg, EraserData(), 0, tmp_path)
     loss = json.loads((tmp_path / "curves.json").read_text())["loss"]
     assert len(loss) == 20 and sum(loss[-5:]) < 0.5 * sum(loss[:5])
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"ema": None}, {"ema": 1.5}, {"guidance": -1.0}, {"ddim_steps": 0}, {"trajectories": 0}, {"template": "photo"},
-        {"z_t": "student"}, {"sampled_for": "none"}, {"parameters": "text-encoder"}, {"max_norm": -1.0}, {"eta": 1.0},
-    ],
-)  # fmt: skip
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        build(SddConfig, bad, "sdd")

@@ -187,7 +187,7 @@ def test_an_interrupted_job_goes_on_with_the_next_shard(
     assert [file.name for file in sample_job(3, "parts").state.iterdir()] == ["inputs.json"]
 
 
-def test_other_inputs_start_from_the_beginning(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_inputs_start_from_the_beginning(study: Path) -> None:
     job = sample_job(3, "parts")
     (sample.unfinished(job) / "step-000000.0001-of-0004.parquet").write_text("of a former prompt set")
     assert len(list(sample.unfinished(job).iterdir())) == 2

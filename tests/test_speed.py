@@ -8,13 +8,13 @@ import json
 import pytest
 import torch
 
-from resurgence.config.fields import build
 from resurgence.config.task import Task
 from resurgence.diffusion.attention import projection_weights
 from resurgence.erasers import EraserData
 from resurgence.erasers.closed_form.configs import SpeedConfig
 from resurgence.erasers.closed_form.speed import erase, free_directions, influential, invariant_rows
 from resurgence.seeds import generator
+from slow import embed_word as embed
 from tiny import make_pipeline
 
 KINDS = {
@@ -35,16 +35,6 @@ EXACT = SpeedConfig(threshold=1e-9, prior_filter=False, augmentations=0)
 @pytest.fixture(scope="module", params=list(KINDS))
 def pipe(request):
     return make_pipeline(**KINDS[request.param]).to(torch.float64)
-
-
-@torch.no_grad()
-def embed(pipe, template: str, word: str) -> tuple[torch.Tensor, int]:
-    """Rows of a caption, (L, d), and the position of the last token of the word in it."""
-    inputs = pipe.tokenizer(template.replace("{}", word), padding="max_length", truncation=True, return_tensors="pt")
-    tail = len(pipe.tokenizer(template.split("{}")[1], add_special_tokens=False).input_ids)
-    return pipe.text_encoder(inputs.input_ids)[0][0], len(
-        pipe.tokenizer(template.replace("{}", word)).input_ids
-    ) - 2 - tail
 
 
 def retained_rows(pipe, cfg: SpeedConfig) -> list[torch.Tensor]:
@@ -216,15 +206,3 @@ def test_no_direction_left_says_what_to_do():
     small = make_pipeline(cross_attention_dim=32, max_length=40)
     with pytest.raises(ValueError, match=r"threshold = 0.1 and invariants: rows leave none of 32 .*raise threshold"):
         erase(small, TASK, SpeedConfig(), EraserData(), 0)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"lamb": 0.0}, {"threshold": 0.0}, {"augmentations": -1}, {"directions": 0}, {"tokens": "first"},
-        {"invariants": "empty"}, {"keys": 1}, {"ridge": 1},
-    ],
-)  # fmt: skip
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        build(SpeedConfig, bad, "speed")

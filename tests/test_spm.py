@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resurgence.config.fields import build
 from resurgence.diffusion.deltas import DELTA_FILE, apply_delta, load_delta, lora_delta
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.spm import Adapted, Membranes, Spm, SpmConfig, anchor, erase, retained_anchors
@@ -338,18 +337,3 @@ def test_anchoring_holds_the_anchors(plain):
             optimiser.step()
         ends.append(float(shown["anchoring"]))
     assert ends[1] < 0.3 * ends[0]
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"rank": 0}, {"scale": 0.0}, {"scale": -1.0}, {"eta": -1.0}, {"anchors": -1}, {"anchor_weight": -1.0},
-        {"anchoring": "coco"}, {"anchoring": "retained", "anchors": 0},
-        {"ddim_steps": 0}, {"trajectories": 0}, {"guidance": -0.5}, {"template": "a photo"}, {"layers": "linear"},
-        {"parameters": "text-encoder"}, {"adapters": "each"}, {"surrogate": "dog"}, {"x_t": "images"}, {"steps": 0},
-        {"anchor": 4},
-    ],
-)  # fmt: skip
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        build(SpmConfig, bad, "spm")

@@ -9,11 +9,11 @@ import json
 import pytest
 import torch
 
-from resurgence.config.fields import build
 from resurgence.config.task import Task
 from resurgence.diffusion.attention import projection_weights
 from resurgence.erasers import EraserData
 from resurgence.erasers.closed_form.time import TimeConfig, aligned, corresponding, erase, subsequence
+from slow import embed
 from tiny import make_pipeline
 
 KINDS = {
@@ -37,13 +37,6 @@ def pipe(request):
 @pytest.fixture(scope="module")
 def double(pipe):
     return copy.deepcopy(pipe).to(torch.float64)
-
-
-@torch.no_grad()
-def embed(pipe, caption: str) -> torch.Tensor:
-    """Rows of a caption, (L, d), by a text encoder in float64."""
-    inputs = pipe.tokenizer(caption, padding="max_length", truncation=True, return_tensors="pt")
-    return pipe.text_encoder(inputs.input_ids)[0][0]
 
 
 def word_tokens(pipe, text: str) -> int:
@@ -165,9 +158,3 @@ def test_no_unique_solution_names_lamb(pipe):
     one = dataclasses.replace(TASK, erase=("ship",), mapping={"ship": "street"}, labels=())
     with pytest.raises(ValueError, match=r"lamb = 0: .*condition number.*raise lamb"):
         erase(pipe, one, TimeConfig(lamb=0.0, captions=("{}",)), EraserData(), 0)
-
-
-@pytest.mark.parametrize("bad", [{"lamb": -0.1}, {"keys": "yes"}, {"scale": 1}, {"captions": 3}])
-def test_bad_settings_name_the_key(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        build(TimeConfig, bad, "time")

@@ -118,7 +118,7 @@ def test_the_miniature_reads_only_what_is_shipped() -> None:
     assert {each.place.split("/")[0] for each in weights.weights_of(load(), {})} == {"data"}
 
 
-def test_locate(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locate(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub / "hub"))

@@ -26,11 +26,6 @@ class Model(NamedTuple):
     hub: str | None = None  # its id
     commit: str | None = None
 
-    @property
-    def in_study(self) -> str | None:
-        """What the study names, where that is no link to a file."""
-        return self.hub
-
 
 def hub_model(source: str) -> tuple[str, str] | None:
     """Id and revision of a hub model, "" for none; None for a path."""

@@ -59,16 +59,15 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
 
 
-def base_arguments(parser: argparse.ArgumentParser, deltas: bool = True) -> None:
+def base_arguments(parser: argparse.ArgumentParser) -> None:
     """Add which model a command works on."""
     parser.add_argument("--base", required=True, help="diffusers folder, .safetensors checkpoint, or hub id")
     parser.add_argument("--revision", help="revision of a hub id")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    if deltas:
-        parser.add_argument(
-            "--delta", type=Path, nargs="+", action="extend", default=[], metavar="DIR",
-            help="folders written by erase or finetune (a step-NNNNNN of it), applied to the base in this order",
-        )  # fmt: skip
+    parser.add_argument(
+        "--delta", type=Path, nargs="+", action="extend", default=[], metavar="DIR",
+        help="folders written by erase or finetune (a step-NNNNNN of it), applied to the base in this order",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=OUT)
 
 

@@ -16,6 +16,7 @@ from resurgence.files import read_json, resolve_path
 
 BASES, CRITERIA = "config/audit/bases.yaml", "config/audit/criteria.yaml"
 OTHER = "other"
+MOST = 16  # concepts that pictures show
 WORLD = ("concepts", "characters", "styles")
 """Lists in the file of a base's world; each entry has its kind."""
 
@@ -134,7 +135,7 @@ def model_task(base: AuditBase, erased: Sequence[str], name: AuditKindName) -> T
     return same[0] if same else max(of_kind, key=lambda task: (len(task.retain), len(task.finetune)))
 
 
-def benign_concepts(base: AuditBase, model: Task, taken: Collection[str], most: int = 16) -> tuple[str, ...]:
+def benign_concepts(base: AuditBase, model: Task, taken: Collection[str]) -> tuple[str, ...]:
     """Concepts of the kind that pictures of a model may show: those on which the shipped task fine-tunes, else those of
     other tasks; none of those taken."""
     taken = spellings(taken)
@@ -142,10 +143,10 @@ def benign_concepts(base: AuditBase, model: Task, taken: Collection[str], most: 
         return listed
     tasks = [task for task in base.loaded_tasks() if task.kind == model.kind]
     words = (word for task in tasks for word in (*task.finetune, *task.retain, *task.erase))
-    return tuple(dict.fromkeys(word for word in words if normal_form(word) not in taken))[:most]
+    return tuple(dict.fromkeys(word for word in words if normal_form(word) not in taken))[:MOST]
 
 
-def outside_concepts(base: AuditBase, kind: Kind, most: int = 16) -> tuple[str, ...]:
+def outside_concepts(base: AuditBase, kind: Kind) -> tuple[str, ...]:
     """Concepts of another kind, on which shipped tasks fine-tune or which they retain; none without another kind."""
     others = [task.finetune or task.retain for task in base.loaded_tasks() if task.kind != kind]
-    return max(others, key=len)[:most] if others else ()
+    return max(others, key=len)[:MOST] if others else ()

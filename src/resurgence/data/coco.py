@@ -71,7 +71,7 @@ def fetch(out: Path, url: str = URL, expected: str = SHA256) -> None:
     log.info("fetching %s (%d MB, licence %s)", url, BYTES // 10**6, LICENCE)
     try:
         with atomic_file(out) as temporary:
-            download(url, temporary, BYTES)
+            download(url, temporary)
             check_archive(temporary, expected)
     except (urllib.error.URLError, TimeoutError) as error:
         raise FileNotFoundError(f"{out} cannot be fetched ({error}); {remedy}") from error

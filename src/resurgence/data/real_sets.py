@@ -11,13 +11,12 @@ import pandas as pd
 from resurgence.data.image_folder import LeftOut, Source
 from resurgence.data.training_images import set_paths, training_set
 
-COLUMNS = ["prompt", "concept", "role", "index", "file"]
-
 
 class RealSet(NamedTuple):
     """Pictures of a set before they are read, and the rows of its image set.
 
-    rows: COLUMNS; the concept is empty where the pictures name none, the index counts the pictures of a concept.
+    rows: prompt, concept, role, index, file; the concept is empty where the pictures name none, the index counts the
+        pictures of a concept.
     left_out: reason -> names of what is not used.
     """
 

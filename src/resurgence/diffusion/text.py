@@ -8,7 +8,6 @@ kinds of padding: SD 1.x pads with the end token, SD 2.x with id 0.
 from __future__ import annotations
 
 import copy
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
 BATCH = 64  # captions in a pass of the text encoder
 MANY = 1024  # captions that are tokenized at once
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32}  # in which an encoder computes

@@ -85,11 +85,6 @@ def adapted(unet: UNet2DConditionModel, factors: Lora) -> Iterator[None]:
             handle.remove()
 
 
-def stack(loras: Sequence[Lora]) -> Lora:
-    """Factors of several concepts as one batch: projection -> (down (B, r, d), up (B, out, r))."""
-    return {name: tuple(torch.stack([lora[name][i] for lora in loras]) for i in range(2)) for name in loras[0]}
-
-
 def unstack(factors: Lora, index: int) -> Lora:
     """One concept's factors out of a batch."""
     return {name: (down[index].detach().clone(), up[index].detach().clone()) for name, (down, up) in factors.items()}

@@ -61,12 +61,12 @@ def table(root: Path = Path()) -> dict[str, Entry]:
     return entries
 
 
-def locate(name: str, revision: str | None = None, root: Path = Path()) -> Path | None:
+def locate(name: str, revision: str | None = None) -> Path | None:
     """The folder or file of this path, or the snapshot of a hub id in the hub's cache; None if there is neither."""
     from huggingface_hub import constants
 
-    if (root / name).exists():
-        return root / name
+    if Path(name).exists():
+        return Path(name)
     repository = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
     reference = repository / "refs" / (revision or "main")
     commit = reference.read_text().strip() if reference.is_file() else revision

@@ -43,23 +43,21 @@ class Archive:
     sha256: str | None = None  # null: not published
 
 
-def download(url: str, file: Path, size: int = 0) -> None:
+def download(url: str, file: Path) -> None:
     """Write what an address sends to a file.
-
-    Args:
-        size: expected bytes, for the progress in the log.
 
     Raises:
         OSError: urllib's URLError or HTTPError, a time-out of 60 s, or a connection that ends before the file does,
             of which urllib says nothing.
     """
-    progress = Progress("fetching", size, "bytes")
     with urllib.request.urlopen(url, timeout=60) as source, open(file, "wb") as target:
-        whole = source.headers.get("Content-Length")
+        length = source.headers.get("Content-Length")
+        whole = None if length is None else int(length)
+        progress = Progress("fetching", whole, "bytes")
         while part := source.read(BLOCK):
             target.write(part)
             progress.add(len(part))
-    if whole is not None and (sent := file.stat().st_size) != int(whole):
+    if whole is not None and (sent := file.stat().st_size) != whole:
         raise urllib.error.URLError(f"the connection ended after {sent} of {whole} bytes; try again")
 
 

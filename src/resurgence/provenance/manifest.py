@@ -22,7 +22,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -199,21 +199,26 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify(folder: Path) -> list[str]:
-    """One sentence for each missing, changed or unlisted file of an artefact; empty when all is as written."""
+def verify(folder: Path, left_out: Collection[Path] = ()) -> list[str]:
+    """One sentence for each missing, changed or unlisted file of an artefact; empty when all is as written.
+
+    Args:
+        left_out: files that may be missing, without links.
+    """
     folder = Path(folder)
     try:
         wanted = read_manifest(folder)["files"]
     except (FileNotFoundError, ValueError) as error:
         return [str(error)]
-    problems = as_written(folder, wanted)
-    return problems + [f"{folder / name} is not part of the artefact" for name in unlisted(folder, wanted)]
-
-
-def unlisted(folder: Path, wanted: Iterable[str]) -> list[str]:
-    """The files below an artefact's folder that its manifest does not list."""
     files = {path.relative_to(folder).as_posix() for path in files_below(folder)}
-    return sorted(files - set(wanted) - {MANIFEST, RUN})
+    more = sorted(files - set(wanted) - {MANIFEST, RUN})
+    problems = as_written(folder, without(folder, wanted, left_out))
+    return problems + [f"{folder / name} is not part of the artefact" for name in more]
+
+
+def without(folder: Path, files: Mapping[str, str], left_out: Collection[Path]) -> dict[str, str]:
+    """The files of a manifest in a folder but those that are left out."""
+    return {name: digest for name, digest in files.items() if (folder / name).resolve() not in left_out}
 
 
 def as_written(folder: Path, wanted: Mapping[str, str], digest_of_file: Callable[[Path], str] = sha256) -> list[str]:

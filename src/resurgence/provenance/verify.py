@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from resurgence.files import files_below
-from resurgence.provenance.manifest import MANIFEST, as_written, read_manifest, run_file, unlisted
+from resurgence.provenance.manifest import MANIFEST, as_written, read_manifest, run_file, verify, without
 
 OMITTED = "omitted.json"  # files in manifests that an archive omits, as paths from the results tree
 MADE = ("made.json", "index.json", "report.json")  # manifests of files that several jobs put into one folder
@@ -44,11 +44,11 @@ def problems(root: Path) -> Iterator[str]:
     artefacts, left_out = {path.parent for path in named(root, MANIFEST)}, omitted(root)
     listed: set[Path] = {(root / OMITTED).resolve()}
     for folder in sorted(artefacts):
-        yield from problems_of(folder, left_out)
+        yield from verify(folder, left_out)
     listed |= {run_file(path).resolve() for path in named(root, *MADE)}
     for path in made_files(root):
         files = read_manifest(path)["files"]
-        yield from as_written(path.parent, expected(path.parent, files, left_out))
+        yield from as_written(path.parent, without(path.parent, files, left_out))
         listed |= {path.resolve(), *((path.parent / name).resolve() for name in files)}
     for path in files_below(root):
         place = path.relative_to(root)
@@ -60,23 +60,8 @@ def problems(root: Path) -> Iterator[str]:
                 yield f"{path} is not listed in any manifest"
 
 
-def expected(folder: Path, files: Mapping[str, str], left_out: set[Path]) -> dict[str, str]:
-    """The files of a manifest without those that an archive omits."""
-    return {name: digest for name, digest in files.items() if (folder / name).resolve() not in left_out}
-
-
-def problems_of(folder: Path, left_out: set[Path]) -> list[str]:
-    """The problems of one artefact."""
-    try:
-        files = read_manifest(folder)["files"]
-    except ValueError as error:
-        return [str(error)]
-    more = [f"{folder / name} is not part of the artefact" for name in unlisted(folder, files)]
-    return as_written(folder, expected(folder, files, left_out)) + more
-
-
 def count(root: Path) -> int:
     """Number of files in all manifests without those that an archive omits."""
     left_out = omitted(root)
     manifests = [*named(root, MANIFEST), *made_files(root)]
-    return sum(len(expected(path.parent, read_manifest(path)["files"], left_out)) for path in manifests)
+    return sum(len(without(path.parent, read_manifest(path)["files"], left_out)) for path in manifests)

@@ -131,23 +131,23 @@ def verdict_of(job: Job, root: Path, digest: Callable[[Path], str]) -> Verdict:
     return Verdict("stale", change) if change else Verdict("fresh")
 
 
-def mark(verdicts: Mapping[Path, Verdict], overlays: Sequence[Path], root: Path = Path()) -> None:
+def mark(verdicts: Mapping[Path, Verdict], overlays: Sequence[Path]) -> None:
     """Mark results for Snakemake: fresh ones as new, stale ones as old; manifests of damaged ones are removed."""
     fresh, stale, damaged = (
         [out.as_posix() for out, verdict in verdicts.items() if verdict.state == state]
         for state in ("fresh", "stale", "damaged")
     )
     for name in damaged:
-        (root / name).unlink()
+        Path(name).unlink()
     if stale:
-        listed = [file.as_posix() for file, out in owners(verdicts, root).items() if out.as_posix() in stale]
-        output = snakemake("--cleanup-metadata", *stale, *listed, *configured(overlays), root=root, check=False)
+        listed = [file.as_posix() for file, out in owners(verdicts, Path()).items() if out.as_posix() in stale]
+        output = snakemake("--cleanup-metadata", *stale, *listed, *configured(overlays), check=False)
         if "metadata was not present" not in output and "Error" in output:
             raise ValueError(f"snakemake --cleanup-metadata fails; it says\n{output[-4000:]}")
     if fresh:
-        snakemake("--touch", "-F", "--cores", "1", *configured(overlays), "--", *fresh, root=root)
+        snakemake("--touch", "-F", "--cores", "1", *configured(overlays), "--", *fresh)
     for name in stale:
-        os.utime(root / name, (OLD, OLD))
+        os.utime(name, (OLD, OLD))
 
 
 def adopt_arguments(parser: ArgumentParser) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from resurgence.config.counting import counted
 from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
-from resurgence.files import json_text, resolve_path
+from resurgence.files import atomic_file, json_text, resolve_path
 from resurgence.provenance.manifest import MANIFEST, RUN, read_manifest
 from resurgence.provenance.outputs import check_file, check_writable
 from resurgence.provenance.verify import OMITTED, named
@@ -89,8 +89,8 @@ def write(out: Path, top: str, root: Path = Path(), images: bool = False) -> int
     from_top += [path for name in TREES for path in tree(root / name)]
     from_results, omitted = results(root, images)
     sums: list[str] = []
-    temporary = out.with_name(f".{out.name}.tmp")
     with (
+        atomic_file(out) as temporary,
         temporary.open("wb") as raw,
         gzip.GzipFile("", "wb", mtime=EPOCH, fileobj=raw, compresslevel=6) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
@@ -103,7 +103,6 @@ def write(out: Path, top: str, root: Path = Path(), images: bool = False) -> int
         add(tar, f"{top}/{RESULTS}/{OMITTED}", content)
         sums.append(f"{hashlib.sha256(content).hexdigest()}  {RESULTS}/{OMITTED}\n")
         add(tar, f"{top}/SHA256SUMS", "".join(sums).encode())
-    temporary.rename(out)
     return len(sums) + 1
 
 

@@ -24,9 +24,9 @@ from resurgence.workflow.snakemake import check_package
 EXPECTED = Path("results/expected.json")
 
 
-def digests(jobs: Iterable[Job], root: Path = Path()) -> dict[Path, str]:
+def digests(jobs: Iterable[Job]) -> dict[Path, str]:
     """Output -> digest of its causes. Files of a shared folder count as the single output of the folder."""
-    file_digest = functools.cache(lambda path: digest_of(root / path))
+    file_digest = functools.cache(digest_of)
     digest: dict[Path, str] = {}
     for job in jobs:
         shared = {out.parent: value for out, value in digest.items() if out.name != MANIFEST}
