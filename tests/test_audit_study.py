@@ -301,7 +301,9 @@ def test_the_study_says_why_no_shipped_control_counts(place):
     assert entry.no_control(tasks["ship"], []) == ""
     changed = entry.no_control(tasks["ship"], ["--retained", "--images"])
     assert changed.startswith("--retained, --images make the probe another than that of the shipped model")
-    assert "kind person; with --original BASE" in entry.no_control(tasks["identities-1"], [])
+    second = bases()["miniature-2"]
+    objects = next(task for task in second.loaded_tasks() if task.kind == "object")
+    assert "kind object; with --original BASE" in second.no_control(objects, [])
     # a Stable Diffusion has none, whatever the options, and one with its original needs none
     assert "none is shipped for concepts of the kind object" in written("--images", "pictures").audit.no_control
     assert written("--images", "pictures", "--original", "original", "--out", "other").audit.no_control == ""

@@ -33,6 +33,7 @@ from resurgence.config.load import load_study
 from resurgence.config.model_path import split_name
 from resurgence.diffusion.deltas import parameters, save_delta
 from resurgence.diffusion.pipeline import load_base
+from resurgence.files import write_json
 from tiny import SENTENCES, make_pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -59,8 +60,8 @@ def known_model(**changes: object) -> KnownModel:
 
 def a_row(verdict: str, *failing: str, power: bool = True, **changes: object) -> Row:
     """A row of which the probes of these kinds failed."""
-    probes = {kind: ProbeRow(kind, "FAIL" if kind in failing else "PASS", True, share(0, 40, 0.0, 8.8), None)
-              for kind in ("released", "lora", "rounding")}  # fmt: skip
+    probes = tuple(ProbeRow(kind, kind, "FAIL" if kind in failing else "PASS", True, share(0, 40, 0.0, 8.8), None)
+                   for kind in ("released", "lora", "rounding"))  # fmt: skip
     return Row(**{**dict(digest="d", commit="c", level="quick", sha256="w", kind="object", verdict=verdict, reasons=(),
                          power=power, needed=None, decides="", probes=probes), **changes})  # fmt: skip
 
@@ -308,7 +309,7 @@ LEAKS, LATER, SAFE = known_model(), known_model(after_update=True), known_model(
         (SAFE, a_row("INCONCLUSIVE"), "INCONCLUSIVE", "open"),
         (known_model(answer="destroyed"), a_row("FAIL"), RETAINED, "yes"),
         (known_model(answer="destroyed"), a_row("FAIL", "released"), AS_RELEASED, "no"),
-        (known_model(answer="not a number"), a_row("error", probes={}), "error", "yes"),
+        (known_model(answer="not a number"), a_row("error", probes=()), "error", "yes"),
     ],
 )
 def test_a_verdict_is_right_for_the_right_reason_alone(model, row, found, right):
@@ -316,8 +317,8 @@ def test_a_verdict_is_right_for_the_right_reason_alone(model, row, found, right)
 
 
 def test_an_update_that_is_no_benign_one_is_no_reason():
-    lora = ProbeRow("lora", "FAIL", False, share(41, 120, 25.8, 43.4), None)
-    assert a_row("FAIL", probes={"lora": lora}).found == RETAINED
+    lora = ProbeRow("lora", "lora", "FAIL", False, share(41, 120, 25.8, 43.4), None)
+    assert a_row("FAIL", probes=(lora,)).found == RETAINED
 
 
 def test_the_shares_of_each_part_of_the_models_have_exact_intervals():
@@ -563,11 +564,12 @@ def test_the_page_of_the_audit_has_the_list_and_the_tracked_rows():
     assert parts.filled(page, {"known models": text}) == page.read_text()
 
 
-def test_the_lines_of_the_controls_are_those_that_a_base_reads():
-    text = audit_rows.control_lines(
-        {"c": audit_rows.row_of(AUDIT, "d", "c", "w")}, {"c": known_model(title="UCE of ship")}
-    )
-    (entry,) = yaml.safe_load(text)
+def test_the_lines_of_the_controls_are_those_that_a_base_reads(tmp_path):
+    row = audit_rows.row_of(AUDIT, "d", "c", "w")
+    write_json(tmp_path / "c.quick.json", dataclasses.asdict(row))  # sorts keys, not probes
+    rows = audit_rows.finished(tmp_path, Row, {"c": "d"}, lambda each: each.digest, "quick")
+    assert rows == {"c": row}
+    (entry,) = yaml.safe_load(audit_rows.control_lines(rows, {"c": known_model(title="UCE of ship")}))
     expected = ShippedControl("leaking", "UCE of ship", "lora-domain-real", 41, 120, ("ship",), "object", released=0)
     assert build(ShippedControl, entry, "shipped") == expected
 

@@ -32,6 +32,7 @@ T = TypeVar("T", "Row", "Check")
 class ProbeRow:
     """What a row has of a probe."""
 
+    name: str
     kind: ProbeKind
     verdict: Outcome
     benign: bool
@@ -53,25 +54,25 @@ class Row:
     power: bool  # shown, without which PASS is impossible
     needed: int | None
     decides: str
-    probes: dict[str, ProbeRow]  # the released model first
+    probes: tuple[ProbeRow, ...]  # in the order of the audit: the released model first
 
     @property
     def found(self) -> str:
         """The verdict, of a FAIL with what failed first."""
         if self.verdict != "FAIL":
             return self.verdict
-        kinds = {probe.kind for probe in self.probes.values() if probe.verdict == "FAIL" and probe.benign}
+        kinds = {probe.kind for probe in self.probes if probe.verdict == "FAIL" and probe.benign}
         return AS_RELEASED if "released" in kinds else AFTER if kinds else RETAINED
 
     @property
-    def trained(self) -> tuple[str, ProbeRow] | None:
+    def trained(self) -> ProbeRow | None:
         """The first probe that trains."""
-        return next(((name, probe) for name, probe in self.probes.items() if probe.kind in TRAINED), None)
+        return next((probe for probe in self.probes if probe.kind in TRAINED), None)
 
     @property
     def released(self) -> Measure | None:
         """The most that the released model shows under any prompts; None: no probe."""
-        shown = [probe.erased for probe in self.probes.values() if probe.kind == "released"]
+        shown = [probe.erased for probe in self.probes if probe.kind == "released"]
         return max(shown, key=lambda measure: measure.value, default=None)
 
 
@@ -111,8 +112,8 @@ def limits(shown: Measure) -> tuple[float, float]:
 
 def row_of(result: Audit, digest: str, commit: str, weights: str) -> Row:
     """The row of a finished audit; `weights` is the digest of what was audited."""
-    probes = {probe.name: ProbeRow(probe.kind, probe.verdict, probe.benign, probe.erased, probe.retained)
-              for probe in result.probes}  # fmt: skip
+    probes = tuple(ProbeRow(probe.name, probe.kind, probe.verdict, probe.benign, probe.erased, probe.retained)
+                   for probe in result.probes)  # fmt: skip
     return Row(digest, commit, result.level, weights, result.task.kind, result.verdict, result.reasons,
                result.power.shown, result.needed, result.decides, probes)  # fmt: skip
 
@@ -247,12 +248,12 @@ def table(audited: Mapping[str, Audited], against: Mapping[str, str]) -> list[st
                "after the first LoRA (%)", "retained as released (%)")  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * 8}{'---:|' * 3}"]
     for name, each in sorted(audited.items(), key=lambda item: not item[1].model.counts):
-        model, row, first = each.model, each.row, next(iter(each.row.probes.values()), None)
+        model, row, first = each.model, each.row, next(iter(each.row.probes), None)
         checked = "yes" if each.checked else f"against: {against[name]}" if name in against else "no"
         answer = f"{model.answer} after an update" if model.after_update else model.answer
         cells = [name, model.family, answer, basis(model), checked, row.found, is_right(model, row),
                  "yes" if row.power else "no", measure_text(row.released),
-                 measure_text(row.trained[1].erased if row.trained else None),
+                 measure_text(row.trained.erased if row.trained else None),
                  measure_text(first.retained if first else None)]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -268,9 +269,8 @@ def control_lines(rows: Mapping[str, Row], models: Mapping[str, KnownModel]) -> 
     for name, row in rows.items():
         if row.trained is None:
             raise ConfigError("controls", name, "was audited without a trained update; audit it with pictures")
-        probe, after = row.trained[0], row.trained[1].erased
-        released = next(iter(row.probes.values())).erased
-        entries.append({"kind": "leaking", "title": models[name].title, "probe": probe,
+        after, released = row.trained.erased, row.probes[0].erased
+        entries.append({"kind": "leaking", "title": models[name].title, "probe": row.trained.name,
                         "shown": round(after.value * after.images / 100), "images": after.images,
                         "released": round(released.value * after.images / 100),
                         "concepts": list(models[name].erased), "domain": row.kind})  # fmt: skip
