@@ -19,14 +19,13 @@ mutant that hangs, or that pytest cannot run with, is killed.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import functools
 import hashlib
 import itertools
 import json
 import math
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import shutil
@@ -52,7 +51,6 @@ JUDGED = ROOT / "tests/mutants.yaml"
 OUTCOMES = ROOT / ".venv/mutants.jsonl"
 LEAST = 0.9  # share that must be killed
 LEFT = 3  # exit status
-PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 SLACK = 5.0  # a mutant hangs whose tests take so many times as long as without it, and two minutes
 DEAR = ("test_benchmarks.py",)  # the last tests of every file
 PAIRS = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "Pow_Mul", "Mod_Add")
@@ -190,8 +188,7 @@ def run_pytest(folder: str, arguments: Sequence[str], log: str) -> None:
     """Run tests in a new process that has imported the libraries and not the package; ends with pytest's status, or
     with this tool, however that ends."""
     os.setsid()  # what the tests start ends with them
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)  # the parent ends with the tool
+    threading.Thread(target=end_with_tool, daemon=True).start()
     os.chdir(folder)
     os.environ["PYTHONPATH"] = str(Path(folder, "src"))  # else they start the unchanged package
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -200,6 +197,13 @@ def run_pytest(folder: str, arguments: Sequence[str], log: str) -> None:
     import pytest
 
     os._exit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments]))
+
+
+def end_with_tool() -> None:
+    """Wait until the tool has ended, and end this process with all that it started."""
+    if tool := multiprocessing.parent_process():
+        multiprocessing.connection.wait([tool.sentinel])
+        os.killpg(0, signal.SIGKILL)
 
 
 def tested(folder: Path, arguments: Sequence[str], limit: float | None = None) -> tuple[int | None, str]:
