@@ -30,7 +30,7 @@ import pandas as pd
 import torch
 from bases import NAMES, Clock, people, small_base, wide_base
 from closed_rows import caption_rows, closed_rows, mace_rows, many_rows, stage_one_rows
-from comparison import DEFAULT, FULL, HEAD, QUICK, Result, Side, Size, compare, fallen, line, misses
+from comparison import DEFAULT, FULL, HEAD, QUICK, Result, Side, Size, compare, fallen, line, misses, unmatched
 from diffusers import StableDiffusionPipeline
 
 from resurgence.config.fields import build
@@ -155,9 +155,11 @@ def results(size: Size) -> Iterator[tuple[str, Callable[[], Iterator[Result]]]]:
 
 
 def status(table: list[Result], last: dict[str, float], is_judged: bool) -> int:
-    """The exit status; says which rows miss their limits, and which ratios are below the last ones."""
+    """The exit status; says which rows miss their limits, which ratios are below the last ones, and which rows were
+    not compared with them."""
     missed, fell = misses(table) if is_judged else [], fallen(table, last)
-    print(*missed, *fell, sep="\n", end="\n" if missed or fell else "", file=sys.stderr)
+    for said in (*missed, *fell, *(unmatched(table, last) if last else ())):
+        print(said, file=sys.stderr)
     return FELL if fell else MISSED if missed else 0
 
 

@@ -137,3 +137,9 @@ def fallen(table: Iterable[Result], last: Mapping[str, float]) -> list[str]:
     """What the rows say whose ratio has fallen."""
     known = [(r, last[r.row]) for r in table if r.ratio is not None and r.row in last]
     return [f"{r.row}: ratio {r.ratio:.2f}, last {old:.2f}" for r, old in known if r.ratio < WORSE * old]
+
+
+def unmatched(table: Iterable[Result], last: Mapping[str, float]) -> list[str]:
+    """The rows with a ratio that only one of the tables has, so that a fall of theirs would not be seen."""
+    ours = {result.row for result in table if result.ratio is not None}
+    return [f"{row}: not compared, as only one of the tables has it" for row in sorted(ours ^ last.keys())]

@@ -103,16 +103,39 @@ def seconds(results: Path, base: str, eraser: str, task: str, seed: int) -> tupl
     return round(sum(float(run["seconds"]) for run in runs)), runs[0]["commit"][:10]
 
 
+def has_run(results: Path, name: str, written: Mapping[str, Any]) -> bool:
+    """Whether an experiment is finished, with the settings that the study has now."""
+    made = results / "experiments" / name / "made.json"
+    if not made.is_file():
+        return False
+    parameters = read_manifest(made)["parameters"]
+    settings, shown = parameters["settings"], written["experiments"][name]["erasers"]
+    is_same = list(parameters["erasers"]) == list(shown) and all(
+        settings_of(written, eraser).items() <= settings.get(eraser, {}).items() for eraser in shown
+    )
+    if not is_same:
+        print(f"{made.parent} has run with other settings than the study has now; its rows stay as they were")
+    return is_same
+
+
+def settings_of(written: Mapping[str, Any], eraser: str) -> dict[str, Any]:
+    """What a study writes for an eraser with its variant, beside params.yaml."""
+    method, _, variant = eraser.partition(".")
+    block = written.get("erasers", {}).get(method) or {}
+    default = {key: value for key, value in block.items() if key != "variants"}
+    return default | (block.get("variants", {}).get(variant or "default") or {})
+
+
 def ran(results: Path, name: str, written: Mapping[str, Any]) -> pd.DataFrame:
-    """The rows of one eraser: its experiment's table, with the seconds of each task."""
-    folder = results / "experiments" / name
-    read_manifest(folder / "made.json")  # a finished experiment
-    table = pd.read_csv(folder / f"{name}.csv", keep_default_na=False)
-    (seed,), base = written["seeds"]["erase"], written["base"]["name"]
+    """The rows of one eraser: its experiment's table, with the seconds of each task, and the commits that erased."""
+    table = pd.read_csv(results / f"experiments/{name}/{name}.csv", keep_default_na=False)
+    (seed,), base, by = written["seeds"]["erase"], written["base"]["name"], [dict[str, None]() for _ in table.index]
     for task in written["tasks"]["names"]:
         spent, commits = zip(*(seconds(results, base, eraser, task, seed) for eraser in table["eraser"]), strict=True)
         table[f"seconds {task}"] = spent
-    return table.drop(columns="runs").assign(commit=commits)
+        for row, commit in zip(by, commits, strict=True):
+            row[commit] = None
+    return table.drop(columns="runs").assign(commit=[" ".join(row) for row in by])
 
 
 def tuning(results: Path, study: Path, known: Path) -> str:
@@ -120,7 +143,8 @@ def tuning(results: Path, study: Path, known: Path) -> str:
 
     Args:
         study: the file of the study, whose order the table has.
-        known: the table of all runs so far. The erasers that have run in `results` take the place of their rows in it.
+        known: the table of all runs so far. The erasers that have run in `results` with the settings of the study take
+            the place of their rows in it.
 
     Raises:
         ValueError: nothing has run.
@@ -129,7 +153,7 @@ def tuning(results: Path, study: Path, known: Path) -> str:
     before = pd.read_csv(known, keep_default_na=False) if known.is_file() else pd.DataFrame({"eraser": []})
     parts = []
     for name, experiment in written["experiments"].items():
-        if (results / "experiments" / name / "made.json").is_file():
+        if has_run(results, name, written):
             parts.append(ran(results, name, written))
         else:
             parts.append(before[before["eraser"].isin(experiment["erasers"])])

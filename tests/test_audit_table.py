@@ -265,6 +265,17 @@ def test_a_model_that_is_taught_again_is_trained_over_its_delta(place, tmp_path,
     assert any(not torch.equal(after[name], base[name]) for name in base if name != KEY)
 
 
+def test_a_model_that_is_taught_with_other_settings_has_folders_of_its_own(place, monkeypatch):
+    folders = []
+    for steps in (1, 2):
+        entry = dataclasses.replace(bases()["miniature"], lora={"steps": steps})
+        monkeypatch.setattr(audit_models, "bases", lambda entry=entry: {"miniature": entry})
+        models = {"taught": known_model(taught=("ship",)), "never": known_model()}
+        folders.append([listed(place, **models).folder("models", name) for name in models])
+    (one, never), (two, same) = folders
+    assert one != two and never == same
+
+
 def test_a_broken_model_has_the_same_weights_in_another_order_or_one_that_is_not_a_number(place):
     before = load_file(place.base(known_model()) / audit_models.UNET)
     for name in ("destroyed", "not a number"):
@@ -415,6 +426,28 @@ def test_a_finished_model_is_kept_a_failed_one_is_named_and_a_rerun_goes_on(plac
     (rows / "other.quick.json").write_text('{"verdict": "PASS"}')
     with pytest.raises(ConfigError, match=r"other\.quick\.json\.digest = None: is missing"):
         audit_rows.finished(rows, Row, {"other": ""}, lambda row: row.digest, "quick")
+
+
+def test_a_model_that_fails_by_an_error_of_a_library_is_named_and_the_others_go_on(place, monkeypatch, capsys):
+    def make(_: Place, name: str, __: KnownModel, ___: Path | None) -> Path:
+        if name == "never":
+            raise RuntimeError("not enough memory")
+        return place.base(known_model())
+
+    monkeypatch.setattr(audit_table, "make_model", make)
+    with pytest.raises(ConfigError, match="models = 'never': failed"):
+        run(place, monkeypatch)
+    printed = capsys.readouterr()
+    assert "never: Traceback" in printed.err and "RuntimeError: not enough memory" in printed.err
+    assert "| other | never | leaking |" in printed.out
+
+
+def test_the_package_of_another_checkout_is_refused(place, tmp_path, monkeypatch):
+    """Its commit would be in the rows."""
+    (tmp_path / "src/resurgence").mkdir(parents=True)
+    monkeypatch.setattr(audit_table, "__file__", str(tmp_path / "tools/audit_table.py"))
+    with pytest.raises(ConfigError, match="is another package than"):
+        run(place, monkeypatch)
 
 
 def test_each_level_has_rows_and_audits_of_its_own(place, tmp_path, monkeypatch, capsys):

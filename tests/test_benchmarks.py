@@ -127,6 +127,8 @@ def test_limits_are_judged_whatever_the_last_table_says(table, capsys):
     assert (table.status(rows, {}, True), table.status(rows[:1], {}, True), table.status(rows, {}, False)) == (3, 0, 0)
     assert table.status(rows[:1], {"as fast": 1.3}, True) == 4 and table.status(rows[:1], {"as fast": 1.2}, True) == 0
     assert capsys.readouterr().err.splitlines()[-1] == "as fast: ratio 1.00, last 1.30"
+    assert table.status([rows[0], rows[4]], {"as fast": 1.0, "renamed": 2.0}, True) == 0
+    assert capsys.readouterr().err == "renamed: not compared, as only one of the tables has it\n"
 
 
 def test_the_limits_are_those_that_were_asked_for(table, forms, monkeypatch):

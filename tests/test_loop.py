@@ -13,6 +13,9 @@ import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+from resurgence.files import read_json
+from resurgence.provenance.manifest import EARLIER_SECONDS, write_run
+from resurgence.stages.job import earlier_runs
 from resurgence.training import checkpoint
 from resurgence.training.checkpoint import Saver
 from resurgence.training.loop import GRADIENT_NORM, Run, clip_per_concept, move_average, train
@@ -189,6 +192,22 @@ def test_sigterm_exits_143_with_the_state_saved(tmp_path: Path, at: int) -> None
     whole, resumed = averaged(), averaged()
     assert train(resumed, saver, saved) == train(whole, Saver(None, ""))
     assert equal(resumed.average, whole.average)
+
+
+def test_a_resumed_run_counts_the_seconds_of_those_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "EARLIER", {})
+    assert earlier_runs() == {}
+    for took, before in ((100.0, {}), (50.0, {EARLIER_SECONDS: 100.0}), (0.0, {EARLIER_SECONDS: 150.0})):
+        saver = Saver(tmp_path / "state", "x")
+        saver.load(CPU)
+        assert earlier_runs() == pytest.approx(before, abs=1)
+        saver.started -= took
+        saver.save({"step": 1}, force=True)
+    write_run(tmp_path / "manifest.json", "{}", 7.0, {"code": "x", **earlier_runs()})
+    run = read_json(tmp_path / "run.json")
+    assert run["seconds"] == pytest.approx(157, abs=1) and run[EARLIER_SECONDS] == pytest.approx(150, abs=1)
+    Saver(tmp_path / "state", "of another run").load(CPU)
+    assert earlier_runs() == pytest.approx({EARLIER_SECONDS: 150.0}, abs=1)
 
 
 def test_a_saved_state_leaves_the_device_before_the_first_step(tmp_path: Path, always: None) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mutants
 import pytest
@@ -217,6 +220,110 @@ def test_what_survives_without_tests_that_were_left_out_is_told_and_tried_again(
     assert again.mutants["id"]["killed"] and "without" not in again.mutants["id"]
     assert mutants.report([mutant], again, []) == (1 if again.left_out else 0)
     assert mutants.Outcomes(outcomes.file).mutants.keys() == {"id"}
+
+
+def test_what_changes_during_a_run_makes_no_outcome_of_the_changed_files(repository: Path, tmp_path: Path) -> None:
+    mutant = Changed("id", "src/resurgence/analysis/small.py", "", 0)
+    outcomes, copy = mutants.Outcomes(tmp_path / "outcomes.jsonl"), tmp_path / "copy"
+    mutants.copy_of_repository(copy)
+    (repository / "tests/test_small.py").write_text("def test_nothing():\n    pass\n")
+    found = mutants.try_mutant(mutant, copy, outcomes)
+    assert found is not None and found["killed"]
+    outcomes.add(copy=copy, **found)
+    again = mutants.Outcomes(outcomes.file)
+    assert again.mutants == {} and again.seconds == {}
+    source = repository / "src/resurgence/analysis/small.py"
+    source.write_text(source.read_text() + "\n# other lines\n")
+    assert mutants.try_mutant(mutant, copy, outcomes) is None
+
+
+def test_an_outcome_is_kept_while_an_earlier_mutant_is_at_work(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes, file = mutants.Outcomes(tmp_path / "outcomes.jsonl"), "src/resurgence/analysis/small.py"
+
+    def tried(mutant: mutants.Mutant, folder: Path, _: mutants.Outcomes) -> dict[str, Any]:
+        ends = time.monotonic() + 20
+        while mutant.id == "slow" and "quick" not in outcomes.mutants and time.monotonic() < ends:
+            time.sleep(0.05)
+        kept = ["quick"] if "quick" in outcomes.mutants else []
+        return {"id": mutant.id, "file": file, "change": "", "killed": True, "by": kept, "seconds": 0, "files": [file]}
+
+    monkeypatch.setattr(mutants, "try_mutant", tried)
+    mutants.try_all([mutants.Mutant(name, file, "", 0) for name in ("slow", "quick")], outcomes, 2, 600)
+    assert outcomes.mutants["slow"]["by"] == ["quick"]
+
+
+IMPORTING = """import subprocess
+import sys
+from pathlib import Path
+
+
+def test_imports():
+    line = [sys.executable, "-c", "import resurgence; print(resurgence.__file__)"]
+    found = subprocess.run(line, cwd="/", capture_output=True, text=True, check=True).stdout
+    assert Path(found.strip()) == Path("src/resurgence/__init__.py").resolve()
+"""
+
+
+def test_what_a_test_starts_has_the_changed_package(repository: Path, tmp_path: Path) -> None:
+    (repository / "tests/test_small.py").write_text(IMPORTING)
+    mutants.copy_of_repository(tmp_path / "copy")
+    status, output = mutants.tested(tmp_path / "copy", ["tests/test_small.py"])
+    assert status == 0, output
+
+
+HANGING = """import os
+import time
+from pathlib import Path
+
+
+def test_hangs():
+    Path("process.tmp").write_text(str(os.getpid()))
+    Path("process.tmp").rename("process")
+    time.sleep(600)
+"""
+TRIED = """import sys
+from pathlib import Path
+
+sys.path.insert(0, {tools!r})
+import mutants
+
+if __name__ == "__main__":
+    mutants.tested(Path({copy!r}), ["tests/test_small.py"])
+"""
+
+
+def test_tests_end_with_a_run_that_is_killed(repository: Path, tmp_path: Path) -> None:
+    (repository / "tests/test_small.py").write_text(HANGING)
+    copy, script = tmp_path / "copy", tmp_path / "tried.py"
+    mutants.copy_of_repository(copy)
+    script.write_text(TRIED.format(tools=str(Path(mutants.__file__).parent), copy=str(copy)))
+    run = subprocess.Popen([sys.executable, str(script)])
+    try:
+        assert within(240, (copy / "process").is_file)
+        state = Path("/proc", (copy / "process").read_text(), "stat")
+        assert runs(state)
+    finally:
+        run.kill()
+        run.wait()
+    assert within(60, lambda: not runs(state))
+
+
+def runs(state: Path) -> bool:
+    """Whether a process is there and has not ended, by its file `stat`."""
+    try:
+        return state.read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def within(seconds: float, is_so: Callable[[], bool]) -> bool:
+    """Whether something comes to be so in time."""
+    ends = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < ends:
+        time.sleep(0.1)
+    return is_so()
 
 
 def test_mutants_that_are_left_are_no_failure_where_the_next_run_goes_on(

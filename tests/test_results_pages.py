@@ -142,6 +142,38 @@ def test_experiments_of_other_studies_stay_out_and_older_settings_are_told(
     assert "Another note." not in read_text(root / "reference/eap/results/experiments/eap_tab1/eap_tab1.md")
 
 
+def test_a_file_that_an_experiment_no_longer_writes_is_removed(root: Path) -> None:
+    run("eap_tab1")
+    store()
+    folder = root / "reference/eap/results/experiments/eap_tab1"
+    assert (folder / "eap_tab1_claims.csv").is_file()
+    written = yaml.safe_load((root / "studies/eap.yaml").read_text())
+    del written["experiments"]["eap_tab1"]["claims"]
+    (root / "studies/eap.yaml").write_text(yaml.safe_dump(written))
+    reference_again.main(Path("reference/eap"), [Path("params.yaml"), Path("studies/eap.yaml")])
+    assert not (folder / "eap_tab1_claims.csv").exists()
+    assert main.main(["verify", "reference/eap/results", "--tables"]) == 0
+
+
+@pytest.mark.parametrize(("key", "value"), [("x", {"mace": 1.0}), ("settings", {"esd": {"lr": 1e-4}})])
+def test_an_experiment_of_models_with_other_settings_is_not_made_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str, value: dict[str, Any]
+) -> None:
+    """Their scores would stand beside settings that they are not of."""
+    run("eap_tab1")
+    store()
+    made = root / "reference/eap/results/experiments/eap_tab1/made.json"
+    before, now = read_json(made), experiment_settings.experiment
+    for shown in (value, None):
+        monkeypatch.setattr(
+            reference_again.experiment_settings, "experiment", lambda *of, shown=shown: now(*of) | {key: shown}
+        )
+        reference_again.main(Path("reference/eap"), [Path("params.yaml"), Path("studies/eap.yaml")])
+        stays = "eap_tab1 stays as it is: its models have other settings" in capsys.readouterr().out
+        assert stays == (shown is not None)
+        assert (read_json(made) == before) == stays
+
+
 def test_what_is_added_later_is_stored_with_the_rest(root: Path) -> None:
     run("eap_tab3")
     store()

@@ -303,16 +303,54 @@ def test_a_chosen_setting_is_written_as_it_stands_in_the_study(page: Path) -> No
     assert chosen == {"esd.long": {"steps": 600, "captions": ["{}"]}}
 
 
-def test_docs_hold_one_table_of_what_has_run(page: Path) -> None:
-    names = {"people": 40, "bicycle": 2.4}
-    study = {"base": {"name": "m"}, "tasks": {"names": [*names]}, "seeds": {"erase": [1000]},
-             "experiments": {"tune_mace": {"erasers": ["mace"]}, "tune_esd": {"erasers": ["esd", "esd.long"]},
-                             "tune_not_run": {"erasers": ["ca"]}}}  # fmt: skip
-    (page / "study.yaml").write_text(yaml.safe_dump(study))
+def written(names: dict[str, float], **changes: Any) -> dict[str, Any]:
+    """The file of a study with three experiments, of which the second has run."""
+    block = {"steps": 300, "captions": ["{}"], "variants": {"default": {}, "long": {"steps": 600}}} | changes
+    shown = {"tune_mace": ["mace"], "tune_esd": ["esd", "esd.long"], "tune_not_run": ["ca"]}
+    return {"base": {"name": "m"}, "tasks": {"names": [*names]}, "seeds": {"erase": [1000]},
+            "erasers": {"mace": None, "esd": block, "ca": {}},
+            "experiments": {name: {"erasers": erasers} for name, erasers in shown.items()}}  # fmt: skip
+
+
+def write_runs(page: Path, names: dict[str, float], **commits: str) -> None:
+    """The runs that erased each task in these seconds.
+
+    Args:
+        commits: task -> commit, where another one than aaaa...
+    """
     for (task, taken), eraser in itertools.product(names.items(), ("esd", "esd.long")):
         folder = page / f"results/erased/m/{task}/{eraser}/s1000/delta"
         folder.mkdir(parents=True)
-        (folder / "run.json").write_text(json.dumps({"seconds": taken, "commit": 40 * "a"}))
+        commit = commits.get(task, 40 * "a")
+        (folder / "run.json").write_text(json.dumps({"seconds": taken, "commit": commit}))
+
+
+def test_an_experiment_that_ran_with_other_settings_than_the_study_has_now_does_not_take_the_place_of_rows(
+    page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"people": 40, "bicycle": 2.4}
+    write_runs(page, names, people=40 * "b")
+    known, columns = page / "tuning.csv", [f"{part} {task}" for task in names for part in ("left", "kept", "seconds")]
+    before = pd.DataFrame([["esd", "steps: 7", 1.5, 90.0, *[1.0, 90.0, 3] * 2, "chosen", ""]],
+                          columns=["eraser", "setting", "left", "kept", *columns, "choice", "commit"])  # fmt: skip
+    other = {"variants": {"default": {}, "long": {"steps": 900}}}
+    for changes in (other, {"steps": 200}, {"lr": 1e-3}):
+        before.to_csv(known, index=False)
+        (page / "study.yaml").write_text(yaml.safe_dump(written(names, **changes)))
+        text = studies.tuning(page / "results", page / "study.yaml", known)
+        assert "steps: 7" in text and "steps: 300" not in text
+        assert "tune_esd has run with other settings than the study has now" in capsys.readouterr().out
+    (page / "study.yaml").write_text(yaml.safe_dump(written(names)))
+    studies.tuning(page / "results", page / "study.yaml", known)
+    rows = pd.read_csv(known)
+    assert rows["setting"].tolist() == ["steps: 300", "steps: 600"]
+    assert set(rows["commit"]) == {f"{10 * 'b'} {10 * 'a'}"}  # of both tasks
+
+
+def test_docs_hold_one_table_of_what_has_run(page: Path) -> None:
+    names = {"people": 40, "bicycle": 2.4}
+    (page / "study.yaml").write_text(yaml.safe_dump(written(names)))
+    write_runs(page, names)
     columns = "eraser,setting,left,kept,left people,kept people,left bicycle,kept bicycle,choice,seconds people"
     known = page / "tuning.csv"
     other = "1.5,90.0,1.0,90.0,2.0,95.0,chosen,3,4,\n"

@@ -90,7 +90,8 @@ class KnownModels:
 
 @dataclass(frozen=True)
 class Place:
-    """The folders of the models and their audits; each name has the digest of what the model is made from."""
+    """The folders of the models and their audits; each name has the digest of what the model is made from, of one that
+    is taught with the settings of its LoRA."""
 
     out: Path
     known: KnownModels
@@ -102,7 +103,9 @@ class Place:
     def folder(self, part: str, name: str) -> Path:
         """The folder of a model in a part: deltas, taught, models, audits or checks."""
         model = {**self.known.models, **self.known.controls}[name]
-        return self.out / part / f"{name}-{self.known.made(model)[:12]}"
+        made = self.known.made(model)
+        digest = digest_of_text([made, bases()[model.study].lora]) if model.taught else made
+        return self.out / part / f"{name}-{digest[:12]}"
 
 
 def read_models(file: Path) -> KnownModels:

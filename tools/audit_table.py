@@ -21,6 +21,7 @@ import re
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -48,6 +49,7 @@ from resurgence.config.audit import TRAINED, Level
 from resurgence.config.fields import ConfigError, read_yaml
 from resurgence.config.schema import WithoutAliases
 from resurgence.files import CHECKOUT, write_json, write_text
+from resurgence.workflow.snakemake import check_package
 
 ROWS = CHECKOUT / "reference/audits/rows"
 DECIDES = ("config", "src", "tools")  # folders of the checkout on which a row depends
@@ -200,19 +202,28 @@ def run(args: argparse.Namespace, place: Place, todo: Mapping[str, KnownModel]) 
                                   else finish(place, name, model, args.level, args.cores, commit))  # fmt: skip
             check_unchanged(args.models, commit)
             write_json(folder / file_name(name, None if args.check else args.level), asdict(found))
-        except (ConfigError, OSError, ValueError) as error:
-            print(f"{name}: {error}", file=sys.stderr, flush=True)
+        except Exception as error:  # also of torch and safetensors: the others go on
+            print(f"{name}: {told(error)}", file=sys.stderr, flush=True)
             failed.append(name)
         print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     return failed
+
+
+def told(error: Exception) -> str:
+    """Why a model failed: a message of this package, else what was raised and where."""
+    if isinstance(error, (ConfigError, OSError)):
+        return str(error)
+    return "".join(traceback.format_exception(error)).rstrip()
 
 
 def main() -> None:
     """Make, audit or check what has not been, or print what has.
 
     Raises:
-        ConfigError: names the models that failed, after all others.
+        ConfigError: names the models that failed, after all others; or the package is that of another checkout, whose
+            commit a row would have.
     """
+    check_package(Path(__file__).parents[1])
     args = arguments()
     known, failed = read_models(args.models), list[str]()
     models = models_of(known, args.controls, args.only)

@@ -21,15 +21,19 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import itertools
 import json
 import math
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -181,15 +185,25 @@ def copy_of_repository(folder: Path) -> None:
 
 
 def run_pytest(folder: str, arguments: Sequence[str], log: str) -> None:
-    """Run tests in a new process that has imported the libraries and not the package; ends with pytest's status."""
+    """Run tests in a new process that has imported the libraries and not the package; ends with pytest's status, or
+    with this tool, however that ends."""
     os.setsid()  # what the tests start ends with them
+    threading.Thread(target=end_with_tool, daemon=True).start()
     os.chdir(folder)
+    os.environ["PYTHONPATH"] = str(Path(folder, "src"))  # else they start the unchanged package
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
     import pytest
 
     os._exit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments]))
+
+
+def end_with_tool() -> None:
+    """Wait until the tool has ended, and end this process with all that it started."""
+    if tool := multiprocessing.parent_process():
+        multiprocessing.connection.wait([tool.sentinel])
+        os.killpg(0, signal.SIGKILL)
 
 
 def tested(folder: Path, arguments: Sequence[str], limit: float | None = None) -> tuple[int | None, str]:
@@ -207,9 +221,9 @@ def tested(folder: Path, arguments: Sequence[str], limit: float | None = None) -
     return status, log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
 
 
-def digest(file: str) -> str:
-    """Of the content of a file of the repository."""
-    return hashlib.sha256((ROOT / file).read_bytes()).hexdigest()[:16]
+def digest(file: str, root: Path | None = None) -> str:
+    """Of the content of a file of the repository, or of a copy of it."""
+    return hashlib.sha256(((root or ROOT) / file).read_bytes()).hexdigest()[:16]
 
 
 class Outcomes:
@@ -224,16 +238,17 @@ class Outcomes:
         self.mutants = {e["id"]: e for e in entries if "id" in e and self.holds(e) and not e.get("without")}
         self.flaky: list[str] = []  # test files that failed once without a change, and then did not
         self.left_out: dict[str, str] = {}  # test file -> the end of what it printed when it failed without a change
+        self.lock = threading.Lock()  # of the file
 
     @staticmethod
     def holds(entry: dict[str, Any]) -> bool:
         """Whether the files that decided it are unchanged."""
         return all((ROOT / file).is_file() and digest(file) == of for file, of in entry["files"].items())
 
-    def add(self, files: Iterable[str], **entry: Any) -> None:
-        """Append an outcome that these files decided."""
-        entry["files"] = {file: digest(file) for file in files}
-        with self.file.open("a", encoding="utf-8") as out:
+    def add(self, files: Iterable[str], copy: Path | None = None, **entry: Any) -> None:
+        """Append an outcome that these files decided, as they are in the copy in which it was found."""
+        entry["files"] = {file: digest(file, copy) for file in files}
+        with self.lock, self.file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(entry) + "\n")
         if "tests" in entry:
             self.seconds[entry["tests"]] = entry["seconds"]
@@ -259,7 +274,7 @@ def try_unchanged(folder: Path, file: str, outcomes: Outcomes) -> None:
         suites = ElementTree.parse(report).getroot() if report.exists() else []
         failed = sum(int(suite.get(kind, 0)) for suite in suites for kind in ("failures", "errors"))
         if status in (0, 1) and len(suites) and not failed:  # 1 without a failure: over the budget of the tests
-            outcomes.add([file], tests=file, seconds=round(time.monotonic() - start, 1))
+            outcomes.add([file], folder, tests=file, seconds=round(time.monotonic() - start, 1))
             outcomes.flaky += [file] * attempt
     if file not in outcomes.seconds:
         outcomes.left_out[file] = output[-3000:]
@@ -286,17 +301,20 @@ def in_order(file: str, seconds: Mapping[str, float]) -> list[str]:
     return sorted(tests_of(file), key=key)
 
 
-def try_mutant(mutant: Mutant, folder: Path, outcomes: Outcomes) -> dict[str, Any]:
-    """Run its test files with the change in this copy; the outcome."""
-    files, without = in_order(mutant.file, outcomes.seconds), []
+def try_mutant(mutant: Mutant, folder: Path, outcomes: Outcomes) -> dict[str, Any] | None:
+    """Run its test files with the change in this copy; the outcome, None where the file has changed since the copy."""
+    files, without = [f for f in in_order(mutant.file, outcomes.seconds) if (folder / f).is_file()], list[str]()
     place, start, by = folder / mutant.file, time.monotonic(), None
-    original = place.read_text(encoding="utf-8")
+    original, source = place.read_text(encoding="utf-8"), (ROOT / mutant.file).read_text(encoding="utf-8")
+    if source != original:
+        return None
+    changed, change = mutant.text, mutant.change
     for number, file in enumerate(files, 1):
         try_unchanged(folder, file, outcomes)
         if file in outcomes.left_out:
             without.append(file)
             continue
-        place.write_text(mutant.text, encoding="utf-8")
+        place.write_text(changed, encoding="utf-8")
         try:
             by = killer(*tested(folder, ["-x", file], 120 + SLACK * outcomes.seconds[file]))
         finally:
@@ -304,7 +322,7 @@ def try_mutant(mutant: Mutant, folder: Path, outcomes: Outcomes) -> dict[str, An
         if by is not None:
             files, without = files[number - 1 : number], []
             break
-    return {"id": mutant.id, "file": mutant.file, "change": mutant.change, "killed": by is not None, "by": by,
+    return {"id": mutant.id, "file": mutant.file, "change": change, "killed": by is not None, "by": by,
             "seconds": round(time.monotonic() - start, 1), "files": [mutant.file, *files],
             **({"without": without} if without else {})}  # fmt: skip
 
@@ -315,26 +333,27 @@ def try_all(mutants: Sequence[Mutant], outcomes: Outcomes, jobs: int, seconds: f
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as temporary:
-        folders: Queue[Path] = Queue()
+        folders, numbers = Queue[Path](), itertools.count(1)
         for k in range(jobs):
             copy_of_repository(Path(temporary) / str(k))
             folders.put(Path(temporary) / str(k))
 
-        def run(mutant: Mutant) -> dict[str, Any] | None:
+        def run(mutant: Mutant) -> None:
             if time.monotonic() > ends:
-                return None
+                return
             folder = folders.get()
             try:
-                return try_mutant(mutant, folder, outcomes)
+                if outcome := try_mutant(mutant, folder, outcomes):
+                    outcomes.add(copy=folder, **outcome)  # at once: a kill loses only those at work
+                    how = f"killed by {outcome['by']}" if outcome["killed"] else "SURVIVES"
+                    print(f"{next(numbers)} of {len(mutants)}, {outcome['seconds']:.0f} s: {outcome['id']} "
+                          f"{outcome['file']}: {outcome['change']}: {how}", flush=True)  # fmt: skip
             finally:
                 folders.put(folder)
 
         with ThreadPoolExecutor(jobs) as pool:
-            for number, outcome in enumerate(filter(None, pool.map(run, mutants)), 1):
-                outcomes.add(**outcome)
-                how = f"killed by {outcome['by']}" if outcome["killed"] else "SURVIVES"
-                print(f"{number} of {len(mutants)}, {outcome['seconds']:.0f} s: {outcome['id']} {outcome['file']}: "
-                      f"{outcome['change']}: {how}", flush=True)  # fmt: skip
+            for _ in pool.map(run, mutants):
+                pass  # raises what a mutant raised, and ends the others
 
 
 def report(mutants: Sequence[Mutant], outcomes: Outcomes, judged: Sequence[dict[str, str]]) -> int:

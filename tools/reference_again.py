@@ -5,7 +5,8 @@
 
 The settings are those of the study as it is now; inputs and scores remain. Grids, lists of members, and experiments of
 the Fréchet distance, whose features a reference leaves out, stay as they are but for the verdicts of claims about it,
-and what has not run stays out. `make verify` checks the result.
+and what has not run stays out. An experiment that shows settings of its erasers stays as it is where the study has
+others now. `make verify` checks the result.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import pandas as pd
 
 from resurgence.analysis.claims import claims_table, have_floor, without_floors
 from resurgence.config.load import load_study
-from resurgence.files import read_text, sha256, write_json, write_text
+from resurgence.files import plain, read_text, sha256, write_json, write_text
 from resurgence.provenance.manifest import read_manifest
 from resurgence.stages import experiment, results
 from resurgence.stages.job import Job
@@ -30,12 +31,22 @@ from resurgence.workflow import experiment_settings, report_settings
 
 
 def replace(made: Path, new: Path, settings: dict[str, Any]) -> None:
-    """Copy the files that a job wrote beside `new`, and name them and its settings in the record `made`."""
-    files = list(read_manifest(new)["files"])
+    """Copy the files that a job wrote beside `new`, and name them and its settings in the record `made`; files of the
+    record that it no longer writes are removed."""
+    record, files = read_manifest(made), list(read_manifest(new)["files"])
     for name in files:
         shutil.copyfile(new.parent / name, made.parent / name)
     digests = {name: sha256(made.parent / name) for name in files}
-    write_json(made, read_manifest(made) | {"parameters": settings, "files": digests})
+    write_json(made, record | {"parameters": settings, "files": digests})
+    for name in record["files"].keys() - digests.keys():
+        (made.parent / name).unlink(missing_ok=True)
+
+
+def of_other_models(made: Path, settings: dict[str, Any]) -> bool:
+    """Whether an experiment shows settings of its erasers, and the study has others now than its models were made
+    with."""
+    record = read_manifest(made)["parameters"]
+    return any(record.get(key) != plain(settings.get(key)) for key in ("x", "settings"))
 
 
 def open_floors(made: Path) -> None:
@@ -62,13 +73,16 @@ def main(reference: Path, configuration: list[Path]) -> None:
     lost = lost_metrics(root)
     with stored_scores(root), tempfile.TemporaryDirectory() as folder:
         for name, settings in wanted.items():
-            if follows_from_scores(settings, lost):
+            made = root / "experiments" / name / "made.json"
+            if of_other_models(made, settings):
+                print(f"{name} stays as it is: its models have other settings than the study has now", flush=True)
+            elif follows_from_scores(settings, lost):
                 new = Path(folder) / name / "made.json"
                 experiment.make(Job(settings, new, {}, "cpu"))
-                replace(root / "experiments" / name / new.name, new, settings)
+                replace(made, new, settings)
                 print(name, flush=True)
             else:
-                open_floors(root / "experiments" / name / "made.json")
+                open_floors(made)
         if not (root / "experiments" / "made.json").is_file():  # of a study that has run in part
             return
         pages = Path(folder) / "experiments"

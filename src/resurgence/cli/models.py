@@ -27,7 +27,7 @@ from resurgence.provenance.code_version import code_version
 from resurgence.provenance.inputs import BASE_DELTAS, label_of, parents
 from resurgence.provenance.manifest import write_artefact
 from resurgence.provenance.outputs import check_image_space
-from resurgence.stages.job import arithmetic, split_passes
+from resurgence.stages.job import arithmetic, earlier_runs, split_passes
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -84,7 +84,7 @@ def erase(args: Namespace) -> None:
             data = eraser_data(args, pipe, task, cfg, out.with_name(f".{out.name}.state"))
             with exact(pipe.device):
                 delta = method(args.eraser).erase(pipe, task, cfg, data, args.seed, folder)
-            run |= arithmetic() | split_passes()
+            run |= arithmetic() | split_passes() | earlier_runs()
             save_delta(delta, folder / "delta.safetensors")
             if config.has_words:
                 from resurgence.figures.sensitive_words import words_figure
@@ -239,7 +239,7 @@ def finetune(args: Namespace) -> None:
             parameters["left_out"] = left_out
         with write_artefact(out, "fine-tuned weights", parameters, files, {"seed": args.seed}, measured) as folder:
             curve = run(pipe, images, captions, cfg, args.seed, folder, scratch)
-            measured |= arithmetic() | split_passes()
+            measured |= arithmetic() | split_passes() | earlier_runs()
             (folder / "curve.json").write_text(json.dumps(curve, indent=1))
 
 

@@ -42,6 +42,7 @@ from resurgence.files import (
 log = logging.getLogger(__name__)
 FORMAT = 2
 MANIFEST, RUN = "manifest.json", "run.json"
+EARLIER_SECONDS = "earlier_seconds"  # in run.json: of a training that was interrupted, until its state was saved
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pyarrow")
 
 
@@ -121,8 +122,12 @@ def described(
 
 
 def write_run(manifest: Path, text: str, seconds: float, run: Mapping[str, Any]) -> None:
-    """Write what is known of the run that made the artefact of a manifest with this text."""
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    """Write what is known of the run that made the artefact of a manifest with this text.
+
+    Args:
+        seconds: of this process; those of the interrupted ones before it, if it resumed a training, are added.
+    """
+    digest, seconds = hashlib.sha256(text.encode()).hexdigest(), seconds + run.get(EARLIER_SECONDS, 0.0)
     write_json(run_file(manifest), {**circumstances(seconds), **run, "manifest": digest})
 
 

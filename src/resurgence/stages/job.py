@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 from resurgence import errors
 from resurgence.config.task import TaskPart
 from resurgence.provenance.inputs import check_parents
-from resurgence.provenance.manifest import MANIFEST, RUN, described, write_artefact, write_made
+from resurgence.provenance.manifest import EARLIER_SECONDS, MANIFEST, RUN, described, write_artefact, write_made
 from resurgence.provenance.outputs import check_apart
 from resurgence.stages.runtime import become_only_writer, check_inputs, end_imports, take_gpu
 
@@ -175,6 +175,13 @@ def split_passes() -> dict[str, int | bool]:
     return memory.USED if memory else {}
 
 
+def earlier_runs() -> dict[str, float]:
+    """The entry of run.json with the seconds that a resumed training took before it was saved; none for another job."""
+    checkpoint = sys.modules.get("resurgence.training.checkpoint")
+    seconds = sum(checkpoint.EARLIER.values()) if checkpoint else 0.0
+    return {EARLIER_SECONDS: round(seconds, 3)} if seconds else {}
+
+
 def main(kind: str, make: Callable[[Job, Path], dict[str, Any] | None]) -> None:
     """Run a job that writes an artefact.
 
@@ -190,7 +197,7 @@ def main(kind: str, make: Callable[[Job, Path], dict[str, Any] | None]) -> None:
     with write_artefact(job.out.parent, kind, job.settings, job.manifest_inputs(), seeds, run) as folder:
         try:
             run |= make(job, folder) or {}
-            run |= arithmetic() | split_passes()
+            run |= arithmetic() | split_passes() | earlier_runs()
         except RuntimeError as error:  # of an import that was interrupted
             raise_end(error)
             raise

@@ -29,6 +29,7 @@ LAYOUT = 3  # of the state file; part of the fingerprint, so that a file of anot
 EVERY = 60.0  # seconds between two saves; more when saving is slow
 SHARE = 20  # saving takes at most 1/SHARE of the time
 HOST = ("weights", "average", "optimiser")  # parts of a state that stay in main memory: the device has tensors for them
+EARLIER: dict[str, float] = {}  # what this process resumed took before it was saved, by folder, for run.json
 
 
 def checkpoint_name(step: int) -> str:
@@ -56,7 +57,8 @@ class Saver:
 
     def __init__(self, folder: Path | None, fingerprint: str) -> None:
         self.folder, self.fingerprint = folder, fingerprint
-        self.due = time.monotonic() + EVERY
+        self.started, self.earlier = time.monotonic(), 0.0  # seconds of the runs whose state was loaded
+        self.due = self.started + EVERY
 
     @property
     def is_due(self) -> bool:
@@ -68,8 +70,9 @@ class Saver:
         if self.folder is None or not (force or self.is_due):
             return
         started = time.monotonic()
+        spent = self.earlier + started - self.started
         with atomic_file(self.folder / STATE_FILE) as temporary:
-            torch.save({**state, "fingerprint": self.fingerprint}, temporary)
+            torch.save({**state, "fingerprint": self.fingerprint, "seconds": spent}, temporary)
         now = time.monotonic()
         self.due = now + max(EVERY, SHARE * (now - started))
 
@@ -91,6 +94,7 @@ class Saver:
             log.warning("%s belongs to other settings, images or weights: starting at step 0", file)
             return None
         log.info("resumed at step %d from %s", state["step"], file)
+        self.earlier = EARLIER[str(self.folder)] = float(state.get("seconds", 0.0))
         further = {key: value for key, value in state.items() if key not in HOST}
         return state | mapped(lambda tensor: tensor.to(device), further)
 
