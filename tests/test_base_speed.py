@@ -19,6 +19,7 @@ import torch
 from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
 from resurgence.diffusion import speed
+from resurgence.diffusion.image_sets import RESAMPLED
 from resurgence.diffusion.sampling import SamplingConfig, sample
 from resurgence.stages import job
 from resurgence.training import finetune as f
@@ -68,6 +69,22 @@ def test_a_compiled_unet_sees_one_shape_and_samples_the_same(shapes: list) -> No
     assert abs(images(pipe, CFG) - expected).max() <= 1  # one grey level, as for another batch
     assert len(set(shapes)) == 1 and shapes[0][0] == 4  # two images with guidance
     assert speed.used() == "graphs"
+
+
+def test_images_that_are_sampled_again_in_fp32_compile_nothing_more(shapes: list) -> None:
+    pipe = make_pipeline().to(dtype=torch.bfloat16)
+    pipe.vae.decoder.register_forward_hook(lambda module, inputs, y: y * torch.nan if y.dtype == torch.bfloat16 else y)
+    speed.apply_speed(pipe.unet, speed.SPEEDS["graphs"])
+    assert all(image.info[RESAMPLED] for _, image in sample(pipe, ROWS, CFG))
+    assert len(shapes) == 1 and speed.is_compiled(pipe.unet)
+
+
+def test_a_training_does_not_run_what_sampling_has_compiled(shapes: list) -> None:
+    pipe = make_pipeline()
+    speed.apply_speed(pipe.unet, speed.SPEEDS["graphs"])
+    with speed.fast_training(pipe.unet, speed.SPEEDS["eager"]):
+        assert not speed.is_compiled(pipe.unet)
+    assert speed.is_compiled(pipe.unet)
 
 
 @pytest.mark.parametrize("algorithm", ["lora", "full"])

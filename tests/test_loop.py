@@ -16,12 +16,13 @@ from torch.nn.utils import clip_grad_norm_
 from resurgence.files import read_json
 from resurgence.provenance.manifest import EARLIER_SECONDS, write_run
 from resurgence.stages.job import earlier_runs
-from resurgence.training import checkpoint
+from resurgence.training import checkpoint, memory
 from resurgence.training.checkpoint import Saver
-from resurgence.training.loop import GRADIENT_NORM, Run, clip_per_concept, move_average, train
+from resurgence.training.loop import GRADIENT_NORM, Run, clip_per_concept, load_optimiser, move_average, train
 
 STEPS = 23
 CPU = torch.device("cpu")
+FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
 def start() -> dict[str, torch.Tensor]:
@@ -158,6 +159,34 @@ def test_checkpoints_are_written_after_their_steps() -> None:
 
 class Killed(Exception):
     """Stands for the end of the process."""
+
+
+def test_what_no_step_changes_is_not_copied_in_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the LoRAs of earlier batches of concepts: on a GPU each copy of a tensor is a launch."""
+    copied: list[object] = []
+    monkeypatch.setattr(memory, "mapped", lambda function, state: copied.append(state))
+    train(make(further=lambda: {"finished": torch.zeros(1000)}, load_further=None), Saver(None, ""))
+    assert not copied
+
+
+@pytest.mark.parametrize("first", FORMATS)
+def test_a_state_that_was_saved_in_another_memory_format_goes_on_the_same(first: torch.memory_format) -> None:
+    """A training that stops at one base.speed may go on at another."""
+    g, ends = torch.Generator().manual_seed(0), []
+    kernel, *gradients = torch.randn(3, 4, 3, 3, 3, generator=g)
+    for before, after in ((first, second) for second in FORMATS):
+        state: dict = {}
+        weight = kernel
+        for memory_format, gradient in zip((before, after), gradients, strict=True):
+            weight = weight.detach().clone(memory_format=memory_format).requires_grad_()
+            optimiser = torch.optim.AdamW([weight], 0.1, fused=True)
+            if state:
+                load_optimiser(optimiser, state)
+            weight.grad = gradient.clone(memory_format=memory_format)
+            optimiser.step()
+            state = optimiser.state_dict()
+        ends.append(weight.detach())
+    assert torch.equal(ends[1], ends[0])
 
 
 @pytest.mark.parametrize("build", [make, averaged])

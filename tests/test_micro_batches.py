@@ -258,3 +258,18 @@ def test_a_graph_saves_the_activations_of_one_micro_batch():
     blocks = bytes_of({"micro_batch": None, "checkpointing": True})
     weights = sum(p.numel() * 8 for p in base().unet.parameters())
     assert two - weights < 0.35 * (every - weights) and blocks - weights < 0.5 * (every - weights)
+
+
+def test_a_pass_with_weights_in_place_of_others_does_not_list_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a search for tied weights would, in each pass."""
+    pipe = base()
+    student = Student(pipe, "xattn")
+    inputs = torch.zeros(1, 4, 8, 8, dtype=torch.float64), torch.tensor([5]), student.texts(["a"])
+    expected, parameters = student.frozen(*inputs), type(pipe.unet).named_parameters
+
+    def named_parameters(self: torch.nn.Module, *args: Any, remove_duplicate: bool = True, **options: Any) -> Any:
+        assert remove_duplicate
+        return parameters(self, *args, **options)
+
+    monkeypatch.setattr(type(pipe.unet), "named_parameters", named_parameters, raising=False)
+    assert torch.equal(student(*inputs), expected)

@@ -8,6 +8,7 @@ In a process of its own, because a device must be registered before the first ba
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,8 +46,10 @@ from resurgence.diffusion.device import exact  # noqa: E402
 from resurgence.diffusion.image_sets import RESAMPLED  # noqa: E402
 from resurgence.diffusion.sampling import SamplingConfig, sample  # noqa: E402
 from resurgence.erasers import EraserData, eraser_config, method  # noqa: E402
+from resurgence.erasers.gradient import spm_transport  # noqa: E402
 from resurgence.training import loop  # noqa: E402
 from resurgence.training.finetune import FinetuneConfig, finetune  # noqa: E402
+from resurgence.training.memory import mapped  # noqa: E402
 from tiny import make_pipeline  # noqa: E402
 
 Tensors = dict[str, torch.Tensor]
@@ -80,6 +84,47 @@ def draw_images(options: dict[str, Any], pipe: StableDiffusionPipeline, dtype: t
     images = [image for _, image in sorted(sample(pipe.to(dtype=dtype), ROWS, cfg), key=lambda pair: pair[0])]
     assert not any(RESAMPLED in image.info for image in images)
     return {"pixels": torch.from_numpy(np.stack([np.asarray(image) for image in images]).astype(np.float32))}
+
+
+def draw_opened(pipe: StableDiffusionPipeline) -> Tensors:
+    """Pixels of the sampler with an adapter of SPM that each prompt opens by its strength."""
+    product, draw = spm_transport.product, torch.Generator().manual_seed(8)
+    keys = {n: m for n, m in make_pipe().unet.named_modules() if n.endswith("attn2.to_k")}
+    adapter = {
+        name: (torch.randn(1, layer.in_features, generator=draw), torch.randn(layer.out_features, 1, generator=draw))
+        for name, layer in keys.items()
+    }
+
+    def on_device(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+        """B A is as large as the weight: it is made where that is."""
+        assert up.device == down.device == pipe.device
+        return product(up, down)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spm_transport, "product", on_device)
+        drawn = spm_transport.sample_opened(pipe, ROWS, SamplingConfig(steps=3, batch=2), {"ship": adapter})
+        images = [image for _, image in sorted(drawn, key=lambda pair: pair[0])]
+    return {"pixels": torch.from_numpy(np.stack([np.asarray(image) for image in images]).astype(np.float32))}
+
+
+def resumed(name: str, pipe: StableDiffusionPipeline) -> Tensors:
+    """The delta of an eraser that SIGTERM ends after its first step, and that goes on from its state."""
+    gradient_of, save = loop.gradient_of, torch.save
+
+    def signalled(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return gradient_of(*args)
+
+    def save_from_cpu(state: dict[str, Any], file: Path) -> None:  # those of the pretended device cannot be pickled
+        save(mapped(lambda tensor: tensor.detach().cpu(), state), file)
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        data = replace(eraser_data(make_pipe()), state=Path(folder))
+        patch.setattr(torch, "save", save_from_cpu)
+        with patch.context() as ending, pytest.raises(SystemExit):
+            ending.setattr(loop, "gradient_of", signalled)
+            erase(name, pipe, data)
+        return erase(name, pipe, data)
 
 
 def tune(options: dict[str, Any], pipe: StableDiffusionPipeline, side: int = 16) -> Tensors:
@@ -245,6 +290,7 @@ CASES: dict[str, Callable[[StableDiffusionPipeline], Tensors]] = {
     "sample": partial(draw_images, {}),
     "sample-channels-last": partial(draw_images, {"channels_last": True}),
     "sample-fp16": partial(draw_images, {}, dtype=torch.float16),
+    "sample-opened": draw_opened,
     "finetune-lora": partial(tune, {}),
     "finetune-lora-checkpointing": partial(tune, {"gradient_checkpointing": True}),
     "finetune-full-ema": partial(tune, FULL_TUNE),
@@ -261,6 +307,7 @@ CASES: dict[str, Callable[[StableDiffusionPipeline], Tensors]] = {
     "scorer-faces": face_scores,
     **{f"erase-{name}": partial(erasure, name) for name in ERASURES},
     "erase-update": updated,
+    "erase-doco-resumed": partial(resumed, "doco"),
 }
 WITH_CUDA: dict[str, Callable[[StableDiffusionPipeline], Tensors]] = {  # not on the pretended device: it does not cast
     "masks-grounded-sam-fp16": partial(grounded_masks, "fp16"),
@@ -284,7 +331,7 @@ TRAININGS = {  # cases with optimiser steps; the other erasures are closed forms
         f"erase-{name}"
         for name in ("esd", "sdd", "ca", "fmn", "erasediff", "mace", "esd-base", "sdd-base", "spm", "eap")
     ),
-    *(f"erase-{name}" for name in ("advunlearn", "doco", "salun", "erasediff-noxattn", "scissorhands")),
+    *(f"erase-{name}" for name in ("advunlearn", "doco", "doco-resumed", "salun", "erasediff-noxattn", "scissorhands")),
 }
 CLOSED_FORMS = {name for name in CASES if name.startswith("erase-")} - TRAININGS
 SCORED = {  # case -> scorers whose networks it runs

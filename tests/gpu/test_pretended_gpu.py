@@ -23,9 +23,11 @@ NIGHTLY = {
     "sample-channels-last", "finetune-lora-checkpointing", "masks-grounded-sam-bf16",
     "erase-erasediff-noxattn", "erase-esd-base", "erase-sdd-base",
 }  # fmt: skip
-SYNCHRONISATIONS = {"erase-doco": 1}  # of a step: how many samples of its batch are of concepts or anchors
+# of a step of DoCo: how many samples of its batch are of concepts or anchors; of opened adapters: checks of weights
+SYNCHRONISATIONS = {"erase-doco": 1, "erase-doco-resumed": 1, "sample-opened": 8}
 WEIGHTS = 208  # tensors of the small UNet: EraseDiff keeps those of the present step in main memory during inner steps
 COPIES = {"erase-erasediff": WEIGHTS, "erase-erasediff-noxattn": WEIGHTS}  # to main memory and back, at most
+SAMPLING = 6  # uploads, none in a step: tokens of "" and of the prompts; of two batches noise and numbers of prompts
 DOWNLOADS = {**COPIES, "erase-spm": 4}  # of a step; SPM: embeddings, by which it weighs the anchors
 UPLOADS = 13  # of a step: image, flip, timestep, two noises and caption of two passes; one more in the first step
 
@@ -76,4 +78,5 @@ def test_steps_do_not_wait_for_the_device(case: str, outcomes: dict[str, dict]) 
         assert step["download"] <= DOWNLOADS.get(case, 0)
         assert step["upload"] <= UPLOADS + COPIES.get(case, 0)
     if case.startswith("sample"):
-        assert outcome["counts"].get("sync", 0) == 0
+        assert outcome["counts"].get("sync", 0) <= SYNCHRONISATIONS.get(case, 0)
+        assert outcome["counts"]["upload"] <= SAMPLING or case == "sample-opened"

@@ -20,10 +20,14 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+# what CUDA, Triton and the compiler say where memory does not suffice, cuBLAS, and cuDNN, whose engines need workspace
+OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED",
+                 "CUDNN_STATUS_ALLOC_FAILED", "unable to find an engine to execute this computation")  # fmt: skip
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the memory of the GPU did not suffice: torch, or cuBLAS and cuDNN, which have no such exception."""
-    libraries = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(name in str(error) for name in libraries)
+    """Whether the memory of the GPU did not suffice: torch's exception, or one of OUT_OF_MEMORY in another."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def at_least_single(values: torch.Tensor) -> torch.Tensor:

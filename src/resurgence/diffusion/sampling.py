@@ -131,13 +131,19 @@ def decode(pipe: StableDiffusionPipeline, latents: torch.Tensor) -> tuple[torch.
 
 @contextmanager
 def single_precision(pipe: StableDiffusionPipeline) -> Iterator[None]:
-    """Within the block the pipeline computes in fp32; afterwards its weights are as they were, bit for bit."""
+    """Within the block the pipeline computes in fp32; afterwards its weights are as they were, bit for bit.
+
+    A compiled UNet runs eager: compiling it for this type and these few images would take minutes.
+    """
     dtypes = {part: part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)}
+    compiled = pipe.unet._compiled_call_impl
+    pipe.unet._compiled_call_impl = None
     try:
         for part in dtypes:
             torch.nn.Module.to(part, torch.float32)  # diffusers' own `to` warns of a change of the type
         yield
     finally:
+        pipe.unet._compiled_call_impl = compiled
         for part, dtype in dtypes.items():
             torch.nn.Module.to(part, dtype)
 

@@ -113,6 +113,7 @@ def fast_training(unet: UNet2DConditionModel, speed: Speed | None = None) -> Ite
     """
     speed = (chosen(unet.device) if speed is None else speed)._replace(graphs=False)
     compiled = unet._compiled_call_impl
+    unet._compiled_call_impl = None  # of sampling, perhaps with graphs
     apply_speed(unet, speed)
     try:
         yield

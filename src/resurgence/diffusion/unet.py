@@ -70,7 +70,8 @@ def predict(
         if not parameters:
             return at_least_single(unet(*inputs, return_dict=False)[0])
         cast = {name: value.to(dtype) for name, value in parameters.items()}
-        return at_least_single(functional_call(unet, cast, inputs, {"return_dict": False})[0])
+        # this UNet ties no weights; to look for tied ones takes milliseconds, in which a GPU gets no work
+        return at_least_single(functional_call(unet, cast, inputs, {"return_dict": False}, tie_weights=False)[0])
 
 
 @contextmanager
@@ -147,7 +148,8 @@ def ddim(
     for t in scheduler.timesteps:
         yield int(t), x
         doubled = torch.cat([x, x]) if guided else x
-        prediction = predict(doubled, t.to(x.device).expand(len(doubled)), context)
+        times = torch.full((len(doubled),), int(t), device=x.device)  # not copied to a GPU, which waits for its queue
+        prediction = predict(doubled, times, context)
         if guided:
             unconditional, conditional = prediction.chunk(2)
             prediction = unconditional + guidance * (conditional - unconditional)

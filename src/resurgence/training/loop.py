@@ -43,7 +43,7 @@ class Run:
     checkpoints: Collection[int] = ()  # steps after which `write` is called and the state is saved
     write: Callable[[int], None] = lambda step: None
     further: Callable[[], Mapping[str, Any]] = dict  # what else a resumed run needs; tensors and plain values only
-    load_further: Callable[[Mapping[str, Any]], None] = lambda further: None
+    load_further: Callable[[Mapping[str, Any]], None] | None = None  # None: no step changes it
     curve: dict[str, list] = field(default_factory=dict)  # name -> one value a step (numbers, or lists of them)
     limits: memory.PassLimits = field(default_factory=memory.PassLimits)  # of the passes that `gradient` makes
 
@@ -116,11 +116,12 @@ def gradient_of(run: Run, step: int) -> Mapping[str, torch.Tensor]:
     def copied(state: Mapping[str, Any]) -> Mapping[str, Any]:
         return memory.mapped(lambda tensor: tensor.detach().clone(), state)
 
-    before = copied(run.further())
+    before = copied(run.further()) if run.load_further else {}
 
     def reset() -> None:
         run.optimiser.zero_grad()
-        run.load_further(copied(before))
+        if run.load_further:
+            run.load_further(copied(before))
 
     return run.limits.fitting(lambda: run.gradient(step), reset)
 
@@ -179,10 +180,26 @@ def restore(run: Run, saved: Mapping[str, Any]) -> int:
     for part, tensors in (("weights", run.weights), ("average", run.average)):
         for name, tensor in tensors.items():
             tensor.copy_(saved[part][name])
-    for state in saved["optimiser"]["state"].values():
-        state["step"] = state["step"].cpu()  # load_state_dict moves it to the device where the optimiser keeps it there
-    run.optimiser.load_state_dict(saved["optimiser"])
+    load_optimiser(run.optimiser, saved["optimiser"])
     run.scaler.load_state_dict(saved["scaler"])
-    run.load_further(saved["further"])
+    if run.load_further:
+        run.load_further(saved["further"])
     run.limits.load(saved["limits"])
     return saved["step"]
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Load a saved state into an optimiser.
+
+    Its numbers of steps are read in main memory: on a GPU each step would wait for each of them; a fused optimiser
+    moves them to the device itself. Its means are laid out as their parameters, which may have been in another memory
+    format when the state was saved (base.speed): fused kernels read both in the order of memory.
+    """
+    for state in saved["state"].values():
+        if "step" in state:
+            state["step"] = state["step"].cpu()
+    optimiser.load_state_dict(saved)
+    for parameter, state in optimiser.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter.detach(), dtype=value.dtype).copy_(value)

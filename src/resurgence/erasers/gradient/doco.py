@@ -27,6 +27,7 @@ from resurgence.erasers.gradient.image_configs import DocoConfig
 from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import Sample, inner, samples
 from resurgence.seeds import generator, seed_of
+from resurgence.training.loop import load_optimiser
 
 HALVINGS = 4  # most layers of stride 2 in a discriminator, the authors' for latents of 64 x 64
 
@@ -197,7 +198,7 @@ class Doco(AnchorObjective):
         """Restore every D and its optimiser."""
         for name, judge in self.judges.items():
             judge.net.load_state_dict(state[name]["net"])
-            judge.optimiser.load_state_dict(state[name]["optimiser"])
+            load_optimiser(judge.optimiser, state[name]["optimiser"])
 
 
 erase = trained(Doco)

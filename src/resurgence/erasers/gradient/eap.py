@@ -31,6 +31,7 @@ from resurgence.erasers.gradient.trainer import Sample
 from resurgence.erasers.gradient.trajectory_configs import EapConfig
 from resurgence.files import read_lines
 from resurgence.seeds import generator
+from resurgence.training.loop import load_optimiser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -194,7 +195,7 @@ class Eap(TrajectoryObjective):
         """Restore the state returned by `state`."""
         for concept, pi in self.pi.items():
             pi.data.copy_(state["pi"][concept])
-        self.ascent.load_state_dict(state["ascent"])
+        load_optimiser(self.ascent, state["ascent"])
 
 
 def write_words(objective: Eap, delta: dict[str, torch.Tensor], folder: Path | None) -> dict[str, torch.Tensor]:

@@ -74,7 +74,8 @@ def opened(unet: UNet2DConditionModel, adapters: Mapping[str, Lora], strengths: 
             for name, (down, up) in adapter.items():
                 weight = modules[name].weight
                 before.setdefault(name, weight.detach().clone())
-                weight.data += strengths[concept] * product(up.float(), down.float()).to(weight)
+                up, down = (factor.to(weight.device, torch.float32) for factor in (up, down))
+                weight.data += strengths[concept] * product(up, down).to(weight)
         check_finite({name: modules[name].weight for name in before}, "opened adapters", "use precision fp32 or bf16")
         yield
     finally:
