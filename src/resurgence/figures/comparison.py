@@ -86,7 +86,8 @@ def panel(axis: Axes, rows: pd.DataFrame, names: list[tuple[str, str]], finetune
         axis.axvline(base.iloc[0], color=GREY, linestyle="--", label="base")
     parts = [(rows[rows["state"] == "erased"], "erased", BLUE, "o")]
     for number, finetune in enumerate(finetunes):
-        part = rows[(rows["state"] == "finetuned") & (rows[["finetune", "finetune_variant"]] == finetune).all(axis=1)]
+        same = (rows[["finetune", "finetune_variant"]] == list(finetune)).all(axis=1)
+        part = rows[(rows["state"] == "finetuned") & same]
         part = part[part["step"] == part.groupby(KEYS, dropna=False)["step"].transform("max")]
         parts.append((part, f"after fine-tuning: {method_name(*finetune)}", *MARKS[number % len(MARKS)]))
     shifts = np.linspace(-0.22, 0.22, max(3, len(parts)))
