@@ -21,6 +21,8 @@ for file in workflow.configfiles:
     read_yaml(Path(file))
 STUDY = make_study(config)
 check_folders(STUDY)
+MANIFESTS = every_manifest(STUDY)
+PICTURES = report_settings.pictures(STUDY)  # of the report, by rule
 validate(config, str(ROOT / "workflow/schemas/params.schema.yaml"), set_default=False)
 
 # on a cluster: account, partitions and the request for a GPU, from the file that profiles/slurm names
@@ -66,10 +68,10 @@ def needs(rule):
 
 def of_stage(stage):
     """The artefacts in one folder of results/, which is one stage of DVC."""
-    return [path for path in every_manifest(STUDY) if path.startswith(f"results/{stage}/")]
+    return [path for path in MANIFESTS if path.startswith(f"results/{stage}/")]
 
 
 def pictures(rule):
     """The pictures of a rule, with their place in the report."""
-    drawn = report_settings.pictures(STUDY).get(rule, ())
+    drawn = PICTURES.get(rule, ())
     return [report(path, category=c, caption=f"../report/{caption}.rst", labels=l) for path, c, caption, l in drawn]

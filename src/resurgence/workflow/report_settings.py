@@ -89,6 +89,14 @@ def first_cells(study: Study) -> list[Cell]:
     return [cell for cell in study.cells() if (cell.erasure.seed, cell.seed) == first]
 
 
+def first_fine_tuned(study: Study) -> dict[Erasure, list[Cell]]:
+    """Erased model -> its cells of the first seeds, where it has any."""
+    cells: dict[Erasure, list[Cell]] = {}
+    for cell in first_cells(study):
+        cells.setdefault(cell.erasure, []).append(cell)
+    return cells
+
+
 def searched(study: Study) -> dict[str, str]:
     """Name of a picture -> folder of the erased model, of the first seed, with the words of sensitive.json."""
     configs = [(erasure, study.erasers[erasure.eraser].config) for erasure in first_erasures(study)]
@@ -123,11 +131,11 @@ def cost(study: Study) -> dict[str, Any]:
 def grids(study: Study) -> dict[str, Any]:
     """Grids of images: for each erased model of the first seed its base, itself and its fine-tuned models."""
     columns: dict[str, dict[str, str]] = {}
+    cells = first_fine_tuned(study)
     for erasure in first_erasures(study):
         name = study.name_of(erasure)
         shown: dict[str, str | Erasure | Cell] = {"base": erasure.task, f"erased: {name}": seen_as(study, erasure)}
-        cells = (cell for cell in first_cells(study) if cell.erasure == erasure)
-        shown |= {f"fine-tuned: {method_name(cell.finetune, cell.variant)}": cell for cell in cells}
+        shown |= {f"fine-tuned: {method_name(c.finetune, c.variant)}": c for c in cells.get(erasure, ())}
         columns[f"{erasure.task}/{name}"] = {title: study.folder(item, "images") for title, item in shown.items()}
     masked = {erasure.task for erasure in study.erasures() if "masks" in reads(study, erasure)}
     parts = ("concept_images", "masks")
@@ -141,10 +149,11 @@ def index(study: Study) -> dict[str, Any]:
     Models are of the first seeds, each once: a control that changes nothing is its base.
     """
     items: list[str | Erasure | Cell] = []
+    cells = first_fine_tuned(study)
     for task in study.tasks.names:
         items.append(task)
         for erasure in (erasure for erasure in first_erasures(study) if erasure.task == task):
-            items += [seen_as(study, erasure), *(cell for cell in first_cells(study) if cell.erasure == erasure)]
+            items += [seen_as(study, erasure), *cells.get(erasure, ())]
     names = list(dict.fromkeys(str(study.model(item)) for item in items))
     settings = {"study": study.study, "base": study.base.name, "models": names, "level": study.statistics.level}
     return settings | makers(study, first_cells(study)) | changed_objectives(study, first_erasures(study))
