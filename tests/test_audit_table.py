@@ -546,7 +546,7 @@ def test_a_check_is_the_study_of_an_audit_by_another_scorer_with_other_seeds(tmp
     audit_table.check_study(tmp_path / "check", BASES["miniature-2"], known_model(erased=("princess",)))
 
 
-def test_only_an_error_that_names_the_weight_is_that_of_a_model_with_nan(place, monkeypatch):
+def test_only_an_error_that_names_the_weight_is_that_of_a_model_with_nan(place, monkeypatch, tmp_path):
     model = known_model(answer="not a number")
     place = listed(place, m=model)
     monkeypatch.setattr(audit_table, "audit", lambda *_: 1)
@@ -561,6 +561,8 @@ def test_only_an_error_that_names_the_weight_is_that_of_a_model_with_nan(place, 
     )
     row = audit_table.finish(place, "m", model, "quick", 1, "c")
     assert row.reasons == ("conv_in.bias has 1 of 32 values that are NaN or infinite",) and row.found == "error"
+    write_json(tmp_path / "m.quick.json", dataclasses.asdict(row))  # read again as it was written
+    assert audit_rows.finished(tmp_path, Row, {"m": row.digest}, lambda each: each.digest, "quick") == {"m": row}
 
 
 def test_a_list_that_is_not_committed_is_refused(tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ def finish(place: Place, name: str, model: KnownModel, level: Level, cores: int,
     logs = "".join(file.read_text(encoding="utf-8") for file in sorted((folder / "logs").rglob("*.log")))
     if (reason := NOT_FINITE.search(logs)) is None:
         raise ConfigError("resurgence", "audit", f"failed for another reason than NaN; see {folder}/logs")
-    return Row(digest, commit, level, weights, None, "error", (reason[0],), False, None, "", {})
+    return Row(digest, commit, level, weights, None, "error", (reason[0],), False, None, "", ())
 
 
 def check(place: Place, name: str, model: KnownModel, cores: int) -> Check:
