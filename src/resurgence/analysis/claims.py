@@ -20,7 +20,7 @@ from resurgence.analysis.concept_places import mean_place
 from resurgence.analysis.headline import markdown_table, marked, number
 from resurgence.analysis.intervals import holm, interval, least_level, p_value
 from resurgence.analysis.measures import median_deviation
-from resurgence.analysis.random_effects import Estimate, difference, mean_of, over_runs
+from resurgence.analysis.random_effects import Estimate, difference, mean_of, over_runs, seeds_of
 from resurgence.analysis.score_sets import ImageSet
 from resurgence.config.experiment import Cells, Claim
 from resurgence.config.model_path import method_name
@@ -60,7 +60,7 @@ def pool_seeds(rows: Iterable[Mapping[str, Any]], last: bool = True) -> list[dic
             continue
         row = {**dict(zip(COLUMNS[:6], key[:6], strict=True)), "runs": len(group)}
         row |= {"concept": key[6]} if key[6] else {}
-        row |= {state: over_runs([run["estimates"][state] for run in group]) for state in STATES}
+        row |= {state: over_runs([run["estimates"][state] for run in group], seeds_of(group)) for state in STATES}
         pooled.append(row | {"gains": [run["estimates"]["gain"].value for run in group]})
     return pooled
 
