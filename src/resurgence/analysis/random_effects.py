@@ -95,13 +95,22 @@ class Estimate:
 
     @cached_property
     def gradient(self) -> Array:
-        """Partial derivatives by the values of the parts, by central differences; exact for linear functions."""
-        values, gradient = np.array([part.value for part in self.parts]), []
+        """Partial derivatives by the values of the parts."""
+        return self._slopes(np.array([part.value for part in self.parts]))
+
+    @cached_property
+    def rises(self) -> NDArray[np.bool_]:
+        """Whether it rises with each part, (K,): in the middle of shares, as a harmonic mean is flat where one is 0."""
+        return self._slopes(np.array([(part.scale or 1.0) / 2 for part in self.parts])) > 0
+
+    def _slopes(self, values: Array) -> Array:
+        """Partial derivatives, by central differences; exact for linear functions."""
+        slopes = []
         for k in range(len(values)):
             step = np.zeros(len(values))
             step[k] = 1e-4 * (self.parts[k].scale or 1.0)
-            gradient.append((self.function(values + step) - self.function(values - step)) / (2 * step[k]))
-        return np.array(gradient)
+            slopes.append((self.function(values + step) - self.function(values - step)) / (2 * step[k]))
+        return np.array(slopes)
 
     @cached_property
     def correlations(self) -> Array:
