@@ -76,6 +76,13 @@ def test_the_limit_is_in_percent_of_the_images_of_a_concept(tmp_path: Path) -> N
     assert hardly_drawn(settings, results.parent) == {"identities-4": {"princess": 37.5}}
 
 
+def test_an_image_without_a_value_does_not_show_its_concept() -> None:
+    """No face in 3 of 4 images of one person, and in all of the other."""
+    rows = pd.DataFrame({"role": "erase", "concept": ["a"] * 4 + ["b"] * 4 + ["c"] * 4})
+    rows["celebrity_correct"] = [1.0, *[np.nan] * 3, *[np.nan] * 4, *[1.0] * 4]
+    assert shares(rows).to_dict() == {"a": 25.0, "b": 0.0, "c": 100.0}
+
+
 @pytest.mark.parametrize("column", [{}, {"recogniser_correct": np.nan}])
 def test_without_an_accuracy_nothing_is_said(column: dict[str, float]) -> None:
     rows = pd.DataFrame({"role": ["erase"], "concept": ["ship"], "clip_score": [20.0]}).assign(**column)

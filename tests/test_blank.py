@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,6 +88,20 @@ def test_no_scorer_can_declare_a_column_of_all_scores(column: str) -> None:
     images = torch.from_numpy(picture("half"))[None]
     with pytest.raises(ValueError, match=f"scorer mine: the column '{column}' is there already; rename it"):
         score_images(images, rows, TASK, {"mine": LoadedScorer(Config(), scorer)})
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_an_infinite_score_is_refused_and_none_is_not(value: float) -> None:
+    @dataclass(frozen=True)
+    class Config(ScorerConfig):
+        columns: ClassVar = ("sharpness",)
+
+    scorer = SimpleNamespace(score=lambda images, *_: {"sharpness": [value] * len(images)})
+    rows = pd.DataFrame({"prompt": ["a"], "seed": [0], "concept": "", "role": "erase"})
+    images, mine = torch.from_numpy(picture("half"))[None], {"mine": LoadedScorer(Config(), scorer)}
+    refused = pytest.raises(ValueError, match="scorer mine: the column 'sharpness' holds infinity")
+    with refused if math.isinf(value) else contextlib.nullcontext():
+        score_images(images, rows, TASK, mine)
 
 
 # --- tables

@@ -17,7 +17,7 @@ from resurgence.files import write_json
 from resurgence.provenance.manifest import described
 
 DOCS = Path(__file__).parents[1] / "docs"
-KEYS = {"base": "mini", "task": "pets", "metric": "accuracy", "n": 4}
+KEYS = {"base": "mini", "task": "pets", "metric": "recogniser_accuracy", "n": 4}
 
 
 def cell(eraser: str, state: str, role: str, value: float, step: float | None = None, seed: int = 0) -> dict:
@@ -70,9 +70,9 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_values_are_those_of_the_last_step_and_the_median_over_seeds(results: Path) -> None:
-    text = write_comparison(results, "accuracy")
-    draw_comparison(results, "accuracy")
-    table = pd.read_csv(results / "cost/compare_accuracy.csv", dtype=str).set_index("eraser")
+    text = write_comparison(results, "recogniser_accuracy")
+    draw_comparison(results, "recogniser_accuracy")
+    table = pd.read_csv(results / "cost/compare_recogniser_accuracy.csv", dtype=str).set_index("eraser")
     assert table.loc["a", ["erased", "comes to", "resurgence"]].tolist() == [
         "90.0 -> 6.0",
         "31.0",
@@ -81,25 +81,35 @@ def test_values_are_those_of_the_last_step_and_the_median_over_seeds(results: Pa
     assert table.loc["b", ["erased", "resurgence", "came back"]].tolist() == [
         "90.0 -> 2.0",
         "0.0 [-1.0, 1.0] this run",
-        "no (up to 1.0)",
+        "no (up to 1.0 %)",
     ]
     assert table["retained"].tolist() == ["90.0 -> 86.0", "90.0 -> 82.0"]
     assert table["retained after"].tolist() == ["71.0", "42.0"]
-    assert table["came back"].tolist() == ["yes (2 of 2)", "no (up to 1.0)"]
+    assert table["came back"].tolist() == ["yes (2 of 2)", "no (up to 1.0 %)"]
     # seconds: the LoRAs count; sizes: that of the delta
     assert table["seconds"].tolist() == ["13.5", "0.5"] and table["MiB"].tolist() == ["2.0", "1.0"]
     assert "24.5 [19.0, 31.0], 2 runs: 25.0 ± 5.0" in text
-    assert (results / "figures/compare_accuracy.png").stat().st_size > 5000
-    assert (results / "cost/compare_accuracy.png").stat().st_size > 5000
-    assert (results / "cost/compare_accuracy.md").read_text().count("\n| pets") == 2
+    assert (results / "figures/compare_recogniser_accuracy.png").stat().st_size > 5000
+    assert (results / "cost/compare_recogniser_accuracy.png").stat().st_size > 5000
+    assert (results / "cost/compare_recogniser_accuracy.md").read_text().count("\n| pets") == 2
+
+
+def test_only_a_metric_that_shows_the_concept_says_whether_it_came_back(results: Path) -> None:
+    """A distance to the base's images rises when less of the concept is there."""
+    for name in ("cells", "means", "resurgence", "seeds"):
+        file = results / f"tables/{name}.csv"
+        file.write_text(file.read_text().replace("recogniser_accuracy", "kid"))
+    write_comparison(results, "kid")
+    table = pd.read_csv(results / "cost/compare_kid.csv", dtype=str)
+    assert table["came back"].tolist() == ["-", "-"] and table["resurgence"].str.contains(r"\[", regex=True).all()
 
 
 def test_every_fine_tune_is_drawn(results: Path) -> None:
     """Also the third and fourth, and those that are variants of one."""
-    means = read_tables(results, "accuracy")["means"]
+    means = read_tables(results, "recogniser_accuracy")["means"]
     tuned, pairs = means[means["state"] == "finetuned"], [("lora", "long"), ("full", "default"), ("full", "half")]
     more = [tuned.assign(finetune=name, finetune_variant=variant, step=tuned["step"] / 2) for name, variant in pairs]
-    figure = comparison_figure(pd.concat([means, *more], ignore_index=True), "accuracy")
+    figure = comparison_figure(pd.concat([means, *more], ignore_index=True), "recogniser_accuracy")
     labels = figure.axes[0].get_legend_handles_labels()[1]
     names = ("lora", "lora.long", "full", "full.half")
     assert labels == ["base", "erased", *(f"after fine-tuning: {name}" for name in names)]
@@ -109,9 +119,9 @@ def test_every_fine_tune_is_drawn(results: Path) -> None:
 
 def test_price_shows_resurgence_seconds_and_size(results: Path) -> None:
     """What is drawn is what the tables hold: intervals of the last step, seconds with LoRAs, sizes."""
-    read = read_tables(results, "accuracy")
-    values = resurgence_values(read["resurgence"], read["seeds"], "accuracy")
-    figure = cost_figure(values, "accuracy", costs(results, read["cells"]))
+    read = read_tables(results, "recogniser_accuracy")
+    values = resurgence_values(read["resurgence"], read["seeds"], "recogniser_accuracy")
+    figure = cost_figure(values, "recogniser_accuracy", costs(results, read["cells"]))
     back, seconds, size = figure.axes
     (bars,) = back.containers
     assert bars.lines[0].get_xdata().tolist() == [24.5, 0.0]
@@ -126,7 +136,7 @@ def test_what_cannot_be_compared_is_named(results: Path) -> None:
     with pytest.raises(ConfigError, match="beauty"):
         write_comparison(results, "beauty")
     with pytest.raises(FileNotFoundError, match="run the study first"):
-        write_comparison(results / "erased", "accuracy")
+        write_comparison(results / "erased", "recogniser_accuracy")
 
 
 def shown(page: Path) -> pd.DataFrame:
@@ -160,8 +170,8 @@ def test_pages_of_the_methods_show_the_rows_and_pictures_of_the_study() -> None:
 def test_an_eraser_with_another_objective_is_marked(results: Path) -> None:
     changed = {"changed_objectives": {"b": "inner_steps: 0"}}
     write_json(results / "tables/made.json", described("tables", changed, {}, {}) | {"files": {}})
-    text = write_comparison(results, "accuracy")
-    table = pd.read_csv(results / "cost/compare_accuracy.csv", dtype=str)
+    text = write_comparison(results, "recogniser_accuracy")
+    table = pd.read_csv(results / "cost/compare_recogniser_accuracy.csv", dtype=str)
     assert table["eraser"].tolist() == ["a", "b †"]
     note = "† not the published objective: b has inner_steps: 0."
-    assert text.endswith(note) and note in (results / "cost/compare_accuracy.md").read_text()
+    assert text.endswith(note) and note in (results / "cost/compare_recogniser_accuracy.md").read_text()

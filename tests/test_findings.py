@@ -243,7 +243,8 @@ def test_figures_are_drawn_and_equal_tables_give_equal_bytes(rows: list[dict], t
         "curves": lambda: curves(steps, "Curves"),
         "heatmap": lambda: heatmap(
             pd.DataFrame({"task": "t", "eraser": "e", "finetune": "f", "concept": ["a", "b"] * 2,
-                          "column": ["base"] * 2 + ["5"] * 2, "value": [100.0, 90.0, 0.0, 60.0]}), "Heat",
+                          "column": ["base"] * 2 + ["5"] * 2, "value": [100.0, 90.0, 0.0, 60.0]}),
+            "recogniser_accuracy", "Heat",
         ),
         "similarities": lambda: similarities(
             pd.DataFrame({"task": "t", "concept": list("abc"), "similarity": [0.1, 0.5, 0.9], "tercile": [1, 2, 3],
@@ -330,6 +331,41 @@ def test_claims_of_a_study_are_not_called_the_papers() -> None:
     )
     assert claims.claims_table(table).startswith("| the paper |")
     assert claims.claims_table(table, "study").startswith("| claim |")
+
+
+def test_an_erased_model_of_several_fine_tunes_counts_with_all_its_seeds() -> None:
+    """Three seeds under one fine-tune, the first of them alone under another, whichever is listed last."""
+    values = [[0.0, 2.0, 4.0], [10.0, 12.0, 17.0]]
+    table = np.array(values)
+    three, one = (Part(name, "u", t, t.size, 1.0, None, t.shape[1]) for name, t in (("a", table), ("b", table[:, :1])))
+    rows = [
+        pooled("t", Estimate(part.value, (part,), lambda v: float(v[0]), 2)) | {"finetune": name}
+        for name, part in (("lora", three), ("full", one))
+    ]
+    for order in (rows, rows[::-1]):
+        found = claims.quantity(order, Cells(task="t"), "erased")
+        assert found.value == pytest.approx(np.mean(values)) and found.runs == 3
+    assert claims.quantity(rows, Cells(finetune="full"), "finetuned").value == 5.0
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "limits", "label"),
+    [
+        ("recogniser_accuracy", [40.0, 60.0], (0, 100), "recognised (%)"),
+        ("esr_1", [40.0, 60.0], (0, 100), "ESR-1: erased class not in the top 1 (%)"),
+        ("clip_score", [18.0, 31.0], (18, 31), "CLIP score (100 cos)"),
+        ("recogniser_accuracy", [np.nan, 60.0], (0, 100), "recognised (%)"),
+    ],
+)
+def test_a_heat_map_has_the_scale_and_the_name_of_its_metric(
+    metric: str, values: list[float], limits: tuple[float, float], label: str
+) -> None:
+    rows = pd.DataFrame({"task": "t", "eraser": "e", "finetune": "f", "concept": "a", "column": ["base", "5"]})
+    figure = heatmap(rows.assign(value=values), metric, "Heat")
+    panel, scale = figure.axes
+    assert panel.images[0].get_clim() == limits and scale.get_ylabel() == label
+    shown = "-" if np.isnan(values[0]) else f"{values[0]:.0f}"
+    assert panel.texts[0].get_text() == shown
 
 
 def test_a_loss_is_no_floor() -> None:

@@ -269,6 +269,44 @@ def test_mean_of_cells_and_harmonic_means_are_functions_of_their_shares() -> Non
     np.testing.assert_allclose(both.gradient, [0.5, 0.5])
 
 
+def harmonic_of(name: str, *shares: tuple[int, int]) -> Estimate:
+    """H_c, or with three shares H_o, of so many of so many images of one concept."""
+    parts = [mean_estimate(100 * ones(k, n)[:, 0], units_of(["x"] * n), f"{name}{j}", j, 100.0)
+             for j, (k, n) in enumerate(shares)]  # fmt: skip
+    function = measures.harmonic_c if len(parts) == 2 else measures.harmonic_o
+    return combine(
+        lambda *values: 100 * function(*(value / 100 for value in values)), *parts, n=sum(n for _, n in shares)
+    )
+
+
+def test_a_harmonic_mean_of_zero_may_be_more() -> None:
+    """All images of a base are recognised, so H is 0 and flat: its limit is that of the shares at theirs."""
+    least = {n: 0.025 ** (1 / n) for n in (40, 30)}  # limits of n of n images
+    one = harmonic_of("a", (40, 40), (81, 90))
+    assert interval(one, 0.95) == pytest.approx((0, 200 / (1 / (1 - least[40]) + 90 / 81)))
+    both = harmonic_of("b", (40, 40), (90, 90), (30, 30))
+    assert interval(both, 0.95) == pytest.approx((0, 300 / (1 / (1 - least[40]) + 1 + 1 / (1 - least[30]))))
+    whole = harmonic_of("c", (0, 40), (90, 90), (0, 30))
+    low, high = interval(difference(both, whole), 0.95)
+    assert low == -100 and high == pytest.approx(
+        -100 + math.hypot(interval(both, 0.95)[1], 100 - interval(whole, 0.95)[0])
+    )
+    little = harmonic_of("d", (39, 40), (81, 90))
+    assert interval(difference(one, little), 0.95)[1] > 0  # no image of the two differs by more than one
+
+
+@pytest.mark.parametrize("shown", [0.99, 0.97])
+def test_harmonic_means_near_zero_are_covered(shown: float) -> None:
+    """Of a base that draws nearly every image: one in two samples has no image without its concept."""
+    generator, number = np.random.default_rng(3), 150
+    true, hits = 100 * measures.harmonic_o(shown, 0.95, shown), 0
+    for k in range(number):
+        shares = ((40, shown), (90, 0.95), (30, shown))
+        low, high = interval(harmonic_of(str(k), *((generator.binomial(n, p), n) for n, p in shares)), 0.95)
+        hits += low <= true <= high
+    assert hits >= 0.93 * number
+
+
 # p values
 
 

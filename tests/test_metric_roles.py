@@ -222,6 +222,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {**HISTOGRAM, "claims": [claim({"role": "general"}, words=["tram"], **PLACE, value="base")]},
         r"claims\[0\]\.words = 'base': the place of words is of erased models alone; write erased",
     ),
+    "general prompts without what is erased": (
+        {**HISTOGRAM, "roles": ["general", "retain"]},
+        r"fig\.roles = \['general', 'retain'\]: do not say which of the general prompts are erased",
+    ),
+    "models counted once a role": (
+        {**SHOWN, "finetunes": ["lora"], "kind": "weights", "metric": "clip_score", "roles": ["erase", "retain"]},
+        r"fig\.roles = \['erase', 'retain'\]: would count each model once a role; name one",
+    ),
     "words of two sides": (
         {**HISTOGRAM, "claims": [claim({"role": "general"}, words=["tram"], **PLACE, against={"role": "erase"})]},
         r"claims\[0\]\.words = 'against': the place of words is of erased models alone",

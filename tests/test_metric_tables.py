@@ -18,7 +18,7 @@ from resurgence.analysis.estimates import estimates
 from resurgence.analysis.headline import number
 from resurgence.analysis.intervals import interval
 from resurgence.analysis.metric_tables import column_titles, wide
-from resurgence.analysis.random_effects import mean_estimate, over_runs, units_of
+from resurgence.analysis.random_effects import difference, mean_estimate, over_runs, units_of
 from resurgence.analysis.roles import concepts_of, units_of_role
 from resurgence.analysis.task_means import over_tasks, pool_tasks
 from resurgence.config.experiment import Cells, Claim
@@ -62,7 +62,7 @@ def test_each_concept_has_the_mean_of_its_images_and_its_distance() -> None:
 def test_a_mean_over_tasks_has_the_tasks_as_its_units(pooled: list[dict]) -> None:
     rows = pool_tasks(pooled)
     assert len(rows) == 2 * 2 * 2 + 2 * 2  # erasers, roles, metrics; only the ship has synonyms
-    assert {row["task"] for row in rows} == {"2 tasks", "1 tasks"}
+    assert {row["task"] for row in rows} == {"2 tasks", "1 task"}
     for row in (row for row in rows if row["role"] != "synonym"):
         parts = [r for r in pooled if all(r[k] == row[k] for k in ("eraser", "role", "metric"))]
         for state in ("base", "erased", "finetuned"):
@@ -92,6 +92,17 @@ def test_seeds_of_a_task_are_no_more_images_where_all_are_equal(share: float) ->
         ]
         low, high = interval(over_tasks(tasks, "abcd"), 0.95)
         assert (low, high) == pytest.approx((100 - reach, 100) if share else (0, reach))
+
+
+def test_a_single_task_says_nothing_of_others() -> None:
+    """A role, or a metric, that one task alone has: the images of one task are no sample of tasks."""
+    units = units_of([f"concept {k // 10}" for k in range(50)])
+    one, other = (mean_estimate(100.0 * (np.arange(50) < k), units, k, "a", 100.0) for k in (0, 25))
+    assert np.isnan(interval(over_tasks([one], "a"), 0.95)).all()
+    assert np.isfinite(interval(over_tasks([one, other], "ab"), 0.95)).all()
+    row = {"task": "a", "eraser": "e", "finetune": "f", "role": "synonym", "metric": "m", "step": 5}
+    (single,) = pool_tasks([row | {"base": other, "erased": one, "finetuned": other, "gain": difference(other, one)}])
+    assert single["task"] == "1 task" and np.isnan(interval(single["gain"], 0.95)).all()
 
 
 GENERAL_PROMPTS = {  # name -> prompt, seed of each image; the column whose values are its units
@@ -414,3 +425,18 @@ def test_a_metric_that_no_image_has_is_told(settings: tuple[Path, dict], tmp_pat
     root, shared = settings
     with pytest.raises(ValueError, match=r"experiments\.tab1: no image has esr_1 in the roles erase, retain"):
         made(root, shared | {"kind": "table", "metrics": ["clip_score", "esr_1"]}, tmp_path)
+
+
+@pytest.mark.parametrize("metric", ["recogniser_accuracy", "clip_score", "blank"])
+def test_a_heat_map_shows_the_roles_that_it_names(metric: str) -> None:
+    """Not the erased concepts whatever it names; and counts concepts in no image by a share of such images alone."""
+    sets = [dataclasses.replace(one, rows=one.rows.assign(blank=0.0)) for one in study_sets()]
+    for roles in (["retain"], ["erase", "synonym"]):
+        job = Job({"metric": metric, "roles": roles, "title": "T"}, Path("made.json"), {})
+        result = experiment.heatmap(job, experiment.Measurements(sets, [], [], []))
+        rows = pd.concat([one.rows for one in sets])
+        names = set(rows.loc[rows["role"] == "retain", "concept"]) if roles == ["retain"] else {
+            *PEOPLE["erase"], "ship, erase", "ship, synonym"
+        }  # fmt: skip
+        assert set(result.table["concept"]) == names
+        assert len(result.paragraphs) == (metric == "recogniser_accuracy")

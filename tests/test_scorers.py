@@ -190,6 +190,20 @@ def test_false_alarms_and_agreement_are_counted_row_by_row() -> None:
     np.testing.assert_array_equal(both["false_alarm"], found["false_alarm"])
 
 
+def test_a_false_alarm_has_its_name_in_any_letters() -> None:
+    """The celebrity detector compares names without regard to case: in its own columns, and here."""
+    task = Task(
+        name="one", kind="person", erase=("Aaron Paul",), retain=("Adam Driver",), mapping={"Aaron Paul": "person"},
+        templates=("{}",), seeds={"erase": 1, "retain": 1},
+    )  # fmt: skip
+    rows = pd.DataFrame(
+        {"concept": ["Aaron Paul", "Adam Driver", "Adam Driver", ""], "celebrity_top1": ["aaron paul"] * 4}
+    )
+    rows.loc[2, "celebrity_top1"] = ""  # no face
+    found = scorers.compared(rows, task, ["celebrity"])
+    np.testing.assert_array_equal(found["false_alarm"], [math.nan, 1, 0, 1])
+
+
 def test_an_unknown_concept_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"'lighthouse' is no class .*5 classes"):
         concepts = ["ship", "lighthouse", "", "cat", "dog"]

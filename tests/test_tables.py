@@ -16,6 +16,8 @@ import torch
 from resurgence.analysis import headline, tables
 from resurgence.analysis.estimates import estimates
 from resurgence.analysis.score_sets import ImageSet, image_set, pairs, read_states
+from resurgence.figures.numbers import Numbers
+from resurgence.figures.page import metric_table
 from resurgence.scorers import frechet, write_scores
 from resurgence.scorers.kernel_distance import paired_distance
 from scored import PEOPLE, features, prompt_rows, score, study_sets, write_scores_folder
@@ -435,3 +437,37 @@ def test_the_terminal_says_what_the_dagger_means(table: pd.DataFrame) -> None:
 def test_a_set_without_features_has_no_frechet(sets: list[ImageSet]) -> None:
     plain = [dataclasses.replace(one, features=None) for one in sets[:2]]
     assert not {"frechet", "kid"} & set(estimates(plain)[0]["metric"])
+
+
+def test_names_of_digits_stay_as_they_are(tmp_path: Path) -> None:
+    """Variants 01 and 2 of all erasers, a fine-tune 001 and a task 2024: each number of a page is still found."""
+    sets = [one for one in study_sets() if one.key["task"] == "ship"]
+    names = {"mace": ("uce", "01"), "uce": ("uce", "2")}
+    renamed = []
+    for one in sets:
+        key = {**one.key, "task": "2024"}
+        if key["state"] != "base":
+            key["eraser"], key["variant"] = names[key["eraser"]]
+        if key["state"] == "finetuned":
+            key["finetune_variant"] = "001"
+        renamed.append(ImageSet(key, one.rows, one.features))
+    tables.write_tables([write_scores_folder(tmp_path / f"scores {n}", one) for n, one in enumerate(renamed)],
+                        tmp_path / "tables", 0.95)  # fmt: skip
+    numbers = Numbers(tmp_path / "tables")
+    assert set(numbers.resurgence["variant"]) == {"01", "2"} and set(numbers.seeds["finetune_variant"]) == {"001"}
+    (table,) = [metric_table(numbers, numbers.resurgence, "recogniser_accuracy")]
+    assert [row["eraser"] for row in table["rows"]] == ["uce.01", "uce.2"]
+    for row in table["rows"]:
+        assert row["task"] == "2024" and row["finetune"] == "lora.001"
+        assert all(row["roles"]["erase"][state] is not None for state in ("base", "erased", "finetuned", "gain"))
+
+
+def test_the_content_of_a_style_prompt_is_not_what_was_erased() -> None:
+    """More houses in the images of an erased style do not say that the style came back."""
+    sets = [dataclasses.replace(one, rows=one.rows.assign(recogniser_content_correct=one.rows["recogniser_correct"]))
+            for one in study_sets()]  # fmt: skip
+    estimated, _ = estimates(sets, only=["recogniser_accuracy", "recogniser_content"])
+    table, seeds = tables.resurgence(estimated, 0.95), tables.over_seeds(estimated, 0.95)
+    shown = {m: headline.headline(table, seeds, m) for m in ("recogniser_accuracy", "recogniser_content")}
+    assert (shown["recogniser_accuracy"]["resurgence"] == shown["recogniser_content"]["resurgence"]).all()
+    assert ["came back" in frame for frame in shown.values()] == [True, False]

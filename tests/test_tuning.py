@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,9 @@ def test_tuning_compares_erased_models_alone(key: str, value: Any) -> None:
         ([(40, 70), (10, 60), (50, 65), (5, 20)], ["front", "front", "", "front"]),
         ([(40, 70), (50, 70)], ["front", ""]),  # of two that keep as much, the one that leaves less
         ([(40, 70), (40, 70), (40, 60)], ["front", "front", ""]),  # equal settings do not exclude each other
+        ([(math.nan, 90), (30, 85)], ["", "chosen"]),  # no image of the erased concepts has a value
+        ([(math.nan, 90), (30, 70), (20, math.nan)], ["", "front", ""]),
+        ([(math.nan, 90)], [""]),
     ],
 )
 def test_the_rule_of_the_choice(points: list[tuple[float, float]], expected: list[str]) -> None:

@@ -21,13 +21,15 @@ def shares(rows: pd.DataFrame) -> pd.Series:
     """Percent of the images of each erased concept in which the first accuracy of the reports finds it.
 
     Args:
-        rows: scores of the base on a task. Without an accuracy the result is empty.
+        rows: scores of the base on a task. Without an accuracy the result is empty. An image without a value (no face,
+            say) does not show its concept.
     """
     accuracies = (m for m in ranked().values() if m.accuracy and m.column in rows and rows[m.column].notna().any())
     if (metric := next(accuracies, None)) is None:
         return pd.Series(dtype=float)
     erased = rows[rows["role"] == "erase"]
-    return metric.scale * erased.groupby("concept", sort=False)[metric.column].mean()
+    shown = erased.assign(shown=erased[metric.column].astype(float).fillna(0.0))
+    return metric.scale * shown.groupby("concept", sort=False)["shown"].mean()
 
 
 def hardly_drawn(settings: Mapping[str, Any], root: Path) -> dict[str, dict[str, float]]:

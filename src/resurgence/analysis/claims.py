@@ -20,7 +20,7 @@ from resurgence.analysis.concept_places import mean_place
 from resurgence.analysis.headline import markdown_table, marked, number
 from resurgence.analysis.intervals import holm, interval, least_level, p_value
 from resurgence.analysis.measures import median_deviation
-from resurgence.analysis.random_effects import Estimate, difference, mean_of, over_runs
+from resurgence.analysis.random_effects import Estimate, difference, mean_of, over_runs, seeds_of
 from resurgence.analysis.score_sets import ImageSet
 from resurgence.config.experiment import Cells, Claim
 from resurgence.config.model_path import method_name
@@ -60,7 +60,7 @@ def pool_seeds(rows: Iterable[Mapping[str, Any]], last: bool = True) -> list[dic
             continue
         row = {**dict(zip(COLUMNS[:6], key[:6], strict=True)), "runs": len(group)}
         row |= {"concept": key[6]} if key[6] else {}
-        row |= {state: over_runs([run["estimates"][state] for run in group]) for state in STATES}
+        row |= {state: over_runs([run["estimates"][state] for run in group], seeds_of(group)) for state in STATES}
         pooled.append(row | {"gains": [run["estimates"]["gain"].value for run in group]})
     return pooled
 
@@ -141,14 +141,15 @@ def images_text(n: int, runs: int, scope: str = "") -> str:
 
 
 def quantity(rows: Sequence[Mapping[str, Any]], cells: Cells, value: str) -> Estimate:
-    """The mean of a value over some cells, all of one metric; a base or erased model of several rows counts once.
+    """The mean of a value over some cells, all of one metric; a base or erased model counts once, with its most runs.
 
     Raises:
         LookupError: no row is in these cells.
     """
     state = "gain" if value == "resurgence" else value
     keys = (*CELL[: {"base": 1, "erased": 2}.get(state, 3)], "role", "metric", "concept")
-    chosen = {tuple(row.get(key) for key in keys): row[state] for row in rows if cells.holds(dict(row))}
+    held = (row for row in sorted(rows, key=lambda row: row[state].runs) if cells.holds(dict(row)))
+    chosen = {tuple(row.get(key) for key in keys): row[state] for row in held}
     if not chosen:
         raise LookupError(f"no row holds {asdict(cells)}")
     return mean_of(list(chosen.values()))
@@ -206,10 +207,9 @@ def evaluate_claims(
     for claim, different in itertools.zip_longest(claims, differences, fillvalue=""):
         chosen = [row for row in rows if claim.metric in (None, row["metric"])]
         if claim.words or claim.place == "correlation":
-            estimate = mean_place(sets, chosen[0]["metric"], claim)
+            estimate, floor = mean_place(sets, chosen[0]["metric"], claim), False
         else:
-            estimate = quantity(chosen, claim.of, claim.value)
-        floor = False
+            estimate, floor = quantity(chosen, claim.of, claim.value), False
         if claim.against is not None:
             sides = estimate, quantity(chosen, claim.against, claim.value)
             visible = {row["metric"] for row in chosen} <= set(shows_concept)

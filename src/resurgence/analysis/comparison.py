@@ -12,6 +12,7 @@ from resurgence.analysis.headline import cell_row, gain, last_steps, marked, num
 from resurgence.analysis.read import read_table
 from resurgence.config.fields import known
 from resurgence.config.model_path import ModelPath, method_name
+from resurgence.config.scorers import ranked
 from resurgence.files import read_json
 from resurgence.provenance.manifest import read_manifest
 
@@ -50,12 +51,14 @@ def comparison_table(
     """One row for each task, eraser and fine-tune at its last step, over its seeds, as text.
 
     Columns: task, eraser, erased and retained (base -> erased), fine-tune, comes to (erased concepts after it),
-    resurgence with its interval, came back, retained after, seconds, MiB.
+    resurgence with its interval, came back (a dash for metrics that do not increase with the concept), retained after,
+    seconds, MiB.
 
     Args:
         changed: eraser -> the settings that change its objective.
     """
-    rows = []
+    rows, declared = [], ranked().get(metric)
+    shows = declared is not None and declared.shows_concept
     last = last_steps(resurgence[resurgence["metric"] == metric])
     for key, group in last.groupby([*KEYS, "finetune", "finetune_variant"], sort=False):
         task, eraser, variant, finetune, finetune_variant = key
@@ -70,7 +73,7 @@ def comparison_table(
             "fine-tune": method_name(finetune, finetune_variant),
             "comes to": number(erase["finetuned_value"].median()),
             "resurgence": gain(erase, seeds),
-            "came back": verdict(erase, seeds),
+            "came back": verdict(erase, seeds) if shows else "-",
             "retained after": number(retain["finetuned_value"].median()),
             "seconds": number(seconds),
             "MiB": number(size),

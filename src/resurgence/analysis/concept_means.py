@@ -87,7 +87,11 @@ def extremes(concepts: pd.DataFrame, most: int = 5) -> pd.DataFrame:
 
 
 def lost_concepts(concepts: pd.DataFrame) -> str:
-    """Which erased concepts no image shows at the last step of a fine-tune."""
+    """Which concepts no image shows at the last step of a fine-tune.
+
+    Args:
+        concepts: columns as those of `by_concept`, of a metric that is the share of images that show the concept.
+    """
     lines = []
     for (task, eraser, finetune), part in concepts.groupby(["task", "eraser", "finetune"], sort=False):
         last = part[part["column"] == part["column"].iloc[-1]]

@@ -96,7 +96,7 @@ def reaches(estimate: Estimate, level: float) -> tuple[float, float]:
         scale = stdtrit(df, (1 + level) / 2) / stdtrit(df, (1 + COMMON) / 2)
         lengths = np.maximum(lengths, scale * square_and_add(estimate, COMMON))
     scales = np.array([part.scale or 1.0 for part in estimate.parts])
-    largest = np.where(estimate.gradient > 0, scales, 0.0)
+    largest = np.where(estimate.rises, scales, 0.0)
     center = estimate.function(np.array([part.value for part in estimate.parts]))
     ends = center - estimate.function(scales - largest), estimate.function(largest) - center
     return min(float(lengths[0]), ends[0]), min(float(lengths[1]), ends[1])
@@ -106,21 +106,27 @@ def square_and_add(estimate: Estimate, level: float) -> Array:
     """(2,) lengths below and above the value by MOVER.
 
     Neither is shorter than the exact interval of "none of the images", so that equal tables do not have length zero.
+    Parts that change nothing alone, as those of a harmonic mean of which two terms are 0, are moved together.
     """
     parts, function = estimate.parts, estimate.function
     values = np.array([part.value for part in parts])
+    limits = np.array([share_limits(part, level) for part in parts])  # (K, 2)
     ends = np.zeros((len(parts), 2))  # change of the function by each part: downwards, upwards
-    for k, part in enumerate(parts):
-        for limit in share_limits(part, level):
+    for k in range(len(parts)):
+        for limit in limits[k]:
             moved = values.copy()
             moved[k] = limit
             change = function(moved) - function(values)
             ends[k] = min(ends[k, 0], change), max(ends[k, 1], change)
+    alone = ends.any(axis=1)
+    towards = [np.where(estimate.rises == up, limits[:, 1], limits[:, 0]) for up in (False, True)]
+    together = [function(np.where(alone, values, limit)) - function(values) for limit in towards]
     shortest = max(
         abs(slope) * (part.scale or 1.0) * none_of(part.independent, level)
         for slope, part in zip(estimate.gradient, parts, strict=True)
     )
-    return np.array([max(math.sqrt(max(end @ estimate.correlations @ end, 0.0)), shortest) for end in ends.T])
+    squares = [max(end @ estimate.correlations @ end, 0.0) for end in ends.T]
+    return np.array([max(math.sqrt(s + change**2), shortest) for s, change in zip(squares, together, strict=True)])
 
 
 def least_level(decided: Callable[[float], bool]) -> float:

@@ -4,19 +4,22 @@ Concepts and seeds are random. A mean has a table (units x runs): its units are 
 seed where there is a single concept; its runs are the seeds of erasing and fine-tuning. All runs of a task have the
 same prompts and noise, so units and runs are crossed: random effects without replication (Searle, Casella and McCulloch
 1992, Variance Components, section 4.7), with Satterthwaite's degrees of freedom (1946, Biometrics Bulletin 2, 110).
+Runs that are all pairs of seeds of erasing and of fine-tuning are two factors (mean_squares.py).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from resurgence.analysis.mean_squares import Design, crossed, design_of, independent
 
 Array = NDArray[np.float64]
 REPEATED = {"concept": 1.0, "pair": 0.5, "noise": 1.0}  # share of an image's variance common to all runs, by unit
@@ -50,6 +53,7 @@ class Part:
     scale: float | None = None  # the largest value of a share, which has limits; None: no share
     runs: int = 1  # different runs: those of one erased model under three fine-tunes are one
     present: NDArray[np.bool_] | None = None  # (U,), whether a unit has any value; None: each has
+    design: Design | None = None  # of runs that are all pairs of seeds; None: they are independent draws
 
     @cached_property
     def value(self) -> float:
@@ -91,13 +95,22 @@ class Estimate:
 
     @cached_property
     def gradient(self) -> Array:
-        """Partial derivatives by the values of the parts, by central differences; exact for linear functions."""
-        values, gradient = np.array([part.value for part in self.parts]), []
+        """Partial derivatives by the values of the parts."""
+        return self._slopes(np.array([part.value for part in self.parts]))
+
+    @cached_property
+    def rises(self) -> NDArray[np.bool_]:
+        """Whether it rises with each part, (K,): in the middle of shares, as a harmonic mean is flat where one is 0."""
+        return self._slopes(np.array([(part.scale or 1.0) / 2 for part in self.parts])) > 0
+
+    def _slopes(self, values: Array) -> Array:
+        """Partial derivatives, by central differences; exact for linear functions."""
+        slopes = []
         for k in range(len(values)):
             step = np.zeros(len(values))
             step[k] = 1e-4 * (self.parts[k].scale or 1.0)
-            gradient.append((self.function(values + step) - self.function(values - step)) / (2 * step[k]))
-        return np.array(gradient)
+            slopes.append((self.function(values + step) - self.function(values - step)) / (2 * step[k]))
+        return np.array(slopes)
 
     @cached_property
     def correlations(self) -> Array:
@@ -213,36 +226,44 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     return combine(lambda *values: np.mean(values), *estimates, n=sum(e.n for e in estimates))
 
 
-def over_runs(runs: Sequence[Estimate]) -> Estimate:
+def over_runs(runs: Sequence[Estimate], seeds: Sequence[tuple[Hashable, Hashable]] = ()) -> Estimate:
     """The mean of the same estimate in several runs, whose tables become the columns of one.
 
     A part that is the same in all of them (the base, an eraser without a random step) has equal columns.
+
+    Args:
+        seeds: of erasing and of fine-tuning of each run; (): independent draws.
     """
     first = runs[0]
     if len(runs) == 1:
         return first
-    parts = [stacked([run.parts[k] for run in runs]) for k in range(len(first.parts))]
+    if design := design_of(seeds):
+        runs = [runs[k] for k in sorted(range(len(runs)), key=seeds.__getitem__)]
+    parts = [stacked([run.parts[k] for run in runs], design) for k in range(len(first.parts))]
     value = float(np.mean([run.value for run in runs]))
     return Estimate(value, tuple(parts), first.function, min(run.n for run in runs))
 
 
-def stacked(parts: Sequence[Part]) -> Part:
+def seeds_of(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Hashable, Hashable]]:
+    """The seeds of erasing and of fine-tuning of some rows of tables; None: no such step."""
+    return [(row.get("erase_seed"), row.get("finetune_seed")) for row in rows]
+
+
+def stacked(parts: Sequence[Part], design: Design | None) -> Part:
     """The parts of several runs as one; parts of the same name count once. Raises as `by_name`."""
     first, tables = parts[0], np.hstack([part.table for part in parts])
     name = tuple(part.name for part in parts)
     different = by_name(parts).values()
     images, runs = sum(part.images for part in different), sum(part.runs for part in different)
     present = np.logical_or.reduce([presence(part) for part in parts])
-    return Part(name, first.units, tables, images, first.repeated, first.scale, runs, present)
+    return Part(name, first.units, tables, images, first.repeated, first.scale, runs, present, design)
 
 
 def variance(parts: Sequence[Part], weights: ArrayLike) -> tuple[float, float]:
     """Variance of the weighted sum of the parts, and its degrees of freedom.
 
-    Parts with the same units are added row by row; units that no part has a value of are left out. With mean squares A
-    of units, B of runs and E of the rest, the variance of the mean of U x S is (max(A - E, 0) + max(B - E, 0) + E) /
-    (U S), for several tables the sum of the terms of units with the one term of runs, which they share. If the numbers
-    of runs differ, the runs are fixed.
+    Parts with the same units are added row by row; units that no part has a value of are left out. If the numbers of
+    runs differ, the runs are fixed.
 
     Returns:
         (NaN, NaN) if no unit or run repeats.
@@ -255,19 +276,8 @@ def variance(parts: Sequence[Part], weights: ArrayLike) -> tuple[float, float]:
         blocks[part.units] = blocks[part.units] + table if part.units in blocks else table
         present[part.units] = presence(part) | present.get(part.units, False)
     blocks = {units: only(table, present[units]) for units, table in blocks.items()}
-    terms: list[tuple[float, float]] = []  # coefficient x mean square, degrees of freedom
-    runs = next(iter(blocks.values())).shape[1]
-    between = float(sum(table.mean(0) for table in blocks.values()).var(ddof=1)) if runs > 1 else 0.0
-    rests = [rest(table) for table in blocks.values()]
-    seeds = between > sum(rests)  # the runs differ more than the rest explains
-    for table, residual in zip(blocks.values(), rests, strict=True):
-        units = len(table)
-        spread = float(table.mean(1).var(ddof=1)) / units if units > 1 else 0.0
-        concepts = spread > residual / runs
-        terms.append((spread if concepts else 0.0, units - 1))
-        terms.append((residual / runs * (1 - concepts - seeds), (units - 1) * max(runs - 1, 1)))
-    if seeds:
-        terms.append((between / runs, runs - 1))
+    tables, design = list(blocks.values()), None if fixed else next((p.design for p in parts if p.design), None)
+    terms = independent(tables) if design is None else crossed(tables, design)
     terms = [(term, df) for term, df in terms if df > 0]
     if not terms:
         return math.nan, math.nan
@@ -287,12 +297,3 @@ def only(table: Array, present: NDArray[np.bool_]) -> Array:
         return table
     mean = table.mean(0)
     return mean + (table[present] - mean) * (present.sum() / len(present))
-
-
-def rest(table: Array) -> float:
-    """Variance of a run's mean by the interaction of units and runs, E / U; 0 without repetition."""
-    units, runs = table.shape
-    if units < 2 or runs < 2:
-        return 0.0
-    residual = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
-    return float((residual**2).sum()) / ((units - 1) * (runs - 1)) / units

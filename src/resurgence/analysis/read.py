@@ -14,11 +14,17 @@ NUMBERS = [
     "resurgence", "resurgence_low", "resurgence_high", "recovered_fraction", "resurgence_mean",
     *(f"{name}_{what}" for name in ("erased", "finetuned", "resurgence") for what in ("median", "deviation")),
 ]  # fmt: skip
+NAMES = ["base", "task", "eraser", "variant", "finetune", "finetune_variant"]
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read cells.csv, means.csv, resurgence.csv or seeds.csv; empty names are empty text, empty numbers NaN."""
-    return pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in NUMBERS})
+    """Read cells.csv, means.csv, resurgence.csv or seeds.csv; empty names are empty text, empty numbers NaN.
+
+    Names may consist of digits, as the variant of `uce.01`.
+    """
+    return pd.read_csv(
+        path, keep_default_na=False, na_values={name: [""] for name in NUMBERS}, dtype=dict.fromkeys(NAMES, str)
+    )
 
 
 def read_runs(folders: Iterable[Path]) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from resurgence.analysis import headline
 from resurgence.analysis.estimates import estimates
 from resurgence.analysis.intervals import interval
 from resurgence.analysis.measures import median_deviation, recovered_fraction
-from resurgence.analysis.random_effects import Estimate, difference, over_runs
+from resurgence.analysis.random_effects import Estimate, difference, over_runs, seeds_of
 from resurgence.analysis.score_sets import KEYS, KEYS_OF, ROLES, STATES, name_of, read_states
 from resurgence.config.scorers import HARMONIC, metrics
 from resurgence.files import write_json, write_text
@@ -77,13 +77,13 @@ def cells(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
 
 def means(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
     """means.csv: the mean of every metric over the seeds of an image set, with its interval."""
-    groups: dict[tuple, list[Estimate]] = {}
+    groups: dict[tuple, list[dict[str, Any]]] = {}
     keys = [key for key in MEANS if key in estimated and key != "n"]
     for row in estimated.to_dict("records"):
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row["estimate"])
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     rows = []
     for key, runs in groups.items():
-        mean = over_runs(runs)
+        mean = over_runs([run["estimate"] for run in runs], seeds_of(runs))
         row = {**dict(zip(keys, key, strict=True)), "runs": len(runs), "n": mean.n, "scope": mean.scope}
         rows.append(row | dict(zip(MEANS[-3:], numbers(mean, level), strict=True)))
     return tidy(rows, MEANS)
@@ -134,14 +134,14 @@ def over_seeds(estimated: pd.DataFrame, level: float) -> pd.DataFrame:
     the mean resurgence with its interval over concepts and seeds."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in paired_rows(estimated):
-        groups.setdefault(tuple(row[key] for key in SEEDS[:9]), []).append(row["estimates"])
+        groups.setdefault(tuple(row[key] for key in SEEDS[:9]), []).append(row)
     rows = []
     for key, runs in groups.items():
-        mean = over_runs([run["gain"] for run in runs])
+        mean = over_runs([run["estimates"]["gain"] for run in runs], seeds_of(runs))
         row = {**dict(zip(SEEDS[:9], key, strict=True)), "runs": len(runs), "n": mean.n}
         row["scope"] = mean.scope
         for name, state in (("erased",) * 2, ("finetuned",) * 2, ("resurgence", "gain")):
-            values = [run[state].value for run in runs]
+            values = [run["estimates"][state].value for run in runs]
             row[f"{name}_median"], row[f"{name}_deviation"] = median_deviation(values)
         rows.append(row | dict(zip(SEEDS[-3:], numbers(mean, level), strict=True)))
     return tidy(rows, SEEDS)

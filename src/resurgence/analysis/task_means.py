@@ -10,17 +10,20 @@ import numpy as np
 
 from resurgence.analysis.claims import STATES
 from resurgence.analysis.random_effects import REPEATED, Estimate, Part, difference
+from resurgence.config.counting import counted
 
 
 def over_tasks(estimates: Sequence[Estimate], tasks: Sequence[str]) -> Estimate:
     """The mean of an estimate over several tasks, which are its random units; seeds of a task are averaged first.
 
-    Images of several seeds of a task count as far as they are independent (`Part.independent`).
+    Images of several seeds of a task count as far as they are independent (`Part.independent`). A single task has no
+    interval: nothing says how much another would differ.
     """
     parts = [part for estimate in estimates for part in estimate.parts]
     scales = {part.scale for part in parts} if len(parts) == len(estimates) else {None}  # a share in each task
     table, name = np.array([[estimate.value] for estimate in estimates]), tuple(part.name for part in parts)
     images, scale = round(sum(part.independent for part in parts)), scales.pop() if len(scales) == 1 else None
+    scale = scale if len(tasks) > 1 else None
     part = Part(name, ("tasks", *tasks), table, images, REPEATED["concept"], scale)
     return Estimate(part.value, (part,), lambda v: float(v[0]), sum(estimate.n for estimate in estimates))
 
@@ -43,6 +46,6 @@ def pool_tasks(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         gains = [row["gain"].value for row in group]
         spread = {state: float(mean.parts[0].table.std(ddof=1)) if len(tasks) > 1 else math.nan
                   for state, mean in means.items() if state != "gain"}  # fmt: skip
-        several = {"task": f"{len(tasks)} tasks", "step": max(row["step"] for row in group), "runs": 1}
+        several = {"task": counted(len(tasks), "task"), "step": max(row["step"] for row in group), "runs": 1}
         pooled.append({**group[0], **several, **means, "gains": gains, "deviations": spread})
     return pooled

@@ -5,6 +5,7 @@ RULE was set before any run.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -52,9 +53,13 @@ def left_and_kept(sets: Iterable[ImageSet], metric: str) -> pd.DataFrame:
 
 
 def on_front(table: pd.DataFrame) -> list[bool]:
-    """Whether no other row leaves at most as much and keeps at least as much, one of them strictly."""
+    """Whether no other row leaves at most as much and keeps at least as much, one of them strictly; no row without a
+    value."""
     points = list(zip(table["left"], table["kept"], strict=True))
-    return [not any(a <= left and b >= kept and (a, b) != (left, kept) for a, b in points) for left, kept in points]
+    return [
+        math.isfinite(left + kept) and not any(a <= left and b >= kept and (a, b) != (left, kept) for a, b in points)
+        for left, kept in points
+    ]
 
 
 def choices(table: pd.DataFrame) -> list[str]:
@@ -63,7 +68,7 @@ def choices(table: pd.DataFrame) -> list[str]:
     Args:
         table: columns left, kept; of equal settings the one that keeps more is chosen, then the one written first.
     """
-    enough = table[table["kept"] >= LEAST_KEPT]
+    enough = table[(table["kept"] >= LEAST_KEPT) & table["left"].notna()]
     if enough.empty:
         return [FRONT if front else "" for front in on_front(table)]
     best = enough.sort_values(["left", "kept"], ascending=[True, False], kind="stable").index[0]

@@ -166,6 +166,11 @@ class Experiment:
             raise ConfigError("choose", "largest", "is by the change in fine-tuning, and none is named; write first")
         if self.kind == "bars":
             known("along", self.along, CATEGORIES if self.finetunes else CATEGORIES[:2])
+        if self.kind == "weights" and len(self.roles) > 1:
+            raise ConfigError("roles", list(self.roles), "would count each model once a role; name one of them")
+        if self.kind in RANKED and "general" in self.roles and "erase" not in self.roles:
+            remedy = "do not say which of the general prompts are erased concepts, which stand apart; add erase"
+            raise ConfigError("roles", list(self.roles), remedy)
         self._check_table()
 
     @property

@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from resurgence.analysis.headline import title_of
+from resurgence.config.scorers import metrics
 from resurgence.figures.style import BLUE, GREY, LINES, MARKS, ORANGE, ROLES, STATES, STYLE, WIDTH, errors
 
 WAY = (("base", "base_value", GREY), ("erased", "erased_value", BLUE), ("finetuned", "finetuned_value", ORANGE))
@@ -236,12 +237,15 @@ def weights(rows: pd.DataFrame, correlated: pd.DataFrame, title: str) -> Figure:
 
 
 @matplotlib.rc_context(STYLE | {"axes.grid": False})
-def heatmap(concepts: pd.DataFrame, title: str) -> Figure:
-    """Share of recognised images by concept (rows) and base, erased model, checkpoint (columns); a panel a model.
+def heatmap(concepts: pd.DataFrame, metric: str, title: str) -> Figure:
+    """A metric by concept (rows) and base, erased model, checkpoint (columns); a panel a model.
 
     Args:
-        concepts: columns task, eraser, finetune, concept, column, value in percent.
+        concepts: columns task, eraser, finetune, concept, column, value.
     """
+    declared, finite = metrics()[metric], concepts["value"].dropna()
+    least, most_shown = (0.0, 100.0) if declared.share or finite.empty else (finite.min(), finite.max())
+    middle = least + 0.55 * (most_shown - least)
     groups = list(concepts.groupby(["task", "eraser", "finetune"], sort=False))
     columns = min(3, len(groups))
     lines = math.ceil(len(groups) / columns)
@@ -251,15 +255,16 @@ def heatmap(concepts: pd.DataFrame, title: str) -> Figure:
         order = list(dict.fromkeys(part["column"]))
         values = part.pivot(index="concept", columns="column", values="value")[order]
         values = values.sort_values(order[-1], ascending=False, kind="stable")
-        image = axis.imshow(values, vmin=0, vmax=100, cmap="cividis", aspect="auto")
+        image = axis.imshow(values, vmin=least, vmax=most_shown, cmap="cividis", aspect="auto")
         for (i, j), value in np.ndenumerate(values.to_numpy()):
-            colour = "black" if value > 55 else "white"
-            axis.annotate(f"{value:.0f}", (j, i), ha="center", va="center", fontsize=7, color=colour)
+            colour = "black" if value > middle else "white"
+            text = "-" if math.isnan(value) else f"{value:.0f}" if declared.share else f"{value:.3g}"
+            axis.annotate(text, (j, i), ha="center", va="center", fontsize=7, color=colour)
         axis.set_xticks(range(len(order)), order, fontsize=8)
         axis.set_yticks(range(len(values)), values.index, fontsize=8)
         axis.set_title(", ".join(key), fontsize=9)
         axis.set_xlabel("base, erased model, fine-tuning steps", fontsize=8)
     for axis in axes.ravel()[len(groups) :]:
         axis.set_visible(False)
-    figure.colorbar(image, ax=axes, label="recognised (%)")
+    figure.colorbar(image, ax=axes, label="recognised (%)" if declared.accuracy else declared.title)
     return figure

@@ -182,7 +182,8 @@ def compared(scores: pd.DataFrame, task: Task, names: Collection[str]) -> pd.Dat
     detectors = [name for name in ranked_names() if name in names and not scorer_class(name).among_labels]
     tops = [f"{name}_top1" for name in detectors if f"{name}_top1" in scores]
     if tops:
-        seen, others = scores[tops[0]].isin(task.erase), ~scores["concept"].isin(task.erase)
+        erased = {concept.lower() for concept in task.erase}  # as the celebrity detector compares its names
+        seen, others = scores[tops[0]].str.lower().isin(erased), ~scores["concept"].isin(task.erase)
         scores[FALSE_ALARM] = np.where(others, seen, np.nan)
     if len(accuracies) > 1:
         first, last = scores[accuracies[0]], scores[accuracies[-1]]
@@ -209,7 +210,8 @@ def columns_table(name: str, config: ScorerConfig, values: Mapping[str, Any], ta
         table: the N rows of the prompt set with the columns of the scorers before this one.
 
     Raises:
-        ValueError: other columns than the declared ones, one that another scorer wrote, or one of another length.
+        ValueError: other columns than the declared ones, one that another scorer wrote, one of another length, or an
+            infinite value, which means would leave out as if there were none.
     """
     import numpy as np
     import pandas as pd
@@ -227,6 +229,8 @@ def columns_table(name: str, config: ScorerConfig, values: Mapping[str, Any], ta
         if np.shape(value) != expected:
             raise ValueError(f"scorer {name}: the column {column!r} has the shape {np.shape(value)}; "
                              f"expected {expected}")  # fmt: skip
+        if (array := np.asarray(value)).dtype.kind == "f" and np.isinf(array).any():
+            raise ValueError(f"scorer {name}: the column {column!r} holds infinity; return NaN where it has no value")
         columns[column] = list(value) if len(expected) == 2 else value
     return pd.DataFrame(columns, index=table.index)
 

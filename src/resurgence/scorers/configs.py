@@ -43,8 +43,7 @@ class RecogniserConfig(ScorerConfig):
             "recogniser_content_correct",
             "Content of style prompts recognised (%)",
             100.0,
-            shows_concept=True,
-            roles=OF_CONCEPT,
+            roles=OF_CONCEPT,  # the content is not the concept, which is the style
         ),
     }
     gives_features: ClassVar = True

@@ -115,9 +115,12 @@ def weights(job: Job, data: Measurements) -> Result:
 
 
 def heatmap(job: Job, data: Measurements) -> Result:
-    """The metric of each erased concept in the base, the erased model and at each checkpoint."""
-    table = by_concept(data.sets, job.settings["metric"]).drop(columns="role")
-    return Result(table, draw.heatmap(table, job.settings["title"]), [lost_concepts(table)])
+    """The metric of each concept of the roles in the base, the erased model and at each checkpoint."""
+    metric, shown = job.settings["metric"], by_concept(data.sets, job.settings["metric"], job.settings["roles"])
+    several = shown.groupby(["task", "concept"])["role"].transform("nunique") > 1
+    table = shown.assign(concept=shown["concept"].where(~several, shown["concept"] + ", " + shown["role"]))
+    table, counts = table.drop(columns="role"), metrics()[metric].share and metrics()[metric].shows_concept
+    return Result(table, draw.heatmap(table, metric, job.settings["title"]), [lost_concepts(table)] if counts else [])
 
 
 def scatter(job: Job, data: Measurements) -> Result:
