@@ -464,8 +464,8 @@ def test_in_a_browser_every_image_loads_and_nothing_goes_wrong(file: Path, width
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         images = page.locator("img").evaluate_all("images => images.map(image => [image.alt, image.naturalWidth])")
         assert len(images) == (WORST + 3) * 5 and all(alt and wide == 48 for alt, wide in images)
-        heights = page.locator(".strip").evaluate_all("all => all.map(row => "
-                                                      "[...row.querySelectorAll('img')].map(image => image.offsetTop))")  # fmt: skip
+        tops = "all => all.map(row => [...row.querySelectorAll('img')].map(image => image.offsetTop))"
+        heights = page.locator(".strip").evaluate_all(tops)
         assert len(heights) == WORST + 3 and all(len(row) == 5 and len(set(row)) == 1 for row in heights)
         assert page.evaluate("window.injected") is None
         assert page.pdf().startswith(b"%PDF")

@@ -220,3 +220,15 @@ def test_stored_claims_about_a_distance_without_features_are_opened(tmp_path: Pa
 def test_an_overlay_without_a_reference_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["archive", "--overlay", "studies/eap.yaml"]) == 1
     assert "--overlay = ['studies/eap.yaml']: is for --reference" in capsys.readouterr().err
+
+
+def test_remade_rows_stand_among_those_that_cannot_be_remade(tmp_path: Path) -> None:
+    rows = ["task,role,metric,value", "ship,erase,frechet,9.25", "ship,erase,H_o,0.0", "bird,erase,kid,0.5", ""]
+    stored, remade = tmp_path / "stored.csv", tmp_path / "remade.csv"
+    stored.write_text("\n".join(rows))
+    remade.write_text("\n".join([rows[0], "ship,erase,H_o,0.125", ""]))
+    reference_again.with_rows_of(stored, remade, ("frechet", "kid"))
+    assert stored.read_text().split("\n") == [*rows[:2], "ship,erase,H_o,0.125", *rows[3:]]
+    remade.write_text("\n".join([rows[0], "bird,erase,H_o,0.125", ""]))
+    with pytest.raises(ValueError, match="has other rows than the stored scores give; archive the study again"):
+        reference_again.with_rows_of(stored, remade, ("frechet", "kid"))

@@ -1,9 +1,10 @@
-"""Make the experiments of a reference run again from its stored scores, after a change of the claims' statistics.
+"""Make the tables and experiments of a reference run again from its stored scores, after a change of the statistics.
 
     python tools/reference_again.py reference/miniature-full params.yaml studies/miniature-full.yaml
     python docs/results.py
 
-The settings are those of the study as it is now; inputs and scores remain. Grids, lists of members, and experiments of
+The settings of the experiments are those of the study as it is now, those of the tables stay; inputs and scores remain,
+and so do the tables' rows of metrics whose features a reference leaves out. Grids, lists of members, and experiments of
 the Fréchet distance, whose features a reference leaves out, stay as they are but for the verdicts of claims about it,
 and what has not run stays out. An experiment that shows settings of its erasers stays as it is where the study has
 others now. `make verify` checks the result.
@@ -21,12 +22,15 @@ from typing import Any
 import pandas as pd
 
 from resurgence.analysis.claims import claims_table, have_floor, without_floors
+from resurgence.analysis.read import read_table
+from resurgence.analysis.score_sets import KEYS
+from resurgence.analysis.tables import FILES, write_pages
 from resurgence.config.load import load_study
 from resurgence.files import plain, read_text, sha256, write_json, write_text
 from resurgence.provenance.manifest import read_manifest
 from resurgence.stages import experiment, results
 from resurgence.stages.job import Job
-from resurgence.stages.remake import follows_from_scores, lost_metrics, stored_scores
+from resurgence.stages.remake import follows_from_scores, lost_metrics, remade_tables, stored_scores
 from resurgence.workflow import experiment_settings, report_settings
 
 
@@ -65,9 +69,41 @@ def open_floors(made: Path) -> None:
     write_json(made, record | {"files": record["files"] | {each.name: sha256(each) for each in (file, text)}})
 
 
+def with_rows_of(stored: Path, remade: Path, lost: tuple[str, ...] | None) -> None:
+    """Write the rows of a remade table over those of the stored one; rows of lost metrics stay in their places.
+
+    Raises:
+        ValueError: the tables have other rows than each other.
+    """
+    old, new = (pd.read_csv(file, dtype=str, keep_default_na=False) for file in (stored, remade))
+    kept = old["metric"].str.startswith(lost) if lost and "metric" in old else pd.Series(False, old.index)
+    keys = [key for key in (*KEYS, "state", "step", "role", "metric") if key in old]
+    if list(old) != list(new) or not old.loc[~kept, keys].reset_index(drop=True).equals(new[keys]):
+        raise ValueError(f"{stored} has other rows than the stored scores give; archive the study again")
+    old[~kept] = new.to_numpy()
+    write_text(stored, old.to_csv(index=False, lineterminator="\n"))
+
+
+def tables(root: Path) -> None:
+    """Make the tables of a reference again, if it has any."""
+    made = root / "tables" / "made.json"
+    if not made.is_file():  # of a study that has run in part
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        record = remade_tables(root, Path(folder))
+        files = [name for name in FILES if name.endswith(".csv")]
+        for name in files:
+            with_rows_of(made.parent / name, Path(folder) / name, lost_metrics(root))
+    read, settings = {Path(name).stem: read_table(made.parent / name) for name in files}, record["parameters"]
+    notes = (settings.get(key) for key in ("makers", "changed_objectives"))
+    write_pages(made.parent, read, settings["statistics"]["level"], *notes)
+    write_json(made, record | {"files": {name: sha256(made.parent / name) for name in record["files"]}})
+
+
 def main(reference: Path, configuration: list[Path]) -> None:
-    """Make the experiments and the page of all of them again, in place."""
+    """Make the tables, the experiments and the page of all of them again, in place."""
     study, root = load_study(configuration), (reference / "results").resolve()
+    tables(root)
     stored = [name for name in study.experiments if (root / "experiments" / name / "made.json").is_file()]
     wanted = {name: experiment_settings.experiment(study, name) for name in stored}
     lost = lost_metrics(root)

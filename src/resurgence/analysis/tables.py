@@ -169,10 +169,27 @@ def write_tables(
     files["means"] = means(estimated, level)
     for name, frame in files.items():
         write_text(out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
-    write_json(out / "metrics.json", headline.metrics(table))
+    write_pages(out, files, level, makers, changed)
     warning = headline.blank_warning(every)
-    page = headline.markdown(table, seeds, units, level, changed)
+    return headline.terminal(table, seeds, level, changed) + (f"{warning}\n" if warning else "")
+
+
+def write_pages(
+    out: Path,
+    tables: Mapping[str, pd.DataFrame],
+    level: float,
+    makers: Mapping[str, Sequence[str]] | None = None,
+    changed: Mapping[str, str] | None = None,
+) -> None:
+    """Write resurgence.md and metrics.json below `out`.
+
+    Args:
+        tables: name of each table -> the table. makers, changed: as those of `write_tables`.
+    """
+    table = tables["resurgence"]
+    write_json(out / "metrics.json", headline.metrics(table))
+    page = headline.markdown(table, tables["seeds"], tables["intervals"], level, changed)
     if makers_page := headline.makers_table(makers or {}):
         page += f"\n{makers_page}\n"
+    warning = headline.blank_warning(tables["cells"])
     write_text(out / "resurgence.md", f"{page}\n**{warning}**\n" if warning else page)
-    return headline.terminal(table, seeds, level, changed) + (f"{warning}\n" if warning else "")

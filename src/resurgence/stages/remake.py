@@ -95,22 +95,36 @@ def lost_metrics(root: Path) -> tuple[str, ...] | None:
     return ("frechet", "kid") if any(Path(name).name == FEATURES for name in left_out) else None
 
 
+def remade_tables(root: Path, out: Path) -> dict[str, Any]:
+    """Write the tables of a results tree again from its stored scores, below `out`; their stored manifest.
+
+    Args:
+        root: an absolute path, with tables.
+    """
+    from resurgence.analysis.score_folders import by_step, entry
+    from resurgence.analysis.tables import write_tables
+
+    record = read_manifest(root / "tables" / "made.json")
+    settings = record["parameters"]
+    with stored_scores(root):
+        entries = by_step(entry(settings, model) for model in settings["models"])
+        notes = (settings.get(key) for key in ("makers", "changed_objectives"))
+        write_tables(entries, out, settings["statistics"]["level"], None, *notes)
+    return record
+
+
 def tables_again(root: Path) -> Iterator[str]:
     """Remake the tables, if there are any, from the stored scores elsewhere; one sentence for each that differs.
 
     Args:
         root: an absolute path.
     """
-    from resurgence.analysis.score_folders import by_step, entry
-    from resurgence.analysis.tables import FILES, write_tables
+    from resurgence.analysis.tables import FILES
 
     if not (root / "tables" / "made.json").is_file():  # of a study that has run in part
         return
-    settings = read_manifest(root / "tables" / "made.json")["parameters"]
-    entries = (entry(settings, model) for model in settings["models"])
-    with tempfile.TemporaryDirectory() as folder, stored_scores(root):
-        notes = (settings.get(key) for key in ("makers", "changed_objectives"))
-        write_tables(by_step(entries), Path(folder), settings["statistics"]["level"], None, *notes)
+    with tempfile.TemporaryDirectory() as folder:
+        remade_tables(root, Path(folder))
         yield from differing_files(root / "tables", Path(folder), FILES, lost_metrics(root))
 
 
