@@ -143,6 +143,8 @@ WRONG = [
     ("erased", ["--scorer", "recogniser", "path=nowhere"], r"--scorer recogniser path = 'nowhere': no such file"),
     ("erased", ["--reference", "nowhere"], r"--reference = 'nowhere': no such file or folder"),
     ("erased", ["--out", "retained.txt"], r"--out = 'retained\.txt': is a file; name a folder"),
+    ("erased", ["--out", "pictures"], r"--out = 'pictures': holds 0\.png, and no audit; name a new folder"),
+    ("erased", ["--out", "."], r"--out = '\.': holds .*, and no audit; name a new folder"),
     ("erased", ["--out", "mine"], r"--out = 'mine': its params\.yaml is of another study; name another folder"),
 ]
 

@@ -47,6 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         layers_per_block=2, vae_channels=(8, 8, 8),
     ).save_pretrained(path / "base")  # fmt: skip
     (path / "task.yaml").write_text(yaml.safe_dump(TASK))
+    (path / "cat.yaml").write_text(yaml.safe_dump(TASK | {"erase": ["cat"], "synonyms": {}, "finetune": []}))
     (path / "general.txt").write_text("a picture of the sky above a street\n\nan oil painting of the cat\n")
     (path / "pictures").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (4, 40, 36, 3), dtype=np.uint8)
@@ -213,6 +214,8 @@ def test_help_does_not_import_torch() -> None:
         ("finetune --base {p}/base --images {p}/pictures --out {t}/x --set lr=-1", "lr"),
         ("sample --base {p}/base --task {p}/task.yaml --out {t}/x --delta {p}/mace {p}/lora", "step-000002"),
         ("sample --base {p}/base --task {p}/task.yaml --out {t}/x --device cuda:99", "cuda:99"),
+        ("sample --base {p}/base --task {p}/task.yaml --out {t}/x --roles general", "captions with --general"),
+        ("score --images {p}/images --task {p}/cat.yaml --out {t}/x --clip {p}/clip", "has no 'ship' for the images"),
         ("score --images {p}/images --task {p}/task.yaml --out {t}/x", "at least one scorer"),
         ("score --images {p}/pictures --task {p}/task.yaml --out {t}/x --clip {p}/clip", "no image set"),
         ("export --base {p}/base --delta {p}/mace --out {p}/pictures", "not replaced"),

@@ -190,6 +190,12 @@ BAD_STUDIES = {
         {"erase": [0, 1], "finetune": [0], "paired": True},
         ["seeds.paired", "erase (2)", "fine-tune (1)", "write false"],
     ),
+    "limit to no task": ("erasers.uce.tasks", [], ["erasers.uce", "tasks", "[]", "name tasks, or leave it out"]),
+    "limit to no seed": ("erasers.uce.seeds", [], ["erasers.uce", "seeds", "[]", "name seeds, or leave it out"]),
+    "follows no eraser": ("finetunes.lora.erasers", [], ["finetunes.lora", "erasers", "[]", "name erasers, or leave"]),
+    "study without a name": ("study", "", ["study", "''", "must be text without /"]),
+    "study named as a path": ("study", "a/b", ["study", "'a/b'", "must be text without /"]),
+    "world missing": ("world", "nowhere.yaml", ["world", "'nowhere.yaml'", "no such file", "write a path"]),
     "seed not of the study": ("erasers.uce.seeds", [5], ["erasers.uce", "5", "known: 0"]),
     "no tasks": ("tasks.names", [], ["tasks.names", "[]", "name at least one"]),
     "task twice": ("tasks.names", ["pets", "pets"], ["tasks.names", "'pets'", "remove one"]),
@@ -220,6 +226,12 @@ def test_bad_study(case: str, config: dict[str, Any], tmp_path: Path) -> None:
         make_study(put(config, key, value), tmp_path)
     for part in told:
         assert part in str(error.value)
+
+
+def test_the_world_of_the_checkout_serves_a_study_elsewhere(config: dict[str, Any], tmp_path: Path) -> None:
+    write_world(tmp_path)
+    study = make_study(put(config, "world", REMOVE), tmp_path)
+    assert (tmp_path / study.world).samefile(ROOT / "config/world.yaml")
 
 
 def test_good_study(config: dict[str, Any], tmp_path: Path) -> None:
@@ -418,7 +430,7 @@ def test_identities_are_nested_and_share_what_is_retained() -> None:
 
 
 @pytest.mark.parametrize("overlay", [None, *sorted((ROOT / "studies").glob("*.yaml"))], ids=str)
-def test_shipped_studies(overlay: Path | None) -> None:
+def test_shipped_studies(overlay: Path | None, tmp_path: Path) -> None:
     text = (overlay or ROOT / "params.yaml").read_text()
     for world in {"miniature-2", *re.findall(r"data/(miniature[-\d]*)/", text)}:
         if not (ROOT / f"data/{world}/clip").is_dir():
@@ -433,9 +445,16 @@ def test_shipped_studies(overlay: Path | None) -> None:
         "eap-lpips": "eap",
     }
     layers = [ROOT / f"studies/{below[overlay.stem]}.yaml"] if overlay and overlay.stem in below else []
-    study = load_study([ROOT / "params.yaml", *layers, *([overlay] if overlay else [])], ROOT)
+    if layers:
+        told = rf"{overlay.name}: over = \[.*'{below[overlay.stem]}'.*of these studies none is given"
+        with pytest.raises(ConfigError, match=told):
+            load_study([ROOT / "params.yaml", overlay], ROOT)
+    paths = [ROOT / "params.yaml", *layers, *([overlay] if overlay else [])]
+    study = load_study(paths, ROOT)
     folders = [study.folder(item, "scores") for item in (*study.erasures(), *study.cells())]
     assert len(set(folders)) == len(folders) > 5
+    elsewhere = load_study(paths, tmp_path)  # the files of the checkout, also those that its tasks name
+    assert [elsewhere.folder(item, "scores") for item in (*elsewhere.erasures(), *elsewhere.cells())] == folders
 
 
 def test_mapping_word_stands_for_all() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from argparse import ArgumentParser
 from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from resurgence.config.fields import read_yaml
+from resurgence.config.fields import ConfigError, read_yaml
 from resurgence.config.load import make_study
 from resurgence.config.study import Study
 from resurgence.config.task import load_task, make_task
@@ -189,6 +190,44 @@ def test_snakemake_refusing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"snakemake = '-n': fails; it says(.|\n)*MissingRuleException"):
         plan.dry_runs([], ["no-such-target"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--target", "fig77"], r"--target = 'fig77': is no target of this study; did you mean 'fig7'\?"),
+        (["--target", "sample"], r"--target = 'sample': is no target of this study; .*known: .*\btables\b"),
+        (["--until", "scores"], r"--until = 'scores': is no rule; did you mean 'score'\?"),
+        (["--gpu", "h1000"], r"--gpu = 'h1000': not known here; did you mean 'h100'\?"),
+    ],
+)
+def test_an_unknown_target_rule_or_gpu_is_told_with_the_nearest(
+    study: Study, words: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Snakemake says of it: tests/workflow runs it for a rule that does not exist."""
+    said = "Target rules may not contain wildcards." if "sample" in words else f"No rule to produce {words[1]} (if"
+
+    def refuse(*arguments: object) -> None:
+        raise ConfigError("snakemake", "-n", f"fails; it says\n{said}")
+
+    monkeypatch.setattr(plan, "load_study", lambda paths: dataclasses.replace(study, experiments={"fig7": None}))
+    monkeypatch.setattr(plan, "dry_runs", refuse)
+    parser = ArgumentParser()
+    plan.plan_arguments(parser)
+    with pytest.raises(ConfigError, match=told):
+        plan.plan(parser.parse_args(words))
+
+
+def test_the_command_for_weights_that_are_not_there_names_the_study(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = [(None, "missing", ""), (None, "verified", ""), (None, "damaged", "")]
+    monkeypatch.setattr(plan, "examine", lambda study, todo: states)
+    (row,) = plan.lacking(study, Counter(), [Path("studies/sd14.yaml"), Path("my own.yaml")])
+    assert row.startswith("2 of 3 weights and packages")
+    assert row.endswith(": resurgence weights check --overlay studies/sd14.yaml 'my own.yaml'")
+    monkeypatch.setattr(plan, "examine", lambda study, todo: states[1:2])
+    assert plan.lacking(study, Counter(), []) == []
 
 
 def test_entries_of_models() -> None:

@@ -57,6 +57,16 @@ def test_results_may_be_a_link_to_another_disk(tmp_path: Path, monkeypatch: pyte
     assert any("CHANGED" in line for line in lines(Path("results/images/ship"), tmp_path / "linked"))
 
 
+def test_a_reference_whose_scores_were_not_pulled_names_the_command(tmp_path: Path) -> None:
+    results = tmp_path / "reference/ship/results"
+    (results / "tables").mkdir(parents=True)
+    (results / "tables/cells.csv").write_text("base\nmini\n")
+    write_made(results / "made.json", described("reference", {"models": 2}, {}, {}), [], 0.0, {})
+    told = r"manifests\.parquet is missing; run `dvc pull reference/ship/dvc\.yaml`"
+    with pytest.raises(FileNotFoundError, match=told):
+        list(provenance(results / "tables/cells.csv", 1, tmp_path))
+
+
 def test_a_link_below_the_results_is_verified_too(tmp_path: Path) -> None:
     study(tmp_path, tmp_path / "results")
     (tmp_path / "results/erased").rename(tmp_path / "disk")

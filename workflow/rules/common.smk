@@ -7,7 +7,7 @@ from snakemake.utils import validate
 ROOT = Path(workflow.basedir)
 
 from resurgence.config.lists import LISTS
-from resurgence.config.load import make_study
+from resurgence.config.load import check_below, make_study
 from resurgence.data import coco
 from resurgence.provenance.outputs import check_writable
 from resurgence.workflow import graph, job_items, report_settings, resources, resume
@@ -17,8 +17,7 @@ from resurgence.workflow.token_names import check_tokens
 from resurgence.workflow.weights import check_present, kinds_scored, rules_loading
 
 # Snakemake takes the last of two equal keys, and 010 for 8; here these are errors
-for file in workflow.configfiles:
-    read_yaml(Path(file))
+check_below({Path(file): read_yaml(Path(file)) for file in workflow.configfiles})
 STUDY = make_study(config)
 check_folders(STUDY)
 MANIFESTS = every_manifest(STUDY)

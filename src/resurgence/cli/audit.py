@@ -111,6 +111,10 @@ def earlier(out: Path) -> dict[str, Any]:
     if out.exists() and not out.is_dir():
         raise ConfigError("--out", str(out), "is a file; name a folder")
     if not (out / STUDY).is_file():
+        written = ("inputs", "tasks")  # by an audit that was killed before it wrote its study
+        there = sorted(path.name for path in out.glob("*") if path.name not in written and path.name[0] != ".")
+        if there:
+            raise ConfigError("--out", str(out), f"holds {there[0]}, and no audit; name a new folder")
         return {}
     if not isinstance(audit := read_yaml(out / STUDY).get("audit"), dict):
         raise ConfigError("--out", str(out), f"its {STUDY} is of another study; name another folder")

@@ -255,6 +255,9 @@ def sample(args: Namespace) -> None:
     rows = prompt_set(task, lines(args.general) if args.general else [])
     if args.roles:
         rows = rows[rows["role"].isin(args.roles)].reset_index(drop=True)
+        if rows.empty:
+            raise ConfigError("--roles", args.roles, f"the task {task.name} has no such prompts; name other roles, or "
+                              "give captions with --general")  # fmt: skip
     parameters = described(args, settings=cfg, precision=args.precision, roles=args.roles or "all")
     files = inputs(args, task=args.task, general=args.general)
     if args.adapters is not None:

@@ -10,7 +10,7 @@ from resurgence.cli.guard import output
 from resurgence.cli.key_values import settings
 from resurgence.config.fields import ConfigError
 from resurgence.config.scorers import code_of, metrics
-from resurgence.config.task import load_task
+from resurgence.config.task import Task, load_task
 from resurgence.provenance.code_version import code_version
 from resurgence.provenance.manifest import read_manifest, write_artefact
 from resurgence.scorers import load_scorers, write_scores
@@ -41,15 +41,26 @@ def chosen_scorers(args: Namespace) -> dict[str, dict[str, Any]]:
     return chosen
 
 
+def check_task(file: Path, task: Task, rows: pd.DataFrame) -> None:
+    """Raise ConfigError for a task that does not erase or retain what the images were made of."""
+    of_role = {"erase": task.erase, "retain": task.retain, "synonym": (*task.erase, *task.retain)}
+    for role, concept in rows[["role", "concept"]].drop_duplicates().itertuples(index=False):
+        if concept not in of_role.get(role, (concept,)):
+            raise ConfigError("--task", str(file), f"has no {concept!r} for the images of role {role}; give the task "
+                              "whose prompts were sampled")  # fmt: skip
+
+
 def score(args: Namespace) -> None:
     """Score image sets: scores.parquet with a row for each image; prints the means by role."""
     from resurgence.diffusion.device import resolve_device
-    from resurgence.diffusion.image_sets import image_files
+    from resurgence.diffusion.image_sets import image_files, read_prompts
     from resurgence.scorers.score_files import base_files, score_files
 
     chosen = chosen_scorers(args)
     task, sets = load_task(args.task), image_files(args.images)
     read_manifest(args.images)
+    for files in sets.values():
+        check_task(args.task, task, read_prompts(files))
     base = None if args.base_images is None else base_files(args.base_images)
     paths = {name: Path(block["path"]) for name, block in chosen.items() if "path" in block}
     inputs = {"images": args.images, "task": args.task, "base images": args.base_images, **paths}

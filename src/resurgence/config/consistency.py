@@ -64,7 +64,9 @@ def folder_name(key: str, value: str, taken: Iterable[str] = ()) -> None:
 
 
 def check_names(study: Study) -> None:
-    """Names that become folders; a task's file has the name of the task."""
+    """Names that become folders or files; a task's file has the name of the task."""
+    if not study.study or "/" in study.study:
+        raise ConfigError("study", study.study, "must be text without /: it becomes a part of a file's name")
     folder_name("base.name", study.base.name)
     for key in ("erasers", "scorers"):
         if not getattr(study, key):
@@ -107,6 +109,8 @@ def check_files(study: Study, root: Path) -> None:
     for key, name in domain.items():
         check_lines(f"moments.domain.{key}".rstrip("."), name, root, of_templates=True)
     check_general(study, root)
+    if not (root / study.world).is_file():
+        raise ConfigError("world", study.world, "no such file; write a path from the folder of the Snakefile")
 
 
 def check_general(study: Study, root: Path) -> None:
@@ -186,8 +190,9 @@ def check_limits(study: Study) -> None:
                     known(f"{place}.{limit}", value, names)
             for concept, task in itertools.product(variant.concepts or (), tasks):
                 known(f"{place}.concepts", concept, task.erase)
-            if variant.concepts == ():
-                raise ConfigError(f"{place}.concepts", [], "must not be empty; name concepts, or leave it out")
+            for limit in ("tasks", "erasers", "seeds", "concepts"):
+                if getattr(variant, limit) == ():
+                    raise ConfigError(f"{place}.{limit}", [], f"must not be empty; name {limit}, or leave it out")
     check_order(study)
 
 

@@ -12,7 +12,7 @@ from resurgence.config.fields import ConfigError, build, mapping, read_yaml, uni
 from resurgence.config.hints import nearest
 from resurgence.config.settings import Tasks, make_eraser, make_method
 from resurgence.config.stages import FinetuneConfig
-from resurgence.config.study import Study
+from resurgence.config.study import WORLD, Study
 from resurgence.config.task import Kind, Task, load_task
 from resurgence.files import resolve_path
 
@@ -25,7 +25,7 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
     """
     from resurgence.config.consistency import check_study
 
-    source, config = dict(config), with_paths_resolved(without_nulls(config), root)
+    source, config = dict(config), with_paths_resolved({"world": WORLD, **without_nulls(config)}, root)
     for key in ("erasers", "finetunes"):
         if key not in config:
             raise ConfigError(key, None, "is missing; add this key")
@@ -39,7 +39,11 @@ def make_study(config: Mapping[str, Any], root: Path = Path()) -> Study:
     study = build(Study, config, "")
     unique("tasks.names", study.tasks.names)
     files = task_files(study.tasks, root)
-    loaded = {name: with_seeds(load_task(path), study.tasks.seeds) for name, path in files.items()}
+    tasks = {name: with_seeds(load_task(path), study.tasks.seeds) for name, path in files.items()}
+    loaded = {
+        name: dataclasses.replace(task, **with_paths_resolved({"erasers": task.erasers}, root))
+        for name, task in tasks.items()
+    }
     study = dataclasses.replace(study, loaded=loaded, source=source)
     check_study(study, root)
     return study
@@ -120,9 +124,22 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def check_below(files: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Raise ConfigError for a file that is laid over other studies than those that are given with it.
+
+    Args:
+        files: the files of a study, params.yaml and its overlays, with their contents.
+    """
+    given = {values.get("study") for values in files.values()}
+    for path, values in files.items():
+        over = values.get("over")
+        if isinstance(over, list) and over and not given & set(map(str, over)):
+            remedy = "of these studies none is given; name the file of one before this file"
+            raise ConfigError(f"{path}: over", over, remedy)
+
+
 def load_study(paths: list[Path], root: Path = Path()) -> Study:
     """Read params.yaml and its overlays."""
-    config: dict[str, Any] = {}
-    for path in paths:
-        config = merge(config, read_yaml(path))
-    return make_study(config, root)
+    files = {path: read_yaml(path) for path in paths}
+    check_below(files)
+    return make_study(functools.reduce(merge, files.values(), {}), root)

@@ -41,6 +41,7 @@ STAGE_OF = {
     "images": "images",
     **dict.fromkeys(("scores", "geometry"), "scores"),
 }
+WORLD = "config/world.yaml"
 
 
 class Erasure(NamedTuple):
@@ -88,8 +89,10 @@ class Study:
     """Figures and tables by name, each a rule (`snakemake fig7`)."""
     audit: AuditConfig | None = None
     """Of one released model; `resurgence audit` writes it. null: none."""
-    world: str = "config/world.yaml"
+    world: str = WORLD
     """File with the settings of the miniature base and its scorers, for the target world."""
+    over: tuple[str, ...] = ()
+    """Studies that a file is laid over, by their `study`; without one of them it is refused. []: any."""
     loaded: dict[str, Task] = field(default_factory=dict, metadata=INTERNAL)  # the tasks' files, by name
     source: dict[str, Any] = field(default_factory=dict, metadata=INTERNAL)  # the configuration as in its files
 

@@ -206,6 +206,12 @@ def provenance(file: Path, number: int | None, root: Path = Path()) -> Iterator[
         values = ", ".join(f"{key} {value}" for key, value in row_of(file, number).items() if value != "")
         yield f"{file.relative_to(root)}, row {number}: {values}"
     results = file.parents[1]
+    record = results / "made.json"
+    held = read_manifest(record) if record.is_file() else {}
+    is_packed = held.get("kind") == "reference" and held["parameters"].get("models") != 0
+    if is_packed and not (results / "scores" / TABLE).is_file():
+        pull = results.parent / "dvc.yaml"
+        raise FileNotFoundError(f"{results / 'scores' / TABLE} is missing; run `dvc pull {pull.relative_to(root)}`")
     with tempfile.TemporaryDirectory() as place:
         unpacked = Path(place).resolve() if (results / "scores" / TABLE).is_file() else None
         if unpacked:

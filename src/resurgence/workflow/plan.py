@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import statistics
 from argparse import ArgumentParser, Namespace
 from collections import Counter
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from resurgence.config.counting import counted
-from resurgence.config.fields import at_least
+from resurgence.config.fields import ConfigError, at_least, known
+from resurgence.config.hints import nearest
 from resurgence.config.lists import LISTS
 from resurgence.config.load import load_study
-from resurgence.config.study import Study
+from resurgence.config.study import STAGE_OF, Study
 from resurgence.files import plain, read_lines, resolve_path
 from resurgence.progress import duration
 from resurgence.provenance.manifest import read_manifest
@@ -210,12 +212,16 @@ def computed(
     text.append(f"{row('all', todo, total, total)}{table_end(whole)}")
     source = "computed (workflow/rates.yaml), * measured here"
     mode = f"sampling in {study.base.precision}, speed {study.base.speed}"
-    text.append(f"GPU-hours on one {gpu}: {source}; {mode}")
+    return [*text, f"GPU-hours on one {gpu}: {source}; {mode}"]
+
+
+def lacking(study: Study, todo: Counter[str], overlays: Sequence[Path]) -> list[str]:
+    """What of the weights and packages of the jobs to do is not there, with the command that names them; or nothing."""
     state = Counter(state for _, state, _ in examine(study, todo))
-    if lacking := state["missing"] + state["damaged"]:
-        what = f"{lacking} of {state.total()} weights and packages that these jobs need"
-        text.append(f"{what} are not there: resurgence weights check")
-    return text
+    if not (number := state["missing"] + state["damaged"]):
+        return []
+    command = shlex.join(["resurgence", "weights", "check", *(["--overlay", *map(str, overlays)] if overlays else [])])
+    return [f"{number} of {state.total()} weights and packages that these jobs need are not there: {command}"]
 
 
 def table_end(cost: Cost) -> str:
@@ -232,18 +238,38 @@ def plan_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--target", nargs="+", default=[], metavar="NAME", help="only what these rules or files need")
 
 
+def check_targets(study: Study, until: Iterable[str], targets: Iterable[str], told: str) -> None:
+    """Raise ConfigError for the rule or target that Snakemake said it does not know, with the nearest names."""
+    rules = {name for phase in PHASES.values() for name in phase}
+    whole = {name for name in rules if name not in RULES or "{" not in RULES[name].output}
+    stages = {*STAGE_OF.values(), "presented", "world"}
+    for name in until:
+        if f"No rule to produce {name} " in told:
+            raise ConfigError("--until", name, f"is no rule; {nearest(name, rules)}")
+    for name in targets:
+        if f"No rule to produce {name} " in told or (name in rules - whole and "may not contain wildcards" in told):
+            remedy = f"is no target of this study; {nearest(name, {*whole, *stages, *study.experiments})}"
+            raise ConfigError("--target", name, remedy)
+
+
 def plan(args: Namespace) -> None:
     """Print the plan of the study in this folder."""
     at_least("--cores", args.cores, 1)
-    study = load_study([Path(resolve_path("params.yaml")), *args.overlay])
+    study, rates = load_study([Path(resolve_path("params.yaml")), *args.overlay]), read_rates()
+    known("--gpu", args.gpu, rates.gpus)
     extra = [*(["--until", *args.until] if args.until else []), *(["--", *args.target] if args.target else [])]
-    todo, total, outs = dry_runs(args.overlay, extra)
-    study_jobs, rates, device = jobs(study), read_rates(), device_of(study)
+    try:
+        todo, total, outs = dry_runs(args.overlay, extra)
+    except ConfigError as error:
+        check_targets(study, args.until, args.target, error.remedy)
+        raise
+    study_jobs, device = jobs(study), device_of(study)
     if study.base.name in rates.work and device == "GPU":
         coster = Coster(study, rates, args.gpu)
         costs = by_rule([job for job in study_jobs if job.out in outs], coster)
         measured = measured_costs(measured_runs(study_jobs, device, coster=coster), todo, costs, coster)
-        print("\n".join(computed(study, todo, total, costs, measured, args.gpu)))
+        rows = computed(study, todo, total, costs, measured, args.gpu)
+        print("\n".join([*rows, *lacking(study, todo, args.overlay)]))
         return
     seconds = FETCHED | {rule.name: rule.seconds for rule in RULES.values()} | measured_seconds(study_jobs, device)
     if study.base.name in rates.cpu and device == "CPU":
