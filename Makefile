@@ -87,7 +87,7 @@ verify: setup
 	@for place in $(RESULTS); do $(BIN)/resurgence verify $$place --tables $(if $(REFERENCE),--against $(REFERENCE)) || exit 1; done
 
 archive: setup
-	@$(BIN)/resurgence archive $(if $(ARCHIVE_IMAGES),--images) $(ARGS)
+	@$(BIN)/resurgence archive $(if $(STUDY),--overlay $(STUDY)) $(if $(ARCHIVE_IMAGES),--images) $(ARGS)
 
 ship = for part in $(1); do rm -rf $(WORLD)/$$part && cp -r results/world/$$part $(WORLD)/$$part || exit 1; done
 world-drawings: setup

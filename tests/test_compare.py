@@ -11,10 +11,12 @@ import pytest
 
 from resurgence.analysis.comparison import costs, read_tables, resurgence_values
 from resurgence.analysis.headline import MARK
+from resurgence.cli.main import main
 from resurgence.config.fields import ConfigError, read_yaml
 from resurgence.figures.comparison import comparison_figure, cost_figure, draw_comparison, write_comparison
 from resurgence.files import write_json
-from resurgence.provenance.manifest import described
+from resurgence.provenance.manifest import described, write_made
+from resurgence.provenance.verify import problems
 
 DOCS = Path(__file__).parents[1] / "docs"
 KEYS = {"base": "mini", "task": "pets", "metric": "recogniser_accuracy", "n": 4}
@@ -102,6 +104,20 @@ def test_only_a_metric_that_shows_the_concept_says_whether_it_came_back(results:
     write_comparison(results, "kid")
     table = pd.read_csv(results / "cost/compare_kid.csv", dtype=str)
     assert table["came back"].tolist() == ["-", "-"] and table["resurgence"].str.contains(r"\[", regex=True).all()
+
+
+def test_the_command_changes_nothing_that_the_study_wrote(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its files are in a folder of their own, so the results are still as they were written."""
+    write_comparison(results, "recogniser_accuracy")
+    files = (results / "tables").glob("*.csv")
+    write_made(results / "tables/made.json", described("tables", {}, {}, {}), files, 0.0, {})
+    there = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    before = list(problems(results))
+    assert main(["compare", "--results", str(results), "--metric", "recogniser_accuracy"]) == 0
+    assert {path: path.read_bytes() for path in there} == there and list(problems(results)) == before
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.endswith(".png")]
+    assert len(shown) == 2 and all(Path(line).is_relative_to(results / "compare") for line in shown)
+    assert all(Path(line).stat().st_size > 5000 for line in shown)
 
 
 def test_every_fine_tune_is_drawn(results: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tarfile
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from resurgence.cli import main
 from resurgence.config.load import load_study
 from resurgence.config.model_path import ModelPath
 from resurgence.files import read_json, read_text
-from resurgence.provenance.manifest import read_manifest, write_artefact
+from resurgence.provenance.manifest import described, read_manifest, write_artefact, write_made
 from resurgence.stages import experiment
 from resurgence.stages.job import Job
 from resurgence.workflow import archive, experiment_settings
@@ -217,11 +218,6 @@ def test_stored_claims_about_a_distance_without_features_are_opened(tmp_path: Pa
     assert read_manifest(folder / "made.json") == read_manifest(stored / "made.json")
 
 
-def test_an_overlay_without_a_reference_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["archive", "--overlay", "studies/eap.yaml"]) == 1
-    assert "--overlay = ['studies/eap.yaml']: is for --reference" in capsys.readouterr().err
-
-
 def test_remade_rows_stand_among_those_that_cannot_be_remade(tmp_path: Path) -> None:
     rows = ["task,role,metric,value", "ship,erase,frechet,9.25", "ship,erase,H_o,0.0", "bird,erase,kid,0.5", ""]
     stored, remade = tmp_path / "stored.csv", tmp_path / "remade.csv"
@@ -232,3 +228,14 @@ def test_remade_rows_stand_among_those_that_cannot_be_remade(tmp_path: Path) -> 
     remade.write_text("\n".join([rows[0], "bird,erase,H_o,0.125", ""]))
     with pytest.raises(ValueError, match="has other rows than the stored scores give; archive the study again"):
         reference_again.with_rows_of(stored, remade, ("frechet", "kid"))
+
+
+def test_an_archive_has_the_name_of_its_study(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "results/tables").mkdir(parents=True)
+    write_made(root / "results/tables/made.json", described("tables", {}, {}, {}), [], 0.0, {})
+    assert main.main(["archive", "--overlay", "studies/eap.yaml"]) == 0
+    assert "cd resurgence-eap && sha256sum" in capsys.readouterr().out
+    with tarfile.open("resurgence-eap.tar.gz") as tar:
+        assert "resurgence-eap/studies/eap.yaml" in tar.getnames()
+    assert main.main(["archive", "--add", "--overlay", "studies/eap.yaml"]) == 1
+    assert "--add = '': is for --reference and the experiments of --overlay" in capsys.readouterr().err

@@ -9,6 +9,8 @@ from resurgence.figures.comparison import draw_comparison, write_comparison
 from resurgence.provenance.manifest import as_written, read_manifest
 from resurgence.stages.runtime import only_writer
 
+PLACE = "compare"  # of the results: no folder of a rule, whose files have manifests
+
 
 def run(args: Namespace) -> None:
     """Print the comparison and the paths of its pictures.
@@ -21,8 +23,8 @@ def run(args: Namespace) -> None:
     if (record := tables / "made.json").is_file() and (errors := as_written(tables, read_manifest(record)["files"])):
         raise ValueError("\n".join(f"{error}; run the study again: snakemake --cores all" for error in errors))
     read_tables(args.results, args.metric)  # refuses missing tables before anything is written
-    with only_writer(args.results / "cost" / f"compare_{args.metric}"):
-        print(write_comparison(args.results, args.metric))
-        draw_comparison(args.results, args.metric)
+    with only_writer(args.results / PLACE / args.metric):
+        print(write_comparison(args.results, args.metric, f"{PLACE}/cost"))
+        draw_comparison(args.results, args.metric, f"{PLACE}/figures")
     for folder in ("figures", "cost"):
-        print(args.results / folder / f"compare_{args.metric}.png")
+        print(args.results / PLACE / folder / f"compare_{args.metric}.png")

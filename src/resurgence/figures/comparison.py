@@ -127,13 +127,13 @@ def cost_figure(values: pd.DataFrame, metric: str, cost: pd.DataFrame) -> Figure
     return figure
 
 
-def write_comparison(results: Path, metric: str) -> str:
-    """Write cost/compare_<metric>.csv, .md, .svg and .png; returns the table as text."""
+def write_comparison(results: Path, metric: str, place: str = "cost") -> str:
+    """Write compare_<metric>.csv, .md, .svg and .png into a folder of the results; returns the table as text."""
     read = read_tables(results, metric)
     resurgence, seeds, cost = read["resurgence"], read["seeds"], costs(results, read["cells"])
     changed = changed_objectives(results)
     table, note = comparison_table(resurgence, seeds, metric, cost, changed), changed_note(changed)
-    out = results / "cost"
+    out = results / place
     write_text(out / f"compare_{metric}.csv", table.to_csv(index=False))
     page = [f"# {title_of(metric)} of all erasers", markdown_table(table), note]
     write_text(out / f"compare_{metric}.md", "\n\n".join(filter(None, page)) + "\n")
@@ -141,6 +141,6 @@ def write_comparison(results: Path, metric: str) -> str:
     return "\n\n".join(filter(None, [aligned(drop_repeats(table, ["task", "eraser"])), note]))
 
 
-def draw_comparison(results: Path, metric: str) -> None:
-    """Write figures/compare_<metric>.svg and .png."""
-    save(comparison_figure(read_tables(results, metric)["means"], metric), results / "figures" / f"compare_{metric}")
+def draw_comparison(results: Path, metric: str, place: str = "figures") -> None:
+    """Write compare_<metric>.svg and .png into a folder of the results."""
+    save(comparison_figure(read_tables(results, metric)["means"], metric), results / place / f"compare_{metric}")

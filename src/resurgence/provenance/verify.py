@@ -11,8 +11,8 @@ from resurgence.provenance.manifest import MANIFEST, as_written, read_manifest, 
 
 OMITTED = "omitted.json"  # files in manifests that an archive omits, as paths from the results tree
 MADE = ("made.json", "index.json", "report.json")  # manifests of files that several jobs put into one folder
-# folders of a results tree whose files no manifest lists: times of jobs, DVC's view of the graph, the world
-UNLISTED = {"benchmarks", "expected.json", "world"}
+# in a results tree, what no manifest lists: times of jobs, what `resurgence compare` draws, DVC's view, the world
+UNLISTED = {"benchmarks", "compare", "expected.json", "world"}
 
 
 def made_files(root: Path) -> list[Path]:

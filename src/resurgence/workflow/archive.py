@@ -119,18 +119,15 @@ def archive_arguments(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--overlay", type=Path, nargs="*", default=[],
-        help="with --reference: studies laid over params.yaml, whose finished experiments are stored without tables",
+        help="studies laid over params.yaml; with --reference their finished experiments are stored without tables",
     )  # fmt: skip
 
 
 def run(args: Namespace) -> None:
     """Write the archive of the study in this folder, or a reference."""
-    if args.overlay and not args.reference:
-        raise ConfigError(
-            "--overlay", [str(path) for path in args.overlay], "is for --reference; add it, or leave this"
-        )
-    if args.add and not args.overlay:
-        raise ConfigError("--add", args.reference or "", "is for experiments of --overlay; add this, or leave --add")
+    if args.add and not (args.overlay and args.reference):
+        remedy = "is for --reference and the experiments of --overlay; add both, or leave --add"
+        raise ConfigError("--add", str(args.reference or ""), remedy)
     if args.reference:
         only = load_study([Path(resolve_path("params.yaml")), *args.overlay]).experiments if args.overlay else None
         before = {record.parent.name for record in finished(args.reference / RESULTS)}
@@ -144,7 +141,7 @@ def run(args: Namespace) -> None:
             print(f"No longer in it: {lost}, which the study of --overlay does not have")
         print(f"Check it: resurgence verify {args.reference / RESULTS} --tables")
         return
-    top = f"{PREFIX}{load_study([Path('params.yaml')]).study}"
+    top = f"{PREFIX}{load_study([Path(resolve_path('params.yaml')), *args.overlay]).study}"
     out = args.out or Path(f"{top}.tar.gz")
     check_file("--out", out, is_archive)
     check_writable([out.parent])

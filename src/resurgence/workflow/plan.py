@@ -181,8 +181,8 @@ def lines(study: Study, todo: Counter[str], total: Counter[str], seconds: Mappin
     return [
         *text,
         f"{row('all', todo, total, total)}   about {duration(whole)} on {counted(cores, 'core')}",
-        f"{counted(images_of(study), 'image')} of {size} by all models",
-        f"about {bytes_of(study, Path()) / 2**20:.0f} MiB on disk when all is there; device: {device}",
+        f"{counted(images_of(study), 'image')} of {size} by all models of the study",
+        f"about {bytes_of(study, Path()) / 2**20:.0f} MiB on disk when all of the study is there; device: {device}",
     ]
 
 
