@@ -53,7 +53,9 @@ def test_pooled_is_the_mean_over_seeds_at_the_last_step() -> None:
     assert (table["p_holm"] >= table["p"]).all() and set(table["n"]) == {row["gain"].n for row in pooled}
     assert claims.display_table(table)["n"].str.endswith(" x 2").all()
     single = [row for row in paired if row["erase_seed"] == 0]
-    assert claims.display_table(claims.table(claims.pool_seeds(single), 0.95))["n"].str.endswith(", this run").all()
+    alone = claims.display_table(claims.table(claims.pool_seeds(single), 0.95))
+    assert alone["n"].str.endswith(", this run").all() and set(alone["median ± deviation"]) == {"-"}
+    assert claims.display_table(table)["median ± deviation"].str.contains(" ± ").all()
 
 
 def test_half_recovery() -> None:

@@ -120,9 +120,14 @@ def display_table(frame: pd.DataFrame, changed: Mapping[str, str] | None = None)
                 " -> ".join(number(row[f"{state}_value"]) for state in ("base", "erased", "finetuned")),
             "resurgence": f"{number(row['resurgence'])} {ends}",
             "p (Holm)": "-" if math.isnan(row["p_holm"]) else f"{row['p_holm']:.2g}",
-            "median ± deviation": f"{number(row['median'])} ± {number(row['deviation'])}",
+            "median ± deviation": median_text(row),
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def median_text(row: Mapping[str, Any]) -> str:
+    """Median and largest deviation over seeds; `-` where one seed ran."""
+    return "-" if math.isnan(row["deviation"]) else f"{number(row['median'])} ± {number(row['deviation'])}"
 
 
 def erased_text(row: Mapping[str, Any], changed: Mapping[str, str]) -> dict[str, str]:

@@ -32,9 +32,9 @@ def recovered_fraction(base: float, erased: float, finetuned: float) -> float:
 
 
 def median_deviation(values: ArrayLike) -> tuple[float, float]:
-    """The authors' statistic over seeds: the median and the largest deviation from it."""
+    """The authors' statistic over seeds: the median and the largest deviation from it; NaN where one seed ran."""
     values = np.asarray(values, dtype=np.float64)
     if not values.size:
         raise ValueError("median of no values; give at least one seed")
     middle = float(np.median(values))
-    return middle, float(np.abs(values - middle).max())
+    return middle, float(np.abs(values - middle).max()) if values.size > 1 else math.nan
