@@ -250,10 +250,10 @@ def fronts_by_task(table: pd.DataFrame, tasks: Iterable[str]) -> str:
         cells = []
         for task in tasks:
             shown = part[["eraser", f"left {task}", f"kept {task}"]].set_axis(["eraser", "left", "kept"], axis=1)
-            best = shown[on_front(shown)].sort_values("left").drop_duplicates(["left", "kept"])
-            names = best["eraser"].str.partition(".")[2].replace("", "default")
-            rows = zip(names, best["left"].map(number), best["kept"].map(number), strict=True)
-            cells.append("; ".join(f"{setting} {left} / {kept}" for setting, left, kept in rows))
+            shown["eraser"] = shown["eraser"].str.partition(".")[2].replace("", "default")
+            equal = shown[on_front(shown)].groupby(["left", "kept"], sort=True)["eraser"]  # settings with equal values
+            rows = [f"{', '.join(names)} {number(left)} / {number(kept)}" for (left, kept), names in equal]
+            cells.append("; ".join(rows))
         lines.append([name, *cells])
     return "The front of each task:\n\n" + markdown_table(pd.DataFrame(lines, columns=["eraser", *tasks]))
 

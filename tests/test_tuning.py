@@ -403,3 +403,13 @@ def test_a_method_that_misses_the_aim_shows_what_it_reaches(rows: list[tuple[flo
     table = pd.DataFrame(rows, columns=[f"left {studies.PEOPLE}", f"kept {studies.PEOPLE}"])
     table = table.assign(eraser=["esd.a", "esd.b"], setting="", choice="", **{f"seconds {studies.PEOPLE}": 3})
     assert said in studies.method(table, [studies.PEOPLE])
+
+
+def test_settings_with_equal_values_stand_together_on_a_front() -> None:
+    rows = {
+        "eraser": ["uce", "uce.b", "uce.c", "uce.d"],
+        "left people": [2.0, 1.0, 2.0, 3.0],
+        "kept people": [99, 90, 99, 98],
+    }
+    table = pd.DataFrame(rows)
+    assert "| uce | b 1.0 / 90.0; default, c 2.0 / 99.0 |" in studies.fronts_by_task(table, ["people"])
