@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from resurgence.analysis.concept_places import mean_place
-from resurgence.analysis.headline import markdown_table, marked, number
+from resurgence.analysis.headline import markdown_table, marked, number, spread_text
 from resurgence.analysis.intervals import holm, interval, least_level, p_value
 from resurgence.analysis.measures import median_deviation
 from resurgence.analysis.random_effects import Estimate, difference, mean_of, over_runs, seeds_of
@@ -120,14 +120,9 @@ def display_table(frame: pd.DataFrame, changed: Mapping[str, str] | None = None)
                 " -> ".join(number(row[f"{state}_value"]) for state in ("base", "erased", "finetuned")),
             "resurgence": f"{number(row['resurgence'])} {ends}",
             "p (Holm)": "-" if math.isnan(row["p_holm"]) else f"{row['p_holm']:.2g}",
-            "median ± deviation": median_text(row),
+            "median ± deviation": spread_text(row["median"], row["deviation"]),
         })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def median_text(row: Mapping[str, Any]) -> str:
-    """Median and largest deviation over seeds; `-` where one seed ran."""
-    return "-" if math.isnan(row["deviation"]) else f"{number(row['median'])} ± {number(row['deviation'])}"
 
 
 def erased_text(row: Mapping[str, Any], changed: Mapping[str, str]) -> dict[str, str]:

@@ -68,7 +68,12 @@ def gain(rows: pd.DataFrame, seeds: pd.DataFrame) -> str:
     text = f"{number(value)} [{number(row['resurgence_low'])}, {number(row['resurgence_high'])}]"
     if len(rows) == 1:
         return f"{text} this run"
-    return f"{text}, {len(rows)} runs: {number(row['resurgence_median'])} ± {number(row['resurgence_deviation'])}"
+    return f"{text}, {len(rows)} runs: {spread_text(row['resurgence_median'], row['resurgence_deviation'])}"
+
+
+def spread_text(median: float, deviation: float) -> str:
+    """Median ± largest deviation over seeds; `-` without a deviation, where one seed ran."""
+    return "-" if math.isnan(deviation) else f"{number(median)} ± {number(deviation)}"
 
 
 def outcome(low: float, high: float, base: float) -> Outcome:
