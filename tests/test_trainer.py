@@ -270,12 +270,15 @@ def test_sigterm_saves_after_the_step_and_exits_143(pipe, tmp_path, cfg, at):
     assert objective.steps == list(range(at + 1, cfg.steps)) and same(found, run(pipe, cfg)[0])
 
 
-@pytest.mark.parametrize("change", ["lr", "seed", "objective", "base", "images", "task"])
+@pytest.mark.parametrize("change", ["lr", "seed", "objective", "base", "schedule", "autoencoder", "images", "task"])
 def test_the_state_of_another_run_is_not_continued(pipe, tmp_path, change):
     run(pipe, AVERAGED, tmp_path)
     other = type("Other", (Pull,), {}) if change == "objective" else Pull
     cfg = dataclasses.replace(AVERAGED, lr=2e-2) if change == "lr" else AVERAGED
-    base = make_pipeline(block_out_channels=(16, 32), seed=5) if change == "base" else pipe
+    options = {"base": {"seed": 5}, "schedule": {"prediction_type": "v_prediction"}, "autoencoder": {}}.get(change)
+    base = pipe if options is None else make_pipeline(block_out_channels=(16, 32), **options)
+    if change == "autoencoder":  # the latents of the same images are others
+        base.vae.quant_conv.bias.data += 1
     images = {"ship": torch.zeros(1, 3, 16, 16)} if change == "images" else {}
     task = dataclasses.replace(TASK, retain=("queen",), labels=()) if change == "task" else TASK
     student = Student(base, cfg.parameters)

@@ -148,10 +148,13 @@ def train(
 
 
 def inputs_of(student: Student, facts: Sequence[object], data: EraserData) -> str:
-    """The fingerprint of a training: its settings, its images and the base."""
-    base = student.pipe.unet.state_dict() | student.pipe.text_encoder.state_dict()
+    """The fingerprint of a training: its settings, its images and the base with its noise schedule."""
+    pipe = student.pipe
+    # without private entries: diffusers lists its defaults in another order in each process
+    schedule = sorted((key, value) for key, value in pipe.scheduler.config.items() if not key.startswith("_"))
+    base = (p for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.state_dict().values())
     pictures = [group[name] for group in (data.images, data.anchors, data.retained) for name in sorted(group)]
-    return fingerprint(facts, [*pictures, *base.values()])
+    return fingerprint((*facts, schedule), [*pictures, *base])
 
 
 def final_weights(student: Student) -> dict[str, torch.Tensor]:
