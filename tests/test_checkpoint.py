@@ -183,6 +183,12 @@ def test_a_lora_is_merged_with_its_scale_in_any_names(base: StableDiffusionPipel
         torch.testing.assert_close(value - weights[name], 2 * (whole[name] - weights[name]), rtol=1e-4, atol=1e-6)
 
 
+def test_a_scale_for_what_is_no_lora_is_refused(base: StableDiffusionPipeline, tmp_path: Path) -> None:
+    save_delta(erasure(base, KEY, VALUE), tmp_path / "delta.safetensors")
+    with pytest.raises(ValueError, match=r"is a delta: scale = 0\.5 multiplies LoRAs and adapters alone; leave it"):
+        read_erased_model(base, str(tmp_path), scale=0.5)
+
+
 def test_a_model_that_is_the_base_has_no_delta(base: StableDiffusionPipeline, tmp_path: Path) -> None:
     base.save_pretrained(tmp_path / "same")
     assert read_erased_model(base, str(tmp_path / "same")) == ("pipeline", {})

@@ -77,3 +77,8 @@ def test_without_a_path_the_base_itself_is_rounded(base):
 def test_an_update_that_changes_nothing_is_refused():
     with pytest.raises(ConfigError, match="bits = None: changes nothing without a LoRA"):
         UpdateConfig(path="model")
+
+
+def test_a_scale_without_a_lora_is_refused():
+    with pytest.raises(ConfigError, match=r"scale = 2\.0: multiplies a LoRA, and none is named; leave it out"):
+        UpdateConfig(bits=8, scale=2.0)

@@ -46,7 +46,8 @@ def read_erased_model(
 
     Raises:
         FileNotFoundError, ValueError: nothing there, a file that is damaged, not of tensors only or of no erased model,
-            a tensor that the base does not have or has in another shape, or one that is not finite.
+            a tensor that the base does not have or has in another shape, one that is not finite, or a scale for what is
+            no LoRA.
     """
     place = Path(path)
     if place.is_file():
@@ -61,6 +62,8 @@ def read_erased_model(
         kind, read = "pipeline", parameters(load_base(path, revision=revision))
     weights = parameters(pipe)
     check_names(weights, read, path)
+    if kind != "lora" and scale != 1:
+        raise ValueError(f"{path} is a {kind}: scale = {scale:g} multiplies LoRAs and adapters alone; leave it out")
     if kind == "lora" and scale != 1:
         read = {name: torch.lerp(weights[name].float().cpu(), value, scale) for name, value in read.items()}
     changed = {name: value.detach().float().cpu() for name, value in sorted(read.items())}

@@ -39,3 +39,5 @@ class UpdateConfig(EraserConfig):
     def __post_init__(self) -> None:
         if self.lora is None and self.bits is None:
             raise ConfigError("bits", None, "changes nothing without a LoRA; write 8 or 4, or name a file in lora")
+        if self.lora is None and self.scale != 1:
+            raise ConfigError("scale", self.scale, "multiplies a LoRA, and none is named; leave it out")
