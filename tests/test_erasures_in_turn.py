@@ -127,6 +127,25 @@ def test_a_changed_objective_of_an_earlier_step_marks_the_model(config: dict[str
     assert changed == dict.fromkeys(("fmn.first", "fmn.first+fmn.second"), "use_pooler: false")
 
 
+def test_moments_of_the_base_are_not_read_after_its_text_encoder_was_trained(
+    config: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """They are sums of e e^T over the base's embeddings, and those of the model before are others."""
+    write_world(tmp_path)
+    config["erasers"]["advunlearn"] = {"variants": {"first": FIRST}}
+    config["erasers"]["mace"]["variants"] = {"second": {"concepts": ["cat"], "after": "advunlearn.first"}}
+    key = r"erasers\.mace\.variants\.second\.after = 'advunlearn\.first'"
+    with pytest.raises(ConfigError, match=key + ": trains the text encoder, of which the second moments"):
+        make_study(config, tmp_path)
+    config["erasers"]["advunlearn"]["parameters"] = "xattn"
+    assert make_study(config, tmp_path)
+    config["erasers"]["advunlearn"].pop("parameters")
+    config["erasers"]["mace"]["variants"] = {"default": {}}
+    config["erasers"]["uce"]["variants"] = {"second": {"concepts": ["cat"], "after": "advunlearn.first"}}
+    assert make_study(config, tmp_path)  # it embeds the captions itself
+
+
 def test_an_eraser_that_changes_nothing_is_after_no_other(config: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
     """Its scores are those of the base, which the model of the erasure before it is not."""
     write_world(tmp_path)

@@ -20,7 +20,7 @@ from resurgence.config.hints import did_you_mean
 from resurgence.config.lists import LISTS, PROMPTS
 from resurgence.config.model_path import NAME, method_name
 from resurgence.config.scorers import COMMON, HARMONIC, metrics, scorer_config
-from resurgence.config.set_checks import check_makers, check_model, check_terciles
+from resurgence.config.set_checks import check_makers, check_model, check_moments, check_terciles
 from resurgence.config.settings import BESIDE, OF_ERASER
 from resurgence.config.study_names import check_study_names
 from resurgence.config.word_sets import check_tuning, check_words
@@ -43,6 +43,7 @@ def check_study(study: Study, root: Path) -> None:
         check_concepts(study, root / study.tasks.concepts)
     check_limits(study)
     check_erasers(study, root)
+    check_moments(study)
     check_finetunes(study)
     check_study_names(study)
     if study.tasks.concepts is not None:

@@ -1,4 +1,6 @@
-"""Checks of who makes the images of the fine-tuning sets: candidates of terciles, real pictures, other bases."""
+"""Checks of where data come from: who makes the images of the fine-tuning sets (candidates of terciles, real pictures,
+other bases), and whose text encoder the second moments.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from resurgence.config.fields import ConfigError
 from resurgence.config.finetune_sets import OtherBase
+from resurgence.config.model_path import method_name
 from resurgence.config.study_names import sets_of
 from resurgence.files import files_at, read_lines
 
@@ -64,3 +67,22 @@ def check_terciles(study: Study, root: Path) -> None:
             raise ConfigError(f"{place}.candidates", file, "no such file; write names, one a line")
         if len(read_lines(root / file)) < 3:
             raise ConfigError(f"{place}.candidates", file, "has no terciles; write at least three names, one a line")
+
+
+def check_moments(study: Study) -> None:
+    """Raise ConfigError for an eraser that reads second moments after one that trains the text encoder.
+
+    They are of the base's embeddings, and the captions that it edits would be embedded by another encoder.
+    """
+    for erasure in filter(study.before, study.erasures()):
+        config = study.eraser_config(*erasure[:3])
+        if config is None or not config.reads(study.task(erasure.task).kind) & {"prior", "domain"}:
+            continue
+        for earlier in study.chain(erasure)[:-1]:
+            if getattr(study.eraser_config(*earlier[:3]), "parameters", None) == "text-encoder":
+                key = f"erasers.{erasure.eraser}.variants.{erasure.variant}.after"
+                remedy = (
+                    "trains the text encoder, of which the second moments are those of the base; erase with "
+                    f"{erasure.eraser} first, or train other parameters"
+                )
+                raise ConfigError(key, method_name(*earlier[1:3]), remedy)
