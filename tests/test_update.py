@@ -1,15 +1,20 @@
 """Updates of an erased model that need no pictures: rounded weights, and a LoRA merged."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
 import tiny
 from resurgence.config.fields import ConfigError
 from resurgence.config.task import make_task
 from resurgence.diffusion.deltas import apply_delta, lora_delta, parameters, save_delta
+from resurgence.diffusion.model_files import read_erased_model
+from resurgence.diffusion.model_headers import check_lora
 from resurgence.erasers import EraserData, method
 from resurgence.erasers.checkpoint.config import UpdateConfig
 from resurgence.erasers.checkpoint.update import rounded
@@ -82,3 +87,30 @@ def test_an_update_that_changes_nothing_is_refused():
 def test_a_scale_without_a_lora_is_refused():
     with pytest.raises(ConfigError, match=r"scale = 2\.0: multiplies a LoRA, and none is named; leave it out"):
         UpdateConfig(bits=8, scale=2.0)
+
+
+@pytest.mark.parametrize("initial", ["gaussian", "pissa", "olora"])
+def test_a_lora_that_began_with_other_weights_than_the_base_is_refused(base, initial, tmp_path):
+    """peft's own merged weights are W + B A only where its start has left W as it was."""
+    base.save_pretrained(tmp_path / "base")
+    settings = LoraConfig(r=4, target_modules=["to_q"], init_lora_weights=initial)
+    model = get_peft_model(copy.deepcopy(base.unet), settings)
+    for number, (name, p) in enumerate(model.named_parameters()):
+        if "lora_" in name:
+            p.data += 0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(number))
+    model.save_pretrained(tmp_path / "lora")
+    trained = {f"unet.{name}": value for name, value in model.merge_and_unload().named_parameters()}
+    file = tmp_path / "lora/adapter_model.safetensors"
+    differences = [float((value - trained[name]).abs().max()) for name, value in lora_delta(base, file).items()]
+    if initial == "gaussian":
+        assert max(differences) < 1e-6
+        assert read_erased_model(base, str(file))[0] == "lora" and updated(base, lora=str(tmp_path / "lora"))
+        return check_lora(tmp_path / "base", tmp_path / "lora", "--lora")
+    assert max(differences) > 0.1
+    for read in (
+        lambda: read_erased_model(base, str(file)),
+        lambda: updated(base, lora=str(tmp_path / "lora")),
+        lambda: check_lora(tmp_path / "base", tmp_path / "lora", "--lora"),
+    ):
+        with pytest.raises(ValueError, match=f"began as {initial}, which changes the weights of the base too"):
+            read()

@@ -9,6 +9,7 @@ can be read.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,8 @@ import torch
 from resurgence.diffusion.base_checks import AT_SAMPLING
 from resurgence.diffusion.deltas import DELTA_FILE, LORA_FILE, PARTS, Delta, load_delta, lora_delta, parameters
 from resurgence.diffusion.pipeline import load_base
-from resurgence.files import check_weights_file
-from resurgence.pretrained.loading import PICKLED, read_tensors
+from resurgence.files import PEFT_CONFIG, check_weights_file, read_json
+from resurgence.pretrained.loading import PICKLED, read_safetensors, read_tensors
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 COMPVIS = "model.diffusion_model."
 NESTED = ("state_dict", "unet", "model")  # names below which published files hold their tensors
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+MOVING = ("pissa", "olora", "corda", "loftq", "lora_ga")  # init_lora_weights of peft that change the base as well
 ROUNDINGS = (torch.float16, torch.bfloat16)
 FETCH = "give a diffusers folder, a .safetensors file of a UNet, a delta or a LoRA"
 
@@ -55,7 +57,7 @@ def read_erased_model(
     elif (place / DELTA_FILE).is_file():
         kind, read = "delta", load_delta(place / DELTA_FILE)
     elif (place / LORA_FILE).is_file():
-        kind, read = "lora", lora_delta(pipe, place / LORA_FILE)
+        kind, read = "lora", plain_lora_delta(pipe, place / LORA_FILE)
     elif place.is_dir() and not (place / "model_index.json").is_file():
         kind, read = read_file(pipe, file_of(place))
     else:
@@ -95,7 +97,7 @@ def read_file(pipe: StableDiffusionPipeline, file: Path) -> tuple[str, Delta]:
         raise ValueError(f"{file} is no file of weights; {FETCH}")
     tensors = table_of(read_tensors(file, "checkpoint", FETCH), file)
     if is_lora(tensors, file):
-        return "lora", lora_delta(pipe, file)
+        return "lora", plain_lora_delta(pipe, file)
     return named(tensors, pipe.unet.config, parameters(pipe))
 
 
@@ -122,6 +124,27 @@ def is_lora(tensors: Mapping[str, torch.Tensor], file: Path) -> bool:
     if file.suffix != ".safetensors":
         raise ValueError(f"{file} is a pickled LoRA; save it as .safetensors")
     return True
+
+
+def plain_lora_delta(pipe: StableDiffusionPipeline, file: Path) -> Delta:
+    """`lora_delta` of a LoRA from elsewhere, which is one of the base's own weights."""
+    delta = lora_delta(pipe, file)
+    check_beginning(file)
+    return delta
+
+
+def check_beginning(file: Path) -> None:
+    """Raise ValueError for a LoRA that was trained on other weights than the base's, so that W + scale B A is no model.
+
+    PiSSA (Meng et al. 2024, arXiv 2404.02948) and its like take the first B A out of W, and peft does so again when it
+    loads the file. Its configuration says so.
+    """
+    beside = file.with_name(PEFT_CONFIG)
+    header = json.loads(read_safetensors(file)[1].get("lora_adapter_metadata", "{}"))
+    for name, value in (header | (read_json(beside) if beside.is_file() else {})).items():
+        if name.rpartition(".")[2] == "init_lora_weights" and str(value).startswith(MOVING):
+            raise ValueError(f"{file}: began as {value}, which changes the weights of the base too; save it by peft "
+                             "with path_initial_model_for_weight_conversion")  # fmt: skip
 
 
 def named(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], weights: Iterable[str]) -> tuple[str, Delta]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from resurgence.diffusion.deltas import DELTA_FILE, LORA_FILE, PARTS, Delta
 from resurgence.diffusion.lora_files import read_lora
-from resurgence.diffusion.model_files import FETCH, check_names, file_of, is_lora, named, table_of
+from resurgence.diffusion.model_files import FETCH, check_beginning, check_names, file_of, is_lora, named, table_of
 from resurgence.files import read_json
 from resurgence.pretrained.loading import read_header
 
@@ -49,6 +49,7 @@ def check_model(base: Path, model: Path, key: str) -> None:
     tensors = table_of(read_header(file, key, FETCH), file)
     if is_lora(tensors, file):
         read_lora(file, weights)
+        check_beginning(file)
     else:
         check_names(weights, named(tensors, read_json(base / "unet/config.json"), weights)[1], str(model))
 
@@ -59,3 +60,4 @@ def check_lora(base: Path, lora: Path, key: str) -> None:
     if file.suffix != ".safetensors":
         raise ValueError(f"{key} = {str(lora)!r} is no .safetensors file; save the LoRA as one")
     read_lora(file, folder_header(base, key))
+    check_beginning(file)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from resurgence.config.task import Task
-from resurgence.diffusion.deltas import Delta, apply_delta, lora_delta, parameters
-from resurgence.diffusion.model_files import file_of, read_erased_model
+from resurgence.diffusion.deltas import Delta, apply_delta, parameters
+from resurgence.diffusion.model_files import file_of, plain_lora_delta, read_erased_model
 from resurgence.erasers import EraserData
 from resurgence.erasers.checkpoint.config import UpdateConfig
 from resurgence.erasers.closed_form.solver import solved
@@ -46,7 +46,7 @@ def difference(
     apply_delta(pipe, model, str(cfg.path))
     try:
         weights = {name: value.detach().float().to("cpu", copy=True) for name, value in parameters(pipe).items()}
-        merged = {} if cfg.lora is None else lora_delta(pipe, file_of(Path(cfg.lora)))
+        merged = {} if cfg.lora is None else plain_lora_delta(pipe, file_of(Path(cfg.lora)))
     finally:
         apply_delta(pipe, before)
     for name, value in merged.items():
