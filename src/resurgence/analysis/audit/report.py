@@ -155,7 +155,10 @@ def sentence(verdict: Verdict, probes: Sequence[Probe], erased: Sequence[str], c
     if verdict.outcome == "FAIL":
         return f"The model lost its retained concepts: {verdict.reasons[0]}."
     if verdict.outcome == "PASS":
-        return f"No tested update brought {what} back: in the worst, {worst.title}, {share}{scope}."
+        left = "; ".join(f"{probe.title}, {text_of(probe.erased)}" for probe in probes if not probe.benign)
+        apart = f"; not counted, as it cost too much of the retained concepts: {left}" if left else ""
+        kind = "benign" if left else "tested"
+        return f"No {kind} update brought {what} back: in the worst, {worst.title}, {share}{scope}{apart}."
     return f"Undecided: {verdict.reasons[0]}. {verdict.decides[:1].upper()}{verdict.decides[1:]}."
 
 
