@@ -164,6 +164,13 @@ def test_implicit_captions_are_prompts_of_their_own(place):
     assert task.templates == ("{}",) and len(task.synonyms["ship"]) == 2 and task.seeds["synonym"] == 100
 
 
+def test_implicit_captions_of_a_single_concept_may_be_written_as_those_of_several(place):
+    """What names the concept is no part of the prompt, which is said not to name it."""
+    (place / "captions.txt").write_text("ship: something with sails on the sea\nat dawn: it leaves the harbour\n")
+    words = written("--implicit", "captions.txt").task("ship-implicit").synonyms["ship"]
+    assert words == ("something with sails on the sea", "at dawn: it leaves the harbour")
+
+
 def test_a_checkpoint_is_compared_with_its_original_before_anything_is_computed(place):
     args = parsed("--original", "original")
     save_file({"unet.conv_in.weight": torch.ones(2)}, place / "other.safetensors")

@@ -160,12 +160,14 @@ def implicit_captions(file: Path | None, erased: Sequence[str]) -> dict[str, tup
         raise ConfigError("--implicit", str(file), "no such file; write captions one a line")
     captions: dict[str, list[str]] = {}
     for line in filter(None, map(str.strip, read_lines(file))):
-        concept, colon, caption = line.partition(": ")
-        if len(erased) > 1 and (not colon or concept not in erased):
-            raise ConfigError("--implicit", line, f"write CONCEPT: caption, with one of {', '.join(erased)}")
-        if word := next((word for word in erased if re.search(rf"\b{re.escape(word)}\b", caption or line, re.I)), None):
+        concept, _, caption = line.partition(": ")
+        if concept not in erased:  # a colon of the caption's own
+            if len(erased) > 1:
+                raise ConfigError("--implicit", line, f"write CONCEPT: caption, with one of {', '.join(erased)}")
+            concept, caption = erased[0], line
+        if word := next((word for word in erased if re.search(rf"\b{re.escape(word)}\b", caption, re.I)), None):
             raise ConfigError("--implicit", line, f"names {word}; write captions that mean it without its name")
-        captions.setdefault(concept if len(erased) > 1 else erased[0], []).append(caption if len(erased) > 1 else line)
+        captions.setdefault(concept, []).append(caption)
     if not captions:
         raise ConfigError("--implicit", str(file), "holds no caption; write them one a line")
     return {concept: tuple(dict.fromkeys(of)) for concept, of in captions.items()}
