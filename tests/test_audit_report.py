@@ -296,6 +296,19 @@ def test_every_scorer_that_names_what_an_image_shows_has_this_false_alarm(made, 
     assert not any("what an image is taken for" in line for line in text.limits(audit))
 
 
+def test_a_metric_over_images_with_a_face_is_called_what_the_audit_counts(made):
+    """An image without a face shows nobody: 8 of 200, not 8 of the 10 with a face."""
+    for seed in range(3):
+        folder = Path(f"results/scores/b/{LORA}{seed}/scores/step-000300")
+        rows = read_scores(folder)[0]
+        values = np.select([rows["seed"] < 8, rows["seed"] < 10], [1.0, 0.0], np.nan)
+        rows["recogniser_correct"] = np.where(rows["role"] == "erase", values, rows["recogniser_correct"])
+        write_scores(folder, rows, {})
+    audit = judged_by("celebrity_accuracy")
+    assert audit.probe("lora").erased.value == 4.0 and audit.probe("lora").erased.images == 600
+    assert audit.metric_title == "Celebrity detector's accuracy over all images (%)"
+
+
 @pytest.mark.parametrize("metric", ["ner_50", "clip_accuracy"])
 def test_the_card_says_where_the_scores_name_nothing(made, metric):
     """The metric names no concept, or the scores were written before CLIP's had the column."""

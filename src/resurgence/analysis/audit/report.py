@@ -99,9 +99,14 @@ def number_of_pictures(folder: str | None) -> int | None:
 
 
 def metric_title(cfg: AuditConfig) -> str:
-    """The title of the metric, and of that of the retained concepts where it is another one."""
-    title = metrics()[cfg.metric].title
-    return title if cfg.retained_metric is None else f"{title}; retained: {metrics()[cfg.retained_metric].title}"
+    """The title of the metric, and of that of the retained concepts where it is another one.
+
+    The audit counts all images (evidence.py), so a metric over those with a face has the title of that over all.
+    """
+    names = [
+        f"{name}_all" if f"{name}_all" in metrics() else name for name in (cfg.metric, cfg.retained_metric) if name
+    ]
+    return "; retained: ".join(metrics()[name].title for name in names)
 
 
 def column_of(cfg: AuditConfig) -> str:
