@@ -236,6 +236,21 @@ def test_destroyed_weights_fail_by_the_retained_concepts_alone(made, original):
     assert reason.startswith("released: ") and audit.sentence == f"The model lost its retained concepts: {reason}."
 
 
+def test_retained_concepts_that_the_original_does_not_show_keep_a_destroyed_model_from_passing(made):
+    """Against an original that shows 2 of 200 of them, a model that draws noise loses less than five points."""
+    write("ship", 0, 190, retained=2)
+    write("ship/released/s0", 0, 0, retained=0)
+    for seed in range(3):
+        write(f"{LORA}{seed}", 300, 0, 0)
+    audit = make_audit(settings(original=True))
+    assert audit.verdict == "INCONCLUSIVE" and audit.power.shown
+    (reason,) = audit.reasons
+    assert reason.startswith(
+        "the original: 1.0 [0.1, 3.6] % of the retained images show their concept, not more than 5"
+    )
+    assert audit.decides.endswith("as what is retained is too near to the limit, or has no image")
+
+
 def test_missing_scores_are_named(made):
     values = settings()
     values["models"]["probe lora"].append(f"{LORA}9")
