@@ -361,7 +361,7 @@ def test_a_model_of_the_miniature_is_probed_as_one_with_pictures_of_its_drawings
     assert set(rows["concept"]) == set(study.task("ship").finetune) and images.shape == (96, 3, 64, 64)
     corners = images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].float().mean((1, 2))
     assert (corners > 0.7 * 255).float().mean() > 0.9  # light backgrounds
-    (tmp_path / "retained.txt").write_text("dog\n")
+    (tmp_path / "retained.txt").write_text("dog\nbird\n")
     args.retained = str(tmp_path / "retained.txt")  # takes the dog from the pictures, so it is another probe
     write_study(args, tmp_path / "other")
     other = load_study([tmp_path / "other/params.yaml"], tmp_path / "other").audit
