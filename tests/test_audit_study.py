@@ -184,6 +184,12 @@ def test_a_checkpoint_is_compared_with_its_original_before_anything_is_computed(
     assert not (place / "out").exists()
 
 
+def test_the_card_says_that_parts_of_the_original_stand_for_those_of_the_released_model(place):
+    told = "another autoencoder, tokenizer or noise schedule than the original's, if the released model has one"
+    assert told in written("--original", "original").audit.untested
+    assert told not in written("--out", "alone").audit.untested
+
+
 def test_criteria_of_a_file_take_the_place_of_the_shipped_ones_key_by_key(place):
     (place / "criteria.yaml").write_text("tau: 1.0\n")
     criteria = written("--criteria", "criteria.yaml").audit.criteria

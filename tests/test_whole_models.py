@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 import tiny
-from resurgence.diffusion.deltas import save_delta
+from resurgence.diffusion.deltas import parameters, save_delta
 from resurgence.diffusion.model_files import read_erased_model
 from resurgence.diffusion.model_headers import check_model
 from test_bad_lora import kohya_lora
@@ -60,6 +60,25 @@ def test_both_parts_of_a_pickle_with_other_entries(base: StableDiffusionPipeline
              for part in ("unet", "text_encoder")}  # fmt: skip
     torch.save({**parts, "epoch": 3}, tmp_path / "parts.pt")
     assert equal(read_erased_model(base, str(tmp_path / "parts.pt"))[1], delta)
+
+
+@pytest.mark.parametrize("part", ["", "text_encoder."])
+@pytest.mark.parametrize("place", ["te.pt", "te/model.safetensors"])
+def test_a_text_encoder_alone_in_the_names_of_earlier_transformers(
+    base: StableDiffusionPipeline, part: str, place: str, tmp_path: Path
+) -> None:
+    """As AdvUnlearn publishes: names with text_model, and a buffer of positions."""
+    delta = erasure(base, TEXT)
+    tensors = {n: v for n, v in parameters(erased(base, delta)).items() if n.startswith("text_encoder.")}
+    named = {n.replace("text_encoder.", f"{part}text_model."): v.detach().clone() for n, v in tensors.items()}
+    named[f"{part}text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    file = tmp_path / place
+    file.parent.mkdir(exist_ok=True)
+    (torch.save if file.suffix == ".pt" else save_file)(named, file)
+    model = file if file.suffix == ".pt" else file.parent
+    assert equal(read_erased_model(base, str(model))[1], delta)
+    base.save_pretrained(tmp_path / "base")
+    check_model(tmp_path / "base", model, "checkpoint")
 
 
 def test_a_lora_beside_a_pipeline_is_not_the_model(base: StableDiffusionPipeline, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 COMPVIS, ENCODER = "model.diffusion_model.", "cond_stage_model."
 NESTED = ("state_dict", "unet", "model")  # names below which published files hold their tensors
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+BUFFERS = ("position_ids",)  # in files of older text encoders
 ROUNDINGS = (torch.float16, torch.bfloat16)
 FETCH = "give a diffusers folder, a .safetensors file of a UNet, a delta or a LoRA"
 
@@ -156,8 +157,14 @@ def named(
     """
     if any(name.startswith(COMPVIS) for name in tensors):
         return of_compvis(tensors, config, weights, path)
+    if all(name.startswith("text_model.") for name in tensors):
+        tensors = {f"text_encoder.{name}": value for name, value in tensors.items()}
     if all(name.startswith(tuple(f"{part}." for part in PARTS)) for name in tensors):
-        return "delta", dict(tensors)
+        known = set(weights)
+        return "delta", {
+            name if name in known else name.replace("text_encoder.text_model.", "text_encoder."): value
+            for name, value in tensors.items() if not name.endswith(BUFFERS)
+        }  # fmt: skip
     return "unet", {f"unet.{name}": value for name, value in tensors.items()}
 
 

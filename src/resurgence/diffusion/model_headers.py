@@ -9,11 +9,18 @@ from pathlib import Path
 
 from resurgence.diffusion.deltas import PARTS, Delta
 from resurgence.diffusion.lora_files import read_lora
-from resurgence.diffusion.model_files import FETCH, changed_file, check_names, file_of, is_lora, named, table_of
+from resurgence.diffusion.model_files import (
+    BUFFERS,
+    FETCH,
+    changed_file,
+    check_names,
+    file_of,
+    is_lora,
+    named,
+    table_of,
+)
 from resurgence.files import read_json
 from resurgence.pretrained.loading import read_header
-
-BUFFERS = ("position_ids",)  # in files of older text encoders
 
 
 def folder_header(folder: Path, key: str) -> Delta:
