@@ -158,6 +158,13 @@ def test_a_training_of_one_step_is_singular(place):
     assert ["for 1 step at" in texts[0], "for 2 steps at" in texts[1]] == [True, True]
 
 
+def test_a_concept_that_was_erased_by_its_synonym_is_neither_retained_nor_a_label(place):
+    """CLIP would take a boat that came back for a ship, and the ships that went with it for a loss."""
+    task = written("--erased", "boat", "--retained", "auto").task("boat")
+    words = {*task.retain, *task.labels, *task.finetune}
+    assert {"dog", "airplane"} <= {*task.retain} and "ship" not in words and "boat" in task.labels
+
+
 def test_implicit_captions_are_prompts_of_their_own(place):
     (place / "captions.txt").write_text("something with sails on the sea\nit leaves the harbour\n")
     task = written("--implicit", "captions.txt").task("ship-implicit")
