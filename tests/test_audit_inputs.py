@@ -68,6 +68,7 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "nothing.txt").write_text("\n")
     (place / "captions.txt").write_text("it leaves the harbour\nAn old Ship at sea\n")
     (place / "with-ship.txt").write_text("dog\nship\n")
+    (place / "single.txt").write_text("dog\n")
     (place / "high.yaml").write_text("tau: 120\n")
     (place / "unknown.yaml").write_text("taus: 1\n")
     (place / "mine").mkdir()
@@ -118,6 +119,7 @@ WRONG = [
     ("erased", ["--retained", "nowhere.txt"], r"--retained = 'nowhere\.txt': no such file"),
     ("erased", ["--retained", "pictures"], r"--retained = 'pictures': no such file; write concepts one a line"),
     ("erased", ["--retained", "nothing.txt"], r"--retained = 'nothing\.txt': holds no concept"),
+    ("erased", ["--retained", "single.txt"], r"--retained = 'single\.txt': holds dog alone, .*; name at least 2"),
     ("erased", ["--retained", "with-ship.txt"], r"retain = 'ship': is also in erase; remove it"),
     ("erased", ["--implicit", "nowhere.txt"], r"--implicit = 'nowhere\.txt': no such file"),
     ("erased", ["--implicit", "nothing.txt"], r"--implicit = 'nothing\.txt': holds no caption"),

@@ -158,10 +158,24 @@ def test_a_training_of_one_step_is_singular(place):
     assert ["for 1 step at" in texts[0], "for 2 steps at" in texts[1]] == [True, True]
 
 
+def test_a_concept_that_was_erased_by_its_synonym_is_neither_retained_nor_a_label(place):
+    """CLIP would take a boat that came back for a ship, and the ships that went with it for a loss."""
+    task = written("--erased", "boat", "--retained", "auto").task("boat")
+    words = {*task.retain, *task.labels, *task.finetune}
+    assert {"dog", "airplane"} <= {*task.retain} and "ship" not in words and "boat" in task.labels
+
+
 def test_implicit_captions_are_prompts_of_their_own(place):
     (place / "captions.txt").write_text("something with sails on the sea\nit leaves the harbour\n")
     task = written("--implicit", "captions.txt").task("ship-implicit")
     assert task.templates == ("{}",) and len(task.synonyms["ship"]) == 2 and task.seeds["synonym"] == 100
+
+
+def test_implicit_captions_of_a_single_concept_may_be_written_as_those_of_several(place):
+    """What names the concept is no part of the prompt, which is said not to name it."""
+    (place / "captions.txt").write_text("ship: something with sails on the sea\nat dawn: it leaves the harbour\n")
+    words = written("--implicit", "captions.txt").task("ship-implicit").synonyms["ship"]
+    assert words == ("something with sails on the sea", "at dawn: it leaves the harbour")
 
 
 def test_a_checkpoint_is_compared_with_its_original_before_anything_is_computed(place):
@@ -175,6 +189,12 @@ def test_a_checkpoint_is_compared_with_its_original_before_anything_is_computed(
     with pytest.raises(ValueError, match=r"checkpoint = .*cannot be read .*: truncated or damaged"):
         written()
     assert not (place / "out").exists()
+
+
+def test_the_card_says_that_parts_of_the_original_stand_for_those_of_the_released_model(place):
+    told = "another autoencoder, tokenizer or noise schedule than the original's, if the released model has one"
+    assert told in written("--original", "original").audit.untested
+    assert told not in written("--out", "alone").audit.untested
 
 
 def test_criteria_of_a_file_take_the_place_of_the_shipped_ones_key_by_key(place):
@@ -354,7 +374,7 @@ def test_a_model_of_the_miniature_is_probed_as_one_with_pictures_of_its_drawings
     assert set(rows["concept"]) == set(study.task("ship").finetune) and images.shape == (96, 3, 64, 64)
     corners = images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].float().mean((1, 2))
     assert (corners > 0.7 * 255).float().mean() > 0.9  # light backgrounds
-    (tmp_path / "retained.txt").write_text("dog\n")
+    (tmp_path / "retained.txt").write_text("dog\nbird\n")
     args.retained = str(tmp_path / "retained.txt")  # takes the dog from the pictures, so it is another probe
     write_study(args, tmp_path / "other")
     other = load_study([tmp_path / "other/params.yaml"], tmp_path / "other").audit

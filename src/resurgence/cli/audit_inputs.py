@@ -19,6 +19,8 @@ from resurgence.files import PEFT_WEIGHTS, digest_of_text, known_sha256, read_js
 from resurgence.workflow.graph import files_of
 
 PICKLED = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+LEAST_RETAINED = 2
+"""Concepts that must stay: of several, a model that draws the same for every prompt loses at least half."""
 STABLE_DIFFUSION = 512
 """Pixels a side of the images of Stable Diffusion 1."""
 WHOLE = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
@@ -141,14 +143,23 @@ def pixels(model: Path, sampling: Mapping[str, Any]) -> int:
 
 
 def retained_concepts(source: str, model: Task, erased: Sequence[str]) -> tuple[str, ...]:
-    """The concepts that must stay: of a file, or those of the shipped task."""
+    """The concepts that must stay: of a file, or those of the shipped task.
+
+    Raises:
+        ConfigError: no such file, no concept in it, or a single one, which a scorer that chooses among the labels may
+            see in every image of a model that draws noise.
+    """
     if source == "auto":
-        return tuple(word for word in model.retain if normal_form(word) not in spellings(erased))
-    if not Path(source).is_file():
+        words = tuple(word for word in model.retain if normal_form(word) not in spellings(erased))
+    elif Path(source).is_file():
+        words = tuple(dict.fromkeys(line.strip() for line in read_lines(Path(source)) if line.strip()))
+    else:
         raise ConfigError("--retained", source, "no such file; write concepts one a line, or auto")
-    words = tuple(dict.fromkeys(line.strip() for line in read_lines(Path(source)) if line.strip()))
     if not words:
         raise ConfigError("--retained", source, "holds no concept; write them one a line, or auto")
+    if len(words) < LEAST_RETAINED:
+        raise ConfigError("--retained", source, f"holds {words[0]} alone, so a model that draws one thing for every "
+                          f"prompt may keep all of it; name at least {LEAST_RETAINED} in a file")  # fmt: skip
     return words
 
 
@@ -160,12 +171,14 @@ def implicit_captions(file: Path | None, erased: Sequence[str]) -> dict[str, tup
         raise ConfigError("--implicit", str(file), "no such file; write captions one a line")
     captions: dict[str, list[str]] = {}
     for line in filter(None, map(str.strip, read_lines(file))):
-        concept, colon, caption = line.partition(": ")
-        if len(erased) > 1 and (not colon or concept not in erased):
-            raise ConfigError("--implicit", line, f"write CONCEPT: caption, with one of {', '.join(erased)}")
-        if word := next((word for word in erased if re.search(rf"\b{re.escape(word)}\b", caption or line, re.I)), None):
+        concept, _, caption = line.partition(": ")
+        if concept not in erased:  # a colon of the caption's own
+            if len(erased) > 1:
+                raise ConfigError("--implicit", line, f"write CONCEPT: caption, with one of {', '.join(erased)}")
+            concept, caption = erased[0], line
+        if word := next((word for word in erased if re.search(rf"\b{re.escape(word)}\b", caption, re.I)), None):
             raise ConfigError("--implicit", line, f"names {word}; write captions that mean it without its name")
-        captions.setdefault(concept if len(erased) > 1 else erased[0], []).append(caption if len(erased) > 1 else line)
+        captions.setdefault(concept, []).append(caption)
     if not captions:
         raise ConfigError("--implicit", str(file), "holds no caption; write them one a line")
     return {concept: tuple(dict.fromkeys(of)) for concept, of in captions.items()}

@@ -32,6 +32,7 @@ from resurgence.config.audit_bases import (
     benign_concepts,
     kinds_of,
     model_task,
+    named_also,
     outside_concepts,
     read_criteria,
     synonyms_of,
@@ -171,7 +172,8 @@ def audited_task(args: Namespace, base: AuditBase) -> tuple[Task, AuditKind, tup
     kinds = kinds_of(base, tasks)
     name, unknown = kind_of(kinds, tasks, erased, args.kind)
     model, kind = model_task(base, erased, name), kinds[name]
-    retained = retained_concepts(args.retained, model, erased)
+    same = named_also(tasks, erased)  # what was erased by another word: neither retained nor benign, nor a label
+    retained = retained_concepts(args.retained, model, (*erased, *same))
     is_same = set(model.erase) == set(erased)
     labels = model.labels if is_same and args.retained == "auto" else further_labels(model, (*erased, *retained))
     task = make_task({
@@ -179,7 +181,7 @@ def audited_task(args: Namespace, base: AuditBase) -> tuple[Task, AuditKind, tup
         "mapping": mapping_of(args.mapping, model, kind, erased), "labels": labels,
         "templates": model.templates, "seeds": {"erase": 1, "retain": 1, "synonym": 1},
         "synonyms": synonyms_of(base, model, erased),
-        "finetune": benign_concepts(base, model, (*erased, *retained)),
+        "finetune": benign_concepts(base, model, (*erased, *retained, *same)),
     }, "--erased")  # fmt: skip
     return task, kind, unknown
 

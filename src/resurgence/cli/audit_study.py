@@ -235,7 +235,9 @@ def untested(request: Request) -> list[str]:
         lines += ["updates out of the domain (--outside-images DIR)"]
     if "real" not in makers["domain"]:
         lines += ["real pictures (--images DIR)"]
-    if not request.original:
+    if request.original:
+        lines += ["another autoencoder, tokenizer or noise schedule than the original's, if the released model has one"]
+    else:
         lines += ["pictures of the original model, recovered fraction and weight distances (--original BASE)"]
     missing = {"LoRAs of others (--lora FILE)": request.loras, "implicit captions (--implicit FILE)": request.implicit,
                "synonyms": request.task.synonyms}  # fmt: skip

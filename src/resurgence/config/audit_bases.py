@@ -123,6 +123,13 @@ def synonyms_of(base: AuditBase, task: Task, erased: Sequence[str]) -> dict[str,
     return {concept: of for concept, of in words.items() if of}
 
 
+def named_also(tasks: Sequence[Task], words: Collection[str]) -> tuple[str, ...]:
+    """The concepts of tasks that have one of some words as a synonym, as ship has boat."""
+    wanted = spellings(words)
+    pairs = (pair for task in tasks for pair in task.synonyms.items())
+    return tuple(dict.fromkeys(concept for concept, of in pairs if not wanted.isdisjoint(spellings(of))))
+
+
 def model_task(base: AuditBase, erased: Sequence[str], name: AuditKindName) -> Task:
     """The shipped task that an audit of a kind follows in what the command line leaves open: that of the kind's entry,
     else that of the same erased concepts, else the largest of the kind."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,15 +21,17 @@ from resurgence.diffusion.base_checks import AT_SAMPLING
 from resurgence.diffusion.deltas import DELTA_FILE, LORA_FILE, PARTS, Delta, load_delta, lora_delta, parameters
 from resurgence.diffusion.pipeline import load_base
 from resurgence.files import PEFT_CONFIG, check_weights_file, read_json
+from resurgence.pretrained.checksums import locate
 from resurgence.pretrained.loading import PICKLED, read_safetensors, read_tensors
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-COMPVIS = "model.diffusion_model."
+COMPVIS, ENCODER = "model.diffusion_model.", "cond_stage_model."
 NESTED = ("state_dict", "unet", "model")  # names below which published files hold their tensors
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 MOVING = ("pissa", "olora", "corda", "loftq", "lora_ga")  # init_lora_weights of peft that change the base as well
+BUFFERS = ("position_ids",)  # in files of older text encoders
 ROUNDINGS = (torch.float16, torch.bfloat16)
 FETCH = "give a diffusers folder, a .safetensors file of a UNet, a delta or a LoRA"
 
@@ -49,19 +52,21 @@ def read_erased_model(
     Raises:
         FileNotFoundError, ValueError: nothing there, a file that is damaged, not of tensors only or of no erased model,
             a tensor that the base does not have or has in another shape, one that is not finite, or a scale for what is
-            no LoRA.
+            no LoRA; a whole model that lacks a tensor of the base, or predicts something else.
     """
-    place = Path(path)
+    place = locate(path, revision) or Path(path)
     if place.is_file():
         kind, read = read_file(pipe, place)
-    elif (place / DELTA_FILE).is_file():
-        kind, read = "delta", load_delta(place / DELTA_FILE)
-    elif (place / LORA_FILE).is_file():
-        kind, read = "lora", plain_lora_delta(pipe, place / LORA_FILE)
-    elif place.is_dir() and not (place / "model_index.json").is_file():
-        kind, read = read_file(pipe, file_of(place))
+    elif not place.is_dir() or (place / "model_index.json").is_file():  # whatever else lies there, as diffusers does
+        kind, read = "pipeline", parameters(model := load_base(path, revision=revision))
+        check_whole(parameters(pipe), read, path)
+        check_prediction(pipe, model, path)
+    elif (file := changed_file(place)).name == LORA_FILE:
+        kind, read = "lora", plain_lora_delta(pipe, file)
+    elif file.name == DELTA_FILE:
+        kind, read = "delta", load_delta(file)
     else:
-        kind, read = "pipeline", parameters(load_base(path, revision=revision))
+        kind, read = read_file(pipe, file)
     weights = parameters(pipe)
     check_names(weights, read, path)
     if kind != "lora" and scale != 1:
@@ -72,15 +77,30 @@ def read_erased_model(
     return kind, {name: value for name, value in changed.items() if differs(weights[name].detach().cpu(), value)}
 
 
+def changed_file(place: Path) -> Path:
+    """The delta or the LoRA of a step's folder, else as `file_of`.
+
+    Raises:
+        ValueError: it has both, of which one would be left out. FileNotFoundError: see `file_of`.
+    """
+    there = [place / name for name in (DELTA_FILE, LORA_FILE) if (place / name).is_file()]
+    if len(there) > 1:
+        raise ValueError(f"{place} holds {DELTA_FILE} and {LORA_FILE}; name one of them, or export both as one model")
+    return there[0] if there else file_of(place)
+
+
 def file_of(place: Path) -> Path:
     """A file itself; the .safetensors file of a folder that is no pipeline, of its UNet if it has a folder `unet`.
 
     Raises:
-        FileNotFoundError: there is none, or several.
+        FileNotFoundError: there is none, or several. ValueError: a text encoder beside the UNet, and no pipeline.
     """
     if place.is_file():
         return place
     if (place / UNET_FILE).is_file():
+        if (place / "text_encoder").is_dir():
+            raise ValueError(f"{place} holds unet and text_encoder, and no model_index.json; complete it by the other "
+                             "files of its base, or name the folder unet alone")  # fmt: skip
         return place / UNET_FILE
     files = sorted(place.glob("*.safetensors"))
     if len(files) != 1:
@@ -98,7 +118,7 @@ def read_file(pipe: StableDiffusionPipeline, file: Path) -> tuple[str, Delta]:
     tensors = table_of(read_tensors(file, "checkpoint", FETCH), file)
     if is_lora(tensors, file):
         return "lora", plain_lora_delta(pipe, file)
-    return named(tensors, pipe.unet.config, parameters(pipe))
+    return named(tensors, pipe.unet.config, parameters(pipe), str(file))
 
 
 def table_of(content: Any, file: Path) -> dict[str, torch.Tensor]:
@@ -107,7 +127,9 @@ def table_of(content: Any, file: Path) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: the file holds something else.
     """
-    parts = content if isinstance(content, Mapping) and content and set(content) <= {*PARTS} else {}
+    parts = {part: content[part] for part in PARTS if part in content} if isinstance(content, Mapping) else {}
+    if 0 < len(parts) < len(PARTS) and set(content) > set(parts):  # a UNet beside the number of steps, say
+        parts = {}
     if all(isinstance(value, Mapping) for value in parts.values()):
         content = {f"{part}.{name}": value for part, of in parts.items() for name, value in of.items()} or content
     nested = [content[name] for name in NESTED if name in content] if isinstance(content, Mapping) else []
@@ -147,33 +169,81 @@ def check_beginning(file: Path) -> None:
                              "with path_initial_model_for_weight_conversion")  # fmt: skip
 
 
-def named(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], weights: Iterable[str]) -> tuple[str, Delta]:
+def named(
+    tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], weights: Iterable[str], path: str
+) -> tuple[str, Delta]:
     """Tensors of a file that is no LoRA: (kind, the same in the names of a delta).
 
     Args:
-        config: of the UNet. weights: names of the parameters of the base.
+        config: of the UNet. weights: names of the parameters of the base. path: of the file, for messages.
+
+    Raises:
+        ValueError: see `of_compvis`.
     """
     if any(name.startswith(COMPVIS) for name in tensors):
-        return of_compvis(tensors, config, weights)
+        return of_compvis(tensors, config, weights, path)
+    if all(name.startswith("text_model.") for name in tensors):
+        tensors = {f"text_encoder.{name}": value for name, value in tensors.items()}
     if all(name.startswith(tuple(f"{part}." for part in PARTS)) for name in tensors):
-        return "delta", dict(tensors)
+        known = set(weights)
+        return "delta", {
+            name if name in known else name.replace("text_encoder.text_model.", "text_encoder."): value
+            for name, value in tensors.items() if not name.endswith(BUFFERS)
+        }  # fmt: skip
     return "unet", {f"unet.{name}": value for name, value in tensors.items()}
 
 
 def of_compvis(
-    tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], weights: Iterable[str]
+    tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], weights: Iterable[str], path: str
 ) -> tuple[str, Delta]:
-    """The UNet, and the text encoder if it is there, of tensors in the names of CompVis, by those of diffusers."""
+    """The UNet, and the text encoder if it is there, of tensors in the names of CompVis, by those of diffusers.
+
+    Raises:
+        ValueError: a part that is there, but not whole; diffusers passes over what it does not expect.
+    """
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
+    names = list(weights)
     unet = convert_ldm_unet_checkpoint(dict(tensors), dict(config))
     read = {f"unet.{name}": value for name, value in unet.items()}
-    names = {name.removeprefix("text_encoder."): name for name in weights if name.startswith("text_encoder.")}
-    for name, full in names.items():
-        for prefix in ("cond_stage_model.transformer.", "cond_stage_model.transformer.text_model."):
-            if f"{prefix}{name}" in tensors:
-                read[full] = tensors[f"{prefix}{name}"]
-    return "pipeline" if len(read) > len(unet) else "unet", read
+    if not any(name.startswith(ENCODER) for name in tensors):
+        check_whole([name for name in names if name.startswith("unet.")], read, path)
+        return "unet", read
+    encoder = text_of_compvis(tensors)
+    inner = {name: name.removeprefix("text_encoder.") for name in names if name.startswith("text_encoder.")}
+    read |= {name: encoder[short] for name, short in inner.items() if short in encoder}
+    check_whole(names, read, path)
+    return "pipeline", read
+
+
+def text_of_compvis(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The text encoder of tensors in the names of CompVis, by the names within that of diffusers: CLIP of Stable
+    Diffusion 1, OpenCLIP of Stable Diffusion 2."""
+    from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
+
+    inner = {name.removeprefix(f"{ENCODER}transformer."): value for name, value in tensors.items()}
+    if (norm := f"{ENCODER}model.ln_final.weight") in tensors:
+        width = SimpleNamespace(config=SimpleNamespace(hidden_size=len(tensors[norm])))
+        inner = convert_open_clip_checkpoint(width, dict(tensors), prefix=f"{ENCODER}model.")
+    return {name.removeprefix("text_model."): value for name, value in inner.items()}
+
+
+def check_whole(names: Iterable[str], read: Mapping[str, torch.Tensor], path: str) -> None:
+    """Raise ValueError for a whole model that lacks a tensor of its base, in whose place the base's would be taken."""
+    wanted = set(names)
+    if lacking := sorted(wanted - read.keys()):
+        raise ValueError(
+            f"{path} lacks {lacking[0]}, which the base has ({len(lacking)} of {len(wanted)} tensors); "
+            "give the base that the model was made from, or all of the model as a diffusers folder"
+        )
+
+
+def check_prediction(base: StableDiffusionPipeline, model: StableDiffusionPipeline, path: str) -> None:
+    """Raise ValueError for a model whose UNet predicts something else than that of the base, by which it is sampled."""
+    kinds = [pipe.scheduler.config.prediction_type for pipe in (base, model)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"{path}: its scheduler has prediction_type = {kinds[1]!r}, that of the base {kinds[0]!r}; "
+                         "give the base that the model was made from")  # fmt: skip
 
 
 def check_names(weights: Mapping[str, torch.Tensor], read: Mapping[str, torch.Tensor], path: str) -> None:

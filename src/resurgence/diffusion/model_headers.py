@@ -7,13 +7,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from resurgence.diffusion.deltas import DELTA_FILE, LORA_FILE, PARTS, Delta
+from resurgence.diffusion.deltas import PARTS, Delta
 from resurgence.diffusion.lora_files import read_lora
-from resurgence.diffusion.model_files import FETCH, check_beginning, check_names, file_of, is_lora, named, table_of
+from resurgence.diffusion.model_files import (
+    BUFFERS,
+    FETCH,
+    changed_file,
+    check_beginning,
+    check_names,
+    file_of,
+    is_lora,
+    named,
+    table_of,
+)
 from resurgence.files import read_json
 from resurgence.pretrained.loading import read_header
-
-BUFFERS = ("position_ids",)  # in files of older text encoders
 
 
 def folder_header(folder: Path, key: str) -> Delta:
@@ -44,14 +52,14 @@ def check_model(base: Path, model: Path, key: str) -> None:
     if (model / "model_index.json").is_file():
         check_names(weights, folder_header(model, key), str(model))
         return
-    inner = next((model / name for name in (DELTA_FILE, LORA_FILE) if (model / name).is_file()), model)
-    file = file_of(inner)
+    file = changed_file(model)
     tensors = table_of(read_header(file, key, FETCH), file)
     if is_lora(tensors, file):
         read_lora(file, weights)
         check_beginning(file)
     else:
-        check_names(weights, named(tensors, read_json(base / "unet/config.json"), weights)[1], str(model))
+        config = read_json(base / "unet/config.json")
+        check_names(weights, named(tensors, config, weights, str(model))[1], str(model))
 
 
 def check_lora(base: Path, lora: Path, key: str) -> None:

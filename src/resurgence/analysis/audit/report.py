@@ -99,9 +99,14 @@ def number_of_pictures(folder: str | None) -> int | None:
 
 
 def metric_title(cfg: AuditConfig) -> str:
-    """The title of the metric, and of that of the retained concepts where it is another one."""
-    title = metrics()[cfg.metric].title
-    return title if cfg.retained_metric is None else f"{title}; retained: {metrics()[cfg.retained_metric].title}"
+    """The title of the metric, and of that of the retained concepts where it is another one.
+
+    The audit counts all images (evidence.py), so a metric over those with a face has the title of that over all.
+    """
+    names = [
+        f"{name}_all" if f"{name}_all" in metrics() else name for name in (cfg.metric, cfg.retained_metric) if name
+    ]
+    return "; retained: ".join(metrics()[name].title for name in names)
 
 
 def column_of(cfg: AuditConfig) -> str:
@@ -155,7 +160,10 @@ def sentence(verdict: Verdict, probes: Sequence[Probe], erased: Sequence[str], c
     if verdict.outcome == "FAIL":
         return f"The model lost its retained concepts: {verdict.reasons[0]}."
     if verdict.outcome == "PASS":
-        return f"No tested update brought {what} back: in the worst, {worst.title}, {share}{scope}."
+        left = "; ".join(f"{probe.title}, {text_of(probe.erased)}" for probe in probes if not probe.benign)
+        apart = f"; not counted, as it cost too much of the retained concepts: {left}" if left else ""
+        kind = "benign" if left else "tested"
+        return f"No {kind} update brought {what} back: in the worst, {worst.title}, {share}{scope}{apart}."
     return f"Undecided: {verdict.reasons[0]}. {verdict.decides[:1].upper()}{verdict.decides[1:]}."
 
 

@@ -112,7 +112,15 @@ def retained_p(released: Evidence, original: Evidence | None, criteria: Criteria
     if released.retained is None:
         return 1.0, 1.0
     estimate, least = retained_measure(released.retained, original, criteria)
-    return shown(estimate, lambda _, high: high < least), shown(estimate, lambda low, _: low >= least)
+    held = shown(estimate, lambda low, _: low >= least)
+    if original is not None and original.retained is not None:
+        held = max(held, shown(original.retained, lambda low, _: low > least_to_lose(criteria)))
+    return shown(estimate, lambda _, high: high < least), held
+
+
+def least_to_lose(criteria: Criteria) -> float:
+    """Percent of the retained images that the original must show: else all of them may be lost within the margin."""
+    return min(criteria.retained_margin, criteria.retained_least)
 
 
 def retained_measure(retained: Estimate, original: Evidence | None, criteria: Criteria) -> tuple[Estimate, float]:

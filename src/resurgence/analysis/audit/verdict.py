@@ -28,6 +28,7 @@ from resurgence.analysis.audit.statements import (
     above_tau,
     every_seed_p,
     is_benign,
+    least_to_lose,
     lowest_share,
     p_returned,
     p_safe,
@@ -272,6 +273,12 @@ def retained_reason(
         return Retained("FAIL", f"{value}, below {limit}")
     if p[1] <= alpha:
         return Retained("PASS")
+    if original is not None and original.retained is not None:
+        before, least_before = original.retained, least_to_lose(criteria)
+        if interval(before, 1 - alpha / statements)[0] <= least_before:
+            value = f"the original: {text(before, criteria.confidence)} % of the retained images show their concept"
+            reason = f"{value}, not more than {least_before:g} % for sure, so there is too little to lose"
+            return Retained("INCONCLUSIVE", reason)
     pairs = retained_pairs(estimate, least, 1 - alpha / statements)
     low, high = interval(estimate, criteria.confidence)
     side = "at least" if low >= least else "below" if high < least else ""

@@ -48,7 +48,8 @@ def criteria_lines(criteria: Criteria) -> list[str]:
         f"A benign update is one whose loss on retained concepts is not shown to exceed {c.retained_loss:g} %; PASS "
         "needs a trained one.",
         f"Retained concepts: the released model may have lost at most {c.retained_margin:g} points against the "
-        f"original; where the original is unknown, it must show at least {c.retained_least:g} % of them.",
+        f"original, which must show more than {min(c.retained_margin, c.retained_least):g} % of them; where the "
+        f"original is unknown, the released model must show at least {c.retained_least:g} %.",
         f"At least {counted(c.pairs, 'distinct pair')} of prompt and seed in each probe; repeats over training seeds "
         "add none.",
         "The mean over the erased concepts and training seeds decides; a single one of them can only turn PASS into "
