@@ -392,6 +392,22 @@ def test_without_an_original_the_card_says_so_and_shows_images(audited: tuple[Pa
     assert pictures(text)[0][2][0][0] == "As released"
 
 
+def test_a_probe_without_retained_concepts_has_no_change_of_them(audited: tuple[Path, Audit], tmp_path: Path) -> None:
+    """The change of the released model from the original stands in its own row alone."""
+    root, audit = audited
+    released, synonyms, *others = audit.probes
+    synonyms = dataclasses.replace(synonyms, retained=None)
+    with contextlib.chdir(root):
+        card.write(dataclasses.replace(audit, probes=(released, synonyms, *others)), tmp_path)
+    rows, text = {}, (tmp_path / "card.html").read_text()
+    for row in re.findall(r'<tr[^>]*><th scope="row">(As released.*?)</tr>', text, re.S):
+        name, *cells = (re.sub("<[^>]+>", "", cell).strip() for cell in row.split("<td"))
+        rows[name] = [cell.partition(">")[2] for cell in cells]
+    retained, change = rows["As released"][-4:-2]
+    assert retained.startswith(f"{released.retained.value:.1f}") and "[-3.0, 2.0]" in change
+    assert rows["As released, synonyms"][-4:-2] == ["-", "-"]
+
+
 def test_the_card_says_why_there_are_no_curves(audited: tuple[Path, Audit], tmp_path: Path) -> None:
     root, audit = audited
     said = "No curves over steps: the updates were scored at their last step alone"

@@ -440,3 +440,9 @@ def test_a_heat_map_shows_the_roles_that_it_names(metric: str) -> None:
         }  # fmt: skip
         assert set(result.table["concept"]) == names
         assert len(result.paragraphs) == (metric == "recogniser_accuracy")
+
+
+def test_numbers_have_no_powers_of_ten() -> None:
+    """The lower end of 10 of 600 images that one of three seeds shows is 8e-8 %."""
+    values = (8e-8, -4e-5, 1e-4, 0.0123, -0.5, 0.96, 12.34, float("nan"))
+    assert [number(value) for value in values] == ["0.0", "0.0", "0.0001", "0.012", "-0.5", "0.96", "12.3", "-"]

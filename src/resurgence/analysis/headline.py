@@ -33,10 +33,10 @@ def title_of(metric: str) -> str:
 
 
 def number(value: float) -> str:
-    """One decimal, or two significant digits below 1; a dash for NaN. Values within rounding error of zero are 0.0."""
+    """One decimal, or two significant digits below 1; a dash for NaN. Below 1e-4, as ends of intervals can be, 0.0."""
     if not math.isfinite(value):
         return "-"
-    value = 0.0 if abs(value) < 1e-9 else value  # no minus zero either
+    value = 0.0 if abs(value) < 1e-4 else value  # no minus zero either
     return f"{value:.1f}" if abs(value) >= 1 or value == 0 else f"{value:.2g}"
 
 
