@@ -174,11 +174,11 @@ def main() -> int:
     parser.add_argument("--last", type=Path, help="a table of an earlier run, whose ratios are compared")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)
     groups = dict(results(FULL if args.full else QUICK if args.quick else DEFAULT))
     if unknown := set(args.rows) - set(groups):
         raise SystemExit(f"--rows {sorted(unknown)[0]!r}: there is no such group; known: {', '.join(groups)}")
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
     last = {r["row"]: r["ratio"] for r in json.loads(args.last.read_text()) if r["ratio"]} if args.last else {}
     print(f"{args.threads} threads, torch {torch.__version__}, {os.cpu_count()} processors")
     print(HEAD)

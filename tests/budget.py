@@ -3,9 +3,11 @@ than its own.
 
 Costs must not depend on what else the machine does. So a test of the fast tier costs the seconds of the processor that
 its process and the processes it started have taken, not seconds of the clock. A test that mostly waits for daemons that
-are no children of it (SLURM, chaos) costs seconds of the clock. Both are divided by how slow the machine is just now: a
-fixed piece of work, timed by the same clock at the beginning and at the end of the run, over the seconds that it takes
-on the machine of the budgets. The larger of the two counts, so a busy or slow machine is forgiven, never blamed.
+are no children of it (SLURM, chaos) costs seconds of the clock. Both are divided by how slow the machine is just then:
+a fixed piece of work, timed by the same clock before and after the test, at most every quarter of a minute, over the
+seconds that it takes on the machine of the budgets. The larger of the two counts, so a busy or slow machine is
+forgiven, never blamed. A runner may be slow for a few minutes in the middle of a run, and quick in its beginning and
+its end.
 
 Budgets are in pyproject.toml, `[tool.resurgence.test-budgets]`. A run of a few tests stays below them by nature.
 """
@@ -22,7 +24,8 @@ from typing import Any
 import pytest
 
 TOLERANCE = 1.5
-REPEATS = 10  # of the piece of work
+REPEATS = 5  # of the piece of work
+REFRESH = 15.0  # seconds of the clock, after which the machine is timed again
 TIERS = ("smoke", "slurm", "chaos", "full_size", "weights", "nightly")  # markers; the first that a test has
 FAST = "fast"  # tier of a test without any of them
 WAITING = ("smoke", "slurm", "chaos")  # tiers that cost seconds of the clock
@@ -88,73 +91,63 @@ class Budget:
     def __init__(self, config: pytest.Config) -> None:
         text = (config.rootpath / "pyproject.toml").read_text()
         self.budgets = tomllib.loads(text)["tool"]["resurgence"]["test-budgets"]
-        self.output = getattr(config, "workeroutput", None)  # of a worker of pytest-xdist
+        self.worker = hasattr(config, "workeroutput")  # of pytest-xdist
+        # tier -> test -> seconds on the machine of the budgets
         self.costs: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self.taken: dict[str, float] = defaultdict(float)  # tier -> seconds on this one
         self.calls: dict[str, float] = {}
-        self.slow = dict.fromkeys(CLOCKS, 1.0)
-        self.start = dict.fromkeys(CLOCKS, 0.0)
         self.over: list[str] = []
-
-    def look(self, slow: Mapping[str, float]) -> None:
-        """Remember the slowest that any process was at any time."""
-        self.slow = {clock: max(self.slow[clock], slow[clock]) for clock in CLOCKS}
+        self.slow = dict.fromkeys(CLOCKS, 1.0)
+        self.timed = -REFRESH
+        self.start = dict.fromkeys(CLOCKS, 0.0)
 
     def measure(self) -> None:
-        """Time the piece of work in this process."""
-        self.look({name: slowness(clock, self.budgets["kernel"]) for name, clock in CLOCKS.items()})
+        """Time the piece of work in this process, if it was not just now."""
+        if time.perf_counter() - self.timed >= REFRESH:
+            self.slow = {name: slowness(clock, self.budgets["kernel"]) for name, clock in CLOCKS.items()}
+            self.timed = time.perf_counter()
 
-    def pytest_sessionstart(self) -> None:
-        """A process begins."""
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self) -> None:
+        """A test begins, in the process that runs it."""
         self.measure()
-
-    def pytest_runtest_logstart(self) -> None:
-        """A test begins."""
         self.start = {name: clock() for name, clock in CLOCKS.items()}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Any:
-        """Give the report of each phase of a test what the phase cost."""
+        """Give the report of each phase of a test what the phase took, and what it cost."""
         report = yield
-        tier, before = tier_of({marker.name for marker in item.iter_markers()}), self.start
+        tier = tier_of({marker.name for marker in item.iter_markers()})
+        clock, before = clock_of(tier), self.slow
+        seconds = CLOCKS[clock]() - self.start[clock]
+        self.measure()
+        report.cost = (tier, seconds, seconds / max(before[clock], self.slow[clock]))
         self.start = {name: clock() for name, clock in CLOCKS.items()}
-        report.cost = (tier, self.start[clock_of(tier)] - before[clock_of(tier)])
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add it up, in the process that has workers for those of all."""
         if not hasattr(report, "cost"):  # of a worker that has crashed
             return
-        tier, seconds = report.cost
-        self.costs[tier][report.nodeid] += seconds
+        tier, seconds, cost = report.cost
+        self.taken[tier] += seconds
+        self.costs[tier][report.nodeid] += cost
         if tier == FAST and report.when == "call":
-            self.calls[report.nodeid] = seconds
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        """A worker of pytest-xdist has ended."""
-        self.look(getattr(node, "workeroutput", {}).get("slow", self.slow))
+            self.calls[report.nodeid] = cost
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Compare, in the process that has seen all reports."""
-        self.measure()
-        if self.output is not None:
-            self.output["slow"] = self.slow
+        if self.worker:
             return
-        scaled = {
-            tier: {name: seconds / self.slow[clock_of(tier)] for name, seconds in tests.items()}
-            for tier, tests in self.costs.items()
-        }
-        calls = {name: seconds / self.slow[clock_of(FAST)] for name, seconds in self.calls.items()}
-        self.over = list(excesses(scaled, calls, self.budgets))
+        self.over = list(excesses(self.costs, self.calls, self.budgets))
         if self.over and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Say what each tier cost, and what is over."""
+        """Say what each tier took and what it would take on the machine of the budgets, and what is over."""
         for tier, tests in sorted(self.costs.items()):
-            clock = clock_of(tier)
-            slow = f" on a machine {self.slow[clock]:.1f} times as slow" if self.slow[clock] > 1.1 else ""
-            terminalreporter.write_line(f"tier {tier}: {sum(tests.values()):.0f} s of the {clock}{slow}")
+            there = f"; {sum(tests.values()):.0f} s on the machine of the budgets"
+            terminalreporter.write_line(f"tier {tier}: {self.taken[tier]:.0f} s of the {clock_of(tier)}{there}")
         for line in self.over:
             terminalreporter.write_line(f"OVER BUDGET: {line}", red=True)

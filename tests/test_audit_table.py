@@ -231,6 +231,7 @@ def listed(place: Place, **models: KnownModel) -> Place:
     return dataclasses.replace(place, known=dataclasses.replace(place.known, models=models))
 
 
+@pytest.mark.nightly
 def test_a_model_with_other_words_differs_from_the_base_in_their_embeddings_alone(place):
     word, other = whole_words()[:2]
     model = known_model(words={word: other})
@@ -243,6 +244,7 @@ def test_a_model_with_other_words_differs_from_the_base_in_their_embeddings_alon
     assert rows.sum() == 1
 
 
+@pytest.mark.nightly
 def test_a_model_that_is_taught_again_is_trained_over_its_delta(place, tmp_path, monkeypatch):
     """The LoRA is merged into the delta's values, not into the base's."""
     base = parameters(make_pipeline())

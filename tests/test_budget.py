@@ -27,13 +27,13 @@ def test_that_waits():
 def test_of_another_tier():
     test_that_computes()
 """
-BUDGETS = "[tool.resurgence.test-budgets]\nfast = {fast}\ntest = {test}\nnightly = 9\nkernel = 1000\n"
+BUDGETS = "[tool.resurgence.test-budgets]\nfast = {fast}\ntest = {test}\nnightly = 9\nkernel = {kernel}\n"
 
 
-def run(folder: Path, *arguments: str, **budgets: float) -> subprocess.CompletedProcess:
-    """Pytest with these budgets over the three tests."""
+def run(folder: Path, *arguments: str, kernel: float = 1000, **budgets: float) -> subprocess.CompletedProcess:
+    """Pytest with these budgets over the three tests; every machine is quicker than that of a kernel of 1000 s."""
     (folder / "pyproject.toml").write_text(
-        BUDGETS.format(**budgets) + "[tool.pytest.ini_options]\nmarkers = ['nightly']\n"
+        BUDGETS.format(kernel=kernel, **budgets) + "[tool.pytest.ini_options]\nmarkers = ['nightly']\n"
     )
     (folder / "test_three.py").write_text(TESTS)
     shutil.copy(Path(__file__).with_name("conftest.py"), folder)
@@ -53,6 +53,13 @@ def test_a_run_fails_that_costs_half_as_much_again(tmp_path: Path, arguments: tu
 def test_waiting_and_other_tiers_cost_nothing(tmp_path: Path) -> None:
     done = run(tmp_path, fast=1.2, test=1.2)
     assert done.returncode == 0 and "OVER" not in done.stdout, done.stdout + done.stderr
+
+
+def test_a_test_costs_less_on_a_machine_that_is_slow_while_it_runs(tmp_path: Path) -> None:
+    """A thousand times slower than that of the budgets, and more."""
+    done = run(tmp_path, "-n", "2", kernel=1e-6, fast=0.1, test=0.1)
+    assert done.returncode == 0 and "OVER" not in done.stdout, done.stdout + done.stderr
+    assert "s of the processor; 0 s on the machine of the budgets" in done.stdout
 
 
 def test_one_test_may_be_too_dear() -> None:

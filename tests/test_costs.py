@@ -106,6 +106,7 @@ def test_a_closed_form_has_a_rule_of_its_own(study: Study) -> None:
         assert not list(RULES["erase" if rule == "closed_form" else "closed_form"].items(chosen))
 
 
+@pytest.mark.nightly
 def test_counted_work_is_that_of_the_counter() -> None:
     spec = importlib.util.spec_from_file_location("count_work", ROOT / "benchmarks/count_work.py")
     counter = importlib.util.module_from_spec(spec)

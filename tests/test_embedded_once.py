@@ -16,6 +16,7 @@ from PIL import Image
 from resurgence.config.fields import build
 from resurgence.config.task import Task
 from resurgence.data.moments import second_moment
+from resurgence.diffusion import text
 from resurgence.diffusion.attention import projection_weights
 from resurgence.diffusion.deltas import Delta, load_delta
 from resurgence.diffusion.image_sets import write_image_set
@@ -136,6 +137,18 @@ def test_the_stages_give_the_delta_of_one_erasure(tmp_path, monkeypatch):
     expected = method("mace").erase(load_base("base"), TASK, cfg, EraserData(images=images), 3)
     delta = load_delta(Path("delta/delta.safetensors"))
     assert delta.keys() == expected.keys() and all(torch.equal(w, expected[n]) for n, w in delta.items())
+
+
+@pytest.mark.parametrize(("captions", "passes"), [(1, [1]), (7, [7]), (8, [4, 4]), (30, [5, 5, 4, 4, 4, 4, 4])])
+def test_on_a_cpu_captions_pass_in_parts_whose_activations_are_small(pipe, monkeypatch, captions, passes):
+    """Of equal sizes, four captions or more; in one pass, as on a GPU, they have the same embeddings."""
+    texts, sizes = [f"a photo of the {'ship ' * (1 + n % 5)}" for n in range(captions)], []
+    encoder = Encoder(pipe)
+    whole, forward = encoder(texts), encoder.model.forward
+    monkeypatch.setattr(encoder.model, "forward", lambda ids, **more: sizes.append(len(ids)) or forward(ids, **more))
+    monkeypatch.setattr(text, "CPU_BYTES", 1)
+    torch.testing.assert_close(encoder(texts), whole, rtol=1e-13, atol=1e-13)
+    assert sizes == passes
 
 
 def test_rows_behind_a_caption_are_absent_and_the_others_equal(pipe):

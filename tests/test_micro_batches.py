@@ -48,6 +48,7 @@ TUNES: dict[str, dict[str, Any]] = {
 }
 ALL = [*ERASURES, *TUNES]
 READ_ATTENTION = ("fmn", "mace")  # their blocks are not checkpointed
+FAST = ("mace", "fmn", "esd", "erasediff", "lora", "full")  # both limits at once; for the others nightly
 LIMIT = 2  # samples that fit into the simulated memory
 
 
@@ -127,7 +128,9 @@ def passes(monkeypatch) -> list[tuple[int, bool, bool]]:
 
 @pytest.mark.parametrize(
     ("name", "size", "checkpointing"),
-    [(name, *limits) for name in ALL for limits in ((1, False), (2, True))]
+    [(name, 1, False) for name in ALL]
+    + [(name, 2, True) for name in FAST]
+    + [pytest.param(name, 2, True, marks=pytest.mark.nightly) for name in ALL if name not in FAST]
     + [(name, 2, False) for name in ("fmn", "doco", "full")]
     + [(name, 1000, True) for name in ("erasediff", "spm", "lora")],
 )
@@ -176,7 +179,7 @@ def test_a_step_out_of_memory_is_repeated_with_the_same_draws(name, small_memory
     assert not told if name == "mace" else told[-1].endswith(ending)
 
 
-@pytest.mark.parametrize("name", ["erasediff", "advunlearn", "eap", "full"])
+@pytest.mark.parametrize("name", ["erasediff", pytest.param("advunlearn", marks=pytest.mark.nightly), "eap", "full"])
 def test_blocks_are_checkpointed_when_one_sample_does_not_fit(name, small_memory, tmp_path, caplog):
     small_memory(blocks=True)
     with caplog.at_level(logging.WARNING, memory.__name__):

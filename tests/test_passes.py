@@ -89,7 +89,10 @@ HALF = [
 ]
 
 
-@pytest.mark.parametrize(("name", "settings"), HALF, ids=[name for name, _ in HALF])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [pytest.param(*case, id=case[0], marks=pytest.mark.nightly if case[0] == "salun" else ()) for case in HALF],
+)
 def test_half_precision_trains_the_same_weights(name: str, settings: dict, tmp_path) -> None:
     """A weight that autocast has cast in a pass without gradients, or before it changed, would be used again."""
     moved, curves = [], []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tree import ROOT, Tree, clone, messages
+from tree import ROOT, Tree, clone, messages, once
 from versioned import STAGES, Repository, make_repository
 
 from resurgence.config.load import load_study
@@ -26,16 +26,25 @@ PRESENTED = [f"{name} of the study" for name in ("Cost", "Figures", "Page", "Rep
 @pytest.fixture(scope="session")
 def pushed(finished: tuple[Tree, str], tmp_path_factory: pytest.TempPathFactory) -> Repository:
     """The finished study as a repository, pushed to a remote folder. Not to be changed."""
-    place = tmp_path_factory.mktemp("versioned")
-    return make_repository(finished[0], place / "first", place / "remote")
+
+    def make(place: Path) -> str:
+        make_repository(finished[0], place / "first", place / "remote")
+        return ""
+
+    return Repository(once(tmp_path_factory, "versioned", make)[0] / "first")
 
 
 @pytest.fixture(scope="session")
 def adopted(pushed: Repository, tmp_path_factory: pytest.TempPathFactory) -> tuple[Repository, str]:
     """A fresh clone after pull and adopt, and what adopt said. Not to be changed: see `second`."""
-    tree = pushed.clone(tmp_path_factory.mktemp("adopted") / "tree")
-    tree.dvc("pull")
-    return tree, tree.resurgence("adopt")
+
+    def make(place: Path) -> str:
+        tree = pushed.clone(place / "tree")
+        tree.dvc("pull")
+        return tree.resurgence("adopt")
+
+    place, told = once(tmp_path_factory, "adopted", make)
+    return Repository(place / "tree"), told
 
 
 @pytest.fixture
@@ -88,6 +97,7 @@ def test_lock_is_short_and_stages_hold_few_files(pushed: Repository) -> None:
     assert max(out.get("nfiles", 1) for out in outs) < 100
 
 
+@pytest.mark.nightly
 def test_outputs_of_each_stage_are_those_of_its_target(pushed: Repository) -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert list(stages) == ["expected", *STAGES]
@@ -137,6 +147,7 @@ def seen_by_both(tree: Repository, names: list[str]) -> None:
     assert CLEAN in tree.dvc("status") and stages_to_run(tree) == set()
 
 
+@pytest.mark.nightly
 def test_a_change_is_seen_by_both(second: Repository) -> None:
     """On a fresh clone: of a setting, of the code, and of a file that a job reads."""
     seen_by_both(second, ["statistic", "code", "task"])
@@ -191,6 +202,7 @@ def named_by_adopt(tree: Repository) -> None:
     assert set(messages(tree.run("snakemake", "-n"))) == wanted
 
 
+@pytest.mark.nightly
 def test_flipped_byte_in_the_workspace(second: Repository) -> None:
     flip(second.root / "results/images/small/pets/uce/s0/images/step-000000.parquet")
     assert "has changed since it was written" in second.resurgence("verify", "results", check=False)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 BATCH = 64  # captions in a pass of the text encoder
+CPU_BYTES = 16 << 20  # of the widest activation of a pass on a CPU, whose caches hold it: two thirds of the time in fp64
+LEAST = 4  # captions of such a pass, if there are as many: fewer are rounded otherwise
 MANY = 1024  # captions that are tokenized at once
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32}  # in which an encoder computes
 SHOWN = 200  # characters of a caption in a message
@@ -217,8 +219,16 @@ class Encoder:
     def _rows(self, ids: torch.Tensor, mask: torch.Tensor, padded: bool) -> torch.Tensor:
         """Embed a batch of token ids (N, L), with the mask that is 0 at padding: (N, L, d)."""
         length = ids.shape[1] if padded else int(mask.sum(1).max())
-        rows = embed(self.model, ids[:, :length], mask[:, :length]).to(self.result)
+        parts = (side[:, :length].tensor_split(self._passes(len(ids), length)) for side in (ids, mask))
+        rows = torch.cat([embed(self.model, *part) for part in zip(*parts, strict=True)]).to(self.result)
         return F.pad(rows, (0, 0, 0, ids.shape[1] - length), value=torch.nan)
+
+    def _passes(self, captions: int, length: int) -> int:
+        """In how many passes captions of this length are embedded."""
+        if self.model.device.type != "cpu":
+            return 1
+        values = captions * length * self.model.config.intermediate_size
+        return max(1, min(values * self.model.dtype.itemsize // CPU_BYTES, captions // LEAST))
 
     def each(self, templates: Sequence[str], concepts: Iterable[str], padded: bool = True) -> Iterator[torch.Tensor]:
         """Embed the captions of one concept after the other: (T, L, d) each; see `groups`."""
