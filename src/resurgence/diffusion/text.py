@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 BATCH = 64  # captions in a pass of the text encoder
-CPU_BYTES = 16 << 20  # of the widest activation of a pass on a CPU, whose caches hold it: two thirds of the time in fp64
+CPU_BYTES = 16 << 20  # of the widest activation of a pass on a CPU, whose caches hold it; fp64: two thirds of the time
 LEAST = 4  # captions of such a pass, if there are as many: fewer are rounded otherwise
 MANY = 1024  # captions that are tokenized at once
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32}  # in which an encoder computes
