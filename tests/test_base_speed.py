@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from resurgence.workflow.resources import shell_prefix
 from tiny import make_pipeline
 
 ROOT = Path(__file__).parents[1]
+LOADER = Path("/lib64/ld-linux-x86-64.so.2")
 ROWS = pd.DataFrame({"prompt": [f"a photo of the {c}" for c in ("ship", "cat", "ship")], "seed": [1, 2, 3]})
 CFG = SamplingConfig(steps=3, batch=2)
 TUNE = f.FinetuneConfig(steps=3, batch=2, accumulation=2, rank=2, lr=1e-3)
@@ -143,6 +145,24 @@ def test_the_setting_reaches_the_jobs_and_run_json(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(speed, "_used", {speed.SPEEDS["eager"], speed.SPEEDS["compiled"]})
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     assert job.arithmetic()["speed"] == "compiled"
+
+
+@pytest.mark.skipif(not LOADER.exists(), reason=f"needs {LOADER}, which tells what glibc has read")
+@pytest.mark.parametrize("own", [None, "glibc.malloc.hugetlb=0"])
+def test_jobs_on_a_cpu_get_large_pages_unless_the_user_has_said_otherwise(own: str | None) -> None:
+    """Glibc knows the names, and takes the values."""
+    base = load_study([ROOT / "params.yaml"], ROOT).base
+    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    environment |= {"GLIBC_TUNABLES": own} if own else {}
+
+    def read(gpu: int) -> dict[str, int]:
+        command = ["bash", "-c", f"{shell_prefix(ROOT, gpu, base)}{LOADER} --list-tunables"]
+        told = subprocess.check_output(command, text=True, env=environment)
+        return {name: int(value, 16) for name, value in re.findall(r"^(glibc.malloc.\w+): (0x\w+)", told, re.MULTILINE)}
+
+    assert read(0)["glibc.malloc.hugetlb"] == (0 if own else 1) and read(1)["glibc.malloc.hugetlb"] == 0
+    if not own:
+        assert read(0)["glibc.malloc.mmap_threshold"] == 2**25 and read(0)["glibc.malloc.trim_threshold"] == 2**30
 
 
 COMPILED = """

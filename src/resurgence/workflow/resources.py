@@ -18,6 +18,13 @@ CUDA = 2500  # MB more with a GPU: its libraries and context
 COPIES = 3  # of the weights, in main memory: as read, in single precision, and what is trained or kept
 HUB = 5_200_000_000  # bytes of a base from the hub, about the size of SD 2.1; SD 1.4 has 3.4 GB
 
+# of glibc, for jobs on a CPU: memory in large pages where the kernel offers them on request, and blocks up to 32 MiB
+# kept for the next step; else each step gets its activations as new, empty pages of 4 KiB. Other systems ignore it
+ALLOCATOR = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in {"hugetlb": 1, "mmap_threshold": 32 << 20, "trim_threshold": 1 << 30}.items()
+)
+
 
 def site() -> dict[str, Any]:
     """The cluster, from the file that profiles/slurm names in RESURGENCE_SITE; empty on a workstation."""
@@ -59,13 +66,15 @@ def memory(weights: int | None, gpu: int, attempt: int) -> int:
 def shell_prefix(root: Path, gpu: int, base: Base) -> str:
     """What runs in the shell of a job before its command.
 
-    Jobs run the package of this tree with the Python that runs Snakemake. Device, determinism, speed and the splitting
-    of passes are no parameters of a job, so another choice does not run everything again.
+    Jobs run the package of this tree with the Python that runs Snakemake. Device, determinism, speed, the splitting of
+    passes and the allocator are no parameters of a job, so another choice does not run everything again.
     """
+    allocator = "" if gpu else f' GLIBC_TUNABLES="${{GLIBC_TUNABLES:-{ALLOCATOR}}}"'
     paths = ":".join(filter(None, [str(root / "src"), os.environ.get("PYTHONPATH")]))
     return (
         f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
         f" PYTHONPATH={shlex.quote(paths)} RESURGENCE_DEVICE={'cuda' if gpu else 'cpu'}"
         f" RESURGENCE_DETERMINISTIC={str(base.deterministic).lower()} RESURGENCE_SPEED={base.speed}"
-        f" RESURGENCE_MICRO_BATCH={base.micro_batch} RESURGENCE_CHECKPOINTING={str(base.checkpointing).lower()}; "
+        f" RESURGENCE_MICRO_BATCH={base.micro_batch} RESURGENCE_CHECKPOINTING={str(base.checkpointing).lower()}"
+        f"{allocator}; "
     )
