@@ -149,20 +149,24 @@ def test_the_setting_reaches_the_jobs_and_run_json(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.skipif(not LOADER.exists(), reason=f"needs {LOADER}, which tells what glibc has read")
 @pytest.mark.parametrize("own", [None, "glibc.malloc.hugetlb=0"])
-def test_jobs_on_a_cpu_get_large_pages_unless_the_user_has_said_otherwise(own: str | None) -> None:
+def test_jobs_on_a_cpu_get_large_pages_unless_the_user_has_said_otherwise(own: str | None, monkeypatch) -> None:
     """Glibc knows the names, and takes the values."""
     base = load_study([ROOT / "params.yaml"], ROOT).base
-    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
-    environment |= {"GLIBC_TUNABLES": own} if own else {}
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if own:
+        monkeypatch.setenv("GLIBC_TUNABLES", own)
 
     def read(gpu: int) -> dict[str, int]:
         command = ["bash", "-c", f"{shell_prefix(ROOT, gpu, base)}{LOADER} --list-tunables"]
-        told = subprocess.check_output(command, text=True, env=environment)
+        told = subprocess.check_output(command, text=True)
         return {name: int(value, 16) for name, value in re.findall(r"^(glibc.malloc.\w+): (0x\w+)", told, re.MULTILINE)}
 
-    assert read(0)["glibc.malloc.hugetlb"] == (0 if own else 1) and read(1)["glibc.malloc.hugetlb"] == 0
-    if not own:
-        assert read(0)["glibc.malloc.mmap_threshold"] == 2**25 and read(0)["glibc.malloc.trim_threshold"] == 2**30
+    assert read(1)["glibc.malloc.hugetlb"] == 0
+    if own:
+        assert read(0)["glibc.malloc.hugetlb"] == 0
+        return
+    wanted = {"hugetlb": 1, "mmap_threshold": 2**25, "trim_threshold": 2**30}
+    assert {name: read(0)[f"glibc.malloc.{name}"] for name in wanted} == wanted
 
 
 COMPILED = """

@@ -69,7 +69,7 @@ def shell_prefix(root: Path, gpu: int, base: Base) -> str:
     Jobs run the package of this tree with the Python that runs Snakemake. Device, determinism, speed, the splitting of
     passes and the allocator are no parameters of a job, so another choice does not run everything again.
     """
-    allocator = "" if gpu else f' GLIBC_TUNABLES="${{GLIBC_TUNABLES:-{ALLOCATOR}}}"'
+    allocator = "" if gpu else f" GLIBC_TUNABLES={shlex.quote(os.environ.get('GLIBC_TUNABLES', ALLOCATOR))}"
     paths = ":".join(filter(None, [str(root / "src"), os.environ.get("PYTHONPATH")]))
     return (
         f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
