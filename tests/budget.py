@@ -4,27 +4,32 @@ than its own.
 Costs must not depend on what else the machine does. So a test of the fast tier costs the seconds of the processor that
 its process and the processes it started have taken, not seconds of the clock. A test that mostly waits for daemons that
 are no children of it (SLURM, chaos) costs seconds of the clock. Both are divided by how slow the machine is just then:
-a fixed piece of work, timed by the same clock before and after the test, at most every quarter of a minute, over the
-seconds that it takes on the machine of the budgets. The larger of the two counts, so a busy or slow machine is
-forgiven, never blamed. A runner may be slow for a few minutes in the middle of a run, and quick in its beginning and
-its end.
+four fixed pieces of work (`PIECES`), timed by the same clock before and after the test, at most every quarter of a
+minute, each over the seconds that it takes on the machine of the budgets. The largest counts, so a busy or slow machine
+is forgiven, never blamed: where others use the memory of the machine, starting a process may take twice as long and
+the interpreter no longer than ever. A runner may be slow for a few minutes in the middle of a run, and quick in its
+beginning and its end.
 
 Budgets are in pyproject.toml, `[tool.resurgence.test-budgets]`. A run of a few tests stays below them by nature.
 """
 
 from __future__ import annotations
 
-import os
+import mmap
+import resource
+import subprocess
+import sys
 import time
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 
 TOLERANCE = 1.5
-REPEATS = 5  # of the piece of work
+REPEATS = 5  # of each piece of work
 REFRESH = 15.0  # seconds of the clock, after which the machine is timed again
 TIERS = ("smoke", "slurm", "chaos", "full_size", "weights", "nightly")  # markers; the first that a test has
 FAST = "fast"  # tier of a test without any of them
@@ -33,8 +38,8 @@ WAITING = ("smoke", "slurm", "chaos")  # tiers that cost seconds of the clock
 
 def processor_seconds() -> float:
     """Seconds of the processor that this process and its ended children have taken, with the children of those."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)  # os.times counts hundredths of a second
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 CLOCKS = {"processor": processor_seconds, "clock": time.perf_counter}
@@ -45,18 +50,41 @@ def clock_of(tier: str) -> str:
     return "clock" if tier in WAITING else "processor"
 
 
-def kernel() -> None:
-    """The piece of work, a sixtieth of a second: what the interpreter does in most tests."""
+def interpret() -> None:
+    """What the interpreter does in most tests."""
     values = {str(n): n * n % 97 for n in range(60_000)}
     sorted(values, key=values.__getitem__)
 
 
-def slowness(clock: Callable[[], float], reference: float) -> float:
-    """Seconds of the work over those of the machine of the budgets; at least 1."""
-    start = clock()
+def multiply() -> None:
+    """A product of matrices."""
+    matrix = np.ones((768, 768), np.float32)
+    matrix @ matrix
+
+
+def stream() -> None:
+    """Memory that the system gives page by page, and more of it than the caches hold."""
+    memory = np.frombuffer(mmap.mmap(-1, 16 << 20), np.uint8)
+    memory[::4096] = 1
+    memory.view(np.float32).sum()
+
+
+def start() -> None:
+    """A process that starts, reads a few files and ends."""
+    subprocess.run([sys.executable, "-S", "-c", "import json"], check=True)
+
+
+PIECES: dict[str, Callable[[], None]] = {
+    "interpreter": interpret, "products": multiply, "memory": stream, "processes": start,
+}  # fmt: skip
+
+
+def slowness(piece: Callable[[], None], clock: Callable[[], float], reference: float) -> float:
+    """Seconds of a piece of work over those of the machine of the budgets; at least 1."""
+    begin = clock()
     for _ in range(REPEATS):
-        kernel()
-    return max(1.0, (clock() - start) / REPEATS / reference)
+        piece()
+    return max(1.0, (clock() - begin) / REPEATS / reference)
 
 
 def tier_of(markers: set[str]) -> str:
@@ -97,14 +125,20 @@ class Budget:
         self.taken: dict[str, float] = defaultdict(float)  # tier -> seconds on this one
         self.calls: dict[str, float] = {}
         self.over: list[str] = []
-        self.slow = dict.fromkeys(CLOCKS, 1.0)
+        # clock -> piece of work -> seconds over those on the machine of the budgets
+        self.slow: dict[str, dict[str, float]] = {}
+        self.weights: dict[str, float] = defaultdict(float)  # piece of work -> its slowness x seconds of the fast tier
         self.timed = -REFRESH
         self.start = dict.fromkeys(CLOCKS, 0.0)
 
     def measure(self) -> None:
-        """Time the piece of work in this process, if it was not just now."""
+        """Time the pieces of work in this process, if it was not just now."""
         if time.perf_counter() - self.timed >= REFRESH:
-            self.slow = {name: slowness(clock, self.budgets["kernel"]) for name, clock in CLOCKS.items()}
+            pieces = self.budgets["pieces"]
+            self.slow = {
+                clock: {name: slowness(PIECES[name], CLOCKS[clock], pieces[name]) for name in PIECES}
+                for clock in CLOCKS
+            }
             self.timed = time.perf_counter()
 
     @pytest.hookimpl(tryfirst=True)
@@ -121,7 +155,8 @@ class Budget:
         clock, before = clock_of(tier), self.slow
         seconds = CLOCKS[clock]() - self.start[clock]
         self.measure()
-        report.cost = (tier, seconds, seconds / max(before[clock], self.slow[clock]))
+        slow = {name: max(before[clock][name], self.slow[clock][name]) for name in PIECES}
+        report.cost = (tier, seconds, slow)
         self.start = {name: clock() for name, clock in CLOCKS.items()}
         return report
 
@@ -129,9 +164,12 @@ class Budget:
         """Add it up, in the process that has workers for those of all."""
         if not hasattr(report, "cost"):  # of a worker that has crashed
             return
-        tier, seconds, cost = report.cost
+        tier, seconds, slow = report.cost
+        cost = seconds / max(slow.values())
         self.taken[tier] += seconds
         self.costs[tier][report.nodeid] += cost
+        for name in slow if tier == FAST else ():
+            self.weights[name] += slow[name] * seconds
         if tier == FAST and report.when == "call":
             self.calls[report.nodeid] = cost
 
@@ -144,10 +182,16 @@ class Budget:
         if self.over and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Say what each tier took and what it would take on the machine of the budgets, and what is over."""
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        """Say last of all what each tier took, what it would take on the machine of the budgets, and what is over."""
+        terminal = config.pluginmanager.get_plugin("terminalreporter")
+        if self.worker or terminal is None:
+            return
         for tier, tests in sorted(self.costs.items()):
             there = f"; {sum(tests.values()):.0f} s on the machine of the budgets"
-            terminalreporter.write_line(f"tier {tier}: {self.taken[tier]:.0f} s of the {clock_of(tier)}{there}")
+            terminal.write_line(f"tier {tier}: {self.taken[tier]:.0f} s of the {clock_of(tier)}{there}")
+        if self.taken[FAST]:
+            named = ", ".join(f"{name} {value / self.taken[FAST]:.2f}" for name, value in self.weights.items())
+            terminal.write_line(f"this machine's seconds over those of the machine of the budgets: {named}")
         for line in self.over:
-            terminalreporter.write_line(f"OVER BUDGET: {line}", red=True)
+            terminal.write_line(f"OVER BUDGET: {line}", red=True)

@@ -37,9 +37,9 @@ def pipe(request):
     return make_pipeline(**KINDS[request.param]).to(torch.float64)
 
 
-def retained_rows(pipe, cfg: SpeedConfig) -> list[torch.Tensor]:
-    found = [(embed(pipe, template, word)) for word in TASK.retain for template in cfg.captions]
-    return [e[i] for e, i in found]
+def retained_rows(pipe, cfg: SpeedConfig, task: Task = TASK) -> list[torch.Tensor]:
+    found = [(embed(pipe, template, word)) for word in task.retain for template in cfg.captions]
+    return [row for e, i in found for row in (e if cfg.retained_tokens == "all" else e[i : i + 1])]
 
 
 def above_mean(rows: list[torch.Tensor], matrix: torch.Tensor) -> list[torch.Tensor]:
@@ -92,7 +92,8 @@ def paper(pipe, cfg: SpeedConfig, name: str, weight: torch.Tensor, seed: int) ->
     "changes",
     [
         {}, {"prior_filter": False}, {"augmentations": 0}, {"invariants": "none", "lamb": 2.0}, {"average": True},
-        {"tokens": "all", "keys": True}, {"directions": 3}, {"threshold": 1e-3}, {"destination": "the sky"},
+        {"tokens": "all", "keys": True}, {"tokens": "all", "retained_tokens": "all", "invariants": "none"},
+        {"directions": 3}, {"threshold": 1e-3}, {"destination": "the sky"},
         {"captions": ("{}", "the {} on it"), "lamb": 0.05},
     ],
     ids=lambda changes: "-".join(changes) or "default",
@@ -126,6 +127,16 @@ def test_constraints_hold_exactly(pipe, tokens):
     assert all(moved(pipe, delta, row) < 1e-9 for row in embed(pipe, "{}", "")[0])
     assert all(moved(pipe, delta, embed(pipe, "a photo of {}", word)[0][0]) < 1e-9 for word in ("ship", "queen"))
     assert all(moved(pipe, delta, e[i]) > 0.01 for e, i in (embed(pipe, "{}", word) for word in TASK.erase))
+
+
+def test_all_rows_of_retained_captions_stay_as_set(pipe):
+    """Where all rows of the erased captions are edited, the ends of the retained captions would move with them."""
+    one = dataclasses.replace(TASK, retain=TASK.retain[:1], labels=())
+    cfg = dataclasses.replace(EXACT, tokens="all", retained_tokens="all")
+    rows = retained_rows(pipe, cfg, one)
+    assert max(moved(pipe, erase(pipe, one, cfg, EraserData(), 0), row) for row in rows) < 1e-9
+    last = dataclasses.replace(cfg, retained_tokens="last")
+    assert max(moved(pipe, erase(pipe, one, last, EraserData(), 0), row) for row in rows) > 1e-3
 
 
 def test_erased_concepts_become_their_destination(pipe):

@@ -76,6 +76,7 @@ class SpeedConfig(EraserConfig):
     closed_form: ClassVar[bool] = True
 
     tokens: Literal["last", "all"] = "last"  # of erased concepts: the last subject token; all but the start: nudity
+    retained_tokens: Literal["last", "all"] = "last"  # of retained concepts; all: ours, with tokens: all they stay too
     keys: bool = False  # also edit to_k; script: to_v alone
     lamb: Positive = 1.0  # weight of ||Delta P||^2: paper; authors' runs for ten people and more: 0.05
     average: bool = False  # divide the sums over the erased concepts by their number: code; false: the formula's sums

@@ -53,7 +53,7 @@ class Rows(NamedTuple):
 
     gram: torch.Tensor  # sum e e^T of the erased concepts, (d, d)
     cross: torch.Tensor  # sum (e* - e) e^T, (d, d)
-    retained: torch.Tensor  # last subject tokens of the retained concepts, (n, d)
+    retained: torch.Tensor  # of the retained concepts, last subject tokens or all, (n, d)
     invariants: torch.Tensor  # columns of C, (m, d)
 
 
@@ -74,7 +74,7 @@ def embedded_rows(pipe: StableDiffusionPipeline, task: Task, cfg: SpeedConfig, s
     destinations = cfg.destinations(task)
     gram = cross = torch.zeros((), dtype=torch.float64, device=pipe.device)
     words = [*solver.paired_words(destinations), *task.retain]
-    embedded = encoder.each(templates, words, padded=cfg.tokens != "last")  # (T, L, d) a word
+    embedded = encoder.each(templates, words, padded="all" in (cfg.tokens, cfg.retained_tokens))  # (T, L, d) a word
     for concept, aim, sources, targets in solver.caption_pairs(embedded, destinations):
         for template, *rows in zip(templates, sources, targets, strict=True):
             e, e_aim = paired(pipe, (concept, aim), template, tuple(rows), cfg.tokens)
@@ -83,7 +83,7 @@ def embedded_rows(pipe: StableDiffusionPipeline, task: Task, cfg: SpeedConfig, s
             gram, cross = gram + e.T @ e, cross + (e_aim - e).T @ e
     number = len(task.erase) * len(templates) if cfg.average else 1
     retained = [
-        kept_rows(pipe.tokenizer, templates, concept, states, "last")
+        kept_rows(pipe.tokenizer, templates, concept, states, cfg.retained_tokens)
         for concept, states in zip(task.retain, embedded, strict=True)
     ]
     empty = encoder([""])[0]
