@@ -29,7 +29,7 @@ import numpy as np
 import pytest
 
 TOLERANCE = 1.5
-REPEATS = 5  # of each piece of work
+REPEATS = 3  # of each piece of work
 REFRESH = 15.0  # seconds of the clock, after which the machine is timed again
 TIERS = ("smoke", "slurm", "chaos", "full_size", "weights", "nightly")  # markers; the first that a test has
 FAST = "fast"  # tier of a test without any of them
