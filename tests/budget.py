@@ -6,9 +6,8 @@ its process and the processes it started have taken, not seconds of the clock. A
 are no children of it (SLURM, chaos) costs seconds of the clock. Both are divided by how slow the machine is just then:
 four fixed pieces of work (`PIECES`), timed by the same clock before and after the test, at most every quarter of a
 minute, each over the seconds that it takes on the machine of the budgets. The largest counts, so a busy or slow machine
-is forgiven, never blamed: where others use the memory of the machine, starting a process may take twice as long and
-the interpreter no longer than ever. A runner may be slow for a few minutes in the middle of a run, and quick in its
-beginning and its end.
+is forgiven, never blamed: what others do on the machine slows memory, processes and the interpreter by different
+factors. A runner may be slow for a few minutes in the middle of a run, and quick in its beginning and its end.
 
 Budgets are in pyproject.toml, `[tool.resurgence.test-budgets]`. A run of a few tests stays below them by nature.
 """
@@ -29,7 +28,7 @@ import numpy as np
 import pytest
 
 TOLERANCE = 1.5
-REPEATS = 3  # of each piece of work
+REPEATS = 5  # of each piece of work
 REFRESH = 15.0  # seconds of the clock, after which the machine is timed again
 TIERS = ("smoke", "slurm", "chaos", "full_size", "weights", "nightly")  # markers; the first that a test has
 FAST = "fast"  # tier of a test without any of them
@@ -79,12 +78,14 @@ PIECES: dict[str, Callable[[], None]] = {
 }  # fmt: skip
 
 
-def slowness(piece: Callable[[], None], clock: Callable[[], float], reference: float) -> float:
-    """Seconds of a piece of work over those of the machine of the budgets; at least 1."""
-    begin = clock()
+def slowness(
+    piece: Callable[[], None], reference: float, clocks: Mapping[str, Callable[[], float]] = CLOCKS
+) -> dict[str, float]:
+    """By each clock the seconds of a piece of work over those of the machine of the budgets; at least 1."""
+    begin = {name: clock() for name, clock in clocks.items()}
     for _ in range(REPEATS):
         piece()
-    return max(1.0, (clock() - begin) / REPEATS / reference)
+    return {name: max(1.0, (clock() - begin[name]) / REPEATS / reference) for name, clock in clocks.items()}
 
 
 def tier_of(markers: set[str]) -> str:
@@ -125,7 +126,7 @@ class Budget:
         self.taken: dict[str, float] = defaultdict(float)  # tier -> seconds on this one
         self.calls: dict[str, float] = {}
         self.over: list[str] = []
-        # clock -> piece of work -> seconds over those on the machine of the budgets
+        # piece of work -> clock -> seconds over those on the machine of the budgets
         self.slow: dict[str, dict[str, float]] = {}
         self.weights: dict[str, float] = defaultdict(float)  # piece of work -> its slowness x seconds of the fast tier
         self.timed = -REFRESH
@@ -134,11 +135,7 @@ class Budget:
     def measure(self) -> None:
         """Time the pieces of work in this process, if it was not just now."""
         if time.perf_counter() - self.timed >= REFRESH:
-            pieces = self.budgets["pieces"]
-            self.slow = {
-                clock: {name: slowness(PIECES[name], CLOCKS[clock], pieces[name]) for name in PIECES}
-                for clock in CLOCKS
-            }
+            self.slow = {name: slowness(piece, self.budgets["pieces"][name]) for name, piece in PIECES.items()}
             self.timed = time.perf_counter()
 
     @pytest.hookimpl(tryfirst=True)
@@ -155,7 +152,7 @@ class Budget:
         clock, before = clock_of(tier), self.slow
         seconds = CLOCKS[clock]() - self.start[clock]
         self.measure()
-        slow = {name: max(before[clock][name], self.slow[clock][name]) for name in PIECES}
+        slow = {name: max(before[name][clock], self.slow[name][clock]) for name in PIECES}
         report.cost = (tier, seconds, slow)
         self.start = {name: clock() for name, clock in CLOCKS.items()}
         return report
