@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resurgence.analysis import claims, tables
+from resurgence.analysis import cells, claims, tables
 from resurgence.analysis.estimates import estimates
 from resurgence.analysis.half_recovery import half_recovery, half_recovery_table
 from resurgence.analysis.intervals import holm, interval
@@ -39,7 +39,7 @@ def test_only_one_metric_is_estimated_and_it_is_that_of_the_tables(rows: list[di
 def test_pooled_is_the_mean_over_seeds_at_the_last_step() -> None:
     sets = study_sets(erase_seeds=(0, 1), erasers=("mace",))
     paired = tables.paired_rows(estimates(sets, only=["recogniser_accuracy"])[0])
-    pooled = claims.pool_seeds(paired)
+    pooled = cells.pool_seeds(paired)
     assert {row["runs"] for row in pooled} == {2} and {row["step"] for row in pooled} == {100}
     for row in pooled:
         runs = [r["estimates"] for r in paired if all(r[key] == row[key] for key in ("task", "role", "step"))]
@@ -47,15 +47,15 @@ def test_pooled_is_the_mean_over_seeds_at_the_last_step() -> None:
         assert row["gain"].value == pytest.approx(np.mean([gain.value for gain in gains]))
         assert interval(row["gain"], 0.95) == interval(over_runs(gains), 0.95) and row["gain"].runs == 2
         assert row["gains"] == [gain.value for gain in gains] and row["base"].parts[0].runs == 1
-    table = claims.table(pooled, 0.95)
+    table = cells.table(pooled, 0.95)
     deviations = [abs(a - b) / 2 for a, b in (row["gains"] for row in pooled)]
     np.testing.assert_allclose(table["deviation"], deviations, rtol=1e-5)
     assert (table["p_holm"] >= table["p"]).all() and set(table["n"]) == {row["gain"].n for row in pooled}
-    assert claims.display_table(table)["n"].str.endswith(" x 2").all()
+    assert cells.display_table(table)["n"].str.endswith(" x 2").all()
     single = [row for row in paired if row["erase_seed"] == 0]
-    alone = claims.display_table(claims.table(claims.pool_seeds(single), 0.95))
+    alone = cells.display_table(cells.table(cells.pool_seeds(single), 0.95))
     assert alone["n"].str.endswith(", this run").all() and set(alone["median ± deviation"]) == {"-"}
-    assert claims.display_table(table)["median ± deviation"].str.contains(" ± ").all()
+    assert cells.display_table(table)["median ± deviation"].str.contains(" ± ").all()
 
 
 def test_half_recovery() -> None:
@@ -76,7 +76,7 @@ def test_half_recovery() -> None:
 
 def test_interval_of_half_recovery_ends_where_the_limits_of_the_distance_to_it_cross(rows: list[dict]) -> None:
     """At the first end the upper limit of tuned - (erased + base) / 2 is 0, at the second the lower one."""
-    ends = half_recovery_table(claims.pool_seeds(rows, last=False), 0.95)
+    ends = half_recovery_table(cells.pool_seeds(rows, last=False), 0.95)
     assert (ends["steps_low"] <= ends["steps"]).all() and (ends["steps"] <= ends["steps_high"]).all()
     row = ends[(ends["task"] == "identities-4") & (ends["eraser"] == "mace")].squeeze()
     chosen = [r for r in rows if (r["task"], r["eraser"], r["role"]) == ("identities-4", "mace", "erase")]
@@ -185,8 +185,8 @@ def test_claims_of_a_page_are_judged_together() -> None:
 
 
 def test_p_is_adjusted_within_the_last_steps_of_a_role(rows: list[dict]) -> None:
-    every = claims.table(claims.pool_seeds(rows, last=False), 0.95)
-    ends = claims.table(claims.pool_seeds(rows), 0.95)
+    every = cells.table(cells.pool_seeds(rows, last=False), 0.95)
+    ends = cells.table(cells.pool_seeds(rows), 0.95)
     last = every[every["step"] == 100]
     assert every.loc[every["step"] < 100, "p_holm"].isna().all() and len(last) == len(ends)
     for role, part in ends.groupby("role"):
@@ -201,7 +201,7 @@ def test_no_interval_decides_nothing() -> None:
 
 
 def test_judged_compares_the_cells_it_names(rows: list[dict]) -> None:
-    ends = claims.pool_seeds(rows)
+    ends = cells.pool_seeds(rows)
     task = "identities-4"
     claim = Claim("A", Cells(task=task, eraser="mace"), "above", against=Cells(task=task, eraser="uce"))
     found = claims.evaluate_claims(ends, [claim], 0.95).iloc[0]
@@ -226,7 +226,7 @@ def test_what_is_compared_is_said_with_all_that_is_not_usual() -> None:
 
 
 def test_bars_of_one_fine_tune_by_two_names_stand_in_one_panel(rows: list[dict]) -> None:
-    ends = claims.table(claims.pool_seeds(rows), 0.95)
+    ends = cells.table(cells.pool_seeds(rows), 0.95)
     ends = ends[ends["role"] == "erase"]
     named = ends.assign(finetune=np.where(ends["eraser"] == "uce", "lora.end", "lora"))
     for table in (named, ends):
@@ -238,7 +238,7 @@ def test_bars_of_one_fine_tune_by_two_names_stand_in_one_panel(rows: list[dict])
 
 
 def test_figures_are_drawn_and_equal_tables_give_equal_bytes(rows: list[dict], tmp_path) -> None:
-    ends, steps = (claims.table(claims.pool_seeds(rows, last), 0.95) for last in (True, False))
+    ends, steps = (cells.table(cells.pool_seeds(rows, last), 0.95) for last in (True, False))
     drawn = {
         "bars": lambda: bars(ends, "eraser", "A title that is too long for one line of the figure " * 2),
         "line": lambda: line(ends.assign(x=[10.0**-i for i in range(len(ends))]), "lambda", "Line"),
@@ -253,13 +253,13 @@ def test_figures_are_drawn_and_equal_tables_give_equal_bytes(rows: list[dict], t
                           "drawn": [True, False, True]}), "Terciles",
         ),
     }  # fmt: skip
-    cells = pd.DataFrame(np.random.default_rng(0).random((12, 3)), columns=["resurgence", "a", "b"])
-    cells["task"], cells["eraser"] = ["t1", "t2"] * 6, [f"e{i}" for i in range(12)]
+    models = pd.DataFrame(np.random.default_rng(0).random((12, 3)), columns=["resurgence", "a", "b"])
+    models["task"], models["eraser"] = ["t1", "t2"] * 6, [f"e{i}" for i in range(12)]
     names = ("erased_erased_distance", "erased_finetuned_distance", "erased_cosine", "erased_undone")
     for name in names:
-        cells[name] = cells["a"]
-    found = correlations(cells, "resurgence", names, 100, 0.95, 0)
-    drawn["weights"] = lambda: weights(cells, found, "Weights")
+        models[name] = models["a"]
+    found = correlations(models, "resurgence", names, 100, 0.95, 0)
+    drawn["weights"] = lambda: weights(models, found, "Weights")
     for name, make in drawn.items():
         save(make(), tmp_path / name)
         first = (tmp_path / f"{name}.svg").read_bytes()
@@ -270,7 +270,7 @@ def test_figures_are_drawn_and_equal_tables_give_equal_bytes(rows: list[dict], t
 def pooled(task: str, finetuned: Estimate) -> dict:
     """A row of pool_seeds of which only the value of the fine-tuned model counts."""
     cell = {"task": task, "eraser": "mace", "finetune": "lora", "role": "erase", "metric": "share"}
-    return {**cell, **dict.fromkeys(claims.STATES, finetuned)}
+    return {**cell, **dict.fromkeys(cells.STATES, finetuned)}
 
 
 @pytest.mark.parametrize(
@@ -296,6 +296,20 @@ def test_a_comparison_of_two_sides_that_show_nothing_is_at_the_floor(
     assert "| lamb (1 against 2) |" in claims.claims_table(judged)
     alone = claims.evaluate_claims(rows[:1], [Claim("", Cells(task="a"), "equal")], 0.95, [""], visible)
     assert alone["verdict"].tolist() != ["floor"]  # a value by itself is compared with a number
+
+
+def test_fine_tuning_that_changes_nothing_of_what_is_seen_is_no_floor() -> None:
+    """90 of 100 images before and after two fine-tunes show the concept; none of 100 does, before and after two."""
+    claim = Claim("", Cells(finetune="a"), "equal", Cells(finetune="b"), margin=20.0)
+    found = []
+    for number in (90, 0):
+        rows = []
+        for finetune in ("a", "b"):
+            before, after = (share(number, 100, f"{state} {finetune}") for state in ("erased", "finetuned"))
+            states = {"base": before, "erased": before, "finetuned": after, "gain": difference(after, before)}
+            rows.append(pooled("t", after) | states | {"finetune": finetune})
+        found += claims.evaluate_claims(rows, [claim], 0.95, [""], ["share"])["verdict"].tolist()
+    assert found == ["same", "floor"]
 
 
 def test_a_claim_about_a_distance_with_a_floor_is_open_whatever_its_interval() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from resurgence.analysis.claims import pool_seeds
+from resurgence.analysis.cells import pool_seeds
 from resurgence.analysis.intervals import interval
 from resurgence.analysis.random_effects import Estimate, Part, difference, mean_estimate, over_runs, units_of, variance
 from resurgence.analysis.tables import means, over_seeds, paired_rows

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr, t
 
-from resurgence.analysis import claims, score_sets, tables
+from resurgence.analysis import cells, claims, score_sets, tables
 from resurgence.analysis.concept_means import agreement, by_concept, extremes
 from resurgence.analysis.estimates import estimates
 from resurgence.analysis.headline import number
@@ -20,6 +20,7 @@ from resurgence.analysis.intervals import interval
 from resurgence.analysis.metric_tables import column_titles, wide
 from resurgence.analysis.random_effects import difference, mean_estimate, over_runs, units_of
 from resurgence.analysis.roles import concepts_of, units_of_role
+from resurgence.analysis.scorer_checks import NOTE
 from resurgence.analysis.task_means import over_tasks, pool_tasks
 from resurgence.config.experiment import Cells, Claim
 from resurgence.config.model_path import ModelPath
@@ -36,7 +37,7 @@ METRICS = ["recogniser_accuracy", "clip_score"]
 @pytest.fixture(scope="module")
 def pooled() -> list[dict]:
     """Two tasks, two erasers, at the last step."""
-    return claims.pool_seeds(tables.paired_rows(estimates(study_sets(), only=METRICS)[0]))
+    return cells.pool_seeds(tables.paired_rows(estimates(study_sets(), only=METRICS)[0]))
 
 
 def test_each_concept_has_the_mean_of_its_images_and_its_distance() -> None:
@@ -50,7 +51,7 @@ def test_each_concept_has_the_mean_of_its_images_and_its_distance() -> None:
         if row["metric"] == "frechet":
             expected = frechet.distance(sets[0].features[mask], one.features[mask]) if row["state"] != "base" else 0.0
         assert row["estimate"].value == pytest.approx(expected) and row["n"] == mask.sum() == 8
-    pairs = claims.pool_seeds(tables.paired_rows(every))
+    pairs = cells.pool_seeds(tables.paired_rows(every))
     claim = Claim("", Cells(eraser="mace", concept="surfer"), "above", value="erased", metric="frechet")
     found = claims.evaluate_claims(pairs, [claim], 0.95)
     surfer = every[(every["concept"] == "surfer") & (every["metric"] == "frechet") & (every["state"] == "erased")]
@@ -157,7 +158,7 @@ def test_images_of_one_noise_count_once_in_a_share() -> None:
 def test_a_concept_in_two_roles_has_a_column_in_each() -> None:
     ship = [one for one in study_sets(erasers=("mace",)) if one.key["task"] == "ship"]
     every, _ = estimates(ship, only=["clip_score"], each_concept=True)
-    text = wide(claims.table(claims.pool_seeds(tables.paired_rows(every)), 0.95)).set_index("model")
+    text = wide(cells.table(cells.pool_seeds(tables.paired_rows(every)), 0.95)).set_index("model")
     rows = ship[0].rows
     for role, title in (("erase", "ship, erased concepts"), ("synonym", "ship, their synonyms"), ("retain", "cat")):
         chosen = rows[(rows["role"] == role) & (rows["concept"] == title.split(",")[0])]
@@ -172,8 +173,8 @@ def test_claims_over_tasks_are_about_tasks(pooled: list[dict]) -> None:
     chosen = {r["eraser"]: r["erased"].value for r in rows if (r["role"], r["metric"]) == ("erase", METRICS[0])}
     assert found["value"][0] == pytest.approx(chosen["mace"] - chosen["uce"], abs=1e-4) and found["scope"][0] == "tasks"
     assert f"| {found['n'][0]}, tasks |" in claims.claims_table(found)
-    table = claims.table(rows, 0.95)
-    assert (table["scope"] == "tasks").all() and claims.display_table(table)["n"].str.endswith(", tasks").all()
+    table = cells.table(rows, 0.95)
+    assert (table["scope"] == "tasks").all() and cells.display_table(table)["n"].str.endswith(", tasks").all()
 
 
 @pytest.mark.parametrize(("value", "models"), [("base", 1), ("erased", 2), ("finetuned", 3)])
@@ -189,7 +190,7 @@ def test_a_model_of_several_rows_counts_once_in_a_claim(pooled: list[dict], valu
 
 def test_the_page_has_a_row_a_model_and_a_column_a_metric_and_role(pooled: list[dict]) -> None:
     rows = [row for row in pooled if row["task"] == "ship" and row["role"] != "synonym"]
-    frame = claims.table(rows, 0.95)
+    frame = cells.table(rows, 0.95)
     text = wide(frame)
     assert text["model"].tolist() == ["base", "mace", "mace + lora", "uce", "uce + lora"]
     assert list(text)[2:] == list(dict.fromkeys(column_titles(frame)))
@@ -197,7 +198,7 @@ def test_the_page_has_a_row_a_model_and_a_column_a_metric_and_role(pooled: list[
     row = frame[(frame["eraser"] == "uce") & (frame["role"] == "retain") & (frame["metric"] == METRICS[0])].iloc[0]
     shown = text.set_index("model")["retained concepts, Recogniser accuracy (%)"]
     assert shown["uce + lora"].startswith(f"{row['finetuned_value']:.1f} [") and "[" not in shown["base"]
-    across = wide(claims.table(pool_tasks(r for r in pooled if r["role"] == "erase"), 0.95))
+    across = wide(cells.table(pool_tasks(r for r in pooled if r["role"] == "erase"), 0.95))
     assert across["task"].unique() == ["2 tasks"]
     assert list(across)[2:] == ["Recogniser accuracy (%)", "CLIP score (100 cos)"]
     assert across.iloc[:, 2:].map(lambda cell: " ± " in cell).all(axis=None)
@@ -271,6 +272,9 @@ def test_a_table_is_made_from_stored_scores(settings: tuple[Path, dict], over_ta
     first, second = pd.read_csv(tmp_path / "tab1_claims.csv")["value"]  # one without a metric is about the first
     own = frame[(frame["eraser"] == "mace") & (frame["role"] == "erase")].groupby("metric")["resurgence"].mean()
     assert [first, second] == pytest.approx([own[metric] for metric in METRICS], rel=1e-4)
+    beside = pd.read_csv(tmp_path / "tab1_checks.csv")
+    assert set(beside["metric"]) == {"clip_accuracy", "agreement", "false_alarm"} and NOTE in text
+    assert set(beside["task"]) == set(frame["task"])
     if not over_tasks:
         models = [model for model in shared["models"] if model.startswith("identities")]
         one_task = {"each_concept": True, "tasks": ["identities-4"], "models": models}

@@ -73,8 +73,29 @@ def test_a_sentence_says_no_more_than_the_verdict(ends: tuple[float, float], p: 
     row = {"task": "ship", "eraser": "uce", "finetune": "lora", "role": "erase", "base_value": 80.0, "p_holm": p}
     row |= {"resurgence": sum(ends) / 2, "resurgence_low": ends[0], "resurgence_high": ends[1]}
     retained = {**row, "role": "retain", "finetune": "full"}
-    said = studies.came_back(pd.DataFrame([row, retained]), 0.95)
+    clip = {"metric": "clip_accuracy", **row}
+    said = studies.came_back(pd.DataFrame([row, retained]), pd.DataFrame([clip]), 0.95)
     assert f"- **ship, uce:** {expected}" in said and "full" not in said and "at most 0.05" in said
+    assert ". By CLIP" not in said
+
+
+def test_what_clip_says_otherwise_is_said() -> None:
+    row = {"task": "ship", "eraser": "uce", "role": "erase", "base_value": 80.0, "p_holm": 0.01, "resurgence": 1.0}
+    row |= {"resurgence_low": -8.0, "resurgence_high": 7.0}
+    seen = {"metric": "clip_accuracy", "resurgence": 60.0, "resurgence_low": 50.0, "resurgence_high": 70.0}
+    table = pd.DataFrame([row | {"finetune": name} for name in ("lora", "full")])
+    other = pd.DataFrame([row | seen | {"finetune": "lora"}, row | {"metric": "clip_accuracy", "finetune": "full"}])
+    said = studies.came_back(table, other, 0.95)
+    assert said.endswith("`full`, 1.0 [-8.0, 7.0]. By CLIP came back after `lora`, 60.0 [50.0, 70.0].")
+    assert "| ship | objects hardly come back | uce | no, 1.0 [-8.0, 7.0] |" in studies.paper_by_maker(table, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("ends", "word"), [((-4, 5), "stay"), ((-9, -6), "move"), ((-6, 0), "open"), ((-6, 6), "open")]
+)
+def test_retained_concepts_stay_within_the_papers_margin(ends: tuple[float, float], word: str) -> None:
+    row = {"resurgence": -1.0, "resurgence_low": float(ends[0]), "resurgence_high": float(ends[1])}
+    assert studies.stays(row).startswith(f"{word}, -1.0 [")
 
 
 @pytest.mark.timeout(600)

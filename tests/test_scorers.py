@@ -179,14 +179,14 @@ def test_false_alarms_and_agreement_are_counted_row_by_row() -> None:
         ],
         columns=["concept", "role", "recogniser_top1", "recogniser_correct", "clip_correct"],
     )
-    found = scorers.compared(rows.copy(), TASK, ["recogniser", "clip"])
+    found = scorers.compared(rows.copy(), TASK.erase, ["recogniser", "clip"])
     np.testing.assert_array_equal(found["false_alarm"], [math.nan, math.nan, 1, 0, 1])
     np.testing.assert_array_equal(found["agreement"], [0, 1, 1, 0, math.nan])
-    alone = scorers.compared(rows.drop(columns="recogniser_top1")[["concept", "clip_correct"]], TASK, ["clip"])
+    alone = scorers.compared(rows.drop(columns="recogniser_top1")[["concept", "clip_correct"]], TASK.erase, ["clip"])
     assert list(alone) == ["concept", "clip_correct"]
     chosen = rows[["concept", "clip_correct"]].assign(clip_top1="ship")  # of the labels alone, whatever an image shows
-    assert "false_alarm" not in scorers.compared(chosen.copy(), TASK, ["clip"])
-    both = scorers.compared(rows.assign(clip_top1="ship"), TASK, ["recogniser", "clip"])
+    assert "false_alarm" not in scorers.compared(chosen.copy(), TASK.erase, ["clip"])
+    both = scorers.compared(rows.assign(clip_top1="ship"), TASK.erase, ["recogniser", "clip"])
     np.testing.assert_array_equal(both["false_alarm"], found["false_alarm"])
 
 
@@ -200,7 +200,7 @@ def test_a_false_alarm_has_its_name_in_any_letters() -> None:
         {"concept": ["Aaron Paul", "Adam Driver", "Adam Driver", ""], "celebrity_top1": ["aaron paul"] * 4}
     )
     rows.loc[2, "celebrity_top1"] = ""  # no face
-    found = scorers.compared(rows, task, ["celebrity"])
+    found = scorers.compared(rows, task.erase, ["celebrity"])
     np.testing.assert_array_equal(found["false_alarm"], [math.nan, 1, 0, 1])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resurgence.analysis.claims import CELL
+from resurgence.analysis.cells import CELL
 from resurgence.analysis.intervals import interval
 from resurgence.analysis.random_effects import combine
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from resurgence.analysis.claims import CELL
+from resurgence.analysis.cells import CELL
 from resurgence.analysis.headline import ROLES, marked, number, title_of
 
 
 def column_titles(frame: pd.DataFrame) -> list[str]:
-    """The column of each row of `claims.table`: the metric, with the concept, or the role of a metric of several.
+    """The column of each row of `cells.table`: the metric, with the concept, or the role of a metric of several.
 
     A concept that a model shows in several roles, as an erased one and its synonyms, has a column for each.
     """
@@ -38,7 +38,7 @@ def cell(row: Mapping[str, Any], state: str) -> str:
 
 
 def wide(frame: pd.DataFrame, changed: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """The rows of `claims.table` as text: base, erased and fine-tuned models of each task below each other.
+    """The rows of `cells.table` as text: base, erased and fine-tuned models of each task below each other.
 
     Columns: task, model, and one for each metric and role or concept; a dash where a model has no value.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from resurgence.analysis.claims import STATES
+from resurgence.analysis.cells import STATES
 from resurgence.analysis.random_effects import REPEATED, Estimate, Part, difference
 from resurgence.config.counting import counted
 

@@ -56,7 +56,7 @@ def bars(rows: pd.DataFrame, along: str, title: str) -> Figure:
     """Bars base, erased, fine-tuned along one category; a panel for each combination of the others, a line a role.
 
     Args:
-        rows: claims.table at the last step.
+        rows: cells.table at the last step.
     """
     others = [key for key in ("task", "eraser", "finetune") if key != along and rows[key].nunique() > 1]
     if "finetune" in others and not rows.duplicated(["task", "eraser", "role"]).any():

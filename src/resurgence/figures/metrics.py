@@ -30,7 +30,7 @@ def metric_bars(rows: pd.DataFrame, columns: Sequence[str], title: str) -> Figur
     """Bars base, erased, fine-tuned of each model; a panel for each column of a table of metrics.
 
     Args:
-        rows: claims.table at the last step. columns: the column of each row, see metric_tables.column_titles.
+        rows: cells.table at the last step. columns: the column of each row, see metric_tables.column_titles.
     """
     keys = [key for key in ("task", "eraser", "finetune") if key == "eraser" or rows[key].nunique() > 1]
     rows = rows.assign(model=rows[keys].agg(", ".join, axis=1), column=list(columns))
@@ -56,7 +56,7 @@ def concept_dots(rows: pd.DataFrame, title: str) -> Figure:
     erased concepts. After a fine-tune the erased model is an open dot without interval.
 
     Args:
-        rows: claims.table at the last step, with a column `concept`.
+        rows: cells.table at the last step, with a column `concept`.
     """
     names = [key for key in ("eraser", "finetune") if key == "eraser" or rows[key].nunique() > 1]
     several = rows.groupby(["task", "concept"])["role"].transform("nunique") > 1

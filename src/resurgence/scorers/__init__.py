@@ -164,17 +164,20 @@ def score_images(
             with exact(device):
                 features[name] = scorer.features(images)
         log.info("%s: %d images, %.1f s", name, len(images), time.monotonic() - start)
-    scores = compared(pd.concat(table, axis=1), task, list(scorers))
+    scores = compared(pd.concat(table, axis=1), task.erase, list(scorers))
     scores.attrs = {LABELS: labels} if labels else {}
     return scores, features
 
 
-def compared(scores: pd.DataFrame, task: Task, names: Collection[str]) -> pd.DataFrame:
+def compared(scores: pd.DataFrame, erase: Collection[str], names: Collection[str]) -> pd.DataFrame:
     """The scores with `false_alarm` and `agreement`, where the scorers allow them.
 
     The detectors are the scorers whose accuracies have the lowest and the highest rank, as in H_c and H_o; the first
     that does not choose among the task's labels is asked for false alarms. NaN: an image of an erased concept, or one
     whose prompt names no concept.
+
+    Args:
+        erase: the erased concepts of the task. names: of the scorers.
     """
     import numpy as np
 
@@ -182,8 +185,8 @@ def compared(scores: pd.DataFrame, task: Task, names: Collection[str]) -> pd.Dat
     detectors = [name for name in ranked_names() if name in names and not scorer_class(name).among_labels]
     tops = [f"{name}_top1" for name in detectors if f"{name}_top1" in scores]
     if tops:
-        erased = {concept.lower() for concept in task.erase}  # as the celebrity detector compares its names
-        seen, others = scores[tops[0]].str.lower().isin(erased), ~scores["concept"].isin(task.erase)
+        erased = {concept.lower() for concept in erase}  # as the celebrity detector compares its names
+        seen, others = scores[tops[0]].str.lower().isin(erased), ~scores["concept"].isin(erase)
         scores[FALSE_ALARM] = np.where(others, seen, np.nan)
     if len(accuracies) > 1:
         first, last = scores[accuracies[0]], scores[accuracies[-1]]

@@ -1,7 +1,8 @@
 """An experiment: the figure, its data as CSV, and a page of text with the claims of the paper, or of the study.
 
-Writes NAME.csv, NAME.md and NAME.png (and NAME.svg unless it is a grid of images), and NAME_claims.csv where something
-is claimed. Inputs are scores, and for a grid the images of the first seeds; for a list of members the terciles.
+Writes NAME.csv, NAME.md and NAME.png (and NAME.svg unless it is a grid of images), NAME_claims.csv where something is
+claimed, and NAME_checks.csv, what the other scores say, beside an accuracy. Inputs are scores, and for a grid the
+images of the first seeds; for a list of members the terciles.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
-from resurgence.analysis import claims
+from resurgence.analysis import cells, claims
 from resurgence.analysis.concept_means import agreement, by_concept, extremes, lost_concepts, with_similarity
 from resurgence.analysis.estimates import estimates
 from resurgence.analysis.half_recovery import half_recovery_table
@@ -25,6 +26,7 @@ from resurgence.analysis.measures import recovered_fraction
 from resurgence.analysis.metric_tables import column_titles, wide
 from resurgence.analysis.score_folders import by_step, entry
 from resurgence.analysis.score_sets import ImageSet, read_states
+from resurgence.analysis.scorer_checks import NOTE, checks, checks_page
 from resurgence.analysis.tables import erased_rows, paired_rows
 from resurgence.analysis.task_means import pool_tasks
 from resurgence.analysis.tuning import CHOSEN, RULE, left_and_kept, tuning_table
@@ -59,13 +61,13 @@ class Measurements(NamedTuple):
 
 def bars(job: Job, data: Measurements) -> Result:
     """Bars of the last steps along a field of the experiment."""
-    table = claims.table(data.ends, job.settings["statistics"]["level"])
+    table = cells.table(data.ends, job.settings["statistics"]["level"])
     return Result(table, draw.bars(table, job.settings["along"], job.settings["title"]))
 
 
 def line(job: Job, data: Measurements) -> Result:
     """The last steps over the value of a setting of the erasers, column `x`."""
-    table = claims.table(data.ends, job.settings["statistics"]["level"])
+    table = cells.table(data.ends, job.settings["statistics"]["level"])
     table["x"] = table["eraser"].map(job.settings["x"])
     return Result(table, draw.line(table, job.settings["along"], job.settings["title"]))
 
@@ -73,7 +75,7 @@ def line(job: Job, data: Measurements) -> Result:
 def curves(job: Job, data: Measurements) -> Result:
     """The metric at every checkpoint, and the steps to half recovery."""
     level = job.settings["statistics"]["level"]
-    table, halves = claims.table(data.curves, level), half_recovery_table(data.curves, level)
+    table, halves = cells.table(data.curves, level), half_recovery_table(data.curves, level)
     halves = halves[["task", "eraser", "finetune", "text"]].rename(columns={"text": "steps to half recovery"})
     legend = "Steps to half recovery, linear between checkpoints, with their interval:"
     return Result(table, draw.curves(table, job.settings["title"]), [legend, markdown_table(halves)])
@@ -81,7 +83,7 @@ def curves(job: Job, data: Measurements) -> Result:
 
 def table(job: Job, data: Measurements) -> Result:
     """Several metrics of base, erased and fine-tuned models side by side."""
-    frame = claims.table(data.ends, job.settings["statistics"]["level"])
+    frame = cells.table(data.ends, job.settings["statistics"]["level"])
     title = job.settings["title"]
     several_concepts = "concept" in frame and frame["concept"].nunique() > 1
     picture = concept_dots(frame, title) if several_concepts else metric_bars(frame, column_titles(frame), title)
@@ -154,7 +156,7 @@ def measured(job: Job) -> Result:
         places = [settings[f"{field}s"].index(row[field]) for field in ("task", "eraser", "role")]
         return (*places[:2], tuned, places[2], row.get("concept", ""), shown.index(row["metric"]), row["step"])
 
-    steps, ends = (sorted(claims.pool_seeds(rows, last), key=position) for last in (False, True))
+    steps, ends = (sorted(cells.pool_seeds(rows, last), key=position) for last in (False, True))
     if settings.get("over_tasks"):
         ends = pool_tasks(ends)
     first = {"metric": shown[0]} if len(shown) > 1 else {}
@@ -164,11 +166,16 @@ def measured(job: Job) -> Result:
     decided = claims.without_floors(decided, claims.have_floor(settings))
     result = MEASURED[settings["kind"]](job, Measurements(sets, rows, steps, ends))
     paragraphs, changed = result.paragraphs, settings.get("changed_objectives", {})
+    more = {}
     if "resurgence_low" in result.table:
-        page = wide if settings["kind"] == "table" else claims.display_table
+        page = wide if settings["kind"] == "table" else cells.display_table
         text = [markdown_table(page(result.table, changed)), changed_note(changed)]
         paragraphs = [*filter(None, text), *paragraphs]
+        beside = checks(sets, result.table, shown, statistics["level"], settings.get("over_tasks", False))
+        paragraphs += [NOTE, markdown_table(checks_page(beside, changed))] if len(beside) else []
+        more = {"checks": beside} if len(beside) else {}
     return result._replace(
+        more=more,
         paragraphs=paragraphs,
         heading=[f"{'Metric' if len(shown) == 1 else 'Metrics'}: {'; '.join(map(title_of, shown))}."],
         claims=decided,
@@ -286,6 +293,9 @@ def make(job: Job) -> None:
         text.append(claims.claims_table(result.claims, by))
         files.append(out / f"{name}_claims.csv")
         write_text(files[-1], result.claims.to_csv(index=False, lineterminator="\n"))
+    for part, table in result.more.items():
+        files.append(out / f"{name}_{part}.csv")
+        write_text(files[-1], table.to_csv(index=False, lineterminator="\n"))
     write_text(out / f"{name}.csv", result.table.to_csv(index=False, lineterminator="\n"))
     makers = filter(None, [makers_table(settings.get("makers", {}))])
     write_text(out / f"{name}.md", "\n\n".join([*text, *result.paragraphs, *makers]) + "\n")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pandas as pd
@@ -27,6 +28,7 @@ class Result(NamedTuple):
     paragraphs: Sequence[str] = ()  # below picture and claims
     heading: Sequence[str] = ()  # above the picture
     claims: pd.DataFrame = pd.DataFrame()
+    more: Mapping[str, pd.DataFrame] = MappingProxyType({})  # part of a file's name -> a table beside the first
 
 
 def words(job: Job) -> Result:
