@@ -12,6 +12,7 @@ No number of these parts is typed by hand.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,8 +24,19 @@ import yaml
 from parts import fill
 from results import findings
 
-from resurgence.analysis.headline import SMALL, markdown_table, number, outcome, outcome_text
+from resurgence.analysis.headline import (
+    MARK,
+    SMALL,
+    changed_note,
+    markdown_table,
+    marked,
+    number,
+    outcome,
+    outcome_text,
+)
 from resurgence.analysis.tuning import CHOSEN, FRONT, LEAST_KEPT, RULE, on_front
+from resurgence.config.erasers import eraser_config
+from resurgence.config.fields import build
 from resurgence.files import read_json
 from resurgence.provenance.manifest import read_manifest
 
@@ -179,6 +191,19 @@ def settings_of(written: Mapping[str, Any], eraser: str) -> dict[str, Any]:
     return default | (block.get("variants", {}).get(variant or "default") or {})
 
 
+def changed_objectives(written: Mapping[str, Any]) -> dict[str, str]:
+    """Eraser with its variant -> the settings that change its objective, of those where any do."""
+    found = {}
+    for experiment in written["experiments"].values():
+        for eraser in experiment["erasers"]:
+            config = eraser_config(eraser.partition(".")[0])
+            names = {field.name for field in dataclasses.fields(config)}
+            settings = {key: value for key, value in settings_of(written, eraser).items() if key in names}
+            if text := build(config, settings, eraser).changed_objective():
+                found[eraser] = text
+    return found
+
+
 def ran(results: Path, name: str, written: Mapping[str, Any]) -> pd.DataFrame:
     """The rows of one eraser: its experiment's table, with the seconds of each task, and the commits that erased."""
     table = pd.read_csv(results / f"experiments/{name}/{name}.csv", keep_default_na=False)
@@ -214,11 +239,11 @@ def tuning(results: Path, study: Path, known: Path) -> str:
         raise ValueError(f"{results} has no finished experiment of {study}; run the study first")
     table = pd.concat(parts, ignore_index=True)
     table.to_csv(known, index=False, lineterminator="\n")
-    rows, tasks = [], written["tasks"]["names"]
+    rows, tasks, changed = [], written["tasks"]["names"], changed_objectives(written)
     has_base = any(f"base {task}" in table for task in tasks)
     for row in table.to_dict("records"):
         each = {t: f"{number(row[f'left {t}'])} / {number(row[f'kept {t}'])}" for t in tasks}
-        shown = {"eraser": row["eraser"], "setting": row["setting"]}
+        shown = {"eraser": marked(row["eraser"], changed), "setting": row["setting"]}
         shown |= {"base": bases(row, tasks)} if has_base else {}
         shown |= {"left": number(row["left"]), "kept": number(row["kept"])} | each
         shown["seconds"] = " / ".join(str(row[f"seconds {task}"]) for task in each)
@@ -229,12 +254,9 @@ def tuning(results: Path, study: Path, known: Path) -> str:
     head = "Of each task left / kept in percent; seconds of erasing in the order of the tasks"
     head += ", and so `base`, the percent of the erased concepts before erasing." if has_base else "."
     aims = [aim(table, PEOPLE)] if PEOPLE in tasks else []
-    return "\n\n".join([*lines, head, markdown_table(pd.DataFrame(rows)), *aims, fronts_by_task(table, tasks)])
-
-
-def tasks_of(study: Path) -> list[str]:
-    """The tasks of a study in its file."""
-    return yaml.safe_load(study.read_text(encoding="utf-8"))["tasks"]["names"]
+    note = [changed_note({name: changed[name] for name in table["eraser"] if name in changed})]
+    page = [*lines, head, markdown_table(pd.DataFrame(rows)), *filter(None, note), *aims]
+    return "\n\n".join([*page, fronts_by_task(table, tasks)])
 
 
 def bases(row: Mapping[str, Any], tasks: Iterable[str]) -> str:
@@ -243,21 +265,27 @@ def bases(row: Mapping[str, Any], tasks: Iterable[str]) -> str:
     return " / ".join(number(float("nan" if value is None else value)) for value in values)
 
 
-def methods(known: Path, tasks: Sequence[str]) -> dict[str, str]:
+def methods(known: Path, study: Path) -> dict[str, str]:
     """Eraser -> the part `tuning` of its page: what each of its settings leaves and keeps, and the front of each task.
 
     Args:
-        known: the table of all runs so far.
+        known: the table of all runs so far. study: the file of their study.
     """
-    table = pd.read_csv(known, keep_default_na=False)
+    table, written = pd.read_csv(known, keep_default_na=False), yaml.safe_load(study.read_text(encoding="utf-8"))
+    tasks, changed = written["tasks"]["names"], changed_objectives(written)
     return {
-        name: method(part, tasks) for name, part in table.groupby(table["eraser"].str.split(".").str[0], sort=False)
+        name: method(part, tasks, changed)
+        for name, part in table.groupby(table["eraser"].str.split(".").str[0], sort=False)
     }
 
 
-def method(table: pd.DataFrame, tasks: Sequence[str]) -> str:
+def method(table: pd.DataFrame, tasks: Sequence[str], changed: Mapping[str, str]) -> str:
     """The part of one eraser."""
-    cells = {"setting": table["eraser"].str.partition(".")[2].replace("", "default"), "differs in": table["setting"]}
+    names = table["eraser"].str.partition(".")[2].replace("", "default")
+    labels = [
+        f"{name} {MARK}" if eraser in changed else name for name, eraser in zip(names, table["eraser"], strict=True)
+    ]
+    cells = {"setting": labels, "differs in": table["setting"]}
     if any(f"base {task}" in table for task in tasks):
         cells["base"] = [bases(row, tasks) for row in table.to_dict("records")]
     for task in tasks:
@@ -276,6 +304,7 @@ def method(table: pd.DataFrame, tasks: Sequence[str]) -> str:
         "base's value of the retained ones that is kept; **bold** where no other of these settings leaves less and "
         "keeps as much; seconds of erasing in the order of the tasks. These are single runs without intervals.",
         markdown_table(pd.DataFrame(cells)),
+        *filter(None, [changed_note({name: changed[name] for name in table["eraser"] if name in changed})]),
         *([f"Aim, at most {MOST_LEFT:g} % of {PEOPLE} left and at least {LEAST_KEPT:g} % kept: {reached}."]
           if PEOPLE in tasks else []),
     ])  # fmt: skip
@@ -326,7 +355,7 @@ def main() -> None:
         study, known = DOCS.parent / f"studies/{args.study}.yaml", DOCS / f"{args.study}.csv"
         fill(DOCS / "tuning.md", {f"{args.study} study": tuning(args.results, study, known)})
         if args.study == "tuning":
-            for name, text in methods(known, tasks_of(study)).items():
+            for name, text in methods(known, study).items():
                 fill(DOCS / f"methods/{name}.md", {"tuning": text})
 
 

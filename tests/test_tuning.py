@@ -363,7 +363,7 @@ def test_docs_hold_one_table_of_what_has_run(page: Path) -> None:
     assert "| esd | steps: 300 | 100.0 / 100.0 | 25.0 | 75.0 | 50.0 / 100.0 | 0.0 / 75.0 | 40 / 2 |  |" in text
     old = "| mace | lamb: 1 | - / - | 1.5 | 90.0 | 1.0 / 90.0 | 2.0 / 95.0 | 3 / 4 | chosen |"  # without the base's
     assert old in text
-    of_methods = studies.methods(known, [*names])
+    of_methods = studies.methods(known, page / "study.yaml")
     assert of_methods.keys() == {"mace", "esd"} and "Aim" not in of_methods["esd"]
     assert "| default | steps: 300 | 100.0 / 100.0 | **50.0 / 100.0** | 0.0 / 75.0 | 40 / 2 |  |" in of_methods["esd"]
     assert (
@@ -387,7 +387,7 @@ def test_docs_hold_one_table_of_what_has_run(page: Path) -> None:
 
 def test_the_page_of_each_method_has_its_rows() -> None:
     """As they are in docs/tuning.csv; of a method that has none, the place for them."""
-    shown = studies.methods(ROOT / "docs/tuning.csv", OVERLAY["tasks"]["names"])
+    shown = studies.methods(ROOT / "docs/tuning.csv", ROOT / "studies/tuning.yaml")
     assert shown.keys() >= {"mace", "uce", "esd", "eap", "ca", "doco"}
     for name in OVERLAY["erasers"]:
         page = ROOT / f"docs/methods/{name}.md"
@@ -402,7 +402,21 @@ def test_the_page_of_each_method_has_its_rows() -> None:
 def test_a_method_that_misses_the_aim_shows_what_it_reaches(rows: list[tuple[float, float]], said: str) -> None:
     table = pd.DataFrame(rows, columns=[f"left {studies.PEOPLE}", f"kept {studies.PEOPLE}"])
     table = table.assign(eraser=["esd.a", "esd.b"], setting="", choice="", **{f"seconds {studies.PEOPLE}": 3})
-    assert said in studies.method(table, [studies.PEOPLE])
+    assert said in studies.method(table, [studies.PEOPLE], {})
+
+
+def test_a_setting_with_another_objective_is_marked_in_each_table(page: Path) -> None:
+    names = {"people": 40, "bicycle": 2.4}
+    study = written(names) | {"erasers": {"mace": None, "esd": {}, "ca": {}, "rece": {"accumulate": True}}}
+    study["experiments"]["tune_rece"] = {"erasers": ["rece"]}
+    (page / "study.yaml").write_text(yaml.safe_dump(study))
+    columns = "eraser,setting,left,kept,left people,kept people,left bicycle,kept bicycle,choice,seconds people"
+    known = page / "tuning.csv"
+    known.write_text(f"{columns},seconds bicycle,commit\nrece,mu: 1,1.5,90.0,1.0,90.0,2.0,95.0,chosen,3,4,\n")
+    text, of_methods = studies.tuning(page, page / "study.yaml", known), studies.methods(known, page / "study.yaml")
+    note = "† not the published objective: rece has accumulate: true."
+    assert "| rece † | mu: 1 |" in text and "| default † | mu: 1 |" in of_methods["rece"]
+    assert note in text and note in of_methods["rece"]
 
 
 def test_settings_with_equal_values_stand_together_on_a_front() -> None:

@@ -21,7 +21,7 @@ from resurgence.analysis import cells, claims
 from resurgence.analysis.concept_means import agreement, by_concept, extremes, lost_concepts, with_similarity
 from resurgence.analysis.estimates import estimates
 from resurgence.analysis.half_recovery import half_recovery_table
-from resurgence.analysis.headline import changed_note, makers_table, markdown_table, number, title_of
+from resurgence.analysis.headline import changed_note, makers_table, markdown_table, marked, number, title_of
 from resurgence.analysis.measures import recovered_fraction
 from resurgence.analysis.metric_tables import column_titles, wide
 from resurgence.analysis.score_folders import by_step, entry
@@ -267,8 +267,9 @@ def tuning(job: Job) -> Result:
     frame = tuning_table(left_and_kept(sets, settings["metric"]), shown, settings["tasks"])
     numbers = frame.drop(columns="choice").map(lambda value: number(value) if isinstance(value, float) else value)
     chosen = {name: written[name] for name in frame.loc[frame["choice"] == CHOSEN, "eraser"]}
-    note = changed_note(settings.get("changed_objectives", {}))
-    parts = [markdown_table(numbers.assign(choice=frame["choice"])), note]
+    changed = settings.get("changed_objectives", {})
+    numbers["eraser"] = [marked(eraser, changed) for eraser in frame["eraser"]]
+    parts = [markdown_table(numbers.assign(choice=frame["choice"])), changed_note(changed)]
     parts.append(f"Chosen:\n\n```yaml\n{yaml.safe_dump(chosen, sort_keys=False)}```" if chosen else "")
     heading = f"{title_of(settings['metric'])} after erasing. {RULE}"
     return Result(frame, draw_tuning(frame, settings["title"]), list(filter(None, parts)), [heading])

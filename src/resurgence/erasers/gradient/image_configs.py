@@ -76,7 +76,12 @@ class DocoConfig(ImageOptimisation):
 
     module: ClassVar[str] = "resurgence.erasers.gradient.doco"
     needs: ClassVar[frozenset[str]] = frozenset({"anchors"})
-    changes: ClassVar[Changes] = {"discriminators": ("concept",)}
+    changes: ClassVar[Changes] = {
+        "unlearning": ("l2",),
+        "surgery": ("none", "sum"),  # the paper's own ablations
+        "lamb": (0.0,),
+        "discriminators": ("concept",),
+    }
 
     parameters: Selection = "xattn-kv"  # code: to_k and to_v of the cross-attentions; the paper does not say
     steps: Count = 1000  # optimiser steps, the warm-up included: paper
@@ -113,6 +118,7 @@ class SalunConfig(ImageOptimisation):
 
     module: ClassVar[str] = "resurgence.erasers.gradient.salun"
     needs: ClassVar[frozenset[str]] = frozenset({"images", "retained"})
+    changes: ClassVar[Changes] = {"target_from": ("frozen",)}
 
     parameters: Selection = "full"  # scripts; the mask is taken among these, with one threshold for all
     steps: Count = 500  # optimiser steps, scripts: 5 epochs over 800 images
@@ -146,7 +152,10 @@ class EraseDiffConfig(ImageOptimisation):
 
     module: ClassVar[str] = "resurgence.erasers.gradient.erasediff"
     needs: ClassVar[frozenset[str]] = frozenset({"images", "retained"})
-    changes: ClassVar[Changes] = {"inner_steps": (0,)}  # min L_f is 0 then: one level, not two
+    changes: ClassVar[Changes] = {
+        "inner_steps": (0,),  # min L_f is 0 then: one level, not two
+        "target_from": ("frozen",),
+    }
 
     parameters: Selection = "full"  # script for classes; nudity: noxattn-official
     steps: Count = 60  # optimiser steps: script for classes; nudity: 160

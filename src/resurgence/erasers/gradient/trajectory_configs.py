@@ -95,6 +95,7 @@ class SpmConfig(TrajectoryOptimisation):
         "adapters": ("shared",),
         "anchoring": ("retained",),
         "anchors": (0,),
+        "anchor_weight": (0.0,),
     }
 
     parameters: Selection = "full"  # paper: an adapter for each linear and convolution layer of these; xattn: attn2
@@ -131,6 +132,7 @@ class EapConfig(TrajectoryOptimisation):
 
     module: ClassVar[str] = "resurgence.erasers.gradient.eap"
     has_words: ClassVar[bool] = True
+    changes: ClassVar[Changes] = {"lamb": (0.0,)}  # the paper's own ablation
 
     lamb: NotNegative = 1.0  # lambda, weight of the preservation loss: paper
     target: Literal["neutral", "guided"] = "neutral"  # Eq. 5; guided: c_n with negative guidance, as ESD (script)
