@@ -14,8 +14,12 @@ ROOT = Path(__file__).parents[1]
 KNOWN = yaml.safe_load((ROOT / "tests/typed_numbers.yaml").read_text(encoding="utf-8"))
 GENERATED = re.compile(r"docs/(errors|results-\w+)\.md")  # as a whole; of messages, and of evaluations
 MARKED = re.compile(r"<!-- (?P<name>[\w -]+) -->.*?<!-- end of (?P=name) -->", re.DOTALL)
-# of a result: a share or a difference, an interval, a change, a count
-RESULT = re.compile(r"\d(?:\.\d+)? (?:%|points)|\[-?\d[\d.]*, -?\d|\d -> \d|\d of \d+ images")
+# of a result: a share or a difference, an interval, a change, a count, left / kept, one value against another; a
+# column of spreads of seconds, at the end of a row, is none
+RESULT = re.compile(
+    r"\d(?:\.\d+)? (?:%|percent\b|points)|\d%(?! \|$)|\[-?\d[\d.]*, -?\d|\d -> \d|\d of \d+ images"
+    r"|\b\d+(?:\.\d+)? / \d+(?:\.\d+)?\b|\d\.\d+ against \d"
+)
 INTERVAL = re.compile(r"\d \[(-?\d[\d.]*), (-?\d[\d.]*)\]")
 NO_RESULT = re.compile(r"\[-1, 1\]|\b95 % interval")  # the range of an image, the level of an interval
 
@@ -34,8 +38,9 @@ def pages() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "typed", ["returns to 76 %", "16.7 points", "1.6 [-13.5, 12.5]", "94.0 -> 4.7", "3 of 40 images", "[-1, 1] in 5 %"]
-)
+    "typed", ["returns to 76 %", "16.7 points", "1.6 [-13.5, 12.5]", "94.0 -> 4.7", "3 of 40 images", "[-1, 1] in 5 %",
+              "4.7 / 98", "76%", "61 percent", "2.99 against 0.58"]
+)  # fmt: skip
 def test_a_number_typed_by_hand_is_seen(typed: str) -> None:
     assert lines(typed) == [typed] and lines(f"<!-- a-b c -->\n{typed}\n<!-- end of a-b c -->") == []
     assert lines("<!-- a -->\n<!-- end of b -->\n" + typed) == [typed]
