@@ -156,6 +156,40 @@ def test_a_file_that_an_experiment_no_longer_writes_is_removed(root: Path) -> No
     assert main.main(["verify", "reference/eap/results", "--tables"]) == 0
 
 
+def test_an_experiment_is_added_from_stored_scores_as_if_it_had_run(root: Path) -> None:
+    run("eap_tab1")
+    store()
+    folder, study = root / "reference/eap/results/experiments", [Path("params.yaml"), Path("studies/eap.yaml")]
+    record = read_manifest(folder / "eap_tab1/made.json")
+    before = {name: (folder / "eap_tab1" / name).read_bytes() for name in record["files"]}
+    with pytest.raises(ValueError, match="eap_tab1 has run, or is not made from stored scores; leave it out"):
+        reference_again.main(Path("reference/eap"), study, ["eap_tab1"])
+    shutil.rmtree(folder / "eap_tab1")
+    reference_again.main(Path("reference/eap"), study, ["eap_tab1"])
+    assert {name: (folder / "eap_tab1" / name).read_bytes() for name in before} == before
+    assert read_manifest(folder / "eap_tab1/made.json") | {"inputs": record["inputs"]} == record
+    with pytest.raises(ValueError, match=r"eap_tab2 .*; (leave it out of --add|run it, and archive it with --add)"):
+        reference_again.main(Path("reference/eap"), study, ["eap_tab2"])
+    assert not (folder / "eap_tab2").exists()
+    assert main.main(["verify", "reference/eap/results", "--tables"]) == 0
+
+
+@pytest.mark.parametrize("marks", [{"uce": "lamb: 1"}, {}])
+def test_marks_of_an_experiment_that_stays_are_those_of_one_made_anew(root: Path, marks: dict[str, str]) -> None:
+    run("eap_tab1", changed_objectives=marks)
+    made = Path("results/experiments/eap_tab1/made.json")
+    anew, record = read_text(made.with_name("eap_tab1.md")), read_manifest(made)
+    shutil.rmtree(made.parent)
+    run("eap_tab1", changed_objectives={"uce": "another: 2"})
+    reference_again.mark_again(made, record["parameters"])
+    assert read_text(made.with_name("eap_tab1.md")) == anew and anew.count("uce †") == 2 * len(marks)
+    assert read_manifest(made)["files"] == record["files"]
+    assert read_manifest(made)["parameters"].get("changed_objectives", {}) == marks
+    made.with_name("eap_tab1.md").write_text("no table")
+    with pytest.raises(ValueError, match=r"has no table of the numbers beside it; run the experiment again"):
+        reference_again.mark_again(made, record["parameters"] | {"changed_objectives": {"uce": "third: 3"}})
+
+
 @pytest.mark.parametrize(("key", "value"), [("x", {"mace": 1.0}), ("settings", {"esd": {"lr": 1e-4}})])
 def test_an_experiment_of_models_with_other_settings_is_not_made_again(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str, value: dict[str, Any]

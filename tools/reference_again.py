@@ -3,6 +3,8 @@
     python tools/reference_again.py reference/miniature-full params.yaml studies/miniature-full.yaml
     python docs/results.py
 
+`--add NAME` makes an experiment that has not run, of models whose scores are stored (a claim that came up later).
+
 The settings of the experiments are those of the study as it is now, those of the tables stay; inputs and scores remain,
 and so do the tables' rows of metrics whose features a reference leaves out. Grids, lists of members, and experiments of
 the Fréchet distance, whose features a reference leaves out, stay as they are but for the verdicts of claims about it,
@@ -13,21 +15,28 @@ others now. `make verify` checks the result.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from resurgence.analysis.cells import display_table
 from resurgence.analysis.claims import claims_table, have_floor, without_floors
+from resurgence.analysis.headline import changed_note, markdown_table
+from resurgence.analysis.metric_tables import wide
 from resurgence.analysis.read import read_table
 from resurgence.analysis.score_sets import KEYS
+from resurgence.analysis.scorer_checks import checks_page
 from resurgence.analysis.tables import FILES, write_pages
 from resurgence.config.load import load_study
 from resurgence.files import plain, read_text, sha256, write_json, write_text
-from resurgence.provenance.manifest import read_manifest
+from resurgence.provenance.manifest import MANIFEST, read_manifest
+from resurgence.provenance.manifest_table import read_manifests
 from resurgence.stages import experiment, results
 from resurgence.stages.job import Job
 from resurgence.stages.remake import follows_from_scores, lost_metrics, remade_tables, stored_scores
@@ -69,6 +78,39 @@ def open_floors(made: Path) -> None:
     write_json(made, record | {"files": record["files"] | {each.name: sha256(each) for each in (file, text)}})
 
 
+def marked_tables(
+    numbers: pd.DataFrame, page: Callable[..., pd.DataFrame], checked: pd.DataFrame | None, marks: dict[str, str]
+) -> Iterator[str]:
+    """The tables of an experiment's page, with the note of their marks."""
+    yield "\n\n".join(filter(None, [markdown_table(page(numbers, marks)), changed_note(marks)]))
+    if checked is not None:
+        yield markdown_table(checks_page(checked, marks))
+
+
+def mark_again(made: Path, settings: dict[str, Any]) -> None:
+    """Mark erasers on the page of an experiment that stays by what is another objective now, and record that.
+
+    Raises:
+        ValueError: the page has no table of the stored numbers.
+    """
+    name, record = made.parent.name, read_manifest(made)
+    before, now = (of.get("changed_objectives", {}) for of in (record["parameters"], plain(settings)))
+    numbers, file = read_table(made.parent / f"{name}.csv"), made.parent / f"{name}.md"
+    if before == now or "resurgence_low" not in numbers:
+        return
+    page, text = wide if settings["kind"] == "table" else display_table, read_text(file)
+    beside = made.parent / f"{name}_checks.csv"
+    checked = read_table(beside) if beside.is_file() else None
+    for old, new in zip(*(marked_tables(numbers, page, checked, marks) for marks in (before, now)), strict=True):
+        if text.count(old) != 1:
+            raise ValueError(f"{file} has no table of the numbers beside it; run the experiment again")
+        text = text.replace(old, new)
+    write_text(file, text)
+    changed = {key: value for key, value in record["parameters"].items() if key != "changed_objectives"}
+    changed |= {"changed_objectives": now} if now else {}
+    write_json(made, record | {"parameters": changed, "files": record["files"] | {file.name: sha256(file)}})
+
+
 def with_rows_of(stored: Path, remade: Path, lost: tuple[str, ...] | None) -> None:
     """Write the rows of a remade table over those of the stored one; rows of lost metrics stay in their places.
 
@@ -100,9 +142,35 @@ def tables(root: Path) -> None:
     write_json(made, record | {"files": {name: sha256(made.parent / name) for name in record["files"]}})
 
 
-def main(reference: Path, configuration: list[Path]) -> None:
+def add(root: Path, name: str, settings: dict[str, Any]) -> None:
+    """Make an experiment from stored scores, beside those that have run.
+
+    Raises:
+        ValueError: it has run, it cannot be made from scores, or those of a model are not stored.
+    """
+    out, stored = root / "experiments" / name, {}
+    for row in read_manifests(root / "scores" / "manifests.parquet"):
+        stored[f"results/{row['folder']}/{MANIFEST}"] = hashlib.sha256(row["manifest"].encode()).hexdigest()
+    wanted = [f"results/scores/{settings['base']}/{model}/scores/{MANIFEST}" for model in settings.get("models", ())]
+    if out.exists() or not follows_from_scores(settings, lost_metrics(root)):
+        raise ValueError(f"{name} has run, or is not made from stored scores; leave it out of --add")
+    if lacking := [file for file in wanted if file not in stored]:
+        raise ValueError(f"{name} needs {lacking[0]}, which is not stored; run it, and archive it with --add")
+    with tempfile.TemporaryDirectory() as folder:
+        new = Path(folder) / name / "made.json"
+        experiment.make(Job(settings, new, {}, "cpu"))
+        record = read_manifest(new) | {"inputs": {file: stored[file] for file in sorted(wanted)}}
+        shutil.copytree(new.parent, out, ignore=lambda _, files: {f for f in files if f not in record["files"]})
+        write_json(out / "made.json", record)
+    print(f"{name}, added", flush=True)
+
+
+def main(reference: Path, configuration: list[Path], added: Sequence[str] = ()) -> None:
     """Make the tables, the experiments and the page of all of them again, in place."""
     study, root = load_study(configuration), (reference / "results").resolve()
+    with stored_scores(root):
+        for name in added:
+            add(root, name, experiment_settings.experiment(study, name))
     tables(root)
     stored = [name for name in study.experiments if (root / "experiments" / name / "made.json").is_file()]
     wanted = {name: experiment_settings.experiment(study, name) for name in stored}
@@ -119,6 +187,7 @@ def main(reference: Path, configuration: list[Path]) -> None:
                 print(name, flush=True)
             else:
                 open_floors(made)
+                mark_again(made, settings)
         if not (root / "experiments" / "made.json").is_file():  # of a study that has run in part
             return
         pages = Path(folder) / "experiments"
@@ -132,5 +201,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reference", type=Path, help="folder of the reference")
     parser.add_argument("study", type=Path, nargs="+", help="params.yaml, and the studies over it")
+    parser.add_argument("--add", action="append", default=[], metavar="NAME", help="an experiment that has not run")
     args = parser.parse_args()
-    main(args.reference, args.study)
+    main(args.reference, args.study, args.add)
