@@ -384,7 +384,7 @@ def test_intervals_of_shares_cover_what_they_say(coverage, concepts: int) -> Non
     cases = [case for case in coverage.cases() if case.concepts == concepts and case.before is None]
     common = []
     for case in cases:
-        hits = round(200 * coverage.covered(*case, 200)[0])
+        hits = round(200 * coverage.covered(*case[:4], 200)[0])
         fewest, most = coverage.allowed(*coverage.wanted(case), 200, len(cases))
         assert fewest <= hits <= most, case
         common += [hits] if case.rate >= 0.1 else []
@@ -430,14 +430,13 @@ def test_a_rule_that_does_not_cover_is_outside(coverage, monkeypatch) -> None:
     assert len(coverage.outside([share], 1200)) == 1 and coverage.outside([rare], 1200) == []
 
 
-@pytest.mark.parametrize(("before", "place"), [(None, 6), (0.05, 7)])
-def test_the_page_shows_the_simulation(coverage, before: float | None, place: int) -> None:
+@pytest.mark.parametrize(("before", "table", "place"), [(None, 0, 6), (0.05, 1, 7), (0.05, 2, 3)])
+def test_the_page_shows_the_simulation(coverage, before: float | None, table: int, place: int) -> None:
     """One cell of each table of docs/intervals.md; `benchmarks/coverage.py` makes them all."""
     rows = (Path(__file__).parents[1] / "docs/intervals.md").read_text(encoding="utf-8").splitlines()
-    shares, differences = [row.split("|") for row in rows if row.startswith("| 5 x 40 | 1 |")]
-    hits, length = coverage.covered(before, 0.1, 5, 1, 2000)
-    shown = (shares if before is None else differences)[place]
-    assert shown.strip() == f"{100 * hits:.1f} ({length:.0f})"
+    shown = [row.split("|") for row in rows if row.startswith("| 5 x 40 | 1 |")]
+    hits, length = coverage.covered(before, 0.1, 5, 1, 2000, table == 2)
+    assert len(shown) == 3 and shown[table][place].strip() == f"{100 * hits:.1f} ({length:.0f})"
 
 
 def test_components_of_balanced_images_are_those_that_made_them(coverage) -> None:
