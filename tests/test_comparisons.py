@@ -53,6 +53,20 @@ def test_two_fine_tunes_differ_in_their_set_or_their_rate(study: Study) -> None:
     assert "fine-tune algorithm (full against lora)" in kinds and "fine-tune lr (3e-05 against 0.002)" in kinds
 
 
+def test_a_name_that_means_something_else_in_each_method_is_no_difference() -> None:
+    """lamb of EAP weighs its loss of preservation, that of UCE how little weights move; both of EAP are the same."""
+    default, overlay = read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "studies/eap.yaml")
+    overlay["erasers"]["eap"]["variants"]["half"] = {"lamb": 0.5, "eta": 0.2}
+    overlay["experiments"]["eap_tab1"]["erasers"].append("eap.half")
+    eap = make_study(merge(default, overlay), ROOT)
+    sides = [Cells(eraser=name) for name in ("uce", "esd", "eap", "eap.half")]
+    for other in sides[:2]:
+        text = differences(eap, "eap_tab1", Claim("", other, "equal", sides[2]))
+        assert "lamb" not in text and "eta" not in text.replace("beta", "")
+    text = differences(eap, "eap_tab1", Claim("", sides[2], "equal", sides[3]))
+    assert "lamb (1 against 0.5)" in text and "eta (0.1 against 0.2)" in text
+
+
 def test_two_methods_are_compared_in_the_settings_that_both_have(study: Study) -> None:
     of, against = (Cells(task="ship", eraser=name) for name in ("mace", "uce"))
     text = differences(study, "fig8", Claim("", of, "equal", against))

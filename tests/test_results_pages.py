@@ -174,6 +174,19 @@ def test_an_experiment_is_added_from_stored_scores_as_if_it_had_run(root: Path) 
     assert main.main(["verify", "reference/eap/results", "--tables"]) == 0
 
 
+def test_claims_of_an_experiment_that_stays_tell_the_differences_of_now(root: Path) -> None:
+    against = CLAIM | {"against": {"eraser": "uce", "role": "retain"}}
+    run("eap_tab1", claims=[against], differences=["lamb (1 against 2)"], roles=["erase", "retain"])
+    made = Path("results/experiments/eap_tab1/made.json")
+    anew, record = read_text(made.with_name("eap_tab1.md")), read_manifest(made)
+    shutil.rmtree(made.parent)
+    run("eap_tab1", claims=[against], differences=["eta (3 against 4)"], roles=["erase", "retain"])
+    reference_again.claims_again(made, record["parameters"] | {"claims": [against, against]})  # of other claims
+    assert "eta (3 against 4)" in read_text(made.with_name("eap_tab1.md"))
+    reference_again.claims_again(made, record["parameters"])
+    assert read_text(made.with_name("eap_tab1.md")) == anew and read_manifest(made) == record
+
+
 @pytest.mark.parametrize("marks", [{"uce": "lamb: 1"}, {}])
 def test_marks_of_an_experiment_that_stays_are_those_of_one_made_anew(root: Path, marks: dict[str, str]) -> None:
     run("eap_tab1", changed_objectives=marks)
@@ -246,7 +259,7 @@ def test_stored_claims_about_a_distance_without_features_are_opened(tmp_path: Pa
     assert claims_table(table) in text
     (folder / "fig13.md").write_text(text.replace(claims_table(table), claims_table(old)))
     (folder / "made.json").chmod(0o644)
-    reference_again.open_floors(folder / "made.json")
+    reference_again.claims_again(folder / "made.json")
     for name in read_manifest(stored / "made.json")["files"]:
         assert (folder / name).read_bytes() == (stored / name).read_bytes(), name
     assert read_manifest(folder / "made.json") == read_manifest(stored / "made.json")

@@ -62,20 +62,26 @@ def of_other_models(made: Path, settings: dict[str, Any]) -> bool:
     return any(record.get(key) != plain(settings.get(key)) for key in ("x", "settings"))
 
 
-def open_floors(made: Path) -> None:
-    """Open the stored claims of an experiment that are about a metric with a floor, in its table and on its page."""
+def claims_again(made: Path, settings: dict[str, Any] | None = None) -> None:
+    """Write the claims of an experiment that stays again, in its table and on its page: open where they are about a
+    metric with a floor, and beside the settings in which their sides differ by the study as it is now."""
     name, record = made.parent.name, read_manifest(made)
-    file, text = made.parent / f"{name}_claims.csv", made.parent / f"{name}.md"
-    floors = have_floor(record["parameters"])
-    if not file.is_file() or not any(floors):
+    file, text, parameters = made.parent / f"{name}_claims.csv", made.parent / f"{name}.md", dict(record["parameters"])
+    if not file.is_file():
         return
     claims = pd.read_csv(file)
-    claims = without_floors(claims if "differences" in claims else claims.assign(differences=""), floors)
-    table = claims_table(claims, record["parameters"].get("claims_by", "paper"))
+    claims = claims if "differences" in claims else claims.assign(differences="")
+    now = plain(settings or {})
+    if now.get("claims") == parameters["claims"] and now["differences"] != parameters.get("differences"):
+        parameters["differences"] = now["differences"]
+        claims["differences"] = [text or None for text in now["differences"]]
+    claims = without_floors(claims, have_floor(parameters))
+    table = claims_table(claims, parameters.get("claims_by", "paper"))
     head = re.escape(table.partition("|")[2].partition("|")[0])
     write_text(file, claims.to_csv(index=False, lineterminator="\n"))
     write_text(text, re.sub(rf"^\|{head}\|[^\n]*(\n\|[^\n]*)*", lambda _: table, read_text(text), count=1, flags=re.M))
-    write_json(made, record | {"files": record["files"] | {each.name: sha256(each) for each in (file, text)}})
+    files = record["files"] | {each.name: sha256(each) for each in (file, text)}
+    write_json(made, record | {"parameters": parameters, "files": files})
 
 
 def marked_tables(
@@ -186,7 +192,7 @@ def main(reference: Path, configuration: list[Path], added: Sequence[str] = ()) 
                 replace(made, new, settings)
                 print(name, flush=True)
             else:
-                open_floors(made)
+                claims_again(made, settings)
                 mark_again(made, settings)
         if not (root / "experiments" / "made.json").is_file():  # of a study that has run in part
             return

@@ -53,16 +53,22 @@ def settings_of(study: Study, cell: Cell) -> dict[str, Any]:
 def differences(study: Study, experiment: str, claim: Claim) -> str:
     """The settings in which `of` and `against` of a claim differ, with both values; empty where there is no `against`.
 
-    Settings that only one of two erasers has are left out: their methods differ as a whole.
+    Settings that only one of two erasers has, or that mean something else in each, are left out: the methods differ
+    as a whole.
     """
     if claim.against is None:
         return ""
     rows = [(row_of(study, cell), cell) for cell in cells_of(study, experiment)]
-    sides = []
+    sides, methods = [], set()
     for cells in (claim.of, claim.against):
         chosen = dataclasses.replace(cells, role="erase", concept=None)
-        sides.append([settings_of(study, cell) for row, cell in rows if chosen.holds({**row, "role": "erase"})])
+        held = [cell for row, cell in rows if chosen.holds({**row, "role": "erase"})]
+        sides.append([settings_of(study, cell) for cell in held])
+        configs = (study.erasers[step.eraser].config for cell in held for step in study.chain(cell.erasure))
+        methods |= {config for config in configs if config is not None}
+    other = set().union(*(method.own_meaning for method in methods)) if len(methods) > 1 else set()
     shared = [key for key in sides[0][0] if all(key in settings for settings in (*sides[0], *sides[1]))]
+    shared = [key for key in shared if key not in other]
     texts = []
     for key in shared:
         left, right = (unique(settings[key] for settings in side) for side in sides)

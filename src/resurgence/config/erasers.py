@@ -70,6 +70,7 @@ class EraserConfig:
     trains_loras: ClassVar[bool] = False  # LoRAs are trained in a stage of their own, and `erase` fuses them
     fusion_settings: ClassVar[frozenset[str]] = frozenset()  # settings that these LoRAs do not depend on
     changes: ClassVar[Changes] = {}  # setting -> values with another objective than published
+    own_meaning: ClassVar[frozenset[str]] = frozenset()  # settings whose name means something else in other methods
 
     @classmethod
     def keys_without_effect(cls, values: Mapping[str, Any]) -> set[str]:

@@ -76,6 +76,7 @@ class DocoConfig(ImageOptimisation):
 
     module: ClassVar[str] = "resurgence.erasers.gradient.doco"
     needs: ClassVar[frozenset[str]] = frozenset({"anchors"})
+    own_meaning: ClassVar[frozenset[str]] = frozenset({"lamb"})
     changes: ClassVar[Changes] = {
         "unlearning": ("l2",),
         "surgery": ("none", "sum"),  # the paper's own ablations
@@ -151,6 +152,7 @@ class EraseDiffConfig(ImageOptimisation):
     """Settings; the defaults are those of the authors' scripts for classes, with the paper's lambda."""
 
     module: ClassVar[str] = "resurgence.erasers.gradient.erasediff"
+    own_meaning: ClassVar[frozenset[str]] = frozenset({"eta"})
     needs: ClassVar[frozenset[str]] = frozenset({"images", "retained"})
     changes: ClassVar[Changes] = {
         "inner_steps": (0,),  # min L_f is 0 then: one level, not two

@@ -132,6 +132,7 @@ class EapConfig(TrajectoryOptimisation):
 
     module: ClassVar[str] = "resurgence.erasers.gradient.eap"
     has_words: ClassVar[bool] = True
+    own_meaning: ClassVar[frozenset[str]] = frozenset({"lamb", "eta"})
     changes: ClassVar[Changes] = {"lamb": (0.0,)}  # the paper's own ablation
 
     lamb: NotNegative = 1.0  # lambda, weight of the preservation loss: paper
