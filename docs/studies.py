@@ -42,6 +42,7 @@ from resurgence.provenance.manifest import read_manifest
 
 DOCS = Path(__file__).parent
 PEOPLE, MOST_LEFT = "tuning-people", 10.0  # percent of ten people, the aim of the search
+HALF = 50.0  # percent; a chosen setting that leaves more does not erase
 FIRST = DOCS.parent / "reference/miniature-full/results"
 PAPER = {"identities-10": "celebrities come back", "ship": "objects hardly come back"}
 PAPER |= {"automobile": PAPER["ship"]}
@@ -251,12 +252,33 @@ def tuning(results: Path, study: Path, known: Path) -> str:
     chosen = table.loc[table["choice"] == CHOSEN, "eraser"]
     fronts = table.loc[table["choice"] == FRONT, "eraser"].str.split(".").str[0].unique()
     lines = [RULE, f"Chosen: {', '.join(chosen) or 'none'}. No setting keeps enough: {', '.join(fronts) or 'none'}."]
+    if PEOPLE in tasks:
+        names = settings_for_methods(table).values()
+        rule = (
+            "the chosen setting; where there is none, or it leaves more than half, that of the largest kept minus left"
+        )
+        lines.append(f"In `studies/methods.yaml`, {rule}: {', '.join(names)}.")
     head = "Of each task left / kept in percent; seconds of erasing in the order of the tasks"
     head += ", and so `base`, the percent of the erased concepts before erasing." if has_base else "."
     aims = [aim(table, PEOPLE)] if PEOPLE in tasks else []
     note = [changed_note({name: changed[name] for name in table["eraser"] if name in changed})]
     page = [*lines, head, markdown_table(pd.DataFrame(rows)), *filter(None, note), *aims]
     return "\n\n".join([*page, fronts_by_task(table, tasks)])
+
+
+def settings_for_methods(table: pd.DataFrame) -> dict[str, str]:
+    """Eraser -> its setting in studies/methods.yaml: the chosen one; where there is none, or it leaves more than half,
+    the one whose kept minus left is the largest.
+
+    Args:
+        table: the table of all runs so far.
+    """
+    found = {}
+    for name, part in table.groupby(table["eraser"].str.partition(".")[0], sort=False):
+        chosen = part[(part["choice"] == CHOSEN) & (part["left"] <= HALF)]
+        row = chosen.iloc[0] if len(chosen) else part.loc[(part["kept"] - part["left"]).idxmax()]
+        found[str(name)] = str(row["eraser"])
+    return found
 
 
 def bases(row: Mapping[str, Any], tasks: Iterable[str]) -> str:

@@ -67,14 +67,28 @@ def test_every_eraser_has_as_many_settings_on_the_same_tasks() -> None:
             assert {config.space for config in configs} >= {"prediction", "noise"}, name
 
 
-def test_its_default_settings_are_those_of_the_study_of_all_erasers() -> None:
-    """But for limits of seeds, and UCE's, which are those of its own defaults there."""
-    methods = read_yaml(ROOT / "studies/methods.yaml")["erasers"]
-    for name, block in OVERLAY["erasers"].items():
-        default = {key: value for key, value in block.items() if key != "variants"}
-        default.pop("captions" if name == "mace" else "", None)
-        if name not in ("uce", "rece"):
-            assert default == {key: value for key, value in methods[name].items() if key != "seeds"}, name
+def test_the_study_of_all_erasers_has_the_settings_that_the_search_chose() -> None:
+    """Those of docs/tuning.csv, with what params.yaml writes for MACE and UCE."""
+    found = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "studies/methods.yaml"))["erasers"]
+    chosen = studies.settings_for_methods(pd.read_csv(ROOT / "docs/tuning.csv", keep_default_na=False))
+    assert chosen.keys() == found.keys() == OVERLAY["erasers"].keys()
+    for name, setting in chosen.items():
+        written = {key: value for key, value in found[name].items() if key not in ("seeds", "tasks", "variants")}
+        config = eraser_config(name)
+        assert build(config, written, name) == build(config, studies.settings_of(OVERLAY, setting), name), name
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([(20, 85, "chosen"), (0, 84, "")], "esd.a"),  # the rule's, whatever is better otherwise
+        ([(60, 85, "chosen"), (20, 70, "")], "esd.b"),  # it leaves more than half
+        ([(5, 60, "front"), (1, 57, "front")], "esd.b"),
+    ],
+)
+def test_a_study_has_a_setting_also_where_none_keeps_enough(rows: list[tuple], expected: str) -> None:
+    table = pd.DataFrame(rows, columns=["left", "kept", "choice"]).assign(eraser=["esd.a", "esd.b"])
+    assert studies.settings_for_methods(table) == {"esd": expected}
 
 
 def test_its_seeds_are_of_no_study_that_scores() -> None:
