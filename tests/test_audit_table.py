@@ -28,6 +28,7 @@ from audits import AUDIT, share
 from resurgence.analysis.audit.result import Measure, write_audit
 from resurgence.config.audit import ShippedControl
 from resurgence.config.audit_bases import bases
+from resurgence.config.erasers import eraser_config
 from resurgence.config.fields import ConfigError, build
 from resurgence.config.load import load_study
 from resurgence.config.model_path import split_name
@@ -40,8 +41,8 @@ ROOT = Path(__file__).parents[1]
 BASES = {name: ROOT / f"data/{name}/base" for name in ("miniature", "miniature-2")}
 KEY, VALUE = (f"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.{name}.weight" for name in ("to_k", "to_v"))
 LISTED = audit_models.read_models(audit_models.MODELS)
-METHODS, FULL = (
-    yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text())["erasers"] for name in ("methods", "miniature-full")
+TUNING, FULL = (
+    yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text())["erasers"] for name in ("tuning", "miniature-full")
 )
 NEEDED = {"leaking": 20, "safe": 10}  # the least numbers of the table; more are listed, in case that some do not count
 
@@ -116,14 +117,16 @@ def test_the_models_that_are_made_as_shipped_controls_have_their_settings():
 
 @pytest.mark.parametrize("name", LISTED.studies["miniature"]["erasers"])
 def test_the_erasers_of_the_measured_models_have_the_settings_that_were_measured(name):
-    """Those of studies/methods.yaml; methods that compare predictions did so in the space of the noise."""
+    """The first of each in studies/tuning.yaml; methods that compare predictions did so in the space of the noise. UCE
+    and RECE have their own lamb, which is the same."""
     listed = dict(LISTED.studies["miniature"]["erasers"][name])
     spaces = {"esd", "sdd", "spm", "eap", "advunlearn", "ca", "doco", "salun", "erasediff", "scissorhands"}
     assert listed.pop("method") == name and listed.pop("space", None) == ("noise" if name in spaces else None)
-    settings = {key: value for key, value in METHODS[name].items() if key != "seeds"}
+    settings = {key: value for key, value in TUNING[name].items() if key != "variants"}
+    if name in ("uce", "rece"):
+        assert settings.pop("lamb") == eraser_config(name)().lamb
     listed = {key: value for key, value in listed.items() if key not in ("tasks", "variants")}
-    default = {"captions": "config/prompts/closed_form.txt"} if name in ("mace", "uce") else {}  # of params.yaml
-    assert listed == {**default, **settings}
+    assert listed == settings
 
 
 def test_the_variants_of_mace_have_the_settings_that_were_measured():

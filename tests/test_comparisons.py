@@ -119,6 +119,7 @@ def test_erasers_whose_objective_was_changed_are_marked() -> None:
     changed = tables(study)["changed_objectives"]
     expected = {name: ", ".join(f"{k}: {str(v).lower()}" for k, v in of.items()) for name, of in OURS.items()}
     del expected["doco"]
+    expected["spm"] += ", anchoring: retained"
     assert changed == expected and index(study)["changed_objectives"] == expected
     assert "changed_objectives" not in tables(load_study([ROOT / "params.yaml"]))
     for name in erasers():

@@ -43,6 +43,7 @@ ROOT = Path(__file__).parents[1]
 OVERLAY = read_yaml(ROOT / "studies/tuning.yaml")
 FOLDER = ROOT / OVERLAY["tasks"]["folder"]
 CLOSED_FORM, GRADIENT = 5, 7  # settings of each eraser
+KEYS = ("method", "seeds", "tasks", "variants")  # of an eraser in a study, beside its settings
 SHIPPED = pytest.mark.skipif(
     not (ROOT / "data/miniature/clip").is_dir(),
     reason="the shipped world is not here; run `dvc pull data/miniature/dvc.yaml`",
@@ -73,7 +74,7 @@ def test_the_study_of_all_erasers_has_the_settings_that_the_search_chose() -> No
     chosen = studies.settings_for_methods(pd.read_csv(ROOT / "docs/tuning.csv", keep_default_na=False))
     assert chosen.keys() == found.keys() == OVERLAY["erasers"].keys()
     for name, setting in chosen.items():
-        written = {key: value for key, value in found[name].items() if key not in ("seeds", "tasks", "variants")}
+        written = {key: value for key, value in found[name].items() if key not in KEYS}
         config = eraser_config(name)
         assert build(config, written, name) == build(config, studies.settings_of(OVERLAY, setting), name), name
 
