@@ -14,6 +14,7 @@ from resurgence.cli.audit_arguments import audit_arguments
 from resurgence.cli.audit_hub import Model, fixed
 from resurgence.cli.audit_inputs import (
     check_weights,
+    erased_words,
     implicit_captions,
     linked,
     pixels,
@@ -81,8 +82,8 @@ def checked(args: Namespace, recorded: Mapping[str, str]) -> Checked:
     model = (original or checkpoint).path
     base = base_of(model)
     task, kind, unknown = audited_task(args, base)
-    implicit = implicit_captions(args.implicit, task.erase)
-    names, size = (*task.erase, *(word for of in task.synonyms.values() for word in of)), pixels(model, base.sampling)
+    implicit = implicit_captions(args.implicit, task)
+    names, size = erased_words(task), pixels(model, base.sampling)
     given = {"domain": ("--images", args.images), "outside": ("--outside-images", args.outside_images)}
     shown = {place: shown_concepts(paths, option, names, size) for place, (option, paths) in given.items() if paths}
     if not task.finetune and "domain" not in shown:
