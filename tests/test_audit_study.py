@@ -19,6 +19,7 @@ from resurgence.cli.audit import copy_card, remove_card, write_study
 from resurgence.cli.main import main, make_parser
 from resurgence.config.audit import ShippedControl
 from resurgence.config.audit_bases import bases, model_task, synonyms_of
+from resurgence.config.audit_kinds import as_listed
 from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
 from resurgence.data.real_sets import real_set
@@ -149,6 +150,28 @@ def test_the_recipe_of_the_page_writes_a_folder_of_coco_that_an_audit_takes(plac
     given = training_set(place / "coco")
     assert {source.caption for source in given.sources} == {"a cat", "a tree", "a road"} and not given.left_out
     assert written("--images", "coco").audit.probe("lora-domain-real").maker == "real"
+
+
+def test_concepts_are_taken_in_the_spelling_of_the_lists(place):
+    """By which their synonyms, mapping and labels are found."""
+    expected = written()
+    (place / "retained.txt").write_text("\n".join(word.upper() for word in RETAINED))
+    given = written("--erased", " SHIP", "--out", "other")
+    for name in ("ship", "ship-synonyms"):
+        assert given.task(name) == expected.task(name)
+    assert given.audit.synonyms == expected.audit.synonyms
+    assert given.audit.command == expected.audit.command.replace("--out out", "--out other")
+    with pytest.raises(ConfigError, match="erase = 'ship': is listed twice; remove one"):
+        written("--erased", "ship", "Ship", "--out", "twice")
+    (place / "captions.txt").write_text("Ship: it leaves the harbour\n")
+    study = written("--erased", "Ship", "--implicit", "captions.txt", "--out", "implicit")
+    assert study.task("ship-implicit").synonyms == {"ship": ("it leaves the harbour",)}
+
+
+def test_the_spelling_of_the_first_list_that_has_a_word_counts_and_its_own_where_it_is_there():
+    lists = [["Ship", "ship", "Van Gogh"], ["SHIP", "boat"]]
+    words = ("ship", "SHIP", "van  gogh", "Boat", "Zorblin", "")
+    assert as_listed(words, lists) == ("ship", "Ship", "Van Gogh", "boat", "Zorblin", "")
 
 
 def test_a_training_of_one_step_is_singular(place):

@@ -32,6 +32,7 @@ from resurgence.config.audit_bases import (
     base_of,
     benign_concepts,
     kinds_of,
+    listed,
     model_task,
     named_also,
     outside_concepts,
@@ -152,7 +153,8 @@ def command_of(args: Namespace, asked: Checked) -> str:
     """The command line that repeats an audit, with commits, without defaults and what changes no result."""
     words, parser = ["resurgence", "audit", asked.checkpoint.name], ArgumentParser()
     audit_arguments(parser)
-    named = {"original": asked.original and asked.original.name, "lora": [lora.name for lora in asked.loras],
+    named = {"erased": list(asked.task.erase), "original": asked.original and asked.original.name,
+             "lora": [lora.name for lora in asked.loras],
              "metric": asked.judges.metric if asked.judges.detected else args.metric}  # fmt: skip
     for name, value in (vars(args) | named).items():
         if name in ("command", "verbose", "checkpoint", "cores", "device", "plan") or value == parser.get_default(name):
@@ -169,12 +171,13 @@ def audited_task(args: Namespace, base: AuditBase) -> tuple[Task, AuditKind, tup
     Raises:
         ConfigError: concepts of several kinds, or words that a task refuses.
     """
-    erased, tasks = tuple(args.erased), base.loaded_tasks()
+    tasks = base.loaded_tasks()
+    erased = listed(base, tasks, args.erased)
     kinds = kinds_of(base, tasks)
     name, unknown = kind_of(kinds, tasks, erased, args.kind)
     model, kind = model_task(base, erased, name), kinds[name]
     same = named_also(tasks, erased)  # what was erased by another word: neither retained nor benign, nor a label
-    retained = retained_concepts(args.retained, model, (*erased, *same))
+    retained = listed(base, tasks, retained_concepts(args.retained, model, (*erased, *same)))
     is_same = set(model.erase) == set(erased)
     labels = model.labels if is_same and args.retained == "auto" else further_labels(model, (*erased, *retained))
     task = make_task({

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from resurgence.config.audit import AuditKindName, Criteria, ShippedControl
-from resurgence.config.audit_kinds import AuditKind, spellings, task_kind
+from resurgence.config.audit_kinds import AuditKind, as_listed, listed_words, spellings, task_kind
 from resurgence.config.fields import build, read_yaml
 from resurgence.config.spelling import normal_form
 from resurgence.config.task import Kind, Task, load_task
@@ -112,6 +112,19 @@ def kinds_of(base: AuditBase, tasks: Sequence[Task]) -> dict[AuditKindName, Audi
                                     for word in (entry["name"], *entry.get("synonyms", ()))))
         for name in get_args(AuditKindName) if name in kinds
     }  # fmt: skip
+
+
+def listed(base: AuditBase, tasks: Sequence[Task], words: Sequence[str]) -> tuple[str, ...]:
+    """Concepts of a command line in the spelling of the base's lists, by which synonyms, mapping and labels are found:
+    of what its tasks erase and its world has, else of what else its tasks and kinds name."""
+    world = {} if base.concepts is None else read_yaml(Path(resolve_path(base.concepts)))
+    first = [*(word for task in tasks for word in task.erase),
+             *(entry["name"] for part in WORLD for entry in world.get(part, ()))]  # fmt: skip
+    others = [word for task in tasks for word in (*task.retain, *task.finetune, *task.labels)]
+    others += [word for task in tasks for of in task.synonyms.values() for word in of]
+    others += [word for kind in kinds_of(base, tasks).values() for word in kind.words]
+    files = (file for kind in kinds_of(base, tasks).values() for file in kind.lists)
+    return as_listed(words, (first, others, (word for file in files for word in listed_words(file))))
 
 
 def synonyms_of(base: AuditBase, task: Task, erased: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -69,6 +69,18 @@ def words_of(name: AuditKindName, entry: AuditKind, tasks: Sequence[Task]) -> fr
     return spellings(words)
 
 
+def as_listed(words: Iterable[str], lists: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """Words in the spelling of the first list that has them in any; as they are where none has, or has them so too."""
+    groups = []
+    for group in lists:
+        spelled: dict[str, dict[str, None]] = {}
+        for word in group:
+            spelled.setdefault(normal_form(word), {})[word] = None
+        groups.append(spelled)
+    found = [(word, next((of[normal_form(word)] for of in groups if normal_form(word) in of), {})) for word in words]
+    return tuple(word if word in spellings or not spellings else next(iter(spellings)) for word, spellings in found)
+
+
 def kind_of(
     kinds: Kinds, tasks: Sequence[Task], erased: Sequence[str], kind: AuditKindName | None
 ) -> tuple[AuditKindName, tuple[str, ...]]:
