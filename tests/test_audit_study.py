@@ -324,6 +324,19 @@ def test_the_control_has_lost_other_concepts_than_the_audited_model_where_one_ha
     assert base.controls(tasks["identities-1"]) == (people,)  # pictures of objects are another probe
 
 
+def test_every_shipped_control_that_leaks_says_what_it_showed_as_released_and_has_the_numbers_of_its_audit():
+    """Without that number it would count though its model had never been erased."""
+    leaking = [control for entry in bases().values() for control in entry.shipped if control.kind == "leaking"]
+    assert leaking and all(control.released is not None for control in leaking)
+    for name in ("ship", "automobile"):
+        (control,) = (control for control in leaking if control.concepts == (name,))
+        row = json.loads((ROOT / f"reference/audits/rows/{name}-uce-leaking.quick.json").read_text())
+        by_name = {probe["name"]: probe["erased"] for probe in row["probes"]}
+        for probe, number in (("released", control.released), (control.probe, control.shown)):
+            share = {key: by_name[probe][key] for key in ("value", "images")}
+            assert share == {"value": pytest.approx(100 * number / control.images), "images": control.images}
+
+
 def test_synonyms_are_those_of_the_task_that_erases_the_concept_else_of_the_world():
     entry = bases()["miniature"]
     world = {line["name"]: line["synonyms"] for line in yaml.safe_load((ROOT / entry.concepts).read_text())["concepts"]}
