@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -306,6 +307,77 @@ def test_the_card_lies_at_the_top_of_the_folder_and_an_earlier_record_does_not(t
     remove_card(tmp_path)
     left = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()}
     assert {name for name in left if not name.startswith("results/")} == {"data/x", "notes.html"}
+
+
+CARD = ("card.html", "card.json", "verdict.json", "data/resurgence-audit/local/erased/one.json")
+
+
+@pytest.fixture
+def audited(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a finished audit, with its card at the top; nothing more is computed."""
+    written("--images", "pictures")
+    for name in (*CARD, "manifest.json"):
+        (place / "out/results/audit" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "out/results/audit" / name).write_text(name)
+    copy_card(place / "out")
+    (place / "out/notes.md").write_text("of the user")
+    monkeypatch.setattr("resurgence.cli.audit.snakemake_plan", lambda out, cores: 0)
+    return place / "out"
+
+
+def audit(*words: str) -> int:
+    required = ["audit", "erased", "--erased", "ship", "--out", "out", "--retained", "retained.txt"]
+    return main([*required, "--images", "pictures", "--scorer", "clip", "path=scorer", *words])
+
+
+def at_the_top(out: Path) -> set[str]:
+    return {name for name in CARD if (out / name).is_file()}
+
+
+def is_kept(out: Path) -> bool:
+    """Whether nothing is lost: the results, and what is the user's."""
+    return all((out / "results/audit" / name).read_text() == name for name in CARD) and (out / "notes.md").is_file()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--pairs", "0"),  # before anything is written
+        ("--pairs", "300", "--update", "stepps=3"),  # by the study, which was written and is taken back
+        ("--pairs", "300"),  # by the scorer, whose folder is empty
+        (),
+    ],
+)
+def test_a_run_that_fails_leaves_no_card_of_an_earlier_one(audited, capsys, words):
+    before = (audited / "params.yaml").read_bytes()
+    assert audit(*words) == 1
+    assert not at_the_top(audited) and is_kept(audited)
+    assert "the card of an earlier run from out; it is kept in out/results/audit" in capsys.readouterr().err
+    assert ((audited / "params.yaml").read_bytes() == before) == (words != ("--pairs", "300"))
+
+
+def test_a_plan_removes_a_card_of_other_settings_and_no_other(audited, monkeypatch):
+    monkeypatch.setattr("resurgence.cli.audit.check_scorers", lambda study, out: None)
+    for words in ((), ("--pairs", "0"), ("--pairs", "300", "--update", "stepps=3")):  # the same; wrong ones
+        audit("--plan", *words)
+        assert at_the_top(audited) == set(CARD) and is_kept(audited), words
+    assert audit("--plan", "--pairs", "300") == 0
+    assert not at_the_top(audited) and is_kept(audited)
+    assert audit("--plan") == 0 and not at_the_top(audited)  # what it has is not known to be of these
+
+
+def test_the_card_of_another_audit_or_one_whose_results_are_gone_stays(audited, capsys):
+    make_pictures(Path("more"), "a photo of the bridge")
+    for words in (["--images", "more"], ["--out", "notes.txt"]):
+        audit(*words)
+        assert at_the_top(audited) == set(CARD) and is_kept(audited)
+    assert main(["audit", "original", "--erased", "ship", "--out", "out"]) == 1
+    assert at_the_top(audited) == set(CARD) and "is of another audit" in capsys.readouterr().err
+    before = (audited / "params.yaml").read_bytes()
+    shutil.rmtree(audited / "results")
+    assert audit("--pairs", "300") == 1
+    assert "is the card of an audit with other settings, whose results are gone; move it" in capsys.readouterr().err
+    assert at_the_top(audited) == set(CARD) and (audited / "params.yaml").read_bytes() == before
 
 
 def control(*concepts: str, kind: str = "leaking", domain: str = "object") -> ShippedControl:

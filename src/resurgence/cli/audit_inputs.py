@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resurgence.cli.audit_hub import Model
+from resurgence.cli.audit_hub import Model, OtherAudit
 from resurgence.config.audit_kinds import spellings
 from resurgence.config.fields import ConfigError
 from resurgence.config.naming import named_word
@@ -41,7 +41,7 @@ def linked(out: Path, name: str, source: str | Path, option: str) -> str:
     """Link a file or folder below out/inputs, and return the path in out.
 
     Raises:
-        ConfigError: there is no such file or folder, or the folder holds another link of this name.
+        ConfigError: there is no such file or folder. OtherAudit: the folder holds another link of this name.
     """
     path = Path(source)
     if path.is_file() and path.name == PEFT_WEIGHTS:
@@ -51,7 +51,7 @@ def linked(out: Path, name: str, source: str | Path, option: str) -> str:
     link = out / "inputs" / (name + (path.suffix if path.is_file() else ""))
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_symlink() and link.resolve() != path.resolve():
-        raise ConfigError(option, str(source), f"{link} is of another audit, of {link.resolve()}; name another --out")
+        raise OtherAudit(option, str(source), f"{link} is of another audit, of {link.resolve()}; name another --out")
     if not link.is_symlink():
         link.symlink_to(path.resolve())
     configuration = path.with_suffix("")  # of a single file, which diffusers reads beside it
