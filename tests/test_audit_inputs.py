@@ -28,6 +28,7 @@ from resurgence.config.audit import yes_or_no
 from resurgence.config.audit_bases import bases, kinds_of
 from resurgence.config.audit_kinds import kind_of
 from resurgence.config.fields import ConfigError
+from resurgence.diffusion.base_checks import check_folder
 from resurgence.diffusion.image_sets import write_image_set
 
 ROOT = Path(__file__).parents[1]
@@ -90,8 +91,12 @@ WRONG = [
     ("esd.pt", [], r"checkpoint = 'esd\.pt': is pickled, .*; name the model that it was made from in --original"),
     ("erased", ["--original", "esd.pt"], r"--original = 'esd\.pt': its weights are pickled, .*; convert them to safe"),
     ("xl", [], r"_class_name = 'StableDiffusionXLPipeline': give a StableDiffusionPipeline \(SD 1\.x or 2\.x\)$"),
-    ("sld", [], r"'StableDiffusionPipelineSafe': an eraser that acts while sampling.*; give a StableDiffusionPipeline"),
-    ("sld", ["--original", "original"], r"'StableDiffusionPipelineSafe': an eraser that acts while sampling"),
+    (
+        "sld",
+        [],
+        r"'StableDiffusionPipelineSafe': SLD acts at inference, so there are no changed weights .*; give a Stable",
+    ),
+    ("sld", ["--original", "original"], r"'StableDiffusionPipelineSafe': SLD acts at inference"),
     ("xl.safetensors", [], r"no whole Stable Diffusion 1 or 2 in one file, as it has no cond_stage_model\.\*; name"),
     ("style.safetensors", [], r"checkpoint = 'style\.safetensors': is no whole Stable Diffusion"),
     ("erased", ["--original", "nowhere"], r"--original = 'nowhere': no such file or folder"),
@@ -177,6 +182,25 @@ def test_a_wrong_command_line_is_refused_in_one_sentence_and_nothing_is_written(
         written(*words, checkpoint=checkpoint)
     assert "\n" not in errors.sentence(raised.value)
     assert sorted(wrong.rglob("*")) == before
+
+
+AT_INFERENCE = [
+    ("StableDiffusionPipelineSafe", "SLD"), ("SLDPipeline", "SLD"), ("SldPipeline", "SLD"), ("sldpipeline", "SLD"),
+    ("SAFREEPipeline", "SAFREE"), ("StableDiffusionSafreePipeline", "SAFREE"),
+    (["pipeline", "SAFREEPipeline"], "SAFREE"),
+    ("RecelerPipeline", "Receler"), ("receler_pipe", "Receler"), ("ConceptSteerersPipeline", "Concept Steerers"),
+    ("SAeUronPipeline", "SAeUron"), ("SafeDenoiserPipeline", "Safe Denoiser"), ("AdaVDPipeline", "AdaVD"),
+    ("SemanticStableDiffusionPipeline", "SEGA"), ("StableDiffusionXLPipeline", ""), ("ClassLDMPipeline", ""),
+    (None, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "eraser"), AT_INFERENCE, ids=str)
+def test_a_pipeline_that_erases_at_inference_is_refused_by_its_name(tmp_path, name, eraser):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    reason = rf"{eraser} acts at inference, so there are no changed weights to audit; " if eraser else ""
+    with pytest.raises(ConfigError, match=rf"_class_name = .*: {reason}give a StableDiffusionPipeline \(SD 1\.x"):
+        check_folder(tmp_path)
 
 
 @pytest.mark.parametrize("option", ["--level", "--evaluator", "--pairs", "--kind"])

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resurgence.config.fields import ConfigError
 from resurgence.files import check_weights_file, read_json
@@ -19,9 +20,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PIPELINE = "StableDiffusionPipeline"
-ERASING = ("StableDiffusionPipelineSafe", "SLDPipeline")
-"""Pipelines of erasers that act while sampling, as diffusers and the authors of SLD call theirs."""
-AT_SAMPLING = "an eraser that acts while sampling, such as SLD, SAFREE or Receler, has no erased weights"
+ERASING = {
+    r"SLD|Sld|^sld|(?i:safe$|SafeStableDiffusion|SafeLatentDiffusion)": "SLD",
+    r"(?i:safree)": "SAFREE",
+    r"(?i:receler)": "Receler",
+    r"(?i:concept_?steer)": "Concept Steerers",
+    r"(?i:saeuron)": "SAeUron",
+    r"(?i:safe_?denois)": "Safe Denoiser",
+    r"(?i:ada_?vd)": "AdaVD",
+    r"(?i:SemanticStableDiffusion)": "SEGA",
+}
+"""What the class of a pipeline is called -> its eraser, of those that act at inference; diffusers' of SLD is
+StableDiffusionPipelineSafe."""
+AT_INFERENCE = "acts at inference, so there are no changed weights to audit"
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
@@ -52,8 +63,8 @@ def check_folder(folder: Path) -> None:
     parts = read_json(index)
     if not isinstance(parts, dict):
         raise ConfigError(str(index), parts, "must be a mapping of parts to classes; write the folder again")
-    if (name := parts.get("_class_name")) != PIPELINE:
-        cause = f"{AT_SAMPLING}; " if name in ERASING else ""
+    if (name := class_name(parts)) != PIPELINE:
+        cause = f"{eraser} {AT_INFERENCE}; " if (eraser := inference_eraser(name)) else ""
         raise ConfigError(f"{index}: _class_name", name, f"{cause}give a {PIPELINE} (SD 1.x or 2.x)")
     for part, classes in CLASSES.items():
         entry = parts.get(part)
@@ -69,6 +80,17 @@ def check_folder(folder: Path) -> None:
     if not (folder / "scheduler/scheduler_config.json").is_file():
         raise FileNotFoundError(f"{folder} has no scheduler/scheduler_config.json; copy it from the base's publisher")
     read_json(folder / "scheduler/scheduler_config.json")
+
+
+def class_name(index: Mapping[str, Any]) -> Any:
+    """The class of a pipeline in its index; of a custom one, the file in the hub that defines it stands before it."""
+    name = index.get("_class_name")
+    return name[-1] if isinstance(name, list) and name else name
+
+
+def inference_eraser(name: Any) -> str:
+    """The eraser whose pipeline has a class of this name, of those that act at inference; "" for any other class."""
+    return next((eraser for pattern, eraser in ERASING.items() if re.search(pattern, str(name))), "")
 
 
 def is_complete(folder: Path) -> bool:

@@ -10,6 +10,7 @@ can be read.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from resurgence.diffusion.base_checks import AT_SAMPLING
+from resurgence.diffusion.base_checks import AT_INFERENCE
 from resurgence.diffusion.deltas import DELTA_FILE, LORA_FILE, PARTS, Delta, load_delta, lora_delta, parameters
 from resurgence.diffusion.pipeline import load_base
 from resurgence.files import PEFT_CONFIG, check_weights_file, read_json
@@ -32,6 +33,8 @@ NESTED = ("state_dict", "unet", "model")  # names below which published files ho
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 MOVING = ("pissa", "olora", "corda", "loftq", "lora_ga")  # init_lora_weights of peft that change the base as well
 BUFFERS = ("position_ids",)  # in files of older text encoders
+ADAPTER = re.compile(r"(^|\.)((adapter|eraser)(\.(down|up)\.(weight|bias))?|[Wb]_(enc|dec)|pre_bias|latent_bias)$")
+"""Names of Receler's adapters, and of the sparse autoencoders of SAeUron and Concept Steerers."""
 ROUNDINGS = (torch.float16, torch.bfloat16)
 FETCH = "give a diffusers folder, a .safetensors file of a UNet, a delta or a LoRA"
 
@@ -134,6 +137,8 @@ def table_of(content: Any, file: Path) -> dict[str, torch.Tensor]:
         content = {f"{part}.{name}": value for part, of in parts.items() for name, value in of.items()} or content
     nested = [content[name] for name in NESTED if name in content] if isinstance(content, Mapping) else []
     table = nested[0] if nested and isinstance(nested[0], Mapping) else content
+    if isinstance(table, Mapping):
+        check_adapters((str(name) for name, value in table.items() if isinstance(value, Mapping)), str(file))
     if not isinstance(table, Mapping) or not all(isinstance(value, torch.Tensor) for value in table.values()):
         raise ValueError(f"{file} is not a table of tensors by name; {FETCH}")
     return dict(table)
@@ -252,12 +257,20 @@ def check_names(weights: Mapping[str, torch.Tensor], read: Mapping[str, torch.Te
         raise ValueError(f"{path} holds no tensors; {FETCH}")
     for name, value in read.items():
         if name not in weights:
-            unknown = sum(other not in weights for other in read)
-            raise ValueError(f"{path}: {name} is not in the base ({unknown} of {len(read)} tensors); give the base "
-                             f"that the model was made from; {AT_SAMPLING}")  # fmt: skip
+            unknown = [other for other in read if other not in weights]
+            check_adapters(unknown, path)
+            raise ValueError(f"{path}: {name} is not in the base ({len(unknown)} of {len(read)} tensors), so it is of "
+                             "another base; give the base that the model was made from")  # fmt: skip
         if value.shape != weights[name].shape:
             raise ValueError(f"{path}: {name} has the shape {tuple(value.shape)}, in the base "
                              f"{tuple(weights[name].shape)}; give the base that the model was made from")  # fmt: skip
+
+
+def check_adapters(names: Iterable[str], path: str) -> None:
+    """Raise ValueError naming a tensor, or a table of them, that an eraser adds while it samples."""
+    if name := next(filter(ADAPTER.search, names), None):
+        raise ValueError(f"{path}: {name} is of an adapter as Receler has, or of an autoencoder as SAeUron has, which "
+                         f"{AT_INFERENCE}; give a model whose own weights were changed")  # fmt: skip
 
 
 def differs(base: torch.Tensor, value: torch.Tensor) -> bool:
