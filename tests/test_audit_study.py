@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from PIL import Image
 from safetensors.torch import save_file
 
 from audit_place import RETAINED, make_pictures, make_place, parsed, written, written_by
@@ -24,7 +22,6 @@ from resurgence.config.audit_kinds import as_listed
 from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
 from resurgence.data.real_sets import real_set
-from resurgence.data.training_images import training_set
 from resurgence.diffusion.image_sets import read_image_set
 from resurgence.files import files_at
 from resurgence.workflow import audit_settings
@@ -131,26 +128,6 @@ def test_several_folders_of_pictures_are_put_together_and_each_file_is_an_input(
     assert (place / "out/params.yaml").read_bytes() == before
     with pytest.raises(ConfigError, match=r"--images = 'more': .* is of another audit, of .*/pictures; name"):
         written("--images", "more", "pictures")
-
-
-def test_the_recipe_of_the_page_writes_a_folder_of_coco_that_an_audit_takes(place):
-    """On six pictures in COCO's layout: a caption of two of them names a boat, and one is small."""
-    (place / "annotations").mkdir()
-    (place / "val2014").mkdir()
-    texts = {1: ["a  cat", "a pet"], 22: ["a lake", "Boats on a lake"], 3: ["a boat"], 4: ["a tree\n"], 5: ["a road"],
-             6: ["a hat"]}  # fmt: skip
-    entries = [{"image_id": image, "id": 0, "caption": text} for image, of in texts.items() for text in of]
-    sides = {"width": 640, "height": 480}
-    images = [{"id": image, "file_name": f"COCO_val2014_{image:012}.jpg", **sides} for image in texts]
-    images[-1]["height"] = 99
-    (place / "annotations/captions_val2014.json").write_text(json.dumps({"annotations": entries, "images": images}))
-    for image in images:
-        Image.new("RGB", (16, 16)).save(place / "val2014" / image["file_name"])
-    (recipe,) = re.findall(r"```python\n(import json.*?)```", (ROOT / "docs/audit.md").read_text(), re.DOTALL)
-    exec(compile(recipe.replace("300", "3"), "docs/audit.md", "exec"), {})
-    given = training_set(place / "coco")
-    assert {source.caption for source in given.sources} == {"a cat", "a tree", "a road"} and not given.left_out
-    assert written("--images", "coco").audit.probe("lora-domain-real").maker == "real"
 
 
 def test_concepts_are_taken_in_the_spelling_of_the_lists(place):
@@ -352,7 +329,7 @@ def test_a_run_that_fails_leaves_no_card_of_an_earlier_one(audited, capsys, word
     before = (audited / "params.yaml").read_bytes()
     assert audit(*words) == 1
     assert not at_the_top(audited) and is_kept(audited)
-    assert "the card of an earlier run from out; it is kept in out/results/audit" in capsys.readouterr().err
+    assert "removed the card of an earlier run from out; out/results/audit has it still" in capsys.readouterr().err
     assert ((audited / "params.yaml").read_bytes() == before) == (words != ("--pairs", "300"))
 
 

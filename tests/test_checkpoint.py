@@ -229,7 +229,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[Path, type[Exception], str]]:
                     ValueError, r"unet\..*\.adapter\.down\.weight is of an adapter .* which acts at inference, so"),
         "Receler, pickled": (folder / "receler.pt", ValueError, rf"{BLOCK}\.adapter is of an adapter as Receler has"),
         "autoencoder": (save({"encoder.weight": torch.ones(2), "W_dec": torch.ones(2)}, folder / "sae.safetensors"),
-                        ValueError, r"unet\.W_dec is .* of an autoencoder as SAeUron has, which acts at inference"),
+                        ValueError, r"unet\.W_dec is .* or an autoencoder as SAeUron has, which acts at inference"),
         "another shape": (save({KEY: torch.ones(2, 2)}, folder / "shape.safetensors"), ValueError,
                           r"attn2.to_k.weight has the shape \(2, 2\), in the base \(\d+, \d+\); give the base"),
         "not finite": (save({KEY: torch.full((2, 2), torch.nan)}, folder / "nan.safetensors"), ValueError,

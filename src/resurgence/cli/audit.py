@@ -71,16 +71,21 @@ def run(args: Namespace) -> int:
 def no_earlier_card(out: Path, plan: bool) -> Iterator[None]:
     """Remove the card of an earlier run where the block raises an exception: it must not stand for a run that failed.
     It stays where nothing was to be run, and where the folder is of another audit, which is refused."""
+    there, kept = out / CARD, (out / VERDICT).parent
+    had_card = there.is_file()
     try:
         yield
     except OtherAudit:
         raise
     except BaseException:
-        if not plan and (out / CARD).is_file() and ((out / VERDICT).parent / CARD).is_file() and is_audit(out):
+        if not plan and (kept / CARD).is_file() and is_audit(out):
             remove_card(out)
-            print(f"resurgence audit: removed the card of an earlier run from {out}; it is kept in "
-                  f"{(out / VERDICT).parent}", file=sys.stderr)  # fmt: skip
         raise
+    finally:
+        if had_card and not there.is_file():
+            print(
+                f"resurgence audit: removed the card of an earlier run from {out}; {kept} has it still", file=sys.stderr
+            )
 
 
 def is_audit(out: Path) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PIPELINE = "StableDiffusionPipeline"
-ERASING = {
+ERASING = ("StableDiffusionPipelineSafe", "SLDPipeline")
+"""Pipelines of erasers that act while sampling, as diffusers and the authors of SLD call theirs."""
+AT_SAMPLING = "an eraser that acts while sampling, such as SLD, SAFREE or Receler, has no erased weights"
+AT_INFERENCE = "acts at inference, so there are no changed weights to audit"
+CLASS_NAMES = {
     r"SLD|Sld|^sld|(?i:safe$|SafeStableDiffusion|SafeLatentDiffusion)": "SLD",
     r"(?i:safree)": "SAFREE",
     r"(?i:receler)": "Receler",
@@ -30,9 +33,7 @@ ERASING = {
     r"(?i:ada_?vd)": "AdaVD",
     r"(?i:SemanticStableDiffusion)": "SEGA",
 }
-"""What the class of a pipeline is called -> its eraser, of those that act at inference; diffusers' of SLD is
-StableDiffusionPipelineSafe."""
-AT_INFERENCE = "acts at inference, so there are no changed weights to audit"
+"""What the classes of pipelines are called -> their eraser, of those that act at inference."""
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
@@ -63,9 +64,11 @@ def check_folder(folder: Path) -> None:
     parts = read_json(index)
     if not isinstance(parts, dict):
         raise ConfigError(str(index), parts, "must be a mapping of parts to classes; write the folder again")
-    if (name := class_name(parts)) != PIPELINE:
-        cause = f"{eraser} {AT_INFERENCE}; " if (eraser := inference_eraser(name)) else ""
-        raise ConfigError(f"{index}: _class_name", name, f"{cause}give a {PIPELINE} (SD 1.x or 2.x)")
+    if (name := parts.get("_class_name")) != PIPELINE:
+        cause = f"{AT_SAMPLING}; " if name in ERASING else ""  # of the code version of each job, unlike the next line
+        raise ConfigError(
+            f"{index}: _class_name", name, f"{at_inference(name) or cause}give a {PIPELINE} (SD 1.x or 2.x)"
+        )
     for part, classes in CLASSES.items():
         entry = parts.get(part)
         if not isinstance(entry, list) or entry[-1] not in classes:
@@ -82,15 +85,12 @@ def check_folder(folder: Path) -> None:
     read_json(folder / "scheduler/scheduler_config.json")
 
 
-def class_name(index: Mapping[str, Any]) -> Any:
-    """The class of a pipeline in its index; of a custom one, the file in the hub that defines it stands before it."""
-    name = index.get("_class_name")
-    return name[-1] if isinstance(name, list) and name else name
-
-
-def inference_eraser(name: Any) -> str:
-    """The eraser whose pipeline has a class of this name, of those that act at inference; "" for any other class."""
-    return next((eraser for pattern, eraser in ERASING.items() if re.search(pattern, str(name))), "")
+def at_inference(name: Any) -> str:
+    """Why the pipeline of this class is no erased model, in words; empty where its name is of no eraser that acts at
+    inference. Of a custom pipeline, the index has the file that defines it before the class."""
+    last = str(name[-1] if isinstance(name, list) and name else name)
+    eraser = next((eraser for pattern, eraser in CLASS_NAMES.items() if re.search(pattern, last)), None)
+    return f"{eraser} {AT_INFERENCE}; " if eraser else ""
 
 
 def is_complete(folder: Path) -> bool:
