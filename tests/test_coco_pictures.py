@@ -183,7 +183,7 @@ def test_the_choice_depends_on_the_seed_alone_and_a_larger_one_goes_on(archive):
     assert coco_pictures.choose(pictures, words, 5, 0, 40)[:3] == drawn
     firsts = {coco_pictures.choose(pictures, words, 1, seed, 40)[0].name for seed in range(40)}
     assert firsts == set(map(name, FITTING))
-    with pytest.raises(ConfigError, match=r"--number = 6: 5 pictures of at least 40 pixels a side name none of ship,"):
+    with pytest.raises(ConfigError, match=r"--number = 6: only 5 pictures of 40 pixels a side name none of ship,"):
         coco_pictures.choose(pictures, words, 6, 0, 40)
 
 

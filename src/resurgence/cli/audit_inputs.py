@@ -91,10 +91,9 @@ def check_base(path: Path, option: str) -> None:
 
     if path.is_file():
         if path.suffix != ".safetensors":
-            remedy = f"is no file of weights; {FETCH}"
-            if path.suffix in TENSORS:
-                remedy = STATE if option == "checkpoint" else f"its weights {CONVERT}"
-            raise ConfigError(option, str(path), remedy)
+            if path.suffix not in TENSORS:
+                raise ConfigError(option, str(path), f"is no file of weights; {FETCH}")
+            raise ConfigError(option, str(path), STATE if option == "checkpoint" else f"its weights {CONVERT}")
         names = read_header(path, option, FETCH)
         if lacking := [part for part in WHOLE if not any(name.startswith(part) for name in names)]:
             remedy = f"is no whole Stable Diffusion 1 or 2 in one file, as it has no {lacking[0]}*; "

@@ -83,8 +83,8 @@ def choose(pictures: Iterable[Picture], words: Sequence[str], number: int, seed:
     others = [picture for picture in sorted(pictures) if min(picture.width, picture.height) >= least
               and not any(named_word(caption, words) for caption in picture.captions)]  # fmt: skip
     if len(others) < number:
-        told = f"{counted(len(others), 'picture')} of at least {least} pixels a side name none of {', '.join(words)}"
-        raise ConfigError("--number", number, f"{told}; ask for fewer")
+        raise ConfigError("--number", number, f"only {len(others)} pictures of {least} pixels a side name none of "
+                          f"{', '.join(words)}; ask for fewer")  # fmt: skip
     random.Random(seed_of("COCO pictures", seed)).shuffle(others)
     return others[:number]
 
@@ -164,8 +164,10 @@ def fetch(missing: Sequence[Picture], out: Path, url: str) -> None:
         pool.shutdown(cancel_futures=True)
     if failures:
         more = " or more" if len(failures) == FAILURES else ""
-        told = f"{out}: {len(failures)}{more} of {wanted} cannot be fetched ({failures[0]})"
-        raise FileNotFoundError(f"{told}; give the same command again, which goes on, or another address with --mirror")
+        raise FileNotFoundError(
+            f"{out}: {len(failures)}{more} of {wanted} cannot be fetched ({failures[0]}); give the same command again, "
+            "which goes on, or another address with --mirror"
+        )
 
 
 def fetch_picture(picture: Picture, out: Path, url: str) -> None:

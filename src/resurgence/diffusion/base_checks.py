@@ -67,7 +67,10 @@ def check_folder(folder: Path) -> None:
     if (name := parts.get("_class_name")) != PIPELINE:
         cause = f"{AT_SAMPLING}; " if name in ERASING else ""  # of the code version of each job, unlike the next line
         raise ConfigError(
-            f"{index}: _class_name", name, f"{at_inference(name) or cause}give a {PIPELINE} (SD 1.x or 2.x)"
+            f"{index}: _class_name",
+            name,
+            (cause if not (eraser := at_inference(name)) else f"{eraser} {AT_INFERENCE}; ")
+            + f"give a {PIPELINE} (SD 1.x or 2.x)",
         )
     for part, classes in CLASSES.items():
         entry = parts.get(part)
@@ -86,11 +89,10 @@ def check_folder(folder: Path) -> None:
 
 
 def at_inference(name: Any) -> str:
-    """Why the pipeline of this class is no erased model, in words; empty where its name is of no eraser that acts at
-    inference. Of a custom pipeline, the index has the file that defines it before the class."""
+    """The eraser at inference whose pipeline has this class; "" of none. Of a custom pipeline, the index has the file
+    that defines it before the class."""
     last = str(name[-1] if isinstance(name, list) and name else name)
-    eraser = next((eraser for pattern, eraser in CLASS_NAMES.items() if re.search(pattern, last)), None)
-    return f"{eraser} {AT_INFERENCE}; " if eraser else ""
+    return next((eraser for pattern, eraser in CLASS_NAMES.items() if re.search(pattern, last)), "")
 
 
 def is_complete(folder: Path) -> bool:
