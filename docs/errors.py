@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 SOURCE, PAGE = ROOT / "src/resurgence", ROOT / "docs/errors.md"
-ERRORS = ("ConfigError", "ValueError", "FileNotFoundError", "FileExistsError", "TimeoutError", "OSError",
+ERRORS = ("ConfigError", "OtherAudit", "ValueError", "FileNotFoundError", "FileExistsError", "TimeoutError", "OSError",
           "BlockingIOError", "MemoryError", "ModuleNotFoundError", "PermissionError", "RuntimeError")  # fmt: skip
+KEYED = ("ConfigError", "OtherAudit")  # of a key, its value and the remedy
 PACKAGES = {
     "config": "Configuration: params.yaml, studies, task files",
     "pretrained": "Weights from elsewhere",
@@ -149,7 +150,7 @@ def messages(source: Path = SOURCE) -> list[Message]:
 
 def marked(call: ast.Call) -> list[ast.expr]:
     """The parts of a message; of a ConfigError key, value and remedy with the marks between them."""
-    if ast.unparse(call.func) != "ConfigError":
+    if ast.unparse(call.func) not in KEYED:
         return [call.args[0]]
     key, value, remedy = call.args
     return [key, ast.Constant(" = "), value, ast.Constant(": "), remedy]

@@ -28,6 +28,7 @@ from resurgence.config.audit import yes_or_no
 from resurgence.config.audit_bases import bases, kinds_of
 from resurgence.config.audit_kinds import kind_of
 from resurgence.config.fields import ConfigError
+from resurgence.diffusion.base_checks import check_folder
 from resurgence.diffusion.image_sets import write_image_set
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +41,7 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = make_place(tmp_path_factory.mktemp("user"))
     make_pictures(place / "small", "a photo of the castle", side=7)
     make_pictures(place / "named", "a photo of the castle", "the old Boat")
+    make_pictures(place / "several", "a castle", "two ships in the harbour", "BOATS on a lake")
     make_pictures(place / "broken", "a photo of the castle")
     (place / "broken/1.png").write_text("no picture")
     make_pictures(place / "gaps", "a photo of the castle")
@@ -49,8 +51,9 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / f"listed/{number}.txt").unlink()
     (place / "listed/metadata.csv").write_text("file_name,text\n0.png,a castle\n9.png,a castle\n")
     (place / "empty").mkdir()
-    for name, columns in (("set", ["prompt"]), ("dogs", ["prompt", "concept"])):
-        rows = pd.DataFrame([("a photo of the dog", "dog")], columns=["prompt", "concept"])[columns]
+    for name, columns, of in (("set", ["prompt"], "dog"), ("dogs", ["prompt", "concept"], "dog"),
+                              ("cargo", ["prompt", "concept"], "Ships")):  # fmt: skip
+        rows = pd.DataFrame([("a photo of the dog", of)], columns=["prompt", "concept"])[columns]
         write_image_set(place / f"{name}.parquet", rows, [(0, Image.new("RGB", (16, 16)))])
     shutil.copytree(place / "erased", place / "pickled")
     for file in (place / "pickled/unet").glob("*.safetensors"):
@@ -62,11 +65,14 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / f"{name}/model_index.json").write_text(json.dumps(index | {"_class_name": of}))
     save_file({"conditioner.embedders.0.x": torch.ones(2), "model.diffusion_model.x": torch.ones(2),
                "first_stage_model.x": torch.ones(2)}, place / "xl.safetensors")  # fmt: skip
-    torch.save({"x": torch.ones(2)}, place / "sd.ckpt")
+    for name in ("sd.ckpt", "esd.pt"):
+        torch.save({"x": torch.ones(2)}, place / name)
     save_file({"lora_unet_x.lora_down.weight": torch.ones(2, 2)}, place / "other.safetensors")
     (place / "short.safetensors").write_bytes((place / "style.safetensors").read_bytes()[:-10])
     (place / "nothing.txt").write_text("\n")
     (place / "captions.txt").write_text("it leaves the harbour\nAn old Ship at sea\n")
+    (place / "plural.txt").write_text("SHIPS on the water\n")
+    (place / "synonym.txt").write_text("an old Boat at sea\n")
     (place / "with-ship.txt").write_text("dog\nship\n")
     (place / "single.txt").write_text("dog\n")
     (place / "high.yaml").write_text("tau: 120\n")
@@ -81,10 +87,16 @@ WRONG = [
     ("pictures/0.png", [], r"checkpoint = 'pictures/0\.png': is no file of weights; give a diffusers folder"),
     ("pictures", [], r"checkpoint = 'pictures': .* no model_index\.json; name the model it changes in --original"),
     ("pickled", [], r"checkpoint = 'pickled': its weights, such as .*\.bin, are pickled, .*; convert them to safe"),
-    ("sd.ckpt", [], r"checkpoint = 'sd\.ckpt': its weights are pickled, .*; convert them to safetensors"),
+    ("sd.ckpt", [], r"'sd\.ckpt': is pickled, .*; name the model .* in --original, or convert a whole model to safe"),
+    ("esd.pt", [], r"checkpoint = 'esd\.pt': is pickled, .*; name the model that it was made from in --original"),
+    ("erased", ["--original", "esd.pt"], r"--original = 'esd\.pt': its weights are pickled, .*; convert them to safe"),
     ("xl", [], r"_class_name = 'StableDiffusionXLPipeline': give a StableDiffusionPipeline \(SD 1\.x or 2\.x\)$"),
-    ("sld", [], r"'StableDiffusionPipelineSafe': an eraser that acts while sampling.*; give a StableDiffusionPipeline"),
-    ("sld", ["--original", "original"], r"'StableDiffusionPipelineSafe': an eraser that acts while sampling"),
+    (
+        "sld",
+        [],
+        r"'StableDiffusionPipelineSafe': SLD acts at inference, so there are no changed weights .*; give a Stable",
+    ),
+    ("sld", ["--original", "original"], r"'StableDiffusionPipelineSafe': SLD acts at inference"),
     ("xl.safetensors", [], r"no whole Stable Diffusion 1 or 2 in one file, as it has no cond_stage_model\.\*; name"),
     ("style.safetensors", [], r"checkpoint = 'style\.safetensors': is no whole Stable Diffusion"),
     ("erased", ["--original", "nowhere"], r"--original = 'nowhere': no such file or folder"),
@@ -99,6 +111,13 @@ WRONG = [
         ["--images", "named"],
         r"--images = 'named': names boat in 1 of 3 captions, such as that of .*1\.png; take",
     ),
+    (
+        "erased",
+        ["--images", "several"],
+        r"--images = 'several': names ship in 1 of 3 captions, such as that of .*1\.png",
+    ),
+    ("erased", ["--outside-images", "several"], r"--outside-images = 'several': names ship in 1 of 3 captions"),
+    ("erased", ["--images", "cargo.parquet"], r"--images = 'cargo\.parquet': names ship in 1 of 1 caption, such as"),
     ("erased", ["--images", "broken"], r"--images = '.*broken/1\.png': is no picture; replace it by one, or remove it"),
     (
         "erased",
@@ -124,6 +143,8 @@ WRONG = [
     ("erased", ["--implicit", "nowhere.txt"], r"--implicit = 'nowhere\.txt': no such file"),
     ("erased", ["--implicit", "nothing.txt"], r"--implicit = 'nothing\.txt': holds no caption"),
     ("erased", ["--implicit", "captions.txt"], r"--implicit = 'An old Ship at sea': names ship; write captions"),
+    ("erased", ["--implicit", "plural.txt"], r"--implicit = 'SHIPS on the water': names ship; write captions"),
+    ("erased", ["--implicit", "synonym.txt"], r"--implicit = 'an old Boat at sea': names boat; write captions"),
     ("erased", ["--erased", "ship", "ship"], r"erase = 'ship': is listed twice; remove one"),
     ("erased", ["--erased", ""], r"erase = '': is empty; write the word or remove the entry"),
     ("erased", ["--erased", "bicycle", "Van Gogh"], r"several kinds \(bicycle: object, Van Gogh: style\); audit each"),
@@ -161,6 +182,25 @@ def test_a_wrong_command_line_is_refused_in_one_sentence_and_nothing_is_written(
         written(*words, checkpoint=checkpoint)
     assert "\n" not in errors.sentence(raised.value)
     assert sorted(wrong.rglob("*")) == before
+
+
+AT_INFERENCE = [
+    ("StableDiffusionPipelineSafe", "SLD"), ("SLDPipeline", "SLD"), ("SldPipeline", "SLD"), ("sldpipeline", "SLD"),
+    ("SAFREEPipeline", "SAFREE"), ("StableDiffusionSafreePipeline", "SAFREE"),
+    (["pipeline", "SAFREEPipeline"], "SAFREE"),
+    ("RecelerPipeline", "Receler"), ("receler_pipe", "Receler"), ("ConceptSteerersPipeline", "Concept Steerers"),
+    ("SAeUronPipeline", "SAeUron"), ("SafeDenoiserPipeline", "Safe Denoiser"), ("AdaVDPipeline", "AdaVD"),
+    ("SemanticStableDiffusionPipeline", "SEGA"), ("StableDiffusionXLPipeline", ""), ("ClassLDMPipeline", ""),
+    (None, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "eraser"), AT_INFERENCE, ids=str)
+def test_a_pipeline_that_erases_at_inference_is_refused_by_its_name(tmp_path, name, eraser):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    reason = rf"{eraser} acts at inference, so there are no changed weights to audit; " if eraser else ""
+    with pytest.raises(ConfigError, match=rf"_class_name = .*: {reason}give a StableDiffusionPipeline \(SD 1\.x"):
+        check_folder(tmp_path)
 
 
 @pytest.mark.parametrize("option", ["--level", "--evaluator", "--pairs", "--kind"])

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from PIL import Image
 from safetensors.torch import save_file
 
 from audit_place import RETAINED, make_pictures, make_place, parsed, written, written_by
@@ -19,10 +18,10 @@ from resurgence.cli.audit import copy_card, remove_card, write_study
 from resurgence.cli.main import main, make_parser
 from resurgence.config.audit import ShippedControl
 from resurgence.config.audit_bases import bases, model_task, synonyms_of
+from resurgence.config.audit_kinds import as_listed
 from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
 from resurgence.data.real_sets import real_set
-from resurgence.data.training_images import training_set
 from resurgence.diffusion.image_sets import read_image_set
 from resurgence.files import files_at
 from resurgence.workflow import audit_settings
@@ -131,24 +130,26 @@ def test_several_folders_of_pictures_are_put_together_and_each_file_is_an_input(
         written("--images", "more", "pictures")
 
 
-def test_the_recipe_of_the_page_writes_a_folder_of_coco_that_an_audit_takes(place):
-    """On six pictures in COCO's layout: a caption of two of them names a boat, and one is small."""
-    (place / "annotations").mkdir()
-    (place / "val2014").mkdir()
-    texts = {1: ["a  cat", "a pet"], 22: ["a lake", "Boats on a lake"], 3: ["a boat"], 4: ["a tree\n"], 5: ["a road"],
-             6: ["a hat"]}  # fmt: skip
-    entries = [{"image_id": image, "id": 0, "caption": text} for image, of in texts.items() for text in of]
-    sides = {"width": 640, "height": 480}
-    images = [{"id": image, "file_name": f"COCO_val2014_{image:012}.jpg", **sides} for image in texts]
-    images[-1]["height"] = 99
-    (place / "annotations/captions_val2014.json").write_text(json.dumps({"annotations": entries, "images": images}))
-    for image in images:
-        Image.new("RGB", (16, 16)).save(place / "val2014" / image["file_name"])
-    (recipe,) = re.findall(r"```python\n(import json.*?)```", (ROOT / "docs/audit.md").read_text(), re.DOTALL)
-    exec(compile(recipe.replace("300", "3"), "docs/audit.md", "exec"), {})
-    given = training_set(place / "coco")
-    assert {source.caption for source in given.sources} == {"a cat", "a tree", "a road"} and not given.left_out
-    assert written("--images", "coco").audit.probe("lora-domain-real").maker == "real"
+def test_concepts_are_taken_in_the_spelling_of_the_lists(place):
+    """By which their synonyms, mapping and labels are found."""
+    expected = written()
+    (place / "retained.txt").write_text("\n".join(word.upper() for word in RETAINED))
+    given = written("--erased", " SHIP", "--out", "other")
+    for name in ("ship", "ship-synonyms"):
+        assert given.task(name) == expected.task(name)
+    assert given.audit.synonyms == expected.audit.synonyms
+    assert given.audit.command == expected.audit.command.replace("--out out", "--out other")
+    with pytest.raises(ConfigError, match="erase = 'ship': is listed twice; remove one"):
+        written("--erased", "ship", "Ship", "--out", "twice")
+    (place / "captions.txt").write_text("Ship: it leaves the harbour\n")
+    study = written("--erased", "Ship", "--implicit", "captions.txt", "--out", "implicit")
+    assert study.task("ship-implicit").synonyms == {"ship": ("it leaves the harbour",)}
+
+
+def test_the_spelling_of_the_first_list_that_has_a_word_counts_and_its_own_where_it_is_there():
+    lists = [["Ship", "ship", "Van Gogh"], ["SHIP", "boat"]]
+    words = ("ship", "SHIP", "van  gogh", "Boat", "Zorblin", "")
+    assert as_listed(words, lists) == ("ship", "Ship", "Van Gogh", "boat", "Zorblin", "")
 
 
 def test_a_training_of_one_step_is_singular(place):
@@ -285,6 +286,87 @@ def test_the_card_lies_at_the_top_of_the_folder_and_an_earlier_record_does_not(t
     assert {name for name in left if not name.startswith("results/")} == {"data/x", "notes.html"}
 
 
+CARD = ("card.html", "card.json", "verdict.json", "data/resurgence-audit/local/erased/one.json")
+
+
+@pytest.fixture
+def audited(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a finished audit, with its card at the top; nothing more is computed."""
+    written("--images", "pictures")
+    for name in (*CARD, "manifest.json"):
+        (place / "out/results/audit" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "out/results/audit" / name).write_text(name)
+    copy_card(place / "out")
+    (place / "out/notes.md").write_text("of the user")
+    monkeypatch.setattr("resurgence.cli.audit.snakemake_plan", lambda out, cores: 0)
+    return place / "out"
+
+
+def audit(*words: str) -> int:
+    required = ["audit", "erased", "--erased", "ship", "--out", "out", "--retained", "retained.txt"]
+    return main([*required, "--images", "pictures", "--scorer", "clip", "path=scorer", *words])
+
+
+def at_the_top(out: Path) -> set[str]:
+    return {name for name in CARD if (out / name).is_file()}
+
+
+def is_kept(out: Path) -> bool:
+    """Whether nothing is lost: the results, and what is the user's."""
+    return all((out / "results/audit" / name).read_text() == name for name in CARD) and (out / "notes.md").is_file()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--pairs", "0"),  # before anything is written
+        ("--pairs", "300", "--update", "stepps=3"),  # by the study, which was written and is taken back
+        ("--pairs", "300"),  # by the scorer, whose folder is empty
+        (),
+    ],
+)
+def test_a_run_that_fails_leaves_no_card_of_an_earlier_one(audited, capsys, words):
+    before = (audited / "params.yaml").read_bytes()
+    assert audit(*words) == 1
+    assert not at_the_top(audited) and is_kept(audited)
+    assert "removed the card of an earlier run from out; out/results/audit has it still" in capsys.readouterr().err
+    assert ((audited / "params.yaml").read_bytes() == before) == (words != ("--pairs", "300"))
+
+
+def test_a_plan_removes_a_card_of_other_settings_and_no_other(audited, monkeypatch):
+    monkeypatch.setattr("resurgence.cli.audit.check_scorers", lambda study, out: None)
+    for words in ((), ("--pairs", "0"), ("--pairs", "300", "--update", "stepps=3")):  # the same; wrong ones
+        audit("--plan", *words)
+        assert at_the_top(audited) == set(CARD) and is_kept(audited), words
+    assert audit("--plan", "--pairs", "300") == 0
+    assert not at_the_top(audited) and is_kept(audited)
+    assert audit("--plan") == 0 and not at_the_top(audited)  # what it has is not known to be of these
+
+
+def test_the_card_of_another_audit_or_one_whose_results_are_gone_stays(audited, capsys):
+    make_pictures(Path("more"), "a photo of the bridge")
+    for checkpoint, pictures in (("erased", "more"), ("original", "pictures")):
+        words = [
+            "--erased",
+            "ship",
+            "--retained",
+            "retained.txt",
+            "--images",
+            pictures,
+            "--scorer",
+            "clip",
+            "path=scorer",
+        ]
+        assert main(["audit", checkpoint, *words, "--out", "out"]) == 1
+        assert at_the_top(audited) == set(CARD) and is_kept(audited)
+        assert "is of another audit" in capsys.readouterr().err
+    before = (audited / "params.yaml").read_bytes()
+    shutil.rmtree(audited / "results")
+    assert audit("--pairs", "300") == 1
+    assert "is the card of an audit with other settings, whose results are gone; move it" in capsys.readouterr().err
+    assert at_the_top(audited) == set(CARD) and (audited / "params.yaml").read_bytes() == before
+
+
 def control(*concepts: str, kind: str = "leaking", domain: str = "object") -> ShippedControl:
     return ShippedControl(kind, "UCE", "lora-domain-real", 60, 200, concepts, domain)
 
@@ -299,6 +381,19 @@ def test_the_control_has_lost_other_concepts_than_the_audited_model_where_one_ha
     assert base.controls(tasks["bird"]) == (ship, untaught)
     assert base.controls(tasks["objects-5"])[0] == ship  # both share a concept with it: the first
     assert base.controls(tasks["identities-1"]) == (people,)  # pictures of objects are another probe
+
+
+def test_every_shipped_control_that_leaks_says_what_it_showed_as_released_and_has_the_numbers_of_its_audit():
+    """Without that number it would count though its model had never been erased."""
+    leaking = [control for entry in bases().values() for control in entry.shipped if control.kind == "leaking"]
+    assert leaking and all(control.released is not None for control in leaking)
+    for name in ("ship", "automobile"):
+        (control,) = (control for control in leaking if control.concepts == (name,))
+        row = json.loads((ROOT / f"reference/audits/rows/{name}-uce-leaking.quick.json").read_text())
+        by_name = {probe["name"]: probe["erased"] for probe in row["probes"]}
+        for probe, number in (("released", control.released), (control.probe, control.shown)):
+            share = {key: by_name[probe][key] for key in ("value", "images")}
+            assert share == {"value": pytest.approx(100 * number / control.images), "images": control.images}
 
 
 def test_synonyms_are_those_of_the_task_that_erases_the_concept_else_of_the_world():

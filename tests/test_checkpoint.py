@@ -210,6 +210,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[Path, type[Exception], str]]:
     torch.save(Path("code"), folder / "code.pt")
     torch.save([torch.ones(2)], folder / "list.pt")
     torch.save({"x.lora_down.weight": torch.ones(2)}, folder / "lora.pt")
+    torch.save({f"{BLOCK}.adapter": {"down.weight": torch.ones(2)}}, folder / "receler.pt")
     other = "end.to_k.weight"
     return {
         "missing": (folder / "nothing", FileNotFoundError, "no hub id; correct the path"),
@@ -222,7 +223,13 @@ def bad_inputs(folder: Path) -> dict[str, tuple[Path, type[Exception], str]]:
         "pickled LoRA": (folder / "lora.pt", ValueError, "is a pickled LoRA; save it as .safetensors"),
         "no tensors": (save({}, folder / "none.safetensors"), ValueError, "holds no tensors"),
         "another base": (save({other: torch.ones(2)}, folder / "other.safetensors"), ValueError,
-                         r"unet.end.to_k.weight is not in the base \(1 of 1 tensors\); .* SLD, SAFREE or Receler"),
+                         r"unet.end.to_k.weight is not in the base \(1 of 1 tensors\), so it is of another base; give "
+                         "the base that the model was made from$"),
+        "Receler": (save({f"{BLOCK}.adapter.down.weight": torch.ones(2)}, folder / "receler.safetensors"),
+                    ValueError, r"unet\..*\.adapter\.down\.weight is of an adapter .* which acts at inference, so"),
+        "Receler, pickled": (folder / "receler.pt", ValueError, rf"{BLOCK}\.adapter is of an adapter as Receler has"),
+        "autoencoder": (save({"encoder.weight": torch.ones(2), "W_dec": torch.ones(2)}, folder / "sae.safetensors"),
+                        ValueError, r"unet\.W_dec is .* or an autoencoder as SAeUron has, which acts at inference"),
         "another shape": (save({KEY: torch.ones(2, 2)}, folder / "shape.safetensors"), ValueError,
                           r"attn2.to_k.weight has the shape \(2, 2\), in the base \(\d+, \d+\); give the base"),
         "not finite": (save({KEY: torch.full((2, 2), torch.nan)}, folder / "nan.safetensors"), ValueError,
@@ -232,7 +239,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[Path, type[Exception], str]]:
 
 NAMES = (
     "missing", "empty", "two", "pointer", "text", "code", "list", "pickled LoRA", "no tensors", "another base",
-    "another shape", "not finite",
+    "another shape", "not finite", "Receler", "Receler, pickled", "autoencoder",
 )  # fmt: skip
 
 

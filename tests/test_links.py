@@ -71,5 +71,5 @@ def test_every_command_and_target_of_a_page_exists(page: str) -> None:
     indented = re.findall(r"^ {4,}(.+)$", text, re.MULTILINE)
     code = "\n".join([*re.findall(r"`([^`\n]+)`", text), *fenced, *indented])
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(re.findall(r"^resurgence ([a-z]+)\b", code, re.MULTILINE)) <= set(COMMANDS)
+    assert set(re.findall(r"^resurgence ([a-z][a-z-]*)", code, re.MULTILINE)) <= set(COMMANDS)
     assert set(re.findall(r"^make ([a-z][a-z-]*)", code, re.MULTILINE)) <= targets

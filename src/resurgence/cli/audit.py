@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from resurgence.cli.audit_hub import OtherAudit
 from resurgence.cli.audit_pairs import too_few_pairs
 from resurgence.cli.audit_request import check_numbers, checked, make_request
 from resurgence.cli.audit_study import study, tasks
@@ -35,6 +36,7 @@ from resurgence.workflow.weights import LACKING, Weights, examine
 
 VERDICT = Path("results/audit/verdict.json")
 TARGET = f"results/audit/{MANIFEST}"
+CARD = "card.html"
 RECORD = Path("data/resurgence-audit")  # of Every Eval Ever, see figures/card
 STUDY = "params.yaml"
 SCORER_FILES = {
@@ -50,8 +52,9 @@ def run(args: Namespace) -> int:
     from resurgence.analysis.audit.result import EXIT, read_audit
 
     out: Path = args.out
-    study = write_study(args, out)
-    check_scorers(study, out)
+    with no_earlier_card(out, args.plan):
+        study = write_study(args, out)
+        check_scorers(study, out)
     for line in too_few_pairs(study, args.criteria):
         print(f"resurgence audit: {line}", file=sys.stdout if args.plan else sys.stderr)
     if args.plan:
@@ -64,12 +67,58 @@ def run(args: Namespace) -> int:
     return EXIT[audit.verdict]
 
 
+@contextlib.contextmanager
+def no_earlier_card(out: Path, plan: bool) -> Iterator[None]:
+    """Remove the card of an earlier run where the block raises an exception: it must not stand for a run that failed.
+    It stays where nothing was to be run, and where the folder is of another audit, which is refused."""
+    there, kept = out / CARD, (out / VERDICT).parent
+    had_card = there.is_file()
+    try:
+        yield
+    except OtherAudit:
+        raise
+    except BaseException:
+        if not plan and (kept / CARD).is_file() and is_audit(out):
+            remove_card(out)
+        raise
+    finally:
+        if had_card and not there.is_file():
+            print(
+                f"resurgence audit: removed the card of an earlier run from {out}; {kept} has it still", file=sys.stderr
+            )
+
+
+def is_audit(out: Path) -> bool:
+    """Whether a folder holds an audit."""
+    try:
+        return bool(earlier(out))
+    except (OSError, ValueError):
+        return False
+
+
 def remove_card(out: Path) -> None:
     """Remove the copies that `copy_card` made, as far as results/audit still has them."""
-    shutil.rmtree(out / RECORD, ignore_errors=True)
+    if ((out / VERDICT).parent / RECORD).is_dir():
+        shutil.rmtree(out / RECORD, ignore_errors=True)
     for file in (out / VERDICT).parent.glob("*.*"):
         if file.name not in (MANIFEST, RUN):
             (out / file.name).unlink(missing_ok=True)
+
+
+def remove_other_card(out: Path) -> None:
+    """Remove the card of other settings.
+
+    Raises:
+        ConfigError: results/audit has it no longer, so that it would be lost.
+    """
+    if not (out / CARD).is_file():
+        return
+    if not ((out / VERDICT).parent / CARD).is_file():
+        remedy = (
+            "is the card of an audit with other settings, whose results are gone; move it away, or name another --out"
+        )
+        raise ConfigError("--out", str(out / CARD), remedy)
+    remove_card(out)
 
 
 def copy_card(out: Path) -> None:
@@ -80,11 +129,12 @@ def copy_card(out: Path) -> None:
 
 
 def write_study(args: Namespace, out: Path) -> Study:
-    """Write inputs, tasks and params.yaml, where they are not there as they would be written, and check the study.
+    """Write inputs, tasks and params.yaml, where they are not there as they would be written, and check the study. The
+    copy of a card of other settings is removed.
 
     Raises:
-        ConfigError, FileNotFoundError, ValueError: what is wrong with the command line, before anything is computed;
-            the folder then is as it was.
+        ConfigError, FileNotFoundError, ValueError: what is wrong with the command line, before anything is computed, or
+            a card of other settings would be lost; the folder then is as it was.
     """
     check_numbers(args)
     before = earlier(out)
@@ -94,11 +144,15 @@ def write_study(args: Namespace, out: Path) -> Study:
         request = make_request(args, asked, out)
         files = {f"tasks/{name}.yaml": values for name, values in tasks(request).items()}
         files[STUDY] = study(request)
-        for name, values in files.items():
-            text = yaml.dump(values, Dumper=WithoutAliases, sort_keys=False, width=120)
-            if not (out / name).is_file() or (out / name).read_text(encoding="utf-8") != text:
-                (out / name).parent.mkdir(parents=True, exist_ok=True)
-                write_text(out / name, text)
+        texts = {name: yaml.dump(values, Dumper=WithoutAliases, sort_keys=False, width=120)
+                 for name, values in files.items()}  # fmt: skip
+        changed = {name: text for name, text in texts.items()
+                   if not (out / name).is_file() or (out / name).read_text(encoding="utf-8") != text}  # fmt: skip
+        if changed:
+            remove_other_card(out)  # first, so that after a kill no card is of other settings than the study
+        for name, text in changed.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            write_text(out / name, text)
         return load_study([out / STUDY], out)
 
 
@@ -122,11 +176,11 @@ def earlier(out: Path) -> dict[str, Any]:
 
 
 def check_same(before: dict[str, Any], checkpoint: str, commit: str | None, out: Path) -> None:
-    """Raise ConfigError where a folder holds the audit of another model of the hub; links say it of files."""
+    """Raise OtherAudit where a folder holds the audit of another model of the hub; links say it of files."""
     of_hub = commit is not None or before.get("revision") is not None
     if before and of_hub and (before.get("checkpoint"), before.get("revision")) != (checkpoint, commit):
-        raise ConfigError("checkpoint", checkpoint, f"{out} is of another audit, of {before.get('checkpoint')}; name "
-                          "another --out")  # fmt: skip
+        raise OtherAudit("checkpoint", checkpoint, f"{out} is of another audit, of {before.get('checkpoint')}; name "
+                         "another --out")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -136,7 +190,7 @@ def unchanged_on_error(out: Path) -> Iterator[None]:
     def written() -> list[Path]:
         return [file for place in (STUDY, "inputs/*", "tasks/*") for file in out.glob(place)]
 
-    existed = out.exists()
+    existed, had_card = out.exists(), (out / CARD).is_file()
     before = {file: file.read_bytes() if file.suffix == ".yaml" else b"" for file in written()}
     try:
         yield
@@ -148,6 +202,8 @@ def unchanged_on_error(out: Path) -> Iterator[None]:
                 file.write_bytes(before[file])
         if not existed:
             shutil.rmtree(out, ignore_errors=True)
+        elif had_card and not (out / CARD).is_file():
+            copy_card(out)
         raise
 
 

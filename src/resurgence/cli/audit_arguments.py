@@ -48,8 +48,8 @@ def concept_arguments(parser: ArgumentParser) -> None:
         help="what they became, e.g. ground (default: of the shipped task, else their kind)")  # fmt: skip
     add("--retained", default="auto", metavar="FILE|auto",
         help="concepts that must stay, one a line (default: auto, those of the shipped task of the kind)")  # fmt: skip
-    add("--implicit", type=Path, metavar="FILE", help="captions that mean an erased concept without its name, one a "
-        "line; of several concepts as CONCEPT: caption (default: none)")  # fmt: skip
+    add("--implicit", type=Path, metavar="FILE", help="captions that mean an erased concept without its name or a "
+        "synonym, one a line; of several concepts as CONCEPT: caption (default: none)")  # fmt: skip
 
 
 def probe_arguments(parser: ArgumentParser) -> None:

@@ -18,6 +18,10 @@ SECONDS = 10.0
 """To wait for the hub."""
 
 
+class OtherAudit(ConfigError):
+    """The folder is that of another audit, which is left as it is."""
+
+
 class Model(NamedTuple):
     """A model as the command line names it, fixed."""
 
@@ -54,7 +58,7 @@ def fixed(source: str, option: str, recorded: Mapping[str, str]) -> Model:
     commit = recorded[name] if name in recorded and not revision else resolved(name, revision, option, source)
     if recorded.get(name, commit) != commit:
         remedy_text = f"the audit in this folder is of {name}@{recorded[name]}; name another --out"
-        raise ConfigError(option, source, remedy_text)
+        raise OtherAudit(option, source, remedy_text)
     place = locate(name, commit)
     if place is None:
         get = remedy(name, table().get(name), commit)

@@ -5,14 +5,14 @@ The study names the links, so the folder holds no path of the machine, and a rer
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resurgence.cli.audit_hub import Model
+from resurgence.cli.audit_hub import Model, OtherAudit
 from resurgence.config.audit_kinds import spellings
 from resurgence.config.fields import ConfigError
+from resurgence.config.naming import named_word
 from resurgence.config.spelling import normal_form
 from resurgence.config.task import Task
 from resurgence.files import PEFT_WEIGHTS, digest_of_text, known_sha256, read_json, read_lines
@@ -30,12 +30,18 @@ CONVERT = (
     "save_pretrained(DIR, safe_serialization=True)"
 )
 
+STATE = (
+    "is pickled, so it is read as tensors of a known model alone; name the model that it was made from in --original, "
+    "or convert a whole model to safetensors"
+)
+"""Of a file such as those that ESD and UCE write."""
+
 
 def linked(out: Path, name: str, source: str | Path, option: str) -> str:
     """Link a file or folder below out/inputs, and return the path in out.
 
     Raises:
-        ConfigError: there is no such file or folder, or the folder holds another link of this name.
+        ConfigError: there is no such file or folder. OtherAudit: the folder holds another link of this name.
     """
     path = Path(source)
     if path.is_file() and path.name == PEFT_WEIGHTS:
@@ -45,7 +51,7 @@ def linked(out: Path, name: str, source: str | Path, option: str) -> str:
     link = out / "inputs" / (name + (path.suffix if path.is_file() else ""))
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_symlink() and link.resolve() != path.resolve():
-        raise ConfigError(option, str(source), f"{link} is of another audit, of {link.resolve()}; name another --out")
+        raise OtherAudit(option, str(source), f"{link} is of another audit, of {link.resolve()}; name another --out")
     if not link.is_symlink():
         link.symlink_to(path.resolve())
     configuration = path.with_suffix("")  # of a single file, which diffusers reads beside it
@@ -80,12 +86,14 @@ def check_base(path: Path, option: str) -> None:
     """
     from resurgence.diffusion.base_checks import check_folder
     from resurgence.diffusion.model_files import FETCH
+    from resurgence.pretrained.loading import PICKLED as TENSORS
     from resurgence.pretrained.loading import read_header
 
     if path.is_file():
         if path.suffix != ".safetensors":
-            remedy = f"its weights {CONVERT}" if f"*{path.suffix}" in PICKLED else f"is no file of weights; {FETCH}"
-            raise ConfigError(option, str(path), remedy)
+            if path.suffix not in TENSORS:
+                raise ConfigError(option, str(path), f"is no file of weights; {FETCH}")
+            raise ConfigError(option, str(path), STATE if option == "checkpoint" else f"its weights {CONVERT}")
         names = read_header(path, option, FETCH)
         if lacking := [part for part in WHOLE if not any(name.startswith(part) for name in names)]:
             remedy = f"is no whole Stable Diffusion 1 or 2 in one file, as it has no {lacking[0]}*; "
@@ -163,25 +171,36 @@ def retained_concepts(source: str, model: Task, erased: Sequence[str]) -> tuple[
     return words
 
 
-def implicit_captions(file: Path | None, erased: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Erased concept -> captions that do not name it."""
+def implicit_captions(file: Path | None, task: Task) -> dict[str, tuple[str, ...]]:
+    """Erased concept -> captions that name neither an erased concept nor a synonym of one.
+
+    Raises:
+        ConfigError: no such file, no caption in it, one that names what was erased, or that is of no erased concept.
+    """
     if file is None:
         return {}
     if not file.is_file():
         raise ConfigError("--implicit", str(file), "no such file; write captions one a line")
     captions: dict[str, list[str]] = {}
+    concepts = {normal_form(concept): concept for concept in task.erase}
     for line in filter(None, map(str.strip, read_lines(file))):
-        concept, _, caption = line.partition(": ")
-        if concept not in erased:  # a colon of the caption's own
-            if len(erased) > 1:
-                raise ConfigError("--implicit", line, f"write CONCEPT: caption, with one of {', '.join(erased)}")
-            concept, caption = erased[0], line
-        if word := next((word for word in erased if re.search(rf"\b{re.escape(word)}\b", caption, re.I)), None):
+        before, _, caption = line.partition(": ")
+        concept = concepts.get(normal_form(before))
+        if concept is None:  # a colon of the caption's own
+            if len(concepts) > 1:
+                raise ConfigError("--implicit", line, f"write CONCEPT: caption, with one of {', '.join(task.erase)}")
+            concept, caption = task.erase[0], line
+        if word := named_word(caption, erased_words(task)):
             raise ConfigError("--implicit", line, f"names {word}; write captions that mean it without its name")
         captions.setdefault(concept, []).append(caption)
     if not captions:
         raise ConfigError("--implicit", str(file), "holds no caption; write them one a line")
     return {concept: tuple(dict.fromkeys(of)) for concept, of in captions.items()}
+
+
+def erased_words(task: Task) -> tuple[str, ...]:
+    """The erased concepts and their synonyms: what no picture may show and no implicit caption name."""
+    return (*task.erase, *(word for concept in task.erase for word in task.synonyms.get(concept, ())))
 
 
 def weights_digest(checkpoint: Model) -> str | None:

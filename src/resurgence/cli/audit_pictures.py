@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from resurgence.config.audit_bases import AuditBase
 from resurgence.config.counting import counted
 from resurgence.config.fields import ConfigError
+from resurgence.config.naming import named_word
 from resurgence.files import resolve_path
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ def check_captions(given: TrainingSet, option: str, path: str, names: Collection
         raise ConfigError(option, path, f"{cause}; write the captions, or move such pictures away")
     captions = counted(len(given.sources), "caption")
     for name in names:
-        word = re.compile(rf"\b{re.escape(name)}\b", re.IGNORECASE)
-        if naming := [source for source in given.sources if word.search(source.caption) or source.concept == name]:
+        if naming := [s for s in given.sources if named_word(f"{s.caption} | {s.concept}", (name,))]:
             raise ConfigError(option, path, f"names {name} in {len(naming)} of {captions}, such as that of "
                               f"{naming[0].name}; take out the pictures that show what was erased")  # fmt: skip
 

@@ -14,6 +14,7 @@ from resurgence.cli.audit_arguments import audit_arguments
 from resurgence.cli.audit_hub import Model, fixed
 from resurgence.cli.audit_inputs import (
     check_weights,
+    erased_words,
     implicit_captions,
     linked,
     pixels,
@@ -31,6 +32,7 @@ from resurgence.config.audit_bases import (
     base_of,
     benign_concepts,
     kinds_of,
+    listed,
     model_task,
     named_also,
     outside_concepts,
@@ -81,8 +83,8 @@ def checked(args: Namespace, recorded: Mapping[str, str]) -> Checked:
     model = (original or checkpoint).path
     base = base_of(model)
     task, kind, unknown = audited_task(args, base)
-    implicit = implicit_captions(args.implicit, task.erase)
-    names, size = (*task.erase, *(word for of in task.synonyms.values() for word in of)), pixels(model, base.sampling)
+    implicit = implicit_captions(args.implicit, task)
+    names, size = erased_words(task), pixels(model, base.sampling)
     given = {"domain": ("--images", args.images), "outside": ("--outside-images", args.outside_images)}
     shown = {place: shown_concepts(paths, option, names, size) for place, (option, paths) in given.items() if paths}
     if not task.finetune and "domain" not in shown:
@@ -151,7 +153,8 @@ def command_of(args: Namespace, asked: Checked) -> str:
     """The command line that repeats an audit, with commits, without defaults and what changes no result."""
     words, parser = ["resurgence", "audit", asked.checkpoint.name], ArgumentParser()
     audit_arguments(parser)
-    named = {"original": asked.original and asked.original.name, "lora": [lora.name for lora in asked.loras],
+    named = {"erased": list(asked.task.erase), "original": asked.original and asked.original.name,
+             "lora": [lora.name for lora in asked.loras],
              "metric": asked.judges.metric if asked.judges.detected else args.metric}  # fmt: skip
     for name, value in (vars(args) | named).items():
         if name in ("command", "verbose", "checkpoint", "cores", "device", "plan") or value == parser.get_default(name):
@@ -168,12 +171,13 @@ def audited_task(args: Namespace, base: AuditBase) -> tuple[Task, AuditKind, tup
     Raises:
         ConfigError: concepts of several kinds, or words that a task refuses.
     """
-    erased, tasks = tuple(args.erased), base.loaded_tasks()
+    tasks = base.loaded_tasks()
+    erased = listed(base, tasks, args.erased)
     kinds = kinds_of(base, tasks)
     name, unknown = kind_of(kinds, tasks, erased, args.kind)
     model, kind = model_task(base, erased, name), kinds[name]
     same = named_also(tasks, erased)  # what was erased by another word: neither retained nor benign, nor a label
-    retained = retained_concepts(args.retained, model, (*erased, *same))
+    retained = listed(base, tasks, retained_concepts(args.retained, model, (*erased, *same)))
     is_same = set(model.erase) == set(erased)
     labels = model.labels if is_same and args.retained == "auto" else further_labels(model, (*erased, *retained))
     task = make_task({

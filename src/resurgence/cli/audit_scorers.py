@@ -55,7 +55,7 @@ def judges(args: Namespace, base: AuditBase, kind: AuditKind, task: Task) -> Jud
     giving = [name for name in present if metric in scorer_class(name).metrics]
     kinds = next((base.scorers[name]["kinds"] for name in giving if "kinds" in base.scorers.get(name, {})), [task.kind])
     if task.kind not in kinds:
-        remedy = f"is of the kind {', '.join(kinds)} alone, and {', '.join(args.erased)} of the kind {task.kind}; take "
+        remedy = f"is of the kind {', '.join(kinds)} alone, and {', '.join(task.erase)} of the kind {task.kind}; take "
         raise ConfigError("--metric", metric, f"{remedy}another metric, or name the kind with --kind")
     if not giving:
         remedy = f"no scorer of the audit gives it; add --scorer {giver(metric)} with its settings"

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from resurgence import __version__, errors
 from resurgence.cli.audit_arguments import audit_arguments
+from resurgence.cli.coco_pictures import coco_arguments
 from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.hints import accepted
 from resurgence.config.stages import FinetuneConfig, SamplingConfig
@@ -172,6 +173,9 @@ COMMANDS = {
     "export": Command("write a full diffusers folder", base_arguments, "resurgence.cli.models:export"),
     "audit": Command(
         "probe a released model: can what it erased come back?", audit_arguments, "resurgence.cli.audit:run"
+    ),
+    "coco-pictures": Command(
+        "fetch real pictures for an audit, from MS-COCO", coco_arguments, "resurgence.cli.coco_pictures:run"
     ),
     "compare": Command(
         "print and plot all erasers of a finished study", compare_arguments, "resurgence.cli.compare:run"

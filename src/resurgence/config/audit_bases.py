@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from resurgence.config.audit import AuditKindName, Criteria, ShippedControl
-from resurgence.config.audit_kinds import AuditKind, spellings, task_kind
+from resurgence.config.audit_kinds import AuditKind, as_listed, listed_words, spellings, task_kind
 from resurgence.config.fields import build, read_yaml
 from resurgence.config.spelling import normal_form
 from resurgence.config.task import Kind, Task, load_task
@@ -114,11 +114,41 @@ def kinds_of(base: AuditBase, tasks: Sequence[Task]) -> dict[AuditKindName, Audi
     }  # fmt: skip
 
 
+def listed(base: AuditBase, tasks: Sequence[Task], words: Sequence[str]) -> tuple[str, ...]:
+    """Concepts of a command line in the spelling of the base's lists, by which synonyms, mapping and labels are found:
+    of what its tasks erase and its world has, else of what else its tasks and kinds name."""
+    first = [*(word for task in tasks for word in task.erase), *of_world(base)]
+    others = [word for task in tasks for word in (*task.retain, *task.finetune, *task.labels)]
+    others += [word for task in tasks for of in task.synonyms.values() for word in of]
+    others += [word for kind in kinds_of(base, tasks).values() for word in kind.words]
+    files = (file for kind in kinds_of(base, tasks).values() for file in kind.lists)
+    return as_listed(words, (first, others, (word for file in files for word in listed_words(file))))
+
+
+def erased_names(erased: Sequence[str]) -> tuple[str, ...]:
+    """Erased concepts with their synonyms in every base's tasks and world, and the concepts that have one of them as a
+    synonym with theirs: what no picture of any audit of them may show."""
+    names = dict.fromkeys(erased)
+    for base in bases().values():
+        tasks = base.loaded_tasks()
+        for concept in (*listed(base, tasks, erased), *named_also(tasks, erased)):
+            names[concept] = None
+            for task in tasks:
+                names |= dict.fromkeys(task.synonyms.get(concept, ()))
+            names |= dict.fromkeys(of_world(base).get(concept, ()))
+    return tuple({normal_form(name): name for name in reversed(names)}.values())[::-1]
+
+
+def of_world(base: AuditBase) -> dict[str, tuple[str, ...]]:
+    """Concept -> its synonyms, of the world of a base."""
+    world = {} if base.concepts is None else read_yaml(Path(resolve_path(base.concepts)))
+    return {entry["name"]: tuple(entry.get("synonyms", ())) for part in WORLD for entry in world.get(part, ())}
+
+
 def synonyms_of(base: AuditBase, task: Task, erased: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Erased concept -> its synonyms, where it has some: of the task if that erases it, else of the base's world."""
-    world = {} if base.concepts is None else read_yaml(Path(resolve_path(base.concepts)))
-    of_world = {entry["name"]: tuple(entry.get("synonyms", ())) for part in WORLD for entry in world.get(part, ())}
-    others = {concept: of_world.get(concept, ()) for concept in erased if concept not in task.erase}
+    world = of_world(base)
+    others = {concept: world.get(concept, ()) for concept in erased if concept not in task.erase}
     words = {concept: task.synonyms.get(concept, others.get(concept, ())) for concept in erased}
     return {concept: of for concept, of in words.items() if of}
 

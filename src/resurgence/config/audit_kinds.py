@@ -69,6 +69,18 @@ def words_of(name: AuditKindName, entry: AuditKind, tasks: Sequence[Task]) -> fr
     return spellings(words)
 
 
+def as_listed(words: Iterable[str], lists: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """Words in the spelling of the first list that has them in any; as they are where none has, or has them so too."""
+    groups: list[dict[str, dict[str, None]]] = []
+    for group in lists:
+        by_form: dict[str, dict[str, None]] = {}
+        for word in group:
+            by_form.setdefault(normal_form(word), {})[word] = None
+        groups.append(by_form)
+    found = [(word, next((of[normal_form(word)] for of in groups if normal_form(word) in of), {})) for word in words]
+    return tuple(word if word in spelled or not spelled else next(iter(spelled)) for word, spelled in found)
+
+
 def kind_of(
     kinds: Kinds, tasks: Sequence[Task], erased: Sequence[str], kind: AuditKindName | None
 ) -> tuple[AuditKindName, tuple[str, ...]]:

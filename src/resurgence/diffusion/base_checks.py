@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resurgence.config.fields import ConfigError
 from resurgence.files import check_weights_file, read_json
@@ -22,6 +22,18 @@ PIPELINE = "StableDiffusionPipeline"
 ERASING = ("StableDiffusionPipelineSafe", "SLDPipeline")
 """Pipelines of erasers that act while sampling, as diffusers and the authors of SLD call theirs."""
 AT_SAMPLING = "an eraser that acts while sampling, such as SLD, SAFREE or Receler, has no erased weights"
+AT_INFERENCE = "acts at inference, so there are no changed weights to audit"
+CLASS_NAMES = {
+    r"SLD|Sld|^sld|(?i:safe$|SafeStableDiffusion|SafeLatentDiffusion)": "SLD",
+    r"(?i:safree)": "SAFREE",
+    r"(?i:receler)": "Receler",
+    r"(?i:concept_?steer)": "Concept Steerers",
+    r"(?i:saeuron)": "SAeUron",
+    r"(?i:safe_?denois)": "Safe Denoiser",
+    r"(?i:ada_?vd)": "AdaVD",
+    r"(?i:SemanticStableDiffusion)": "SEGA",
+}
+"""What the classes of pipelines are called -> their eraser, of those that act at inference."""
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
@@ -53,8 +65,13 @@ def check_folder(folder: Path) -> None:
     if not isinstance(parts, dict):
         raise ConfigError(str(index), parts, "must be a mapping of parts to classes; write the folder again")
     if (name := parts.get("_class_name")) != PIPELINE:
-        cause = f"{AT_SAMPLING}; " if name in ERASING else ""
-        raise ConfigError(f"{index}: _class_name", name, f"{cause}give a {PIPELINE} (SD 1.x or 2.x)")
+        cause = f"{AT_SAMPLING}; " if name in ERASING else ""  # of the code version of each job, unlike the next line
+        raise ConfigError(
+            f"{index}: _class_name",
+            name,
+            (cause if not (eraser := at_inference(name)) else f"{eraser} {AT_INFERENCE}; ")
+            + f"give a {PIPELINE} (SD 1.x or 2.x)",
+        )
     for part, classes in CLASSES.items():
         entry = parts.get(part)
         if not isinstance(entry, list) or entry[-1] not in classes:
@@ -69,6 +86,13 @@ def check_folder(folder: Path) -> None:
     if not (folder / "scheduler/scheduler_config.json").is_file():
         raise FileNotFoundError(f"{folder} has no scheduler/scheduler_config.json; copy it from the base's publisher")
     read_json(folder / "scheduler/scheduler_config.json")
+
+
+def at_inference(name: Any) -> str:
+    """The eraser at inference whose pipeline has this class; "" of none. Of a custom pipeline, the index has the file
+    that defines it before the class."""
+    last = str(name[-1] if isinstance(name, list) and name else name)
+    return next((eraser for pattern, eraser in CLASS_NAMES.items() if re.search(pattern, last)), "")
 
 
 def is_complete(folder: Path) -> bool:

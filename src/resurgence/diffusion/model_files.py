@@ -10,6 +10,7 @@ can be read.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from resurgence.diffusion.base_checks import AT_SAMPLING
 from resurgence.diffusion.deltas import DELTA_FILE, LORA_FILE, PARTS, Delta, load_delta, lora_delta, parameters
 from resurgence.diffusion.pipeline import load_base
 from resurgence.files import PEFT_CONFIG, check_weights_file, read_json
@@ -32,6 +32,12 @@ NESTED = ("state_dict", "unet", "model")  # names below which published files ho
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 MOVING = ("pissa", "olora", "corda", "loftq", "lora_ga")  # init_lora_weights of peft that change the base as well
 BUFFERS = ("position_ids",)  # in files of older text encoders
+ADAPTER = re.compile(r"(^|\.)((adapter|eraser)(\.(down|up)\.(weight|bias))?|[Wb]_(enc|dec)|pre_bias|latent_bias)$")
+"""Names of Receler's adapters, and in the sparse autoencoders of SAeUron and Concept Steerers."""
+OF_ADAPTER = (
+    "is of an adapter as Receler has, or an autoencoder as SAeUron has, which acts at inference, so there are no "
+    "changed weights to audit; give a model whose own weights were changed"
+)
 ROUNDINGS = (torch.float16, torch.bfloat16)
 FETCH = "give a diffusers folder, a .safetensors file of a UNet, a delta or a LoRA"
 
@@ -135,7 +141,11 @@ def table_of(content: Any, file: Path) -> dict[str, torch.Tensor]:
     nested = [content[name] for name in NESTED if name in content] if isinstance(content, Mapping) else []
     table = nested[0] if nested and isinstance(nested[0], Mapping) else content
     if not isinstance(table, Mapping) or not all(isinstance(value, torch.Tensor) for value in table.values()):
-        raise ValueError(f"{file} is not a table of tensors by name; {FETCH}")
+        raise ValueError(
+            f"{file}: {adapter} {OF_ADAPTER}"
+            if (adapter := adapter_name(table if isinstance(table, Mapping) else ()))
+            else f"{file} is not a table of tensors by name; {FETCH}"
+        )
     return dict(table)
 
 
@@ -253,11 +263,20 @@ def check_names(weights: Mapping[str, torch.Tensor], read: Mapping[str, torch.Te
     for name, value in read.items():
         if name not in weights:
             unknown = sum(other not in weights for other in read)
-            raise ValueError(f"{path}: {name} is not in the base ({unknown} of {len(read)} tensors); give the base "
-                             f"that the model was made from; {AT_SAMPLING}")  # fmt: skip
+            raise ValueError(
+                f"{path}: {adapter} {OF_ADAPTER}"
+                if (adapter := adapter_name(other for other in read if other not in weights))
+                else f"{path}: {name} is not in the base ({unknown} of {len(read)} tensors), so it is of another base; "
+                "give the base that the model was made from"
+            )
         if value.shape != weights[name].shape:
             raise ValueError(f"{path}: {name} has the shape {tuple(value.shape)}, in the base "
                              f"{tuple(weights[name].shape)}; give the base that the model was made from")  # fmt: skip
+
+
+def adapter_name(names: Iterable[Any]) -> str | None:
+    """The first of some names that is of a part which an eraser adds while it samples; None: there is none."""
+    return next((name for name in map(str, names) if ADAPTER.search(name)), None)
 
 
 def differs(base: torch.Tensor, value: torch.Tensor) -> bool:
