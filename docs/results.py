@@ -158,6 +158,7 @@ def evaluation(name: str, root: Path = DOCS.parent) -> str | None:
         f"## What has run\n\n{len(there)} of {len(states)} targets. How to run one and store it: "
         "[reproduce.md](reproduce.md#the-evaluations-of-eap-and-doco-target-by-target).",
         markdown_table(targets),
+        *([f"## What it says\n\n{findings(reference)}"] if any(folder.glob("*/*_claims.csv")) else []),
         re.sub(r"\]\((\w+/\w+\.png)\)", rf"]({relative}/\1)", shown),
     ]
     return "\n\n".join(parts) + "\n"
