@@ -349,7 +349,7 @@ def test_the_entries_of_the_bases_name_files_of_the_checkout_and_a_world():
             assert (ROOT / file).is_file(), file
 
 
-@pytest.mark.skipif(not (ROOT / "data/miniature-2/base").is_dir(), reason="no shipped world; run `make setup`")
+@pytest.mark.world("miniature-2")
 def test_a_model_of_the_second_miniature_is_probed_with_its_own_world(tmp_path):
     words = ["--erased", "princess", "--level", "standard", "--out", "x"]
     args = make_parser().parse_args(["audit", str(ROOT / "data/miniature-2/base"), *words])
@@ -361,7 +361,7 @@ def test_a_model_of_the_second_miniature_is_probed_with_its_own_world(tmp_path):
     assert shown == set(study.task("princess").finetune)
 
 
-@pytest.mark.skipif(not (ROOT / "data/miniature/base").is_dir(), reason="the shipped world is not here; run `dvc pull`")
+@pytest.mark.world("miniature")
 def test_a_model_of_the_miniature_is_probed_as_one_with_pictures_of_its_drawings_and_a_shipped_control(tmp_path):
     args = make_parser().parse_args(["audit", str(ROOT / "data/miniature/base"), "--erased", "ship", "--out", "x"])
     write_study(args, tmp_path / "out")
@@ -381,7 +381,7 @@ def test_a_model_of_the_miniature_is_probed_as_one_with_pictures_of_its_drawings
     assert not other.shipped and other.no_control.startswith("--retained makes the probe another")
 
 
-@pytest.mark.skipif(not (ROOT / "data/miniature/base").is_dir(), reason="the shipped world is not here; run `dvc pull`")
+@pytest.mark.world("miniature")
 def test_an_audit_of_other_concepts_in_the_same_folder_has_their_pictures(tmp_path):
     concepts = []
     for erased in ("ship", None):

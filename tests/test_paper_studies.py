@@ -16,6 +16,7 @@ from resurgence.config.task import load_task
 from resurgence.files import read_lines
 from resurgence.workflow import experiment_settings
 from resurgence.workflow.jobs import jobs
+from shipped_worlds import require_world
 
 ROOT = Path(__file__).parents[1]
 SD = ROOT / "config/tasks/sd-papers"
@@ -29,13 +30,12 @@ ALONE = {  # variants of DoCo on the miniature -> what differs
     "current": {"anchor_from"},
     "to-quimbo": set(),
 }
-NO_WORLD = "the second miniature is not here; run `dvc pull data/miniature-2/dvc.yaml`"
 
 
 def load(name: str) -> Study:
     """A study over the default one; without the second miniature, a test of its studies is skipped."""
-    if not name.startswith("sd14") and not (ROOT / "data/miniature-2/clip").exists():
-        pytest.skip(NO_WORLD)
+    if not name.startswith("sd14"):
+        require_world("miniature-2")
     return load_study([ROOT / "params.yaml", ROOT / f"studies/{name}.yaml"], ROOT)
 
 
