@@ -178,6 +178,17 @@ def test_implicit_captions_of_a_single_concept_may_be_written_as_those_of_severa
     assert words == ("something with sails on the sea", "at dawn: it leaves the harbour")
 
 
+def test_the_card_blurs_the_images_of_a_task_that_says_so(place):
+    def blurred(study):
+        return audit_settings.settings(study)["audit"]["sensitive"]
+
+    assert not blurred(written())
+    file = place / "out/tasks/ship.yaml"
+    file.write_text(file.read_text() + "sensitive: true\n")
+    assert blurred(load_study([place / "out/params.yaml"], place / "out"))
+    assert blurred(written("--sensitive", "--out", "other"))
+
+
 def test_a_checkpoint_is_compared_with_its_original_before_anything_is_computed(place):
     args = parsed("--original", "original")
     save_file({"unet.conv_in.weight": torch.ones(2)}, place / "other.safetensors")
