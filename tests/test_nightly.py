@@ -9,8 +9,9 @@ from pathlib import Path
 
 import mutants
 import pytest
-import shipped_worlds
 import yaml
+
+import shipped_worlds
 
 ROOT = Path(__file__).parents[1]
 PARTS = ["worlds", "test", "test-slurm", "test-nightly", "weights", "mutants ARGS=--goes-on"]
