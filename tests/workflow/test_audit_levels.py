@@ -150,7 +150,8 @@ def test_the_folder_of_a_plan_is_run_by_the_commands_for_a_cluster(place: Path) 
     assert planned.returncode == 0, planned.stderr
     (line,) = re.findall(r"^ +(snakemake --snakefile CHECKOUT.*)$", (ROOT / "docs/slurm.md").read_text(), re.M)
     assert line in (ROOT / "docs/audit.md").read_text()
-    command = [sys.executable, "-m", *shlex.split(line.replace("CHECKOUT", str(ROOT))), "-n", "-q", "rules"]
+    words = shlex.split(line.replace("CHECKOUT", str(ROOT)).replace(" -- ", " --dry-run --quiet rules -- "))
+    command = [sys.executable, "-m", *words]
     done = subprocess.run(command, cwd=place / "cluster", env=environment(), capture_output=True, text=True)
     counts = job_counts(done.stdout)
     assert done.returncode == 0 and counts["audit"] == counts["finetune"] == 1, done.stderr
