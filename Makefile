@@ -7,6 +7,7 @@
 # make smoke    a whole study of tiny random models, from nothing to the report
 # make plan     what would be computed, what exists, and the time            (ARGS='--target fig7 --gpu h100')
 # make report   write results/report.html again
+# make worlds   set up, and pull the first shipped world too, which nightly tests and the first reference run need
 # make setup    only the environment and the shipped data: the world, and the scores of the reference run; prints the driver
 #               of the GPU and what torch needs. TORCH=cu126, cu128 or cpu: torch for an older driver, or without a GPU; kept
 #               until another is given (TORCH=pinned: as in envs/)
@@ -36,12 +37,13 @@ PINS := -r envs/requirements.txt $(if $(filter pinned,$(TORCH)),-r envs/cuda.txt
 SWITCH := $(if $(filter-out $(STAMP),$(wildcard $(VENV)/.installed*)),--reinstall-package torch --reinstall-package torchvision)
 WORLD := data/miniature-2
 DATA := $(WORLD)/base/model_index.json
+FIRST := data/miniature
 REFERENCES := $(patsubst %/dvc.yaml,%,$(wildcard reference/*/dvc.yaml))
 SCORES := $(REFERENCES:%=%/results/scores/scores.parquet)
 OVERLAY := $(if $(STUDY),--configfile params.yaml $(STUDY))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup study test test-slurm test-nightly lint weights mutants smoke plan report status adopt verify archive world world-drawings clean
+.PHONY: setup worlds study test test-slurm test-nightly lint weights mutants smoke plan report status adopt verify archive world world-drawings clean
 
 setup: $(STAMP) $(DATA) $(SCORES)
 	$(if $(filter setup,$(MAKECMDGOALS)),@$(BIN)/python tools/gpu_driver.py)
@@ -60,6 +62,11 @@ $(STAMP): envs/requirements.txt envs/cuda.txt pyproject.toml
 # the shipped world: drawings, base, recogniser, CLIP
 $(DATA): | $(STAMP)
 	$(BIN)/dvc pull $(WORLD)/dvc.yaml
+
+worlds: setup $(FIRST)/base/model_index.json
+
+$(FIRST)/base/model_index.json: | $(DATA) $(SCORES)
+	$(BIN)/dvc pull $(FIRST)/dvc.yaml
 
 # after the world: DVC runs one command at a time
 $(SCORES): %/results/scores/scores.parquet: | $(DATA)
@@ -111,7 +118,7 @@ test: setup
 test-slurm: setup
 	$(PYTEST) -m slurm $(ARGS)
 
-test-nightly: setup
+test-nightly: worlds
 	$(PYTEST) -m "nightly or chaos or full_size" $(ARGS)
 
 lint: setup

@@ -1,4 +1,4 @@
-"""Of all tests: the budgets of the tiers, and that none changes the environment of those after it."""
+"""Of all tests: budgets of the tiers, shipped worlds, and that none changes the environment of those after it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from collections.abc import Iterator
 import pytest
 
 from budget import Budget
+from shipped_worlds import require_world
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Add up what the tests cost."""
     config.pluginmanager.register(Budget(config), "budget")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Look for the shipped world that a test needs."""
+    for mark in item.iter_markers("world"):
+        require_world(*mark.args)
 
 
 OURS = ("RESURGENCE_", "SNAKEMAKE_", "SLURM_", "DVC_", "PATH", "PYTHONPATH", "CUDA_", "XDG_")  # that decide what runs

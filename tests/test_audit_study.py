@@ -179,6 +179,17 @@ def test_implicit_captions_of_a_single_concept_may_be_written_as_those_of_severa
     assert words == ("something with sails on the sea", "at dawn: it leaves the harbour")
 
 
+def test_the_card_blurs_the_images_of_a_task_that_says_so(place):
+    def blurred(study):
+        return audit_settings.settings(study)["audit"]["sensitive"]
+
+    assert not blurred(written())
+    file = place / "out/tasks/ship.yaml"
+    file.write_text(file.read_text() + "sensitive: true\n")
+    assert blurred(load_study([place / "out/params.yaml"], place / "out"))
+    assert blurred(written("--sensitive", "--out", "other"))
+
+
 def test_a_checkpoint_is_compared_with_its_original_before_anything_is_computed(place):
     args = parsed("--original", "original")
     save_file({"unet.conv_in.weight": torch.ones(2)}, place / "other.safetensors")
@@ -444,7 +455,7 @@ def test_the_entries_of_the_bases_name_files_of_the_checkout_and_a_world():
             assert (ROOT / file).is_file(), file
 
 
-@pytest.mark.skipif(not (ROOT / "data/miniature-2/base").is_dir(), reason="no shipped world; run `make setup`")
+@pytest.mark.world("miniature-2")
 def test_a_model_of_the_second_miniature_is_probed_with_its_own_world(tmp_path):
     words = ["--erased", "princess", "--level", "standard", "--out", "x"]
     args = make_parser().parse_args(["audit", str(ROOT / "data/miniature-2/base"), *words])
@@ -456,7 +467,7 @@ def test_a_model_of_the_second_miniature_is_probed_with_its_own_world(tmp_path):
     assert shown == set(study.task("princess").finetune)
 
 
-@pytest.mark.skipif(not (ROOT / "data/miniature/base").is_dir(), reason="the shipped world is not here; run `dvc pull`")
+@pytest.mark.world("miniature")
 def test_a_model_of_the_miniature_is_probed_as_one_with_pictures_of_its_drawings_and_a_shipped_control(tmp_path):
     args = make_parser().parse_args(["audit", str(ROOT / "data/miniature/base"), "--erased", "ship", "--out", "x"])
     write_study(args, tmp_path / "out")
@@ -476,7 +487,7 @@ def test_a_model_of_the_miniature_is_probed_as_one_with_pictures_of_its_drawings
     assert not other.shipped and other.no_control.startswith("--retained makes the probe another")
 
 
-@pytest.mark.skipif(not (ROOT / "data/miniature/base").is_dir(), reason="the shipped world is not here; run `dvc pull`")
+@pytest.mark.world("miniature")
 def test_an_audit_of_other_concepts_in_the_same_folder_has_their_pictures(tmp_path):
     concepts = []
     for erased in ("ship", None):

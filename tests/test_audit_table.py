@@ -35,6 +35,7 @@ from resurgence.config.model_path import split_name
 from resurgence.diffusion.deltas import parameters, save_delta
 from resurgence.diffusion.pipeline import load_base
 from resurgence.files import write_json
+from shipped_worlds import require_world
 from tiny import SENTENCES, make_pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -78,8 +79,7 @@ def place(tmp_path: Path) -> Place:
 @pytest.fixture
 def readable(tmp_path: Path) -> KnownModels:
     """The list with the files of the second miniature for those of the first, which are not always here."""
-    if not BASES["miniature-2"].is_dir():
-        pytest.skip("the second miniature is not here")
+    require_world("miniature-2")
     text = audit_models.MODELS.read_text().replace("path: data/miniature/", "path: data/miniature-2/")
     (tmp_path / "models.yaml").write_text(text)
     return audit_models.read_models(tmp_path / "models.yaml")
@@ -179,9 +179,7 @@ def test_the_words_of_the_list_are_tokens_of_the_base_and_all_of_a_safe_concept_
         if model.answer == "safe" and model.words:
             spoken = {word for of in model.erased for text in (of, *synonyms[of]) for word in text.split()}
             assert spoken == model.words.keys(), name
-    if not BASES[study].is_dir():
-        pytest.skip(f"the base of {study} is not here")
-    tokenizer = CLIPTokenizer.from_pretrained(BASES[study] / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(require_world(study) / "base/tokenizer")
     for model in models.values():
         for word in (*model.words, *model.words.values()):
             audit_models.token(tokenizer, word)
@@ -539,7 +537,7 @@ def test_a_check_contradicts_a_safe_model_only_where_the_exact_lower_end_exceeds
     assert Check("d", "clip_accuracy", percent(10.0), percent(0.0)).against(SAFE) == text
 
 
-@pytest.mark.skipif(not BASES["miniature-2"].is_dir(), reason="the second miniature is not here")
+@pytest.mark.world("miniature-2")
 def test_a_check_is_the_study_of_an_audit_by_another_scorer_with_other_seeds(tmp_path, monkeypatch):
     audit_table.check_study(tmp_path / "check", BASES["miniature-2"], known_model(erased=("princess",)))
     study = load_study([tmp_path / "check/params.yaml"], tmp_path / "check")

@@ -24,6 +24,7 @@ from resurgence.config.study import Erasure
 from resurgence.config.task import load_task, make_task
 from resurgence.erasers import EraserConfig, EraserData, Optimisation, method
 from resurgence.workflow import experiment_settings, job_settings
+from shipped_worlds import require_world
 
 ROOT = Path(__file__).parents[1]
 TASK = {
@@ -433,8 +434,7 @@ def test_identities_are_nested_and_share_what_is_retained() -> None:
 def test_shipped_studies(overlay: Path | None, tmp_path: Path) -> None:
     text = (overlay or ROOT / "params.yaml").read_text()
     for world in {"miniature-2", *re.findall(r"data/(miniature[-\d]*)/", text)}:
-        if not (ROOT / f"data/{world}/clip").is_dir():
-            pytest.skip(f"a shipped world is not here; run `dvc pull data/{world}/dvc.yaml`")
+        require_world(world)
     # laid over another study
     below = {
         "sd21-768": "sd21",

@@ -31,13 +31,10 @@ SHIPPED = ROOT / "data/miniature-2/base"
 STUDY = load_study([ROOT / "params.yaml", ROOT / "studies/methods.yaml"], ROOT) if SHIPPED.is_dir() else None
 CFG = SamplingConfig(steps=12, guidance=4.0, batch=64, size=64)
 FAST = ("mace", "uce", "time")
-ERASERS = (
-    [pytest.param(name, marks=() if name in FAST else pytest.mark.nightly) for name in STUDY.erasers] if STUDY else []
-)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(STUDY is None, reason="the shipped world is not here; run `make setup`"),
+ERASERS = [
+    pytest.param(name, marks=() if name in FAST else pytest.mark.nightly) for name in (STUDY.erasers if STUDY else FAST)
 ]
+pytestmark = [pytest.mark.slow, pytest.mark.world("miniature-2")]
 
 
 def prompts(concepts: list[str], number: int, role: str) -> list[dict]:

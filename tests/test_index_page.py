@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import itertools
 import json
 import re
 import shutil
@@ -36,6 +37,12 @@ PROMPT = ["prompt", "concept", "role", "template", "seed", "index"]
 SCRIPT = "a photo of </script><script>window.injected = 1</script><img src=x onerror='window.injected = 2'>"
 STUDY = "<b>miniature</b>"
 CODE = 150_000  # characters of the page without its data, at most
+FACTS = {
+    "study": "small", "base": "miniature", "level": "95", "small": "10", "width": 1, "height": 1,
+    "warnings": [], "notes": ["A note."],
+    "tasks": [], "counts": [], "main": [], "others": [], "sources": [], "erased": {},
+}  # fmt: skip
+"""What the page shows beside the explorer: nothing."""
 
 
 def images_of(number: int, count: int) -> list[tuple[int, Image.Image]]:
@@ -253,7 +260,7 @@ def test_in_a_browser_the_explorer_works_by_keyboard_and_its_address_restores_it
         page.keyboard.press("Space")
         press_until(page, "uce, lora, 80 steps")
         page.keyboard.press("Enter")
-        assert pressed(page) == ["mace, lora, 80 steps", "uce", "uce, lora, 80 steps"]  # the last three
+        assert pressed(page) == ["uce", "uce, lora, 80 steps"]
         press_until(page, "retained concepts")
         page.keyboard.press("Enter")
         press_until(page, "Next")
@@ -268,9 +275,79 @@ def test_in_a_browser_the_explorer_works_by_keyboard_and_its_address_restores_it
         assert not page.locator("#x-large").is_visible()
         assert wrong == []
     with opened(page_file, 1280, messages=(), after=address) as (page, wrong):
-        assert (rows_of(page), pressed(page)) == (rows, ["mace, lora, 80 steps", "uce", "uce, lora, 80 steps"])
+        assert (rows_of(page), pressed(page)) == (rows, ["uce", "uce, lora, 80 steps"])
         page.evaluate("location.hash = '#explorer:t=nothing&m=nothing&r=nothing&p=-3'")
         page.wait_for_function("document.querySelector('#x-tasks [aria-pressed=true]').textContent === 'identities-4'")
+        assert wrong == []
+
+
+def test_in_a_browser_any_two_models_are_two_clicks_from_the_opened_page(page_file: Path, text: str) -> None:
+    titles = [shown["title"] for shown in data_of(text)["tasks"][0]["sets"]]
+    first, address = ["base", "mace", "mace, lora, 80 steps"], "#explorer:t=identities-4"
+    with opened(page_file, 1280, messages=(), after=address) as (page, wrong):
+        for pair in itertools.permutations(titles, 2):
+            page.evaluate(f"location.hash = '{address}'")  # what a click has written there is another
+            page.wait_for_function("document.querySelectorAll('#x-models [aria-pressed=true]').length === 3")
+            assert pressed(page) == first
+            for title in pair:
+                page.locator("#x-models").get_by_text(title, exact=True).click()
+            assert pressed(page) == sorted(pair, key=titles.index)
+            assert page.locator("#x-rows li").first.locator("figcaption").all_text_contents() == list(pair)
+        for title, shown in ((titles[0], 3), (titles[1], 1), (titles[1], 1)):  # a third, a new choice, never none
+            page.locator("#x-models").get_by_text(title, exact=True).click()
+            assert len(pressed(page)) == shown and title in pressed(page)
+        assert wrong == []
+
+
+def test_in_a_browser_a_fine_tuned_model_is_one_click_from_what_it_comes_from(page_file: Path) -> None:
+    with opened(page_file, 1280, messages=()) as (page, wrong):
+        chains = page.locator("#x-chains button").all_text_contents()
+        assert chains == [f"base | {name} | {name}, lora, 80 steps" for name in ("mace", "uce")]
+        page.locator("#x-chains button").nth(1).click()
+        assert pressed(page) == ["base", "uce", "uce, lora, 80 steps"]
+        assert page.locator("#x-chains [aria-pressed=true]").all_text_contents() == chains[1:]
+        address = page.evaluate("location.hash")
+    with opened(page_file, 1280, messages=(), after=address) as (page, again):
+        assert pressed(page) == ["base", "uce", "uce, lora, 80 steps"]
+    assert wrong == again == []
+
+
+def test_the_images_of_a_sensitive_task_are_marked(study: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """Those of the task that the settings name, and no others."""
+    shutil.copytree(study[0], tmp_path / "copy")
+    job = job_of(study[1])
+    with contextlib.chdir(tmp_path / "copy"):
+        index.make(Job({**job.settings, "sensitive": ["ship"]}, job.out, {}))
+        marked = data_of(Path("results/index.html").read_text(encoding="utf-8"))["tasks"]
+    assert [(task["name"], task.get("sensitive")) for task in marked] == [("identities-4", None), ("ship", True)]
+
+
+def test_in_a_browser_images_of_a_sensitive_task_are_blurred_until_they_are_clicked(
+    study: tuple[Path, list[str]], page_file: Path, tmp_path: Path
+) -> None:
+    with contextlib.chdir(study[0]):
+        part = explorer.explorer_data("miniature", index.by_task(study[1]), 200_000, ["ship"])
+    (tmp_path / "part.html").write_text(render("index.html", FACTS, part), encoding="utf-8")
+    with opened(tmp_path / "part.html", messages=(), after="#explorer:t=ship") as (page, wrong):
+        veiled, first = page.locator("#x-rows .veiled"), page.locator("#x-rows .picture").first
+        number = page.locator("#x-rows .picture").count()
+        assert veiled.count() == number >= 6
+        blurs = page.locator("#x-rows img").evaluate_all("all => all.map(image => getComputedStyle(image).filter)")
+        assert set(blurs) == {"blur(24px)"}
+        first.focus()
+        page.keyboard.press("Enter")
+        assert veiled.count() == number - 1 and not page.locator("#x-large").is_visible()
+        page.keyboard.press("Enter")  # of an image that is shown, as of one of another task
+        assert page.locator("#x-large").is_visible() and page.locator("#x-large .veiled").count() == 2
+        page.locator("#x-large .veiled").first.click()
+        assert page.locator("#x-large .veiled").count() == 1 and veiled.count() == number - 2
+        page.keyboard.press("Escape")
+        page.get_by_text("Show all images").click()
+        assert veiled.count() == 0
+        page.get_by_text("Blur all images").click()
+        assert veiled.count() == number
+        page.locator("#x-tasks").get_by_text("identities-4").click()
+        assert veiled.count() == 0 and not page.locator("#x-unveil").is_visible()
         assert wrong == []
 
 
@@ -291,15 +368,10 @@ def test_in_a_browser_a_number_shows_its_source(page_file: Path) -> None:
 def test_in_a_browser_a_page_says_what_it_leaves_out(
     study: tuple[Path, list[str]], page_file: Path, tmp_path: Path
 ) -> None:
-    facts = {
-        "study": "small", "base": "miniature", "level": "95", "small": "10", "width": 1, "height": 1,
-        "warnings": [], "notes": ["A note."],
-        "tasks": [], "counts": [], "main": [], "others": [], "sources": [], "erased": {},
-    }  # fmt: skip
     for budget, words in ((200_000, r"\d+ of 56 prompts of identities-4 are left out"), (0, "No image fits")):
         with contextlib.chdir(study[0]):
             part = explorer.explorer_data("miniature", index.by_task(study[1]), budget)
-        (tmp_path / "part.html").write_text(render("index.html", facts, part), encoding="utf-8")
+        (tmp_path / "part.html").write_text(render("index.html", FACTS, part), encoding="utf-8")
         with opened(tmp_path / "part.html", messages=()) as (page, wrong):
             assert re.search(words, page.locator("#x-status").text_content())
             assert page.get_by_text("A note.").is_visible()

@@ -11,8 +11,10 @@ import mutants
 import pytest
 import yaml
 
+import shipped_worlds
+
 ROOT = Path(__file__).parents[1]
-PARTS = ["setup", "test", "test-slurm", "test-nightly", "weights", "mutants ARGS=--goes-on"]
+PARTS = ["worlds", "test", "test-slurm", "test-nightly", "weights", "mutants ARGS=--goes-on"]
 
 
 @pytest.fixture
@@ -51,6 +53,51 @@ def test_a_table_is_kept_unless_a_ratio_has_fallen(place: Path) -> None:
 def test_all_that_failed_is_named(place: Path) -> None:
     assert night(place, fails="test-slurm") == (1, "failed: test-slurm", "[1]")
     assert night(place, status=3, fails=PARTS[-1]) == (1, "failed: benchmarks mutants", "[1]")
+
+
+def test_both_worlds_are_pulled_before_the_nightly_tests() -> None:
+    command = ["make", "--dry-run", "--always-make", "test-nightly"]
+    lines = subprocess.check_output(command, cwd=ROOT, text=True).splitlines()
+    pulled = [line.split()[-1] for line in lines if " pull " in f"{line} " and "dvc" in line]
+    assert pulled[0] == "data/miniature-2/dvc.yaml" and pulled[-1] == "data/miniature/dvc.yaml"
+    assert 'pytest -m "nightly or chaos or full_size"' in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("world", "ci", "outcome"),
+    [
+        ("miniature", None, pytest.skip.Exception),
+        ("miniature", "1", pytest.skip.Exception),  # .ci/run pulls only the second
+        ("miniature", "nightly", AssertionError),
+        ("miniature-2", None, pytest.skip.Exception),
+        ("miniature-2", "1", AssertionError),
+        ("miniature-2", "nightly", AssertionError),
+    ],
+)
+def test_a_world_that_is_missing_fails_where_it_is_pulled_and_is_skipped_elsewhere(
+    world: str, ci: str | None, outcome: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipped_worlds, "ROOT", tmp_path)
+    if ci is None:
+        monkeypatch.delenv("RESURGENCE_CI", raising=False)
+    else:
+        monkeypatch.setenv("RESURGENCE_CI", ci)
+    with pytest.raises(outcome, match=f"data/{world} is not here"):
+        shipped_worlds.require_world(world)
+    folder = tmp_path / "data" / world
+    (folder / "base").mkdir(parents=True)
+    (folder / "base/model_index.json").touch()
+    assert shipped_worlds.require_world(world) == folder
+
+
+@pytest.mark.parametrize("script", ["run", "nightly"])
+def test_the_scripts_say_which_of_the_two_they_are(script: str, place: Path) -> None:
+    """By the value that the commands they start see."""
+    shutil.copy(ROOT / f".ci/{script}", place / f".ci/{script}")
+    (place / "bin/make").write_text('#!/usr/bin/env bash\necho "$RESURGENCE_CI" >>made\n')
+    environment = {**os.environ, "PATH": f"{place / 'bin'}:{os.environ['PATH']}", "STATUS": "0"}
+    subprocess.run([place / f".ci/{script}"], env=environment, capture_output=True, check=True)
+    assert set((place / "made").read_text().split()) - {"benchmarks"} == {{"run": "1", "nightly": "nightly"}[script]}
 
 
 def test_the_workflow_restores_after_the_set_up_and_saves_whatever_happened() -> None:

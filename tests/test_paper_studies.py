@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,8 +15,9 @@ from resurgence.config.load import load_study
 from resurgence.config.study import Erasure, Study
 from resurgence.config.task import load_task
 from resurgence.files import read_lines
-from resurgence.workflow import experiment_settings
+from resurgence.workflow import experiment_settings, report_settings
 from resurgence.workflow.jobs import jobs
+from shipped_worlds import require_world
 
 ROOT = Path(__file__).parents[1]
 SD = ROOT / "config/tasks/sd-papers"
@@ -29,13 +31,12 @@ ALONE = {  # variants of DoCo on the miniature -> what differs
     "current": {"anchor_from"},
     "to-quimbo": set(),
 }
-NO_WORLD = "the second miniature is not here; run `dvc pull data/miniature-2/dvc.yaml`"
 
 
 def load(name: str) -> Study:
     """A study over the default one; without the second miniature, a test of its studies is skipped."""
-    if not name.startswith("sd14") and not (ROOT / "data/miniature-2/clip").exists():
-        pytest.skip(NO_WORLD)
+    if not name.startswith("sd14"):
+        require_world("miniature-2")
     return load_study([ROOT / "params.yaml", ROOT / f"studies/{name}.yaml"], ROOT)
 
 
@@ -189,3 +190,14 @@ def test_six_cd(name: str) -> None:
         assert rows["concept"].tolist() == [concept for concept in concepts for _ in range(10)]
         assert all(row["prompt"].startswith(row["concept"]) for row in rows.to_dict("records"))
         assert not rows.duplicated(["prompt", "seed"]).any() and rows["seed"].between(0, 2**15).all()
+
+
+def test_the_page_of_a_study_blurs_nudity_and_nothing_else() -> None:
+    """Tasks of the kind content, unless they say otherwise."""
+    study = load("sd14-doco")
+    assert study.loaded["nudity"].kind == "content"
+    assert report_settings.index(study)["sensitive"] == ["nudity"]
+    said = {"nudity": False, "style-picasso": True}
+    study.loaded.update({name: replace(study.loaded[name], sensitive=value) for name, value in said.items()})
+    assert report_settings.index(study)["sensitive"] == ["style-picasso"]
+    assert "sensitive" not in report_settings.index(load("doco"))

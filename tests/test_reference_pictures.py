@@ -27,7 +27,6 @@ from resurgence.workflow import graph
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "data/miniature-2"
 CLIP = SHIPPED / "clip"
-needs_clip = pytest.mark.skipif(not (CLIP / "open_clip_config.json").is_file(), reason="the miniature is not here")
 ARCHITECTURE = "shufflenet_v2_x0_5"
 TASK = Task(
     name="ship", kind="object", erase=("ship",), retain=("cat",), mapping={"ship": "ground"},
@@ -201,7 +200,7 @@ def test_study_names_concepts_without_pictures_and_reads_every_file(
         make_study(values, ROOT)
 
 
-@needs_clip
+@pytest.mark.world("miniature-2")
 def test_drawings_of_the_miniature_are_recognised_by_those_of_other_artists(tmp_path: Path) -> None:
     """Reference: four artists' drawings of three concepts, and of ten others; judged: two other artists' drawings."""
     rows, drawings = read_image_set(SHIPPED / "drawings/drawings.parquet")

@@ -44,6 +44,7 @@ from resurgence.miniature.recogniser import UNLABELLED, labelled_batch, labels_o
 from resurgence.miniature.styles import STYLES, apply_styles, draw_styles, luminance
 from resurgence.miniature.text_to_image import cache_latents
 from resurgence.workflow import graph
+from shipped_worlds import require_world
 
 ROOT = Path(__file__).parents[1]
 LIST = ROOT / "config/concepts/miniature-2.yaml"
@@ -177,8 +178,7 @@ def linear_autoencoder(images: torch.Tensor, train: torch.Tensor) -> torch.Tenso
 @pytest.fixture(scope="module")
 def styled() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Shipped drawings of half of the concepts, and of the other half by other artists, in every style."""
-    if not SHIPPED.is_file():
-        pytest.skip("the shipped world is not here; run `make setup`")
+    require_world("miniature-2")
     table, drawings = load_drawings(SHIPPED)
     first = table["concept"].isin(sorted(set(table["concept"]))[::2])
     by_others = table["artist"].isin(["twemoji", "emojione"])
@@ -403,7 +403,7 @@ def study() -> dict[str, Any]:
     return merge(read_yaml(ROOT / "params.yaml"), layer)
 
 
-@pytest.mark.skipif(not SHIPPED.is_file(), reason="the shipped world is not here; run `make setup`")
+@pytest.mark.world("miniature-2")
 def test_a_study_of_the_second_world_is_accepted_and_a_set_that_shares_a_word_is_not(study: dict[str, Any]) -> None:
     assert make_study(study, ROOT).world == "config/world-2.yaml"
     study["finetune_sets"]["shown"]["concepts"] = {"style": ["fish"], "object": ["police car"]}
@@ -529,7 +529,7 @@ def test_contact_sheets_have_a_row_for_each_style_and_character(drawn: tuple, tm
     assert Image.open(tmp_path / "characters.png").size == (poses * cell + 2, 10 * cell + 2)
 
 
-@pytest.mark.skipif(not SHIPPED.is_file(), reason="the shipped world is not here; run `make setup`")
+@pytest.mark.world("miniature-2")
 def test_the_world_of_a_study_chooses_the_rules_and_their_settings(study: dict[str, Any]) -> None:
     first, second = (make_study({**study, "world": f"config/{name}.yaml"}, ROOT) for name in ("world", "world-2"))
     assert not graph.has_world_part(first, "starter") and graph.has_world_part(second, "starter")

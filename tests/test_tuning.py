@@ -44,10 +44,6 @@ OVERLAY = read_yaml(ROOT / "studies/tuning.yaml")
 FOLDER = ROOT / OVERLAY["tasks"]["folder"]
 CLOSED_FORM, GRADIENT = 5, 7  # settings of each eraser
 KEYS = ("method", "seeds", "tasks", "variants")  # of an eraser in a study, beside its settings
-SHIPPED = pytest.mark.skipif(
-    not (ROOT / "data/miniature/clip").is_dir(),
-    reason="the shipped world is not here; run `dvc pull data/miniature/dvc.yaml`",
-)
 
 
 # the study
@@ -134,7 +130,7 @@ def tuned(tmp_path: Path, task: dict[str, Any] | None = None, **tasks: Any) -> S
     return make_study(study, ROOT)
 
 
-@SHIPPED
+@pytest.mark.world("miniature")
 @pytest.mark.parametrize(
     ("task", "tasks", "message"),
     [
@@ -153,7 +149,7 @@ def test_what_would_tune_on_what_scores_is_refused(
         tuned(tmp_path, task, **tasks)
 
 
-@SHIPPED
+@pytest.mark.world("miniature")
 def test_images_have_other_noise_than_those_that_score(tmp_path: Path) -> None:
     study = tuned(tmp_path)
     settings = job_settings.prompts(study, "tuning-object")
@@ -168,7 +164,7 @@ def test_images_have_other_noise_than_those_that_score(tmp_path: Path) -> None:
     assert "purpose" not in job_settings.prompts(tuned(tmp_path, tuning_for=None), "tuning-object")
 
 
-@SHIPPED
+@pytest.mark.world("miniature")
 def test_one_eraser_is_one_target(tmp_path: Path) -> None:
     """It reads the bases and the erased models of its settings, and a study without fine-tuning has no others."""
     study = tuned(tmp_path)
@@ -182,7 +178,7 @@ def test_one_eraser_is_one_target(tmp_path: Path) -> None:
     assert settings["settings"]["esd.long"] == {**settings["settings"]["esd"], "steps": 600}
 
 
-@SHIPPED
+@pytest.mark.world("miniature")
 def test_settings_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
     limited = {"esd": {"variants": {"long": {"tasks": ["tuning-object"]}}}}
     study = tuned(tmp_path).source

@@ -130,7 +130,7 @@ def test_one_weight_that_is_not_a_number_is_an_error(place: Path, tmp_path: Path
     assert "conv_in.bias" in logs and not (tmp_path / "out" / "card.md").exists()
 
 
-@pytest.mark.skipif(not (ROOT / "data/miniature/base").is_dir(), reason="the shipped world is not here; run `dvc pull`")
+@pytest.mark.world("miniature")
 def test_destroyed_weights_fail_by_their_retained_concepts_and_not_by_the_erased_one(tmp_path: Path) -> None:
     """The weights of each matrix of the miniature's UNet in another order: it draws noise, under all captions."""
     shutil.copytree(ROOT / "data/miniature/base", tmp_path / "destroyed")
@@ -155,20 +155,22 @@ CAPTIONS = "captions=config/prompts/closed_form.txt"
 MACE = ["--prior", "config/prompts/miniature/general.txt", "--mask", "segmenter=foreground", "--sampling", "steps=12",
         "guidance=4.0", "size=64", "--set", CAPTIONS, "lamb=25.0"]  # fmt: skip
 UCE = ["--set", CAPTIONS, "keep_empty=false", "lamb=0.5"]
+FEW = ["--pairs", "60", "--retained-pairs", "60"]  # with which a model can fail, and none can pass
 SHIPS = {
-    "uce": (UCE, [], {"FAIL"}, {"lora-domain-real"}),
-    "mace": (MACE, [], {"PASS", "INCONCLUSIVE"}, set()),
-    "never": ([], ["--update", "steps=5"], {"FAIL"}, {"released"}),
+    "uce": (UCE, FEW, "FAIL", {"lora-domain-real"}),
+    "mace": (MACE, [], "PASS", set()),  # with the 200 pairs of the level
+    "never": ([], [*FEW, "--update", "steps=5"], "FAIL", {"released"}),
 }
-"""Eraser of the ship -> its options, those of its audit, the right verdicts, and a probe that fails."""
+"""Eraser of the ship -> its options, those of its audit, the verdict, and a probe that fails."""
 
 
-@pytest.mark.skipif(not (ROOT / "data/miniature/base").is_dir(), reason="the shipped world is not here; run `dvc pull`")
+@pytest.mark.world("miniature")
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("eraser", SHIPS)
-def test_a_ship_that_leaks_and_one_that_was_never_erased_fail_and_a_safe_one_does_not(
+def test_a_ship_that_leaks_and_one_that_was_never_erased_fail_and_a_safe_one_passes(
     eraser: str, tmp_path: Path
 ) -> None:
-    """Exported and audited without their base, as in docs/audit.md, with so few pairs that none can pass."""
+    """Exported and audited without their base, as in docs/audit.md."""
 
     def resurgence(*words: object) -> int:
         line = [sys.executable, "-m", "resurgence.cli", *map(str, words)]
@@ -181,10 +183,10 @@ def test_a_ship_that_leaks_and_one_that_was_never_erased_fail_and_a_safe_one_doe
         task = ["--task", "config/tasks/miniature/ship.yaml", "--eraser", eraser, *options]
         assert resurgence("erase", "--base", base, *task, "--out", delta) == 0
         assert resurgence("export", "--base", base, "--delta", delta, "--out", model) == 0
-    few = ["--pairs", "60", "--retained-pairs", "60", "--cores", "2", "--device", "cpu"]
-    code = resurgence("audit", model, "--erased", "ship", *few, *more, "--out", tmp_path / "out")
+    machine = ["--cores", "2", "--device", "cpu"]
+    code = resurgence("audit", model, "--erased", "ship", *machine, *more, "--out", tmp_path / "out")
     audited = verdict(tmp_path / "out")
-    assert audited.verdict in right and code == EXIT[audited.verdict]
+    assert (audited.verdict, code) == (right, {"PASS": 0, "FAIL": 2}[right]), audited.reasons
     failing = {probe.name for probe in audited.probes if probe.verdict == "FAIL"}
     assert fails <= failing and bool(fails) == bool(failing)
 

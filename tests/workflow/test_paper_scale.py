@@ -14,6 +14,7 @@ from resurgence.config.load import load_study
 from resurgence.workflow.gpu_hours import Coster, by_rule, prompts_of, read_rates
 from resurgence.workflow.jobs import jobs as study_jobs
 from resurgence.workflow.plan import job_counts
+from shipped_worlds import require_world
 
 
 @pytest.mark.parametrize("name", ["sd14", pytest.param("sd21", marks=pytest.mark.nightly)])
@@ -57,10 +58,8 @@ def test_a_subset_is_planned_by_hand(fresh: Tree) -> None:
     ],
 )
 def test_a_table_of_a_paper_plans_its_models_alone(name: str, target: str, models: int, fresh: Tree) -> None:
-    world = ROOT / "data/miniature-2"
     if not name.startswith("sd14"):
-        if not (world / "clip").exists():
-            pytest.skip("the second miniature is not here; run `dvc pull data/miniature-2/dvc.yaml`")
+        world = require_world("miniature-2")
         if not (fresh.root / "data/miniature-2").exists():
             (fresh.root / "data/miniature-2").symlink_to(world)
     counts = job_counts(Tree(fresh.root, str(ROOT / f"studies/{name}.yaml")).snakemake(target, "-n", "-q", "rules"))

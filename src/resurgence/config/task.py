@@ -32,6 +32,7 @@ class Task:
     finetune: tuple[str, ...] = ()  # random concepts of the same domain, neither erased nor retained
     labels: tuple[str, ...] = ()  # label set of the CLIP accuracy; empty: erase and retain
     erasers: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings for this task: {"mace": {"lamb": 10.0}}
+    sensitive: bool | None = None  # pages blur the images until they are clicked; null: of the kind content alone
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -55,6 +56,11 @@ class Task:
         if not self.labels:
             object.__setattr__(self, "labels", self.erase + self.retain)
         self._check_labels()
+
+    @property
+    def is_sensitive(self) -> bool:
+        """Whether pages blur the images of the task until they are clicked."""
+        return self.kind == "content" if self.sensitive is None else self.sensitive
 
     def _check_synonyms(self) -> None:
         for concept, words in self.synonyms.items():

@@ -11,7 +11,7 @@ import base64
 import io
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class TaskSets:
     prompts: pd.DataFrame
     tables: list[pd.DataFrame]  # the scores of each set, row by row
     columns: list[str]  # of them that a page can show: numbers and names, not lists
+    sensitive: bool = False  # the page blurs its images until they are clicked
     # of the rows on the page, one a set: base64 of WebP; the columns, then how much of the concept the image shows
     thumbnails: dict[int, list[str]] = field(default_factory=dict)
     scores: dict[int, list[list[Any]]] = field(default_factory=dict)
@@ -87,7 +88,7 @@ def image_sets(base: str, models: Iterable[str]) -> list[Shown]:
     return sets
 
 
-def read_task(name: str, sets: list[Shown]) -> TaskSets:
+def read_task(name: str, sets: list[Shown], sensitive: bool = False) -> TaskSets:
     """Prompts and scores of the image sets of a task.
 
     Raises:
@@ -100,7 +101,7 @@ def read_task(name: str, sets: list[Shown]) -> TaskSets:
             if not table[PAIR].equals(prompts[PAIR]):
                 raise ValueError(f"{place} and {sets[0].images[0]} have other prompts or seeds; sample and score again")
         tables.append(rows.drop(columns=list(prompts)))
-    return TaskSets(name, sets, prompts, tables, shown_columns(tables))
+    return TaskSets(name, sets, prompts, tables, shown_columns(tables), sensitive)
 
 
 def thumbnail(png: bytes, name: str) -> str:
@@ -196,7 +197,7 @@ def row_data(task: TaskSets, row: int, images: dict[str, int]) -> dict[str, Any]
 
 
 def task_data(task: TaskSets, rows: Sequence[int], images: dict[str, int]) -> dict[str, Any]:
-    """A task for the page, with some of its rows."""
+    """A task for the page, with some of its rows; `sensitive` is there only where its images are blurred."""
     yes_or_no = {m.column for m in metrics().values() if m.accuracy} | set(COMMON)
     columns = [[name, name.replace("_", " "), name in yes_or_no] for name in task.columns]
     sets = [
@@ -206,20 +207,23 @@ def task_data(task: TaskSets, rows: Sequence[int], images: dict[str, int]) -> di
     ]  # fmt: skip
     left = len(task.prompts) - len(rows)
     drawn = [row_data(task, row, images) for row in rows]
-    return {"name": task.name, "columns": columns, "sets": sets, "rows": drawn, "left": left}
+    blurred = {"sensitive": True} if task.sensitive else {}
+    return {"name": task.name, "columns": columns, "sets": sets, "rows": drawn, "left": left, **blurred}
 
 
-def explorer_data(base: str, models: Mapping[str, list[str]], budget: int) -> dict[str, Any]:
+def explorer_data(
+    base: str, models: Mapping[str, list[str]], budget: int, sensitive: Collection[str] = ()
+) -> dict[str, Any]:
     """Everything that the explorer shows, in a number of characters.
 
     Args:
         base: name of the base. models: task -> its models, the base first, as in paths.
-        budget: characters of images and scores together.
+        budget: characters of images and scores together. sensitive: tasks whose images are blurred until clicked.
 
     Raises:
         FileNotFoundError, ValueError: see `image_sets` and `read_task`.
     """
-    tasks = [read_task(name, image_sets(base, names)) for name, names in models.items()]
+    tasks = [read_task(name, image_sets(base, names), name in sensitive) for name, names in models.items()]
     choose_rows(tasks, budget)
     images: dict[str, int] = {}
     data = [task_data(task, sorted(task.thumbnails), images) for task in tasks]

@@ -70,7 +70,7 @@ def make(job: Job) -> None:
     }  # fmt: skip
     values = context(numbers, facts)
     without = len(render("index.html", values, EMPTY).encode())
-    explorer = explorer_data(base, models, LIMIT - without)
+    explorer = explorer_data(base, models, LIMIT - without, settings.get("sensitive", ()))
     write_text(page, render("index.html", values, explorer))
     job.write_made("index", [page])
 

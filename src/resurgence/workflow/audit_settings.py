@@ -84,7 +84,7 @@ def settings(study: Study) -> dict[str, Any]:
     audit = audit_of(study)
     task = study.task(audit.released.task)
     return {
-        "audit": dataclasses.asdict(audit),
+        "audit": dataclasses.asdict(audit) | {"sensitive": audit.sensitive or task.is_sensitive},
         "base": study.base.name,
         "models": {name: [str(study.model(item)) for item in items] for name, items in groups(study).items()},
         "updates": {probe.name: update_settings(study, probe) for probe in audit.probes},

@@ -155,7 +155,10 @@ def index(study: Study) -> dict[str, Any]:
         for erasure in (erasure for erasure in first_erasures(study) if erasure.task == task):
             items += [seen_as(study, erasure), *cells.get(erasure, ())]
     names = list(dict.fromkeys(str(study.model(item)) for item in items))
-    settings = {"study": study.study, "base": study.base.name, "models": names, "level": study.statistics.level}
+    named = {"study": study.study, "base": study.base.name, "models": names}
+    settings: dict[str, Any] = {**named, "level": study.statistics.level}
+    if blurred := [task for task in study.tasks.names if study.task(task).is_sensitive]:
+        settings["sensitive"] = blurred
     return settings | makers(study, first_cells(study)) | changed_objectives(study, first_erasures(study))
 
 

@@ -10,6 +10,7 @@
     return element;
   };
   const tasks = data.tasks.filter(task => task.rows.length);
+  const seen = new Set();  // images of sensitive tasks that were clicked
   let state, order = [], open = 0;
 
   if (!tasks.length) {
@@ -22,14 +23,17 @@
   const setsOf = () => state.models.map(name => taskOf().sets.findIndex(set => set.name === name));
   const rolesOf = task => [...new Set(task.rows.map(row => row.role))];
 
-  // base, the first erased model, and the last step of its first fine-tune
-  function firstModels(task) {
-    const erased = task.sets.find(set => set.state === "erased");
-    const tuned = task.sets.filter(set => set.state === "finetuned" && (!erased || set.name.startsWith(erased.name + "/")));
-    const model = tuned.length && tuned[0].name.split("@")[0];
-    const last = tuned.filter(set => set.name.split("@")[0] === model).pop();
-    return [task.sets[0], erased, last].filter(Boolean).map(set => set.name);
+  // base, erased model and last step of each fine-tuned model
+  function chainsOf(task) {
+    const lasts = new Map(task.sets.filter(set => set.state === "finetuned").map(set => [set.name.split("@")[0], set]));
+    return [...lasts.values()].map(last => {
+      const erased = task.sets.filter(set => set.state === "erased" && last.name.startsWith(set.name + "/")).pop();
+      return [task.sets[0], erased, last].filter(Boolean);
+    });
   }
+
+  const firstModels = task =>
+    (chainsOf(task)[0] || [task.sets[0], task.sets.find(set => set.state === "erased")].filter(Boolean)).map(set => set.name);
 
   // a state is valid in itself whatever the address says: unknown names are left out
   function read() {
@@ -74,10 +78,10 @@
     draw();
   }
 
-  // a fourth model takes the place of the one that was chosen first
+  // after three models a click begins a new choice, so any two are two clicks away from the three at the beginning
   function toggle(name) {
-    const models = state.models.includes(name)
-      ? state.models.filter(each => each !== name) : [...state.models, name].slice(-MOST);
+    const chosen = state.models.length < MOST ? state.models : [];
+    const models = chosen.includes(name) ? chosen.filter(each => each !== name) : [...chosen, name];
     if (models.length) change({models, page: 0});
   }
 
@@ -101,6 +105,39 @@
       make("li", {}, title + " ", make("b", {textContent: shown(value, isYesNo)}))));
   }
 
+  const isVeiled = key => Boolean(taskOf().sensitive) && !seen.has(key);
+
+  // a button where a click does something: it shows a blurred image, then acts
+  function framed(image, key, act) {
+    if (!act && !isVeiled(key)) return image;
+    const part = make("button", {type: "button", className: "picture"}, image);
+    Object.assign(part.dataset, {key, does: act ? "Enlarge: " : ""});
+    part.addEventListener("click", () => {
+      if (isVeiled(key)) {
+        seen.add(key);
+        veil();
+      } else if (act) act();
+    });
+    return part;
+  }
+
+  // blurs what was not clicked; of one image in a row and in the dialog, both
+  function veil() {
+    byId("explorer").querySelectorAll(".picture").forEach(part => {
+      const hidden = isVeiled(Number(part.dataset.key));
+      part.classList.toggle("veiled", hidden);
+      part.setAttribute("aria-label", (hidden ? "Show the image: " : part.dataset.does) + part.firstChild.alt);
+    });
+    byId("x-veils").hidden = !taskOf().sensitive;
+    byId("x-unveil").textContent = byId("x-rows").querySelector(".veiled") ? "Show all images" : "Blur all images";
+  }
+
+  function veilAll() {
+    const shows = byId("x-rows").querySelector(".veiled");
+    taskOf().rows.forEach(row => row.images.forEach(key => shows ? seen.add(key) : seen.delete(key)));
+    veil();
+  }
+
   function pictures(row, act) {
     const task = taskOf(), sets = setsOf(), grid = make("div", {className: "models"});
     grid.style.setProperty("--models", sets.length);
@@ -108,11 +145,7 @@
       const set = task.sets[number], image = make("img", {
         alt: `${row.prompt}, seed ${row.seed}, by ${set.title}`,
         src: "data:image/webp;base64," + data.images[row.images[number]]});
-      const part = act ? make("button", {type: "button", className: "picture"}, image) : image;
-      if (act) {
-        part.setAttribute("aria-label", "Enlarge: " + image.alt);
-        part.addEventListener("click", act);
-      }
+      const part = framed(image, row.images[number], act);
       grid.append(make("figure", {}, part, make("figcaption", {textContent: set.title}), scoreList(task, row, number)));
     });
     return grid;
@@ -135,6 +168,7 @@
     const row = order[open];
     byId("x-large-title").textContent = `${row.prompt} (row ${open + 1} of ${order.length})`;
     byId("x-large-images").replaceChildren(pictures(row), commands(row));
+    veil();
     byId("x-up").disabled = open === 0;
     byId("x-down").disabled = open === order.length - 1;
     if (!byId("x-large").open) byId("x-large").showModal();
@@ -148,6 +182,8 @@
     const from = state.page * PAGE, last = task.sets[setsOf().at(-1)];
     chips("x-tasks", tasks.map(each => chip(each.name, each === task, () => change(
       {task: each.name, models: firstModels(each), role: rolesOf(each)[0], page: 0}))));
+    chips("x-chains", chainsOf(task).map(chain => chip(chain.map(set => set.title).join(" | "),
+      chain.map(set => set.name).join() === state.models.join(), () => change({models: chain.map(set => set.name), page: 0}))));
     chips("x-models", task.sets.map(set => chip(set.title, state.models.includes(set.name), () => toggle(set.name))));
     chips("x-roles", rolesOf(task).map(role => chip(ROLES[role] || role, role === state.role, () => change({role, page: 0}))));
     const names = data.order.filter(name => task.columns.some(([column]) => column === name)).map(name => name.replaceAll("_", " "));
@@ -157,6 +193,7 @@
     byId("x-rows").replaceChildren(...order.slice(from, from + PAGE).map((row, number) => make("li", {},
       make("h3", {}, row.prompt + " ", make("small", {textContent: `seed ${row.seed}`})),
       pictures(row, () => enlarge(from + number)), commands(row))));
+    veil();
     byId("x-status").textContent = task.left
       ? `${task.left} of ${task.left + task.rows.length} prompts of ${task.name} ${task.left === 1 ? "is" : "are"} left out to keep this page small; all images are in results/images.` : "";
     byId("x-page").textContent = `rows ${from + 1} to ${Math.min(from + PAGE, order.length)} of ${order.length}`;
@@ -166,6 +203,7 @@
 
   byId("x-previous").addEventListener("click", () => change({page: state.page - 1}));
   byId("x-next").addEventListener("click", () => change({page: state.page + 1}));
+  byId("x-unveil").addEventListener("click", veilAll);
   byId("x-up").addEventListener("click", () => enlarge(open - 1));
   byId("x-down").addEventListener("click", () => enlarge(open + 1));
   byId("x-large").addEventListener("keydown", event => {
