@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from resurgence.analysis.cells import pool_seeds, table
+from resurgence.analysis.cells import CELL, pool_seeds, table
 from resurgence.analysis.estimates import estimates
 from resurgence.analysis.headline import marked, number, title_of
 from resurgence.analysis.metric_tables import cell
@@ -62,15 +62,15 @@ def checks(
     if every.empty:
         return every
     pair = paired_rows if (cells["finetune"] != "").any() else erased_rows
-    rows = [row for row in pair(every) if row["role"] in {*cells["role"]} & set(OF)]
-    kept = {*cells[["task", "eraser", "finetune"]].itertuples(index=False, name=None)}
-    pooled = pool_tasks(pool_seeds(rows)) if over_tasks else pool_seeds(rows)
-    pooled = [row for row in pooled if (row["task"], row["eraser"], row["finetune"]) in kept]
-    wanted = [row for row in pooled if ROLE_OF.get(row["metric"], row["role"]) == row["role"]]
-    places = {name: place for place, name in enumerate(names)}
-    order = list(dict.fromkeys(cells[["task", "eraser", "finetune"]].itertuples(index=False, name=None)))
-    wanted.sort(key=lambda row: (order.index((row["task"], row["eraser"], row["finetune"])), places[row["metric"]]))
-    return table(wanted, level)
+    rows = pool_seeds(row for row in pair(every) if row["role"] in {*cells["role"]} & set(OF))
+    order = list(dict.fromkeys(cells[CELL].itertuples(index=False, name=None)))
+    wanted = []
+    for row in pool_tasks(rows) if over_tasks else rows:
+        cell_of = tuple(row[key] for key in CELL)
+        if cell_of in order and ROLE_OF.get(row["metric"], row["role"]) == row["role"]:
+            wanted.append((order.index(cell_of), names.index(row["metric"]), row))
+    wanted.sort(key=lambda item: item[:2])
+    return table([row for *_, row in wanted], level)
 
 
 def checks_page(frame: pd.DataFrame, changed: Mapping[str, str] | None = None) -> pd.DataFrame:

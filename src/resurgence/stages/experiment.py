@@ -15,7 +15,6 @@ from typing import NamedTuple
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
-from PIL import Image
 
 from resurgence.analysis import cells, claims
 from resurgence.analysis.concept_means import agreement, by_concept, extremes, lost_concepts, with_similarity
@@ -36,7 +35,6 @@ from resurgence.config.fields import build
 from resurgence.config.model_path import ModelPath, method_name
 from resurgence.config.scorers import metrics
 from resurgence.figures import experiments as draw
-from resurgence.figures.image_grids import first_rows, sample_grid
 from resurgence.figures.image_grids import save as save_grid
 from resurgence.figures.metrics import concept_dots, metric_bars
 from resurgence.figures.metrics import histogram as draw_histogram
@@ -44,9 +42,8 @@ from resurgence.figures.scatter import scatter as draw_scatter
 from resurgence.figures.style import save
 from resurgence.figures.tuning import tuning as draw_tuning
 from resurgence.files import write_text
-from resurgence.scorers import read_scores
+from resurgence.stages.experiment_grids import grid
 from resurgence.stages.experiment_words import Result, members, similarity, words
-from resurgence.stages.grids import last_images
 from resurgence.stages.job import Job, start
 
 
@@ -207,56 +204,6 @@ def weight_table(job: Job, rows: list[dict]) -> pd.DataFrame:
     frame = pd.DataFrame(table)
     numbers = [name for name in frame if name.endswith(MEASURES)]
     return frame.astype(dict.fromkeys(numbers, float))
-
-
-def largest_changes(metric: str, erased: Path, finetuned: Path) -> list[str]:
-    """Concepts in the order of how much their metric changes by fine-tuning, the largest change first.
-
-    Args:
-        erased, finetuned: folders of scores.
-    """
-    column = metrics()[metric].column
-    means = []
-    for folder in (erased, finetuned):
-        rows, _ = read_scores(sorted(folder.glob("step-*"))[-1])
-        means.append(rows[rows["role"] == "erase"].groupby("concept")[column].mean())
-    return list((means[1] - means[0]).abs().sort_values(ascending=False, kind="stable").index)
-
-
-def grid(job: Job) -> Result:
-    """Grids of images one below the other: base, erased and fine-tuned models side by side on the same seeds."""
-    settings, parts, shown = job.settings, [], []
-    largest = settings["choose"] == "largest"
-    # settings are sorted by key, so that 10 people come before 5; grids and columns have the order of the experiment
-    names = (*settings["tasks"], *settings["erasers"], *settings["finetunes"])
-    places = {name: place for place, name in enumerate(names)}
-
-    def in_order(labelled: dict) -> dict:
-        return dict(sorted(labelled.items(), key=lambda item: [places.get(part, -1) for part in item[0].split(", ")]))
-
-    for title, models in in_order(settings["columns"]).items():
-        columns = in_order(models)
-        roles, most = tuple(settings["roles"]), None if largest else settings["samples"]
-        sets = {name: last_images(folder, roles, most) for name, folder in columns.items()}
-        if largest:
-            concepts = largest_changes(settings["metric"], *map(Path, settings["scores"][title]))
-            ranks = {concept: rank for rank, concept in enumerate(concepts)}
-            for name, (prompts, images) in sets.items():
-                order = prompts["concept"].map(ranks).fillna(len(ranks)).argsort(kind="stable").to_numpy()
-                sets[name] = (prompts.iloc[order].reset_index(drop=True), images[order])
-        prompts = next(iter(sets.values()))[0]
-        for role in settings["roles"]:
-            parts.append(sample_grid(sets, role, settings["samples"], f"{title}: {role}"))
-            rows = prompts.iloc[first_rows(prompts, role, settings["samples"])]
-            shown.append(rows[["concept", "prompt", "seed"]].assign(shown=title, role=role))
-    canvas = Image.new("RGB", (max(p.width for p in parts), sum(p.height for p in parts)), "white")
-    top = 0
-    for part in parts:
-        canvas.paste(part, (0, top))
-        top += part.height
-    rule = "the concepts that fine-tuning changed most" if largest else "the first concepts"
-    heading = f"Shown by rule: {rule}, the first image of the first template of each, the same seed in a row."
-    return Result(pd.concat(shown, ignore_index=True), canvas, heading=[heading])
 
 
 def tuning(job: Job) -> Result:
