@@ -17,7 +17,7 @@ from audit_place import RETAINED, make_pictures, make_place, parsed, written, wr
 from resurgence.cli.audit import copy_card, remove_card, write_study
 from resurgence.cli.main import main, make_parser
 from resurgence.config.audit import ShippedControl
-from resurgence.config.audit_bases import bases, model_task, synonyms_of
+from resurgence.config.audit_bases import AuditBase, bases, model_task, synonyms_of
 from resurgence.config.audit_kinds import as_listed
 from resurgence.config.fields import ConfigError
 from resurgence.config.load import load_study
@@ -188,6 +188,17 @@ def test_the_card_blurs_the_images_of_a_task_that_says_so(place):
     file.write_text(file.read_text() + "sensitive: true\n")
     assert blurred(load_study([place / "out/params.yaml"], place / "out"))
     assert blurred(written("--sensitive", "--out", "other"))
+
+
+def test_the_card_blurs_what_the_shipped_task_of_it_blurs(place, monkeypatch):
+    loaded = AuditBase.loaded_tasks
+
+    def marked(base):
+        return [dataclasses.replace(task, sensitive=task.erase == ("ship",)) for task in loaded(base)]
+
+    monkeypatch.setattr(AuditBase, "loaded_tasks", marked)
+    assert audit_settings.settings(written())["audit"]["sensitive"]
+    assert not audit_settings.settings(written("--erased", "truck", "--out", "other"))["audit"]["sensitive"]
 
 
 def test_a_checkpoint_is_compared_with_its_original_before_anything_is_computed(place):

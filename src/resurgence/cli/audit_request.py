@@ -112,7 +112,8 @@ def make_request(args: Namespace, asked: Checked, out: Path) -> Request:
         implicit=asked.implicit, criteria=dataclasses.asdict(asked.criteria),
         scorers=scorers(args, base, asked.kind, by.all, out), metric=by.metric, retained_metric=by.retained_metric,
         no_detector=by.absent,
-        device=args.device, sensitive=args.sensitive or asked.kind.sensitive, command=command_of(args, asked),
+        device=args.device, command=command_of(args, asked),
+        sensitive=args.sensitive or asked.kind.sensitive or bool(task.sensitive),
         sampling=settings(args.sampling, "--sampling"), update=settings(args.update, "--update"),
         pairs=args.pairs or PAIRS[args.level], retained_pairs=args.retained_pairs, unknown=asked.unknown,
         training_seeds=args.training_seeds or SEEDS[args.level],
@@ -186,6 +187,7 @@ def audited_task(args: Namespace, base: AuditBase) -> tuple[Task, AuditKind, tup
         "templates": model.templates, "seeds": {"erase": 1, "retain": 1, "synonym": 1},
         "synonyms": synonyms_of(base, model, erased),
         "finetune": benign_concepts(base, model, (*erased, *retained, *same)),
+        "sensitive": model.sensitive if is_same else None,
     }, "--erased")  # fmt: skip
     return task, kind, unknown
 
