@@ -157,7 +157,7 @@ def test_autoencoder_text_encoder_and_scorers_run_inside(monkeypatch: pytest.Mon
 
     rows = pd.DataFrame({"prompt": ["a ship"], "concept": ["ship"], "role": ["erase"], "seed": [0]})
     loaded = {"mine": LoadedScorer(Config(), Scorer(), CUDA)}
-    score_images(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), rows, None, loaded, ["mine"])
+    score_images(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), rows, SimpleNamespace(erase=["ship"]), loaded, ["mine"])
     assert inside == [STRICT] * 5  # two batches of the autoencoder, one text, scores, features
 
 

@@ -151,7 +151,7 @@ def test_seconds_on_a_cpu_grow_with_the_work_of_a_job(
     monkeypatch.chdir(tmp_path)
     assert study.base.name == "miniature-2"
     rates = read_rates(ROOT)
-    ones = CpuRates(start=1000.0, graded=0.0, plain=0.0, sample=2.0, tune=3.0, score=5.0)
+    ones = CpuRates(start=1000.0, graded=0.0, full=0.0, plain=0.0, sample=2.0, tune=3.0, score=5.0)
     cost = CpuCoster(study, dataclasses.replace(rates, cpu={"miniature-2": ones}))
     seconds = {}
     for job in jobs(study):

@@ -63,5 +63,7 @@ class CpuCoster:
 def erasing(settings: Mapping[str, Any], rates: CpuRates) -> float:
     """Seconds of the steps of an erasure, whose batches of a few samples take about as long as one sample."""
     config, passes = eraser_passes(settings)
-    batch = config.batch if isinstance(config, Optimisation) else 1
-    return (passes.graded * rates.graded + passes.plain * rates.plain) / batch
+    graded, batch = rates.graded, 1
+    if isinstance(config, Optimisation):
+        graded, batch = rates.full if config.parameters == "full" else rates.graded, config.batch
+    return (passes.graded * graded + passes.plain * rates.plain) / batch

@@ -52,6 +52,7 @@ class CpuRates:
 
     start: float
     graded: float
+    full: float
     plain: float
     sample: float
     tune: float
