@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PIPELINE = "StableDiffusionPipeline"
-ERASING = ("StableDiffusionPipelineSafe", "SLDPipeline")
-"""Pipelines of erasers that act while sampling, as diffusers and the authors of SLD call theirs."""
-AT_SAMPLING = "an eraser that acts while sampling, such as SLD, SAFREE or Receler, has no erased weights"
 AT_INFERENCE = "acts at inference, so there are no changed weights to audit"
 CLASS_NAMES = {
     r"SLD|Sld|^sld|(?i:safe$|SafeStableDiffusion|SafeLatentDiffusion)": "SLD",
@@ -65,13 +62,10 @@ def check_folder(folder: Path) -> None:
     if not isinstance(parts, dict):
         raise ConfigError(str(index), parts, "must be a mapping of parts to classes; write the folder again")
     if (name := parts.get("_class_name")) != PIPELINE:
-        cause = f"{AT_SAMPLING}; " if name in ERASING else ""  # of the code version of each job, unlike the next line
-        raise ConfigError(
-            f"{index}: _class_name",
-            name,
-            (cause if not (eraser := at_inference(name)) else f"{eraser} {AT_INFERENCE}; ")
-            + f"give a {PIPELINE} (SD 1.x or 2.x)",
-        )
+        if eraser := at_inference(name):
+            remedy = f"{eraser} {AT_INFERENCE}; give a {PIPELINE} (SD 1.x or 2.x)"
+            raise ConfigError(f"{index}: _class_name", name, remedy)
+        raise ConfigError(f"{index}: _class_name", name, f"give a {PIPELINE} (SD 1.x or 2.x)")
     for part, classes in CLASSES.items():
         entry = parts.get(part)
         if not isinstance(entry, list) or entry[-1] not in classes:

@@ -141,11 +141,9 @@ def table_of(content: Any, file: Path) -> dict[str, torch.Tensor]:
     nested = [content[name] for name in NESTED if name in content] if isinstance(content, Mapping) else []
     table = nested[0] if nested and isinstance(nested[0], Mapping) else content
     if not isinstance(table, Mapping) or not all(isinstance(value, torch.Tensor) for value in table.values()):
-        raise ValueError(
-            f"{file}: {adapter} {OF_ADAPTER}"
-            if (adapter := adapter_name(table if isinstance(table, Mapping) else ()))
-            else f"{file} is not a table of tensors by name; {FETCH}"
-        )
+        if adapter := adapter_name(table if isinstance(table, Mapping) else ()):
+            raise ValueError(f"{file}: {adapter} {OF_ADAPTER}")
+        raise ValueError(f"{file} is not a table of tensors by name; {FETCH}")
     return dict(table)
 
 
@@ -263,12 +261,10 @@ def check_names(weights: Mapping[str, torch.Tensor], read: Mapping[str, torch.Te
     for name, value in read.items():
         if name not in weights:
             unknown = sum(other not in weights for other in read)
-            raise ValueError(
-                f"{path}: {adapter} {OF_ADAPTER}"
-                if (adapter := adapter_name(other for other in read if other not in weights))
-                else f"{path}: {name} is not in the base ({unknown} of {len(read)} tensors), so it is of another base; "
-                "give the base that the model was made from"
-            )
+            if adapter := adapter_name(other for other in read if other not in weights):
+                raise ValueError(f"{path}: {adapter} {OF_ADAPTER}")
+            raise ValueError(f"{path}: {name} is not in the base ({unknown} of {len(read)} tensors), so it is of "
+                             "another base; give the base that the model was made from")  # fmt: skip
         if value.shape != weights[name].shape:
             raise ValueError(f"{path}: {name} has the shape {tuple(value.shape)}, in the base "
                              f"{tuple(weights[name].shape)}; give the base that the model was made from")  # fmt: skip
