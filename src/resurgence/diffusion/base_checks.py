@@ -63,8 +63,8 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(str(index), parts, "must be a mapping of parts to classes; write the folder again")
     if (name := parts.get("_class_name")) != PIPELINE:
         if eraser := at_inference(name):
-            remedy = f"{eraser} {AT_INFERENCE}; give a {PIPELINE} (SD 1.x or 2.x)"
-            raise ConfigError(f"{index}: _class_name", name, remedy)
+            raise ConfigError(f"{index}: _class_name", name, f"{eraser} {AT_INFERENCE}; give a {PIPELINE} "
+                              "(SD 1.x or 2.x)")  # fmt: skip
         raise ConfigError(f"{index}: _class_name", name, f"give a {PIPELINE} (SD 1.x or 2.x)")
     for part, classes in CLASSES.items():
         entry = parts.get(part)
