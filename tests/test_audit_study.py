@@ -86,6 +86,7 @@ def test_every_model_of_a_probe_is_sampled_and_scored_before_the_verdict(place, 
     merged = by_output["results/erased/original/ship/merge-1/s0/delta/manifest.json"]
     assert merged.settings["settings"]["lora"] == "inputs/lora-1.safetensors"
     assert merged.inputs["lora"] == ["inputs/lora-1.safetensors"]
+    assert study.audit.probe("merge-1").title == "LoRA merged: style.safetensors"  # as the command line has it
 
 
 def test_the_folder_holds_links_and_the_same_command_writes_nothing_again(place):

@@ -106,7 +106,7 @@ def test_a_full_audit_has_every_probe_the_grid_and_the_cost_of_each_update(place
         assert curves.pop(update) == [1, 3]
         assert curves == {f"{update}-{variant}": [1 if "third" in variant else 3] for variant in GRID}
     assert 'class="curves"' in (out / "card.html").read_text()
-    assert "lora-1.safetensors" in entries["merge-1/erased"]["evaluation_name"]  # its link in the folder
+    assert "style.safetensors" in entries["merge-1/erased"]["evaluation_name"]
     samples = out / json.loads((out / "card.json").read_text())["detailed_evaluation_results"]["file_path"]
     lines = [json.loads(line) for line in samples.read_text().splitlines()]
     implicit = [line["input"] for line in lines if line["evaluation_result_id"] == "released-implicit/erased"]

@@ -106,9 +106,7 @@ def make_request(args: Namespace, asked: Checked, out: Path) -> Request:
         original_revision=asked.original.commit if asked.original else None,
         revisions={model.hub: model.commit for model in asked.models if model.hub and model.commit},
         sha256=weights_digest(asked.checkpoint), pictures=pictures(args, asked, out), outside=asked.outside,
-        loras=loras, lora_names=tuple(
-            lora.name if lora.hub else Path(link).name for lora, link in zip(asked.loras, loras, strict=True)
-        ),
+        loras=loras, lora_names=tuple(lora.name for lora in asked.loras),
         implicit=asked.implicit, criteria=dataclasses.asdict(asked.criteria),
         scorers=scorers(args, base, asked.kind, by.all, out), metric=by.metric, retained_metric=by.retained_metric,
         no_detector=by.absent,
