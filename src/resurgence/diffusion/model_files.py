@@ -20,6 +20,7 @@ import torch
 
 from resurgence.diffusion.deltas import DELTA_FILE, LORA_FILE, PARTS, Delta, load_delta, lora_delta, parameters
 from resurgence.diffusion.pipeline import load_base
+from resurgence.diffusion.same_base import check_same_base, check_same_vae, differs
 from resurgence.files import PEFT_CONFIG, check_weights_file, read_json
 from resurgence.pretrained.checksums import locate
 from resurgence.pretrained.loading import PICKLED, read_safetensors, read_tensors
@@ -27,7 +28,7 @@ from resurgence.pretrained.loading import PICKLED, read_safetensors, read_tensor
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-COMPVIS, ENCODER = "model.diffusion_model.", "cond_stage_model."
+COMPVIS, ENCODER, DECODER = "model.diffusion_model.", "cond_stage_model.", "first_stage_model."
 NESTED = ("state_dict", "unet", "model")  # names below which published files hold their tensors
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 MOVING = ("pissa", "olora", "corda", "loftq", "lora_ga")  # init_lora_weights of peft that change the base as well
@@ -38,7 +39,6 @@ OF_ADAPTER = (
     "is of an adapter as Receler has, or an autoencoder as SAeUron has, which acts at inference, so there are no "
     "changed weights to audit; give a model whose own weights were changed"
 )
-ROUNDINGS = (torch.float16, torch.bfloat16)
 FETCH = "give a diffusers folder, a .safetensors file of a UNet, a delta or a LoRA"
 
 
@@ -58,7 +58,7 @@ def read_erased_model(
     Raises:
         FileNotFoundError, ValueError: nothing there, a file that is damaged, not of tensors only or of no erased model,
             a tensor that the base does not have or has in another shape, one that is not finite, or a scale for what is
-            no LoRA; a whole model that lacks a tensor of the base, or predicts something else.
+            no LoRA; a whole model that lacks a tensor of the base, or has another VAE, schedule or setting.
     """
     place = locate(path, revision) or Path(path)
     if place.is_file():
@@ -66,7 +66,7 @@ def read_erased_model(
     elif not place.is_dir() or (place / "model_index.json").is_file():  # whatever else lies there, as diffusers does
         kind, read = "pipeline", parameters(model := load_base(path, revision=revision))
         check_whole(parameters(pipe), read, path)
-        check_prediction(pipe, model, path)
+        check_same_base(pipe, model, path)
     elif (file := changed_file(place)).name == LORA_FILE:
         kind, read = "lora", plain_lora_delta(pipe, file)
     elif file.name == DELTA_FILE:
@@ -124,6 +124,8 @@ def read_file(pipe: StableDiffusionPipeline, file: Path) -> tuple[str, Delta]:
     tensors = table_of(read_tensors(file, "checkpoint", FETCH), file)
     if is_lora(tensors, file):
         return "lora", plain_lora_delta(pipe, file)
+    if vae := {name: value for name, value in tensors.items() if name.startswith(DECODER)}:
+        check_same_vae(pipe, vae_of_compvis(vae, pipe.vae.config), str(file))
     return named(tensors, pipe.unet.config, parameters(pipe), str(file))
 
 
@@ -236,6 +238,13 @@ def text_of_compvis(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
     return {name.removeprefix("text_model."): value for name, value in inner.items()}
 
 
+def vae_of_compvis(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The VAE of tensors in the names of CompVis by those of diffusers, given its configuration."""
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    return dict(convert_ldm_vae_checkpoint(dict(tensors), dict(config)))
+
+
 def check_whole(names: Iterable[str], read: Mapping[str, torch.Tensor], path: str) -> None:
     """Raise ValueError for a whole model that lacks a tensor of its base, in whose place the base's would be taken."""
     wanted = set(names)
@@ -244,14 +253,6 @@ def check_whole(names: Iterable[str], read: Mapping[str, torch.Tensor], path: st
             f"{path} lacks {lacking[0]}, which the base has ({len(lacking)} of {len(wanted)} tensors); "
             "give the base that the model was made from, or all of the model as a diffusers folder"
         )
-
-
-def check_prediction(base: StableDiffusionPipeline, model: StableDiffusionPipeline, path: str) -> None:
-    """Raise ValueError for a model whose UNet predicts something else than that of the base, by which it is sampled."""
-    kinds = [pipe.scheduler.config.prediction_type for pipe in (base, model)]
-    if kinds[0] != kinds[1]:
-        raise ValueError(f"{path}: its scheduler has prediction_type = {kinds[1]!r}, that of the base {kinds[0]!r}; "
-                         "give the base that the model was made from")  # fmt: skip
 
 
 def check_names(weights: Mapping[str, torch.Tensor], read: Mapping[str, torch.Tensor], path: str) -> None:
@@ -273,9 +274,3 @@ def check_names(weights: Mapping[str, torch.Tensor], read: Mapping[str, torch.Te
 def adapter_name(names: Iterable[Any]) -> str | None:
     """The first of some names that is of a part which an eraser adds while it samples; None: there is none."""
     return next((name for name in map(str, names) if ADAPTER.search(name)), None)
-
-
-def differs(base: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether a tensor differs from the base's, and from what is left of it in half precision."""
-    rounded = (base.float(), *(base.to(kind).float() for kind in ROUNDINGS))
-    return not any(torch.equal(kept, value) for kept in rounded)
