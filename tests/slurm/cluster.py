@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -49,8 +50,9 @@ class Cluster:
     folder: Path
 
     @classmethod
-    def start(cls, folder: Path) -> Cluster:
-        """Start them, or those that died."""
+    def start(cls, folder: Path | None = None) -> Cluster:
+        """Start them in a new folder, whose name is short enough for sockets, or in this one those that died."""
+        folder = folder or Path(tempfile.mkdtemp(prefix="slurm-"))
         done = subprocess.run([HERE / "start.sh", folder], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return cls(folder)

@@ -7,6 +7,8 @@
 # Everything is written below DIR; nodes, CPUs, memory and GPUs are pretended. Run again it starts the daemons that died.
 set -euo pipefail
 DIR=$(mkdir -p "$1" && cd "$1" && pwd)
+# a step's socket, $DIR/spool/node1/node1_1234.4294967291: longer ones leave every job pending, for ever
+[ ${#DIR} -le 73 ] || { echo "$DIR has more than 73 characters, too many for sockets; name a shorter folder" >&2; exit 1; }
 NODES=(node1 node2) CPUS=4 MEMORY=8000 GPUS=2 # of each node; GPUs of the first
 PORT=${SLURM_TEST_PORT:-26900}
 HOST=$(hostname -s)

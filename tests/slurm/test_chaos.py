@@ -16,13 +16,13 @@ pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(params=["local", "slurm"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster | None]:
+def where(request: pytest.FixtureRequest) -> Iterator[Cluster | None]:
     """No cluster, or a running one."""
     if request.param == "local":
         yield None
         return
     assert shutil.which("slurmctld", path=f"/usr/sbin:{os.environ['PATH']}"), "install slurm-wlm and munge"
-    cluster = Cluster.start(tmp_path / "daemons")
+    cluster = Cluster.start()
     yield cluster
     cluster.stop()
 

@@ -27,11 +27,11 @@ TUNED = "results/finetuned/small/pets/uce/s0/lora/f0/weights"
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     if shutil.which("slurmctld", path=f"/usr/sbin:{os.environ['PATH']}") is None:
         assert "RESURGENCE_CI" not in os.environ, "slurm-wlm and munge are not installed"
         pytest.skip("slurm-wlm and munge are not installed")
-    running = Cluster.start(tmp_path_factory.mktemp("slurm") / "daemons")
+    running = Cluster.start()
     yield running
     running.stop()
 
