@@ -11,7 +11,17 @@ from scipy.integrate import quad
 from scipy.stats import beta, binom
 
 from resurgence.analysis.audit.evidence import Evidence, evidence, seen_elsewhere
-from resurgence.analysis.audit.needed import Need, Open, Retained, repeated_seeds, to_fail, to_pass, what_decides
+from resurgence.analysis.audit.needed import (
+    MOST_SEEDS,
+    Need,
+    Open,
+    Retained,
+    more_seeds,
+    repeated_seeds,
+    to_fail,
+    to_pass,
+    what_decides,
+)
 from resurgence.analysis.audit.statements import SEED_CORRELATION, all_seeds_show, every_seed_p, p_returned, shown
 from resurgence.analysis.audit.verdict import judge
 from resurgence.analysis.intervals import interval
@@ -123,6 +133,12 @@ def test_more_training_seeds_decide_where_more_pairs_do_not():
     assert interval(repeated_seeds(uneven.erased, seeds // 3 - 1), level)[0] <= 5
     text = Open(to_fail(uneven, 5.0, level), Need(), "", "").text()
     assert text == f"about {seeds} training seeds would decide, if the values stay as they are"
+
+
+def test_as_many_training_seeds_as_anybody_trains_are_tried_and_no_more():
+    half = MOST_SEEDS // 2
+    assert more_seeds(runs(*[20] * half), lambda more: more.erased.parts[0].runs == 2 * half) == 2 * half
+    assert more_seeds(runs(*[20] * (half + 1)), lambda _: True) is None
 
 
 def test_pairs_that_pass_are_at_least_those_of_the_criteria():

@@ -79,7 +79,7 @@ def reference(cfg: AuditConfig, models: Models) -> Control | None:
     """The false alarm rate of a scorer of reference pictures, the mean over the erased concepts."""
     rows = next(iter(models[f"probe {cfg.released.name}"][0].steps.values())).rows
     rate, number = (f"{giver(cfg.metric)}_{name}" for name in ("false_alarm_rate", "other_pictures"))
-    if rate not in rows or number not in rows:
+    if rate not in rows:
         return None
     concepts = rows[rows["role"] == "erase"].groupby("concept")[[rate, number]].first()
     pictures = int(concepts[number].min())  # the concepts share most of them, so that they add none
