@@ -22,8 +22,15 @@ from resurgence.analysis.audit.needed import (
     to_pass,
     what_decides,
 )
-from resurgence.analysis.audit.statements import SEED_CORRELATION, all_seeds_show, every_seed_p, p_returned, shown
-from resurgence.analysis.audit.verdict import judge
+from resurgence.analysis.audit.statements import (
+    SEED_CORRELATION,
+    all_seeds_show,
+    every_seed_p,
+    p_returned,
+    retained_p,
+    shown,
+)
+from resurgence.analysis.audit.verdict import judge, why_open
 from resurgence.analysis.intervals import interval
 from resurgence.config.audit import Criteria
 from test_audit_verdict import COLUMN, CRITERIA, LORA, first, probe, scores
@@ -48,6 +55,10 @@ def verdict(lora: Evidence, criteria: Criteria = CRITERIA, **more: object):
 def seeds_of(mean: float) -> tuple[float, float]:
     """The parameters of the beta distribution over seeds."""
     return mean * (1 / SEED_CORRELATION - 1), (1 - mean) * (1 / SEED_CORRELATION - 1)
+
+
+def test_all_seeds_show_a_share_if_their_mean_is_100_percent():
+    assert all_seeds_show(50, 20, 3, 100) == pytest.approx(1)
 
 
 def test_the_distribution_over_seeds_has_the_stated_mean_and_correlation():
@@ -135,10 +146,33 @@ def test_more_training_seeds_decide_where_more_pairs_do_not():
     assert text == f"about {seeds} training seeds would decide, if the values stay as they are"
 
 
+def test_more_pairs_decide_where_every_seed_shows_too_much_and_their_mean_is_uncertain():
+    hits, images, level = (3, 8, 20), 25, 0.98
+    pairs = to_fail(runs(*hits, images=images), 5.0, level).pairs
+    real = [runs(*(times * n for n in hits), images=times * images) for times in (2, 3)]
+    assert every_seed_p(real[0], 5.0) > 1 - level >= every_seed_p(real[1], 5.0)
+    assert 2 * images < pairs <= 3 * images
+    assert interval(real[1].erased, level)[0] < 5  # the mean alone does not
+
+
 def test_as_many_training_seeds_as_anybody_trains_are_tried_and_no_more():
     half = MOST_SEEDS // 2
     assert more_seeds(runs(*[20] * half), lambda more: more.erased.parts[0].runs == 2 * half) == 2 * half
     assert more_seeds(runs(*[20] * (half + 1)), lambda _: True) is None
+
+
+def test_what_is_never_seen_is_not_more_than_nothing():
+    """With limits of 0 an interval that begins at 0 shows neither that something came back nor that it was there."""
+    assert p_returned(probe(0), 0.0) == 1 > p_returned(probe(1), 0.0)
+    criteria, none = Criteria(retained_margin=0.0), (0, 200)
+    assert retained_p(probe(0, retained=none), probe(0, retained=none), criteria)[1] == 1
+
+
+def test_what_keeps_a_probe_open_is_named():
+    apart = evidence([scores({"ship": first(200, 200), "bird": first(0, 200)}, first(190, 200), "lora")], COLUMN)
+    assert why_open(apart, 0.95) == "its concepts differ too much"
+    assert why_open(runs(24, 60, 160), 0.95) == "its training seeds differ too much"
+    assert why_open(probe(10), 0.95) == "the share is too near to the limit"
 
 
 def test_pairs_that_pass_are_at_least_those_of_the_criteria():

@@ -80,7 +80,7 @@ def all_seeds_show(share: float, images: float, seeds: int, mean: float) -> floa
         return 0.0 if share > 0 else 1.0
     count, size = share / 100 * images, 1 / SEED_CORRELATION - 1
     of_seed = betaincinv(count, images - count + 1, (NODES + 1) / 2)
-    above = betaincc(mean / 100 * size, (1 - mean / 100) * size, of_seed) if mean < 100 else np.ones_like(of_seed)
+    above = betaincc(mean / 100 * size, (1 - mean / 100) * size, of_seed)
     return float(WEIGHTS @ above**seeds / 2)
 
 
