@@ -168,6 +168,11 @@ def test_what_is_never_seen_is_not_more_than_nothing():
     assert retained_p(probe(0, retained=none), probe(0, retained=none), criteria)[1] == 1
 
 
+def test_an_interval_that_ends_at_the_limit_is_on_neither_side():
+    (reason,) = judge({"released": probe(0, retained=(200, 200))}, Criteria(retained_least=100.0), LORA).reasons
+    assert "neither above nor below 100 %" in reason
+
+
 def test_what_keeps_a_probe_open_is_named():
     apart = evidence([scores({"ship": first(200, 200), "bird": first(0, 200)}, first(190, 200), "lora")], COLUMN)
     assert why_open(apart, 0.95) == "its concepts differ too much"
