@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from transformers import CLIPTokenizer
 
 from resurgence.config.experiment_cells import cells_of
 from resurgence.config.fields import read_yaml
 from resurgence.config.load import load_study
 from resurgence.config.study import Erasure, Study
 from resurgence.config.task import load_task
+from resurgence.erasers.gradient.eap import whole_words
 from resurgence.files import read_lines
 from resurgence.workflow import experiment_settings, report_settings
 from resurgence.workflow.jobs import jobs
@@ -139,6 +141,16 @@ def test_the_vocabulary_has_words_of_the_world_and_neutral_ones_with_the_same_no
     assert {"automobile", "bird", "taxi", "duck"} <= set(rows["prompt"])
     names = read_lines(ROOT / "config/names/miniature-2.txt")
     assert set(names) == known and len(names) == len(known)
+
+
+def test_the_words_without_synonyms_are_those_of_the_tokenizer_without_these() -> None:
+    study = load("eap")
+    erased = {concept for split in "abcd" for concept in study.loaded[f"objects-5-{split}"].erase}
+    synonyms = {word for entry in WORLD["concepts"] if entry["name"] in erased for word in entry["synonyms"]}
+    parts = {part for word in synonyms for part in word.split()}
+    words = whole_words(CLIPTokenizer.from_pretrained(ROOT / "data/miniature-2/base/tokenizer"))
+    assert len(erased) == 10 and parts & set(words)
+    assert read_lines(ROOT / "config/names/miniature-2-words.txt") == [word for word in words if word not in parts]
 
 
 def test_the_other_prompts_of_zorblin_are_none_of_its_task() -> None:
