@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from resurgence.analysis.answers import Clause, answer, clause, sentence
-from resurgence.analysis.headline import verdict
+from resurgence.analysis.headline import markdown, outcome, verdict
 
 CELL = {
     "base": "miniature", "task": "ship", "eraser": "uce", "variant": "default", "finetune": "lora",
@@ -93,3 +94,11 @@ def test_several_fine_tunes_are_one_sentence_whose_answer_is_the_worst() -> None
         "What uce erased came back after full in this run; it may or may not have come back after random in this run; "
         "it did not come back after lora, other in this run."
     )
+
+
+def test_the_page_names_the_share_of_the_base_below_which_a_concept_did_not_come_back() -> None:
+    nothing = pd.DataFrame(columns=["metric"])
+    page = markdown(nothing, nothing, pd.DataFrame({"unit": ["concept"]}), 0.95)
+    (percent,) = re.findall(r"at or below ([\d.]+) % of the base's value", page)
+    limit = float(percent) / 100 * 80.0
+    assert [outcome(-1.0, high, 80.0) for high in (limit, limit + 0.01)] == ["no", "open"]
