@@ -23,6 +23,7 @@ from parts import fill
 
 from resurgence.analysis.claims import FLOOR, UNDECIDED, VERDICTS, judge
 from resurgence.analysis.headline import markdown_table, number
+from resurgence.config.fields import read_yaml
 from resurgence.config.load import load_study
 from resurgence.config.study import Study
 from resurgence.figures.numbers import Numbers
@@ -37,8 +38,9 @@ DOCS = Path(__file__).parent
 PAGE = DOCS / "results.md"
 REFERENCE = DOCS.parent / "reference/miniature-full/results"
 NOT_RUN = "not run"
-EVALUATIONS = {"eap": ("eap", "eap-lpips"), "doco": ("doco",)}
-"""Studies of other papers, each with a page where reference/NAME is: name -> studies laid over params.yaml."""
+EVALUATIONS = {"eap": ("eap", "eap-lpips"), "eap-synonyms": ("eap", "eap-synonyms"), "doco": ("doco",)}
+"""Studies of other papers, each with a page where reference/NAME is: name -> studies laid over params.yaml. A page has
+the experiments of the study NAME and of those laid over it."""
 BEFORE = DOCS / "verdicts-before.csv"  # claim, verdict: with bootstrap intervals over concepts, seeds as fixed
 WORDS = (*VERDICTS.values(), FLOOR)
 LEADS = {"same": "Confirmed", "different": "Contradicted", FLOOR: "At the floor on both sides"}
@@ -140,10 +142,13 @@ def evaluation(name: str, root: Path = DOCS.parent) -> str | None:
     reference = root / "reference" / name / "results"
     if not (reference / "made.json").is_file():
         return None
-    layers = (root / "studies" / f"{layer}.yaml" for layer in EVALUATIONS[name])
-    study = load_study([root / "params.yaml", *layers], root)
+    first, *_ = names = EVALUATIONS[name]
+    layers = {each: root / "studies" / f"{each}.yaml" for each in names}
+    study = load_study([root / "params.yaml", *layers.values()], root)
+    shown_here = [read_yaml(layers[each]).get("experiments", {}) for each in names[names.index(name) :]]
     folder = reference / "experiments"
-    states = {each: state_of(study, each, folder / each / "made.json") for each in study.experiments}
+    states = {each: state_of(study, each, folder / each / "made.json")
+              for each in study.experiments if any(each in declared for declared in shown_here)}  # fmt: skip
     there = [each for each, state in states.items() if state != NOT_RUN]
     relative = os.path.relpath(folder, root / "docs")
     shown = "\n\n".join(page(folder, there, study.statistics.level))
@@ -153,8 +158,8 @@ def evaluation(name: str, root: Path = DOCS.parent) -> str | None:
     )
     parts = [
         f"# Results of the study {name}",
-        f"What each experiment stands for, and what is small: [{name}.md]({name}.md). By `python docs/results.py` from "
-        f"the stored scores: {run_of(reference)}",
+        f"What each experiment stands for, and what is small: [{first}.md]({first}.md). By `python docs/results.py` "
+        f"from the stored scores: {run_of(reference)}",
         f"## What has run\n\n{len(there)} of {len(states)} targets. How to run one and store it: "
         "[reproduce.md](reproduce.md#the-evaluations-of-eap-and-doco-target-by-target).",
         markdown_table(targets),

@@ -443,6 +443,7 @@ def test_shipped_studies(overlay: Path | None, tmp_path: Path) -> None:
         "sd14-sources": "sd14",
         "sources-quick": "sources",
         "eap-lpips": "eap",
+        "eap-synonyms": "eap",
     }
     layers = [ROOT / f"studies/{below[overlay.stem]}.yaml"] if overlay and overlay.stem in below else []
     if layers:

@@ -46,7 +46,7 @@ def test_every_row_has_targets_that_exist_and_every_target_a_row(name: str) -> N
     assert len(table) == PAGES[name]
     here = [target for _, cell, _, _ in table for target in targets(cell)]
     assert len(here) == len(set(here))
-    overlay = experiments("eap-lpips") if name == "eap" else {}
+    overlay = {**experiments("eap-lpips"), **experiments("eap-synonyms")} if name == "eap" else {}
     assert set(here) == {*experiments(name), *overlay}
     there: list[str] = []
     for _, cell, _, other in table:
