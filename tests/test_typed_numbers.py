@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 KNOWN = yaml.safe_load((ROOT / "tests/typed_numbers.yaml").read_text(encoding="utf-8"))
-GENERATED = re.compile(r"docs/(errors|results-\w+)\.md")  # as a whole; of messages, and of evaluations
+GENERATED = re.compile(r"docs/(errors|results-[\w-]+)\.md")  # as a whole; of messages, and of evaluations
 MARKED = re.compile(r"<!-- (?P<name>[\w -]+) -->.*?<!-- end of (?P=name) -->", re.DOTALL)
 # of a result: a share or a difference, an interval, a change, a count, left / kept, one value against another; a
 # column of spreads of seconds, at the end of a row, is none
