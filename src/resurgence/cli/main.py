@@ -96,6 +96,8 @@ def erase_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--masks", type=Path, metavar="FILE", help="safetensors: concept -> (N, 1, H, W) bool")
     data.add_argument("--per-concept", type=int, default=8, help="images of each concept to sample (default: 8)")
     data.add_argument("--per-anchor", type=int, default=200, help="images of each mapping concept (default: 200)")
+    own = "prompts of these, one a line, instead of the template"
+    data.add_argument("--anchor-captions", type=Path, metavar="FILE", help=own)
     data.add_argument("--per-retained", type=int, default=8, help="images of each retained concept (default: 8)")
     data.add_argument("--template", default="a photo of the {}", help="their prompt (default: 'a photo of the {}')")
     set_argument(data, "--sampling", "their sampling, e.g. steps=30 guidance=7.5 batch=8")

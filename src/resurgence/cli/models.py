@@ -7,22 +7,20 @@ The same functions as the study's stages, each command writing one artefact. Wha
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resurgence.cli.eraser_data import anchor_prompts, check_data_options, eraser_data, lines
 from resurgence.cli.guard import output, training_state
 from resurgence.cli.key_values import settings
-from resurgence.config.erasers import EraserConfig, eraser_config, method_module
-from resurgence.config.fields import ConfigError, Count, Seed, at_least, build, one_place, parse
+from resurgence.config.erasers import eraser_config, method_module
+from resurgence.config.fields import ConfigError, Seed, at_least, build, parse
 from resurgence.config.names import check_names, token_form
-from resurgence.config.stages import MaskConfig, SamplingConfig
-from resurgence.config.task import Task, load_task
-from resurgence.files import check_weights_file, read_lines
+from resurgence.config.stages import SamplingConfig
+from resurgence.config.task import load_task
 from resurgence.provenance.code_version import code_version
 from resurgence.provenance.inputs import BASE_DELTAS, label_of, parents
 from resurgence.provenance.manifest import write_artefact
@@ -32,12 +30,7 @@ from resurgence.stages.job import arithmetic, earlier_runs, split_passes
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    import torch
     from diffusers import StableDiffusionPipeline
-
-    from resurgence.erasers import EraserData
-
-log = logging.getLogger(__name__)
 
 
 def load(args: Namespace, precision: str = "fp32") -> StableDiffusionPipeline:
@@ -75,13 +68,15 @@ def erase(args: Namespace) -> None:
     check_data_options(args)
     making = {"sampling": settings(args.sampling, "--sampling"), "masks": settings(args.mask, "--mask")}
     parameters = described(args, task=asdict(task), eraser=args.eraser, settings=cfg, **making)
-    files = inputs(args, task=args.task, prior=args.prior, images=args.concept_images, concept_masks=args.masks)
+    prompts = anchor_prompts(args, cfg)
+    lists = {"prior": args.prior, "anchor_captions": args.anchor_captions}
+    files = inputs(args, task=args.task, images=args.concept_images, concept_masks=args.masks, **lists)
     run = {"argv": sys.argv, "code": code_version("resurgence.cli.models:erase", method_module(args.eraser))}
     with output(args, files) as out:
         with write_artefact(out, "erased delta", parameters, files, {"seed": args.seed}, run) as folder:
             pipe = load(args)
             check_erasure(pipe.tokenizer, task, cfg)
-            data = eraser_data(args, pipe, task, cfg, out.with_name(f".{out.name}.state"))
+            data = eraser_data(args, pipe, task, cfg, prompts, out.with_name(f".{out.name}.state"))
             with exact(pipe.device):
                 delta = method(args.eraser).erase(pipe, task, cfg, data, args.seed, folder)
             run |= arithmetic() | split_passes() | earlier_runs()
@@ -92,123 +87,6 @@ def erase(args: Namespace) -> None:
 
                 save(words_figure(json.loads((folder / "sensitive.json").read_text())), folder / "sensitive")
         shutil.rmtree(data.state, ignore_errors=True)
-
-
-def check_data_options(args: Namespace) -> None:
-    """Raise ConfigError or ValueError for an option of the data of an eraser, before the base is loaded."""
-    parse(Seed, args.seed, "--seed")
-    for option in ("per_concept", "per_anchor", "per_retained"):
-        parse(Count, getattr(args, option), f"--{option.replace('_', '-')}")
-    one_place("--template", args.template)
-    build(SamplingConfig, settings(args.sampling, "--sampling"), "--sampling")
-    build(MaskConfig, settings(args.mask, "--mask"), "--mask")
-    if args.prior is not None:
-        lines(args.prior)
-    if args.masks is not None and args.masks.is_file():
-        check_weights_file(args.masks)
-
-
-def eraser_data(
-    args: Namespace, pipe: StableDiffusionPipeline, task: Task, cfg: EraserConfig, state: Path
-) -> EraserData:
-    """Read or make what an eraser needs."""
-    from resurgence.data.moments import precision_of, second_moment
-    from resurgence.diffusion.text import check_lengths, fill, load_captions
-    from resurgence.erasers import EraserData
-
-    reads, prior, domain, masks = cfg.reads(task.kind), None, None, {}
-    precision = precision_of("auto", pipe.device)
-    general = lines(args.prior) if "prior" in reads and args.prior is not None else []
-    check_lengths(pipe.tokenizer, general)
-    groups = {
-        "images": (task.erase, args.concept_images, args.per_concept),
-        "anchors": (sorted(set(task.mapping.values())), None, args.per_anchor),
-        "retained": (task.retain, None, args.per_retained),
-    }
-    images = {kind: concept_images(args, pipe, *groups[kind]) if kind in reads else {} for kind in groups}
-    if "masks" in reads:
-        masks = concept_masks(args, pipe, images["images"])
-    if "domain" in reads:
-        captions = load_captions(getattr(cfg, "captions", ""), task.kind)
-        domain = second_moment(
-            pipe, [caption for concept in task.retain for caption in fill(captions, concept)], precision=precision
-        )
-    if "prior" in reads and general:
-        prior = second_moment(pipe, general, precision=precision)
-    elif "prior" in reads:
-        log.warning("no --prior: the captions of the retained concepts also stand for general captions")
-        prior = domain
-    return EraserData(prior, domain, masks=masks, state=state, **images)
-
-
-def lines(path: Path) -> list[str]:
-    """Return the non-empty lines of a text file.
-
-    Raises:
-        FileNotFoundError, ValueError: the file is missing or empty.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give a text file with one caption a line")
-    if not (captions := read_lines(path)):
-        raise ValueError(f"{path} is empty; write one caption a line")
-    return captions
-
-
-def concept_images(
-    args: Namespace, pipe: StableDiffusionPipeline, concepts: Sequence[str], file: Path | None, number: int
-) -> dict[str, torch.Tensor]:
-    """Read or sample images of each concept: concept -> (N, 3, H, W) in [-1, 1]."""
-    import numpy as np
-    import pandas as pd
-    import torch
-
-    from resurgence.data.prompts import expand
-    from resurgence.diffusion.image_sets import read_image_set
-    from resurgence.diffusion.sampling import sample
-
-    if file is not None:
-        rows, pixels = read_image_set(file)
-        check_held("--concept-images", file, concepts, rows.get("concept", ()))
-    else:
-        pairs = [(concept, concept) for concept in concepts]
-        rows = pd.DataFrame(expand(pairs, [args.template], number, "concept", "concept image"))
-        values = {"steps": 30, **settings(args.sampling, "--sampling")}
-        sampled = sample(pipe, rows, build(SamplingConfig, values, "--sampling"))
-        pictures = [image for _, image in sorted(sampled, key=lambda pair: pair[0])]
-        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in pictures])).permute(0, 3, 1, 2)
-    signed = pixels.float() / 127.5 - 1
-    return {concept: signed[torch.tensor([c == concept for c in rows["concept"]])] for concept in concepts}
-
-
-def check_held(option: str, file: Path, concepts: Iterable[str], held: Iterable[str]) -> None:
-    """Raise ConfigError for a concept that a file has nothing of, naming those that it has."""
-    names = dict.fromkeys(held)
-    for concept in concepts:
-        if concept not in names:
-            has = ", ".join(map(repr, names)) or "none"
-            raise ConfigError(option, str(file), f"holds nothing of {concept!r}, only of the concepts {has}; "
-                              "give the data of the erased concepts, or leave the option out")  # fmt: skip
-
-
-def concept_masks(
-    args: Namespace, pipe: StableDiffusionPipeline, images: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Read or find the concept in its images: concept -> (N, 1, H, W) bool."""
-    from resurgence.data.masks import segment_all
-    from resurgence.pretrained.loading import read_safetensors
-
-    if args.masks is not None:
-        masks, _ = read_safetensors(args.masks)
-        check_held("--masks", args.masks, images, masks)
-        for concept, pictures in images.items():
-            wanted = (len(pictures), 1, *pictures.shape[-2:])
-            if masks[concept].shape != wanted:
-                shape = tuple(masks[concept].shape)
-                raise ValueError(f"--masks {args.masks}: {concept!r} has {shape}, its images need {wanted}; give "
-                                 "masks of these images, or leave --masks out")  # fmt: skip
-        return masks
-    cfg = build(MaskConfig, settings(args.mask, "--mask"), "--mask")
-    return segment_all(images, cfg, pipe, pipe.device)[0]
 
 
 def finetune(args: Namespace) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resurgence.config.anchor_captions import check_anchor_captions
 from resurgence.config.audit import check_audit
 from resurgence.config.claim_checks import check_values
 from resurgence.config.erasers import eraser_config, erasers
@@ -43,6 +44,7 @@ def check_study(study: Study, root: Path) -> None:
         check_concepts(study, root / study.tasks.concepts)
     check_limits(study)
     check_erasers(study, root)
+    check_anchor_captions(study, root)
     check_moments(study)
     check_finetunes(study)
     check_study_names(study)

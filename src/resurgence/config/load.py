@@ -74,7 +74,8 @@ PATHS = (
     "erasers.*.variants.*.captions",
     "erasers.*.variants.*.words", "erasers.*.path", "erasers.*.variants.*.path",
     "finetune_sets.*.tercile.candidates", "finetune_sets.*.images", "finetune_sets.*.images.*",
-    "finetune_sets.*.made_by.base", "scorers.*.path", "scorers.*.pictures",
+    "finetune_sets.*.made_by.base", "concept_images.anchor_captions.*",
+    "scorers.*.path", "scorers.*.pictures",
     "scorers.*.reference",
     "world",
 )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from resurgence.config.anchor_captions import check_captions
 from resurgence.config.erasers import eraser_config, erasers
 from resurgence.config.fields import (
     ConfigError,
@@ -110,6 +111,8 @@ class ConceptImages:
     """Images of each retained concept."""
     template: str | dict[Kind, str] = "a photo of the {}"
     """Prompt, with {} where the concept goes; or kind of task -> prompt."""
+    anchor_captions: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
+    """Mapping concept -> its prompts instead of the template, with {} for its name or without; a list, or a file."""
     steps: DdimSteps = 30
     """DDIM steps."""
     guidance: Guidance = 7.5
@@ -118,6 +121,9 @@ class ConceptImages:
     def __post_init__(self) -> None:
         for template in self.template.values() if isinstance(self.template, dict) else (self.template,):
             one_place("template", template)
+        for anchor, captions in self.anchor_captions.items():
+            if not isinstance(captions, str):
+                check_captions(captions, f"anchor_captions.{anchor}", self.per_anchor, "per_anchor")
 
     def template_of(self, kind: Kind) -> str:
         """The prompt for tasks of a kind; ConfigError without one."""

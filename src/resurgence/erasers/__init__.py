@@ -69,6 +69,7 @@ class EraserData:
     images: dict[str, torch.Tensor] = field(default_factory=dict)  # concept -> (N, 3, H, W) in [-1, 1]
     masks: dict[str, torch.Tensor] = field(default_factory=dict)  # concept -> (N, 1, H, W) bool
     anchors: dict[str, torch.Tensor] = field(default_factory=dict)  # mapping concept -> (N, 3, H, W) in [-1, 1]
+    anchor_captions: dict[str, list[str]] = field(default_factory=dict)  # mapping concept -> N prompts, {} for its name
     retained: dict[str, torch.Tensor] = field(default_factory=dict)  # retained concept -> (N, 3, H, W) in [-1, 1]
     sums: dict[str, torch.Tensor] = field(default_factory=dict)  # of `fuse`: TrainedLoras.sums of the LoRAs' training
     state: Path | None = None  # scratch folder for the state of an interrupted training, which resumes exactly

@@ -10,6 +10,7 @@ from resurgence.config.fields import build
 from resurgence.data.prompts import expand
 from resurgence.diffusion.image_sets import RESAMPLED, resampled_count, write_image_set
 from resurgence.diffusion.sampling import SamplingConfig, latent_shape, sample
+from resurgence.files import read_lines
 from resurgence.provenance.outputs import check_image_space
 from resurgence.stages.base import load_pipe
 from resurgence.stages.job import Job, main
@@ -28,9 +29,12 @@ def write_samples(job: Job, rows: pd.DataFrame, folder: Path) -> dict:
 
 def make(job: Job, folder: Path) -> dict:
     """Write images.parquet."""
-    settings = job.settings
-    pairs = [(concept, concept) for concept in settings["concepts"]]
-    rows = expand(pairs, [settings["template"]], settings["per_concept"], "concept", "concept image")
+    settings, rows = job.settings, []
+    for concept in settings["concepts"]:
+        captions = settings.get("captions", {}).get(concept, [settings["template"]])
+        captions = read_lines(Path(captions)) if isinstance(captions, str) else captions
+        number = settings["per_concept"] // len(captions)
+        rows += expand([(concept, concept)], captions, number, "concept", "concept image")
     return write_samples(job, pd.DataFrame(rows), folder)
 
 

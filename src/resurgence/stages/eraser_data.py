@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from resurgence.data.moments import load_moments
-from resurgence.diffusion.image_sets import read_image_set
+from resurgence.diffusion.image_sets import read_image_set, read_prompts
 from resurgence.erasers import EraserData
 from resurgence.stages.job import Job
 
@@ -24,12 +24,21 @@ def concept_images(job: Job, name: str = "images") -> dict[str, torch.Tensor]:
     return {concept: signed[torch.as_tensor(index)] for concept, index in rows.groupby("concept").indices.items()}
 
 
+def anchor_captions(job: Job) -> dict[str, list[str]]:
+    """Mapping concept -> the prompt of each of its images, with {} where it names it; empty without such an input."""
+    folder = job.optional("anchors")
+    if folder is None:
+        return {}
+    rows = read_prompts([folder / "images.parquet"])
+    return {str(concept): templates.tolist() for concept, templates in rows.groupby("concept")["template"]}
+
+
 def eraser_data(job: Job) -> EraserData:
     """All data among the inputs; the eraser reports what is missing."""
     folders = {corpus: job.optional(corpus) for corpus in ("prior", "domain")}
     moments = {name: load_moments(path / "moments.safetensors")[0] for name, path in folders.items() if path}
     images = {name: concept_images(job, name) for name in ("images", "anchors", "retained")}
-    return EraserData(masks=masks(job), state=job.state, **moments, **images)
+    return EraserData(anchor_captions=anchor_captions(job), masks=masks(job), state=job.state, **moments, **images)
 
 
 def masks(job: Job) -> dict[str, torch.Tensor]:

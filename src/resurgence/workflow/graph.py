@@ -65,6 +65,18 @@ def base(study: Study) -> Inputs:
     return {"base": files_of(study.base.path)}
 
 
+def task_base(study: Study, task: str) -> Inputs:
+    """The base's weights, for what it samples for a task."""
+    return base(study)
+
+
+def anchor_images(study: Study, task: str) -> Inputs:
+    """The base's weights, and the files of captions of a task's anchors."""
+    captions = job_settings.anchor_images(study, task).get("captions", {})
+    files = sorted({path for path in captions.values() if isinstance(path, str)})
+    return base(study) | ({"captions": files} if files else {})
+
+
 def data_of(study: Study, item: Erasure, kinds: frozenset[str]) -> Inputs:
     """The data that an eraser reads of its task, of some kinds, by the names of EraserData."""
     places = {"prior": (None, "moments"), **{kind: (item.task, part) for kind, part in DATA.items()}}

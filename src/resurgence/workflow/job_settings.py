@@ -80,7 +80,10 @@ def anchor_images(study: Study, task: str) -> dict[str, Any]:
     """Images of the concepts that the erased ones are mapped to, by any eraser that reads them."""
     readers = [e for e in study.erasures() if e.task == task and "anchors" in reads(study, e)]
     anchors = {concept for e in readers for concept in study.task(task, e.eraser, e.variant).mapping.values()}
-    return images_of(study, task, "anchor", sorted(anchors), study.concept_images.per_anchor)
+    settings = images_of(study, task, "anchor", sorted(anchors), study.concept_images.per_anchor)
+    own = study.concept_images.anchor_captions
+    captions = {anchor: own[anchor] for anchor in settings["concepts"] if anchor in own}
+    return settings | ({"captions": captions} if captions else {})
 
 
 def retained_images(study: Study, task: str) -> dict[str, Any]:

@@ -81,14 +81,14 @@ _RULES = (
         Rule(
             name, "concept_images", artefact(TASK, name),
             functools.partial(job_items.tasks_read, kind=kind), of_task(settings), DATA, seconds,
-            inputs=lambda study, w: graph.base(study), minutes=120, **ON_GPU,
+            inputs=of_task(inputs), minutes=120, **ON_GPU,
             message=f"Images of the concepts that {{wildcards.task}} {role}, made by {{wildcards.base}}",
             cost=Coster.concept_images, speed=Coster.base_speed, group=group, archived=False,
         )
-        for name, settings, kind, seconds, role, group in (
-            ("concept_images", job_settings.concept_images, "images", 12, "erases", "concepts"),
-            ("anchor_images", job_settings.anchor_images, "anchors", 12, "maps to", ""),
-            ("retained_images", job_settings.retained_images, "retained", 20, "retains", ""),
+        for name, settings, kind, seconds, role, group, inputs in (
+            ("concept_images", job_settings.concept_images, "images", 12, "erases", "concepts", graph.task_base),
+            ("anchor_images", job_settings.anchor_images, "anchors", 12, "maps to", "", graph.anchor_images),
+            ("retained_images", job_settings.retained_images, "retained", 20, "retains", "", graph.task_base),
         )
     ),
     Rule(

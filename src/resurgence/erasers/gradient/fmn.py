@@ -19,7 +19,7 @@ from resurgence.diffusion.text import fill, load_captions
 from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.image_configs import FmnConfig
-from resurgence.erasers.gradient.image_draws import caption_texts, concept_latents, noised
+from resurgence.erasers.gradient.image_draws import Draw, caption_texts, concept_latents, noised
 from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import Objective
 from resurgence.erasers.token_sets import tokens_of
@@ -72,7 +72,7 @@ class Fmn(Objective):
     def loss(self, step: int) -> torch.Tensor:
         """The attention that the images pay to the concept's tokens."""
         drawn = [(s.concept, s.generator) for s in self.samples(step)]
-        draws = [(self.latents[c], (self.texts[c], self.tokens[c]), g) for c, g in drawn]
+        draws = [Draw(self.latents[c], (self.texts[c], self.tokens[c]), g) for c, g in drawn]
         x, t, _, texts, tokens = noised(self.student, draws)
         return attention_norm(self.student, x, t, texts, tokens)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from resurgence.config.task import Task
 from resurgence.erasers import EraserData
-from resurgence.erasers.gradient.image_draws import Noised, caption_texts, concept_latents, noised
+from resurgence.erasers.gradient.image_draws import Draw, Noised, caption_texts, concept_latents, noised
 from resurgence.erasers.gradient.student import Student, Weights
 from resurgence.erasers.gradient.trainer import Objective, Sample, gradients, samples
 from resurgence.seeds import seed_of
@@ -60,7 +60,7 @@ class ForgetRetain(Objective):
     def batch(self, drawn: Sequence[Sample]) -> Noised:
         """The noised images of samples."""
         mapping = self.task.mapping
-        draws = [(self.latents[c], (self.texts[c], self.texts[mapping.get(c, c)]), g) for c, g in drawn]
+        draws = [Draw(self.latents[c], (self.texts[c], self.texts[mapping.get(c, c)]), g) for c, g in drawn]
         return Noised(*noised(self.student, draws))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from resurgence.config.erasers import Changes, Passes
-from resurgence.config.fields import Captions, ConfigError, Count, Natural, NotNegative, Positive
+from resurgence.config.fields import Captions, ConfigError, Count, Natural, NotNegative, Positive, one_place
 from resurgence.config.guidance import GuidanceWeight
 from resurgence.config.optimisation import Optimisation, Selection
 
@@ -21,7 +21,35 @@ class ImageOptimisation(Optimisation):
 
 
 @dataclass(frozen=True)
-class CaConfig(ImageOptimisation):
+class AnchorOptimisation(ImageOptimisation):
+    """Settings of the erasers that read images of the anchor with two captions: c of the anchor, c* of the concept.
+
+    Raises:
+        ConfigError: `captions` with `own_captions`, `suffix` without, or a suffix without one place for the concept.
+    """
+
+    own_captions: bool = False  # c is the prompt of the image (papers and scripts), else any of `captions` (ours)
+    suffix: str = ""  # of c*, whose c names no anchor: for styles " in the style of {}" (papers)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.own_captions and self.captions != "":
+            raise ConfigError(
+                "captions", self.captions, "has no effect with own_captions: true; leave it out, or write ''"
+            )
+        if self.suffix and not self.own_captions:
+            raise ConfigError("suffix", self.suffix, "has no effect without own_captions: true; leave it out")
+        if self.suffix:
+            one_place("suffix", self.suffix)
+            if self.suffix[0].isalnum() or self.suffix[0] == "{":
+                remedy = (
+                    "is appended to captions as it is; begin with a space or a comma, in quotes: ' in the style of {}'"
+                )
+                raise ConfigError("suffix", self.suffix, remedy)
+
+
+@dataclass(frozen=True)
+class CaConfig(AnchorOptimisation):
     """Settings; the authors' for objects and styles, written for one device, unless a comment says ours."""
 
     module: ClassVar[str] = "resurgence.erasers.gradient.ca"
@@ -68,7 +96,7 @@ class FmnConfig(ImageOptimisation):
 
 
 @dataclass(frozen=True)
-class DocoConfig(ImageOptimisation):
+class DocoConfig(AnchorOptimisation):
     """Settings; the paper's formulas and numbers, where it is silent the code's, or ours where a comment says so.
 
     `warmup` counts steps of the whole training: with `discriminators: concept` each D warms up for its share of them.

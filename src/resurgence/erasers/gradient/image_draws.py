@@ -24,18 +24,28 @@ class Noised(NamedTuple):
     other: torch.Tensor  # (B, L, d), the same caption with another concept; see where it is drawn
 
 
-Draw = tuple[torch.Tensor, Sequence[torch.Tensor], torch.Generator]  # latents (N, C, h, w), tables (K, ...), generator
+class Draw(NamedTuple):
+    """Of what a sample is drawn."""
+
+    latents: torch.Tensor  # (N, C, h, w)
+    tables: Sequence[torch.Tensor]  # (K, ...), rows of the K captions
+    generator: torch.Generator
+    caption_of: Sequence[int] | None = None  # the caption of each of the N images; None: any
 
 
 def noised(student: Student, draws: Iterable[Draw]) -> tuple[torch.Tensor, ...]:
     """Noise an image of each draw: (x_t (B, C, h, w), t (B,), its truth (B, C, h, w), a row of each table (B, ...)).
 
-    Image, caption (the row, which all tables of a draw share), t and noise are drawn in this order.
+    Image, caption (the row, which all tables of a draw share) unless the image has its own, t and noise are drawn in
+    this order.
     """
     parts = []
-    for latents, tables, generator in draws:
+    for latents, tables, generator, caption_of in draws:
         image = int(torch.randint(len(latents), (), generator=generator))
-        caption = int(torch.randint(len(tables[0]), (), generator=generator))
+        if caption_of is None:
+            caption = int(torch.randint(len(tables[0]), (), generator=generator))
+        else:
+            caption = caption_of[image]
         t = torch.randint(len(student.alphas_bar), (), generator=generator).to(latents.device)
         noise = torch.randn(latents.shape[1:], generator=generator).to(latents.device)
         parts.append((latents[image], t, noise, *(table[caption] for table in tables)))

@@ -154,7 +154,7 @@ def inputs_of(student: Student, facts: Sequence[object], data: EraserData) -> st
     schedule = sorted((key, value) for key, value in pipe.scheduler.config.items() if not key.startswith("_"))
     base = (p for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.state_dict().values())
     pictures = [group[name] for group in (data.images, data.anchors, data.retained) for name in sorted(group)]
-    return fingerprint((*facts, schedule), [*pictures, *base])
+    return fingerprint((*facts, schedule, data.anchor_captions), [*pictures, *base])
 
 
 def final_weights(student: Student) -> dict[str, torch.Tensor]:

@@ -1,0 +1,60 @@
+"""Checks of the captions of anchors' images, and of the erasers that read each image with its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resurgence.config.fields import ConfigError, unique
+from resurgence.files import read_lines
+
+if TYPE_CHECKING:
+    from resurgence.config.study import Study
+
+PLACE = "concept_images.anchor_captions"
+
+
+def check_captions(captions: Sequence[str], key: str, images: int, images_key: str) -> None:
+    """Raise ConfigError for unfit captions of an anchor: none, a name twice, a number that does not divide `images`."""
+    if not captions:
+        raise ConfigError(key, [], "must not be empty; write prompts, or leave it out")
+    for caption in captions:
+        if caption.count("{}") > 1:
+            raise ConfigError(key, caption, "must have {}, where the concept goes, once or not at all")
+    unique(key, captions)
+    if images % len(captions):
+        raise ConfigError(images_key, images, f"must be a multiple of the {len(captions)} captions in {key}")
+
+
+def check_pairs(captions: Sequence[str], suffix: str, key: str) -> None:
+    """Raise ConfigError for a caption of an anchor that with the suffix has not one place for the erased concept.
+
+    Args:
+        key: of the suffix.
+    """
+    for caption in captions:
+        if (caption + suffix).count("{}") != 1:
+            remedy = f"with the caption {caption!r} of an anchor's image must make one {{}}, for the erased concept"
+            raise ConfigError(key, suffix, remedy)
+
+
+def check_anchor_captions(study: Study, root: Path) -> None:
+    """Raise ConfigError for a missing or unfit file of captions, or a caption of a concept without one place for it."""
+    images, captions = study.concept_images, dict[str, Sequence[str]]()
+    for anchor, source in images.anchor_captions.items():
+        key = f"{PLACE}.{anchor}"
+        if isinstance(source, str) and not (root / source).is_file():
+            raise ConfigError(key, source, "no such file; write a path from the folder of the Snakefile")
+        captions[anchor] = read_lines(root / source) if isinstance(source, str) else source
+        check_captions(captions[anchor], key, images.per_anchor, "concept_images.per_anchor")
+    readers = [(study.task(e.task, e.eraser, e.variant), e) for e in study.erasures()]
+    anchors = {word for task, _ in readers for word in task.mapping.values()}
+    for anchor in captions:
+        if anchor not in anchors:
+            raise ConfigError(PLACE, anchor, "is no mapping concept of the study; correct it, or leave it out")
+    for task, erasure in readers:
+        config = study.eraser_config(erasure.task, erasure.eraser, erasure.variant)
+        for anchor in task.mapping.values() if getattr(config, "own_captions", False) else ():
+            own = captions.get(anchor, [images.template_of(task.kind)])
+            check_pairs(own, config.suffix, f"erasers.{erasure.eraser}.suffix")
