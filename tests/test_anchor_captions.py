@@ -151,8 +151,8 @@ def with_captions(values: dict[str, Any], captions: Any, per_anchor: int = 4, **
 
 
 def test_the_job_has_the_captions_of_the_anchors_of_its_task(
-    config: dict[str, Any],
-    tmp_path: Path,  # noqa: F811
+    config: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     write_world(tmp_path)
     (tmp_path / "scenes.txt").write_text("a rose\na crab\n")
@@ -185,8 +185,8 @@ def test_refused_captions(
     captions: Any,
     settings: dict[str, Any],
     told: str,
-    config: dict[str, Any],
-    tmp_path: Path,  # noqa: F811
+    config: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     write_world(tmp_path)
     with pytest.raises(ConfigError, match=told):
