@@ -444,6 +444,7 @@ def test_shipped_studies(overlay: Path | None, tmp_path: Path) -> None:
         "sources-quick": "sources",
         "eap-lpips": "eap",
         "eap-synonyms": "eap",
+        "doco-captions": "doco",
     }
     layers = [ROOT / f"studies/{below[overlay.stem]}.yaml"] if overlay and overlay.stem in below else []
     if layers:

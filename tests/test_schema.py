@@ -18,7 +18,8 @@ from resurgence.config.load import merge
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
 SD14 = dict.fromkeys(["coco-5k", "sd14-lean", "sd14-sources"], "sd14")
-BELOW = {**SD14, "sd21-768": "sd21", "sources-quick": "sources", "eap-lpips": "eap", "eap-synonyms": "eap"}  # laid over
+EAP = dict.fromkeys(["eap-lpips", "eap-synonyms"], "eap")
+BELOW = {**SD14, **EAP, "sd21-768": "sd21", "sources-quick": "sources", "doco-captions": "doco"}  # laid over
 
 
 @pytest.fixture(scope="module")
