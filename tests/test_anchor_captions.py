@@ -176,6 +176,7 @@ def test_the_job_has_the_captions_of_the_anchors_of_its_task(
         ({"ground": ["{} and {}"]}, {}, "once or not at all"),
         ({"ground": ["a rose", "a rose"]}, {}, "listed twice"),
         ({"ground": ["a rose", "a crab", "a bee"]}, {}, r"per_anchor = 4: must be a multiple of the 3 captions"),
+        ({"ground": ["two boats"]}, {}, "'two boats': names 'boat', which task pets erases"),
         ({"sand": ["a rose"]}, {}, "'sand': is no mapping concept of the study"),
         ({"ground": ["a rose"]}, {"own_captions": True}, r"erasers\.ca\.suffix = '': with the caption 'a rose'"),
         ({}, {"own_captions": True, "suffix": SUFFIX}, "with the caption 'a photo of the {}'"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resurgence.cli.key_values import settings
-from resurgence.config.anchor_captions import check_captions, check_pairs
+from resurgence.config.anchor_captions import check_benign_captions, check_captions, check_pairs
 from resurgence.config.erasers import EraserConfig
 from resurgence.config.fields import ConfigError, Count, Seed, build, one_place, parse
 from resurgence.config.stages import MaskConfig, SamplingConfig
@@ -40,10 +40,11 @@ def check_data_options(args: Namespace) -> None:
         check_weights_file(args.masks)
 
 
-def anchor_prompts(args: Namespace, cfg: EraserConfig) -> list[str]:
+def anchor_prompts(args: Namespace, task: Task, cfg: EraserConfig) -> list[str]:
     """The prompts of the images of each mapping concept, with {} for its name or without; raises if they do not fit."""
     prompts = [args.template] if args.anchor_captions is None else lines(args.anchor_captions)
     check_captions(prompts, "--anchor-captions", args.per_anchor, "--per-anchor")
+    check_benign_captions(prompts, task, "--anchor-captions")
     if getattr(cfg, "own_captions", False):
         check_pairs(prompts, cfg.suffix, "suffix")  # type: ignore[attr-defined]
     return prompts

@@ -68,7 +68,7 @@ def erase(args: Namespace) -> None:
     check_data_options(args)
     making = {"sampling": settings(args.sampling, "--sampling"), "masks": settings(args.mask, "--mask")}
     parameters = described(args, task=asdict(task), eraser=args.eraser, settings=cfg, **making)
-    prompts = anchor_prompts(args, cfg)
+    prompts = anchor_prompts(args, task, cfg)
     lists = {"prior": args.prior, "anchor_captions": args.anchor_captions}
     files = inputs(args, task=args.task, images=args.concept_images, concept_masks=args.masks, **lists)
     run = {"argv": sys.argv, "code": code_version("resurgence.cli.models:erase", method_module(args.eraser))}

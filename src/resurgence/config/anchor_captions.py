@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resurgence.config.fields import ConfigError, unique
+from resurgence.config.naming import named_word
 from resurgence.files import read_lines
 
 if TYPE_CHECKING:
     from resurgence.config.study import Study
+    from resurgence.config.task import Task
 
 PLACE = "concept_images.anchor_captions"
 
@@ -25,6 +27,17 @@ def check_captions(captions: Sequence[str], key: str, images: int, images_key: s
     unique(key, captions)
     if images % len(captions):
         raise ConfigError(images_key, images, f"must be a multiple of the {len(captions)} captions in {key}")
+
+
+def check_benign_captions(captions: Sequence[str], task: Task, key: str) -> None:
+    """Raise ConfigError for a caption of an anchor that names an erased concept or a synonym, whose image would show it."""
+    words = [word for concept in task.erase for word in (concept, *task.synonyms.get(concept, ()))]
+    for caption in captions:
+        if word := named_word(caption, words):
+            remedy = (
+                f"names {word!r}, which task {task.name} erases; the anchor must not show it: write another caption"
+            )
+            raise ConfigError(key, caption, remedy)
 
 
 def check_pairs(captions: Sequence[str], suffix: str, key: str) -> None:
@@ -55,6 +68,8 @@ def check_anchor_captions(study: Study, root: Path) -> None:
             raise ConfigError(PLACE, anchor, "is no mapping concept of the study; correct it, or leave it out")
     for task, erasure in readers:
         config = study.eraser_config(erasure.task, erasure.eraser, erasure.variant)
-        for anchor in task.mapping.values() if getattr(config, "own_captions", False) else ():
-            own = captions.get(anchor, [images.template_of(task.kind)])
-            check_pairs(own, config.suffix, f"erasers.{erasure.eraser}.suffix")
+        for anchor in dict.fromkeys(task.mapping.values()):
+            check_benign_captions(captions.get(anchor, ()), task, f"{PLACE}.{anchor}")
+            if getattr(config, "own_captions", False):
+                own = captions.get(anchor, [images.template_of(task.kind)])
+                check_pairs(own, config.suffix, f"erasers.{erasure.eraser}.suffix")
