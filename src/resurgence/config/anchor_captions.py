@@ -30,7 +30,7 @@ def check_captions(captions: Sequence[str], key: str, images: int, images_key: s
 
 
 def check_benign_captions(captions: Sequence[str], task: Task, key: str) -> None:
-    """Raise ConfigError for a caption of an anchor that names an erased concept or a synonym, whose image would show it."""
+    """Raise ConfigError for a caption of an anchor that names an erased concept, or a synonym of it."""
     words = [word for concept in task.erase for word in (concept, *task.synonyms.get(concept, ()))]
     for caption in captions:
         if word := named_word(caption, words):
