@@ -46,7 +46,7 @@ def anchor_prompts(args: Namespace, task: Task, cfg: EraserConfig) -> list[str]:
     check_captions(prompts, "--anchor-captions", args.per_anchor, "--per-anchor")
     check_benign_captions(prompts, task, "--anchor-captions")
     if getattr(cfg, "own_captions", False):
-        check_pairs(prompts, cfg.suffix, "suffix")  # type: ignore[attr-defined]
+        check_pairs(prompts, cfg.suffix, "suffix")
     return prompts
 
 
