@@ -38,7 +38,12 @@ DOCS = Path(__file__).parent
 PAGE = DOCS / "results.md"
 REFERENCE = DOCS.parent / "reference/miniature-full/results"
 NOT_RUN = "not run"
-EVALUATIONS = {"eap": ("eap", "eap-lpips"), "eap-synonyms": ("eap", "eap-synonyms"), "doco": ("doco",)}
+EVALUATIONS = {
+    "eap": ("eap", "eap-lpips"),
+    "eap-synonyms": ("eap", "eap-synonyms"),
+    "doco": ("doco",),
+    "doco-captions": ("doco", "doco-captions"),
+}
 """Studies of other papers, each with a page where reference/NAME is: name -> studies laid over params.yaml. A page has
 the experiments of the study NAME and of those laid over it."""
 BEFORE = DOCS / "verdicts-before.csv"  # claim, verdict: with bootstrap intervals over concepts, seeds as fixed
