@@ -1,4 +1,4 @@
-"""Checks of the captions of anchors' images, and of the erasers that read each image with its own."""
+"""Checks of the prompts of the images that the base makes for erasers, and of erasers that read each with its own."""
 
 from __future__ import annotations
 
@@ -52,9 +52,11 @@ def check_pairs(captions: Sequence[str], suffix: str, key: str) -> None:
             raise ConfigError(key, suffix, remedy)
 
 
-def check_anchor_captions(study: Study, root: Path) -> None:
-    """Raise ConfigError for a missing or unfit file of captions, or a caption of a concept without one place for it."""
+def check_concept_images(study: Study, root: Path) -> None:
+    """Raise ConfigError for a kind of task without a template, a missing file of captions, or unfit captions."""
     images, captions = study.concept_images, dict[str, Sequence[str]]()
+    for task in study.loaded.values():
+        images.template_of(task.kind)
     for anchor, source in images.anchor_captions.items():
         key = f"{PLACE}.{anchor}"
         if isinstance(source, str) and not (root / source).is_file():

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resurgence.config.anchor_captions import check_anchor_captions
+from resurgence.config.anchor_captions import check_concept_images
 from resurgence.config.audit import check_audit
 from resurgence.config.claim_checks import check_values
 from resurgence.config.erasers import eraser_config, erasers
@@ -44,7 +44,7 @@ def check_study(study: Study, root: Path) -> None:
         check_concepts(study, root / study.tasks.concepts)
     check_limits(study)
     check_erasers(study, root)
-    check_anchor_captions(study, root)
+    check_concept_images(study, root)
     check_moments(study)
     check_finetunes(study)
     check_study_names(study)
@@ -105,8 +105,6 @@ def check_files(study: Study, root: Path) -> None:
     for kind in {task.kind for task in study.loaded.values()} if "" not in domain else ():
         if kind not in domain:
             raise ConfigError("moments.domain", domain, f"has no templates for tasks of kind {kind!r}; add them")
-    for task in study.loaded.values():
-        study.concept_images.template_of(task.kind)
     if study.moments.prior != COCO_CAPTIONS:
         check_lines("moments.prior", study.moments.prior, root)
     for key, name in domain.items():
