@@ -30,7 +30,7 @@ SHOWN = """() => Math.max(0, ...[...document.querySelectorAll('img, iframe')]
 def first_picture(page: Page, category: str) -> int:
     """Width in pixels of the first picture of a category, 1 for a page; the menu is as before afterwards."""
     page.get_by_role("link", name=category, exact=True).click()
-    page.locator("td a").first.press("Enter")  # a click can miss: the report's styles are computed after its rows are there
+    page.locator("td a").first.click()
     page.wait_for_function(f"({SHOWN})() > 0")
     width = page.evaluate(SHOWN)
     page.reload()
