@@ -31,6 +31,7 @@ from resurgence.figures.page import answers, leading_metrics
 from resurgence.files import plain, read_json
 from resurgence.provenance.manifest import read_manifest, run_file
 from resurgence.provenance.manifest_table import TABLE, read_manifests
+from resurgence.provenance.runs import device_of
 from resurgence.stages.results import page
 from resurgence.workflow import experiment_settings
 
@@ -64,7 +65,7 @@ def run_of(reference: Path) -> str:
     commits = Counter(run.get("commit", "none")[:7] for run in runs)  # none: not in a git repository
     parts.append("commits " + ", ".join(f"{commit} ({count})" for commit, count in commits.most_common()))
     versions = {", ".join(f"{name} {version}" for name, version in run["versions"].items()) for run in runs}
-    parts += [*sorted(versions), ", ".join(sorted({run["device"] for run in runs}))]
+    parts += [*sorted(versions), ", ".join(sorted({device_of(run) for run in runs}))]
     return "; ".join(parts) + "."
 
 

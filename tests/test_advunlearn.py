@@ -225,7 +225,7 @@ def test_attack_brings_the_original_prediction_nearer_and_changes_no_weight():
     cfg = dataclasses.replace(CFG, attack_steps=15, attack_update="adam", attack_lr=0.1)
     objective = made(pipe, cfg)
     student, weights = objective.student, {n: w.detach().clone() for n, w in objective.student.weights.items()}
-    x, t = objective.noisy([Sample("ship", generator("probe", i)) for i in range(12)])
+    x, t, _ = objective.noisy([Sample("ship", generator("probe", i)) for i in range(12)])
     text = objective.texts["ship"].expand(12, -1, -1)
 
     @torch.no_grad()

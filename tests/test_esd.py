@@ -86,7 +86,7 @@ def test_points_of_the_student_equal_ddim_written_out(pipe):
     objective = Esd(student, TASK, cfg, EraserData(), seed=0)
     shake(student)
     drawn = samples(TASK.erase, 6, 0, 2)
-    x, t = objective.noisy(drawn)
+    x, t, _ = objective.noisy(drawn)
     expected = slow_points(pipe, unet_with(pipe, student.weights), cfg, samples(TASK.erase, 6, 0, 2))
     assert t.tolist() == [step for _, step in expected] and len(set(t.tolist())) > 2
     assert relative(x, torch.stack([point for point, _ in expected])) < 1e-4
@@ -99,7 +99,7 @@ def test_points_of_the_base_lie_on_its_trajectories(pipe):
     shake(student)
     frozen = unet_with(pipe, {})
     drawn = samples(TASK.erase, 8, 0, 0)
-    x, t = objective.noisy(drawn)
+    x, t, _ = objective.noisy(drawn)
     assert set(t.tolist()) <= {751, 501, 251, 1}
     for sample, point, step in zip(drawn, x, t.tolist(), strict=True):
         paths = objective.pool.latents[sample.concept]  # (steps, trajectories, C, h, w)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from resurgence.provenance import manifest as m
+from resurgence.provenance.runs import device_of
 
 SOURCE = Path(m.__file__)
 
@@ -54,6 +57,19 @@ def test_manifest_lists_files_parameters_seeds_and_inputs(tmp_path: Path) -> Non
     assert run["images_per_second"] == 12.5 and run["seconds"] >= 0 and run["peak_memory_mib"] > 1
     assert run["host"] and run["versions"]["python"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["first", "in.txt", "second"]
+
+
+def test_the_run_says_what_computed_it(tmp_path: Path) -> None:
+    """The maker of the processor as the kernel names it, and the instructions that torch says it computes with."""
+    run = json.loads((make(tmp_path / "thing") / "run.json").read_text())
+    name, _, instructions = run["processor"].rpartition(", ")
+    assert f"CPU capability usage: {instructions}" in torch.__config__.show()
+    if sys.platform == "linux" and platform.machine() == "x86_64":
+        assert name.split()[0] in Path("/proc/cpuinfo").read_text()
+    threads = torch.get_num_threads()
+    assert run["threads"] == threads and device_of(run) == f"cpu ({name}, {instructions}, threads: {threads})"
+    assert device_of({"device": "cpu"}) == "cpu"  # of a run before the processor was recorded
+    assert device_of({**run, "device": "NVIDIA H100"}) == "NVIDIA H100"
 
 
 def test_the_same_step_writes_the_same_bytes_and_a_change_anywhere_shows(tmp_path: Path) -> None:

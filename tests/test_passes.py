@@ -15,11 +15,18 @@ from resurgence.workflow.gpu_hours import SHARES
 from slow import TASK, pipeline
 
 WALKED = {"ddim_steps": 4, "trajectories": 2}
+KNOWN = {"ddim_steps": 2, "trajectories": 1}  # two steps of two samples draw as many points as there are
 CASES = [
     ("esd", {**WALKED, "x_t": "base"}),
+    ("esd", {**KNOWN, "x_t": "base"}),
     ("sdd", {**WALKED, "z_t": "base"}),
     ("spm", {**WALKED, "x_t": "base", "anchors": 3, "adapters": "concept"}),
     ("spm", {**WALKED, "x_t": "base", "anchors": 1, "adapters": "shared"}),
+    ("spm", {**KNOWN, "x_t": "base", "anchors": 3, "adapters": "concept"}),
+    ("spm", {**KNOWN, "x_t": "base", "anchors": 1, "adapters": "shared"}),
+    ("eap", {**KNOWN, "closest": 3, "target": "guided"}),
+    ("eap", {**KNOWN, "closest": 3}),
+    ("advunlearn", {**KNOWN, "warmup": 0, "attack_steps": 3, "retain_batch": 2, "retain_trajectories": 1}),
     ("eap", {**WALKED, "closest": 3, "target": "guided"}),
     ("eap", {**WALKED, "closest": 3, "through": "student", "search_steps": 3}),
     ("advunlearn", {**WALKED, "warmup": 0, "attack_steps": 3, "retain_batch": 2, "retain_trajectories": 1}),

@@ -83,7 +83,7 @@ def test_loss_and_gradient_of_a_step_equal_the_formula(double, sampled_for):
 def test_points_are_sampled_by_the_teacher(pipe):
     cfg = dataclasses.replace(CFG, batch=6)
     student, objective = trained(pipe, cfg)
-    z, t = objective.noisy(samples(TASK.erase, 6, 0, 1))
+    z, t, _ = objective.noisy(samples(TASK.erase, 6, 0, 1))
     drawn = samples(TASK.erase, 6, 0, 1)
     expected = slow_points(pipe, unet_with(pipe, student.average), cfg, drawn)
     assert t.tolist() == [step for _, step in expected] and len(set(t.tolist())) > 2

@@ -24,6 +24,8 @@ from resurgence.erasers.gradient.scissorhands import ScissorHands
 from resurgence.erasers.gradient.sdd import Sdd
 from resurgence.erasers.gradient.spm import Membranes, adapted
 from resurgence.erasers.gradient.student import Student, in_space
+from resurgence.erasers.gradient.trajectories import Points
+from resurgence.erasers.gradient.trajectory_configs import TrajectoryOptimisation
 from slow import KINDS, TASK, embed, pipeline, predicted, relative, same, shake, shaken, truth
 from slow_images import CAPTIONS, pictures
 
@@ -64,9 +66,12 @@ def at_t(monkeypatch):
 
     monkeypatch.setattr(torch, "randint", drawn)
     monkeypatch.setattr(
-        "resurgence.erasers.gradient.trajectories.Trajectories.draw",
-        lambda self, name, g: (self.latents[name][0, 0], T),
+        "resurgence.erasers.gradient.trajectories.Trajectories.at",
+        lambda self, places: Points(
+            torch.stack([self.latents[p.name][0, 0] for p in places]), torch.full((len(places),), T)
+        ),
     )
+    monkeypatch.setattr(TrajectoryOptimisation, "asks_in_advance", lambda self, concepts: False)
 
 
 def data() -> EraserData:

@@ -4,9 +4,9 @@ The folder is written under a temporary name and renamed, the manifest last, so 
 a consumer accepts. manifest.json identifies the result: kind, parameters, seeds, digests of the inputs, and the SHA-256
 of each file. It holds nothing that varies from run to run, and nothing of the code: two runs that make the same files
 of the same inputs write the same bytes, and whoever reads the artefact is not computed again. Version of the code,
-commit, host, versions of the libraries, device, seconds and peak memory go to run.json beside it, which names the
-manifest that it belongs to. Files that several jobs put into one folder (tables, figures) have a made.json of the same
-form, and its run in made.run.json.
+commit, host, processor, versions of the libraries, device, seconds and peak memory go to run.json beside it, which
+names the manifest that it belongs to. Files that several jobs put into one folder (tables, figures) have a made.json of
+the same form, and its run in made.run.json.
 
 Format 1 (until 0.1) also had `sources`, the digest of each source module; it is read, and no longer written.
 """
@@ -90,8 +90,20 @@ def commit() -> dict[str, Any]:
     return {"commit": head, "dirty": git("status", "--porcelain", "--untracked-files=no") != ""}
 
 
+def processor() -> str:
+    """Name of the processor and the instructions that torch computes with, for example "AMD EPYC 7763, AVX2".
+
+    Both choose the kernels of torch, MKL and oneDNN, which sum in different orders: another processor may round
+    otherwise.
+    """
+    import torch
+
+    name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def circumstances(seconds: float) -> dict[str, Any]:
-    """What may vary from run to run: host, commit, versions, device, seconds, peak memory in MiB."""
+    """What may vary from run to run: host, processor, commit, versions, device, seconds, peak memory in MiB."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -102,7 +114,10 @@ def circumstances(seconds: float) -> dict[str, Any]:
     facts = {"host": platform.node(), "versions": versions, "seconds": round(seconds, 3), **commit()}
     facts |= {"device": "cpu", "peak_memory_mib": round(kibibytes / 1024, 1)}
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
+    if torch is None:
+        return facts
+    facts |= {"processor": processor(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_initialized():
         facts["device"] = torch.cuda.get_device_name()
         facts["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return facts

@@ -6,7 +6,7 @@ artefacts. `restore` writes each run.json back beside its manifest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,12 @@ def run_of(place: Path, root: Path = Path()) -> dict[str, Any]:
     if run.get("manifest") != digest and manifest.name == MANIFEST and (root / RECORD).is_file():
         run = read_json(root / RECORD).get(folder.as_posix(), {})
     return run if run.get("manifest") == digest else {}
+
+
+def device_of(run: Mapping[str, Any]) -> str:
+    """What computed a run: the card, or cpu with its processor and number of threads where the run says them."""
+    known = run["device"] == "cpu" and "processor" in run
+    return f"cpu ({run['processor']}, threads: {run['threads']})" if known else str(run["device"])
 
 
 def restore(root: Path = Path()) -> int:

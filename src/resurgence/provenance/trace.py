@@ -21,7 +21,7 @@ import yaml
 from resurgence.config.model_path import ModelPath
 from resurgence.provenance.manifest import MANIFEST, digest_of, read_manifest, verify
 from resurgence.provenance.manifest_table import TABLE, unpack_manifests
-from resurgence.provenance.runs import run_of
+from resurgence.provenance.runs import device_of, run_of
 
 SHORT = 12  # digits of a digest that are printed
 
@@ -141,7 +141,7 @@ class Chain:
         dirty = " with changes that are not committed" if run.get("dirty") else ""
         yield f"code: version {run.get('code') or 'not known'}, commit {run.get('commit', 'not known')}{dirty}"
         versions = " ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
-        yield f"run: {run['seconds']} s on {run['device']}, {run.get('host', 'unknown host')}; {versions}"
+        yield f"run: {run['seconds']} s on {device_of(run)}, {run.get('host', 'unknown host')}; {versions}"
 
     def ends(self) -> Iterator[str]:
         """The files that no artefact holds, and whether they are still the same."""

@@ -26,7 +26,7 @@ from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.esd import esd_target
 from resurgence.erasers.gradient.student import Student, Weights
 from resurgence.erasers.gradient.trainer import Objective, samples
-from resurgence.erasers.gradient.trajectories import Trajectories
+from resurgence.erasers.gradient.trajectories import Asked, Original, Points, Trajectories
 from resurgence.erasers.gradient.trajectory_configs import AdvunlearnConfig
 from resurgence.seeds import generator, seed_of
 
@@ -75,13 +75,18 @@ class Advunlearn(Objective):
             options = (count, cfg.ddim_steps, cfg.guidance, seed, student.limits)
             pool = Trajectories(student.pipe, texts, self.empty, *options)
             self.pools |= dict.fromkeys(concepts, pool)
+        self.original = Original(student.frozen)
+        if cfg.asks_in_advance(len(task.erase)):
+            empty = dict.fromkeys(task.erase, self.empty[0])
+            for kind, texts in (("empty", empty), ("concept", {c: self.texts[c] for c in task.erase})):
+                self.original.known[kind] = self.pools[task.erase[0]].answers(student.frozen, texts, student.limits)
         self.prefixes: dict[str, torch.Tensor] = {}  # erased concept -> (k, d), its last adversarial prefix
         self.steps: dict[str, int] = {}  # erased concept -> step of its last attack
 
-    def noisy(self, drawn: Sequence[tuple[str, torch.Generator]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """x_t (B, C, h, w) and t (B,) of each concept, on trajectories of the frozen base."""
-        pairs = [self.pools[concept].draw(concept, draws) for concept, draws in drawn]
-        return torch.stack([x for x, _ in pairs]), torch.tensor([t for _, t in pairs], device=self.student.device)
+    def noisy(self, drawn: Sequence[tuple[str, torch.Generator]]) -> Points:
+        """x_t and t of concepts, all erased or all retained ones, on trajectories of the frozen base."""
+        pool = self.pools[drawn[0][0]]
+        return pool.at([pool.place(concept, draws) for concept, draws in drawn])
 
     def attack(self, concepts: Sequence[str], step: int) -> torch.Tensor:
         """Adversarial prefixes (B, k, d) of these concepts, by gradient descent on the distance to eps_0(c)."""
@@ -97,9 +102,9 @@ class Advunlearn(Objective):
         optimiser = torch.optim.Adam([prefix], cfg.attack_lr)
         text = torch.stack([self.texts[concept] for concept in concepts])
         for _ in range(cfg.attack_steps):
-            x, t = self.noisy(list(zip(concepts, draws, strict=True)))
-            target = student.frozen(x, t, text)
-            predicted = student.predicted(weights, x, t, self.behind(concepts, prefix, weights))
+            points = self.noisy(list(zip(concepts, draws, strict=True)))
+            (target,) = self.original(Asked(points, text, "concept"))
+            predicted = student.predicted(weights, points.x, points.t, self.behind(concepts, prefix, weights))
             prefix.grad = torch.autograd.grad(per_sample(predicted, target).sum(), prefix)[0]
             if cfg.attack_update == "sign":
                 prefix.data -= cfg.attack_lr * prefix.grad.sign()
@@ -137,15 +142,12 @@ class Advunlearn(Objective):
         else:
             prefixes = self.adversarial(concepts, step)
             text = torch.cat([self.behind(concepts, prefixes, student.weights), self.encoded(retained)])
-        x, t = self.noisy([*drawn, *of_retained])
-        n = len(drawn)
-        plain = torch.stack([self.texts[c] for c in concepts + retained])
-        frozen = student.frozen(
-            torch.cat([x[:n], x]), torch.cat([t[:n], t]), torch.cat([self.empty.expand(n, -1, -1), plain])
-        )
-        empty, concept, same = frozen.split([n, n, len(of_retained)])
+        n, points, others = len(drawn), self.noisy(drawn), self.noisy(of_retained)
+        plain, kept = (torch.stack([self.texts[c] for c in side]) for side in (concepts, retained))
+        asked = Asked(points, self.empty.expand_as(plain), "empty"), Asked(points, plain, "concept")
+        empty, concept, same = self.original(*asked, Asked(others, kept))
         target = torch.cat([esd_target(empty, concept, cfg.eta), same])
-        distances = per_sample(student(x, t, text), target)
+        distances = per_sample(student(torch.cat([points.x, others.x]), torch.cat([points.t, others.t]), text), target)
         return distances[:n].mean() + cfg.gamma * distances[n:].mean()
 
     def state(self) -> dict[str, Any]:

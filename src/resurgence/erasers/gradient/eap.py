@@ -28,6 +28,7 @@ from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.esd import TrajectoryObjective, esd_target
 from resurgence.erasers.gradient.student import Student
 from resurgence.erasers.gradient.trainer import Sample
+from resurgence.erasers.gradient.trajectories import Asked
 from resurgence.erasers.gradient.trajectory_configs import EapConfig
 from resurgence.files import read_lines
 from resurgence.seeds import generator
@@ -96,6 +97,9 @@ class Eap(TrajectoryObjective):
         words = vocabulary(cfg, student.pipe.tokenizer, task.erase)  # first: the rest takes minutes
         super().__init__(student, task, cfg, data, seed)
         self.neutral = student.texts([cfg.neutral])  # (1, L, d)
+        self.ask_in_advance("neutral", dict.fromkeys(task.erase, self.neutral[0]))
+        if cfg.target == "guided":
+            self.ask_in_advance("concept", self.texts)
         captions = words if cfg.preserve else [cfg.template.replace("{}", word) for word in words]
         erased = torch.stack(list(self.texts.values()))
         chunks = [captions[start : start + CHUNK] for start in range(0, len(words), CHUNK)]
@@ -162,14 +166,13 @@ class Eap(TrajectoryObjective):
     def losses(self, step: int) -> dict[str, torch.Tensor]:
         """Algorithm 2: the losses after the search; one pass of the frozen model, one of the student."""
         drawn, cfg, student = self.samples(step), self.cfg, self.student
-        text = self.texts_of(drawn, self.texts)
-        x, t = self.noisy(drawn)
+        text, points = self.texts_of(drawn, self.texts), self.noisy(drawn)
+        x, t, _ = points
         self.search(drawn, x, t, step)
         c_a = self.adversarial(drawn, step, cfg.search_steps).detach()
-        texts = [self.neutral.expand_as(text), c_a, *([text] if cfg.target == "guided" else [])]
-        points, times = torch.cat([x] * len(texts)), torch.cat([t] * len(texts))
-        frozen = student.frozen(points, times, torch.cat(texts))
-        target, retained, *concept = frozen.chunk(len(texts))
+        asked = [Asked(points, self.neutral.expand_as(text), "neutral"), Asked(points, c_a)]
+        guided = [Asked(points, text, "concept")] if cfg.target == "guided" else []
+        target, retained, *concept = self.original(*asked, *guided)
         if concept:
             target = esd_target(target, concept[0], cfg.negative_guidance)
         erased, adversarial = student(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, c_a])).chunk(2)

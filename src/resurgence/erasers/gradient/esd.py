@@ -8,6 +8,7 @@ ESD-x, `noxattn` is ESD-u. Several concepts: each step trains `batch` of them, i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,8 @@ from resurgence.erasers import EraserData
 from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.student import Student, Weights
 from resurgence.erasers.gradient.trainer import Objective, Sample
-from resurgence.erasers.gradient.trajectories import Trajectories, walked
+from resurgence.erasers.gradient.trajectories import Asked, Original, Points, Trajectories, walked
+from resurgence.erasers.gradient.trajectory_configs import EsdConfig
 
 
 def esd_target(empty: torch.Tensor, concept: torch.Tensor, eta: float, eta_from: str = "empty") -> torch.Tensor:
@@ -41,6 +43,13 @@ class TrajectoryObjective(Objective):
         self.sampled = self.sampled_texts(prompts)
         options = (self.empty, cfg.trajectories, cfg.ddim_steps, cfg.guidance, seed, student.limits)
         self.pool = Trajectories(student.pipe, self.sampled, *options) if cfg.samples_in_advance else None
+        self.original = Original(student.frozen)
+
+    def ask_in_advance(self, kind: str, texts: Mapping[str, torch.Tensor]) -> None:
+        """Compute what the original predicts for a caption of each concept (L, d), if steps would ask more often."""
+        cfg, student = self.cfg, self.student
+        if self.pool is not None and cfg.asks_in_advance(len(self.task.erase)):
+            self.original.known[kind] = self.pool.answers(student.frozen, texts, student.limits)
 
     def sampled_texts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """Concept -> embedding (L, d) of the caption for which x_t is sampled."""
@@ -50,13 +59,13 @@ class TrajectoryObjective(Objective):
         """Weights of the model that samples x_t in each step."""
         return self.student.weights
 
-    def noisy(self, drawn: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
-        """x_t (B, C, h, w) and t (B,) of the samples, from the pool or sampled by a model in this step."""
+    def noisy(self, drawn: list[Sample]) -> Points:
+        """x_t and t of the samples, from the pool or sampled by a model in this step."""
         cfg, student, draws = self.cfg, self.student, [sample.generator for sample in drawn]
         if self.pool is not None:
-            return self.pool.draws([sample.concept for sample in drawn], draws)
+            return self.pool.at([self.pool.place(sample.concept, sample.generator) for sample in drawn])
         predict, text = partial(student.raw, self.sampling_weights()), self.texts_of(drawn, self.sampled)
-        return walked(student.pipe, predict, draws, text, self.empty, cfg.ddim_steps, cfg.guidance)
+        return Points(*walked(student.pipe, predict, draws, text, self.empty, cfg.ddim_steps, cfg.guidance))
 
     def texts_of(self, drawn: list[Sample], texts: dict[str, torch.Tensor]) -> torch.Tensor:
         """The embeddings of the samples' concepts: (B, L, d)."""
@@ -66,14 +75,18 @@ class TrajectoryObjective(Objective):
 class Esd(TrajectoryObjective):
     """The loss of one step, for `batch` concepts."""
 
+    def __init__(self, student: Student, task: Task, cfg: EsdConfig, data: EraserData, seed: int) -> None:
+        super().__init__(student, task, cfg, data, seed)
+        self.ask_in_advance("empty", dict.fromkeys(task.erase, self.empty[0]))
+        self.ask_in_advance("concept", self.texts)
+
     def loss(self, step: int) -> torch.Tensor:
-        """Mean squared error to the target; "" and c* go through the frozen model in one pass."""
+        """Mean squared error to the target; "" and c* are known, or go through the frozen model in one pass."""
         drawn = self.samples(step)
-        text = self.texts_of(drawn, self.texts)
-        x, t = self.noisy(drawn)
-        both = torch.cat([self.empty.expand_as(text), text])
-        empty, concept = self.student.frozen(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        return F.mse_loss(self.student(x, t, text), esd_target(empty, concept, self.cfg.eta, self.cfg.eta_from))
+        text, points = self.texts_of(drawn, self.texts), self.noisy(drawn)
+        asked = Asked(points, self.empty.expand_as(text), "empty"), Asked(points, text, "concept")
+        target = esd_target(*self.original(*asked), self.cfg.eta, self.cfg.eta_from)
+        return F.mse_loss(self.student(points.x, points.t, text), target)
 
 
 erase = trained(Esd)

@@ -46,7 +46,7 @@ class Sdd(TrajectoryObjective):
         """Mean squared error between what the model predicts for c* and, held fixed, for ""."""
         drawn = self.samples(step)
         text = self.texts_of(drawn, self.texts)
-        z, t = self.noisy(drawn)
+        z, t, _ = self.noisy(drawn)
         with torch.no_grad():
             target = self.student(z, t, self.empty.expand_as(text))
         return F.mse_loss(self.student(z, t, text), target)

@@ -29,6 +29,7 @@ from resurgence.erasers.gradient.erasure import trained
 from resurgence.erasers.gradient.esd import TrajectoryObjective, esd_target
 from resurgence.erasers.gradient.student import Student, Weights
 from resurgence.erasers.gradient.trainer import Objective, Sample, final_weights, in_precision_of_base, samples
+from resurgence.erasers.gradient.trajectories import Asked, Points
 from resurgence.erasers.gradient.trajectory_configs import SpmConfig
 from resurgence.erasers.lora import Lora, save_loras, slugs
 from resurgence.seeds import generator, seed_of
@@ -124,6 +125,8 @@ class Spm(TrajectoryObjective):
         super().__init__(student, task, cfg, data, seed)
         words = [cfg.template.replace("{}", task.mapping[c]) if cfg.surrogate == "mapping" else "" for c in task.erase]
         self.surrogates = dict(zip(task.erase, student.texts(words), strict=True))
+        self.ask_in_advance("surrogate", self.surrogates)
+        self.ask_in_advance("concept", self.texts)
         if cfg.anchoring == "retained":
             self.retained = student.texts([cfg.template.replace("{}", concept) for concept in task.retain])  # (N, L, d)
 
@@ -148,15 +151,12 @@ class Spm(TrajectoryObjective):
         """Erasing and anchoring term, and their weighted sum: one pass of the frozen model, one of the adapted."""
         drawn, cfg = self.samples(step), self.cfg
         text, surrogate = self.texts_of(drawn, self.texts), self.texts_of(drawn, self.surrogates)
-        x, t = self.noisy(drawn)
-        anchors = self.anchors(text, drawn)
-        points, times = x.repeat_interleave(cfg.anchors, 0), t.repeat_interleave(cfg.anchors, 0)
-        frozen = self.student.frozen(
-            torch.cat([x, x, points]), torch.cat([t, t, times]), torch.cat([surrogate, text, anchors])
-        )
-        start, concept, retained = frozen.split([len(x), len(x), len(points)])
-        adapted = self.student(torch.cat([x, points]), torch.cat([t, times]), torch.cat([text, anchors]))
-        erased, anchored = adapted.split([len(x), len(points)])
+        points, anchors = self.noisy(drawn), self.anchors(text, drawn)
+        (x, t, _), each = points, Points(*(part.repeat_interleave(cfg.anchors, 0) for part in points[:2]))
+        asked = Asked(points, surrogate, "surrogate"), Asked(points, text, "concept"), Asked(each, anchors)
+        start, concept, retained = self.original(*asked)
+        adapted = self.student(torch.cat([x, each.x]), torch.cat([t, each.t]), torch.cat([text, anchors]))
+        erased, anchored = adapted.split([len(x), len(each.x)])
         erasing = F.mse_loss(erased, esd_target(start, concept, cfg.eta))
         anchoring = F.mse_loss(anchored, retained) if cfg.anchors else torch.zeros_like(erasing)
         return {"loss": erasing + cfg.anchor_weight * anchoring, "erasing": erasing, "anchoring": anchoring}

@@ -1,7 +1,9 @@
 """Latents x_t on the way from noise to images of a prompt: what the erasers that need no images train on.
 
 DDIM with guidance, by the frozen base once for all steps of the training (`Trajectories`, cheap), or anew at each step
-by the model in training (`walked`, as the first scripts of ESD and SDD).
+by the model in training (`walked`, as the first scripts of ESD and SDD). Of the few x_t of `Trajectories` a training
+draws each many times, so what the original predicts there for the captions of every step is computed once, too
+(`Original`).
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -21,7 +23,24 @@ from resurgence.training.memory import PassLimits
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-CHUNK = 64  # trajectories sampled at a time
+Pairs = list[tuple[torch.Tensor, torch.Tensor]]  # x_t (B, C, h, w) and t (B,)
+CHUNK = 64  # samples a pass, before the first step
+
+
+class Place(NamedTuple):
+    """One x_t of `Trajectories`: the name of its prompt, the number of its DDIM step and that of its trajectory."""
+
+    name: str
+    step: int
+    trajectory: int
+
+
+class Points(NamedTuple):
+    """Noised latents: x (B, C, h, w), t (B,), and the place of each sample if they are of `Trajectories`."""
+
+    x: torch.Tensor
+    t: torch.Tensor
+    places: tuple[Place, ...] = ()
 
 
 def stops(draws: Sequence[torch.Generator], steps: int, timesteps: int) -> tuple[list[int], list[int]]:
@@ -103,15 +122,80 @@ class Trajectories:
         every = torch.cat(parts, 1)
         self.latents = {name: every[:, i * count : (i + 1) * count] for i, name in enumerate(texts)}
 
-    def draws(self, names: Sequence[str], draws: Sequence[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
-        """x_t (B, C, h, w) and t (B,) of several prompts, each from its generator."""
-        pairs = [self.draw(name, g) for name, g in zip(names, draws, strict=True)]
-        x = torch.stack([x for x, _ in pairs])
-        return x, torch.tensor([t for _, t in pairs], device=x.device)
+    def place(self, name: str, draws: torch.Generator) -> Place:
+        """The place of one x_t of a prompt, uniform over the steps and the trajectories."""
+        steps, count = self.latents[name].shape[:2]
+        step = int(torch.randint(steps, (), generator=draws))
+        return Place(name, step, int(torch.randint(count, (), generator=draws)))
 
     def draw(self, name: str, draws: torch.Generator) -> tuple[torch.Tensor, int]:
-        """One x_t (C, h, w) of a prompt and its t, uniform over the steps and the trajectories."""
-        latents = self.latents[name]
-        step = int(torch.randint(latents.shape[0], (), generator=draws))
-        which = int(torch.randint(latents.shape[1], (), generator=draws))
-        return latents[step, which], self.timesteps[step]
+        """One x_t (C, h, w) of a prompt and its t, by `place`."""
+        place = self.place(name, draws)
+        return self.latents[name][place.step, place.trajectory], self.timesteps[place.step]
+
+    def at(self, places: Sequence[Place]) -> Points:
+        """x_t and t of places."""
+        x = torch.stack([self.latents[place.name][place.step, place.trajectory] for place in places])
+        return Points(x, torch.tensor([self.timesteps[place.step] for place in places], device=x.device), (*places,))
+
+    def answers(
+        self, original: Predict, texts: Mapping[str, torch.Tensor], limits: PassLimits
+    ) -> dict[str, torch.Tensor]:
+        """What the original predicts at every x_t: name -> (steps, count, C, h, w).
+
+        Args:
+            texts: name -> embedding (L, d) of the caption, those of the trajectories or others.
+        """
+        found = {}
+        for name, text in texts.items():
+            latents = self.latents[name]
+            t = torch.tensor(self.timesteps, device=latents.device).repeat_interleave(latents.shape[1])
+            pairs: Pairs = list(zip(latents.flatten(0, 1).split(CHUNK), t.split(CHUNK), strict=True))
+
+            def asked(pairs: Pairs = pairs, text: torch.Tensor = text) -> torch.Tensor:
+                return torch.cat([original(x, t, text.expand(len(x), -1, -1)) for x, t in pairs])
+
+            with exact(latents.device):  # a run that goes on computes the same again
+                found[name] = limits.fitting(asked).view_as(latents)
+        return found
+
+
+class Asked(NamedTuple):
+    """A question to the original: its predictions at points for text (B, L, d).
+
+    kind names the caption, one for each name of a place, where it is asked again and again.
+    """
+
+    points: Points
+    text: torch.Tensor
+    kind: str = ""
+
+
+class Original:
+    """What the frozen original predicts in a step: looked up where it is known, else in one pass.
+
+    Args:
+        frozen: its pass. known: kind -> answers of `Trajectories`.
+    """
+
+    def __init__(self, frozen: Predict, known: Mapping[str, Mapping[str, torch.Tensor]] | None = None) -> None:
+        self.frozen, self.known = frozen, dict(known or {})
+
+    def __call__(self, *asked: Asked) -> list[torch.Tensor]:
+        """The answers (B, C, h, w) to each question."""
+        passes = [question for question in asked if question.kind not in self.known and len(question.text)]
+        fresh: list[torch.Tensor] = []
+        if passes:
+            inputs = [(q.points.x, q.points.t, q.text) for q in passes]
+            joined = self.frozen(*(torch.cat(tensors) for tensors in zip(*inputs, strict=True)))
+            fresh = list(joined.split([len(q.text) for q in passes]))
+        left = iter(fresh)
+        return [next(left) if any(q is p for p in passes) else self.recalled(q) for q in asked]
+
+    def recalled(self, question: Asked) -> torch.Tensor:
+        """The answer to a question of a known kind, or to an empty one."""
+        points = question.points
+        if not len(question.text):
+            return points.x
+        known = self.known[question.kind]
+        return torch.stack([known[place.name][place.step, place.trajectory] for place in points.places])

@@ -33,9 +33,28 @@ class TrajectoryOptimisation(Optimisation):
         """Passes for the latents of one sample in a step: half of the DDIM steps on average, guided."""
         return 0 if self.samples_in_advance else self.ddim_steps
 
+    @property
+    def repeated_captions(self) -> int:
+        """The captions of a concept for which each step asks the original at its x_t."""
+        return 0
+
+    def asks_in_advance(self, concepts: int) -> bool:
+        """Whether the original answers before the first step: where the steps draw more x_t than were sampled."""
+        return self.samples_in_advance and self.steps * self.batch >= self.points(concepts * self.trajectories)
+
+    def points(self, trajectories: int) -> int:
+        """The x_t of so many trajectories."""
+        return trajectories * self.ddim_steps
+
+    def asked_in_steps(self, concepts: int) -> int:
+        """The repeated captions that are not known before the first step."""
+        return 0 if self.asks_in_advance(concepts) else self.repeated_captions
+
     def first_passes(self, erased: int, retained: int) -> Passes:
-        """Trajectories of the base, where it samples the latents."""
-        return self.base_passes(erased * self.trajectories * self.samples_in_advance)
+        """Trajectories of the base and what it answers there, where it samples the latents."""
+        trajectories = erased * self.trajectories * self.samples_in_advance
+        known = self.repeated_captions - self.asked_in_steps(erased)
+        return Passes(0, self.base_passes(trajectories).plain + known * self.points(trajectories))
 
     def base_passes(self, trajectories: int) -> Passes:
         """Passes of so many trajectories of the base; the last DDIM step is not taken."""
@@ -55,9 +74,14 @@ class EsdConfig(TrajectoryOptimisation):
     eta_from: Literal["empty", "concept"] = "empty"  # the target starts at eps_0(""), Eq. 7, or (2025) at eps_0(c*)
     x_t: Literal["student", "base"] = "student"  # who samples x_t: the model in training (first script), the base once
 
+    @property
+    def repeated_captions(self) -> int:
+        """The empty caption and c*."""
+        return 2
+
     def step_passes(self, erased: int) -> Passes:
         """The model on c*, the frozen one on "" and c*; its own way to x_t is half of the DDIM steps, guided."""
-        return Passes(1, 2 + self.sampling_steps)
+        return Passes(1, self.asked_in_steps(erased) + self.sampling_steps)
 
 
 @dataclass(frozen=True)
@@ -120,10 +144,19 @@ class SpmConfig(TrajectoryOptimisation):
         if self.anchoring != "latent" and not self.anchors:
             raise ConfigError("anchoring", self.anchoring, "has no effect with anchors: 0; leave it out")
 
+    @property
+    def repeated_captions(self) -> int:
+        """The surrogate and the concept."""
+        return 2
+
+    def asks_in_advance(self, concepts: int) -> bool:
+        """As for one concept, with an adapter for each: each is trained by itself."""
+        return super().asks_in_advance(1 if self.adapters == "concept" else concepts)
+
     def step_passes(self, erased: int) -> Passes:
         """The concept and the anchors; with an adapter for each concept all of this for each of them."""
-        adapters = erased if self.adapters == "concept" else 1
-        return Passes(adapters * (1 + self.anchors), adapters * (2 + self.anchors + self.sampling_steps))
+        adapters, plain = erased if self.adapters == "concept" else 1, self.asked_in_steps(erased) + self.anchors
+        return Passes(adapters * (1 + self.anchors), adapters * (plain + self.sampling_steps))
 
 
 @dataclass(frozen=True)
@@ -167,10 +200,15 @@ class EapConfig(TrajectoryOptimisation):
         if self.search != "pgd" and self.radius is not None:
             raise ConfigError("radius", self.radius, "limits search: pgd alone; leave it out")
 
+    @property
+    def repeated_captions(self) -> int:
+        """c_n, and c_e for guidance."""
+        return 1 + (self.target == "guided")
+
     def step_passes(self, erased: int) -> Passes:
         """Concept and adversarial word, and the search for it through one model or both."""
         both = self.through == "both"
-        plain = 2 + (self.target == "guided") + (0 if both else self.search_steps) + self.sampling_steps
+        plain = 1 + self.asked_in_steps(erased) + (0 if both else self.search_steps) + self.sampling_steps
         return Passes(2 + self.search_steps * (2 if both else 1), plain)
 
 
@@ -205,13 +243,24 @@ class AdvunlearnConfig(TrajectoryOptimisation):
                 "embeddings", "trained", f"has no effect with parameters: {self.parameters}; leave it out"
             )
 
+    @property
+    def samples_in_advance(self) -> bool:
+        """Yes: of erased and of retained concepts."""
+        return True
+
+    @property
+    def repeated_captions(self) -> int:
+        """The empty caption and c, of an erased concept; a retained one has its own alone, which is always asked."""
+        return 2
+
     def step_passes(self, erased: int) -> Passes:
         """Erased and retained captions, and after the warm-up the attack."""
         retained = self.retain_batch / self.batch
         attack = self.attack_steps / self.attack_every * (1 - self.warmup / self.steps)
-        return Passes(1 + retained + attack, 2 + retained + attack)
+        asked = 0 if self.asks_in_advance(erased) else 2 + attack
+        return Passes(1 + retained + attack, asked + retained)
 
     def first_passes(self, erased: int, retained: int) -> Passes:
-        """Trajectories of the base for the captions of both sides."""
-        count = erased * self.trajectories + retained * self.retain_trajectories
-        return self.base_passes(count)
+        """Trajectories of the base for the captions of both sides, and what it answers on those of the erased."""
+        of_retained = self.base_passes(retained * self.retain_trajectories)
+        return Passes(0, super().first_passes(erased, retained).plain + of_retained.plain)
