@@ -90,14 +90,15 @@ def commit() -> dict[str, Any]:
     return {"commit": head, "dirty": git("status", "--porcelain", "--untracked-files=no") != ""}
 
 
-def processor() -> str:
+def processor(torch: Any) -> str:
     """Name of the processor and the instructions that torch computes with, for example "AMD EPYC 7763, AVX2".
 
     Both choose the kernels of torch, MKL and oneDNN, which sum in different orders: another processor may round
     otherwise.
-    """
-    import torch
 
+    Args:
+        torch: the module, which a job without it need not import.
+    """
     name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
@@ -116,7 +117,7 @@ def circumstances(seconds: float) -> dict[str, Any]:
     torch = sys.modules.get("torch")
     if torch is None:
         return facts
-    facts |= {"processor": processor(), "threads": torch.get_num_threads()}
+    facts |= {"processor": processor(torch), "threads": torch.get_num_threads()}
     if torch.cuda.is_initialized():
         facts["device"] = torch.cuda.get_device_name()
         facts["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
