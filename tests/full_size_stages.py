@@ -64,7 +64,8 @@ from resurgence.scorers.lpips import LpipsScorer
 from resurgence.scorers.recogniser import RecogniserScorer
 from resurgence.scorers.recogniser_model import Labels, Recogniser
 from resurgence.scorers.reference import TorchvisionFeatures
-from resurgence.scorers.success import SuccessScorer
+from resurgence.scorers.success import BATCH as RESNET_BATCH
+from resurgence.scorers.success import SuccessScorer, in_batches
 
 SIDE = 512  # of the images
 WORDS = [f"name {number}" for number in range(20)]
@@ -226,10 +227,10 @@ def success() -> int:
     """Ranks of classes by torchvision's ResNet-50."""
     with torch.device("meta"):
         network = imagenet.TorchvisionResNet().eval()
-    scorer = SuccessScorer(lambda x: [network(x)], [WORDS[:1] * len(imagenet.NAMES)], "meta")
+    scorer = SuccessScorer(in_batches(network, "meta"), [WORDS[:1] * len(imagenet.NAMES)])
     counted(network)
-    scorer.score(pictures(scorer.batch, dtype=torch.uint8), rows(scorer.batch), TASK)
-    return scorer.batch
+    scorer.score(pictures(RESNET_BATCH, dtype=torch.uint8), rows(RESNET_BATCH), TASK)
+    return RESNET_BATCH
 
 
 def recogniser() -> int:

@@ -19,7 +19,8 @@ from torchvision.models import ResNet50_Weights, resnet50
 
 from resurgence.config.task import Task
 from resurgence.files import sha256
-from resurgence.scorers import imagenet, imagenet_convert, success
+from resurgence.scorers import imagenet, imagenet_convert, recogniser, success
+from resurgence.scorers.configs import RecogniserConfig
 from resurgence.scorers.erasure_configs import SuccessConfig
 from resurgence.scorers.recogniser_model import Labels, Recogniser, save_recogniser
 
@@ -85,6 +86,27 @@ def test_the_recogniser_is_a_classifier(tmp_path: Path) -> None:
         best = model(images.float() / 127.5 - 1)[0].argmax(1)
     assert table["success_class"] == [["church", "gas pump", "tench"][i] for i in best]
     assert table["success_esr_1"].tolist() == (best != 0).tolist()
+
+
+def test_the_recogniser_sees_an_image_once_for_all_scorers(tmp_path: Path) -> None:
+    for seed, name in ((1, "a"), (1, "same"), (2, "other")):
+        torch.manual_seed(seed)
+        save_recogniser(Recogniser(3, width=8, size=32), ["church", "gas pump", "tench"], tmp_path / name)
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    rows = pd.DataFrame({"concept": ["church"] * 6, "prompt": ["the church"] * 6})
+    first = recogniser.load(RecogniserConfig(str(tmp_path / "a")))
+    passes = []
+    first.model.stem.register_forward_hook(lambda *_: passes.append(1))
+    top = first.score(images, rows, TASK)["recogniser_top1"]
+    for name in ("a", "same"):
+        scorer = success.load(SuccessConfig(str(tmp_path / name), "recogniser"))
+        assert scorer.score(images, rows, TASK)["success_class"] == top
+    assert len(passes) == 1
+    assert recogniser.load(RecogniserConfig(str(tmp_path / "other"))) is not first
+    other = success.load(SuccessConfig(str(tmp_path / "other"), "recogniser")).classify(images)[0]
+    assert not torch.allclose(other, first.logits(images)[0])
+    first.score(images.clone(), rows, TASK)
+    assert len(passes) == 2
 
 
 def random_state(model: torch.nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:

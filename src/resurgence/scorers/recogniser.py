@@ -15,11 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from resurgence.files import sha256
 from resurgence.scorers.concept_columns import concept_columns
 from resurgence.scorers.recogniser_model import Labels, Recogniser, load_recogniser
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
     from resurgence.config.task import Task
     from resurgence.scorers.configs import RecogniserConfig
+
+
+IN_USE: WeakValueDictionary[tuple[str, str, str], RecogniserScorer] = WeakValueDictionary()  # by files and device
 
 
 def to_input(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -87,10 +92,9 @@ class RecogniserScorer:
         self, images: torch.Tensor, prompts: pd.DataFrame, task: Task, base: torch.Tensor | None = None
     ) -> dict[str, Any]:
         """Columns recogniser_*, one row an image; images uint8 (N, 3, H, W)."""
-        parts = [self.model.logits(part) for part in self.pooled(images)]
         classes, styles = (
-            (torch.cat(logits).float() / temperature).softmax(1).cpu().numpy()
-            for logits, temperature in zip(zip(*parts, strict=True), self.labels.temperatures, strict=True)
+            (logits / temperature).softmax(1).cpu().numpy()
+            for logits, temperature in zip(self.logits(images), self.labels.temperatures, strict=True)
         )
         concepts = prompts["concept"].fillna("").tolist()
         return class_columns(classes, styles, self.labels, concepts, prompts["prompt"].tolist())
@@ -99,6 +103,12 @@ class RecogniserScorer:
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Pooled features (N, F), float32 on the CPU."""
         return torch.cat(self.pooled(images)).float().cpu()
+
+    @torch.inference_mode()
+    def logits(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Logits of the classes (N, C) and of the styles (N, S), float32 on the device."""
+        parts = [self.model.logits(part) for part in self.pooled(images)]
+        return [torch.cat(logits).float() for logits in zip(*parts, strict=True)]
 
     def pooled(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Pooled features (B, F) of each batch, on the device; computed once for a tensor that is scored."""
@@ -117,4 +127,15 @@ def load(config: RecogniserConfig, device: torch.device | str = "cpu") -> Recogn
     Raises:
         FileNotFoundError: a file is missing.
     """
-    return RecogniserScorer(*load_recogniser(Path(config.path), device), device)
+    return shared(Path(config.path), device)
+
+
+def shared(folder: Path, device: torch.device | str = "cpu") -> RecogniserScorer:
+    """The recogniser of a folder, one for all scorers in use that read it: they need the same features of an image.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
+    model, labels = load_recogniser(folder, device)
+    digest = sha256(folder / "model.safetensors"), sha256(folder / "config.json"), str(device)
+    return IN_USE.setdefault(digest, RecogniserScorer(model, labels, device))

@@ -21,8 +21,7 @@ import numpy as np
 import torch
 
 from resurgence.scorers import imagenet
-from resurgence.scorers.recogniser import to_input
-from resurgence.scorers.recogniser_model import load_recogniser
+from resurgence.scorers.recogniser import shared
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from resurgence.config.task import Task
     from resurgence.scorers.erasure_configs import SuccessConfig
 
+BATCH = 64  # images of a pass of the ResNet-50
 Heads = Sequence[tuple[Sequence[str], np.ndarray]]
 """Names (L,) and scores (N, L) of each head of a classifier."""
 
@@ -57,23 +57,33 @@ def ranks_of(heads: Heads, concepts: Sequence[str]) -> tuple[list[str], np.ndarr
     return top, ranks
 
 
+Classifier = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+"""Images uint8 (N, 3, H, W) on the CPU -> logits (N, L) of each head."""
+
+
+def in_batches(network: Callable[[torch.Tensor], torch.Tensor], device: torch.device | str) -> Classifier:
+    """The classifier of a network with one head, BATCH images a pass."""
+
+    def classify(images: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.cat([network(part.to(device)).float().cpu() for part in images.split(BATCH)])]
+
+    return classify
+
+
 @dataclass
 class SuccessScorer:
-    """A classifier: images uint8 (B, 3, H, W) on the device -> logits of each of its heads, whose names these are."""
+    """A classifier, and the names of the classes of each of its heads."""
 
-    classify: Callable[[torch.Tensor], Sequence[torch.Tensor]]
+    classify: Classifier
     names: Sequence[Sequence[str]]
-    device: torch.device | str = "cpu"
-    batch: int = 64
 
     @torch.inference_mode()
     def score(
         self, images: torch.Tensor, prompts: pd.DataFrame, task: Task, base: torch.Tensor | None = None
     ) -> dict[str, Any]:
         """Columns success_*, one row an image; images uint8 (N, 3, H, W)."""
-        batches = (self.classify(part.to(self.device)) for part in images.split(self.batch))
-        parts = [[logits.float().cpu() for logits in batch] for batch in batches]
-        heads = [(names, torch.cat(p).numpy()) for names, p in zip(self.names, zip(*parts, strict=True), strict=True)]
+        logits = self.classify(images)
+        heads = [(names, part.float().cpu().numpy()) for names, part in zip(self.names, logits, strict=True)]
         concepts = prompts["concept"].fillna("").tolist()
         top, ranks = ranks_of(heads, concepts)
         erased, retained = (np.array([c in part for c in concepts]) for part in (set(task.erase), set(task.retain)))
@@ -89,8 +99,7 @@ def load(config: SuccessConfig, device: torch.device | str = "cpu") -> SuccessSc
         FileNotFoundError, ValueError: a missing file or one that does not fit, by name.
     """
     if config.classifier == "recogniser":
-        model, labels = load_recogniser(Path(config.path), device)
-        names = [labels.classes, labels.styles] if labels.styles else [labels.classes]
-        return SuccessScorer(lambda x: model(to_input(x, model.size))[: len(names)], names, device)
-    network = imagenet.load(config, device)
-    return SuccessScorer(lambda x: [network(x)], [imagenet.NAMES], device)
+        scorer = shared(Path(config.path), device)
+        names = [scorer.labels.classes, scorer.labels.styles] if scorer.labels.styles else [scorer.labels.classes]
+        return SuccessScorer(lambda images: scorer.logits(images)[: len(names)], names)
+    return SuccessScorer(in_batches(imagenet.load(config, device), device), [imagenet.NAMES])
