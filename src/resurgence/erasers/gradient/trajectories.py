@@ -141,7 +141,7 @@ class Trajectories:
     def answers(
         self, original: Predict, texts: Mapping[str, torch.Tensor], limits: PassLimits
     ) -> dict[str, torch.Tensor]:
-        """What the original predicts at every x_t: name -> (steps, count, C, h, w).
+        """What the original predicts at every x_t, in the base's precision: name -> (steps, count, C, h, w).
 
         Args:
             texts: name -> embedding (L, d) of the caption, those of the trajectories or others.
